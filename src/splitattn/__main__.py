@@ -1,0 +1,5 @@
+"""`python -m splitattn` is `splitattn`."""
+
+from splitattn.cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""What a ResNeSt is: one frozen dataclass, one table with every variant.
+
+Source: "ResNeSt: Split-Attention Networks", arXiv 2004.08955. Each idea of the paper is a field, so
+switching one off shows what it does; with all of them off the network is a plain ResNet.
+"""
+
+from dataclasses import dataclass
+
+from splitattn.errors import InputError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The shape of one network, without weights.
+
+    Attributes:
+        layers: bottleneck blocks in each of the four stages.
+        radix: splits within a cardinal group that attention chooses between (paper section 3.1).
+            1 is an SE-like sigmoid gate on a single split, 0 a plain 3x3 convolution.
+        cardinality: cardinal groups, as in ResNeXt.
+        bottleneck_width: channels of one cardinal group per 64 planes, as in ResNeXt's `32x4d`.
+        deep_stem: three 3x3 convolutions instead of one 7x7 (ResNet-D).
+        stem_width: channels of the first two stem convolutions; the stem ends in twice as many.
+        stem_pool: the 3x3 stride-2 max pool after the stem. Without it the network has stride 16.
+        avg_down: 2x2 average pooling, then a 1x1 convolution, as strided shortcut (ResNet-D).
+        avd: a 3x3 average pooling takes over the stride of the 3x3 convolution (paper section 3.2).
+        avd_first: that pooling comes before the 3x3 convolution (the cheaper `fast` networks).
+        planes: bottleneck channels of the first stage; every stage doubles them.
+        dropout: probability of dropping a pooled feature before the classifier while training.
+
+    Raises:
+        InputError: a field is outside its range.
+    """
+
+    layers: tuple[int, int, int, int]
+    radix: int = 2
+    cardinality: int = 1
+    bottleneck_width: int = 64
+    deep_stem: bool = True
+    stem_width: int = 32
+    stem_pool: bool = True
+    avg_down: bool = True
+    avd: bool = True
+    avd_first: bool = False
+    planes: int = 64
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != 4 or min(self.layers) < 1:
+            raise InputError(f"layers must be four positive block counts, got {self.layers}")
+        if self.radix < 0:
+            raise InputError(f"radix must be 0 (plain convolution) or more, got {self.radix}")
+        for field in ("cardinality", "bottleneck_width", "stem_width", "planes"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels that leave the stem."""
+        return self.stem_width * 2 if self.deep_stem else self.planes
+
+    @property
+    def stage_channels(self) -> tuple[int, int, int, int]:
+        """Channels that leave each stage: (256, 512, 1024, 2048) for the published networks."""
+        first = 4 * self.planes
+        return first, 2 * first, 4 * first, 8 * first
+
+
+def _fast(radix: int, cardinality: int, bottleneck_width: int) -> Architecture:
+    return Architecture(
+        layers=(3, 4, 6, 3),
+        radix=radix,
+        cardinality=cardinality,
+        bottleneck_width=bottleneck_width,
+        avd_first=True,
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "resnest14": Architecture(layers=(1, 1, 1, 1)),
+    "resnest26": Architecture(layers=(2, 2, 2, 2)),
+    "resnest50": Architecture(layers=(3, 4, 6, 3)),
+    "resnest101": Architecture(layers=(3, 4, 23, 3), stem_width=64),
+    "resnest152": Architecture(layers=(3, 8, 36, 3), stem_width=64),
+    "resnest200": Architecture(layers=(3, 24, 36, 3), stem_width=64, dropout=0.2),
+    "resnest269": Architecture(layers=(3, 30, 48, 8), stem_width=64, dropout=0.2),
+    # The embedded model's: three quarters of the width of resnest26, for images of 64 pixels.
+    "resnest26_tiny": Architecture(layers=(2, 2, 2, 2), stem_width=24, planes=48),
+    # The paper's ablation: radix "s", cardinality "x", bottleneck width "d".
+    "resnest50_fast_0s1x64d": _fast(0, 1, 64),
+    "resnest50_fast_1s1x64d": _fast(1, 1, 64),
+    "resnest50_fast_2s1x64d": _fast(2, 1, 64),
+    "resnest50_fast_4s1x64d": _fast(4, 1, 64),
+    "resnest50_fast_1s2x40d": _fast(1, 2, 40),
+    "resnest50_fast_2s2x40d": _fast(2, 2, 40),
+    "resnest50_fast_4s2x40d": _fast(4, 2, 40),
+    "resnest50_fast_1s4x24d": _fast(1, 4, 24),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The table's row called `name`.
+
+    Raises:
+        InputError: there is no such row; the message names the nearest one.
+    """
+    try:
+        return ARCHITECTURES[name]
+    except KeyError:
+        hint = nearest(name, list(ARCHITECTURES)) or "; `splitattn models` lists them"
+        raise InputError(f"no model is called {name!r}{hint}") from None

@@ -1,0 +1,30 @@
+"""Errors that a person can act on.
+
+Every error that bad input can cause is an :class:`InputError` whose message is one line: the rule,
+the value that came, and what to do. The command line prints that line and nothing else.
+"""
+
+
+class InputError(ValueError):
+    """Something from outside (an argument, a file, a name) cannot be used as it is."""
+
+
+class ImageError(InputError):
+    """A file, URL or array is not an image that can be labelled."""
+
+
+class WeightsError(InputError):
+    """Weights cannot be found, verified, read or matched to the model."""
+
+
+class DataError(InputError):
+    """A data set cannot be opened or does not fit its purpose."""
+
+
+def nearest(name: str, names: "list[str]") -> str:
+    """A hint `; did you mean 'x'?` for the closest of `names`, or an empty string."""
+    # Imported here: difflib costs more than this whole module and only errors need it.
+    import difflib
+
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""The block and the network: tensors in, tensors out."""

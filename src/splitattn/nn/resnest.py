@@ -1,0 +1,299 @@
+"""The network: a stem, four stages of bottleneck blocks, a classifier.
+
+Module names give the official state-dict keys (`conv1.0.weight`, `layer1.0.conv2.fc1.weight`, ...).
+With every idea of the paper switched off, keys and outputs are those of torchvision's ResNet.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from splitattn.architectures import Architecture
+from splitattn.errors import InputError
+from splitattn.nn.drop_block import DropBlock2d
+from splitattn.nn.split_attention import SplitAttention2d
+
+EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1 reduce, 3x3 Split-Attention, 1x1 expand, and a shortcut around them (paper figure 2).
+
+    Args:
+        in_channels: channels of the input.
+        planes: nominal bottleneck channels; the output has four times as many.
+        architecture: which of the paper's ideas are on.
+        stride: spatial reduction of the block.
+        dilation: of the 3x3 convolution.
+        pool: the block is the first of a stage that reduces, or would reduce if it were not
+            dilated, and so pools where the architecture says `avd`.
+        drop_path: probability of skipping the residual branch of an image while training.
+        drop_block: share of the feature maps that DropBlock removes while training.
+
+    Input (B, in_channels, H, W), output (B, 4 * planes, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        architecture: Architecture,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        pool: bool = False,
+        drop_path: float = 0.0,
+        drop_block: float = 0.0,
+    ) -> None:
+        super().__init__()
+        cardinality = architecture.cardinality
+        width = int(planes * architecture.bottleneck_width / 64) * cardinality
+        out_channels = planes * EXPANSION
+        pool = pool and architecture.avd
+        conv_stride = 1 if pool else stride
+
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2: nn.Module
+        self.bn2: nn.Module | None = None
+        if architecture.radix:
+            self.conv2 = SplitAttention2d(
+                width,
+                width,
+                stride=conv_stride,
+                dilation=dilation,
+                radix=architecture.radix,
+                cardinality=cardinality,
+            )
+        else:
+            self.conv2 = nn.Conv2d(
+                width,
+                width,
+                3,
+                stride=conv_stride,
+                padding=dilation,
+                dilation=dilation,
+                groups=cardinality,
+                bias=False,
+            )
+            self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+
+        self.avd_first = architecture.avd_first
+        self.avd = nn.AvgPool2d(3, stride, padding=1) if pool else nn.Identity()
+        self.drop_block1, self.drop_block2, self.drop_block3 = (
+            DropBlock2d(drop_block) if drop_block else nn.Identity() for _ in range(3)
+        )
+        self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = _shortcut(in_channels, out_channels, stride, architecture.avg_down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.drop_block1(self.bn1(self.conv1(x))))
+        if self.avd_first:
+            x = self.avd(x)
+        x = self.conv2(x)
+        if self.bn2 is not None:
+            x = self.bn2(x)
+        x = self.drop_block2(x)
+        if self.bn2 is not None:
+            x = self.relu(x)
+        if not self.avd_first:
+            x = self.avd(x)
+        x = self.drop_block3(self.bn3(self.conv3(x)))
+        out: Tensor = self.relu(self.drop_path(x) + shortcut)
+        return out
+
+
+class ResNeSt(nn.Module):
+    """ResNeSt as an image classifier (arXiv 2004.08955).
+
+    Args:
+        architecture: a row of `ARCHITECTURES`, or one of your own.
+        num_classes: width of the classifier; 0 returns the pooled features instead.
+        in_chans: channels of the input image.
+        output_stride: 32, or 16 or 8 to keep the last stages finer by dilation. The first block of
+            a dilated stage still averages 3x3 with stride 1, as in the official code and weights.
+        drop_path: stochastic depth of the last block; earlier blocks have linearly less.
+        drop_block: share that DropBlock removes in stages 3 and 4; `set_drop_block` schedules it.
+        dropout: probability before the classifier; None takes the architecture's.
+
+    Raises:
+        InputError: an argument is outside its range.
+
+    Input (B, in_chans, H, W) normalised floats; output (B, num_classes) logits.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        output_stride: int = 32,
+        drop_path: float = 0.0,
+        drop_block: float = 0.0,
+        dropout: float | None = None,
+    ) -> None:
+        super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        if num_classes < 0 or in_chans < 1:
+            raise InputError(
+                "num_classes must be 0 or more and in_chans 1 or more, "
+                f"got {num_classes} and {in_chans}"
+            )
+        dropout = architecture.dropout if dropout is None else dropout
+        for name, share in (
+            ("drop_path", drop_path),
+            ("drop_block", drop_block),
+            ("dropout", dropout),
+        ):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, got {share}")
+
+        self.architecture = architecture
+        self.num_classes = num_classes
+        self.gradient_checkpointing = False
+
+        self.conv1 = _stem(in_chans, architecture)
+        self.bn1 = nn.BatchNorm2d(architecture.stem_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if architecture.stem_pool else nn.Identity()
+
+        blocks = sum(architecture.layers)
+        block_drop_path = iter([drop_path * i / max(blocks - 1, 1) for i in range(blocks)])
+        reached_stride = 4 if architecture.stem_pool else 2
+        channels = architecture.stem_channels
+        dilation = 1
+        for stage, depth in enumerate(architecture.layers):
+            planes = architecture.planes * 2**stage
+            stride = 1 if stage == 0 else 2
+            first_dilation = dilation
+            if reached_stride * stride > output_stride:
+                dilation, stride = dilation * stride, 1
+            reached_stride *= stride
+            layer = nn.Sequential()
+            for i in range(depth):
+                first = i == 0
+                layer.append(
+                    Bottleneck(
+                        channels,
+                        planes,
+                        architecture,
+                        stride=stride if first else 1,
+                        dilation=first_dilation if first else dilation,
+                        pool=first and stage > 0,
+                        drop_path=next(block_drop_path),
+                        drop_block=drop_block if stage >= 2 else 0.0,
+                    )
+                )
+                channels = planes * EXPANSION
+            self.add_module(f"layer{stage + 1}", layer)
+
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.drop = nn.Dropout(dropout)
+        self.fc: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # Every residual branch starts as zero (arXiv 1706.02677, section 5.1). After all other
+        # initialisation: the official code sets these to zero first and then back to one.
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
+    def stages(self) -> Iterator[nn.Sequential]:
+        """The four stages, `layer1` to `layer4`."""
+        for stage in range(1, 5):
+            layer = self.get_submodule(f"layer{stage}")
+            assert isinstance(layer, nn.Sequential)
+            yield layer
+
+    def set_drop_block(self, probability: float) -> None:
+        """Set the share that DropBlock removes, for a schedule; needs `drop_block` at creation."""
+        for module in self.modules():
+            if isinstance(module, DropBlock2d):
+                module.probability.fill_(probability)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) images to the last stage's (B, C, H / stride, W / stride) map."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for layer in self.stages():
+            for block in layer:
+                if self.gradient_checkpointing and self.training:
+                    x = _checkpointed(block, x)
+                else:
+                    x = block(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.avgpool(self.forward_features(x)).flatten(1)
+        logits: Tensor = self.fc(self.drop(features))
+        return logits
+
+
+def _stem(in_chans: int, architecture: Architecture) -> nn.Module:
+    if not architecture.deep_stem:
+        return nn.Conv2d(in_chans, architecture.stem_channels, 7, 2, padding=3, bias=False)
+    width = architecture.stem_width
+    return nn.Sequential(
+        nn.Conv2d(in_chans, width, 3, 2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width * 2, 3, padding=1, bias=False),
+    )
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, avg_down: bool) -> nn.Sequential:
+    norm = nn.BatchNorm2d(out_channels)
+    if not avg_down:
+        return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm)
+    pool = (
+        nn.Identity()
+        if stride == 1
+        else nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+    )
+    return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), norm)
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """Run `block`, computing its activations again in the backward pass instead of keeping them."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _running_statistics_kept(block)
+
+    out: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return out
+
+
+@contextmanager
+def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch norms inside do not count the same batch a second time."""
+    norms = [
+        module
+        for module in block.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

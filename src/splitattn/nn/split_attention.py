@@ -1,0 +1,111 @@
+"""The Split-Attention block (arXiv 2004.08955, section 3.1), in its radix-major form.
+
+Shapes: B batch, R radix, K cardinality, C output channels, H and W rows and columns. The channels
+of the 3x3 convolution are ordered radix, then cardinal group, then channel within the group.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from splitattn.errors import InputError
+
+
+class SplitAttention2d(nn.Module):
+    r"""A grouped convolution whose R splits are blended by attention, channel by channel.
+
+    With :math:`U_r` the r-th split of the convolution's output after batch norm and ReLU,
+
+    .. math::
+        s &= \operatorname{mean}_{HW} \textstyle\sum_r U_r \\
+        a &= \operatorname{softmax}_r \mathrm{fc_2}(\mathrm{relu}(\mathrm{bn}(\mathrm{fc_1}(s)))) \\
+        V &= \textstyle\sum_r a_r \odot U_r
+
+    where both dense layers act within each cardinal group. Radix 1 has nothing to choose between:
+    its attention is a sigmoid gate, as in Squeeze-and-Excitation.
+
+    The paper writes K groups of R splits each; putting the radix first lets one convolution with
+    R*K groups and two grouped 1x1 convolutions compute all of them at once.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels C of the output.
+        kernel_size: of the convolution; odd, and padded so that stride 1 keeps H and W.
+        stride, dilation: of the convolution.
+        radix: R, the number of splits.
+        cardinality: K, the number of cardinal groups.
+        reduction: the attention's hidden width is `max(in_channels * R // reduction, 32)`.
+
+    Raises:
+        InputError: the channels cannot be divided among the groups.
+
+    Input (B, in_channels, H, W), output (B, out_channels, H / stride, W / stride), in the input's
+    memory format.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        radix: int = 2,
+        cardinality: int = 1,
+        reduction: int = 4,
+    ) -> None:
+        super().__init__()
+        if radix < 1 or cardinality < 1:
+            raise InputError(
+                f"radix and cardinality must be at least 1, got {radix} and {cardinality}"
+            )
+        attention_channels = max(in_channels * radix // reduction, 32)
+        for name, channels, groups in (
+            ("in_channels", in_channels, radix * cardinality),
+            ("out_channels", out_channels, cardinality),
+            ("attention channels", attention_channels, cardinality),
+        ):
+            if channels % groups:
+                raise InputError(f"{name} must be a multiple of {groups}, got {channels}")
+        self.radix = radix
+        self.cardinality = cardinality
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels * radix,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size - 1) // 2,
+            dilation=dilation,
+            groups=radix * cardinality,
+            bias=False,
+        )
+        self.bn0 = nn.BatchNorm2d(out_channels * radix)
+        self.fc1 = nn.Conv2d(out_channels, attention_channels, 1, groups=cardinality)
+        self.bn1 = nn.BatchNorm2d(attention_channels)
+        self.fc2 = nn.Conv2d(attention_channels, out_channels * radix, 1, groups=cardinality)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        splits = self.relu(self.bn0(self.conv(x)))
+        # Pooling first and summing the splits after is the same mean, without a full-size sum.
+        pooled_BRC = splits.mean((2, 3)).reshape(x.shape[0], self.radix, -1)
+        pooled_BC11 = pooled_BRC.sum(1)[:, :, None, None]
+        logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC11))))
+        attention = self._attend(logits)
+        # Slices of the channels, rather than a radix axis and a sum over it, keep channels_last.
+        weights_and_splits = zip(
+            attention.chunk(self.radix, 1), splits.chunk(self.radix, 1), strict=True
+        )
+        weight, split = next(weights_and_splits)
+        blended: Tensor = weight * split
+        for weight, split in weights_and_splits:
+            blended = torch.addcmul(blended, weight, split)
+        return blended
+
+    def _attend(self, logits: Tensor) -> Tensor:
+        """(B, R*C, 1, 1) logits, cardinality-major, to radix-major attention of that shape."""
+        if self.radix == 1:
+            return logits.sigmoid()
+        logits_BKRC = logits.reshape(logits.shape[0], self.cardinality, self.radix, -1)
+        attention_BRKC = logits_BKRC.transpose(1, 2).softmax(1)
+        return attention_BRKC.reshape(logits.shape)
