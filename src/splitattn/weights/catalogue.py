@@ -1,0 +1,274 @@
+"""Which weights exist: a typed entry each. Data only: nothing here downloads or imports torch."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from splitattn.architectures import architecture
+from splitattn.errors import InputError, WeightsError, nearest
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ClassSet = Literal["imagenet1k", "tiny_imagenet200"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the network's input when it is evaluated: a contract of each model.
+
+    Attributes:
+        size: side of the square input, in pixels.
+        crop_fraction: side of the central crop, as a share of the image's shorter side.
+        interpolation: filter of the (antialiased) resize.
+        order: "crop-resize" cuts the crop out of the original and resizes it to `size` (official
+            ResNeSt); "resize-crop" resizes the shorter side to `size / crop_fraction` and cuts
+            `size` out of that (torchvision, timm, GluonCV).
+        mean, std: per RGB channel, of values scaled to 0..1.
+
+    Raises:
+        InputError: a field is outside its range.
+    """
+
+    size: int
+    crop_fraction: float
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    order: Literal["crop-resize", "resize-crop"] = "crop-resize"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"preprocessing size must be at least 1 pixel, got {self.size}")
+        if not 0 < self.crop_fraction <= 1:
+            raise InputError(
+                f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}"
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise InputError(
+                f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}"
+            )
+        if self.order not in ("crop-resize", "resize-crop"):
+            raise InputError(f"order must be 'crop-resize' or 'resize-crop', got {self.order!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InputError(
+                "mean and std must be three numbers each and std positive, "
+                f"got {self.mean} and {self.std}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedMetrics:
+    """ImageNet-1k validation accuracy in percent, as the weights' publisher states it."""
+
+    top1: float
+    top5: float | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredMetrics:
+    """Accuracy in percent that this project measured itself.
+
+    Attributes:
+        top1, top5: percent of the images.
+        n: how many images.
+        dataset: data set and split.
+        command: what to type to measure it again.
+        date: when it was measured, as YYYY-MM-DD.
+    """
+
+    top1: float
+    top5: float
+    n: int
+    dataset: str
+    command: str
+    date: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsEntry:
+    """One set of weights.
+
+    Attributes:
+        model: row of `ARCHITECTURES` that the weights belong to.
+        tag: what the weights are called among those of the same model.
+        filename: of the file in the cache, or in the package if the weights are embedded.
+        urls: where to download it, best first; empty for weights embedded in the package.
+        sha256: leading hexadecimal digits of the file's hash, eight or more.
+        preprocessing: what the published or measured accuracy was measured with.
+        class_set: which list of class names the outputs stand for.
+        licence: SPDX identifier.
+        source: who trained the weights.
+        published: the publisher's figures.
+        measured: this project's own figures.
+    """
+
+    model: str
+    tag: str
+    filename: str
+    urls: tuple[str, ...]
+    sha256: str
+    preprocessing: Preprocessing
+    class_set: ClassSet
+    licence: str
+    source: str
+    published: PublishedMetrics | None = None
+    measured: MeasuredMetrics | None = None
+
+    @property
+    def name(self) -> str:
+        """`model:tag`, as the command line writes it."""
+        return f"{self.model}:{self.tag}"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the file ships inside the package."""
+        return not self.urls
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by output index."""
+        return class_names(self.class_set)
+
+
+@cache
+def class_names(class_set: ClassSet) -> tuple[str, ...]:
+    """The names in one of the package's class lists, by output index."""
+    path = Path(__file__).parent / "classes" / f"{class_set}.txt"
+    return tuple(path.read_text("utf-8").splitlines())
+
+
+def centre_crop(size: int) -> Preprocessing:
+    """The official test crop: size / (size + 32) of the shorter side, resized bicubically.
+
+    Source: `ECenterCrop` of the official code, which its `verify.py` uses for every size.
+    """
+    return Preprocessing(size=size, crop_fraction=size / (size + 32))
+
+
+_RELEASES = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
+_TIMM_RELEASES = "https://github.com/rwightman/pytorch-image-models/releases/download"
+_README = "ResNeSt README, PyTorch weights (github.com/zhanghang1989/ResNeSt)"
+_ABLATION = "ResNeSt ablation.md, PyTorch weights (github.com/zhanghang1989/ResNeSt)"
+_TIMM_RESULTS = "timm results (github.com/huggingface/pytorch-image-models)"
+
+
+def _official(
+    model: str, sha256: str, *, size: int, top1: float, source: str, mirrored: bool
+) -> WeightsEntry:
+    filename = f"{model}-{sha256}.pth"
+    urls = [f"{_RELEASES}/{filename}"]
+    if mirrored:
+        urls.append(f"{_TIMM_RELEASES}/v0.1-resnest/{filename}")
+    return WeightsEntry(
+        model=model,
+        tag="in1k",
+        filename=filename,
+        urls=tuple(urls),
+        sha256=sha256,
+        preprocessing=centre_crop(size),
+        class_set="imagenet1k",
+        licence="Apache-2.0",
+        source="ResNeSt authors, trained with MXNet Gluon and converted to PyTorch",
+        published=PublishedMetrics(top1=top1, top5=None, source=source),
+    )
+
+
+def _main(model: str, sha256: str, *, size: int, top1: float) -> WeightsEntry:
+    return _official(model, sha256, size=size, top1=top1, source=_README, mirrored=True)
+
+
+def _fast(model: str, sha256: str, *, top1: float, mirrored: bool = False) -> WeightsEntry:
+    return _official(model, sha256, size=224, top1=top1, source=_ABLATION, mirrored=mirrored)
+
+
+def _gluon(model: str, sha256: str, *, top1: float, top5: float) -> WeightsEntry:
+    filename = f"gluon_{model}-{sha256}.pth"
+    return WeightsEntry(
+        model=model,
+        tag="gluon_in1k",
+        filename=filename,
+        urls=(f"{_TIMM_RELEASES}/v0.1-weights/{filename}",),
+        sha256=sha256,
+        preprocessing=Preprocessing(
+            size=224, crop_fraction=0.875, interpolation="bilinear", order="resize-crop"
+        ),
+        class_set="imagenet1k",
+        licence="Apache-2.0",
+        source="GluonCV, converted to PyTorch by timm",
+        published=PublishedMetrics(top1=top1, top5=top5, source=_TIMM_RESULTS),
+    )
+
+
+# The first entry of a model is its default; the embedded model is the first without a URL.
+CATALOGUE: tuple[WeightsEntry, ...] = (
+    _gluon("resnest14", "9c8fe254", top1=75.516, top5=92.512),
+    _gluon("resnest26", "50eb607c", top1=78.476, top5=94.300),
+    _main("resnest50", "528c19ca", size=224, top1=81.03),
+    _main("resnest101", "22405ba7", size=256, top1=82.83),
+    _main("resnest200", "75117900", size=320, top1=83.84),
+    _main("resnest269", "0cc87c48", size=416, top1=84.54),
+    _fast("resnest50_fast_1s1x64d", "d8fbf808", top1=80.33),
+    _fast("resnest50_fast_2s1x64d", "44938639", top1=80.53),
+    _fast("resnest50_fast_4s1x64d", "f74f3fc3", top1=80.76),
+    _fast("resnest50_fast_1s2x40d", "32830b84", top1=80.59),
+    _fast("resnest50_fast_2s2x40d", "9d126481", top1=80.61),
+    _fast("resnest50_fast_4s2x40d", "41d14ed0", top1=81.14, mirrored=True),
+    _fast("resnest50_fast_1s4x24d", "d4a4f76f", top1=80.99, mirrored=True),
+)
+
+
+def entries(model: str | None = None) -> tuple[WeightsEntry, ...]:
+    """The catalogue's entries, in table order; of one model, or of all.
+
+    Raises:
+        InputError: there is no model of that name.
+    """
+    if model is None:
+        return CATALOGUE
+    architecture(model)
+    return tuple(entry for entry in CATALOGUE if entry.model == model)
+
+
+def find_entry(model: str, tag: str | None = None) -> WeightsEntry:
+    """The entry of `model` called `tag`; without a tag the model's default, its first.
+
+    Raises:
+        InputError: there is no model of that name.
+        WeightsError: the model has no such weights; the message names the nearest tag.
+    """
+    candidates = entries(model)
+    if not candidates:
+        raise WeightsError(f"no weights of {model} are published: name a local file instead")
+    if tag is None:
+        return candidates[0]
+    for entry in candidates:
+        if entry.tag == tag:
+            return entry
+    tags = [entry.tag for entry in candidates]
+    hint = nearest(tag, tags) or f"; it has {', '.join(tags)}"
+    raise WeightsError(f"{model} has no weights called {tag!r}{hint}")
+
+
+def embedded_entry() -> WeightsEntry:
+    """The weights inside the package: what is used when neither model nor weights are named.
+
+    Raises:
+        WeightsError: this build of the package holds none.
+    """
+    for entry in CATALOGUE:
+        if entry.embedded:
+            return entry
+    raise WeightsError("this build of splitattn embeds no weights: name a model, or a weights file")
+
+
+def default_preprocessing(model: str) -> Preprocessing:
+    """What `model` expects when its weights do not say: as its default entry, or 224 pixels.
+
+    Raises:
+        InputError: there is no model of that name.
+    """
+    candidates = entries(model)
+    return candidates[0].preprocessing if candidates else centre_crop(224)

@@ -1,0 +1,167 @@
+"""Reading and writing files of tensors. No file, whatever it holds, can run code by being read."""
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from splitattn.errors import WeightsError
+from splitattn.weights.metadata import (
+    METADATA_KEY,
+    ModelMetadata,
+    damaged,
+    is_safetensors,
+    metadata_of,
+    unreadable,
+)
+
+# Where training scripts put the state dict; where several are present, averaged weights come first.
+_WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+# What DataParallel puts before every key, and torch.compile before those of what it compiled.
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
+# The counter that torch's AveragedModel keeps beside the weights it averages.
+_NOT_WEIGHTS = frozenset({"n_averaged"})
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_MAGIC = b"\x80"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A file's tensors by bare key, and what it says about itself, if it says anything."""
+
+    state_dict: dict[str, Tensor]
+    metadata: ModelMetadata | None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a safetensors file or a file of `torch.save` onto the CPU, whatever it is called.
+
+    Wrappers (`state_dict`, `model`, `ema`, ...) are opened and prefixes (`module.`, `_orig_mod.`)
+    removed, so that the keys are those of the module that was trained.
+
+    Raises:
+        WeightsError: the file cannot be read, is damaged, holds no weights, or holds anything
+            besides tensors and plain containers (which torch refuses to unpickle).
+    """
+    path = Path(path)
+    try:
+        if is_safetensors(path):
+            return _read_safetensors(path)
+        return Checkpoint(state_dict=_state_dict(_unpickle(path), path), metadata=None)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = metadata_of(path, file.metadata())
+    except SafetensorError as error:
+        raise damaged(path) from error
+    return Checkpoint(state_dict=_state_dict(tensors, path), metadata=metadata)
+
+
+def _unpickle(path: Path) -> Any:
+    # Opened here, because torch.load would go by the name. Its warnings (of TorchScript archives,
+    # of pickle protocols) precede errors that say the same.
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        _check_magic(file.read(4), path)
+        file.seek(0)
+        return _load(file, path)
+
+
+def _check_magic(magic: bytes, path: Path) -> None:
+    if not magic:
+        raise WeightsError(f"{path} is an empty file: get the weights again")
+    if magic != _ZIP_MAGIC and not magic.startswith(_PICKLE_MAGIC):
+        raise WeightsError(
+            f"{path} is not a weights file: it must be safetensors or written by torch.save"
+        )
+
+
+def _load(file: BinaryIO, path: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is damaged or holds objects besides tensors, which could run code: "
+            "save its state_dict alone, or as safetensors"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes make torch fail in any way there is
+        raise WeightsError(
+            f"{path} is truncated, damaged or not a file of torch.save: get it again"
+        ) from error
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    tensors = _unwrap(content)
+    if not tensors:
+        raise WeightsError(
+            f"{path} holds no weights: it must be a state_dict, on its own or under one of "
+            f"{', '.join(sorted(_WRAPPERS))}"
+        )
+    bare = {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}
+    if len(bare) < len(tensors):
+        raise WeightsError(
+            f"{path} holds some weights both with and without a prefix such as module.: "
+            "save one model's state_dict"
+        )
+    return bare
+
+
+def _unwrap(content: Any) -> dict[str, Tensor]:
+    """The innermost state dict, or an empty one if there is none."""
+    for _ in range(8):  # a hostile dictionary can hold itself
+        if not isinstance(content, Mapping):
+            return {}
+        wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not wrapped:
+            break
+        content = wrapped[0]
+    weights = {key: value for key, value in content.items() if key not in _NOT_WEIGHTS}
+    for key, value in weights.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            return {}
+    return weights
+
+
+def write_checkpoint(
+    path: str | Path, state_dict: Mapping[str, Tensor], metadata: ModelMetadata | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    The file appears under its name once it is on the disk; an interrupted write leaves an older
+    file of that name as it was.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    path = Path(path)
+    # safetensors takes neither views (channels_last weights are views to it) nor device memory.
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    header = {METADATA_KEY: metadata.to_json()} if metadata else None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, header)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WeightsError(f"cannot write weights to {path}: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,147 @@
+"""From a list of URLs to one verified file, resumed where it broke off, or to nothing at all."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from splitattn.errors import WeightsError
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes received so far and, if the server says, the bytes in all."""
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 5
+_PAUSE_SECONDS = 1.0
+_CHUNK_BYTES = 1 << 18
+
+
+def download(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    sha256: str,
+    progress: Progress | None = None,
+    timeout: float = 30.0,
+) -> None:
+    """Put at `path` the file that the first willing one of `urls` sends, once its hash is right.
+
+    Whatever was at `path` is removed first, and after a failure nothing is left in its folder.
+
+    Args:
+        urls: where the file may be, best first.
+        path: where to put it; its folder exists.
+        sha256: leading hexadecimal digits of the file's hash.
+        progress: follows the bytes.
+        timeout: seconds to wait for a connection, or for more data on one.
+
+    Raises:
+        WeightsError: no URL sent the right file (the message says what each did), or the folder
+            cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    answers = []
+    try:
+        with cache_writes(path.parent):
+            path.unlink(missing_ok=True)
+        for url in urls:
+            try:
+                _receive(url, part, progress=progress, timeout=timeout)
+            except (OSError, HTTPException) as error:
+                answers.append(f"{url}: {_in_words(error)}")
+                continue
+            digest = file_sha256(part)
+            if digest.startswith(sha256):
+                with cache_writes(path.parent):
+                    part.replace(path)
+                return
+            answers.append(f"{url}: another file, with sha256 {digest[:8]}...")
+    finally:
+        part.unlink(missing_ok=True)
+    raise WeightsError(
+        f"cannot download {path.name} ({'; '.join(answers)}): put the file with sha256 "
+        f"{sha256}... at {path}, or set SPLITATTN_MIRROR to a server that has it"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def cache_writes(folder: Path) -> Iterator[None]:
+    """What the system refuses inside is the cache's fault, not the network's, and told so."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(
+            f"cannot write to the cache {folder} ({error.strerror or error}): set SPLITATTN_CACHE "
+            "to a folder that can be written"
+        ) from error
+
+
+def _receive(url: str, part: Path, *, progress: Progress | None, timeout: float) -> None:
+    """Download `url` to `part`, going on where a broken connection left off.
+
+    Raises:
+        OSError, HTTPException: the server cannot be reached, refuses, or breaks off for good.
+    """
+    with cache_writes(part.parent):
+        file = part.open("wb")
+    with file:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                _receive_rest(url, file, progress=progress, timeout=timeout)
+                break
+            except HTTPError:
+                raise
+            except (OSError, HTTPException) as error:
+                # A server that never sent a byte is not there; one that did may come back.
+                if attempt == _ATTEMPTS or file.tell() == 0:
+                    raise
+                logger.info("%s broke off (%s): going on", url, _in_words(error))
+                time.sleep(attempt * _PAUSE_SECONDS)
+        with cache_writes(part.parent):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _receive_rest(url: str, file: BinaryIO, *, progress: Progress | None, timeout: float) -> None:
+    """Append to `file` what it lacks, or begin again if the server cannot send just that."""
+    headers = {"User-Agent": "splitattn"}
+    if offset := file.tell():
+        headers["Range"] = f"bytes={offset}-"
+    with urlopen(Request(url, headers=headers), timeout=timeout) as response:
+        if offset and response.status != 206:
+            offset = 0
+            file.seek(0)
+            file.truncate()
+        length = response.headers["Content-Length"]
+        total = None if length is None else offset + int(length)
+        while chunk := response.read1(_CHUNK_BYTES):
+            with cache_writes(Path(file.name).parent):
+                file.write(chunk)
+            if progress:
+                progress(file.tell(), total)
+        if total is not None and file.tell() < total:
+            raise ConnectionError(f"broke off after {file.tell()} of {total} bytes")
+
+
+def _in_words(error: OSError | HTTPException) -> str:
+    if isinstance(error, HTTPError):
+        with error:
+            return f"HTTP {error.code} {error.reason}"
+    reason = error.reason if isinstance(error, URLError) else error
+    if isinstance(reason, TimeoutError):
+        return "no answer in time"
+    return " ".join(str(reason).split()) or type(reason).__name__

@@ -1,0 +1,263 @@
+"""A name or a path becomes a verified local file: embedded, cached, downloaded, or one's own.
+
+Environment:
+    SPLITATTN_CACHE: folder for downloads; by default `splitattn` in XDG_CACHE_HOME or ~/.cache.
+    SPLITATTN_MIRROR: base URL that replaces scheme and host of every download; paths stay.
+    SPLITATTN_OFFLINE: 1 forbids the network.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from splitattn.architectures import architecture
+from splitattn.errors import WeightsError, nearest
+from splitattn.weights.catalogue import (
+    Preprocessing,
+    WeightsEntry,
+    default_preprocessing,
+    embedded_entry,
+    entries,
+    find_entry,
+)
+from splitattn.weights.download import Progress, cache_writes, download, file_sha256
+from splitattn.weights.metadata import read_metadata, unreadable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedWeights:
+    """A verified local file and what is needed to use it.
+
+    Attributes:
+        path: the file.
+        model: name of the architecture it belongs to.
+        tag: its tag in the catalogue, or None for a file of the person's own.
+        classes: class names by output index, or None if the file does not say.
+        preprocessing: how images become the model's input.
+    """
+
+    path: Path
+    model: str
+    tag: str | None
+    classes: tuple[str, ...] | None
+    preprocessing: Preprocessing
+
+
+def resolve(
+    model: str | None = None,
+    weights: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ResolvedWeights:
+    """Find the weights that a person means, on the disk or, if need be, on the network.
+
+    Args:
+        model: name of an architecture; None takes it from the weights.
+        weights: a tag of the catalogue, or else the path of a file; None takes the model's
+            default entry, or without a model the embedded one.
+        progress: follows the download, if there is one.
+
+    Raises:
+        InputError: there is no model of that name.
+        WeightsError: there are no such weights, they cannot be had, or they are another model's.
+    """
+    if model is not None:
+        architecture(model)
+    if weights is None:
+        entry = embedded_entry() if model is None else find_entry(model)
+        return _resolved(entry, progress)
+    if isinstance(weights, str):
+        tagged = [entry for entry in entries(model) if entry.tag == weights]
+        if len(tagged) == 1:
+            return _resolved(tagged[0], progress)
+        if tagged:
+            raise WeightsError(
+                f"{len(tagged)} models have weights called {weights!r}: name the model, "
+                f"for example {tagged[0].model}"
+            )
+    path = Path(weights)
+    if not _exists(path):
+        tags = sorted({entry.tag for entry in entries(model)})
+        hint = nearest(str(weights), tags) or f"; the tags are {', '.join(tags) or 'none'}"
+        whose = f"of {model}" if model else "of any model"
+        raise WeightsError(f"{str(weights)!r} is neither a tag {whose} nor a file{hint}")
+    return _resolved_file(path, model)
+
+
+def _resolved(entry: WeightsEntry, progress: Progress | None) -> ResolvedWeights:
+    return ResolvedWeights(
+        path=fetch(entry, progress=progress),
+        model=entry.model,
+        tag=entry.tag,
+        classes=entry.classes,
+        preprocessing=entry.preprocessing,
+    )
+
+
+def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
+    metadata = read_metadata(path)
+    if metadata is None:
+        if model is None:
+            raise WeightsError(f"{path} does not say which model it belongs to: name the model")
+        return ResolvedWeights(
+            path=path,
+            model=model,
+            tag=None,
+            classes=None,
+            preprocessing=default_preprocessing(model),
+        )
+    architecture(metadata.model)
+    if model not in (None, metadata.model):
+        raise WeightsError(f"{path} belongs to {metadata.model}, not to {model}: name that model")
+    return ResolvedWeights(
+        path=path,
+        model=metadata.model,
+        tag=None,
+        classes=metadata.classes,
+        preprocessing=metadata.preprocessing,
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long to be a name, or in a folder that is closed to us
+        return False
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept; the folder need not exist.
+
+    Raises:
+        WeightsError: no variable names a folder, and this user has no home either.
+    """
+    if folder := os.environ.get("SPLITATTN_CACHE"):
+        return Path(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "splitattn"
+    try:
+        return Path.home() / ".cache" / "splitattn"
+    except RuntimeError as error:
+        raise WeightsError(
+            "this user has no home folder to keep weights in: set SPLITATTN_CACHE to a folder"
+        ) from error
+
+
+def local_path(entry: WeightsEntry) -> Path:
+    """Where the entry's file is, or would be after a download."""
+    if entry.embedded:
+        return Path(__file__).parent / "embedded" / entry.filename
+    return cache_folder() / entry.filename
+
+
+def verify(entry: WeightsEntry) -> str:
+    """The SHA-256 of the entry's file on this machine, once it proved to be the entry's.
+
+    Raises:
+        WeightsError: the file is not there, cannot be read, or is another one.
+    """
+    path = local_path(entry)
+    if not _exists(path):
+        raise WeightsError(f"{entry.name} is not on this machine: it would be {path}")
+    digest = _digest(path)
+    if not digest.startswith(entry.sha256):
+        raise WeightsError(
+            f"{entry.name} must have a sha256 that begins {entry.sha256}, but {path} has {digest}: "
+            "delete the file and get it again"
+        )
+    return digest
+
+
+def identify(path: Path) -> WeightsEntry:
+    """The catalogue entry that the file at `path` is, judged by its hash.
+
+    Raises:
+        WeightsError: it is none of the catalogue's, or cannot be read.
+    """
+    digest = _digest(path)
+    for entry in entries():
+        if digest.startswith(entry.sha256):
+            return entry
+    raise WeightsError(f"{path} is none of the catalogue's files: its sha256 is {digest}")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def is_intact(entry: WeightsEntry) -> bool:
+    """Whether the entry's file is on this machine and has the entry's hash.
+
+    Raises:
+        WeightsError: the file is there, but cannot be read.
+    """
+    path = local_path(entry)
+    return _exists(path) and _digest(path).startswith(entry.sha256)
+
+
+def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: float = 30.0) -> Path:
+    """The entry's file, verified against its hash; downloaded if it is not on this machine yet.
+
+    A cached file of another hash is discarded and downloaded again. Processes that want the same
+    file at the same time download it once.
+
+    Args:
+        entry: what to fetch.
+        progress: follows the download.
+        timeout: seconds to wait for a connection, or for more data on one.
+
+    Raises:
+        WeightsError: the file cannot be had; the cache then holds nothing of it.
+    """
+    path = local_path(entry)
+    if is_intact(entry):
+        return path
+    if entry.embedded:
+        raise WeightsError(f"the embedded weights {path} are missing or damaged: install again")
+    if os.environ.get("SPLITATTN_OFFLINE", "0") not in ("", "0"):
+        state = "damaged" if _exists(path) else "not"
+        raise WeightsError(
+            f"{entry.name} is {state} in the cache and SPLITATTN_OFFLINE forbids to download it: "
+            f"put {entry.filename} (sha256 {entry.sha256}...) at {path}, or give --weights PATH"
+        )
+    urls = [_mirrored(url) for url in entry.urls]
+    with _locked(path):
+        # Another process may have brought the file while this one waited for the lock.
+        if not is_intact(entry):
+            if path.exists():
+                logger.warning("%s does not have its hash: downloading it again", path)
+            download(urls, path, sha256=entry.sha256, progress=progress, timeout=timeout)
+    return path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock_folder = path.parent / ".locks"
+    with cache_writes(path.parent):
+        lock_folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_folder / f"{path.name}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _mirrored(url: str) -> str:
+    mirror = os.environ.get("SPLITATTN_MIRROR")
+    if not mirror:
+        return url
+    if urlsplit(mirror).scheme not in ("http", "https"):
+        raise WeightsError(f"SPLITATTN_MIRROR must begin with http:// or https://, got {mirror!r}")
+    return mirror.rstrip("/") + urlsplit(url).path

@@ -1,0 +1,154 @@
+import re
+
+import pytest
+import torchvision
+
+from splitattn.architectures import ARCHITECTURES
+from splitattn.errors import InputError, WeightsError
+from splitattn.weights import catalogue
+from splitattn.weights.catalogue import (
+    CATALOGUE,
+    Preprocessing,
+    WeightsEntry,
+    class_names,
+    default_preprocessing,
+    embedded_entry,
+    entries,
+    find_entry,
+)
+from splitattn.weights.store import is_intact, local_path
+from tests.weights.conftest import make_entry
+
+PUBLISHED = [entry for entry in CATALOGUE if not entry.embedded]
+
+
+def name(entry: WeightsEntry) -> str:
+    return entry.name
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=name)
+def test_an_entry_names_a_model_a_file_and_its_hash_consistently(entry: WeightsEntry) -> None:
+    assert entry.model in ARCHITECTURES
+    assert re.fullmatch("[0-9a-f]{8}", entry.sha256)
+    assert entry.filename.endswith(f"{entry.model}-{entry.sha256}.pth")
+    assert all(url.startswith("https://") for url in entry.urls)
+    assert all(url.endswith(f"/{entry.filename}") for url in entry.urls)
+    assert len(entry.classes) == 1000
+    assert entry.licence == "Apache-2.0"
+    assert entry.published
+    assert entry.published.source
+
+
+def test_names_and_files_are_unique() -> None:
+    assert len({entry.name for entry in CATALOGUE}) == len(CATALOGUE)
+    assert len({entry.filename for entry in CATALOGUE}) == len(CATALOGUE)
+
+
+def test_the_eleven_official_checkpoints_and_six_mirrors_are_there() -> None:
+    official = [entry for entry in PUBLISHED if entry.tag == "in1k"]
+    assert len(official) == 11
+    assert {entry.model for entry in official if len(entry.urls) == 2} == {
+        "resnest50",
+        "resnest101",
+        "resnest200",
+        "resnest269",
+        "resnest50_fast_4s2x40d",
+        "resnest50_fast_1s4x24d",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("resnest50", 224), ("resnest101", 256), ("resnest200", 320), ("resnest269", 416)],
+)
+def test_official_weights_are_tested_at_their_own_size_with_the_official_crop(
+    model: str, size: int
+) -> None:
+    assert find_entry(model).preprocessing == Preprocessing(
+        size=size, crop_fraction=size / (size + 32), interpolation="bicubic", order="crop-resize"
+    )
+
+
+def test_gluon_weights_are_tested_as_timm_does() -> None:
+    assert find_entry("resnest14", "gluon_in1k").preprocessing == Preprocessing(
+        size=224, crop_fraction=0.875, interpolation="bilinear", order="resize-crop"
+    )
+
+
+def test_imagenet_classes_are_torchvisions() -> None:
+    meta = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta
+    assert class_names("imagenet1k") == tuple(meta["categories"])
+
+
+def test_tiny_imagenet_classes_are_200_different_names() -> None:
+    names = class_names("tiny_imagenet200")
+    assert len(names) == len(set(names)) == 200
+    assert all(name == name.strip() and name for name in names)
+    assert names[0] == "goldfish"
+    assert names[-1] == "acorn"
+
+
+def test_embedded_weights_are_whole_and_say_how_good_they_are() -> None:
+    for entry in CATALOGUE:
+        if entry.embedded:
+            assert len(entry.sha256) == 64
+            assert is_intact(entry)
+            assert local_path(entry).stat().st_size <= 20_000_000
+            assert entry.measured
+            assert len(entry.classes) == 200
+
+
+def test_the_embedded_entry_is_the_first_without_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    linked, embedded = make_entry("https://weights.invalid/a"), make_entry(tag="inside")
+    monkeypatch.setattr(catalogue, "CATALOGUE", (linked, embedded))
+    assert embedded_entry() is embedded
+    monkeypatch.setattr(catalogue, "CATALOGUE", (linked,))
+    with pytest.raises(WeightsError, match="name a model"):
+        embedded_entry()
+
+
+def test_the_default_entry_of_a_model_is_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = make_entry(tag="first"), make_entry(tag="second")
+    monkeypatch.setattr(catalogue, "CATALOGUE", (first, second))
+    assert find_entry("resnest50") is first
+    assert find_entry("resnest50", "second") is second
+    assert entries("resnest50") == (first, second)
+    assert entries("resnest101") == ()
+
+
+def test_an_unknown_tag_gets_the_nearest_one() -> None:
+    with pytest.raises(WeightsError, match="'in2k'; did you mean 'in1k'"):
+        find_entry("resnest50", "in2k")
+    with pytest.raises(WeightsError, match="'best'; it has in1k"):
+        find_entry("resnest50", "best")
+
+
+def test_an_unknown_model_gets_the_nearest_one() -> None:
+    with pytest.raises(InputError, match="did you mean 'resnest50'"):
+        find_entry("resnet50")
+
+
+def test_a_model_without_weights_says_so_and_still_has_a_preprocessing() -> None:
+    with pytest.raises(WeightsError, match="resnest152"):
+        find_entry("resnest152")
+    assert default_preprocessing("resnest152").size == 224
+    assert default_preprocessing("resnest200").size == 320
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"size": 0},
+        {"crop_fraction": 0.0},
+        {"crop_fraction": 1.5},
+        {"interpolation": "nearest"},
+        {"order": "resize"},
+        {"std": (0.2, 0.2, 0.0)},
+        {"mean": (0.5,)},
+    ],
+    ids=str,
+)
+def test_a_preprocessing_outside_its_range_is_refused(fault: dict[str, object]) -> None:
+    fields: dict[str, object] = {"size": 224, "crop_fraction": 0.875}
+    with pytest.raises(InputError):
+        Preprocessing(**fields | fault)  # type: ignore[arg-type]

@@ -1,0 +1,329 @@
+"""Files of weights: good ones in every wrapping, bad ones of every kind, hostile ones."""
+
+import io
+import os
+import pickle
+import random
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from splitattn.errors import WeightsError
+from splitattn.weights import checkpoint
+from splitattn.weights.catalogue import centre_crop
+from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
+from splitattn.weights.metadata import ModelMetadata, read_metadata
+
+METADATA = ModelMetadata(
+    model="resnest50",
+    classes=("cat", "tête-à-tête"),
+    preprocessing=centre_crop(224),
+    recipe={"epochs": 3, "schedule": {"warmup": 1}},
+    metrics={"top1": 51.5},
+)
+
+
+def weights() -> dict[str, Tensor]:
+    return {"conv1.0.weight": torch.randn(4, 3, 3, 3), "fc.bias": torch.arange(2.0)}
+
+
+def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=0)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(WeightsError) as error:
+        read_checkpoint(path)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."],
+)
+def test_prefixes_are_removed(tmp_path: Path, prefix: str) -> None:
+    torch.save(prefixed(weights_ := weights(), prefix), tmp_path / "a.pth")
+    assert_same(read_checkpoint(tmp_path / "a.pth").state_dict, weights_)
+    safetensors.torch.save_file(prefixed(weights_, prefix), tmp_path / "b")
+    assert_same(read_checkpoint(tmp_path / "b").state_dict, weights_)
+
+
+def test_only_whole_prefixes_are_removed(tmp_path: Path) -> None:
+    found = {"submodule.a": 1, "layer1.0._orig_mod.conv1.weight": 2, "layer1.module.b": 3}
+    torch.save({key: torch.tensor(value) for key, value in found.items()}, tmp_path / "a")
+    state = read_checkpoint(tmp_path / "a").state_dict
+    assert list(state) == ["submodule.a", "layer1.0.conv1.weight", "layer1.module.b"]
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "state_dict_ema", "model_ema", "model", "ema"])
+def test_wrappers_are_opened(tmp_path: Path, wrapper: str) -> None:
+    state = weights()
+    torch.save({"epoch": 3, "arch": "resnest50", wrapper: state}, tmp_path / "a.pth")
+    assert_same(read_checkpoint(tmp_path / "a.pth").state_dict, state)
+
+
+def test_nested_wrappers_are_opened(tmp_path: Path) -> None:
+    state = weights()
+    torch.save({"model": {"state_dict": OrderedDict(prefixed(state, "module."))}}, tmp_path / "a")
+    assert_same(read_checkpoint(tmp_path / "a").state_dict, state)
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
+    torch.save(
+        {"model": nn.Linear(2, 2).state_dict(), "model_ema": averaged.state_dict(), "ema": 0.999},
+        tmp_path / "a.pth",
+    )
+    state = read_checkpoint(tmp_path / "a.pth").state_dict
+    assert_same(state, averaged.module.state_dict())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", ["a.pth", "a.zip", "a.safetensors", "a"])
+def test_the_content_decides_and_not_the_name(tmp_path: Path, name: str, zipped: bool) -> None:
+    state = weights()
+    torch.save(state, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    assert_same(read_checkpoint(tmp_path / name).state_dict, state)
+    assert read_metadata(tmp_path / name) is None
+
+
+def test_safetensors_under_another_name_is_read(tmp_path: Path) -> None:
+    state = weights()
+    write_checkpoint(tmp_path / "a.pth", state, METADATA)
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert_same(read.state_dict, state)
+    assert read.metadata == METADATA
+
+
+def test_a_written_file_says_everything_about_itself(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.safetensors", weights(), METADATA)
+    assert read_metadata(tmp_path / "a.safetensors") == METADATA
+    write_checkpoint(tmp_path / "b.safetensors", weights())
+    assert read_metadata(tmp_path / "b.safetensors") is None
+
+
+def test_views_are_written_as_what_they_show(tmp_path: Path) -> None:
+    state = {
+        "channels_last": torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last),
+        "parameter": nn.Parameter(torch.randn(3, 4).T),
+    }
+    write_checkpoint(tmp_path / "a", state)
+    expected = {key: value.detach() for key, value in state.items()}
+    assert_same(read_checkpoint(tmp_path / "a").state_dict, expected)
+
+
+class Payload:
+    """Creates the file `path` when it is unpickled by a reader that lets it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def hostile_files(folder: Path, canary: Path) -> list[Path]:
+    raw, zipped, legacy = (folder / name for name in ("raw.pth", "zip.pth", "legacy.pth"))
+    raw.write_bytes(pickle.dumps({"state_dict": Payload(canary)}))
+    torch.save({"state_dict": Payload(canary)}, zipped)
+    torch.save({"state_dict": Payload(canary)}, legacy, _use_new_zipfile_serialization=False)
+    return [raw, zipped, legacy]
+
+
+def test_a_hostile_pickle_does_not_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    for path in hostile_files(tmp_path, canary):
+        assert "besides tensors" in refusal(path)
+        assert not canary.exists()
+    # The payload is real: a reader that trusts the file runs it.
+    torch.load(tmp_path / "zip.pth", weights_only=False)
+    assert canary.exists()
+
+
+def zip_of_text() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "not weights")
+    return buffer.getvalue()
+
+
+def saved(content: object, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"\x89PNG\r\n\x1a\n", "not a weights file"),
+        (b"<html>404</html>", "not a weights file"),
+        (zip_of_text(), "not a file of torch.save"),
+        (saved(weights())[:500], "truncated"),
+        (saved(weights(), _use_new_zipfile_serialization=False)[:-20], "truncated|damaged"),
+        (safetensors.torch.save(weights())[:-4], "truncated"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{", "damaged"),
+        (b"\x08\0\0\0\0\0\0\0{]]]]]]]", "damaged"),
+        (saved(torch.zeros(3)), "no weights"),
+        (saved([torch.zeros(3)]), "no weights"),
+        (saved({}), "no weights"),
+        (saved({"epoch": 3}), "no weights"),
+        (saved({"model": {}}), "no weights"),
+        (saved({"a": torch.zeros(1), "b": "text"}), "no weights"),
+        (saved({0: torch.zeros(1)}), "no weights"),
+        (saved({"a": torch.zeros(1), "module.a": torch.ones(1)}), "with and without a prefix"),
+    ],
+)
+def test_a_file_that_is_not_weights_gets_one_line(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=reason):
+        read_checkpoint(path)
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(weights()),
+        saved(weights(), _use_new_zipfile_serialization=False),
+        safetensors.torch.save(weights(), {"splitattn": METADATA.to_json()}),
+    ],
+    ids=["zip", "legacy", "safetensors"],
+)
+def test_damage_anywhere_in_the_header_gets_one_line_or_does_no_harm(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "weights"
+    dice = random.Random(0)
+    refusals = []
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[dice.randrange(min(len(content), 500))] = dice.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_checkpoint(path)
+        except WeightsError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 50
+    assert "\n" not in "".join(refusals)
+
+
+def test_a_dictionary_that_holds_itself_is_not_weights(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "a")
+    assert "no weights" in refusal(tmp_path / "a")
+
+
+def test_torchscript_is_not_weights(tmp_path: Path) -> None:
+    path = tmp_path / "script.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("script/data.pkl", pickle.dumps({}, protocol=2))
+        archive.writestr("script/constants.pkl", pickle.dumps((), protocol=2))
+        archive.writestr("script/version", "3\n")
+    refusal(path)
+
+
+def test_a_folder_and_a_missing_file_get_one_line(tmp_path: Path) -> None:
+    assert "directory" in refusal(tmp_path)
+    assert "No such file" in refusal(tmp_path / "missing")
+    with pytest.raises(WeightsError, match="directory"):
+        read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "{}",
+        "null",
+        "[" * 100_000,
+        METADATA.to_json().replace('"resnest50"', "50"),
+        METADATA.to_json().replace('"cat"', "1"),
+        METADATA.to_json().replace("224", '"224"'),
+        METADATA.to_json().replace("bicubic", "magic"),
+        METADATA.to_json().replace('"mean": [0.485,', '"mean": ['),
+        METADATA.to_json().replace('"recipe": {', '"recipe": 1, "other": {'),
+    ],
+)
+def test_malformed_metadata_get_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file(weights(), path, {"splitattn": text})
+    for read in (read_metadata, read_checkpoint):
+        with pytest.raises(WeightsError, match="malformed metadata") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+def test_metadata_of_other_programs_are_passed_over(tmp_path: Path) -> None:
+    safetensors.torch.save_file(weights(), tmp_path / "a", {"format": "pt"})
+    assert read_metadata(tmp_path / "a") is None
+
+
+def test_metadata_of_a_later_version_are_understood() -> None:
+    assert ModelMetadata.from_json(METADATA.to_json()[:-1] + ', "later": 1}') == METADATA
+
+
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    old = weights()
+    write_checkpoint(path, old)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(path, weights())
+    assert list(tmp_path.iterdir()) == [path]
+    assert_same(read_checkpoint(path).state_dict, old)
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    existed = []
+    monkeypatch.setattr(os, "fsync", lambda _: existed.append(path.exists()))
+    write_checkpoint(path, weights())
+    assert existed == [False]
+    assert path.exists()
+
+
+def test_a_file_that_cannot_be_written_gets_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WeightsError, match="cannot write weights") as error:
+        write_checkpoint(tmp_path / "missing" / "a", weights())
+    assert "\n" not in str(error.value)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(WeightsError, match="No space left"):
+        write_checkpoint(tmp_path / "a", weights())
+    assert list(tmp_path.iterdir()) == []

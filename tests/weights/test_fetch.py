@@ -1,0 +1,351 @@
+"""Every way in which a download can end, against a local server."""
+
+import errno
+import io
+import logging
+import os
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from splitattn.errors import WeightsError
+from splitattn.weights import download, store
+from splitattn.weights.store import fetch
+from tests.weights.conftest import (
+    BODY,
+    Server,
+    breaks_off,
+    files_in,
+    in_turn,
+    make_entry,
+    refuses,
+    sends,
+    stalls,
+)
+
+
+def one_line(error: pytest.ExceptionInfo[WeightsError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_good_file_is_downloaded_once_and_then_taken_from_the_cache(
+    server: Server, cache: Path
+) -> None:
+    entry = make_entry(server.add("/a", sends(BODY)))
+    received: list[tuple[int, int | None]] = []
+
+    path = fetch(entry, progress=lambda *step: received.append(step))
+
+    assert path == cache / "weights.pth"
+    assert path.read_bytes() == BODY
+    assert fetch(entry) == path
+    assert len(server.requests) == 1
+    assert files_in(cache) == ["weights.pth"]
+    assert received[-1] == (len(BODY), len(BODY))
+    assert [done for done, _ in received] == sorted(done for done, _ in received)
+
+
+def test_a_body_without_a_length_is_read_to_its_end(server: Server) -> None:
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(BODY)
+
+    received: list[tuple[int, int | None]] = []
+    entry = make_entry(server.add("/a", reply))
+    assert fetch(entry, progress=lambda *step: received.append(step)).read_bytes() == BODY
+    assert received[-1] == (len(BODY), None)
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_a_refusal_is_told_with_its_status_and_where_to_put_the_file(
+    server: Server, cache: Path, status: int
+) -> None:
+    entry = make_entry(server.add("/a", refuses(status)))
+    with pytest.raises(WeightsError, match=f"/a: HTTP {status}") as error:
+        fetch(entry)
+    assert str(cache / "weights.pth") in one_line(error)
+    assert entry.sha256 in one_line(error)
+    assert len(server.requests) == 1
+    assert files_in(cache) == []
+
+
+def test_a_file_with_another_hash_is_never_handed_out(server: Server, cache: Path) -> None:
+    entry = make_entry(server.add("/a", sends(b"something else")))
+    with pytest.raises(WeightsError, match="another file, with sha256 ") as error:
+        fetch(entry)
+    one_line(error)
+    assert files_in(cache) == []
+
+
+def test_a_body_that_stays_truncated_is_told_with_its_size(server: Server, cache: Path) -> None:
+    entry = make_entry(server.add("/a", breaks_off(BODY, 1000)))
+    with pytest.raises(WeightsError, match=f"broke off after 1000 of {len(BODY)} bytes") as error:
+        fetch(entry)
+    one_line(error)
+    assert len(server.requests) == 5
+    assert files_in(cache) == []
+
+
+def test_a_server_that_stalls_is_given_up(server: Server, cache: Path) -> None:
+    entry = make_entry(server.add("/a", stalls(BODY, 0, server.closing)))
+    with pytest.raises(WeightsError, match="/a: no answer in time") as error:
+        fetch(entry, timeout=0.2)
+    one_line(error)
+    assert len(server.requests) == 1
+    assert files_in(cache) == []
+
+
+def test_a_server_that_stalls_half_way_is_asked_for_the_rest(server: Server) -> None:
+    half = len(BODY) // 2
+    entry = make_entry(server.add("/a", in_turn(stalls(BODY, half, server.closing), sends(BODY))))
+    assert fetch(entry, timeout=0.5).read_bytes() == BODY
+    assert server.requests == [("/a", None), ("/a", f"bytes={half}-")]
+
+
+def test_a_broken_connection_is_resumed_where_it_broke(server: Server, cache: Path) -> None:
+    entry = make_entry(server.add("/a", in_turn(breaks_off(BODY, 300_000), sends(BODY))))
+    assert fetch(entry).read_bytes() == BODY
+    assert server.requests == [("/a", None), ("/a", "bytes=300000-")]
+    assert files_in(cache) == ["weights.pth"]
+
+
+def test_a_server_that_ignores_ranges_sends_all_of_it_again(server: Server) -> None:
+    replies = in_turn(breaks_off(BODY, 300_000), sends(BODY, ranges=False))
+    entry = make_entry(server.add("/a", replies))
+    assert fetch(entry).read_bytes() == BODY
+    assert len(server.requests) == 2
+
+
+def test_what_is_sent_again_replaces_all_that_came_before(server: Server) -> None:
+    short = BODY[:1000]
+    replies = in_turn(breaks_off(BODY, 300_000), sends(short, ranges=False))
+    assert fetch(make_entry(server.add("/a", replies), body=short)).read_bytes() == short
+
+
+def test_the_second_url_is_used_when_the_first_server_is_not_there(server: Server) -> None:
+    # Port 9 of the loopback address is the discard service, which nobody runs.
+    entry = make_entry("http://127.0.0.1:9/a", server.add("/b", sends(BODY)))
+    assert fetch(entry, timeout=2).read_bytes() == BODY
+
+
+def test_the_second_url_is_used_when_the_first_has_no_such_file(server: Server) -> None:
+    entry = make_entry(server.add("/a", refuses(404)), server.add("/b", sends(BODY)))
+    assert fetch(entry).read_bytes() == BODY
+    assert [path for path, _ in server.requests] == ["/a", "/b"]
+
+
+def test_when_all_urls_fail_the_error_says_what_each_answered(server: Server, cache: Path) -> None:
+    entry = make_entry(
+        server.add("/a", refuses(404)),
+        server.add("/b", sends(b"something else")),
+        server.add("/c", refuses(403)),
+    )
+    with pytest.raises(
+        WeightsError, match=r"/a: HTTP 404.*/b: another file.*/c: HTTP 403"
+    ) as error:
+        fetch(entry)
+    one_line(error)
+    assert files_in(cache) == []
+
+
+def test_a_damaged_cached_file_is_discarded_and_fetched_again(
+    server: Server, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.mkdir()
+    (cache / "weights.pth").write_bytes(BODY[:-1])
+    entry = make_entry(server.add("/a", sends(BODY)))
+    with caplog.at_level(logging.WARNING):
+        assert fetch(entry).read_bytes() == BODY
+    assert "weights.pth" in caplog.text
+
+
+def test_a_damaged_cached_file_that_cannot_be_replaced_is_gone(server: Server, cache: Path) -> None:
+    cache.mkdir()
+    (cache / "weights.pth").write_bytes(BODY[:-1])
+    with pytest.raises(WeightsError):
+        fetch(make_entry(server.add("/a", refuses(404))))
+    assert files_in(cache) == []
+
+
+def test_what_a_killed_process_left_behind_does_no_harm(server: Server, cache: Path) -> None:
+    cache.mkdir()
+    (cache / "weights.pth.part").write_bytes(b"left behind" * 1_000_000)
+    assert fetch(make_entry(server.add("/a", sends(BODY)))).read_bytes() == BODY
+    assert files_in(cache) == ["weights.pth"]
+
+
+def test_an_interrupted_download_leaves_nothing(server: Server, cache: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(make_entry(server.add("/a", sends(BODY))), progress=interrupt)
+    assert files_in(cache) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir()
+    entry = make_entry(server.add("/a", sends(BODY)))
+    real_open = os.open
+
+    def read_only(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return real_open(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(WeightsError, match=r"Read-only.*SPLITATTN_CACHE") as error:
+        fetch(entry)
+    one_line(error)
+    assert server.requests == []
+
+
+def test_a_cache_below_a_file_is_named_with_its_variable(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(WeightsError, match="SPLITATTN_CACHE") as error:
+        fetch(make_entry(server.add("/a", sends(BODY))))
+    one_line(error)
+
+
+def test_a_read_only_cache_that_holds_the_file_is_good_enough(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir()
+    (cache / "weights.pth").write_bytes(BODY)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
+    assert fetch(make_entry("http://127.0.0.1:9/a")) == cache / "weights.pth"
+
+
+def test_a_full_disk_is_not_blamed_on_the_network(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk(io.FileIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def open_part(path: Path, mode: str) -> io.FileIO:
+        return FullDisk(str(path), mode) if path.suffix == ".part" else io.FileIO(str(path), mode)
+
+    monkeypatch.setattr(Path, "open", open_part)
+    with pytest.raises(WeightsError, match=r"No space left.*SPLITATTN_CACHE"):
+        fetch(make_entry(server.add("/a", sends(BODY))))
+    assert len(server.requests) == 1
+    assert files_in(cache) == []
+
+
+def test_offline_says_what_to_put_where(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = make_entry(server.add("/a", sends(BODY)))
+    monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="SPLITATTN_OFFLINE") as error:
+        fetch(entry)
+    message = one_line(error)
+    assert str(cache / "weights.pth") in message
+    assert entry.sha256 in message
+    assert "--weights" in message
+    assert server.requests == []
+
+    cache.mkdir()
+    (cache / "weights.pth").write_bytes(BODY)
+    assert fetch(entry) == cache / "weights.pth"
+
+
+def test_a_mirror_replaces_scheme_and_host_and_keeps_the_path(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add("/base/releases/a.pth", sends(BODY))
+    monkeypatch.setenv("SPLITATTN_MIRROR", f"{server.url}/base/")
+    entry = make_entry("https://weights.invalid/releases/a.pth")
+    assert fetch(entry).read_bytes() == BODY
+    assert server.requests == [("/base/releases/a.pth", None)]
+
+
+def test_a_mirror_must_be_a_web_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLITATTN_MIRROR", "file:///etc")
+    with pytest.raises(WeightsError, match=r"http://.*file:///etc"):
+        fetch(make_entry("https://weights.invalid/a"))
+
+
+def test_the_cache_follows_the_platform_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SPLITATTN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert store.cache_folder() == tmp_path / "splitattn"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store.cache_folder() == tmp_path / ".cache" / "splitattn"
+
+
+FETCH_ON_SIGNAL = """
+import sys
+from splitattn.weights.store import fetch
+from tests.weights.conftest import make_entry
+entry = make_entry(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(fetch(entry).stat().st_size)
+"""
+
+
+def test_two_processes_that_want_the_same_file_download_it_once(server: Server) -> None:
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.5)
+        sends(BODY)(handler)
+
+    command = [sys.executable, "-c", FETCH_ON_SIGNAL, server.add("/a", slow)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    root = Path(__file__).parents[2]
+    with (
+        subprocess.Popen(command, cwd=root, **pipes) as first,
+        subprocess.Popen(command, cwd=root, **pipes) as second,
+    ):
+        for process in (first, second):
+            assert process.stdout.readline() == "ready\n"
+        for process in (first, second):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in (first, second):
+            assert process.stdout.read() == f"{len(BODY)}\n"
+    assert len(server.requests) == 1
+
+
+def test_an_embedded_file_is_found_in_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    entry = make_entry()
+    with pytest.raises(WeightsError, match="missing or damaged"):
+        fetch(entry)
+    (tmp_path / "embedded").mkdir()
+    (tmp_path / "embedded" / "weights.pth").write_bytes(BODY)
+    assert fetch(entry).read_bytes() == BODY
+
+
+def test_each_attempt_waits_a_little_longer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(download, "_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(WeightsError):
+        fetch(make_entry(server.add("/a", breaks_off(BODY, 10))))
+    assert waits == [1.0, 2.0, 3.0, 4.0]

@@ -1,0 +1,83 @@
+from functools import cache
+
+import pytest
+import torch
+
+from splitattn.architectures import ARCHITECTURES
+from splitattn.errors import WeightsError
+from splitattn.nn.resnest import ResNeSt
+from splitattn.weights.matching import check_match, fitting_models
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@cache
+def shapes_of(model: str) -> Shapes:
+    with torch.device("meta"):
+        network = ResNeSt(ARCHITECTURES[model])
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def refusal(found: Shapes, model: str) -> str:
+    with pytest.raises(WeightsError) as error:
+        check_match(found, shapes_of(model), model=model, origin="file.pth")
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(f"file.pth does not fit {model}: ")
+    return message
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_a_checkpoint_is_recognised_by_its_shapes(model: str) -> None:
+    # These two differ only in where they pool, which no weight shows.
+    twins = {"resnest50", "resnest50_fast_2s1x64d"}
+    assert set(fitting_models(shapes_of(model))) == (twins if model in twins else {model})
+
+
+def test_a_models_own_checkpoint_fits() -> None:
+    shapes = shapes_of("resnest14")
+    check_match(shapes, shapes, model="resnest14", origin="file.pth")
+
+
+def test_batch_counters_may_be_missing() -> None:
+    shapes = shapes_of("resnest14")
+    old = {key: shape for key, shape in shapes.items() if "num_batches_tracked" not in key}
+    assert len(old) < len(shapes)
+    check_match(old, shapes, model="resnest14", origin="file.pth")
+
+
+def test_a_checkpoint_of_another_model_is_told_with_its_name() -> None:
+    message = refusal(shapes_of("resnest101"), "resnest50")
+    assert "unexpected (layer3.6.conv1.weight, layer3.6.bn1.weight, layer3.6.bn1.bias)" in message
+    assert message.endswith("it is a checkpoint of resnest101: name that model")
+    assert "of 476 keys are missing" in refusal(shapes_of("resnest26"), "resnest50")
+
+
+def test_the_same_keys_with_other_shapes_are_told_with_the_first_of_them() -> None:
+    message = refusal(shapes_of("resnest50_fast_4s1x64d"), "resnest50")
+    assert (
+        "layer1.0.conv2.conv.weight has shape (256, 16, 3, 3) instead of (128, 32, 3, 3)" in message
+    )
+    assert "it is a checkpoint of resnest50_fast_4s1x64d" in message
+
+
+def test_a_single_wrong_shape_is_named_with_both_shapes() -> None:
+    shapes = shapes_of("resnest14")
+    message = refusal(shapes | {"fc.weight": (10, 2048)}, "resnest14")
+    assert "fc.weight has shape (10, 2048) instead of (1000, 2048)" in message
+    assert "missing" not in message
+
+
+def test_weights_of_something_else_are_told_as_such() -> None:
+    message = refusal({"embeddings.weight": (8, 8)}, "resnest50")
+    assert "missing (conv1.0.weight, conv1.1.weight, conv1.1.bias)" in message
+    assert "1 are unexpected (embeddings.weight)" in message
+    assert message.endswith("get weights of this model")
+
+
+def test_adapted_keys_may_differ_or_be_missing() -> None:
+    shapes = shapes_of("resnest14")
+    found = shapes | {"fc.weight": (10, 2048)}
+    del found["fc.bias"]
+    adapted = {"fc.weight", "fc.bias"}
+    check_match(found, shapes, model="resnest14", origin="file.pth", adapted=adapted)

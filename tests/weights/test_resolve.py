@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from splitattn.errors import InputError, WeightsError
+from splitattn.weights import catalogue, store
+from splitattn.weights.catalogue import CATALOGUE, WeightsEntry, centre_crop, find_entry
+from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.metadata import ModelMetadata
+from splitattn.weights.store import ResolvedWeights, identify, resolve, verify
+from tests.weights.conftest import BODY, Server, make_entry, sends
+
+TENSORS = {"fc.bias": torch.zeros(2)}
+METADATA = ModelMetadata(model="resnest26", classes=("cat", "dog"), preprocessing=centre_crop(96))
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WeightsEntry:
+    """A catalogue in which resnest14 is embedded."""
+    entry = make_entry(model="resnest14", tag="tiny", class_set="tiny_imagenet200")
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    monkeypatch.setattr(
+        catalogue, "CATALOGUE", (entry, *(other for other in CATALOGUE if other.urls))
+    )
+    (tmp_path / "embedded").mkdir()
+    (tmp_path / "embedded" / entry.filename).write_bytes(BODY)
+    return entry
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    path = tmp_path / "bare.pth"
+    torch.save(TENSORS, path)
+    return path
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    path = tmp_path / "trained.safetensors"
+    write_checkpoint(path, TENSORS, METADATA)
+    return path
+
+
+def refusal(model: str | None, weights: str | Path | None) -> str:
+    with pytest.raises(WeightsError) as error:
+        resolve(model, weights)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [(None, None), ("resnest14", None), ("resnest14", "tiny"), (None, "tiny")],
+)
+def test_the_embedded_model_needs_no_name(
+    embedded: WeightsEntry, tmp_path: Path, model: str | None, weights: str | None
+) -> None:
+    assert resolve(model, weights) == ResolvedWeights(
+        path=tmp_path / "embedded" / "weights.pth",
+        model="resnest14",
+        tag="tiny",
+        classes=embedded.classes,
+        preprocessing=embedded.preprocessing,
+    )
+
+
+def test_a_tag_is_fetched(server: Server, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    entry = make_entry(server.add("/a", sends(BODY)))
+    monkeypatch.setattr(catalogue, "CATALOGUE", (entry,))
+    steps: list[int] = []
+    resolved = resolve("resnest50", "test", progress=lambda done, _: steps.append(done))
+    assert resolved.path == cache / "weights.pth"
+    assert resolved.tag == "test"
+    assert steps[-1] == len(BODY)
+
+
+def test_a_tag_of_several_models_needs_the_model() -> None:
+    assert "name the model" in refusal(None, "in1k")
+
+
+def test_a_trained_file_needs_nothing_else(trained: Path) -> None:
+    expected = ResolvedWeights(
+        path=trained,
+        model="resnest26",
+        tag=None,
+        classes=("cat", "dog"),
+        preprocessing=centre_crop(96),
+    )
+    assert resolve(None, trained) == resolve("resnest26", str(trained)) == expected
+
+
+def test_a_trained_file_of_another_model_is_refused(trained: Path) -> None:
+    assert "belongs to resnest26, not to resnest50" in refusal("resnest50", trained)
+
+
+def test_a_bare_file_takes_what_its_model_expects(bare: Path) -> None:
+    resolved = resolve("resnest200", bare)
+    assert resolved.classes is None
+    assert resolved.preprocessing == find_entry("resnest200").preprocessing
+
+
+def test_a_bare_file_needs_the_model(bare: Path) -> None:
+    assert "name the model" in refusal(None, bare)
+
+
+def test_what_is_neither_a_tag_nor_a_file_gets_the_nearest_tag() -> None:
+    assert "'in1' is neither a tag of resnest50 nor a file; did you mean 'in1k'?" in refusal(
+        "resnest50", "in1"
+    )
+    assert "of any model" in refusal(None, "missing.safetensors")
+    assert "neither" in refusal("resnest152", "in1k")
+    assert "neither" in refusal("resnest50", "x" * 5000)
+    assert "neither" in refusal("resnest50", Path("in1k"))
+
+
+def test_a_folder_is_not_weights(tmp_path: Path) -> None:
+    assert "directory" in refusal("resnest50", tmp_path)
+
+
+def test_an_unknown_model_is_refused_whatever_the_weights(trained: Path, tmp_path: Path) -> None:
+    for weights in (None, "in1k", trained):
+        with pytest.raises(InputError, match="resnest51"):
+            resolve("resnest51", weights)
+    stranger = tmp_path / "stranger"
+    metadata = ModelMetadata(model="resnest51", classes=(), preprocessing=centre_crop(96))
+    write_checkpoint(stranger, TENSORS, metadata)
+    with pytest.raises(InputError, match="resnest51"):
+        resolve(None, stranger)
+
+
+def test_verifying_an_entry_tells_missing_from_wrong(cache: Path) -> None:
+    entry = make_entry("https://weights.invalid/a")
+    with pytest.raises(WeightsError, match="not on this machine"):
+        verify(entry)
+    cache.mkdir()
+    (cache / "weights.pth").write_bytes(b"something else")
+    with pytest.raises(WeightsError, match=f"begins {entry.sha256}"):
+        verify(entry)
+    (cache / "weights.pth").write_bytes(BODY)
+    assert verify(entry).startswith(entry.sha256)
+
+
+def test_a_file_is_identified_by_its_hash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bare: Path
+) -> None:
+    entry = make_entry("https://weights.invalid/a")
+    monkeypatch.setattr(catalogue, "CATALOGUE", (entry,))
+    (tmp_path / "renamed").write_bytes(BODY)
+    assert identify(tmp_path / "renamed") is entry
+    with pytest.raises(WeightsError, match="none of the catalogue's files"):
+        identify(bare)
+    with pytest.raises(WeightsError, match="No such file"):
+        identify(tmp_path / "missing")
