@@ -1,0 +1,116 @@
+"""`splitattn evaluate`: how good is a network on these images?"""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from splitattn.evaluation import Evaluation
+
+# As many of the most frequent confusions as a screen takes in.
+_CONFUSIONS_SHOWN = 10
+
+
+def evaluate(
+    data: Annotated[str, typer.Argument(help="Folder, Parquet shards or torchvision:NAME.")],
+    model: Annotated[
+        str | None, typer.Option(help="Which model; by default the one that ships inside.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A tag or a file; by default the model's first.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which part of the data.")] = "val",
+    size: Annotated[
+        int | None, typer.Option(help="Input size, if not the model's own.", min=32)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure top-1, top-5 and loss over every image once, class by class.
+
+    Exit status 1 if some images could not be read; the others are measured all the same.
+    """
+    from splitattn.cli.progress import counting
+    from splitattn.create import create_model
+    from splitattn.data.sources import open_data
+    from splitattn.evaluation import evaluate as measure
+    from splitattn.evaluation import with_classes_of_model
+    from splitattn.images.preprocess import at_size
+    from splitattn.runtimes.pytorch import choose_device
+    from splitattn.weights.store import resolve
+
+    resolved = resolve(model, weights)
+    network = create_model(resolved.model, weights=resolved.path)
+    images = with_classes_of_model(
+        open_data(data, split), resolved.classes, num_classes=network.num_classes
+    )
+    where = choose_device(device)
+    with counting(len(images), shown=sys.stderr.isatty()) as advance:
+        measured = measure(
+            network.to(where),
+            images,
+            at_size(resolved.preprocessing, size or resolved.preprocessing.size),
+            device=where,
+            batch_size=batch_size,
+            workers=workers,
+            on_images=advance,
+        )
+    origin = {
+        "model": resolved.model,
+        "weights": resolved.tag or str(resolved.path),
+        "data": data,
+        "split": split,
+        "size": size or resolved.preprocessing.size,
+    }
+    if as_json:
+        typer.echo(json.dumps(origin | _as_dict(measured)))
+    else:
+        _print_tables(measured)
+    for problem in measured.problems:
+        typer.echo(f"error: {problem}", err=True)
+    if measured.problems:
+        raise typer.Exit(1)
+
+
+def _as_dict(measured: "Evaluation") -> dict[str, Any]:
+    return {
+        "n": measured.n,
+        "top1": measured.top1,
+        "top5": measured.top5,
+        "loss": measured.loss,
+        "classes": [
+            {"label": name, "n": n, "top1": top1, "top5": top5}
+            for name, n, top1, top5 in measured.by_class()
+        ],
+        "confusion": measured.confusion.tolist(),
+        "problems": list(measured.problems),
+    }
+
+
+def _print_tables(measured: "Evaluation") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    classes = Table("class", box=None, pad_edge=False)
+    for column in ("images", "top-1 %", "top-5 %"):
+        classes.add_column(column, justify="right")
+    for name, n, top1, top5 in measured.by_class():
+        classes.add_row(name, str(n), f"{top1:.1f}", f"{top5:.1f}")
+    confusions = Table("taken for", "is", box=None, pad_edge=False)
+    confusions.add_column("images", justify="right")
+    for label, guess, count in measured.confusions()[:_CONFUSIONS_SHOWN]:
+        confusions.add_row(guess, label, str(count))
+    console = Console()
+    console.print(classes)
+    console.print()
+    console.print(confusions)
+    console.print()
+    console.print(
+        f"top-1 {measured.top1:.2f} %  top-5 {measured.top5:.2f} %  loss {measured.loss:.4f}  "
+        f"n {measured.n}",
+        highlight=False,
+    )

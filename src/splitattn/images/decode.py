@@ -1,0 +1,188 @@
+"""Whatever holds a picture becomes an upright RGB image, within limits, or one line of error."""
+
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from splitattn.errors import ImageError
+from splitattn.images.fetch import fetch, is_url
+from splitattn.images.limits import DEFAULT_LIMITS, Limits
+
+ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
+
+# Raster formats that Pillow decodes by itself: EPS, for one, would start Ghostscript. The most
+# common come first, for each is asked in turn whether a file is its own.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+
+# The brightest value of images with more than 8 bits per channel: the smallest that no pixel
+# exceeds, for such files do not say.
+_FULL_SCALES = {"I": (65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0)}
+_WHITE = (255, 255, 255, 255)
+
+
+def decode(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode `source` to RGB, 8 bits per channel, turned upright as its EXIF data says.
+
+    Transparency is laid on white, of an animation the first frame is taken, and more than 8 bits
+    per channel are scaled to 8.
+
+    Args:
+        source: a path, an http(s) URL, an encoded file's bytes, an array (H, W), (H, W, 1),
+            (H, W, 3) or (H, W, 4) of uint8 or of floats from 0 to 1, or a Pillow image.
+        limits: what is refused before it is decoded.
+
+    Raises:
+        ImageError: `source` is not an image, is broken, or is over a limit; the message is one
+            line that names the source.
+    """
+    try:
+        return _decode(source, limits)
+    except ImageError as error:
+        raise ImageError(one_line(f"{_name(source)}: {error}")) from error.__cause__
+
+
+def _decode(source: ImageSource, limits: Limits) -> Image.Image:
+    if isinstance(source, Image.Image):
+        with _damage_reported():
+            return _to_rgb(source, limits)
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source), limits)
+    if isinstance(source, str) and is_url(source):
+        source = fetch(source, limits=limits)
+    if isinstance(source, bytes):
+        _check_bytes(len(source), limits)
+        with io.BytesIO(source) as stream:
+            return _from_stream(stream, limits)
+    if isinstance(source, str | Path):
+        return _from_file(Path(source), limits)
+    raise ImageError(
+        "an image must be a path, a URL, bytes, an array or a Pillow image, "
+        f"got {type(source).__name__}"
+    )
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "")) or "Pillow image"
+    return "array" if isinstance(source, np.ndarray) else type(source).__name__
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks, control characters and undecodable bytes of a file name escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _from_file(path: Path, limits: Limits) -> Image.Image:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError("expected an image file, got a folder")
+        # Opening a pipe would wait for a writer, and reading a device need not end.
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("expected an image file, got a pipe or device")
+        _check_bytes(status.st_size, limits)
+        with path.open("rb") as stream:
+            return _from_stream(stream, limits)
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError("no such file; check the path") from None
+    except OSError as error:
+        raise ImageError(f"the file cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ImageError(f"not a path: {error}") from None
+
+
+def _check_bytes(size: int, limits: Limits) -> None:
+    if not size:
+        raise ImageError("expected an image, got 0 bytes")
+    if size > limits.max_bytes:
+        raise ImageError(f"an image may have at most {limits.max_bytes:,} bytes, got {size:,}")
+
+
+def _from_stream(stream: IO[bytes], limits: Limits) -> Image.Image:
+    with _damage_reported(), _open(stream) as image:
+        return _to_rgb(image, limits)
+
+
+@contextmanager
+def _damage_reported() -> Iterator[None]:
+    # Pillow's decoders raise whatever a hostile file provokes: OSError, SyntaxError, struct.error,
+    # IndexError, MemoryError, ...
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"the image is damaged or of an unknown kind: {error}") from error
+
+
+def _open(stream: IO[bytes]) -> Image.Image:
+    """Read the header. As `Image.open`, whose warning about large images `Limits` replaces."""
+    Image.init()
+    prefix = stream.read(16)
+    for name in FORMATS:
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        if factory is None or (accepts is not None and accepts(prefix) is not True):
+            continue
+        stream.seek(0)
+        return factory(stream, "")
+    raise ImageError(f"expected an image ({', '.join(FORMATS)}), got something else")
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
+        raise ImageError(
+            f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}"
+        )
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not 0 <= low <= high <= 1:  # not a number fails this too
+            raise ImageError(f"floats must be from 0 to 1, got {low:g} to {high:g}; use uint8")
+        array = (array * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ImageError(f"an array must be uint8 or floats from 0 to 1, got {array.dtype}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_rgb(image: Image.Image, limits: Limits) -> Image.Image:
+    width, height = image.size
+    if not 0 < width * height <= limits.max_pixels:
+        raise ImageError(
+            f"an image may have 1 to {limits.max_pixels:,} pixels, got {width} x {height}"
+        )
+    image.load()
+    image = _upright(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Broken EXIF data says nothing about the pixels, and it too can raise anything.
+    with suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(min=0)
+    brightest = float(values.max())
+    full_scales = _FULL_SCALES.get(image.mode, (65535.0,))
+    full_scale = next((scale for scale in full_scales if brightest <= scale), brightest)
+    return Image.fromarray((values * (255 / full_scale)).round().astype(np.uint8))

@@ -1,0 +1,31 @@
+"""How much one image from outside may cost."""
+
+from dataclasses import dataclass
+
+from splitattn.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is refused before it is decoded.
+
+    Attributes:
+        max_bytes: of the encoded image, wherever it comes from.
+        max_pixels: width times height, as the header declares them.
+        max_seconds: for the whole download of a URL.
+
+    Raises:
+        InputError: a limit is not positive.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_pixels: int = 178_956_970
+    max_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise InputError(f"{name} must be more than 0, got {value}")
+
+
+DEFAULT_LIMITS = Limits()

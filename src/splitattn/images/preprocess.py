@@ -1,0 +1,91 @@
+"""The evaluation preprocessing contract: how an image becomes a network's input.
+
+Shapes: B batch, C the three channels R, G, B, H and W rows and columns.
+"""
+
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from splitattn.weights.catalogue import Preprocessing
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+# A strip longer than this many times its width is cut before it is enlarged, or a file of a few
+# bytes would grow to gigabytes.
+_LONGEST_STRIP = 100
+
+
+class InputSizeWarning(UserWarning):
+    """A model is evaluated at another input size than the one it was measured at."""
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """An RGB image to the uint8 pixels (3, size, size) that the network sees.
+
+    "crop-resize" is the official ResNeSt evaluation (ECenterCrop in resnest/torch/datasets) and
+    "resize-crop" torchvision's `Resize` and `CenterCrop`, pixel for pixel.
+    """
+    cut = _crop_resize if preprocessing.order == "crop-resize" else _resize_crop
+    return torch.from_numpy(np.array(cut(image, preprocessing))).permute(2, 0, 1)
+
+
+def normalise(batch_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:  # noqa: N803
+    """uint8 pixels (B, 3, H, W) to float32 with the mean and deviation the network expects."""
+    mean, std = (
+        torch.tensor(values, device=batch_BCHW.device).view(1, 3, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return (batch_BCHW.float() / 255 - mean) / std
+
+
+def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
+    """`preprocessing` with another input `size`, and an `InputSizeWarning` if that changes it."""
+    if size == preprocessing.size:
+        return preprocessing
+    warnings.warn(
+        f"the model was measured at input size {preprocessing.size}, not {size}; "
+        "its accuracy will differ",
+        InputSizeWarning,
+        stacklevel=2,
+    )
+    return replace(preprocessing, size=size)
+
+
+def _crop_resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    crop = preprocessing.crop_fraction * min(image.size)
+    left, top = (round((side - crop) / 2) for side in image.size)
+    right, bottom = (max(round(start + crop), start + 1) for start in (left, top))
+    size = (preprocessing.size, preprocessing.size)
+    return _crop(image, (left, top, right, bottom)).resize(
+        size, _FILTERS[preprocessing.interpolation]
+    )
+
+
+def _resize_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    longest = _LONGEST_STRIP * min(image.size)
+    image = _centre(image, min(image.width, longest), min(image.height, longest))
+    short = min(image.size)
+    resized = math.floor(preprocessing.size / preprocessing.crop_fraction)
+    size = (resized * image.width // short, resized * image.height // short)
+    image = image.resize(size, _FILTERS[preprocessing.interpolation])
+    return _centre(image, preprocessing.size, preprocessing.size)
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return _crop(image, (left, top, left + width, top + height))
+
+
+def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    # Not Image.crop: it warns about large images, which Limits has already let pass.
+    left, top, right, bottom = box
+    size = (right - left, bottom - top)
+    return image if size == image.size else image.transform(size, Image.Transform.EXTENT, box)

@@ -1,0 +1,1 @@
+"""Engines that run a network behind one small interface."""

@@ -1,0 +1,151 @@
+"""The command line and the package before any verb does anything."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+
+import splitattn
+from splitattn import cli
+from splitattn.errors import InputError
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import splitattn; dir(splitattn)",
+        "import sys, splitattn.cli; sys.argv = ['splitattn', '--help']\n"
+        "try: splitattn.cli.main()\n"
+        "except SystemExit as end: assert not end.code",
+        "import sys, splitattn.cli; sys.argv = ['splitattn', 'predict', '--help']\n"
+        "try: splitattn.cli.main()\n"
+        "except SystemExit as end: assert not end.code",
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_used(code: str) -> None:
+    loaded = run("-c", f"{code}\nimport sys; print('LOADED', *sys.modules)").stdout
+    modules = set(loaded.split("LOADED")[1].split())
+    assert "splitattn" in modules
+    assert not modules & {"torch", "torchvision", "numpy", "PIL", "pyarrow", "safetensors"}
+
+
+def test_help_and_import_take_a_quarter_of_the_time_of_importing_torch() -> None:
+    commands = {
+        "torch": ["-c", "import torch"],
+        "help": ["-m", "splitattn", "--help"],
+        "import": ["-c", "import splitattn"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(3):  # interleaved, so that a busy moment slows all of them
+        for name, command in commands.items():
+            started = time.perf_counter()
+            run(*command)
+            seconds[name].append(time.perf_counter() - started)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    assert median["help"] <= median["torch"] / 4, median
+    assert median["import"] <= median["torch"] / 4, median
+
+
+def test_public_names_are_there_and_listed() -> None:
+    for name in splitattn.__all__:
+        assert getattr(splitattn, name).__name__ == name
+    assert set(splitattn.__all__) <= set(dir(splitattn))
+    assert splitattn.list_models()[0] == "resnest14"
+    assert splitattn.list_weights("resnest50")[0].model == "resnest50"
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Resnet'"):
+        splitattn.Resnet  # noqa: B018
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["predict", "--help"]])
+def test_questions_are_answered_with_status_0(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert not end.value.code
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert (splitattn.__version__ in output.out) == (arguments == ["--version"])
+
+
+def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out
+    assert all(verb in listed for verb in ("predict", "evaluate", "train", "models", "weights"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["predictt"], ["--nope"], ["predict", "--nope"], ["predict"]]
+)
+def test_a_wrong_call_ends_with_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "Traceback" not in output.err
+
+
+def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the command line a single verb, `fail`, that raises `error`."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.callback()
+    def options() -> None: ...
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+
+
+def test_bad_input_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(InputError("size must be odd, got 4"), monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fail"])
+    assert end.value.code == 2
+    assert capsys.readouterr() == ("", "error: size must be odd, got 4\n")
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "fail"], ["fail", "--debug"]])
+def test_debug_shows_the_traceback(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(InputError("size must be odd, got 4"), monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("error: size must be odd, got 4\n")
+
+
+def test_an_interrupt_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    fails_with(KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fail"])
+    assert end.value.code == 130
+
+
+def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    fails_with(ZeroDivisionError(), monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["fail"])

@@ -1,0 +1,258 @@
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from splitattn.classifier import Classifier
+from splitattn.cli import main
+from tests.cli.networks import CLASSES, write_weights
+from tests.images.site import answer, site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+@pytest.fixture
+def predict(weights: Path, capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> Answer:
+        capsys.readouterr()
+        status = 0
+        try:
+            main(["predict", "--weights", str(weights), *map(str, arguments)])
+        except SystemExit as end:
+            status = end.code or 0
+        out, err = capsys.readouterr()
+        return Answer(status=status, out=out, err=err)
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("chelsea", "coffee", "rocket"):
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
+    Image.fromarray(skimage.data.astronaut()).save(folder / "more" / "astronaut.jpg")
+    return folder
+
+
+NAMES = ["chelsea.png", "coffee.png", "rocket.png", "more/astronaut.jpg"]
+
+
+def test_json_has_one_object_per_input_with_the_fields_of_the_contract(
+    predict, photos: Path, weights: Path
+) -> None:
+    answer = predict(photos, "--format", "json", "--topk", 2)
+    assert (answer.status, answer.err) == (0, "")
+    assert [line["path"] for line in answer.lines] == [str(photos / name) for name in NAMES]
+    expected = Classifier(weights=weights).predict(str(photos / "chelsea.png"), topk=2)
+    first = answer.lines[0]
+    assert list(first) == ["path", "predictions", "model", "weights"]
+    assert (first["model"], first["weights"]) == ("resnest14", str(weights))
+    assert [list(p) for p in first["predictions"]] == [["label", "index", "probability"]] * 2
+    for actual, wanted in zip(first["predictions"], expected, strict=True):
+        assert (actual["label"], actual["index"]) == (wanted.label, wanted.index)
+        assert actual["probability"] == pytest.approx(wanted.probability, abs=1e-5)
+
+
+def test_some_bad_inputs_give_status_1_and_every_other_answer(predict, photos: Path) -> None:
+    (photos / "empty.jpg").touch()
+    (photos / "text.jpg").write_text("no photograph")
+    jpeg = photos / "more" / "astronaut.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:5000])
+    answer = predict(photos, photos / "missing.png", "--format", "json", "--batch-size", 2)
+    assert answer.status == 1
+    bad = {line["path"]: line["error"] for line in answer.lines if list(line) == ["path", "error"]}
+    assert [Path(path).name for path in bad] == [
+        "empty.jpg",
+        "text.jpg",
+        "astronaut.jpg",
+        "missing.png",
+    ]
+    assert all(error.startswith(path) and error.isprintable() for path, error in bad.items())
+    good = [Path(line["path"]).name for line in answer.lines if "predictions" in line]
+    assert good == ["chelsea.png", "coffee.png", "rocket.png"]
+    assert answer.err == "4 of 7 inputs could not be labelled\n"
+
+
+def test_all_inputs_bad_is_still_an_answer(predict, tmp_path: Path) -> None:
+    answer = predict(tmp_path, tmp_path / "*.jpg", "--format", "json")
+    assert answer.status == 1
+    assert [line["path"] for line in answer.lines] == [str(tmp_path), str(tmp_path / "*.jpg")]
+
+
+def test_globs_files_stdin_and_urls_mix_in_order(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photos / 'rocket.png'}\n\nmissing\n"))
+    page = answer(200, (photos / "coffee.png").read_bytes())
+    with site({"/coffee": page}) as address:
+        urls = [f"{address}/coffee", f"{address}/gone"]
+        result = predict(f"{photos}/**/*.jpg", "-", *urls, photos / "chelsea.png", "--format=json")
+    assert result.status == 1
+    assert [(line["path"], "error" in line) for line in result.lines] == [
+        (str(photos / "more/astronaut.jpg"), False),
+        (str(photos / "rocket.png"), False),
+        ("missing", True),
+        (urls[0], False),
+        (urls[1], True),
+        (str(photos / "chelsea.png"), False),
+    ]
+
+
+def test_csv_is_quoted_where_it_must_be(predict, photos: Path, weights: Path) -> None:
+    path = photos / 'a "cat", they say.png'
+    (photos / "chelsea.png").rename(path)
+    answer = predict(path, photos / "missing.png", "--format", "csv", "--topk", len(CLASSES))
+    assert answer.status == 1
+    *rows, failed = csv.DictReader(io.StringIO(answer.out, newline=""))
+    assert {row["path"] for row in rows} == {str(path)}
+    assert {row["label"]: row["index"] for row in rows} == {
+        label: str(index) for index, label in enumerate(CLASSES)
+    }
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert sum(float(row["probability"]) for row in rows) == pytest.approx(1, abs=1e-5)
+    assert {(row["model"], row["weights"], row["error"]) for row in rows} == {
+        ("resnest14", str(weights), "")
+    }
+    assert failed["path"] == str(photos / "missing.png")
+    assert "no such file" in failed["error"]
+    assert failed["label"] == ""
+
+
+def test_the_table_is_the_default_and_reads_well(predict, photos: Path) -> None:
+    answer = predict(photos / "chelsea.png", photos / "missing.png", "--topk", 1)
+    first, best, error = answer.out.splitlines()
+    assert first == str(photos / "chelsea.png")
+    percent, sign, label = best.split(maxsplit=2)
+    assert 0 < float(percent) <= 100
+    assert (sign, label in CLASSES) == ("%", True)
+    assert error.startswith(f"error: {photos / 'missing.png'}: no such file")
+
+
+def test_a_file_name_cannot_write_to_the_terminal(predict, photos: Path) -> None:
+    path = photos / "\x1b[31mred\n.png"
+    (photos / "chelsea.png").rename(path)
+    assert predict(path).out.splitlines()[0] == f"{photos}/\\x1b[31mred\\n.png"
+
+
+@pytest.mark.parametrize("layout", ["json", "csv", "table"])
+def test_a_file_name_that_is_not_text_survives(predict, photos: Path, layout: str) -> None:
+    path = photos / os.fsdecode(b"\xff.png")
+    (photos / "chelsea.png").rename(path)
+    answer = predict(photos / "coffee.png", path, "--format", layout)
+    assert answer.status == 0
+    if layout == "json":
+        assert answer.lines[1]["path"] == str(path)
+    else:
+        assert f"{photos}/\\udcff.png" in answer.out
+
+
+def test_output_appears_whole_or_not_at_all(predict, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    answer = predict(photos, "--format", "json", "--output", output)
+    assert (answer.status, answer.out) == (0, "")
+    assert len(output.read_text().splitlines()) == len(NAMES)
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "results.json"}
+
+
+def test_an_interrupted_run_leaves_the_old_output(
+    predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "results.json"
+    output.write_text("old")
+    label = Classifier._label
+
+    def interrupted(self: Classifier, batch: list, topk: int):
+        yield next(label(self, batch, topk))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "_label", interrupted)
+    answer = predict(photos, "--format", "json", "--output", output)
+    assert answer.status == 130
+    assert output.read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "results.json"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "predict needs images, got none"),
+        (["x.jpg", "--output", "/"], "--output must be a file, got the folder /"),
+        (["x.jpg", "--output", "/nowhere/at/all"], "cannot write --output /nowhere/at/all"),
+        (["x.jpg", "--topk", "0"], "topk must be at least 1, got 0"),
+        (["x.jpg", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["x.jpg", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["x.jpg", "--engine", "steam"], "engine must be one of"),
+        (["x.jpg", "--model", "resnest5"], "no model is called 'resnest5'"),
+        (["x.jpg", "--weights", "missing.pth"], "missing.pth"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_status_2(
+    predict, arguments: list[str], complaint: str
+) -> None:
+    answer = predict(*arguments)
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err.count("\n") == 1
+    assert answer.err.startswith("error: ")
+    assert complaint in answer.err
+
+
+def test_a_bar_shows_rate_and_what_is_left_on_a_terminal_only(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    answer = predict(photos, "--format", "json")
+    assert "images/s" in answer.err
+    assert f"{len(NAMES)}/{len(NAMES)}" in answer.err
+    assert [line["path"] for line in answer.lines] == [str(photos / name) for name in NAMES]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="needs POSIX pipes")
+def test_results_stream_and_a_closed_pipe_ends_quietly(weights: Path, tmp_path: Path) -> None:
+    for number in range(80):
+        pixels = np.full((8, 8, 3), number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:03}.png")
+    command = [sys.executable, "-m", "splitattn", "predict", "-", "--weights", str(weights)]
+    process = subprocess.Popen(
+        [*command, "--format", "json", "--batch-size", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        # The list is still open when the first results arrive.
+        process.stdin.write("".join(f"{tmp_path}/{number:03}.png\n" for number in range(8)))
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["path"] == f"{tmp_path}/000.png"
+        process.stdout.close()
+        process.stdin.write(f"{tmp_path}\n")
+        process.stdin.close()
+        assert process.wait(60) != 0
+        assert process.stderr.read() == ""

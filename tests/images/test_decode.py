@@ -1,0 +1,280 @@
+import io
+import os
+import random
+import struct
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image, features
+
+from splitattn.errors import ImageError, InputError
+from splitattn.images.decode import decode
+from splitattn.images.limits import Limits
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def pixel(image: Image.Image, x: int = 4, y: int = 4) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.asarray(image)[y, x])
+
+
+def png_declaring(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 10) + b"IDAT" + bytes(14)
+
+
+def bmp_declaring(width: int, height: int) -> bytes:
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return struct.pack("<2sIHHI", b"BM", 154, 0, 0, 54) + info + bytes(100)
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    return Image.fromarray(skimage.data.chelsea())
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "JPEG2000", "AVIF"])
+def test_every_common_format_is_read(format: str, photograph: Image.Image) -> None:
+    if format in ("WEBP", "AVIF") and not features.check(format.lower()):
+        pytest.skip(f"this Pillow has no {format}")
+    decoded = decode(encoded(photograph, format))
+    assert (decoded.mode, decoded.size) == ("RGB", photograph.size)
+    difference = np.asarray(decoded, dtype=int) - np.asarray(photograph)
+    assert np.abs(difference).mean() < 8
+
+
+def test_path_string_bytes_array_and_pillow_image_give_the_same_pixels(
+    tmp_path: Path, photograph: Image.Image
+) -> None:
+    path = tmp_path / "chelsea.png"
+    photograph.save(path)
+    array = np.asarray(photograph)
+    for source in (path, str(path), path.read_bytes(), array, photograph, Image.open(path)):
+        np.testing.assert_array_equal(np.asarray(decode(source)), array)
+
+
+# How a camera held in each of the eight ways stores an upright picture.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
+    upright = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode(encoded(stored, format, exif=exif))
+    np.testing.assert_array_equal(np.asarray(decoded), upright)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_does_not_cost_the_picture(photograph: Image.Image) -> None:
+    content = encoded(photograph, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+    assert decode(content).size == photograph.size
+
+
+@pytest.mark.parametrize(
+    ("image", "format", "expected"),
+    [
+        (Image.new("L", (9, 9), 77), "PNG", (77, 77, 77)),
+        (Image.new("1", (9, 9), 1), "PNG", WHITE),
+        (Image.new("LA", (9, 9), (10, 0)), "PNG", WHITE),
+        (Image.new("RGBA", (9, 9), (255, 0, 0, 0)), "PNG", WHITE),
+        (Image.new("RGBA", (9, 9), (255, 0, 0, 255)), "PNG", RED),
+        (Image.new("RGBA", (9, 9), (0, 0, 0, 51)), "PNG", (204, 204, 204)),
+        (Image.new("I;16", (9, 9), 0x8080), "PNG", (128, 128, 128)),
+        (Image.new("I;16", (9, 9), 65535), "TIFF", WHITE),
+        (Image.new("I", (9, 9), 2**31 - 1), "TIFF", WHITE),
+        (Image.new("F", (9, 9), 0.2), "TIFF", (51, 51, 51)),
+        (Image.new("F", (9, 9), 51.0), "TIFF", (51, 51, 51)),
+        (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "TIFF", RED),
+    ],
+)
+def test_every_pixel_format_becomes_rgb(
+    image: Image.Image, format: str, expected: tuple[int, int, int]
+) -> None:
+    assert pixel(decode(encoded(image, format))) == expected
+
+
+def test_adobe_cmyk_jpeg_is_not_inverted() -> None:
+    content = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert b"Adobe" in content
+    np.testing.assert_allclose(pixel(decode(content)), RED, atol=3)
+
+
+def test_transparent_colours_of_a_palette_lie_on_white() -> None:
+    image = Image.new("P", (9, 9), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putpixel((0, 0), 0)
+    decoded = decode(encoded(image, "PNG", transparency=b"\x00\xff"))
+    assert (pixel(decoded, 0, 0), pixel(decoded)) == (WHITE, RED)
+
+
+def test_a_transparent_colour_key_lies_on_white() -> None:
+    image = Image.new("RGB", (9, 9), (1, 2, 3))
+    assert pixel(decode(encoded(image, "PNG", transparency=(1, 2, 3)))) == WHITE
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_an_animation_is_taken(format: str) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    content = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert pixel(decode(content)) == RED
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (9, 9, 1), (9, 9, 3), (9, 9, 4)])
+def test_arrays_of_bytes_and_of_fractions_mean_the_same(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    channels = array.reshape(9, 9, -1)
+    channels[:, :, 3:] = 255
+    expected = np.broadcast_to(channels[:, :, :3], (9, 9, 3))
+    for same in (array, array / 255, (array / 255).astype(np.float32), np.asfortranarray(array)):
+        np.testing.assert_array_equal(np.asarray(decode(same)), expected)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((2, 9, 9, 3), np.uint8),
+        np.zeros((3, 9, 9), np.uint8),
+        np.zeros(9, np.uint8),
+        np.zeros((0, 9), np.uint8),
+        np.zeros((9, 9, 3), np.int64),
+        np.full((9, 9, 3), 200.0),
+        np.full((9, 9, 3), -0.1),
+        np.full((9, 9, 3), np.nan),
+    ],
+)
+def test_other_arrays_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="array"):
+        decode(array)
+
+
+PNG = encoded(Image.new("RGB", (64, 64), "red"), "PNG")
+JPEG = encoded(Image.fromarray(skimage.data.chelsea()), "JPEG")
+
+HOSTILE = {
+    "empty.jpg": b"",
+    "text.jpg": b"this is not a photograph\n",
+    "truncated.jpg": JPEG[: len(JPEG) // 2],
+    "header-only.jpg": JPEG[:20],
+    "truncated.png": PNG[: len(PNG) // 2],
+    "gigantic.png": png_declaring(20_000, 20_000),
+    "more-than-memory.png": png_declaring(2**31 - 1, 2**31 - 1),
+    "no-pixels.png": png_declaring(0, 10),
+    "gigantic.bmp": bmp_declaring(20_000, 20_000),
+    "no-data.bmp": bmp_declaring(1_000, 1_000),
+    "runs-ghostscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+    "line\nbreak\x1b[2J.jpg": b"text",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_bad_file_is_one_line_that_names_it(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(ImageError) as raised:
+        decode(path)
+    message = str(raised.value)
+    assert message.isprintable()
+    assert ascii(name)[1:-1] in message
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (178_956_971, 1)])
+def test_the_pixel_limit_is_checked_before_decoding(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=f"178,956,970 pixels, got {size[0]} x {size[1]}"):
+        decode(png_declaring(*size))
+
+
+def test_only_our_own_pixel_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode(PNG).size == (64, 64)
+    with pytest.raises(ImageError, match="4,095 pixels"):
+        decode(PNG, limits=Limits(max_pixels=4095))
+
+
+def test_the_byte_limit_holds_for_files_and_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(PNG)
+    for source in (path, PNG):
+        decode(source, limits=Limits(max_bytes=len(PNG)))
+        with pytest.raises(ImageError, match="bytes"):
+            decode(source, limits=Limits(max_bytes=len(PNG) - 1))
+
+
+def test_limits_must_be_positive() -> None:
+    with pytest.raises(InputError, match="max_pixels must be more than 0, got 0"):
+        Limits(max_pixels=0)
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    for source, complaint in (
+        (tmp_path, "folder"),
+        (tmp_path / "missing.jpg", "no such file"),
+        (tmp_path / ("x" * 5000), "cannot be read"),
+        ("nul\0.jpg", "not a path"),
+        (pipe, "pipe or device"),
+        (7, "got int"),
+    ):
+        with pytest.raises(ImageError, match=complaint):
+            decode(source)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "secret.png"
+    path.write_bytes(PNG)
+    path.chmod(0)
+    with pytest.raises(ImageError, match="Permission denied"):
+        decode(path)
+
+
+def test_a_damaged_pillow_image_is_reported() -> None:
+    image = Image.open(io.BytesIO(JPEG[: len(JPEG) // 2]))
+    with pytest.raises(ImageError, match="damaged"):
+        decode(image)
+
+
+def test_a_pillow_image_is_left_as_it_was() -> None:
+    image = Image.new("RGBA", (9, 9), (255, 0, 0, 0))
+    image.getexif()[0x0112] = 6
+    decode(image)
+    assert (image.mode, image.getexif()[0x0112]) == ("RGBA", 6)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_corrupted_bytes_give_an_image_or_an_image_error(format: str) -> None:
+    rng = random.Random(0)
+    intact = encoded(Image.fromarray(skimage.data.chelsea()).resize((32, 24)), format)
+    limits = Limits(max_pixels=10**6)
+    for _ in range(150):
+        content = bytearray(intact)
+        for _ in range(rng.randint(1, 8)):
+            content[rng.randrange(min(len(content), 400))] = rng.randrange(256)
+        with suppress(ImageError):
+            assert decode(bytes(content), limits=limits).mode == "RGB"

@@ -1,0 +1,256 @@
+import gc
+import io
+import itertools
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from splitattn.classifier import Classifier, Prediction
+from splitattn.errors import ImageError, InputError, WeightsError
+from splitattn.images.limits import Limits
+from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.metadata import ModelMetadata
+from tests.cli.networks import CLASSES, PREPROCESSING, network, write_weights
+
+PHOTOGRAPHS = [
+    getattr(skimage.data, name)() for name in ("chelsea", "coffee", "astronaut", "rocket", "cat")
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+@pytest.fixture(scope="module")
+def classifier(weights: Path) -> Classifier:
+    return Classifier(weights=weights, device="cpu")
+
+
+def probabilities(predictions: list[Prediction]) -> torch.Tensor:
+    by_index = {prediction.index: prediction.probability for prediction in predictions}
+    return torch.tensor([by_index[index] for index in range(len(CLASSES))])
+
+
+def test_predictions_are_those_of_the_plain_network(classifier: Classifier) -> None:
+    photograph = Image.fromarray(skimage.data.chelsea())
+    # The contract of PREPROCESSING, written out.
+    side = photograph.height // 2
+    left, top = round((photograph.width - side) / 2), round((photograph.height - side) / 2)
+    cropped = photograph.crop((left, top, left + side, top + side))
+    resized = np.array(cropped.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32)
+    normalised = (resized / 255 - PREPROCESSING.mean) / PREPROCESSING.std
+    with torch.no_grad():
+        logits = network()(torch.tensor(normalised).float().permute(2, 0, 1)[None])
+    expected = logits.softmax(1)[0]
+
+    predictions = classifier.predict(photograph, topk=len(CLASSES))
+
+    torch.testing.assert_close(probabilities(predictions), expected, atol=1e-5, rtol=0)
+    assert predictions == sorted(predictions, key=lambda p: -p.probability)
+    assert all(p.label == CLASSES[p.index] for p in predictions)
+    assert 0.3 > expected.std() > 1e-3, "the network must tell the classes apart"
+
+
+def test_a_path_bytes_array_and_pillow_image_are_labelled_alike(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    path = tmp_path / "rocket.png"
+    image = Image.fromarray(skimage.data.rocket())
+    image.save(path)
+    expected = classifier.predict(path)
+    assert len(expected) == 5
+    for source in (str(path), path.read_bytes(), np.asarray(image), image):
+        assert classifier.predict(source) == expected
+
+
+def test_a_list_gives_one_answer_each_in_order(classifier: Classifier) -> None:
+    answers = classifier.predict(PHOTOGRAPHS, topk=2)
+    assert [len(answer) for answer in answers] == [2] * len(PHOTOGRAPHS)
+    for photograph, answer in zip(PHOTOGRAPHS, answers, strict=True):
+        assert answer[0].index == classifier.predict(photograph)[0].index
+    assert classifier.predict([]) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+def test_probabilities_do_not_depend_on_the_batch(classifier: Classifier, batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(6)]
+    images = PHOTOGRAPHS + noise
+    alone = [probabilities(classifier.predict(image, topk=99)) for image in images]
+    together = list(classifier.predict_stream(images, topk=99, batch_size=batch_size))
+    for one, other in zip(alone, together, strict=True):
+        assert not isinstance(other, ImageError)
+        torch.testing.assert_close(one, probabilities(other), atol=1e-5, rtol=0)
+
+
+def test_an_image_that_fails_is_answered_in_its_place(classifier: Classifier) -> None:
+    sources = [b"broken", PHOTOGRAPHS[0], "missing.jpg", PHOTOGRAPHS[1], b""]
+    results = list(classifier.predict_stream(sources, batch_size=2))
+    assert [isinstance(result, ImageError) for result in results] == [True, False] * 2 + [True]
+    with pytest.raises(ImageError, match=r"missing\.jpg: no such file"):
+        classifier.predict(["missing.jpg", PHOTOGRAPHS[0]])
+
+
+def test_order_is_kept_when_decoding_is_not(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second_is_decoded = threading.Event()
+
+    def load(source: bytes) -> ImageError:
+        if source == b"first":
+            assert second_is_decoded.wait(10)
+        if source == b"second":
+            second_is_decoded.set()
+        return ImageError(source.decode())
+
+    monkeypatch.setattr(classifier, "_load", load)
+    results = classifier.predict_stream([b"first", b"second", b"third"], workers=2)
+    assert [str(result) for result in results] == ["first", "second", "third"]
+
+
+def test_sources_are_read_two_batches_ahead_and_no_further(classifier: Classifier) -> None:
+    read = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal read
+        while True:
+            read += 1
+            yield PHOTOGRAPHS[0]
+
+    results = classifier.predict_stream(endless(), batch_size=3)
+    assert read == 0
+    next(results)
+    assert read == 6
+    results.close()
+
+
+def test_closing_the_stream_ends_its_threads(classifier: Classifier) -> None:
+    results = classifier.predict_stream(itertools.repeat(PHOTOGRAPHS[0]), batch_size=2, workers=2)
+    next(results)
+    results.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("splitattn-decode")]
+
+
+def small_files(count: int) -> Iterator[bytes]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        stream = io.BytesIO()
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        Image.new("RGB", (32, 32), colour).save(stream, "PNG")
+        yield stream.getvalue() if colour[0] > 20 else b"broken"
+
+
+def grown(classifier: Classifier, count: int) -> int:
+    """Bytes of memory that are held after `count` images, beyond those after a few hundred."""
+    results = classifier.predict_stream(small_files(count), topk=1, batch_size=16, workers=2)
+    tracemalloc.start()
+    try:
+        for _ in itertools.islice(results, 300):
+            pass
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in results:
+            pass
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+class Indifferent:
+    """A runtime that costs nothing."""
+
+    name = "indifferent"
+
+    def warm_up(self, batch_size: int) -> None: ...
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(batch), len(CLASSES)), 1 / len(CLASSES))
+
+
+def test_memory_stays_flat(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "runtime", Indifferent())
+    # One small image's pixels are 3 kB: two thousand of them would be 6 MB.
+    assert grown(classifier, 2_300) < 500_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_memory_stays_flat_over_ten_thousand_images(classifier: Classifier) -> None:
+    assert grown(classifier, 10_300) < 500_000
+
+
+def test_limits_apply(weights: Path) -> None:
+    strict = Classifier(weights=weights, limits=Limits(max_pixels=1000))
+    with pytest.raises(ImageError, match="1,000 pixels"):
+        strict.predict(PHOTOGRAPHS[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"topk": 0}, "topk must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"workers": -1}, "workers must be at least 1, got -1"),
+    ],
+)
+def test_numbers_are_checked_at_once(
+    classifier: Classifier, arguments: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        classifier.predict_stream([], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"device": "tpu9000"}, "device 'tpu9000' cannot be used"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
+        ({"engine": "steam"}, "engine must be one of auto, torch, got 'steam'"),
+    ],
+)
+def test_a_device_or_engine_that_is_not_there_is_one_line(
+    weights: Path, arguments: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint) as raised:
+        Classifier(weights=weights, **arguments)
+    assert str(raised.value).isprintable()
+
+
+def test_weights_without_class_names_answer_with_indices(tmp_path: Path) -> None:
+    path = tmp_path / "nameless.safetensors"
+    write_checkpoint(path, network().state_dict())
+    nameless = Classifier("resnest14", path)
+    assert nameless.classes == ("0", "1", "2", "3", "4", "5")
+    assert (nameless.model, nameless.weights) == ("resnest14", str(path))
+    prediction = nameless.predict(PHOTOGRAPHS[0])[0]
+    assert prediction.label == str(prediction.index)
+
+
+def test_class_names_must_be_as_many_as_the_outputs(tmp_path: Path) -> None:
+    path = tmp_path / "mislabelled.safetensors"
+    metadata = ModelMetadata(model="resnest14", classes=("a", "b"), preprocessing=PREPROCESSING)
+    write_checkpoint(path, network().state_dict(), metadata)
+    with pytest.raises(WeightsError, match=r"each of its 6 classes, it names 2"):
+        Classifier(weights=path)
+
+
+def test_channels_last_and_evaluation_mode_are_used(classifier: Classifier) -> None:
+    model = classifier.runtime._model
+    assert not model.training
+    assert model.layer1[0].conv3.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_warming_up_changes_nothing(classifier: Classifier) -> None:
+    before = classifier.predict(PHOTOGRAPHS[0])
+    classifier.runtime.warm_up(2)
+    assert classifier.predict(PHOTOGRAPHS[0]) == before
+    assert classifier.runtime.name.startswith("torch ")
