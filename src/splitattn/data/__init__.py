@@ -1,0 +1,1 @@
+"""One string names a data set; here it becomes labelled images, and those become batches."""

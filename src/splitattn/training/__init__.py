@@ -1,0 +1,1 @@
+"""From images to trained weights: a recipe says how, the loop does it, checkpoints resume it."""
