@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torchvision import datasets
 
@@ -144,8 +145,8 @@ def _open_parquet(shards: list[Path], split: str, data: str) -> LabelledImages:
     try:
         table = pa.concat_tables([pq.read_table(s, columns=["image", "label"]) for s in chosen])
         image = table.column("image")
-        encoded = pa.chunked_array([chunk.field("bytes") for chunk in image.chunks])
-        paths = pa.chunked_array([chunk.field("path") for chunk in image.chunks]).to_pylist()
+        encoded = pc.struct_field(image, "bytes")
+        paths = pc.struct_field(image, "path").to_pylist()
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
         classes = tuple(features["label"]["names"])
         labels = table.column("label").to_pylist()
