@@ -59,16 +59,17 @@ def create_model(
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be had or do not fit the model.
     """
-    if weights is None:
-        built, state = None, None
-    elif isinstance(model, Architecture):
-        raise InputError("weights need a model's name, got an Architecture; load them yourself")
-    else:
-        path = resolve(model, weights).path
-        built, state = path, read_checkpoint(path).state_dict
     shape = model if isinstance(model, Architecture) else architecture(model)
+    state: dict[str, Tensor] = {}
+    origin = ""
+    if weights is not None:
+        if isinstance(model, Architecture):
+            raise InputError("weights need a model's name, got an Architecture; load them yourself")
+        path = resolve(model, weights).path
+        state, origin = read_checkpoint(path).state_dict, str(path)
     if num_classes is None:
-        num_classes = len(state["fc.weight"]) if state and "fc.weight" in state else 1000
+        head = state.get("fc.bias")
+        num_classes = 1000 if head is None else head.numel()
     network = ResNeSt(
         shape,
         num_classes=num_classes,
@@ -78,30 +79,34 @@ def create_model(
         drop_block=drop_block,
         dropout=dropout,
     )
-    if state is not None:
-        _load(network, state, model=str(model), origin=str(built))
+    if state:
+        _load(network, state, model=str(model), origin=origin)
     return network
 
 
 def _load(network: ResNeSt, state: dict[str, Tensor], *, model: str, origin: str) -> None:
+    """Load what fits; a classifier or stem of another width is replaced, with a warning."""
     own = network.state_dict()
     stem = "conv1.0.weight" if network.architecture.deep_stem else "conv1.weight"
-    head = {"fc.weight", "fc.bias"}
     adapted: set[str] = set()
-    if any(key in state and key in own and state[key].shape != own[key].shape for key in head) or (
-        not network.num_classes
-    ):
-        adapted |= head
-        logger.warning(
-            "%s: the classifier is new, for %d classes, and untrained", origin, network.num_classes
-        )
-    if stem in state and state[stem].ndim == 4 and state[stem].shape[1] != own[stem].shape[1]:
+    found_classes = state["fc.bias"].numel() if "fc.bias" in state else 0
+    if found_classes != network.num_classes:
+        adapted |= {"fc.weight", "fc.bias"}
+        if network.num_classes:
+            logger.warning(
+                "%s: the classifier is new, for %d classes, and untrained",
+                origin,
+                network.num_classes,
+            )
+    found_chans = state[stem].shape[1] if stem in state and state[stem].ndim == 4 else 0
+    in_chans = own[stem].shape[1]
+    if found_chans not in (0, in_chans):
         adapted.add(stem)
         logger.warning(
             "%s: the first convolution is adapted from %d to %d channels",
             origin,
-            state[stem].shape[1],
-            own[stem].shape[1],
+            found_chans,
+            in_chans,
         )
     check_match(
         {key: tuple(value.shape) for key, value in state.items()},
@@ -112,7 +117,6 @@ def _load(network: ResNeSt, state: dict[str, Tensor], *, model: str, origin: str
     )
     loaded = {key: state[key] for key in own if key in state and key not in adapted}
     if stem in adapted:
-        channels = own[stem].shape[1]
         mean = state[stem].float().mean(1, keepdim=True)
-        loaded[stem] = mean.expand_as(own[stem]) * (state[stem].shape[1] / channels)
+        loaded[stem] = mean.expand_as(own[stem]) * (found_chans / in_chans)
     network.load_state_dict(own | loaded)

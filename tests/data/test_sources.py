@@ -111,7 +111,7 @@ def test_a_failed_torchvision_download_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(_Local):
-        def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+        def __len__(self) -> int:
             raise RuntimeError("no\nnetwork")
 
     monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))

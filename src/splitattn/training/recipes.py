@@ -95,14 +95,16 @@ class Recipe:
         """Side of the training crops in `epoch`, counted from 0."""
         progress = epoch / max(self.epochs - 1, 1)
         size = self.starting_size + progress * (self.train_size - self.starting_size)
-        return min(round(size / 8) * 8, self.train_size) if progress < 1 else self.train_size
+        if size in (self.starting_size, self.train_size):
+            return int(size)
+        return max(self.starting_size, min(round(size / 8) * 8, self.train_size))
 
 
 RECIPES: dict[str, Recipe] = {
     "plain": Recipe(),
     # What the embedded model was trained with: 64-pixel images, two processor cores.
     "embedded": Recipe(
-        epochs=12,
+        epochs=10,
         batch_size=128,
         learning_rate=0.2,
         warmup_epochs=1.0,

@@ -1,0 +1,151 @@
+"""A name and weights become a ready network, re-headed and with another stem where asked."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from splitattn.architectures import ARCHITECTURES, Architecture
+from splitattn.create import create_model, list_models, list_weights
+from splitattn.errors import InputError, WeightsError
+from splitattn.nn.resnest import ResNeSt
+from splitattn.weights.catalogue import Preprocessing
+from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.metadata import ModelMetadata
+
+
+@pytest.fixture
+def trained() -> ResNeSt:
+    model = create_model("resnest14", num_classes=6)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+@pytest.fixture
+def path(tmp_path: Path, trained: ResNeSt) -> Path:
+    metadata = ModelMetadata(
+        model="resnest14",
+        classes=tuple("abcdef"),
+        preprocessing=Preprocessing(size=64, crop_fraction=1.0),
+    )
+    return Path(write_weights(tmp_path / "weights.safetensors", trained, metadata))
+
+
+def write_weights(path: Path, model: ResNeSt, metadata: ModelMetadata | None = None) -> str:
+    write_checkpoint(path, model.state_dict(), metadata)
+    return str(path)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_the_lists_are_those_of_the_tables() -> None:
+    assert list_models() == list(ARCHITECTURES)
+    assert {entry.model for entry in list_weights()} <= set(ARCHITECTURES)
+    assert [entry.tag for entry in list_weights("resnest14")] == ["gluon_in1k"]
+    with pytest.raises(InputError, match="did you mean 'resnest50'"):
+        list_weights("resnet50")
+
+
+def test_without_weights_a_model_is_random_and_has_a_thousand_classes() -> None:
+    model = create_model("resnest14")
+    assert model.fc.weight.shape == (1000, 2048)
+    assert model.training
+
+
+def test_an_architecture_of_ones_own_can_be_built_but_has_no_weights(path: Path) -> None:
+    own = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)
+    assert create_model(own, num_classes=4).fc.weight.shape == (4, 512)
+    with pytest.raises(InputError, match="weights need a model's name"):
+        create_model(own, weights=path)
+
+
+def test_weights_decide_the_classes_and_load_exactly(
+    path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = create_model("resnest14", weights=path)
+    for key, value in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert not warnings_of(caplog)
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_another_number_of_classes_gets_a_new_head_or_none(
+    path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture, num_classes: int
+) -> None:
+    model = create_model("resnest14", weights=path, num_classes=num_classes).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model.forward_features(images), trained.eval().forward_features(images))
+        assert model(images).shape == (2, num_classes or 2048)
+    assert len(warnings_of(caplog)) == (1 if num_classes else 0)
+
+
+@pytest.mark.parametrize("in_chans", [1, 5])
+def test_another_number_of_channels_keeps_the_features_of_a_grey_image(
+    path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture, in_chans: int
+) -> None:
+    model = create_model("resnest14", weights=path, in_chans=in_chans).eval()
+    grey = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        ours = model(grey.expand(-1, in_chans, -1, -1))
+        theirs = trained.eval()(grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert warnings_of(caplog) == [
+        f"{path}: the first convolution is adapted from 3 to {in_chans} channels"
+    ]
+
+
+def test_half_precision_weights_load_into_a_float32_model(tmp_path: Path, trained: ResNeSt) -> None:
+    half = {key: v.half() if v.ndim > 1 else v for key, v in trained.state_dict().items()}
+    write_checkpoint(tmp_path / "half.safetensors", half)
+    model = create_model("resnest14", weights=tmp_path / "half.safetensors")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.conv1[0].weight, trained.conv1[0].weight.half().float())
+
+
+def test_weights_of_another_model_are_refused_in_one_line(tmp_path: Path) -> None:
+    other = create_model("resnest26", num_classes=6)
+    path = write_weights(tmp_path / "other.safetensors", other)
+    with pytest.raises(WeightsError, match="checkpoint of resnest26") as raised:
+        create_model("resnest14", weights=path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["fc.weight", "conv1.0.weight", "layer1.0.bn1.weight"])
+def test_a_tensor_of_the_wrong_rank_is_refused_in_one_line(
+    tmp_path: Path, trained: ResNeSt, key: str
+) -> None:
+    state = dict(trained.state_dict())
+    state[key] = torch.tensor(1.0)
+    write_checkpoint(tmp_path / "odd.safetensors", state)
+    with pytest.raises(WeightsError, match=rf"{key} has shape \(\)"):
+        create_model("resnest14", weights=tmp_path / "odd.safetensors")
+
+
+def test_a_checkpoint_without_a_head_still_loads_with_one_of_its_own(
+    tmp_path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture
+) -> None:
+    headless = {k: v for k, v in trained.state_dict().items() if not k.startswith("fc.")}
+    write_checkpoint(tmp_path / "headless.safetensors", headless)
+    model = create_model("resnest14", weights=tmp_path / "headless.safetensors", num_classes=4)
+    assert torch.equal(model.conv1[0].weight, trained.conv1[0].weight)
+    assert "the classifier is new, for 4 classes" in warnings_of(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": -1}, "num_classes must be 0 or more"),
+        ({"in_chans": 0}, "in_chans 1 or more"),
+        ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
+        ({"drop_path": 1.0}, "drop_path must be at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        create_model("resnest14", **arguments)
