@@ -65,6 +65,45 @@ class Architecture:
         first = 4 * self.planes
         return first, 2 * first, 4 * first, 8 * first
 
+    def group_width(self, planes: int) -> int:
+        """Channels that enter the 3x3 convolution of a block of so many planes, over all groups."""
+        return int(planes * self.bottleneck_width / 64) * self.cardinality
+
+    def parameters(self, num_classes: int = 1000) -> int:
+        """Parameters of the network with that many classes, counted without building it."""
+
+        def conv(inputs: int, outputs: int, size: int, groups: int = 1) -> int:
+            return inputs * outputs * size**2 // groups
+
+        def norm(channels: int) -> int:
+            return 2 * channels
+
+        channels = self.stem_channels
+        count = norm(channels)
+        if self.deep_stem:
+            stem = self.stem_width
+            count += conv(3, stem, 3) + conv(stem, stem, 3) + conv(stem, channels, 3)
+            count += 2 * norm(stem)
+        else:
+            count += conv(3, channels, 7)
+        for stage, depth in enumerate(self.layers):
+            out = self.stage_channels[stage]
+            width = self.group_width(self.planes * 2**stage)
+            if self.radix:
+                splits = width * self.radix
+                hidden = max(splits // 4, 32)
+                spatial = conv(width, splits, 3, self.radix * self.cardinality) + norm(splits)
+                spatial += conv(width, hidden, 1, self.cardinality) + hidden + norm(hidden)
+                spatial += conv(hidden, splits, 1, self.cardinality) + splits
+            else:
+                spatial = conv(width, width, 3, self.cardinality) + norm(width)
+            block = norm(width) + spatial + conv(width, out, 1) + norm(out)
+            shortcut = conv(channels, out, 1) + norm(out) if stage or channels != out else 0
+            count += depth * block + shortcut
+            count += conv(channels, width, 1) + (depth - 1) * conv(out, width, 1)
+            channels = out
+        return count + (channels + 1) * num_classes
+
 
 def _fast(radix: int, cardinality: int, bottleneck_width: int) -> Architecture:
     return Architecture(

@@ -17,6 +17,7 @@ from splitattn.images.decode import ImageSource, decode
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.preprocess import preprocess
 from splitattn.runtimes.runtime import load_runtime
+from splitattn.weights.download import Progress
 from splitattn.weights.store import resolve
 
 
@@ -45,6 +46,7 @@ class Classifier:
         device: "auto" is CUDA where there is any, and the CPU elsewhere.
         engine: what runs the network.
         limits: what is refused before it is decoded.
+        progress: follows the download of weights, if there is one.
 
     Attributes:
         model, weights: what was chosen: a model's name, and a tag or a path.
@@ -65,8 +67,9 @@ class Classifier:
         device: str = "auto",
         engine: str = "auto",
         limits: Limits = DEFAULT_LIMITS,
+        progress: Progress | None = None,
     ) -> None:
-        resolved = resolve(model, weights)
+        resolved = resolve(model, weights, progress=progress)
         network = create_model(resolved.model, weights=resolved.path)
         self.model = resolved.model
         self.weights = resolved.tag or str(resolved.path)

@@ -152,3 +152,20 @@ def test_a_file_is_identified_by_its_hash(
         identify(bare)
     with pytest.raises(WeightsError, match="No such file"):
         identify(tmp_path / "missing")
+
+
+def test_a_published_file_brought_by_hand_is_known_by_its_hash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = make_entry("https://weights.invalid/a")
+    monkeypatch.setattr(catalogue, "CATALOGUE", (entry,))
+    path = tmp_path / "renamed.pth"
+    path.write_bytes(BODY)
+    for model in (None, entry.model):
+        resolved = resolve(model, path)
+        assert resolved.path == path
+        assert (resolved.model, resolved.tag) == (entry.model, entry.tag)
+        assert resolved.classes == entry.classes
+        assert resolved.preprocessing == entry.preprocessing
+    other = "resnest269" if entry.model != "resnest269" else "resnest14"
+    assert f"belongs to {entry.model}, not to {other}" in refusal(other, path)

@@ -35,7 +35,7 @@ def test_parameters_are_counted_as_the_network_has_them(architecture: Architectu
     with torch.device("meta"):
         network = ResNeSt(architecture, num_classes=10)
     built = sum(parameter.numel() for parameter in network.parameters())
-    assert models.parameter_count(architecture, num_classes=10) == built
+    assert architecture.parameters(num_classes=10) == built
 
 
 def test_models_lists_every_model_with_its_parameters() -> None:

@@ -6,6 +6,7 @@ Nothing here, and nothing that a verb's module imports at its top, costs more th
 
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Taken out here, because Typer knows a global option only before the verb.
     debug = "--debug" in arguments
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app([argument for argument in arguments if argument != "--debug"])
     except InputError as error:

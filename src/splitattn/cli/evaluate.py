@@ -34,7 +34,7 @@ def evaluate(
 
     Exit status 1 if some images could not be read; the others are measured all the same.
     """
-    from splitattn.cli.progress import counting
+    from splitattn.cli.progress import counting, downloading
     from splitattn.create import create_model
     from splitattn.data.sources import open_data
     from splitattn.evaluation import evaluate as measure
@@ -43,7 +43,8 @@ def evaluate(
     from splitattn.runtimes.pytorch import choose_device
     from splitattn.weights.store import resolve
 
-    resolved = resolve(model, weights)
+    with downloading() as progress:
+        resolved = resolve(model, weights, progress=progress)
     network = create_model(resolved.model, weights=resolved.path)
     images = with_classes_of_model(
         open_data(data, split), resolved.classes, num_classes=network.num_classes

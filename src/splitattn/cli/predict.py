@@ -65,10 +65,11 @@ def predict(
     if output is not None and output.is_dir():
         raise InputError(f"--output must be a file, got the folder {output}")
     from splitattn.classifier import Classifier
-    from splitattn.cli.progress import counting
+    from splitattn.cli.progress import counting, downloading
     from splitattn.images.sources import expand
 
-    classifier = Classifier(model, weights, device=device, engine=engine)
+    with downloading() as progress:
+        classifier = Classifier(model, weights, device=device, engine=engine, progress=progress)
     # File names need not be text: they come in as the system gives them and leave escaped.
     _reconfigure(sys.stdin, errors="surrogateescape")
     watched = sys.stderr.isatty()

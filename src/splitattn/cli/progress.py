@@ -6,10 +6,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 if TYPE_CHECKING:
     from splitattn.training.loop import Progress as Step
+    from splitattn.weights.download import Progress as Download
 
 
 @contextmanager
@@ -79,3 +88,23 @@ def counting(total: int | None, *, shown: bool) -> Iterator[Callable[[int], None
     task = bar.add_task("", total=total, rate=0.0)
     with bar:
         yield lambda n: bar.update(task, advance=n, rate=bar.tasks[task].speed or 0.0)
+
+
+@contextmanager
+def downloading() -> Iterator["Download"]:
+    """A bar that appears once something is downloaded, with speed and time left."""
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task("", total=None, visible=False)
+    with bar:
+        yield lambda received, total: bar.update(
+            task, completed=received, total=total, visible=True
+        )

@@ -1,19 +1,15 @@
 """`splitattn weights`: the catalogue as a table, and its files verified or fetched."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from splitattn.errors import InputError
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
-
-if TYPE_CHECKING:
-    from splitattn.weights.download import Progress
 
 app = typer.Typer(help="List, verify and fetch weights.")
 
@@ -73,11 +69,12 @@ def fetch(
     targets: Annotated[list[str], typer.Argument(metavar="MODEL[:TAG]...")],
 ) -> None:
     """Download weights into the cache and print where they are; exit status 1 if one fails."""
+    from splitattn.cli.progress import downloading
     from splitattn.weights import store
 
     def answer(target: str) -> str:
         entry = _entry(target)
-        with _download_progress(entry.name) as progress:
+        with downloading() as progress:
             return str(store.fetch(entry, progress=progress))
 
     _answer_each(targets, answer)
@@ -98,25 +95,6 @@ def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:
 def _entry(target: str) -> WeightsEntry:
     model, _, tag = target.partition(":")
     return find_entry(model, tag or None)
-
-
-@contextmanager
-def _download_progress(name: str) -> Iterator["Progress"]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda received, total: bar.update(task, completed=received, total=total)
 
 
 def _row(entry: WeightsEntry) -> dict[str, object]:

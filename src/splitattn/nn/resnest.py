@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         cardinality = architecture.cardinality
-        width = int(planes * architecture.bottleneck_width / 64) * cardinality
+        width = architecture.group_width(planes)
         out_channels = planes * EXPANSION
         pool = pool and architecture.avd
         conv_stride = 1 if pool else stride

@@ -83,8 +83,7 @@ def _telltales(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     if architecture.deep_stem:
         shapes["conv1.6.weight"] = (architecture.stem_channels, architecture.stem_width, 3, 3)
     for stage, depth in enumerate(architecture.layers):
-        planes = architecture.planes * 2**stage
-        width = int(planes * architecture.bottleneck_width / 64) * cardinality
+        width = architecture.group_width(architecture.planes * 2**stage)
         block = f"layer{stage + 1}.{depth - 1}"
         shapes[f"{block}.conv3.weight"] = (architecture.stage_channels[stage], width, 1, 1)
         if radix:

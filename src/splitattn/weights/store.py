@@ -73,11 +73,11 @@ def resolve(
         architecture(model)
     if weights is None:
         entry = embedded_entry() if model is None else find_entry(model)
-        return _resolved(entry, progress)
+        return _resolved(entry, fetch(entry, progress=progress))
     if isinstance(weights, str):
         tagged = [entry for entry in entries(model) if entry.tag == weights]
         if len(tagged) == 1:
-            return _resolved(tagged[0], progress)
+            return _resolved(tagged[0], fetch(tagged[0], progress=progress))
         if tagged:
             raise WeightsError(
                 f"{len(tagged)} models have weights called {weights!r}: name the model, "
@@ -92,9 +92,9 @@ def resolve(
     return _resolved_file(path, model)
 
 
-def _resolved(entry: WeightsEntry, progress: Progress | None) -> ResolvedWeights:
+def _resolved(entry: WeightsEntry, path: Path) -> ResolvedWeights:
     return ResolvedWeights(
-        path=fetch(entry, progress=progress),
+        path=path,
         model=entry.model,
         tag=entry.tag,
         classes=entry.classes,
@@ -103,27 +103,34 @@ def _resolved(entry: WeightsEntry, progress: Progress | None) -> ResolvedWeights
 
 
 def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
-    metadata = read_metadata(path)
-    if metadata is None:
-        if model is None:
-            raise WeightsError(f"{path} does not say which model it belongs to: name the model")
+    if metadata := read_metadata(path):
+        architecture(metadata.model)
+        _check_owner(path, metadata.model, model)
         return ResolvedWeights(
             path=path,
-            model=model,
+            model=metadata.model,
             tag=None,
-            classes=None,
-            preprocessing=default_preprocessing(model),
+            classes=metadata.classes,
+            preprocessing=metadata.preprocessing,
         )
-    architecture(metadata.model)
-    if model not in (None, metadata.model):
-        raise WeightsError(f"{path} belongs to {metadata.model}, not to {model}: name that model")
+    # A published file that somebody brought by hand, under whatever name.
+    if entry := _recognised(_digest(path)):
+        _check_owner(path, entry.model, model)
+        return _resolved(entry, path)
+    if model is None:
+        raise WeightsError(f"{path} does not say which model it belongs to: name the model")
     return ResolvedWeights(
         path=path,
-        model=metadata.model,
+        model=model,
         tag=None,
-        classes=metadata.classes,
-        preprocessing=metadata.preprocessing,
+        classes=None,
+        preprocessing=default_preprocessing(model),
     )
+
+
+def _check_owner(path: Path, owner: str, model: str | None) -> None:
+    if model not in (None, owner):
+        raise WeightsError(f"{path} belongs to {owner}, not to {model}: name that model")
 
 
 def _exists(path: Path) -> bool:
@@ -183,10 +190,13 @@ def identify(path: Path) -> WeightsEntry:
         WeightsError: it is none of the catalogue's, or cannot be read.
     """
     digest = _digest(path)
-    for entry in entries():
-        if digest.startswith(entry.sha256):
-            return entry
+    if entry := _recognised(digest):
+        return entry
     raise WeightsError(f"{path} is none of the catalogue's files: its sha256 is {digest}")
+
+
+def _recognised(digest: str) -> WeightsEntry | None:
+    return next((entry for entry in entries() if digest.startswith(entry.sha256)), None)
 
 
 def _digest(path: Path) -> str:

@@ -1,0 +1,105 @@
+"""`splitattn evaluate`: the same figures in a table and in JSON, whatever the batch size."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from splitattn.cli import main
+from splitattn.images.preprocess import InputSizeWarning
+from tests.cli.networks import CLASSES, write_weights
+from tests.data.datasets import picture
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two of the model's six classes, five images each."""
+    for label, name in enumerate((CLASSES[3], CLASSES[5])):
+        folder = tmp_path / "data" / "val" / name
+        folder.mkdir(parents=True)
+        for index in range(5):
+            picture(label, index).save(folder / f"{index}.png")
+    return tmp_path / "data"
+
+
+def run(*arguments: object) -> int:
+    try:
+        main(["evaluate", *map(str, arguments)])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    capsys.readouterr()
+    assert run(*arguments, "--json", "--workers", 0) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_names_figures_classes_and_origin(
+    data: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = as_json(capsys, data, "--weights", weights)
+    assert result["n"] == 10
+    assert result["model"] == "resnest14"
+    assert result["weights"] == str(weights)
+    assert result["size"] == 32
+    assert {row["label"]: row["n"] for row in result["classes"]} == {CLASSES[3]: 5, CLASSES[5]: 5}
+    confusion = result["confusion"]
+    assert [sum(row) for row in confusion] == [0, 0, 0, 5, 0, 5]
+    right = confusion[3][3] + confusion[5][5]
+    assert result["top1"] == pytest.approx(10 * right)
+    assert result["top1"] <= result["top5"] <= 100
+
+
+def test_every_batch_size_gives_the_same_result(
+    data: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (
+        as_json(capsys, data, "--weights", weights, "--batch-size", size) for size in (1, 7)
+    )
+    assert first.pop("loss") == pytest.approx(second.pop("loss"), rel=1e-5)
+    assert first == second
+
+
+def test_the_table_shows_the_same_figures(
+    data: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = as_json(capsys, data, "--weights", weights)
+    assert run(data, "--weights", weights, "--workers", 0) == 0
+    out = capsys.readouterr().out
+    assert f"top-1 {result['top1']:.2f} %" in out
+    assert f"loss {result['loss']:.4f}" in out
+    assert CLASSES[3] in out
+
+
+def test_another_size_warns(data: Path, weights: Path) -> None:
+    with pytest.warns(InputSizeWarning, match="measured at input size 32, not 48"):
+        assert run(data, "--weights", weights, "--size", 48, "--workers", 0) == 0
+
+
+def test_an_unreadable_image_is_one_line_and_status_one(
+    data: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = next((data / "val" / CLASSES[3]).iterdir())
+    broken.write_bytes(b"nothing")
+    assert run(data, "--weights", weights, "--json", "--workers", 0) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n"] == 9
+    assert err.startswith(f"error: {broken}")
+    assert len(err.splitlines()) == 1
+
+
+def test_foreign_classes_are_refused(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "zebra").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "zebra" / "0.png")
+    assert run(tmp_path, "--weights", weights) == 2
+    assert "the model's 6 classes, got 1, such as 'zebra'" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""`splitattn train`: one command from images to a file that `predict` takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from splitattn.cli import main
+from tests.data.datasets import picture, write_image_folder
+
+SMALL = [
+    "--model=resnest14",
+    *("--set=epochs=2", "--set=batch_size=8", "--set=train_size=32", "--set=test_size=32"),
+    *("--set=warmup_epochs=1", "--workers=0"),
+]
+
+
+def run(*arguments: object) -> int:
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_train_then_predict_with_the_names_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_image_folder(tmp_path / "data", train=6, val=2)
+    (tmp_path / "names.txt").write_text("sea\nmeadow\nfire\n")
+    names = f"--class-names={tmp_path / 'names.txt'}"
+    output = tmp_path / "out"
+    assert run("train", data, "--output", output, *SMALL, names) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{output / 'model.safetensors'}: top-1 ")
+    assert out.endswith("of 6 images\n")
+    assert [line.split()[:2] for line in err.splitlines()] == [["epoch", "1/2"], ["epoch", "2/2"]]
+
+    picture(1, 5).save(tmp_path / "photo.png")
+    weights = ("--weights", output / "model.safetensors")
+    assert run("predict", tmp_path / "photo.png", *weights, "--format", "json") == 0
+    [line] = capsys.readouterr().out.splitlines()
+    labels = {prediction["label"] for prediction in json.loads(line)["predictions"]}
+    assert labels == {"sea", "meadow", "fire"}
+
+    assert run("train", data, "--output", output, *SMALL, names) == 2
+    assert "add --resume" in capsys.readouterr().err
+    before = (output / "model.safetensors").read_bytes()
+    assert run("train", data, "--output", output, *SMALL, names, "--resume") == 0
+    assert (output / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe=embeded"], "did you mean 'embedded'"),
+        (["--set=epoch=3"], "did you mean 'epochs'"),
+        (["--model=resnet50"], "did you mean 'resnest50'"),
+        (["--device=quantum"], "device 'quantum' cannot be used"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    data = write_image_folder(tmp_path / "data", train=2, val=1)
+    assert run("train", data, "--output", tmp_path / "out", *SMALL, *arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
