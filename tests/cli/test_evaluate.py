@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from splitattn.cli import main
@@ -50,6 +51,9 @@ def test_json_names_figures_classes_and_origin(
     assert result["model"] == "resnest14"
     assert result["weights"] == str(weights)
     assert result["size"] == 32
+    torch_version = result["environment"]["torch"]
+    assert torch.__version__.startswith(torch_version.partition("+")[0])
+    assert result["environment"]["cores"] >= 1
     assert {row["label"]: row["n"] for row in result["classes"]} == {CLASSES[3]: 5, CLASSES[5]: 5}
     confusion = result["confusion"]
     assert [sum(row) for row in confusion] == [0, 0, 0, 5, 0, 5]

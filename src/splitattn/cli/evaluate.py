@@ -37,6 +37,7 @@ def evaluate(
     from splitattn.cli.progress import counting, downloading
     from splitattn.create import create_model
     from splitattn.data.sources import open_data
+    from splitattn.environment import describe
     from splitattn.evaluation import evaluate as measure
     from splitattn.evaluation import with_classes_of_model
     from splitattn.images.preprocess import at_size
@@ -68,7 +69,7 @@ def evaluate(
         "size": size or resolved.preprocessing.size,
     }
     if as_json:
-        typer.echo(json.dumps(origin | _as_dict(measured)))
+        typer.echo(json.dumps(origin | {"environment": describe()} | _as_dict(measured)))
     else:
         _print_tables(measured)
     for problem in measured.problems:
