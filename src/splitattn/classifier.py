@@ -21,7 +21,7 @@ from splitattn.weights.download import Progress
 from splitattn.weights.store import resolve
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One of the classes an image may belong to.
 
@@ -179,6 +179,9 @@ class Classifier:
     def _best(self, batch_BCHW: Tensor, topk: int) -> list[list[Prediction]]:  # noqa: N803
         probabilities, indices = self.runtime.run(batch_BCHW).topk(topk)
         return [
-            [Prediction(self.classes[i], i, p) for i, p in zip(*row, strict=True)]
+            [
+                Prediction(label=self.classes[index], index=index, probability=probability)
+                for index, probability in zip(*row, strict=True)
+            ]
             for row in zip(indices.tolist(), probabilities.tolist(), strict=True)
         ]

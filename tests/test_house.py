@@ -1,0 +1,89 @@
+"""The rules of the house that no other tool watches (docs/architecture.md)."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import splitattn
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "splitattn"
+# The wheel may hold 20 MB of weights; everything else in the package is text.
+MAX_WEIGHTS = 20_000_000
+MAX_TEXT = 100_000
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_imports_go_one_way() -> None:
+    run(Path(sys.executable).with_name("lint-imports"), "--no-cache")
+
+
+@pytest.mark.timeout(600)  # fvcore runs every network once
+def test_readme_tables_are_fresh() -> None:
+    run(sys.executable, "scripts/readme_tables.py", "--check")
+
+
+def package_files() -> Iterator[Path]:
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path
+
+
+def test_files_of_the_package_are_plain_and_small() -> None:
+    for path in package_files():
+        assert not path.stat().st_mode & stat.S_IXUSR, f"{path} is executable"
+        assert path.suffix == ".safetensors" or path.stat().st_size <= MAX_TEXT, f"{path} is big"
+    weights = sum(path.stat().st_size for path in package_files() if path.suffix == ".safetensors")
+    assert weights <= MAX_WEIGHTS
+
+
+def test_lazy_names_are_those_that_type_checkers_see() -> None:
+    """What a name resolves to, and what a type checker takes it for, are written down twice."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    seen = {
+        alias.name: node.module.removeprefix("splitattn.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("splitattn.")
+        for alias in node.names
+    }
+    assert seen == splitattn._HOMES
+    assert splitattn.__all__ == sorted(seen)
+
+
+@pytest.mark.parametrize("name", splitattn.__all__)
+def test_public_names_are_documented(name: str) -> None:
+    documentation = getattr(splitattn, name).__doc__ or ""
+    assert documentation.strip()
+    # What dataclasses writes where a person wrote nothing.
+    assert not documentation.startswith(f"{name}(")
+
+
+def public_dataclasses() -> Iterator[type]:
+    for module in pkgutil.walk_packages([str(PACKAGE)], "splitattn."):
+        if module.name == "splitattn.__main__":  # runs the command line
+            continue
+        for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            own = kind.__module__ == module.name and not kind.__name__.startswith("_")
+            if own and dataclasses.is_dataclass(kind):
+                yield kind
+
+
+def test_public_dataclasses_are_frozen_and_keyword_only() -> None:
+    found = {kind.__name__: kind for kind in public_dataclasses()}
+    assert {"Architecture", "Recipe", "WeightsEntry"} <= set(found)
+    for kind in found.values():
+        assert kind.__dataclass_params__.frozen, kind  # type: ignore[attr-defined]
+        assert all(field.kw_only for field in dataclasses.fields(kind)), kind
