@@ -1,7 +1,9 @@
 #!/bin/sh
-# Run the tests; arguments go to pytest.
+# Run the tests, on all cores; arguments go to pytest.
 set -eu
 
 python=$("$(dirname -- "$0")/environment.sh" dev)
 CDPATH='' cd -- "$(dirname -- "$0")/.."
-exec "$python" -m pytest "$@"
+# A thread for each process: more would wait for one another.
+export OMP_NUM_THREADS=1
+exec "$python" -m pytest --numprocesses auto "$@"

@@ -21,7 +21,6 @@ class Architecture:
         bottleneck_width: channels of one cardinal group per 64 planes, as in ResNeXt's `32x4d`.
         deep_stem: three 3x3 convolutions instead of one 7x7 (ResNet-D).
         stem_width: channels of the first two stem convolutions; the stem ends in twice as many.
-        stem_pool: the 3x3 stride-2 max pool after the stem. Without it the network has stride 16.
         avg_down: 2x2 average pooling, then a 1x1 convolution, as strided shortcut (ResNet-D).
         avd: a 3x3 average pooling takes over the stride of the 3x3 convolution (paper section 3.2).
         avd_first: that pooling comes before the 3x3 convolution (the cheaper `fast` networks).
@@ -38,7 +37,6 @@ class Architecture:
     bottleneck_width: int = 64
     deep_stem: bool = True
     stem_width: int = 32
-    stem_pool: bool = True
     avg_down: bool = True
     avd: bool = True
     avd_first: bool = False
@@ -53,6 +51,8 @@ class Architecture:
         for field in ("cardinality", "bottleneck_width", "stem_width", "planes"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
     @property
     def stem_channels(self) -> int:

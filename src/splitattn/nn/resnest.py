@@ -7,7 +7,9 @@ With every idea of the paper switched off, keys and outputs are those of torchvi
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
@@ -166,11 +168,11 @@ class ResNeSt(nn.Module):
         self.conv1 = _stem(in_chans, architecture)
         self.bn1 = nn.BatchNorm2d(architecture.stem_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if architecture.stem_pool else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
 
         blocks = sum(architecture.layers)
         block_drop_path = iter([drop_path * i / max(blocks - 1, 1) for i in range(blocks)])
-        reached_stride = 4 if architecture.stem_pool else 2
+        reached_stride = 4  # of the stem
         channels = architecture.stem_channels
         dilation = 1
         for stage, depth in enumerate(architecture.layers):
@@ -223,20 +225,26 @@ class ResNeSt(nn.Module):
             yield layer
 
     def set_drop_block(self, probability: float) -> None:
-        """Set the share that DropBlock removes, for a schedule; needs `drop_block` at creation."""
-        for module in self.modules():
-            if isinstance(module, DropBlock2d):
-                module.probability.fill_(probability)
+        """Set the share that DropBlock removes, for a schedule.
+
+        Raises:
+            InputError: the network was built without `drop_block` and cannot remove anything.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, DropBlock2d)]
+        if probability and not blocks:
+            raise InputError(f"DropBlock at {probability} needs a network built with drop_block")
+        for block in blocks:
+            block.probability.fill_(probability)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) images to the last stage's (B, C, H / stride, W / stride) map."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for layer in self.stages():
-            for block in layer:
-                if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training:
+                for block in layer:
                     x = _checkpointed(block, x)
-                else:
-                    x = block(x)
+            else:
+                x = layer(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -278,22 +286,27 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _running_statistics_kept(block)
 
-    out: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    if torch.compiler.is_compiling():  # takes no contexts, and writes the statistics once anyway
+        out: Tensor = checkpoint(block, x, use_reentrant=False)
+    else:
+        out = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
     return out
 
 
 @contextmanager
 def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
     """Batch norms inside do not count the same batch a second time."""
-    norms = [
-        module
-        for module in block.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+    # Momentum 0, rather than no tracking: the second pass must save the tensors that the first did.
+    kept = [
+        (norm, norm.momentum, norm.num_batches_tracked)
+        for norm in block.modules()
+        if isinstance(norm, _BatchNorm)
     ]
-    for norm in norms:
-        norm.track_running_stats = False
+    for norm, _, batches in kept:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if batches is None else batches.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, batches in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -36,7 +36,7 @@ class SplitAttention2d(nn.Module):
         reduction: the attention's hidden width is `max(in_channels * R // reduction, 32)`.
 
     Raises:
-        InputError: the channels cannot be divided among the groups.
+        InputError: the channels cannot be divided among the groups, or the kernel is even.
 
     Input (B, in_channels, H, W), output (B, out_channels, H / stride, W / stride), in the input's
     memory format.
@@ -59,6 +59,8 @@ class SplitAttention2d(nn.Module):
             raise InputError(
                 f"radix and cardinality must be at least 1, got {radix} and {cardinality}"
             )
+        if kernel_size % 2 == 0:
+            raise InputError(f"kernel_size must be odd, got {kernel_size}")
         attention_channels = max(in_channels * radix // reduction, 32)
         for name, channels, groups in (
             ("in_channels", in_channels, radix * cardinality),

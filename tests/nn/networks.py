@@ -1,0 +1,43 @@
+"""Small networks and random weights that the tests of the network share."""
+
+import torch
+from torch import nn
+
+from splitattn.architectures import Architecture
+from splitattn.nn.resnest import Bottleneck
+
+
+def small(
+    radix: int = 2, cardinality: int = 1, *, layers: tuple[int, int, int, int] = (1, 1, 1, 1)
+) -> Architecture:
+    """Every idea of the paper, a quarter as wide."""
+    return Architecture(
+        layers=layers, radix=radix, cardinality=cardinality, planes=16, stem_width=8
+    )
+
+
+def randomise_norms(model: nn.Module) -> None:
+    """Weights and running statistics of all batch norms as after training."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.75, 2.25)
+    wake_residuals(model)
+
+
+def wake_residuals(model: nn.Module) -> None:
+    """Let the residual branches take part: those of a new network are zero.
+
+    The deeper the network the less each of them adds, so that logits are always of order one.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
+    for block in blocks:
+        nn.init.uniform_(block.bn3.weight, 0.5 / len(blocks) ** 0.5, 1.5 / len(blocks) ** 0.5)
+
+
+def images(batch: int = 2, height: int = 64, width: int = 64, channels: int = 3) -> torch.Tensor:
+    """Noise, about a colour of its own in every image: pure noise looks all alike to a network."""
+    colours = torch.randn(batch, channels, 1, 1)
+    return colours + torch.randn(batch, channels, height, width)

@@ -1,0 +1,92 @@
+"""With the same weights, the same outputs as torchvision's and timm's networks."""
+
+import dataclasses
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from splitattn.architectures import ARCHITECTURES, Architecture
+from splitattn.nn.resnest import ResNeSt
+from splitattn.nn.split_attention import SplitAttention2d
+
+from .networks import images, randomise_norms
+
+TIMM_NAMES = {
+    "resnest14": "resnest14d",
+    "resnest26": "resnest26d",
+    "resnest50": "resnest50d",
+    "resnest101": "resnest101e",
+    "resnest200": "resnest200e",
+    "resnest269": "resnest269e",
+    "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
+    "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
+}
+
+PLAIN = Architecture(layers=(3, 4, 6, 3), radix=0, deep_stem=False, avg_down=False, avd=False)
+
+
+@torch.inference_mode()
+def assert_equal_outputs(ours: nn.Module, theirs: nn.Module, *sizes: tuple[int, int]) -> None:
+    """Loads our random weights into `theirs`, under the same keys, and compares the logits."""
+    randomise_norms(ours)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    ours.eval()
+    theirs.eval()
+    for height, width in sizes:
+        x = images(2, height, width)
+        logits = ours(x)
+        # Neither dead nor so large that the tolerance would mean nothing.
+        assert 0.1 < logits.std() < 10
+        # Not the same for every image, as they are where the residuals say nothing.
+        assert (logits[0] - logits[1]).abs().max() > 0.01
+        torch.testing.assert_close(logits, theirs(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", TIMM_NAMES)
+def test_equals_timm(name: str) -> None:
+    theirs = timm.create_model(TIMM_NAMES[name], pretrained=False)
+    assert_equal_outputs(ResNeSt(ARCHITECTURES[name]), theirs, (97, 65), (64, 64))
+
+
+def test_without_its_ideas_it_is_torchvisions_resnet50() -> None:
+    assert_equal_outputs(ResNeSt(PLAIN), torchvision.models.resnet50(), (97, 65), (64, 64))
+
+
+def test_with_cardinality_it_is_torchvisions_resnext50() -> None:
+    row = dataclasses.replace(PLAIN, cardinality=32, bottleneck_width=4)
+    assert_equal_outputs(ResNeSt(row), torchvision.models.resnext50_32x4d(), (97, 65))
+
+
+def test_with_deep_stem_and_average_shortcut_it_is_timms_resnet50d() -> None:
+    row = dataclasses.replace(PLAIN, deep_stem=True, avg_down=True)
+    theirs = timm.create_model("resnet50d", pretrained=False)
+    assert_equal_outputs(ResNeSt(row), theirs, (97, 65), (64, 64))
+
+
+def test_radix_one_gates_like_squeeze_and_excitation() -> None:
+    """Every block scales its 3x3 convolution's channels by a sigmoid of their means."""
+    model = ResNeSt(dataclasses.replace(PLAIN, radix=1, layers=(1, 1, 1, 1)))
+    randomise_norms(model)
+    model.eval()
+    gates = {}
+
+    def compare(block: SplitAttention2d, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        (x,) = inputs
+        maps = block.bn0(block.conv(x)).relu()
+        squeezed = block.fc1.weight.flatten(1) @ maps.mean((2, 3)).T + block.fc1.bias[:, None]
+        hidden = block.bn1(squeezed.T[:, :, None, None]).relu().flatten(1)
+        gate = torch.sigmoid(hidden @ block.fc2.weight.flatten(1).T + block.fc2.bias)
+        torch.testing.assert_close(out, gate[:, :, None, None] * maps, atol=1e-5, rtol=0)
+        gates[block] = gate
+
+    for module in model.modules():
+        if isinstance(module, SplitAttention2d):
+            module.register_forward_hook(compare)
+    with torch.inference_mode():
+        model(images(2, 65, 97))
+    assert len(gates) == 4
+    assert all(gate.shape[1] == block.conv.out_channels for block, gate in gates.items())
