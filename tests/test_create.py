@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from splitattn.architectures import ARCHITECTURES, Architecture
+from splitattn.classifier import Classifier
 from splitattn.create import create_model, list_models, list_weights
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
@@ -149,3 +150,10 @@ def test_a_checkpoint_without_a_head_still_loads_with_one_of_its_own(
 def test_impossible_arguments_are_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         create_model("resnest14", **arguments)
+
+
+def test_a_checkpoint_without_a_head_cannot_label_images(tmp_path: Path, trained: ResNeSt) -> None:
+    headless = {k: v for k, v in trained.state_dict().items() if not k.startswith("fc.")}
+    write_checkpoint(tmp_path / "headless.safetensors", headless)
+    with pytest.raises(WeightsError, match="has no classifier and cannot label images"):
+        Classifier("resnest14", tmp_path / "headless.safetensors")

@@ -120,3 +120,9 @@ def test_classes_are_matched_by_name_or_else_by_order(data: LabelledImages) -> N
     assert with_classes_of_model(data, None, num_classes=3) == data
     with pytest.raises(DataError, match="the model's 4 classes, got 3, such as 'blue'"):
         with_classes_of_model(data, ("a", "b", "c", "d"), num_classes=4)
+
+
+def test_one_strange_name_among_known_ones_is_refused(data: LabelledImages) -> None:
+    """By order, `green` would silently become `blue`."""
+    with pytest.raises(DataError, match="such as 'red'"):
+        with_classes_of_model(data, ("green", "blue", "pink"), num_classes=3)

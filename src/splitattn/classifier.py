@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from splitattn.create import create_model
+from splitattn.create import load_trained
 from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.images.decode import ImageSource, decode
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
@@ -70,7 +70,7 @@ class Classifier:
         progress: Progress | None = None,
     ) -> None:
         resolved = resolve(model, weights, progress=progress)
-        network = create_model(resolved.model, weights=resolved.path)
+        network = load_trained(resolved)
         self.model = resolved.model
         self.weights = resolved.tag or str(resolved.path)
         self.classes = resolved.classes or tuple(map(str, range(network.num_classes)))

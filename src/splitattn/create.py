@@ -6,12 +6,12 @@ from pathlib import Path
 from torch import Tensor
 
 from splitattn.architectures import ARCHITECTURES, Architecture, architecture
-from splitattn.errors import InputError
+from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.catalogue import WeightsEntry, entries
 from splitattn.weights.checkpoint import read_checkpoint
 from splitattn.weights.matching import check_match
-from splitattn.weights.store import resolve
+from splitattn.weights.store import ResolvedWeights, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,23 @@ def create_model(
     )
     if state:
         _load(network, state, model=str(model), origin=origin)
+    return network
+
+
+def load_trained(resolved: ResolvedWeights) -> ResNeSt:
+    """The network of `resolved` as it was trained, its own classifier included.
+
+    Raises:
+        WeightsError: the file is damaged, does not fit the model, or has no classifier.
+    """
+    state = read_checkpoint(resolved.path).state_dict
+    if "fc.bias" not in state:
+        raise WeightsError(
+            f"{resolved.path} has no classifier and cannot label images: train one on it, or name "
+            "other weights"
+        )
+    network = ResNeSt(architecture(resolved.model), num_classes=state["fc.bias"].numel())
+    _load(network, state, model=resolved.model, origin=str(resolved.path))
     return network
 
 

@@ -28,3 +28,8 @@ def nearest(name: str, names: "list[str]") -> str:
 
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks, control characters and undecodable bytes of a file name escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,5 +1,6 @@
 """Measuring a classifier: every image of a data set exactly once."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,10 @@ from splitattn.data.loading import eval_loader
 from splitattn.data.sources import LabelledImages
 from splitattn.errors import DataError
 from splitattn.images.preprocess import normalise
+from splitattn.runtimes.pytorch import full_precision
 from splitattn.weights.catalogue import Preprocessing
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +92,15 @@ def with_classes_of_model(
         index = {name: i for i, name in enumerate(classes)}
         labels = [index[data.classes[label]] for label in data.labels]
         return replace(data, classes=classes, labels=labels)
-    if len(data.classes) != num_classes:
-        unknown = next((name for name in data.classes if name not in (classes or ())), "")
+    strange = [name for name in data.classes if name not in (classes or ())]
+    # Where some names are the model's, the others are not the model's under another name.
+    if len(data.classes) != num_classes or len(strange) < len(data.classes):
         raise DataError(
             f"the data set must have the model's {num_classes} classes, got "
-            f"{len(data.classes)}, such as {unknown!r}; name the weights trained on it"
+            f"{len(data.classes)}, such as {strange[0]!r}; name the weights trained on it"
         )
+    if classes:
+        logger.warning("class names differ from the model's: matched by their order")
     return replace(data, classes=classes or data.classes)
 
 
@@ -130,7 +137,8 @@ def evaluate(
             if len(batch.labels):
                 images = normalise(batch.images.to(device), preprocessing)
                 images = images.contiguous(memory_format=torch.channels_last)
-                logits = model(images).float().cpu()
+                with full_precision(device):
+                    logits = model(images).float().cpu()
                 loss += F.cross_entropy(logits.double(), batch.labels, reduction="sum").item()
                 guesses = logits.topk(min(5, classes)).indices
                 confusion.index_put_(

@@ -11,8 +11,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well.
 
     A process that is killed leaves the old file or the new one. After an error the old one stays
-    and the temporary one is removed.
+    and the temporary one is removed. A link goes on pointing to where it points.
     """
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

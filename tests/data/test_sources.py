@@ -102,6 +102,20 @@ def test_a_torchvision_data_set_opens_by_name(
     assert len(open_data("torchvision:Imagenette", "val")) == 1
 
 
+def test_a_torchvision_data_set_may_call_its_splits_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict(_Local):
+        def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+            if split not in ("train", "test"):
+                raise ValueError(f"Unknown value '{split}' for argument split")
+            super().__init__(root, split, download)
+
+    monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets, "Food101", Strict)
+    assert list(open_data("torchvision:Food101", "val").labels) == [0]
+
+
 def test_an_unknown_torchvision_data_set_names_the_nearest() -> None:
     with pytest.raises(DataError, match="did you mean 'Imagenette'"):
         open_data("torchvision:Imagenete", "val")
@@ -111,7 +125,7 @@ def test_a_failed_torchvision_download_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(_Local):
-        def __len__(self) -> int:
+        def __init__(self, *_: object) -> None:
             raise RuntimeError("no\nnetwork")
 
     monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
@@ -141,6 +155,10 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     pq.write_table(pa.table({"image": ["a"], "label": [0]}), tmp_path / "plain" / "val.parquet")
     write_shard(tmp_path / "labels" / "val.parquet", [encoded(0, 0)], [7])
+    pq.write_table(
+        pq.read_table(tmp_path / "labels" / "val.parquet").set_column(1, "label", [["red"]]),
+        write_shard(tmp_path / "words" / "val.parquet", [], []),
+    )
     write_shard(tmp_path / "none" / "val.parquet", [], [])
     write_shard(tmp_path / "only" / "train.parquet", [encoded(0, 0)], [0])
     for name, message in {
@@ -151,6 +169,8 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
         "text": "Hugging Face image layout",
         "plain": "Hugging Face image layout",
         "labels": "labels must be 0 to 2",
+        "words": "Hugging Face image layout",
+        "x" * 5000: "no such thing|too long",
         "none": "must hold images",
         "only": r"must have shards called val-\*.parquet",
     }.items():

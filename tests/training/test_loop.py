@@ -147,12 +147,22 @@ def test_an_output_folder_with_a_training_in_it_is_not_overwritten(run: Run) -> 
     before = (run.output / "last.pt").read_bytes()
     with pytest.raises(InputError, match="add --resume to continue it"):
         train(network(), run)
-    with pytest.raises(InputError, match="with its own recipe, got another learning_rate"):
+    with pytest.raises(InputError, match="as it began, got another learning_rate"):
         train(network(), replace(run, recipe=replace(run.recipe, learning_rate=0.5)), resume=True)
     assert (run.output / "last.pt").read_bytes() == before
+    with pytest.raises(InputError, match="as it began, got another model"):
+        train(network(), replace(run, name="resnest26"), resume=True)
+    swapped = ("green", "blue", "red")
+    other = replace(run, train=run.train.renamed(swapped), val=run.val.renamed(swapped))
+    with pytest.raises(InputError, match="as it began, got another classes"):
+        train(network(), other, resume=True)
+    with pytest.raises(WeightsError, match="no checkpoint of this training") as raised:
+        train(create_model("resnest14", num_classes=3), run, resume=True)
+    assert "\n" not in str(raised.value)
     (run.output / "last.pt").write_bytes(before[:1000])
-    with pytest.raises(WeightsError, match="no checkpoint of this training"):
+    with pytest.raises(WeightsError, match="no checkpoint of this training") as raised:
         train(network(), run, resume=True)
+    assert "\n" not in str(raised.value)
 
 
 def test_drop_block_grows_epoch_by_epoch(run: Run) -> None:
@@ -180,7 +190,12 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_spent(run: Run) ->
     other = replace(run.val, classes=("blue", "green", "yellow"))
     with pytest.raises(DataError, match="2 in only one of them: red, yellow"):
         train(network(), replace(run, val=other))
+    with pytest.raises(DataError, match="must be different images, got the same ones for both"):
+        train(network(), replace(run, val=run.train))
     assert not run.output.exists()
+    run.output.write_text("a file, not a folder")
+    with pytest.raises(InputError, match="output must be a folder to write to"):
+        train(network(), run)
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine_to_zero() -> None:

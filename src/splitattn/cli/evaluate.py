@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from splitattn.errors import one_line
+
 if TYPE_CHECKING:
     from splitattn.evaluation import Evaluation
 
@@ -35,7 +37,7 @@ def evaluate(
     Exit status 1 if some images could not be read; the others are measured all the same.
     """
     from splitattn.cli.progress import counting, downloading
-    from splitattn.create import create_model
+    from splitattn.create import load_trained
     from splitattn.data.sources import open_data
     from splitattn.environment import describe
     from splitattn.evaluation import evaluate as measure
@@ -46,7 +48,7 @@ def evaluate(
 
     with downloading() as progress:
         resolved = resolve(model, weights, progress=progress)
-    network = create_model(resolved.model, weights=resolved.path)
+    network = load_trained(resolved)
     images = with_classes_of_model(
         open_data(data, split), resolved.classes, num_classes=network.num_classes
     )
@@ -95,17 +97,18 @@ def _as_dict(measured: "Evaluation") -> dict[str, Any]:
 
 def _print_tables(measured: "Evaluation") -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     classes = Table("class", box=None, pad_edge=False)
     for column in ("images", "top-1 %", "top-5 %"):
         classes.add_column(column, justify="right")
     for name, n, top1, top5 in measured.by_class():
-        classes.add_row(name, str(n), f"{top1:.1f}", f"{top5:.1f}")
+        classes.add_row(escape(one_line(name)), str(n), f"{top1:.1f}", f"{top5:.1f}")
     confusions = Table("taken for", "is", box=None, pad_edge=False)
     confusions.add_column("images", justify="right")
     for label, guess, count in measured.confusions()[:_CONFUSIONS_SHOWN]:
-        confusions.add_row(guess, label, str(count))
+        confusions.add_row(escape(one_line(guess)), escape(one_line(label)), str(count))
     console = Console()
     console.print(classes)
     console.print()

@@ -30,7 +30,7 @@ def models(
             name,
             ", ".join(str(depth) for depth in architecture.layers),
             f"{architecture.radix}s{architecture.cardinality}x{architecture.bottleneck_width}d",
-            f"{architecture.parameters():,}",
+            f"{_parameters(name):,}",
             ", ".join(entry.tag for entry in weights),
             next((f"{entry.published.top1:.2f}" for entry in weights if entry.published), ""),
         )
@@ -46,9 +46,15 @@ def _row(name: str) -> dict[str, object]:
     return {
         "model": name,
         **asdict(architecture),
-        "parameters": architecture.parameters(),
+        "parameters": _parameters(name),
         "weights": [
             {"tag": entry.tag, "published": entry.published and asdict(entry.published)}
             for entry in entries(name)
         ],
     }
+
+
+def _parameters(name: str) -> int:
+    """Of the network with the classes of its default weights, or ImageNet's if it has none."""
+    weights = entries(name)
+    return ARCHITECTURES[name].parameters(len(weights[0].classes) if weights else 1000)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from splitattn.errors import ImageError, InputError
+from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
     from splitattn.classifier import Classifier, Prediction
@@ -62,8 +62,8 @@ def predict(
         raise InputError(
             "predict needs images, got none; name files, folders, globs or URLs, or - for stdin"
         )
-    if output is not None and output.is_dir():
-        raise InputError(f"--output must be a file, got the folder {output}")
+    if output is not None and output.exists() and not output.is_file():
+        raise InputError(f"--output must be a file, got {output}, a folder or device")
     from splitattn.classifier import Classifier
     from splitattn.cli.progress import counting, downloading
     from splitattn.images.sources import expand
@@ -92,11 +92,9 @@ def predict(
 
 
 def _table(name: str, result: "Result", _: "Classifier") -> str:
-    from splitattn.images.decode import one_line
-
     if isinstance(result, ImageError):
         return f"error: {result}\n"
-    lines = (f"{100 * p.probability:8.2f} %  {p.label}\n" for p in result)
+    lines = (f"{100 * p.probability:8.2f} %  {one_line(p.label)}\n" for p in result)
     return f"{one_line(name)}\n{''.join(lines)}"
 
 

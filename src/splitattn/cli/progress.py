@@ -40,14 +40,16 @@ def training_progress(
     )
     task = bar.add_task("", total=None, epoch=1, loss=0.0, lr=0.0, rate=0.0)
     loss = rate = 0.0
+    begun = False
 
     def on_step(step: "Step") -> None:
-        nonlocal loss, rate
-        first = step.step == 0
-        # Smoothed over about twenty steps; the first of an epoch starts the loader too.
-        loss = step.loss if first and step.epoch == 0 else loss + 0.05 * (step.loss - loss)
+        nonlocal loss, rate, begun
         now = step.images / step.seconds
-        rate = now if rate == 0 else rate + 0.05 * (now - rate)
+        # Smoothed over about twenty steps.
+        share = 0.05 if begun else 1.0
+        loss += share * (step.loss - loss)
+        rate += share * (now - rate)
+        begun = True
         bar.update(
             task,
             completed=step.step + 1,

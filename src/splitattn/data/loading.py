@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,10 +52,9 @@ class _Items(Dataset[_Item]):
     def __getitem__(self, index: int) -> _Item:
         label = self.data.labels[index]
         try:
-            image = decode(self.data.images[index])
+            image = decode(self.data.images[index], name=self.data.names[index])
         except ImageError as error:
-            problem = f"{self.data.names[index]}: {error}"
-            return _Item(image=None, label=label, problem=problem)
+            return _Item(image=None, label=label, problem=str(error))
         # Each image has a random stream of its own, so that the number of workers changes nothing.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*self.seed, index))
@@ -62,7 +62,10 @@ class _Items(Dataset[_Item]):
 
 
 def derive_seed(*parts: int) -> int:
-    """One seed from several numbers, such as (seed, epoch, index), without visible correlation."""
+    """One seed from several numbers, such as (seed, epoch, index).
+
+    Trailing zeros count for nothing: (seed, epoch) and (seed, epoch, 0) give the same.
+    """
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
@@ -107,10 +110,8 @@ def eval_loader(
     data: LabelledImages, preprocessing: Preprocessing, *, batch_size: int, workers: int
 ) -> DataLoader[Batch]:
     """Every image of `data` once, in order, as `preprocessing` says."""
-
-    def transform(image: Image.Image) -> Tensor:
-        return preprocess(image, preprocessing)
-
+    # Not a function of our own: workers that are spawned must be able to pickle it.
+    transform = partial(preprocess, preprocessing=preprocessing)
     return DataLoader(
         _Items(data=data, transform=transform, seed=()),  # type: ignore[arg-type]
         batch_size=batch_size,

@@ -31,8 +31,10 @@ class LabelledImages:
         images: what `images.decode` takes, decoded by nobody yet.
         labels: index into `classes` of each image.
         names: how a report calls each image.
+        origin: where they were found; two splits with the same origin are the same images.
     """
 
+    origin: str
     classes: tuple[str, ...]
     images: Sequence[ImageSource]
     labels: Sequence[int]
@@ -83,11 +85,14 @@ def _read_names(path: Path) -> tuple[str, ...]:
 def _open(data: str, split: str) -> LabelledImages:
     if data.startswith("torchvision:"):
         return _open_torchvision(data.removeprefix("torchvision:"), split)
-    root = Path(data).expanduser()
-    if root.is_dir():
-        shards = sorted(root.glob("*.parquet"))
-        return _open_parquet(shards, split, data) if shards else _open_folder(root, split)
-    shards = sorted(Path(name) for name in glob(str(root), recursive=True))  # noqa: PTH207
+    try:
+        root = Path(data).expanduser()
+        if root.is_dir():
+            shards = sorted(root.glob("*.parquet"))
+            return _open_parquet(shards, split, data) if shards else _open_folder(root, split)
+        shards = sorted(Path(name) for name in glob(str(root), recursive=True))  # noqa: PTH207
+    except (OSError, RuntimeError) as error:  # closed to us, no name of a file, no such home
+        raise DataError(f"data must be a folder or shards, got {data!r}: {error}") from error
     if shards and all(shard.suffix == ".parquet" for shard in shards):
         return _open_parquet(shards, split, data)
     raise DataError(
@@ -113,7 +118,11 @@ def _open_folder(root: Path, split: str) -> LabelledImages:
     if not images:
         raise DataError(f"the data set must hold images, got none in the class folders of {folder}")
     return LabelledImages(
-        classes=classes, images=images, labels=labels, names=[str(path) for path in images]
+        origin=str(folder),
+        classes=classes,
+        images=images,
+        labels=labels,
+        names=[str(path) for path in images],
     )
 
 
@@ -150,6 +159,7 @@ def _open_parquet(shards: list[Path], split: str, data: str) -> LabelledImages:
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
         classes = tuple(features["label"]["names"])
         labels = table.column("label").to_pylist()
+        within = not labels or 0 <= min(labels) <= max(labels) < len(classes)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             "Parquet shards must be in the Hugging Face image layout (image: {bytes, path}, "
@@ -157,9 +167,10 @@ def _open_parquet(shards: list[Path], split: str, data: str) -> LabelledImages:
         ) from error
     if not labels:
         raise DataError(f"the data set must hold images, got empty shards in {data}")
-    if not 0 <= min(labels) <= max(labels) < len(classes):
+    if not within:
         raise DataError(f"labels must be 0 to {len(classes) - 1}, got {min(labels)}..{max(labels)}")
     return LabelledImages(
+        origin=", ".join(map(str, chosen)),
         classes=classes,
         images=_EncodedColumn(encoded),
         labels=labels,
@@ -188,13 +199,17 @@ def _open_torchvision(name: str, split: str) -> LabelledImages:
             f"no torchvision data set is called {name!r}{nearest(name, list(datasets.__all__))}"
         )
     parameters = inspect.signature(factory).parameters
-    wanted = {"download": True, "train": split == "train", "split": split}
-    arguments = {key: value for key, value in wanted.items() if key in parameters}
-    try:
-        dataset = factory(str(cache_folder() / "torchvision" / name), **arguments)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"torchvision cannot open {name}, split {split!r}: {reason}") from error
+    refusals = []
+    for alias in _ALIASES.get(split, (split,)):  # they do not agree on what to call it either
+        wanted = {"download": True, "train": split == "train", "split": alias}
+        arguments = {key: value for key, value in wanted.items() if key in parameters}
+        try:
+            dataset = factory(str(cache_folder() / "torchvision" / name), **arguments)
+            break
+        except Exception as error:
+            refusals.append(" ".join(str(error).split()))
+    else:
+        raise DataError(f"torchvision cannot open {name}, split {split!r}: {refusals[0]}")
     # torchvision has no one name for the labels.
     labels = getattr(dataset, "targets", getattr(dataset, "_labels", None))
     if labels is None:
@@ -205,6 +220,7 @@ def _open_torchvision(name: str, split: str) -> LabelledImages:
     if not classes or not len(labels):
         raise DataError(f"data must be for classification, got {name}, which has no class labels")
     return LabelledImages(
+        origin=f"{name} {arguments}",
         classes=classes,
         images=_TorchvisionImages(dataset),
         labels=[int(label) for label in labels],

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from splitattn.errors import ImageError
+from splitattn.errors import ImageError, one_line
 from splitattn.images.fetch import fetch, is_url
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 
@@ -27,7 +27,9 @@ _FULL_SCALES = {"I": (65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0)}
 _WHITE = (255, 255, 255, 255)
 
 
-def decode(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+def decode(
+    source: ImageSource, *, limits: Limits = DEFAULT_LIMITS, name: str | None = None
+) -> Image.Image:
     """Decode `source` to RGB, 8 bits per channel, turned upright as its EXIF data says.
 
     Transparency is laid on white, of an animation the first frame is taken, and more than 8 bits
@@ -37,6 +39,7 @@ def decode(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> Image.Ima
         source: a path, an http(s) URL, an encoded file's bytes, an array (H, W), (H, W, 1),
             (H, W, 3) or (H, W, 4) of uint8 or of floats from 0 to 1, or a Pillow image.
         limits: what is refused before it is decoded.
+        name: what errors call the source; by default its path.
 
     Raises:
         ImageError: `source` is not an image, is broken, or is over a limit; the message is one
@@ -45,7 +48,7 @@ def decode(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> Image.Ima
     try:
         return _decode(source, limits)
     except ImageError as error:
-        raise ImageError(one_line(f"{_name(source)}: {error}")) from error.__cause__
+        raise ImageError(one_line(f"{name or _name(source)}: {error}")) from error.__cause__
 
 
 def _decode(source: ImageSource, limits: Limits) -> Image.Image:
@@ -74,11 +77,6 @@ def _name(source: ImageSource) -> str:
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "")) or "Pillow image"
     return "array" if isinstance(source, np.ndarray) else type(source).__name__
-
-
-def one_line(text: str) -> str:
-    """`text` with line breaks, control characters and undecodable bytes of a file name escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _from_file(path: Path, limits: Limits) -> Image.Image:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.weights.catalogue import Preprocessing, centre_crop
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -56,7 +56,12 @@ def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
         InputSizeWarning,
         stacklevel=2,
     )
-    return replace(preprocessing, size=size)
+    resized = replace(preprocessing, size=size)
+    # The official crop is a function of the size (see `centre_crop`), not a fixed share.
+    official = preprocessing.crop_fraction == centre_crop(preprocessing.size).crop_fraction
+    if official and preprocessing.order == "crop-resize":
+        return replace(resized, crop_fraction=centre_crop(size).crop_fraction)
+    return resized
 
 
 def _crop_resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

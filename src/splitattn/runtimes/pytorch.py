@@ -39,7 +39,7 @@ class TorchRuntime:
     def run(self, batch_BCHW: Tensor) -> Tensor:  # noqa: N803
         """uint8 pixels (B, 3, size, size) to float32 probabilities (B, classes) on the CPU."""
         batch_BCHW = batch_BCHW.to(self._device, memory_format=torch.channels_last)  # noqa: N806
-        with _full_precision(self._device):
+        with full_precision(self._device):
             logits: Tensor = self._model(normalise(batch_BCHW, self._preprocessing))
         return logits.float().softmax(1).cpu()
 
@@ -61,8 +61,8 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[None]:
-    # With TF32, the default of cuDNN, probabilities would depend on the size of the batch.
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """No TF32, cuDNN's default: with it, results would depend on the size of the batch."""
     if device.type == "cuda":
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     return nullcontext()

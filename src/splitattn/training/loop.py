@@ -70,6 +70,11 @@ class Run:
         return Preprocessing(size=self.recipe.test_size, crop_fraction=1.0)
 
     @property
+    def checkpoint(self) -> Path:
+        """What a resumed training goes on from."""
+        return self.output / "last.pt"
+
+    @property
     def steps_per_epoch(self) -> int:
         """Full batches in the training images."""
         return len(self.train) // self.recipe.batch_size
@@ -94,40 +99,33 @@ def train(
         on_epoch: told each line of the log.
 
     Raises:
-        DataError: the data set is too small for the recipe or the splits differ in their classes.
-        InputError: the output folder holds another training; the loss is no longer finite.
+        DataError: the data set is too small for the recipe, or validates on what it trains on, or
+            the splits differ in their classes.
+        InputError: the output folder holds another training or cannot be written; the loss is no
+            longer finite.
     """
     _check_data(run)
     recipe = run.recipe
-    torch.manual_seed(recipe.seed)
     model.to(run.device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
-    checkpoint = run.output / "last.pt"
-    first_epoch = 0
-    if checkpoint.exists():
+    log: list[dict[str, Any]] = []
+    if run.checkpoint.exists():
         if not resume:
             raise InputError(
                 f"output must be a new folder, got {run.output} with a training in it; "
                 "add --resume to continue it"
             )
-        first_epoch = _restore(checkpoint, model, optimizer, recipe)
-    run.output.mkdir(parents=True, exist_ok=True)
+        log = _restore(model, optimizer, run)
+    else:
+        _make_output(run)
 
-    for epoch in range(first_epoch, recipe.epochs):
+    for epoch in range(len(log), recipe.epochs):
         model.set_drop_block(recipe.drop_block * epoch / max(recipe.epochs - 1, 1))
         line = _train_epoch(model, optimizer, run, epoch, on_step)
         measured = _evaluate(model, run)
         line |= {"val_loss": measured.loss, "val_top1": measured.top1, "val_top5": measured.top5}
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "epoch": epoch + 1,
-            "recipe": asdict(recipe),
-        }
-        with replacing(checkpoint) as path:
-            torch.save(state, path)
-        with (run.output / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        log.append(line)
+        _save(model, optimizer, run, log)
         on_epoch(line)
     return _finish(model, run)
 
@@ -194,6 +192,11 @@ def _check_data(run: Run) -> None:
         raise DataError(
             f"train and val must have the same classes, got {len(odd)} in only one of them: "
             f"{', '.join(sorted(odd)[:5])}"
+        )
+    if run.train.origin == run.val.origin:
+        raise DataError(
+            "train and val must be different images, got the same ones for both, from "
+            f"{run.train.origin}; put some of them into val/"
         )
     if not run.steps_per_epoch:
         raise DataError(
@@ -276,23 +279,64 @@ def _evaluate(model: ResNeSt, run: Run) -> Evaluation:
     return evaluate(model, run.val, run.preprocessing, device=run.device, workers=run.workers)
 
 
-def _restore(path: Path, model: ResNeSt, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
-    """Load a checkpoint of this very recipe; the number of the epoch to go on with."""
+def _make_output(run: Run) -> None:
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        if state["recipe"] != asdict(recipe):
-            changed = [k for k, v in asdict(recipe).items() if state["recipe"].get(k) != v]
+        run.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(run.output, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"output must be a folder to write to, got {path}: {error.strerror or error}")
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What must be the same for a training to be the same."""
+    return {"model": run.name, "classes": list(run.train.classes), "recipe": asdict(run.recipe)}
+
+
+def _save(
+    model: ResNeSt, optimizer: torch.optim.Optimizer, run: Run, log: list[dict[str, Any]]
+) -> None:
+    state = {
+        "identity": _identity(run),
+        "weights": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "log": log,
+    }
+    try:
+        with replacing(run.checkpoint) as path:
+            torch.save(state, path)
+        with replacing(run.output / "log.jsonl") as path:
+            path.write_text("".join(f"{json.dumps(line)}\n" for line in log), encoding="utf-8")
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = error if isinstance(error, OSError) else OSError(" ".join(str(error).split()))
+        raise _unwritable(run.output, reason) from error
+
+
+def _restore(model: ResNeSt, optimizer: torch.optim.Optimizer, run: Run) -> list[dict[str, Any]]:
+    """Load the checkpoint of this very training; the log of the epochs that it has seen."""
+    try:
+        state = torch.load(run.checkpoint, weights_only=True, map_location="cpu")
+        found, expected = state["identity"], _identity(run)
+        changed = [key for key in ("model", "classes") if found[key] != expected[key]]
+        changed += [k for k, v in expected["recipe"].items() if found["recipe"].get(k) != v]
+        if changed:
             raise InputError(
-                f"a training resumes with its own recipe, got another {', '.join(changed)}; "
+                f"a training resumes as it began, got another {', '.join(changed)}; "
                 "choose a new output folder"
             )
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["epoch"])
+        return list(state["log"])
     except InputError:
         raise
-    except Exception as error:
-        raise WeightsError(f"{path} is no checkpoint of this training: {error}") from error
+    except Exception as error:  # whatever damaged bytes make torch raise
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{run.checkpoint} is no checkpoint of this training ({reason}); "
+            "choose a new output folder"
+        ) from error
 
 
 def _finish(model: ResNeSt, run: Run) -> Evaluation:

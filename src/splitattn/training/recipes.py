@@ -80,7 +80,7 @@ class Recipe:
                 self.saved_precision in ("float32", "float16"),
                 "float32 or float16",
             ),
-            "seed": (self.seed >= 0, "0 or more"),
+            "seed": (0 <= self.seed < 2**63, "0 or more, below 2**63"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Literal
 
 from splitattn.architectures import architecture
 from splitattn.errors import InputError, WeightsError, nearest
+
+# Far above what any network takes; a file that asks for more would take all memory instead.
+_LARGEST_SIZE = 4096
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -39,8 +43,8 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InputError(f"preprocessing size must be at least 1 pixel, got {self.size}")
+        if not 1 <= self.size <= _LARGEST_SIZE:
+            raise InputError(f"preprocessing size must be 1 to {_LARGEST_SIZE}, got {self.size}")
         if not 0 < self.crop_fraction <= 1:
             raise InputError(
                 f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}"
@@ -51,7 +55,11 @@ class Preprocessing:
             )
         if self.order not in ("crop-resize", "resize-crop"):
             raise InputError(f"order must be 'crop-resize' or 'resize-crop', got {self.order!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if (
+            len(self.mean) != 3
+            or len(self.std) != 3
+            or not all(0 < value < inf for value in self.std)
+        ):
             raise InputError(
                 "mean and std must be three numbers each and std positive, "
                 f"got {self.mean} and {self.std}"

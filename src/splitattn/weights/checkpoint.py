@@ -1,6 +1,5 @@
 """Reading and writing files of tensors. No file, whatever it holds, can run code by being read."""
 
-import os
 import pickle
 import re
 import warnings
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from splitattn.errors import WeightsError
+from splitattn.files import replacing
 from splitattn.weights.metadata import (
     METADATA_KEY,
     ModelMetadata,
@@ -134,9 +134,15 @@ def _unwrap(content: Any) -> dict[str, Tensor]:
         content = wrapped[0]
     weights = {key: value for key, value in content.items() if key not in _NOT_WEIGHTS}
     for key, value in weights.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(key, str) or not isinstance(value, Tensor) or not _plain(value):
             return {}
     return weights
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether the tensor holds numbers that a layer can take: dense, real, and there at all."""
+    dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    return dense and not tensor.is_complex()
 
 
 def write_checkpoint(
@@ -154,14 +160,9 @@ def write_checkpoint(
     # safetensors takes neither views (channels_last weights are views to it) nor device memory.
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
     header = {METADATA_KEY: metadata.to_json()} if metadata else None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, header)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, header)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise WeightsError(f"cannot write weights to {path}: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

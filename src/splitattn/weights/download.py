@@ -126,8 +126,8 @@ def _receive_rest(url: str, file: BinaryIO, *, progress: Progress | None, timeou
             offset = 0
             file.seek(0)
             file.truncate()
-        length = response.headers["Content-Length"]
-        total = None if length is None else offset + int(length)
+        # What http.client made of Content-Length; None if the server sent none, or nonsense.
+        total = None if response.length is None else offset + response.length
         while chunk := response.read1(_CHUNK_BYTES):
             with cache_writes(Path(file.name).parent):
                 file.write(chunk)

@@ -56,7 +56,7 @@ class ModelMetadata:
             )
         except KeyError as error:
             raise WeightsError(f"malformed metadata: {error} is missing") from error
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise WeightsError(f"malformed metadata: {' '.join(str(error).split())}") from error
 
 

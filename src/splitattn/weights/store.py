@@ -268,6 +268,10 @@ def _mirrored(url: str) -> str:
     mirror = os.environ.get("SPLITATTN_MIRROR")
     if not mirror:
         return url
-    if urlsplit(mirror).scheme not in ("http", "https"):
+    try:
+        scheme = urlsplit(mirror).scheme
+    except ValueError:
+        scheme = ""
+    if scheme not in ("http", "https"):
         raise WeightsError(f"SPLITATTN_MIRROR must begin with http:// or https://, got {mirror!r}")
     return mirror.rstrip("/") + urlsplit(url).path
