@@ -180,6 +180,23 @@ def test_output_appears_whole_or_not_at_all(predict, photos: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "results.json"}
 
 
+def test_output_that_is_no_file_is_refused_and_stays(predict, photos: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    answer = predict(photos, "--output", pipe)
+    assert answer.status == 2
+    assert f"--output must be a file, got {pipe}" in answer.err
+    assert pipe.is_fifo()
+
+
+def test_output_through_a_link_keeps_the_link(predict, photos: Path, tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    assert predict(photos, "--format", "json", "--output", link).status == 0
+    assert link.is_symlink()
+    assert len(target.read_text().splitlines()) == len(NAMES)
+
+
 def test_an_interrupted_run_leaves_the_old_output(
     predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +219,7 @@ def test_an_interrupted_run_leaves_the_old_output(
     ("arguments", "complaint"),
     [
         ([], "predict needs images, got none"),
-        (["x.jpg", "--output", "/"], "--output must be a file, got the folder /"),
+        (["x.jpg", "--output", "/"], "--output must be a file, got /, a folder or device"),
         (["x.jpg", "--output", "/nowhere/at/all"], "cannot write --output /nowhere/at/all"),
         (["x.jpg", "--topk", "0"], "topk must be at least 1, got 0"),
         (["x.jpg", "--batch-size", "0"], "batch_size must be at least 1, got 0"),

@@ -11,7 +11,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from splitattn.images.preprocess import InputSizeWarning, at_size, normalise, preprocess
-from splitattn.weights.catalogue import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from splitattn.weights.catalogue import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, centre_crop
 
 PHOTOGRAPHS = {
     name: Image.fromarray(getattr(skimage.data, name)())
@@ -113,3 +113,15 @@ def test_another_input_size_than_the_models_own_warns_once() -> None:
     assert sizes == [256] * 3
     assert [warning.category for warning in caught] == [InputSizeWarning]
     assert at_size(own, 224) is own
+
+
+@pytest.mark.parametrize("size", [256, 320, 416])
+def test_the_official_crop_follows_the_size(size: int) -> None:
+    with pytest.warns(InputSizeWarning):
+        assert at_size(centre_crop(224), size) == centre_crop(size)
+
+
+def test_another_crop_keeps_its_share_at_another_size() -> None:
+    own = Preprocessing(size=224, crop_fraction=0.875, order="resize-crop")
+    with pytest.warns(InputSizeWarning):
+        assert at_size(own, 256).crop_fraction == 0.875

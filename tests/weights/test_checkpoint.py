@@ -262,6 +262,11 @@ def test_a_folder_and_a_missing_file_get_one_line(tmp_path: Path) -> None:
         METADATA.to_json().replace('"resnest50"', "50"),
         METADATA.to_json().replace('"cat"', "1"),
         METADATA.to_json().replace("224", '"224"'),
+        METADATA.to_json().replace('"size": 224', '"size": 1000000'),
+        METADATA.to_json().replace(
+            '"crop_fraction": ', '"crop_fraction": 1' + "0" * 400 + ', "x": '
+        ),
+        METADATA.to_json().replace('"std": [0.229,', '"std": [NaN,'),
         METADATA.to_json().replace("bicubic", "magic"),
         METADATA.to_json().replace('"mean": [0.485,', '"mean": ['),
         METADATA.to_json().replace('"recipe": {', '"recipe": 1, "other": {'),
@@ -327,3 +332,18 @@ def test_a_file_that_cannot_be_written_gets_one_line(
     with pytest.raises(WeightsError, match="No space left"):
         write_checkpoint(tmp_path / "a", weights())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.empty(3, device="meta"),
+        torch.ones(3, dtype=torch.complex64),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+def test_tensors_that_no_layer_takes_are_not_weights(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"fc.weight": tensor}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match="holds no weights"):
+        read_checkpoint(tmp_path / "odd.pth")
