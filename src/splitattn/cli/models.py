@@ -18,9 +18,11 @@ def models(
         typer.echo(json.dumps([_row(name) for name in ARCHITECTURES], indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("model", "layers", "splits", box=None, pad_edge=False)
+    # On a narrow terminal the other columns wrap; a name must stay whole, to be copied.
+    name_column = Column("model", no_wrap=True)
+    table = Table(name_column, "layers", "splits", box=None, pad_edge=False)
     table.add_column("parameters", justify="right")
     table.add_column("weights")
     table.add_column("top-1 %", justify="right")

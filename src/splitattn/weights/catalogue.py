@@ -210,6 +210,30 @@ def _gluon(model: str, sha256: str, *, top1: float, top5: float) -> WeightsEntry
     )
 
 
+_EMBEDDED = WeightsEntry(
+    model="resnest26_tiny",
+    tag="tiny_imagenet",
+    filename="resnest26_tiny-74a81bc5.safetensors",
+    urls=(),
+    sha256="74a81bc58d0e1edde32aa72980b21c83549f60a81ec4efece204adad25c547cb",
+    preprocessing=Preprocessing(size=48, crop_fraction=1.0),
+    class_set="tiny_imagenet200",
+    licence="Apache-2.0",
+    source=(
+        "this project, by `splitattn train tiny-imagenet-200 --model resnest26_tiny --recipe "
+        "embedded --class-names src/splitattn/weights/classes/tiny_imagenet200.txt --output "
+        "runs/embedded`"
+    ),
+    measured=MeasuredMetrics(
+        top1=43.94,
+        top5=70.14,
+        n=10000,
+        dataset="Tiny ImageNet (validation)",
+        command="splitattn evaluate tiny-imagenet-200",
+        date="2026-11-22",
+    ),
+)
+
 # The first entry of a model is its default; the embedded model is the first without a URL.
 CATALOGUE: tuple[WeightsEntry, ...] = (
     _gluon("resnest14", "9c8fe254", top1=75.516, top5=92.512),
@@ -218,6 +242,7 @@ CATALOGUE: tuple[WeightsEntry, ...] = (
     _main("resnest101", "22405ba7", size=256, top1=82.83),
     _main("resnest200", "75117900", size=320, top1=83.84),
     _main("resnest269", "0cc87c48", size=416, top1=84.54),
+    _EMBEDDED,
     _fast("resnest50_fast_1s1x64d", "d8fbf808", top1=80.33),
     _fast("resnest50_fast_2s1x64d", "44938639", top1=80.53),
     _fast("resnest50_fast_4s1x64d", "f74f3fc3", top1=80.76),
