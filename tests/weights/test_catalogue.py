@@ -1,4 +1,6 @@
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torchvision
@@ -37,6 +39,30 @@ def test_an_entry_names_a_model_a_file_and_its_hash_consistently(entry: WeightsE
     assert entry.licence == "Apache-2.0"
     assert entry.published
     assert entry.published.source
+
+
+def test_files_sizes_and_figures_are_those_that_were_published() -> None:
+    """Written out once more: names of the files and, in percent, top-1 of their publishers."""
+    published = {
+        "gluon_resnest14-9c8fe254.pth": (224, 75.516),
+        "gluon_resnest26-50eb607c.pth": (224, 78.476),
+        "resnest50-528c19ca.pth": (224, 81.03),
+        "resnest101-22405ba7.pth": (256, 82.83),
+        "resnest200-75117900.pth": (320, 83.84),
+        "resnest269-0cc87c48.pth": (416, 84.54),
+        "resnest50_fast_1s1x64d-d8fbf808.pth": (224, 80.33),
+        "resnest50_fast_2s1x64d-44938639.pth": (224, 80.53),
+        "resnest50_fast_4s1x64d-f74f3fc3.pth": (224, 80.76),
+        "resnest50_fast_1s2x40d-32830b84.pth": (224, 80.59),
+        "resnest50_fast_2s2x40d-9d126481.pth": (224, 80.61),
+        "resnest50_fast_4s2x40d-41d14ed0.pth": (224, 81.14),
+        "resnest50_fast_1s4x24d-d4a4f76f.pth": (224, 80.99),
+    }
+    found = {
+        entry.filename: (entry.preprocessing.size, entry.published and entry.published.top1)
+        for entry in PUBLISHED
+    }
+    assert found == published
 
 
 def test_names_and_files_are_unique() -> None:
@@ -88,14 +114,24 @@ def test_tiny_imagenet_classes_are_200_different_names() -> None:
     assert names[-1] == "acorn"
 
 
-def test_embedded_weights_are_whole_and_say_how_good_they_are() -> None:
-    for entry in CATALOGUE:
-        if entry.embedded:
-            assert len(entry.sha256) == 64
-            assert is_intact(entry)
-            assert local_path(entry).stat().st_size <= 20_000_000
-            assert entry.measured
-            assert len(entry.classes) == 200
+def test_the_embedded_weights_are_whole_and_small() -> None:
+    entry = embedded_entry()
+    assert len(entry.sha256) == 64
+    assert is_intact(entry)
+    assert local_path(entry).stat().st_size <= 20_000_000
+    assert len(entry.classes) == 200
+
+
+def test_the_embedded_weights_say_what_was_measured() -> None:
+    entry = embedded_entry()
+    stored = Path(__file__).parents[2] / "benchmarks" / "embedded.json"
+    measured = json.loads(stored.read_text(encoding="utf-8"))
+    assert entry.measured
+    assert (measured["model"], measured["weights"]) == (entry.model, entry.tag)
+    assert measured["n"] == entry.measured.n == 10_000
+    assert round(measured["top1"], 2) == entry.measured.top1
+    assert round(measured["top5"], 2) == entry.measured.top5
+    assert measured["environment"]["date"] == entry.measured.date
 
 
 def test_the_embedded_entry_is_the_first_without_a_url(monkeypatch: pytest.MonkeyPatch) -> None:

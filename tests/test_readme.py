@@ -1,0 +1,160 @@
+"""README.md keeps its word: every example in it is run."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PHOTOS = Path(skimage.data.__path__[0])
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+QUICK_START, *SHELL = (block.splitlines() for block in blocks("sh"))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the examples name."""
+    folder = tmp_path_factory.mktemp("desk")
+    coffee, chelsea = (Image.open(PHOTOS / f"{name}.png") for name in ("coffee", "chelsea"))
+    coffee.save(folder / "photo.jpg")
+    (folder / "photos" / "trip").mkdir(parents=True)
+    coffee.save(folder / "photos" / "coffee.jpg")
+    chelsea.save(folder / "photos" / "trip" / "chelsea.jpg")
+    for split, count in (("train", 6), ("val", 2)):
+        for label, photo in (("espresso", coffee), ("tabby", chelsea)):
+            place = folder / "dataset" / split / label
+            place.mkdir(parents=True)
+            for i in range(count):
+                photo.crop((10 * i, 0, 10 * i + 240, 240)).save(place / f"{i}.jpg")
+    for recipe in blocks("toml"):
+        name = recipe.partition("\n")[0].removeprefix("# ")
+        (folder / name).write_text(recipe, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("example", blocks("python"))
+def test_python_examples_do_what_they_say(
+    example: str, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3
+    assert all(re.fullmatch(r" *\d+\.\d%  [A-Za-z].*", line) for line in printed)
+    for name, shape in re.findall(r"^(\w+) = .*  # (\(.*\))$", example, re.MULTILINE):
+        tensor = names[name]
+        assert isinstance(tensor, torch.Tensor)
+        assert str(tuple(tensor.shape)) == shape
+
+
+def labels_a_photo(output: str, _: Path) -> None:
+    name, *guesses = output.splitlines()
+    assert name == "photo.jpg"
+    assert len(guesses) == 5
+    assert all(re.fullmatch(r" *\d+\.\d\d %  [A-Za-z].*", guess) for guess in guesses)
+
+
+def writes_a_csv_row_per_photo(output: str, desk: Path) -> None:
+    assert output == ""
+    with (desk / "labels.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["photos/coffee.jpg", "photos/trip/chelsea.jpg"]
+    assert all(row["label"] and 0 < float(row["probability"]) <= 1 for row in rows)
+
+
+def prints_an_object_per_photo(output: str, _: Path) -> None:
+    answers = [json.loads(line) for line in output.splitlines()]
+    assert {a["path"] for a in answers} == {"photos/coffee.jpg", "photos/trip/chelsea.jpg"}
+    assert all(len(answer["predictions"]) == 5 for answer in answers)
+
+
+def measures_every_image(_: str, desk: Path) -> None:
+    measured = json.loads((desk / "measured.json").read_text(encoding="utf-8"))
+    assert measured["n"] == 4
+    assert measured["problems"] == []
+    assert 0 <= measured["top1"] <= measured["top5"] <= 100
+
+
+def trains(output: str, desk: Path) -> None:
+    assert re.fullmatch(r"run/model\.safetensors: top-1 .* of 4 images", output.splitlines()[-1])
+    assert len((desk / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def labels_with_the_trained_classes(output: str, _: Path) -> None:
+    assert {line.split("%  ")[1] for line in output.splitlines()[1:]} == {"espresso", "tabby"}
+
+
+def lists(*names: str) -> Callable[[str, Path], None]:
+    def check(output: str, _: Path) -> None:
+        assert all(name in output for name in names)
+
+    return check
+
+
+SHOWS = {
+    "splitattn predict photo.jpg": labels_a_photo,
+    "splitattn predict photos/ --topk 1 --format csv --output labels.csv": (
+        writes_a_csv_row_per_photo
+    ),
+    "find photos -name '*.jpg' | splitattn predict - --format json": prints_an_object_per_photo,
+    "splitattn evaluate dataset/ --json > measured.json": measures_every_image,
+    "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml": trains,
+    "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml --resume": trains,
+    "splitattn predict photo.jpg --weights run/model.safetensors": labels_with_the_trained_classes,
+    "splitattn models": lists("resnest50_fast_4s2x40d", "27,483,240"),
+    "splitattn weights": lists("resnest269:in1k", "84.54"),
+    "splitattn weights verify resnest26_tiny": lists(": ok, sha256 "),
+}
+
+
+@pytest.mark.timeout(600)  # ten commands, one after another
+@pytest.mark.parametrize("lines", SHELL)
+def test_shell_examples_do_what_they_say(lines: list[str], desk: Path) -> None:
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "SPLITATTN_OFFLINE": "1",
+        "SPLITATTN_CACHE": str(desk / "cache"),
+        "COLUMNS": "200",
+    }
+    for line in lines:
+        done = subprocess.run(
+            line, shell=True, cwd=desk, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        SHOWS[line](done.stdout, desk)
+
+
+def test_quick_start_is_two_scripts_that_any_shell_can_read() -> None:
+    assert QUICK_START == ["scripts/demo.sh", "scripts/test.sh"]
+    for script in (ROOT / "scripts").glob("*.sh"):
+        assert os.access(script, os.X_OK), script
+        subprocess.run(["sh", "-n", script], check=True)
+
+
+def test_the_demo_names_photographs_that_scikit_image_ships() -> None:
+    demo = (ROOT / "scripts" / "demo.sh").read_text(encoding="utf-8")
+    photos = re.findall(r"\w+\.(?:png|jpg)", demo)
+    assert len(photos) == 4
+    assert all((PHOTOS / photo).is_file() for photo in photos)
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
+def test_links_into_the_repository_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).is_file()
