@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from splitattn.architectures import Architecture
 from splitattn.errors import InputError
+from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.drop_block import DropBlock2d
 from splitattn.nn.split_attention import SplitAttention2d
 
@@ -58,7 +59,7 @@ class Bottleneck(nn.Module):
         conv_stride = 1 if pool else stride
 
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         self.conv2: nn.Module
         self.bn2: nn.Module | None = None
         if architecture.radix:
@@ -81,9 +82,9 @@ class Bottleneck(nn.Module):
                 groups=cardinality,
                 bias=False,
             )
-            self.bn2 = nn.BatchNorm2d(width)
+            self.bn2 = BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.bn3 = BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
 
         self.avd_first = architecture.avd_first
@@ -166,7 +167,7 @@ class ResNeSt(nn.Module):
         self.gradient_checkpointing = False
 
         self.conv1 = _stem(in_chans, architecture)
-        self.bn1 = nn.BatchNorm2d(architecture.stem_channels)
+        self.bn1 = BatchNorm2d(architecture.stem_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
@@ -259,17 +260,17 @@ def _stem(in_chans: int, architecture: Architecture) -> nn.Module:
     width = architecture.stem_width
     return nn.Sequential(
         nn.Conv2d(in_chans, width, 3, 2, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        BatchNorm2d(width),
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        BatchNorm2d(width),
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width * 2, 3, padding=1, bias=False),
     )
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, avg_down: bool) -> nn.Sequential:
-    norm = nn.BatchNorm2d(out_channels)
+    norm = BatchNorm2d(out_channels)
     if not avg_down:
         return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm)
     pool = (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from splitattn.errors import InputError
+from splitattn.nn.batch_norm import BatchNorm2d
 
 
 class SplitAttention2d(nn.Module):
@@ -81,9 +82,9 @@ class SplitAttention2d(nn.Module):
             groups=radix * cardinality,
             bias=False,
         )
-        self.bn0 = nn.BatchNorm2d(out_channels * radix)
+        self.bn0 = BatchNorm2d(out_channels * radix)
         self.fc1 = nn.Conv2d(out_channels, attention_channels, 1, groups=cardinality)
-        self.bn1 = nn.BatchNorm2d(attention_channels)
+        self.bn1 = BatchNorm2d(attention_channels)
         self.fc2 = nn.Conv2d(attention_channels, out_channels * radix, 1, groups=cardinality)
         self.relu = nn.ReLU(inplace=True)
 

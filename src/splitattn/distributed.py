@@ -1,0 +1,117 @@
+"""Several processes that act as one, as `torchrun` starts them; or one process, which is the rule.
+
+Everything here does nothing, at no cost, where there is only one process.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from splitattn.errors import InputError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[torch.device]:
+    """Join the other processes that `torchrun` started, for the length of the block.
+
+    Gives the device of this process: of several GPUs, the one with its local rank.
+
+    For `torchrun --max-restarts` to work, its environment needs
+    `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`: restarted processes otherwise look for one another at
+    the addresses of those that died (github.com/pytorch/pytorch/issues/135712).
+
+    Raises:
+        InputError: the processes do not find one another.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or world_size() > 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # gloo beside nccl: what is agreed on the CPU need not wait for the GPU.
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        advice = "; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun" if restarted() else ""
+        raise InputError(
+            f"processes must reach one another, got {' '.join(str(error).split())[:200]}{advice}"
+        ) from error
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
+def world_size() -> int:
+    """How many processes act as one."""
+    return dist.get_world_size() if _together() else 1
+
+
+def gathered(value: T) -> list[T]:
+    """The `value` of every process, by rank, in every process; anything that can be pickled."""
+    if not _together():
+        return [value]
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes of each of `values`, which is changed in place."""
+    if _together():
+        dist.all_reduce(values)
+    return values
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give `tensors`, in place, the values that they have in the first process."""
+    if _together():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def restarted() -> bool:
+    """Whether `torchrun` starts these processes again, after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Run the block in the first process of a machine, and then in all others."""
+    if _together() and int(os.environ.get("LOCAL_RANK", "0")):
+        dist.barrier()
+        yield
+        return
+    try:
+        yield
+    finally:
+        wait_for_all()
+
+
+def cores_per_process() -> int:
+    """This process's share of the machine's cores, one for the network left out; 1 to 8."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, (os.cpu_count() or 1) // here - 1))
+
+
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    if _together():
+        dist.barrier()
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
