@@ -1,5 +1,7 @@
 """Evaluation is exact: every image counts once, whatever the batch size."""
 
+import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from splitattn.data.sources import LabelledImages, open_data
 from splitattn.errors import DataError
-from splitattn.evaluation import Evaluation, evaluate, with_classes_of_model
+from splitattn.evaluation import Evaluation, Mistake, evaluate, with_classes_of_model
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalise, preprocess
 from splitattn.weights.catalogue import Preprocessing
@@ -45,6 +47,44 @@ def wide(data: LabelledImages) -> LabelledImages:
 
 def run(model: nn.Module, data: LabelledImages, batch_size: int) -> Evaluation:
     return evaluate(model, data, PREPROCESSING, device=CPU, batch_size=batch_size, workers=0)
+
+
+class SentError(Exception):
+    """Stands for a process that waits for the others."""
+
+
+def run_in_processes(
+    count: int, model: nn.Module, data: LabelledImages, batch_size: int
+) -> list[Evaluation]:
+    """What each of `count` processes returns, played by this one, one after the other."""
+    sent: list[bytes] = []
+
+    def send(share: object) -> list[object]:
+        sent.append(pickle.dumps(share))
+        raise SentError
+
+    def receive(_: object) -> list[object]:
+        return [pickle.loads(share) for share in sent]
+
+    def process(rank: int, gathered: object) -> Evaluation:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("splitattn.distributed.rank", lambda: rank)
+            patch.setattr("splitattn.distributed.world_size", lambda: count)
+            patch.setattr("splitattn.distributed.gathered", gathered)
+            return run(model, data, batch_size)
+
+    for rank in range(count):
+        with pytest.raises(SentError):
+            process(rank, send)
+    return [process(rank, receive) for rank in range(count)]
+
+
+def assert_same(ours: Evaluation, theirs: Evaluation) -> None:
+    assert torch.equal(ours.confusion, theirs.confusion)
+    assert torch.equal(ours.top5_by_class, theirs.top5_by_class)
+    assert ours.loss == theirs.loss
+    assert ours.mistakes == theirs.mistakes
+    assert ours.problems == theirs.problems
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 21, 64])
@@ -126,3 +166,116 @@ def test_one_strange_name_among_known_ones_is_refused(data: LabelledImages) -> N
     """By order, `green` would silently become `blue`."""
     with pytest.raises(DataError, match="such as 'red'"):
         with_classes_of_model(data, ("green", "blue", "pink"), num_classes=3)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> LabelledImages:
+    """More images than there are mistakes to keep, four of which cannot be read."""
+    data = open_data(str(write_class_folders(tmp_path / "many", 16)), "val")
+    for index in (30, 4, 17, 18):
+        Path(str(data.images[index])).write_bytes(b"nothing")
+    classes = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
+    return with_classes_of_model(data, classes, num_classes=8)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(2, 3), (3, 1), (3, 64)])
+def test_many_processes_give_exactly_what_one_gives(
+    model: nn.Module, many: LabelledImages, count: int, batch_size: int
+) -> None:
+    one = run(model, many, batch_size)
+    assert one.n == 44
+    assert [problem.split(":")[0] for problem in one.problems] == [
+        many.names[index] for index in (4, 17, 18, 30)
+    ]
+    for evaluation in run_in_processes(count, model, many, batch_size):
+        assert_same(evaluation, one)
+
+
+def test_no_readable_image_is_an_error_in_every_process(
+    model: nn.Module, wide: LabelledImages
+) -> None:
+    for image in wide.images:
+        Path(str(image)).write_bytes(b"nothing")
+    with pytest.raises(DataError, match="readable images, got none"):
+        run_in_processes(2, model, wide, 4)
+
+
+def test_the_most_confident_mistakes_are_kept(model: nn.Module, many: LabelledImages) -> None:
+    nn.init.normal_(model[4].weight, std=5)
+    measured = run(model, many, 5)
+    expected = []
+    for index in set(range(48)) - {4, 17, 18, 30}:
+        pixels = preprocess(decode(many.images[index]), PREPROCESSING)[None]
+        with torch.no_grad():
+            row = model.eval()(normalise(pixels, PREPROCESSING)).softmax(1)[0]
+        guess, label = int(row.argmax()), many.labels[index]
+        if guess != label:
+            expected.append((float(row[guess]), index, many.classes[label], many.classes[guess]))
+    expected.sort(key=lambda mistake: -mistake[0])
+    assert len(expected) > 24
+    assert [(m.index, m.label, m.guess) for m in measured.mistakes] == [
+        mistake[1:] for mistake in expected[:24]
+    ]
+    assert [m.probability for m in measured.mistakes] == pytest.approx(
+        [probability for probability, *_ in expected[:24]], rel=1e-4
+    )
+    assert all(m.name == many.names[m.index] for m in measured.mistakes)
+
+
+class Constant(nn.Module):
+    """The same logits for every image."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(images), -1)
+
+
+def test_of_equally_confident_mistakes_the_first_are_kept(many: LabelledImages) -> None:
+    model = Constant(9.0, *[0.0] * 7)
+    readable = [index for index in range(48) if index not in (4, 17, 18, 30)]
+    for evaluation in (run(model, many, 5), *run_in_processes(2, model, many, 5)):
+        assert [mistake.index for mistake in evaluation.mistakes] == readable[:24]
+        assert {mistake.guess for mistake in evaluation.mistakes} == {"black"}
+
+
+def test_right_guesses_and_broken_logits_are_no_mistakes(data: LabelledImages) -> None:
+    always_green = run(Constant(0.0, 5.0, 0.0), data, 4)
+    assert len(always_green.mistakes) == 14
+    assert always_green.mistakes[0] == Mistake(
+        index=0,
+        name=data.names[0],
+        label="blue",
+        guess="green",
+        probability=pytest.approx(math.exp(5) / (math.exp(5) + 2)),
+    )
+    broken = run(Constant(math.nan, math.nan, math.nan), data, 4)
+    assert broken.mistakes == ()
+    assert math.isnan(broken.loss)
+
+
+def test_a_measurement_that_is_stopped_restores_the_mode(
+    model: nn.Module, wide: LabelledImages
+) -> None:
+    done = []
+
+    def stop_after_two(images: int) -> None:
+        done.append(images)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    model.train()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(
+            model,
+            wide,
+            PREPROCESSING,
+            device=CPU,
+            batch_size=4,
+            workers=0,
+            on_images=stop_after_two,
+        )
+    assert done == [4, 4]
+    assert model.training

@@ -84,6 +84,7 @@ def public_dataclasses() -> Iterator[type]:
 def test_public_dataclasses_are_frozen_and_keyword_only() -> None:
     found = {kind.__name__: kind for kind in public_dataclasses()}
     assert {"Architecture", "Recipe", "WeightsEntry"} <= set(found)
+    del found["State"]  # of a training, whose purpose is to change
     for kind in found.values():
         assert kind.__dataclass_params__.frozen, kind  # type: ignore[attr-defined]
         assert all(field.kw_only for field in dataclasses.fields(kind)), kind

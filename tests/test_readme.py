@@ -92,8 +92,17 @@ def measures_every_image(_: str, desk: Path) -> None:
 
 
 def trains(output: str, desk: Path) -> None:
-    assert re.fullmatch(r"run/model\.safetensors: top-1 .* of 4 images", output.splitlines()[-1])
-    assert len((desk / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert re.fullmatch(
+        r"run/model\.safetensors: top-1 .* of 4 images; run/report\.html shows how\n", output
+    )
+    lines = (desk / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["kind"] for line in lines].count("epoch") == 2
+    left = {"model.safetensors", "best.safetensors", "report.html", "recipe.toml", "last.pt"}
+    assert left <= {path.name for path in (desk / "run").iterdir()}
+
+
+def tunes(output: str, _: Path) -> None:
+    assert output.startswith("tuned/model.safetensors: top-1 ")
 
 
 def labels_with_the_trained_classes(output: str, _: Path) -> None:
@@ -116,6 +125,10 @@ SHOWS = {
     "splitattn evaluate dataset/ --json > measured.json": measures_every_image,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml": trains,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml --resume": trains,
+    (
+        "splitattn train dataset/ --output tuned --model resnest26_tiny --weights tiny_imagenet "
+        "--recipe finetune --set batch_size=4"
+    ): tunes,
     "splitattn predict photo.jpg --weights run/model.safetensors": labels_with_the_trained_classes,
     "splitattn models": lists("resnest50_fast_4s2x40d", "27,483,240"),
     "splitattn weights": lists("resnest269:in1k", "84.54"),

@@ -1,14 +1,18 @@
 """Measuring a classifier: every image of a data set exactly once."""
 
+import heapq
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from splitattn.data.loading import eval_loader
+from splitattn import distributed
+from splitattn.data.loading import Batch, eval_loader
 from splitattn.data.sources import LabelledImages
 from splitattn.errors import DataError
 from splitattn.images.preprocess import normalise
@@ -16,6 +20,28 @@ from splitattn.runtimes.pytorch import full_precision
 from splitattn.weights.catalogue import Preprocessing
 
 logger = logging.getLogger(__name__)
+
+# As many as a page shows; the others are forgotten as soon as they are measured.
+_MISTAKES_KEPT = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """An image whose first guess is wrong.
+
+    Attributes:
+        index: of the image in the data set.
+        name: how a report calls it.
+        label: name of its class.
+        guess: name of the class that was guessed.
+        probability: of the guess, from 0 to 1.
+    """
+
+    index: int
+    name: str
+    label: str
+    guess: str
+    probability: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +53,7 @@ class Evaluation:
         confusion: (C, C) counts; rows are labels, columns are first guesses.
         top5_by_class: (C,) images of each label that is among the five first guesses.
         loss: mean cross-entropy, in nats.
+        mistakes: the wrong first guesses of the highest probability, at most 24, the highest first.
         problems: a line for each image that could not be read; they are counted nowhere else.
     """
 
@@ -34,6 +61,7 @@ class Evaluation:
     confusion: Tensor
     top5_by_class: Tensor
     loss: float
+    mistakes: tuple[Mistake, ...]
     problems: tuple[str, ...]
 
     @property
@@ -104,7 +132,21 @@ def with_classes_of_model(
     return replace(data, classes=classes or data.classes)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one process measured, batch by batch.
+
+    Loss and problems are kept by batch: put together, they are the same however many processes
+    there were.
+    """
+
+    confusion: Tensor
+    top5_by_class: Tensor
+    losses: list[float]
+    mistakes: list[Mistake]
+    problems: list[tuple[str, ...]]
+
+
 def evaluate(
     model: nn.Module,
     data: LabelledImages,
@@ -117,44 +159,110 @@ def evaluate(
 ) -> Evaluation:
     """Measure `model` on every image of `data`, in evaluation mode; its mode is restored.
 
+    Several processes share the batches and all give the same result, that of one process.
+
     Args:
         model: (B, 3, H, W) to (B, C) logits, on `device`.
-        on_images: told how many more images are done, for a progress bar.
+        on_images: told how many more images this process has done, for a progress bar; what it
+            raises ends the measurement.
 
     Raises:
         DataError: no image could be read.
     """
-    classes = len(data.classes)
-    confusion = torch.zeros(classes, classes, dtype=torch.long)
-    top5_by_class = torch.zeros(classes, dtype=torch.long)
-    loss = 0.0
-    problems: list[str] = []
+    loader = eval_loader(
+        data,
+        preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
     was_training = model.training
     model.eval()
     try:
-        for batch in eval_loader(data, preprocessing, batch_size=batch_size, workers=workers):
-            problems += batch.problems
-            if len(batch.labels):
-                images = normalise(batch.images.to(device), preprocessing)
-                images = images.contiguous(memory_format=torch.channels_last)
-                with full_precision(device):
-                    logits = model(images).float().cpu()
-                loss += F.cross_entropy(logits.double(), batch.labels, reduction="sum").item()
-                guesses = logits.topk(min(5, classes)).indices
-                confusion.index_put_(
-                    (batch.labels, guesses[:, 0]), torch.tensor(1), accumulate=True
-                )
-                found = (guesses == batch.labels[:, None]).any(1)
-                top5_by_class += batch.labels[found].bincount(minlength=classes)
-            on_images(len(batch.labels) + len(batch.problems))
+        share = _measure(model, loader, data, preprocessing, device, on_images)
     finally:
         model.train(was_training)
+    return _merged(data.classes, distributed.gathered(share))
+
+
+@torch.inference_mode()
+def _measure(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    data: LabelledImages,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    on_images: Callable[[int], None],
+) -> _Share:
+    classes = len(data.classes)
+    confusion = torch.zeros(classes, classes, dtype=torch.long)
+    top5_by_class = torch.zeros(classes, dtype=torch.long)
+    losses: list[float] = []
+    mistakes: list[Mistake] = []
+    problems: list[tuple[str, ...]] = []
+    for batch in loader:
+        problems.append(batch.problems)
+        if len(batch.labels):
+            images = normalise(batch.images.to(device), preprocessing)
+            images = images.contiguous(memory_format=torch.channels_last)
+            with full_precision(device):
+                logits = model(images).cpu().double()
+            losses.append(F.cross_entropy(logits, batch.labels, reduction="sum").item())
+            guesses = logits.topk(min(5, classes)).indices
+            confusion.index_put_((batch.labels, guesses[:, 0]), torch.tensor(1), accumulate=True)
+            found = (guesses == batch.labels[:, None]).any(1)
+            top5_by_class += batch.labels[found].bincount(minlength=classes)
+            mistakes = _worst(mistakes + _mistakes(logits, guesses[:, 0], batch, data))
+        on_images(len(batch.labels) + len(batch.problems))
+    return _Share(
+        confusion=confusion,
+        top5_by_class=top5_by_class,
+        losses=losses,
+        mistakes=mistakes,
+        problems=problems,
+    )
+
+
+def _mistakes(logits: Tensor, guesses: Tensor, batch: Batch, data: LabelledImages) -> list[Mistake]:
+    """The wrong ones of `guesses` (B,), by logits (B, C)."""
+    probabilities = logits.softmax(1).gather(1, guesses[:, None])[:, 0]
+    # Logits that are not numbers give no guess to be confident of, nor an order.
+    wrong = (guesses != batch.labels) & ~probabilities.isnan()
+    columns = (batch.indices, batch.labels, guesses, probabilities)
+    return [
+        Mistake(
+            index=index,
+            name=data.names[index],
+            label=data.classes[label],
+            guess=data.classes[guess],
+            probability=probability,
+        )
+        for index, label, guess, probability in zip(
+            *(column[wrong].tolist() for column in columns), strict=True
+        )
+    ]
+
+
+def _worst(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    """Those with the most confident guess, the most confident first; of equals the earliest."""
+    return heapq.nsmallest(_MISTAKES_KEPT, mistakes, key=lambda m: (-m.probability, m.index))
+
+
+def _merged(classes: tuple[str, ...], shares: list[_Share]) -> Evaluation:
+    """One result from the share of each process, by rank."""
+    # Batches were dealt in turn, so taking them in turn restores the order of the data.
+    turns = zip_longest(*(share.problems for share in shares), fillvalue=())
+    problems = tuple(problem for turn in turns for batch in turn for problem in batch)
+    confusion = torch.stack([share.confusion for share in shares]).sum(0)
     if not confusion.any():
         raise DataError(f"evaluation needs readable images, got none; the first: {problems[0]}")
     return Evaluation(
-        classes=data.classes,
+        classes=classes,
         confusion=confusion,
-        top5_by_class=top5_by_class,
-        loss=loss / int(confusion.sum()),
-        problems=tuple(problems),
+        top5_by_class=torch.stack([share.top5_by_class for share in shares]).sum(0),
+        # A plain sum would depend on its order, and so on the number of processes.
+        loss=math.fsum(loss for share in shares for loss in share.losses) / int(confusion.sum()),
+        mistakes=tuple(_worst(mistake for share in shares for mistake in share.mistakes)),
+        problems=problems,
     )

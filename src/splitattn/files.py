@@ -22,3 +22,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in `folder`.
+
+    Only where nobody else writes: those of a living process are removed too.
+    """
+    for temporary in folder.glob(".*.*.tmp"):
+        temporary.unlink(missing_ok=True)

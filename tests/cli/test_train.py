@@ -33,7 +33,7 @@ def test_train_then_predict_with_the_names_of_a_file(
     assert run("train", data, "--output", output, *SMALL, names) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{output / 'model.safetensors'}: top-1 ")
-    assert out.endswith("of 6 images\n")
+    assert out.endswith(f"of 6 images; {output / 'report.html'} shows how\n")
     assert [line.split()[:2] for line in err.splitlines()] == [["epoch", "1/2"], ["epoch", "2/2"]]
 
     picture(1, 5).save(tmp_path / "photo.png")

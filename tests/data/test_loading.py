@@ -1,19 +1,24 @@
 """Batches: every image once, the same ones whoever decodes them, errors beside them."""
 
 import pickle
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from splitattn.data.loading import Batch, eval_loader, train_loader
+from splitattn.data.augmentation import Augmentation
+from splitattn.data.loading import Batch, derive_seed, epoch_batches, eval_loader, train_loader
 from splitattn.data.sources import LabelledImages, open_data
+from splitattn.errors import DataError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
 from splitattn.weights.catalogue import Preprocessing
-from tests.data.datasets import write_class_folders
+from tests.data.datasets import encoded, write_class_folders
 
 PREPROCESSING = Preprocessing(size=32, crop_fraction=1.0)
+AUGMENTATION = Augmentation(size=32, crop_scale=0.3)
 
 
 @pytest.fixture
@@ -21,21 +26,30 @@ def data(tmp_path: Path) -> LabelledImages:
     return open_data(str(write_class_folders(tmp_path / "data", 7)), "val")
 
 
-def epoch(data: LabelledImages, *, number: int = 0, workers: int = 0, seed: int = 5) -> list[Batch]:
-    loader = train_loader(
-        data,
-        size=32,
-        crop_scale=0.3,
-        batch_size=4,
-        workers=workers,
-        seed=seed,
-        epoch=number,
+def epoch(
+    data: LabelledImages,
+    *,
+    number: int = 0,
+    workers: int = 0,
+    seed: int = 5,
+    augmentation: Augmentation = AUGMENTATION,
+    **split: int,
+) -> list[Batch]:
+    batches = epoch_batches(len(data), batch_size=4, seed=seed, epoch=number, **split)
+    return list(
+        train_loader(data, augmentation, batches=batches, workers=workers, seed=seed, epoch=number)
     )
-    return list(loader)
 
 
-def joined(batches: list[Batch]) -> torch.Tensor:
-    return torch.cat([batch.images for batch in batches])
+def joined(batches: list[Batch], field: str = "images") -> Any:
+    return torch.cat([getattr(batch, field) for batch in batches])
+
+
+def spoil(data: LabelledImages, *indices: int) -> list[str]:
+    paths = [Path(str(data.images[index])) for index in indices]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:60])
+    return [str(path) for path in paths]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -43,63 +57,204 @@ def test_evaluation_sees_every_image_once_in_order(data: LabelledImages, batch_s
     batches = list(eval_loader(data, PREPROCESSING, batch_size=batch_size, workers=0))
     expected = torch.stack([preprocess(decode(image), PREPROCESSING) for image in data.images])
     assert torch.equal(joined(batches), expected)
-    assert torch.cat([batch.labels for batch in batches]).tolist() == list(data.labels)
+    assert joined(batches, "labels").tolist() == list(data.labels)
+    assert joined(batches, "indices").tolist() == list(range(len(data)))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+def test_processes_share_the_batches_of_one(data: LabelledImages, world_size: int) -> None:
+    alone = [b.indices.tolist() for b in eval_loader(data, PREPROCESSING, batch_size=4, workers=0)]
+    shares = [
+        eval_loader(data, PREPROCESSING, batch_size=4, workers=0, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert [len(share) for share in shares] == sorted(map(len, shares), reverse=True)
+    together = sorted(batch.indices.tolist() for share in shares for batch in share)
+    assert together == alone
+
+
+def test_an_epoch_is_a_permutation_without_the_rest() -> None:
+    steps = epoch_batches(22, batch_size=4, seed=1, epoch=2)
+    assert [len(step) for step in steps] == [4] * 5
+    seen = list(chain.from_iterable(steps))
+    assert len(set(seen)) == 20
+    assert set(seen) < set(range(22))
+    assert seen != sorted(seen)
+    assert steps == epoch_batches(22, batch_size=4, seed=1, epoch=2)
+    assert steps != epoch_batches(22, batch_size=4, seed=1, epoch=3)
+    assert steps != epoch_batches(22, batch_size=4, seed=2, epoch=2)
+    assert epoch_batches(3, batch_size=4, seed=1, epoch=2) == []
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 3), (2, 1), (3, 2), (12, 1), (2, 6)])
+def test_processes_and_micro_batches_together_are_one_step(
+    world_size: int, accumulation: int
+) -> None:
+    alone = epoch_batches(100, batch_size=12, seed=1, epoch=0)
+    shares = [
+        epoch_batches(
+            100,
+            batch_size=12,
+            seed=1,
+            epoch=0,
+            rank=rank,
+            world_size=world_size,
+            accumulation=accumulation,
+        )
+        for rank in range(world_size)
+    ]
+    for step, whole in enumerate(alone):
+        parts = [share[step * accumulation : (step + 1) * accumulation] for share in shares]
+        assert list(chain.from_iterable(chain.from_iterable(parts))) == whole
+    assert {len(share) for share in shares} == {len(alone) * accumulation}
+
+
+def test_an_interrupted_epoch_goes_on_where_it_was(data: LabelledImages) -> None:
+    whole, rest = epoch(data), epoch(data, first_step=3)
+    assert len(rest) == 2
+    assert torch.equal(joined(rest), joined(whole[3:]))
+    assert len(epoch_batches(21, batch_size=4, seed=0, epoch=0, first_step=5)) == 0
+    halves = {"batch_size": 4, "seed": 5, "epoch": 0, "accumulation": 2}
+    assert epoch_batches(21, **halves, first_step=3) == epoch_batches(21, **halves)[6:]
 
 
 def test_training_batches_are_full_bytes_and_shuffled(data: LabelledImages) -> None:
     batches = epoch(data)
     assert [batch.images.shape for batch in batches] == [(4, 3, 32, 32)] * 5
     assert all(batch.images.dtype == torch.uint8 for batch in batches)
-    labels = torch.cat([batch.labels for batch in batches]).tolist()
+    labels, indices = joined(batches, "labels").tolist(), joined(batches, "indices").tolist()
     assert labels != sorted(labels)
+    assert labels == [data.labels[index] for index in indices]
+    assert [batch.indices.tolist() for batch in batches] == epoch_batches(
+        21, batch_size=4, seed=5, epoch=0
+    )
 
 
 def test_the_same_epoch_is_the_same_with_any_number_of_workers(data: LabelledImages) -> None:
-    assert torch.equal(joined(epoch(data)), joined(epoch(data, workers=2)))
+    spoil(data, 4, 5)
+    everything = Augmentation(
+        size=24, auto_augment="trivial", color_jitter=0.4, lighting=0.1, random_erasing=0.5
+    )
+    alone = epoch(data, augmentation=everything)
+    shared = epoch(data, workers=2, augmentation=everything)
+    assert torch.equal(joined(alone), joined(shared))
+    assert torch.equal(joined(alone, "indices"), joined(shared, "indices"))
+
+
+def test_an_image_is_augmented_alike_in_any_batch(data: LabelledImages) -> None:
+    """So the number of processes changes nothing either."""
+    [batch] = train_loader(data, AUGMENTATION, batches=[[3, 8]], workers=0, seed=5, epoch=0)
+    [single] = train_loader(data, AUGMENTATION, batches=[[8]], workers=0, seed=5, epoch=0)
+    assert torch.equal(batch.images[1], single.images[0])
 
 
 def test_epochs_and_seeds_differ(data: LabelledImages) -> None:
-    first = joined(epoch(data))
-    assert not torch.equal(first, joined(epoch(data, number=1)))
-    assert not torch.equal(first, joined(epoch(data, seed=6)))
+    batches = [[0, 1, 2]]
+
+    def pixels(seed: int, epoch: int) -> torch.Tensor:
+        loader = train_loader(
+            data, AUGMENTATION, batches=batches, workers=0, seed=seed, epoch=epoch
+        )
+        return joined(list(loader))
+
+    assert not torch.equal(pixels(5, 0), pixels(5, 1))
+    assert not torch.equal(pixels(5, 0), pixels(6, 0))
 
 
-def test_loading_leaves_the_random_state_as_it_was(data: LabelledImages) -> None:
+def test_a_derived_seed_depends_on_every_part() -> None:
+    parts = [(), (0,), (0, 0), (5,), (5, 0), (5, 0, 0), (0, 5), (5, 1), (1, 5), (2**62, 1)]
+    assert len({derive_seed(*part) for part in parts}) == len(parts)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_random_state_as_it_was(data: LabelledImages, workers: int) -> None:
+    torch.manual_seed(11)
     before = torch.get_rng_state()
-    list(epoch(data))
-    # The loader itself draws a base seed; the transforms of images must draw nothing.
-    torch.set_rng_state(before)
-    list(eval_loader(data, PREPROCESSING, batch_size=4, workers=0))
-    after_plain = torch.get_rng_state()
-    torch.set_rng_state(before)
-    iter(eval_loader(data, PREPROCESSING, batch_size=4, workers=0))
-    assert torch.equal(torch.get_rng_state(), after_plain)
+    epoch(data, workers=workers)
+    list(eval_loader(data, PREPROCESSING, batch_size=4, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_transform_that_fails_leaves_the_random_state_too(data: LabelledImages) -> None:
+    loader = train_loader(data, AUGMENTATION, batches=[[0]], workers=0, seed=0, epoch=0)
+
+    def fail(_: object) -> None:
+        torch.rand(3)
+        raise RuntimeError("no")
+
+    object.__setattr__(loader.dataset, "transform", fail)
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no"):
+        list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_workers_may_be_spawned(data: LabelledImages) -> None:
     """As on macOS and Windows: what they get must survive pickling."""
-    plain = list(eval_loader(data, PREPROCESSING, batch_size=8, workers=0))
-    loader = eval_loader(data, PREPROCESSING, batch_size=8, workers=0)
-    copied = pickle.loads(pickle.dumps(loader.dataset))
-    assert torch.equal(copied[3].image, plain[0].images[3])
-    training = train_loader(data, size=32, crop_scale=0.3, batch_size=4, workers=0, seed=5, epoch=0)
-    copied = pickle.loads(pickle.dumps(training.dataset))
-    assert torch.equal(copied[3].image, training.dataset[3].image)
+    evaluation = eval_loader(data, PREPROCESSING, batch_size=8, workers=0)
+    training = train_loader(data, AUGMENTATION, batches=[[0]], workers=0, seed=5, epoch=0)
+    for loader in (evaluation, training):
+        copied = pickle.loads(pickle.dumps(loader.dataset))
+        assert torch.equal(copied[3].image, loader.dataset[3].image)
 
 
-def test_an_unreadable_image_is_named_and_left_out(data: LabelledImages) -> None:
-    broken = Path(str(data.images[2]))
-    broken.write_bytes(broken.read_bytes()[:60])
+def test_evaluation_names_an_unreadable_image_and_leaves_it_out(data: LabelledImages) -> None:
+    [broken] = spoil(data, 2)
     batches = list(eval_loader(data, PREPROCESSING, batch_size=3, workers=0))
     assert [len(batch.labels) for batch in batches] == [2, 3, 3, 3, 3, 3, 3]
+    assert batches[0].indices.tolist() == [0, 1]
     [problem] = batches[0].problems
     assert problem.startswith(f"{broken}: the image is damaged")
 
 
 def test_a_batch_of_nothing_but_unreadable_images_is_empty(tmp_path: Path) -> None:
     data = open_data(str(write_class_folders(tmp_path / "data", 1)), "val")
-    for image in data.images:
-        Path(str(image)).write_bytes(b"nothing")
+    spoil(data, 0, 1, 2)
     [batch] = eval_loader(data, PREPROCESSING, batch_size=3, workers=0)
-    assert len(batch.labels) == 0
+    assert len(batch.labels) == len(batch.indices) == 0
     assert len(batch.problems) == 3
+
+
+def test_training_takes_the_next_readable_image_instead(data: LabelledImages) -> None:
+    """With its own label, and each unreadable image is reported where it was drawn."""
+    broken = spoil(data, 6, 7, 20)  # the last of a class, the first of the next, the last of all
+    batches = [[6, 1], [7, 20], [8, 0]]
+    found = list(train_loader(data, AUGMENTATION, batches=batches, workers=0, seed=5, epoch=0))
+    assert [batch.indices.tolist() for batch in found] == [[8, 1], [8, 0], [8, 0]]
+    assert joined(found, "labels").tolist() == [1, 0, 1, 0, 1, 0]
+    lines = [[line.partition(": ")[0] for line in batch.problems] for batch in found]
+    assert lines == [broken[:1], broken[1:], []]
+    # An epoch stays full, and reports no image twice.
+    batches = epoch(data)
+    assert [len(batch.labels) for batch in batches] == [4] * 5
+    problems = [line for batch in batches for line in batch.problems]
+    assert len(problems) == len(set(problems)) <= 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_gives_up_after_a_hundred_unreadable_images(workers: int) -> None:
+    n = 160
+    data = LabelledImages(
+        origin="memory",
+        classes=("green",),
+        images=[b"nothing"] * (n - 1) + [encoded(1, 0)],
+        labels=[0] * n,
+        names=[f"image {index}" for index in range(n)],
+    )
+    batches = [[n - 100], [n - 101]]
+    loader = iter(
+        train_loader(data, AUGMENTATION, batches=batches, workers=workers, seed=0, epoch=0)
+    )
+    assert next(loader).indices.tolist() == [n - 1]
+    with pytest.raises(DataError) as raised:
+        next(loader)
+    message = str(raised.value)
+    assert message.startswith("training needs readable images, got 100 in a row that are not; the")
+    assert f"first: image {n - 101}: " in message
+    assert "\n" not in message
+
+
+def test_training_gives_up_where_nothing_can_be_read(data: LabelledImages) -> None:
+    spoil(data, *range(21))
+    with pytest.raises(DataError, match="got 21 in a row"):
+        epoch(data)

@@ -1,67 +1,30 @@
 """Training learns, stops, goes on bit for bit, and leaves a file that needs nothing else."""
 
+import errno
 import json
 import math
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from splitattn.architectures import Architecture
 from splitattn.classifier import Classifier
 from splitattn.create import create_model
-from splitattn.data.sources import open_data
 from splitattn.errors import DataError, InputError, WeightsError
-from splitattn.nn.resnest import ResNeSt
-from splitattn.training.loop import (
-    Progress,
-    Run,
-    learning_rate,
-    make_optimizer,
-    mixup_loss,
-    train,
-)
-from splitattn.training.recipes import Recipe
+from splitattn.training.loop import Progress, Run, train
+from splitattn.training.recipes import Recipe, load_recipe
 from splitattn.weights.metadata import read_metadata
-from tests.data.datasets import CLASSES, picture, write_image_folder
-
-RECIPE = Recipe(
-    epochs=3,
-    batch_size=8,
-    learning_rate=1.0,
-    warmup_epochs=1.0,
-    train_size=32,
-    test_size=32,
-    crop_scale=0.5,
-    drop_path=0.1,
-    drop_block=0.1,
-)
-ARCHITECTURE = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)
+from tests.data.datasets import CLASSES, picture
+from tests.training.runs import RECIPE, make_run, network, with_recipe
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    data = str(write_image_folder(tmp_path / "data", train=16, val=4))
-    return Run(
-        name="resnest14",
-        recipe=RECIPE,
-        train=open_data(data, "train"),
-        val=open_data(data, "val"),
-        output=tmp_path / "out",
-        device=torch.device("cpu"),
-        workers=0,
-    )
-
-
-def network(recipe: Recipe = RECIPE) -> ResNeSt:
-    torch.manual_seed(recipe.seed)
-    return create_model(
-        ARCHITECTURE, num_classes=3, drop_path=recipe.drop_path, drop_block=recipe.drop_block
-    )
+    return make_run(tmp_path)
 
 
 def test_training_learns_and_its_file_classifies_alone(run: Run) -> None:
@@ -98,33 +61,138 @@ def test_training_learns_and_its_file_classifies_alone(run: Run) -> None:
     assert [guess.label for guess in guesses] == list(CLASSES)
 
 
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    clock = ("seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
+@pytest.mark.parametrize("stopped_at", ["in the middle of an epoch", "while measuring"])
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
-    run: Run, tmp_path: Path
+    run: Run, tmp_path: Path, stopped_at: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, interrupted = network(), network()
-    train(whole, replace(run, output=tmp_path / "whole"))
+    measured = train(whole, replace(run, output=tmp_path / "whole"))
+    assert run.steps_per_epoch == 6
+    step = 8 if stopped_at == "in the middle of an epoch" else 11
 
-    class StopError(Exception):
-        pass
+    def stop(progress: Progress) -> None:
+        if progress.step == step:
+            signal.raise_signal(signal.SIGINT)
 
-    def interrupt(progress: Progress) -> None:
-        if progress.epoch == 1 and progress.step == 3:
-            raise StopError
-
-    with pytest.raises(StopError):
-        train(interrupted, run, on_step=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupted, run, on_step=stop)
+    assert f"stopped and saved after step {step + 1} of 18; --resume continues" in caplog.text
     resumed = network(replace(RECIPE, seed=99))  # a new process need not remember anything
-    train(resumed, run, resume=True)
+    seen: list[int] = []
+    again = train(resumed, run, resume=True, on_step=lambda progress: seen.append(progress.step))
+    assert seen == list(range(step + 1, 18))
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
-    logs = [
-        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        for folder in (tmp_path / "whole", run.output)
-    ]
-    assert [line["epoch"] for line in logs[1]] == [0, 1, 2]
-    for ours, theirs in zip(*logs, strict=True):
-        assert ours["train_loss"] == theirs["train_loss"]
-        assert ours["val_top1"] == theirs["val_top1"]
+    assert log_of(run.output) == log_of(tmp_path / "whole")
+    assert again.loss == measured.loss
+    for name in ("model.safetensors", "best.safetensors"):
+        assert (run.output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_sigterm_saves_and_leaves_with_its_exit_status(run: Run) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as raised:
+        train(network(), run, on_step=lambda _: signal.raise_signal(signal.SIGTERM))
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert torch.load(run.checkpoint)["state"]["step"] == 1
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(run: Run, tmp_path: Path) -> None:
+    # With frozen norms, in which the images of a batch do not meet.
+    recipe = Recipe(
+        epochs=1,
+        batch_size=8,
+        learning_rate=0.1,
+        warmup_epochs=0.0,
+        mixup_alpha=0.0,
+        train_size=32,
+        test_size=32,
+        frozen_stages=5,
+    )
+    weights = []
+    for batch_per_device in (None, 4, 3):
+        model = network()
+        output = tmp_path / str(batch_per_device)
+        train(
+            model,
+            replace(run, recipe=recipe, output=output, batch_per_device=batch_per_device),
+        )
+        weights.append(model.fc.state_dict()["weight"])
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-6)
+    assert not torch.equal(weights[0], network().fc.state_dict()["weight"])
+    # Eight images in parts of at most three are three parts of two: the batch is what they add up
+    # to, and the learning rate follows it.
+    metadata = read_metadata(tmp_path / "3" / "model.safetensors")
+    assert metadata is not None
+    assert metadata.recipe["batch_size"] == 6
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "3")[:1]]
+    assert rates == [0.1 * 6 / 256]
+
+
+def test_training_with_batches_of_one_is_possible(run: Run) -> None:
+    run = with_recipe(run, batch_size=1, mixup_alpha=0.0, cutmix_alpha=0.0, epochs=2)
+    run = replace(run, recipe=replace(run.recipe, warmup_epochs=0.0, learning_rate=0.1))
+    measured = train(network(run.recipe), run)
+    assert math.isfinite(measured.loss)
+
+
+def test_the_best_epoch_is_kept_beside_the_last(run: Run) -> None:
+    run = with_recipe(run, epochs=4, learning_rate=3.0)
+    train(network(), run)
+    top1 = [line["val_top1"] for line in log_of(run.output) if line["kind"] == "epoch"]
+    assert len(set(top1)) > 1
+    best, last = (read_metadata(run.output / f"{name}.safetensors") for name in ("best", "model"))
+    assert best is not None
+    assert last is not None
+    assert best.metrics["top1"] == max(top1)
+    assert last.metrics["top1"] == top1[-1]
+    assert best.recipe == last.recipe == asdict(run.recipe)
+
+
+def test_what_a_training_leaves_says_how_it_came_about(run: Run) -> None:
+    run = with_recipe(run, epochs=2)
+    train(network(), run)
+    assert load_recipe(str(run.output / "recipe.toml"), model="resnest14") == run.recipe
+    report = (run.output / "report.html").read_text()
+    assert "resnest14" in report
+    assert "trivial" in report
+    lines = log_of(run.output)
+    assert [line["kind"] for line in lines].count("epoch") == 2
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == list(range(1, 13))
+    assert not (run.output / "unreadable.txt").exists()
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_old_checkpoint_whole(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(run, checkpoint_minutes=0.0)
+    saves: list[int] = []
+    write = torch.save
+
+    def fail_later(content: dict[str, Any], path: Path) -> None:
+        saves.append(content["state"]["step"])
+        write(content, path)
+        if len(saves) == 4:
+            with path.open("r+b") as file:
+                file.truncate(1000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail_later)
+    with pytest.raises(InputError, match=r"folder to write to, got .*: No space left on device"):
+        train(network(), run)
+    monkeypatch.undo()
+    assert torch.load(run.checkpoint)["state"]["step"] == saves[-2] == 3
+    assert not list(run.output.glob(".*.tmp"))
+    train(network(), run, resume=True)
 
 
 def test_the_seed_decides_everything(run: Run, tmp_path: Path) -> None:
@@ -176,6 +244,12 @@ def test_drop_block_grows_epoch_by_epoch(run: Run) -> None:
     assert seen == pytest.approx({0: 0.0, 1: 0.05, 2: 0.1})
 
 
+def test_a_loss_that_explodes_stops_with_advice(run: Run) -> None:
+    run = with_recipe(run, learning_rate=1e4, clip_norm=0.0, warmup_epochs=0.0, epochs=50)
+    with pytest.raises(InputError, match=r"loss must stay .* with learning rate .*clip_norm"):
+        train(network(), run)
+
+
 def test_a_loss_that_is_not_finite_stops_with_advice(run: Run) -> None:
     model = network()
     nn.init.constant_(model.fc.bias, math.inf)
@@ -192,66 +266,29 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_spent(run: Run) ->
         train(network(), replace(run, val=other))
     with pytest.raises(DataError, match="must be different images, got the same ones for both"):
         train(network(), replace(run, val=run.train))
+    one = replace(run.train, classes=("blue",), labels=[0] * len(run.train))
+    with pytest.raises(DataError, match="at least two classes, got only 'blue'"):
+        train(network(), replace(run, train=one))
     assert not run.output.exists()
     run.output.write_text("a file, not a folder")
     with pytest.raises(InputError, match="output must be a folder to write to"):
         train(network(), run)
 
 
-def test_the_learning_rate_warms_up_and_follows_a_cosine_to_zero() -> None:
-    recipe = Recipe(epochs=10, warmup_epochs=2.0, batch_size=512, learning_rate=0.1)
-    rates = [learning_rate(recipe, step, 100) for step in range(1000)]
-    assert rates[0] == pytest.approx(0.2 / 201)
-    assert rates[99] == pytest.approx(0.1 * 200 / 201)
-    assert rates[200] == pytest.approx(0.2)
-    assert max(rates) == rates[200]
-    assert rates[600] == pytest.approx(0.1)
-    assert 0 < rates[999] < 1e-5
-    assert np.all(np.diff(rates[:200]) > 0)
-    assert np.all(np.diff(rates[200:]) < 0)
+def test_a_few_unreadable_images_are_listed_and_many_stop_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(RECIPE, epochs=2), train=34)
+    run = with_recipe(run, batch_size=51)
+    broken = [Path(str(run.train.images[i])) for i in (0, 50)]
+    broken[0].write_bytes(b"nothing")
+    train(network(), run)
+    epochs = [line for line in log_of(run.output) if line["kind"] == "epoch"]
+    assert [line["unreadable"] for line in epochs] == [1, 1]
+    [line] = (run.output / "unreadable.txt").read_text().splitlines()
+    assert line.startswith(f"train: {broken[0]}: ")
 
-
-def test_norms_and_biases_are_not_decayed() -> None:
-    model = network()
-    decayed, others = make_optimizer(model, RECIPE).param_groups
-    assert decayed["weight_decay"] == RECIPE.weight_decay
-    assert others["weight_decay"] == 0
-    assert decayed["nesterov"]
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    # By name, the official code decays these six.
-    norms = ["conv1.1", "conv1.4", *(f"layer{stage}.0.downsample.2" for stage in (1, 2, 3, 4))]
-    undecayed = {names[id(weight)] for weight in others["params"]}
-    assert {f"{norm}.weight" for norm in norms} <= undecayed
-    shapes = {weight.ndim for weight in decayed["params"]}
-    assert shapes == {2, 4}
-    assert len(decayed["params"]) + len(others["params"]) == len(names)
-    assert all(weight.ndim == 1 for weight in others["params"])
-
-
-def test_mixup_mixes_the_batch_with_its_reverse() -> None:
-    recipe = Recipe(mixup_alpha=0.4, label_smoothing=0.1)
-    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
-    head = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    loss = mixup_loss(head, images, labels, recipe, np.random.default_rng(3))
-    share = np.random.default_rng(3).beta(0.4, 0.4)
-    assert 0.01 < share < 0.99
-    smooth = F.one_hot(labels, 3) * 0.9 + 0.1 / 3
-    target = share * smooth + (1 - share) * smooth.flip(0)
-    mixed = share * images + (1 - share) * images.flip(0)
-    expected = -(target * head(mixed).log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(loss, expected)
-
-
-def test_without_mixup_the_images_stay_as_they_are() -> None:
-    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
-    head = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    recipe = Recipe(mixup_alpha=0.0, label_smoothing=0.0)
-    loss = mixup_loss(head, images, labels, recipe, np.random.default_rng(3))
-    torch.testing.assert_close(loss, F.cross_entropy(head(images), labels))
-
-
-def test_an_unreadable_training_image_is_counted(run: Run) -> None:
-    Path(str(run.train.images[0])).write_bytes(b"nothing")
-    train(network(), replace(run, recipe=replace(RECIPE, epochs=2, batch_size=16)))
-    log = [json.loads(line) for line in (run.output / "log.jsonl").read_text().splitlines()]
-    assert [line["unreadable"] for line in log] == [1, 1]
+    broken[1].write_bytes(b"nothing")
+    run = replace(run, output=tmp_path / "again")
+    with pytest.raises(DataError, match=r"at most 1 % of the 102 images in train .*got 2 so far"):
+        train(network(), run)
+    lines = (run.output / "unreadable.txt").read_text().splitlines()
+    assert {line.split(": ")[1] for line in lines} == {str(path) for path in broken}

@@ -5,58 +5,119 @@ from pathlib import Path
 
 import pytest
 
+from splitattn.architectures import ARCHITECTURES
+from splitattn.data.augmentation import Augmentation
 from splitattn.errors import InputError
-from splitattn.training.recipes import RECIPES, Recipe, load_recipe
+from splitattn.training.recipes import PRESETS, Recipe, load_recipe
+from splitattn.weights.catalogue import Preprocessing, default_preprocessing
 
-
-def test_presets_are_found_by_name() -> None:
-    for name, recipe in RECIPES.items():
-        assert load_recipe(name) == recipe
+FAST = [name for name in ARCHITECTURES if name.startswith("resnest50_fast_")]
+PUBLISHED = [f"resnest{depth}" for depth in (14, 26, 50, 101, 200, 269)]
+OF_PAPER = [*PUBLISHED, *FAST]
 
 
 def test_a_file_changes_the_plain_recipe_and_overrides_change_the_file(tmp_path: Path) -> None:
     path = tmp_path / "short.toml"
     path.write_text('epochs = 10\nlearning_rate = 1\nprecision = "bfloat16"\n')
     expected = Recipe(epochs=10, learning_rate=1.0, precision="bfloat16")
-    assert load_recipe(str(path)) == expected
-    overrides = ["epochs=7", "precision=float32", "first_train_size = 64"]
-    assert load_recipe(str(path), overrides) == replace(
-        expected, epochs=7, precision="float32", first_train_size=64
+    assert load_recipe(str(path), model="resnest50") == expected
+    overrides = ["epochs=7", "precision=float32", "first_train_size = 64", "sync_batch_norm=true"]
+    assert load_recipe(str(path), overrides, model="resnest50") == replace(
+        expected, epochs=7, precision="float32", first_train_size=64, sync_batch_norm=True
     )
+
+
+def test_a_file_may_change_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "modern"\nepochs = 3\nwarmup_epochs = 1\ndropout = 0\n')
+    expected = replace(
+        load_recipe("modern", model="resnest101"), epochs=3, warmup_epochs=1.0, dropout=0.0
+    )
+    assert load_recipe(str(path), model="resnest101") == expected
+    for wrong in ('"moderm"', "3"):
+        path.write_text(f"preset = {wrong}")
+        with pytest.raises(InputError, match="preset must be one of plain, embedded") as raised:
+            load_recipe(str(path), model="resnest101")
+        assert "\n" not in str(raised.value)
+    path.write_text('preset = "moderm"')
+    with pytest.raises(InputError, match="did you mean 'modern'"):
+        load_recipe(str(path), model="resnest101")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("model", ["resnest50", "resnest200", "resnest269"])
+def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, model: str) -> None:
+    recipe = load_recipe(preset, ["seed=9223372036854775807", "weight_decay=1e-20"], model=model)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml())
+    assert load_recipe(str(path), model="resnest14") == recipe
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("epoch=3", "no field is called 'epoch'; did you mean 'epochs'"),
+        ("preset=modern", "no field is called 'preset'"),
         ("epochs=0", "epochs must be at least 1, got 0"),
         ("epochs=many", "epochs must be int, got 'many'"),
         ("epochs=2.5", "epochs must be int, got 2.5"),
         ("epochs=true", "epochs must be int, got True"),
         ("epochs", "--set must be key=value, got 'epochs'"),
-        ("batch_size=1", "batch_size must be at least 2"),
-        ("learning_rate=nan", "learning_rate must be above 0"),
+        ("batch_size=0", "batch_size must be at least 1, got 0"),
+        ("batch_size=1", "mixup_alpha must be 0 where batch_size is 1"),
+        ("learning_rate=nan", "learning_rate must be a finite number, got nan"),
+        ("weight_decay=inf", "weight_decay must be a finite number, got inf"),
         ("momentum=1.0", "momentum must be between 0 and 1"),
-        ("precision=int3", "precision must be float32 or bfloat16, got 'int3'"),
+        (
+            "precision=int3",
+            "precision must be one of float32, bfloat16, float16, auto, got 'int3'",
+        ),
+        ("auto_augment=imagnet", "got 'imagnet'; did you mean 'imagenet'"),
+        ("crop=efficient", "got 'efficient'; did you mean 'efficientnet'"),
+        ("interpolation=3", "interpolation must be str, got 3"),
+        ("saved_precision=float8", "saved_precision must be one of float32, float16"),
         ("warmup_epochs=1000", "warmup_epochs must be 0 or more, below epochs"),
-        ("first_train_size=512", "first_train_size must be from 32 to train_size"),
+        ("first_train_size=512", "first_train_size must be from 32 to train_size, which is 224"),
+        ("first_train_size=16", "first_train_size must be from 32 to train_size"),
+        ("test_size=99999", "size must be 1 to 4096, got 99999"),
+        ("test_crop_fraction=0", "test_crop_fraction must be above 0, at most 1, got 0.0"),
         ("crop_scale=0", "crop_scale must be above 0"),
+        ("color_jitter=1.5", "color_jitter must be from 0 to 1"),
+        ("lighting=-0.1", "lighting must be from 0 to 1"),
+        ("random_erasing=2", "random_erasing must be from 0 to 1, got 2.0"),
         ("drop_path=1", "drop_path must be 0 or more, below 1"),
+        ("dropout=1", "dropout must be 0 or more, below 1"),
+        ("dropout=much", "dropout must be float, got 'much'"),
+        ("ema_decay=1", "ema_decay must be 0 or more, below 1"),
+        ("clip_norm=-1", "clip_norm must be 0 or more"),
+        ("layer_decay=0", "layer_decay must be above 0, at most 1"),
+        ("frozen_stages=6", "frozen_stages must be 0 to 5"),
+        ("cutmix_alpha=-1", "cutmix_alpha must be 0 or more"),
+        ("sync_batch_norm=1", "sync_batch_norm must be bool, got 1"),
     ],
 )
 def test_impossible_values_are_refused_in_one_line(override: str, message: str) -> None:
     with pytest.raises(InputError) as raised:
-        load_recipe("plain", [override])
+        load_recipe("plain", [override], model="resnest50")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
+def test_one_image_a_step_is_for_those_who_do_not_mix() -> None:
+    assert Recipe(batch_size=1, mixup_alpha=0.0).batch_size == 1
+    with pytest.raises(InputError, match="cutmix_alpha must be 0 where batch_size is 1"):
+        Recipe(batch_size=1, mixup_alpha=0.0, cutmix_alpha=1.0)
+
+
 def test_an_unknown_recipe_names_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"plain, embedded or a TOML file.*did you mean 'plain'"):
-        load_recipe("plian")
+    expected = (
+        r"one of plain, embedded, paper, modern, finetune or a TOML file.*did you mean 'plain'"
+    )
+    with pytest.raises(InputError, match=expected):
+        load_recipe("plian", model="resnest50")
     (tmp_path / "broken.toml").write_text("epochs: 3")
     with pytest.raises(InputError, match="must be TOML"):
-        load_recipe(str(tmp_path / "broken.toml"))
+        load_recipe(str(tmp_path / "broken.toml"), model="resnest50")
 
 
 def test_the_size_grows_from_the_first_to_the_last_epoch() -> None:
@@ -66,4 +127,143 @@ def test_the_size_grows_from_the_first_to_the_last_epoch() -> None:
     assert sizes[-1] == 100
     assert sizes == sorted(sizes)
     assert all(size % 8 == 0 for size in sizes[1:-1])
+    assert [recipe.augmentation(epoch).size for epoch in range(9)] == sizes
     assert {Recipe().size_in(epoch) for epoch in range(90)} == {224}
+
+
+def test_a_recipe_says_how_images_are_prepared() -> None:
+    recipe = load_recipe("paper", model="resnest269")
+    assert recipe.preprocessing == Preprocessing(size=416, crop_fraction=416 / 448)
+    assert recipe.augmentation(7) == Augmentation(
+        size=320,
+        crop_scale=0.1,
+        crop="efficientnet",
+        interpolation="bicubic",
+        auto_augment="imagenet",
+        color_jitter=0.4,
+        lighting=0.1,
+    )
+    erasing = replace(recipe, random_erasing=0.25)
+    assert erasing.augmentation(0).random_erasing == 0.25
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "paper"])
+def test_other_presets_are_for_every_model(preset: str, model: str) -> None:
+    recipe = load_recipe(preset, model=model)
+    assert recipe.size_in(0) <= recipe.size_in(recipe.epochs - 1) <= max(recipe.test_size, 224)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_size", "peak", "train_size", "test_size", "fraction", "drop_block", "dropout"),
+    [
+        ("resnest14", 1024, 0.4, 224, 224, 0.875, 0.0, None),
+        ("resnest26", 1024, 0.4, 224, 224, 0.875, 0.1, None),
+        ("resnest50", 8192, 3.2, 224, 224, 0.875, 0.1, None),
+        ("resnest50_fast_2s2x40d", 8192, 3.2, 224, 224, 0.875, 0.1, None),
+        ("resnest101", 4096, 1.6, 224, 256, 0.8889, 0.1, None),
+        ("resnest200", 2048, 0.8, 256, 320, 0.9091, 0.1, 0.2),
+        ("resnest269", 2048, 0.8, 320, 416, 0.9286, 0.1, 0.2),
+    ],
+)
+def test_the_paper_recipe_is_that_of_the_published_logs(
+    model: str,
+    batch_size: int,
+    peak: float,
+    train_size: int,
+    test_size: int,
+    fraction: float,
+    drop_block: float,
+    dropout: float | None,
+) -> None:
+    recipe = load_recipe("paper", model=model)
+    assert (recipe.batch_size, recipe.train_size) == (batch_size, train_size)
+    assert recipe.learning_rate * recipe.batch_size / 256 == pytest.approx(peak)
+    assert recipe.size_in(0) == train_size
+    assert recipe.test_size == test_size
+    assert recipe.test_crop_fraction == pytest.approx(fraction, abs=5e-5)
+    assert (recipe.drop_block, recipe.dropout) == (drop_block, dropout)
+
+
+@pytest.mark.parametrize("model", OF_PAPER)
+def test_the_paper_recipes_agree_in_everything_else(model: str) -> None:
+    recipe = load_recipe("paper", model=model)
+    large = model == "resnest269"
+    assert recipe == Recipe(
+        epochs=270,
+        learning_rate=0.1,
+        warmup_epochs=5.0,
+        momentum=0.9,
+        weight_decay=1e-4,
+        label_smoothing=0.1,
+        mixup_alpha=0.2,
+        cutmix_alpha=0.0,
+        auto_augment="imagenet",
+        color_jitter=0.4,
+        lighting=0.1,
+        random_erasing=0.0,
+        crop="efficientnet" if large else "random-resized",
+        interpolation="bicubic" if large else "bilinear",
+        crop_scale=0.1 if large else 0.08,
+        drop_path=0.0,
+        sync_batch_norm=False,
+        ema_decay=0.0,
+        clip_norm=0.0,
+        layer_decay=1.0,
+        frozen_stages=0,
+        precision="float32",
+        **{
+            name: getattr(recipe, name)
+            for name in (
+                "batch_size",
+                "train_size",
+                "test_size",
+                "test_crop_fraction",
+                "drop_block",
+                "dropout",
+            )
+        },
+    )
+
+
+@pytest.mark.parametrize("model", sorted(set(ARCHITECTURES) - set(OF_PAPER)))
+def test_a_model_that_the_paper_did_not_train_is_told_what_to_use(model: str) -> None:
+    with pytest.raises(InputError) as raised:
+        load_recipe("paper", model=model)
+    assert model in str(raised.value)
+    assert str(raised.value).endswith("use modern")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("preset", ["paper", "modern", "finetune"])
+def test_an_unknown_model_is_named(preset: str) -> None:
+    with pytest.raises(InputError, match="did you mean 'resnest50'"):
+        load_recipe(preset, model="resnest5O")
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "last", "test", "fraction"),
+    [
+        ("resnest50", 128, 176, 224, 0.875),
+        ("resnest152", 128, 176, 224, 0.875),
+        ("resnest101", 144, 208, 256, 256 / 288),
+        ("resnest269", 240, 336, 416, 416 / 448),
+    ],
+)
+def test_the_modern_recipe_grows_its_crops_up_to_below_the_test_size(
+    model: str, first: int, last: int, test: int, fraction: float
+) -> None:
+    recipe = load_recipe("modern", model=model)
+    assert (recipe.size_in(0), recipe.size_in(recipe.epochs - 1)) == (first, last)
+    assert recipe.preprocessing == Preprocessing(size=test, crop_fraction=fraction)
+
+
+@pytest.mark.parametrize("preset", ["modern", "finetune"])
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_a_model_is_measured_at_its_own_size(preset: str, model: str) -> None:
+    recipe = load_recipe(preset, model=model)
+    size = default_preprocessing(model).size
+    assert recipe.test_size == size
+    assert recipe.test_crop_fraction == (size / (size + 32) if size >= 128 else 1.0)
+    if preset == "finetune":
+        assert recipe.size_in(0) == recipe.train_size == size

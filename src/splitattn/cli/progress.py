@@ -23,41 +23,37 @@ if TYPE_CHECKING:
 
 @contextmanager
 def training_progress(
-    epochs: int,
+    epochs: int, *, shown: bool = True
 ) -> Iterator[tuple[Callable[["Step"], None], Callable[[dict[str, Any]], None]]]:
-    """A bar per epoch with loss, rate and time left, and a line when the epoch is done."""
-    console = Console(stderr=True, highlight=False)
+    """A bar over the whole training with its figures and time left, and a line for each epoch."""
+    console = Console(stderr=True, highlight=False, quiet=not shown)
     bar = Progress(
         TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  lr {task.fields[lr]:.4f}"),
-        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TextColumn("loss {task.fields[loss]:.3f}  top-1 {task.fields[top1]:.1f} %"),
+        TextColumn("lr {task.fields[lr]:.4f}  {task.fields[rate]:.0f} images/s"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or not shown,
         transient=True,
     )
-    task = bar.add_task("", total=None, epoch=1, loss=0.0, lr=0.0, rate=0.0)
-    loss = rate = 0.0
-    begun = False
+    task = bar.add_task("", total=None, epoch=1, loss=0.0, top1=0.0, lr=0.0, rate=0.0)
+    smoothed: dict[str, float] = {}
 
     def on_step(step: "Step") -> None:
-        nonlocal loss, rate, begun
-        now = step.images / step.seconds
-        # Smoothed over about twenty steps.
-        share = 0.05 if begun else 1.0
-        loss += share * (step.loss - loss)
-        rate += share * (now - rate)
-        begun = True
+        now = {"loss": step.loss, "top1": step.top1, "rate": step.images / step.seconds}
+        for name, value in now.items():  # over about twenty steps
+            smoothed[name] = smoothed.get(name, value) * 0.95 + value * 0.05
         bar.update(
             task,
+            total=step.steps,
             completed=step.step + 1,
-            total=step.steps_per_epoch,
             epoch=step.epoch + 1,
-            loss=loss,
             lr=step.learning_rate,
-            rate=rate,
+            loss=smoothed["loss"],
+            top1=smoothed["top1"],
+            rate=smoothed["rate"],
         )
 
     def on_epoch(line: dict[str, Any]) -> None:
@@ -65,9 +61,9 @@ def training_progress(
             f"epoch {line['epoch'] + 1}/{epochs}  {line['size']} px  "
             f"loss {line['train_loss']:.3f}  val loss {line['val_loss']:.3f}  "
             f"top-1 {line['val_top1']:.2f} %  top-5 {line['val_top5']:.2f} %  "
-            f"{line['seconds']:.0f} s"
+            f"{line['seconds']:.0f} s",
+            soft_wrap=True,
         )
-        bar.reset(task)
 
     with bar:
         yield on_step, on_epoch

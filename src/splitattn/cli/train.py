@@ -11,7 +11,9 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder for the result, a new one.")],
     model: Annotated[str, typer.Option(help="Which architecture.")] = "resnest50",
     weights: Annotated[str | None, typer.Option(help="Start from these: a tag or a file.")] = None,
-    recipe: Annotated[str, typer.Option(help="Preset or TOML file.")] = "plain",
+    recipe: Annotated[
+        str, typer.Option(help="plain, paper, modern, finetune, embedded, or a TOML file.")
+    ] = "plain",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")
     ] = None,
@@ -20,14 +22,29 @@ def train(
         typer.Option(help="Text file that names the classes, one a line, in label order."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the training in the output folder.")
+        bool,
+        typer.Option("--resume", help="Continue the training in the output folder, if there is."),
     ] = False,
+    batch_per_device: Annotated[
+        int | None,
+        typer.Option(help="Most images that a device takes at once; more are accumulated.", min=1),
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Time between checkpoints within an epoch.", min=0.0)
+    ] = 5.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode images; by default as many as help.", min=0),
+    ] = None,
 ) -> None:
-    """Train a network; afterwards, `predict --weights OUTPUT/model.safetensors` uses it."""
+    """Train a network; afterwards, `predict --weights OUTPUT/model.safetensors` uses it.
+
+    On several devices or machines: torchrun --nproc-per-node N -m splitattn train ...
+    """
     from torch import manual_seed
 
+    from splitattn import distributed
     from splitattn.cli.progress import training_progress
     from splitattn.create import create_model
     from splitattn.data.sources import open_data
@@ -36,27 +53,44 @@ def train(
     from splitattn.training.loop import train as train_network
     from splitattn.training.recipes import load_recipe
 
-    chosen = load_recipe(recipe, overrides or ())
-    run = Run(
-        name=model,
-        recipe=chosen,
-        train=open_data(data, "train", class_names),
-        val=open_data(data, "val", class_names),
-        output=output,
-        device=choose_device(device),
-        workers=workers,
-    )
-    manual_seed(chosen.seed)
-    network = create_model(
-        model,
-        weights=weights,
-        num_classes=len(run.train.classes),
-        drop_path=chosen.drop_path,
-        drop_block=chosen.drop_block,
-    )
-    with training_progress(chosen.epochs) as (on_step, on_epoch):
-        measured = train_network(network, run, resume=resume, on_step=on_step, on_epoch=on_epoch)
-    typer.echo(
-        f"{output / 'model.safetensors'}: top-1 {measured.top1:.2f} %, "
-        f"top-5 {measured.top5:.2f} % of {measured.n} images"
-    )
+    chosen = load_recipe(recipe, overrides or (), model=model)
+    with distributed.processes(choose_device(device)) as own_device:
+        with distributed.first_process_first():  # it may download what the others then find
+            train_data = open_data(data, "train", class_names)
+            val_data = open_data(data, "val", class_names)
+        run = Run(
+            name=model,
+            recipe=chosen,
+            train=train_data,
+            val=val_data,
+            output=output,
+            device=own_device,
+            workers=distributed.cores_per_process() if workers is None else workers,
+            batch_per_device=batch_per_device,
+            checkpoint_minutes=checkpoint_minutes,
+        )
+        manual_seed(chosen.seed)
+        with distributed.first_process_first():
+            network = create_model(
+                model,
+                weights=weights,
+                num_classes=len(run.train.classes),
+                drop_path=chosen.drop_path,
+                drop_block=chosen.drop_block,
+                dropout=chosen.dropout,
+            )
+        first = distributed.rank() == 0
+        with training_progress(chosen.epochs, shown=first) as (on_step, on_epoch):
+            measured = train_network(
+                network,
+                run,
+                resume=resume or distributed.restarted(),
+                on_step=on_step,
+                on_epoch=on_epoch,
+            )
+        if first:
+            typer.echo(
+                f"{output / 'model.safetensors'}: top-1 {measured.top1:.2f} %, "
+                f"top-5 {measured.top5:.2f} % of {measured.n} images; "
+                f"{output / 'report.html'} shows how"
+            )

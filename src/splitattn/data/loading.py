@@ -1,21 +1,25 @@
 """Labelled images become batches: decoded in workers, carried as bytes, normalised by the user."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from splitattn.data.augmentation import Augmentation, training_transform
 from splitattn.data.sources import LabelledImages
-from splitattn.errors import ImageError
+from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
 from splitattn.weights.catalogue import Preprocessing
+
+# Unreadable images in a row after which a training gives up: a disk that is gone, not a bad file.
+_GIVE_UP = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,106 +29,209 @@ class Batch:
     Attributes:
         images: (B, 3, H, W), uint8.
         labels: (B,), int64.
-        problems: a line for each image that could not be read and is missing here.
+        indices: (B,), int64: where in the data set each image stands.
+        problems: a line for each image that could not be read. It is missing here when evaluating;
+            when training the next readable one is in its place.
     """
 
     images: Tensor
     labels: Tensor
+    indices: Tensor
     problems: tuple[str, ...]
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU reads by itself. Loaders call this."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            labels=self.labels.pin_memory(),
+            indices=self.indices.pin_memory(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
     image: Tensor | None
     label: int
-    problem: str = ""
+    index: int
+    problem: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Items(Dataset[_Item]):
+class _EvalItems(Dataset[_Item]):
     data: LabelledImages
-    transform: Callable[[Image.Image], Tensor]
-    seed: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.data)
+    preprocessing: Preprocessing
 
     def __getitem__(self, index: int) -> _Item:
         label = self.data.labels[index]
         try:
             image = decode(self.data.images[index], name=self.data.names[index])
         except ImageError as error:
-            return _Item(image=None, label=label, problem=str(error))
-        # Each image has a random stream of its own, so that the number of workers changes nothing.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(*self.seed, index))
-            return _Item(image=self.transform(image), label=label)
+            return _Item(image=None, label=label, index=index, problem=str(error))
+        pixels = preprocess(image, self.preprocessing)
+        return _Item(image=pixels, label=label, index=index, problem="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainItems(Dataset[_Item | DataError]):
+    data: LabelledImages
+    transform: Callable[[Image.Image], Tensor]
+    seed: int
+    epoch: int
+
+    def __getitem__(self, drawn: int) -> _Item | DataError:
+        """The image that was drawn, or the next that can be read, from the first after the last."""
+        problem = ""  # of the image that was drawn; the others are drawn themselves
+        attempts = min(len(self.data), _GIVE_UP)
+        for index in ((drawn + offset) % len(self.data) for offset in range(attempts)):
+            try:
+                image = decode(self.data.images[index], name=self.data.names[index])
+            except ImageError as error:
+                problem = problem or str(error)
+                continue
+            # Each draw has a random stream of its own, so the number of workers changes nothing.
+            with _random_stream(derive_seed(self.seed, self.epoch, drawn)):
+                pixels = self.transform(image)
+            return _Item(image=pixels, label=self.data.labels[index], index=index, problem=problem)
+        return DataError(
+            f"training needs readable images, got {attempts} in a row that are not; "
+            f"the first: {problem}"
+        )
+
+
+class _Loader(DataLoader[Batch]):
+    """Raises here what went wrong in a worker; raised there, it would carry a whole traceback."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
 
 def derive_seed(*parts: int) -> int:
-    """One seed from several numbers, such as (seed, epoch, index).
+    """One seed from several numbers, such as (seed, epoch, index)."""
+    # With their number, for trailing zeros count for nothing: (1, 0) would be (1, 0, 0).
+    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1)[0])
 
-    Trailing zeros count for nothing: (seed, epoch) and (seed, epoch, 0) give the same.
+
+def epoch_batches(
+    n: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulation: int = 1,
+) -> list[list[int]]:
+    """Which of `n` images one process takes in each micro-batch of an epoch, in order.
+
+    All processes together see the same images in the same steps as one process would: an order
+    drawn by `seed` and `epoch` is cut into steps, a step into contiguous shares, one for each
+    process, and a share into micro-batches. A last step that is not full is left out.
+
+    Args:
+        batch_size: images in a step, over all processes; a multiple of world_size * accumulation.
+        first_step: steps before this one are left out, as a resumed training has taken them.
+        rank: number of this process among `world_size`.
+        accumulation: micro-batches in a step.
     """
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+    micro_batch, remainder = divmod(batch_size, world_size * accumulation)
+    assert not remainder, "batch_size must be a multiple of world_size * accumulation"
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    order = torch.randperm(n, generator=generator).tolist()
+    return [
+        order[start : start + micro_batch]
+        for step in range(first_step, n // batch_size)
+        for part in range(rank * accumulation, (rank + 1) * accumulation)
+        for start in [step * batch_size + part * micro_batch]
+    ]
 
 
 def train_loader(
     data: LabelledImages,
+    augmentation: Augmentation,
     *,
-    size: int,
-    crop_scale: float,
-    batch_size: int,
+    batches: Iterable[list[int]],
     workers: int,
     seed: int,
     epoch: int,
 ) -> DataLoader[Batch]:
-    """One epoch of `data`, shuffled, cropped and flipped at random.
+    """The images of each of `batches`, augmented at random. Batches are always full.
 
     Args:
-        size: side of the crops, in pixels.
-        crop_scale: smallest share of an image's area that a crop covers.
+        augmentation: how.
+        batches: indices into `data`, as `epoch_batches` makes them.
+        workers: processes that decode.
         seed, epoch: together they decide every random choice.
 
-    The last batch is left out where it is not full.
+    While it is iterated, it raises:
+        DataError: a hundred images in a row cannot be read.
     """
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(crop_scale, 1.0)),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-        ]
+    items = _TrainItems(
+        data=data, transform=training_transform(augmentation), seed=seed, epoch=epoch
     )
-    return DataLoader(
-        _Items(data=data, transform=transform, seed=(seed, epoch)),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        collate_fn=_collate,
-        generator=torch.Generator().manual_seed(derive_seed(seed, epoch)),
-    )
+    return _loader(items, batches, workers)
 
 
 def eval_loader(
-    data: LabelledImages, preprocessing: Preprocessing, *, batch_size: int, workers: int
+    data: LabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader[Batch]:
-    """Every image of `data` once, in order, as `preprocessing` says."""
-    # Not a function of our own: workers that are spawned must be able to pickle it.
-    transform = partial(preprocess, preprocessing=preprocessing)
-    return DataLoader(
-        _Items(data=data, transform=transform, seed=()),  # type: ignore[arg-type]
-        batch_size=batch_size,
+    """Every image of `data` once, in order, as `preprocessing` says.
+
+    Of several processes each takes every `world_size`-th batch, from that of its `rank` on, so
+    that an image is in the same batch however many there are.
+    """
+    starts = range(rank * batch_size, len(data), world_size * batch_size)
+    batches = [list(range(start, min(start + batch_size, len(data)))) for start in starts]
+    return _loader(_EvalItems(data=data, preprocessing=preprocessing), batches, workers)
+
+
+def _loader(items: Dataset[Any], batches: Iterable[list[int]], workers: int) -> _Loader:
+    return _Loader(
+        items,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        # A loader draws a seed for its workers; with a generator of its own, not from the caller's.
+        generator=torch.Generator(),
     )
 
 
-def _collate(items: Iterable[_Item]) -> Batch:
-    items = list(items)
-    read = [(item.image, item.label) for item in items if item.image is not None]
+def _collate(items: Iterable[_Item | DataError]) -> Batch | DataError:
+    found: list[_Item] = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        found.append(item)
+    images = [item.image for item in found if item.image is not None]
+    read = [item for item in found if item.image is not None]
     return Batch(
-        images=torch.stack([image for image, _ in read]) if read else torch.empty(0, 3, 1, 1),
-        labels=torch.tensor([label for _, label in read], dtype=torch.long),
-        problems=tuple(item.problem for item in items if item.problem),
+        images=torch.stack(images) if images else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+        labels=torch.tensor([item.label for item in read], dtype=torch.long),
+        indices=torch.tensor([item.index for item in read], dtype=torch.long),
+        problems=tuple(item.problem for item in found if item.problem),
     )
+
+
+@contextmanager
+def _random_stream(seed: int) -> Iterator[None]:
+    """torch's CPU generator starts from `seed`, and the caller finds it as it was."""
+    # Not torch.manual_seed, which reseeds a GPU too, nor fork_rng: both cost more than a crop. A
+    # worker process has no caller whose state it could disturb.
+    state = None if get_worker_info() else torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        if state is not None:
+            torch.set_rng_state(state)

@@ -1,42 +1,75 @@
 """The training loop: a built network and a data set go in, trained weights come out."""
 
-import json
+import logging
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from splitattn.data.loading import derive_seed, train_loader
+from splitattn import distributed
+from splitattn.data.loading import Batch, derive_seed, epoch_batches, train_loader
 from splitattn.data.sources import LabelledImages
-from splitattn.errors import DataError, InputError, WeightsError
+from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Evaluation, evaluate
-from splitattn.files import replacing
+from splitattn.files import remove_leftovers, replacing
 from splitattn.images.preprocess import normalise
+from splitattn.nn.batch_norm import synchronise
 from splitattn.nn.resnest import ResNeSt
+from splitattn.training import checkpoint
+from splitattn.training.checkpoint import State, Sums
+from splitattn.training.interrupt import StopRequest, stop_request
+from splitattn.training.log import TensorBoard, write_log
+from splitattn.training.mixing import mix, smoothed_loss
+from splitattn.training.optimizer import (
+    freeze,
+    learning_rate,
+    make_average,
+    make_optimizer,
+    set_learning_rate,
+    set_training_mode,
+)
+from splitattn.training.precision import autocast_dtype
 from splitattn.training.recipes import Recipe
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.training.report import write_report
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
+
+logger = logging.getLogger(__name__)
+
+_LINES_PER_EPOCH = 20
+# Of the images of a split: with more than this unreadable, something is wrong with all of it.
+_UNREADABLE_SHARE = 0.01
+# A network that guesses at random has a loss of log(classes). Ten times that for ten steps running
+# is no noise.
+_EXPLOSION_FACTOR, _EXPLOSION_STEPS = 10, 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a training stands, told after every step.
 
-    `loss` is that of the step, `seconds` what the step took.
+    Attributes:
+        step, steps: this step, counted from 0, of how many in the whole training.
+        epoch: the epoch that the step is in, counted from 0.
+        loss, top1: of the step's images, as they were mixed; top-1 in percent.
+        learning_rate: of the step.
+        images: images of the step, over all devices.
+        seconds: what the step took.
     """
 
-    epoch: int
     step: int
-    steps_per_epoch: int
+    steps: int
+    epoch: int
     loss: float
+    top1: float
     learning_rate: float
     images: int
     seconds: float
@@ -51,9 +84,12 @@ class Run:
         recipe: how.
         train: the images to learn from.
         val: the images to measure on after each epoch.
-        output: folder for `last.pt`, `log.jsonl` and `model.safetensors`.
-        device: where to compute.
-        workers: processes that decode images.
+        output: folder for what a training leaves, see `train`.
+        device: where this process computes.
+        workers: processes that decode images, for this process.
+        batch_per_device: most images that a device takes at once; None: a device's whole share of
+            the recipe's batch. A larger share is cut up and its gradients added.
+        checkpoint_minutes: time between checkpoints within an epoch.
     """
 
     name: str
@@ -63,11 +99,8 @@ class Run:
     output: Path
     device: torch.device
     workers: int = 1
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How images are prepared when the network is measured."""
-        return Preprocessing(size=self.recipe.test_size, crop_fraction=1.0)
+    batch_per_device: int | None = None
+    checkpoint_minutes: float = 5.0
 
     @property
     def checkpoint(self) -> Path:
@@ -75,9 +108,31 @@ class Run:
         return self.output / "last.pt"
 
     @property
+    def accumulation(self) -> int:
+        """Parts of a device's share of a batch, one after the other."""
+        share = self.recipe.batch_size // distributed.world_size()
+        return math.ceil(share / min(self.batch_per_device or share, share))
+
+    @property
     def steps_per_epoch(self) -> int:
         """Full batches in the training images."""
         return len(self.train) // self.recipe.batch_size
+
+    def with_real_batch(self) -> "Run":
+        """The recipe's batch rounded down to what devices and their equal parts add up to.
+
+        Raises:
+            DataError: there are fewer images in a batch than processes.
+        """
+        processes = distributed.world_size()
+        if self.recipe.batch_size < processes:
+            raise DataError(
+                f"batch_size must be at least 1 for each of {processes} processes, "
+                f"got {self.recipe.batch_size}"
+            )
+        parts = processes * self.accumulation
+        real = self.recipe.batch_size // parts * parts
+        return replace(self, recipe=replace(self.recipe, batch_size=real))
 
 
 def train(
@@ -88,105 +143,423 @@ def train(
     on_step: Callable[[Progress], None] = lambda _: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Evaluation:
-    """Train `model` in place and write `model.safetensors` into the output folder.
+    """Train `model` in place, and leave in the output folder:
 
-    After each epoch a checkpoint, `last.pt`, replaces the previous one, and a line is added to
-    `log.jsonl`. On the CPU, a run that is resumed from it equals an uninterrupted one bit for bit.
+    - `model.safetensors`, the result: weights (the averaged ones, if the recipe averages), classes,
+      preprocessing, recipe and figures, all that `Classifier` needs; `best.safetensors` is the same
+      after the epoch with the highest top-1;
+    - `last.pt`, the checkpoint, replaced every few minutes and after every epoch;
+    - `log.jsonl`, `tensorboard/` (where that is installed), `report.html`, `recipe.toml`, and
+      `unreadable.txt` if there were such images.
+
+    On the CPU, a run that is resumed from its checkpoint equals an uninterrupted one bit for bit.
+    Ctrl-C and SIGTERM save one and leave. In processes that `torchrun` started (see
+    `distributed.processes`), all of them call this, each with the same arguments but its device;
+    the first of them writes.
 
     Args:
         resume: continue from the output folder's checkpoint, where there is one.
         on_step: told after each step.
-        on_epoch: told each line of the log.
+        on_epoch: told each line of the log that ends an epoch.
 
     Raises:
-        DataError: the data set is too small for the recipe, or validates on what it trains on, or
-            the splits differ in their classes.
+        DataError: the data set is too small for the recipe, has one class, validates on what it
+            trains on, its splits differ in their classes, or over 1 % of it cannot be read.
         InputError: the output folder holds another training or cannot be written; the loss is no
-            longer finite.
+            longer finite, or explodes.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
+    run = run.with_real_batch()
     _check_data(run)
-    recipe = run.recipe
-    model.to(run.device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe)
-    log: list[dict[str, Any]] = []
-    if run.checkpoint.exists():
-        if not resume:
-            raise InputError(
-                f"output must be a new folder, got {run.output} with a training in it; "
-                "add --resume to continue it"
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_request())
+        training = _Training(model, run, stop, on_step, on_epoch)
+        training.begin(resume)
+        stack.callback(training.close)
+        return training.to_the_end()
+
+
+class _Training:
+    """A training under way: the parts that change, and what happens to them."""
+
+    def __init__(
+        self,
+        model: ResNeSt,
+        run: Run,
+        stop: StopRequest,
+        on_step: Callable[[Progress], None],
+        on_epoch: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.run = run
+        self.stop = stop
+        self.on_step = on_step
+        self.on_epoch = on_epoch
+        self.writes = distributed.rank() == 0
+        recipe = run.recipe
+
+        self.model = model.to(run.device).to(memory_format=torch.channels_last)
+        freeze(model, recipe)
+        if recipe.sync_batch_norm:
+            synchronise(model)
+        self.average = make_average(model, recipe)
+        self.optimizer = make_optimizer(model, recipe)
+        self.autocast = autocast_dtype(recipe.precision, run.device)
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=self.autocast is torch.float16)
+        # What is measured and written: the network's, or the averaged, weights as a file has them.
+        self.candidate = deepcopy(model)
+        self.parallel: DistributedDataParallel | None = None
+        if distributed.world_size() > 1:
+            devices = [run.device] if run.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(model, device_ids=devices)
+        self.state = State()
+        self.pending: _Pending | None = None
+        self.exploded = 0
+        self.saved_at = self.stepped_at = perf_counter()
+        self.tensorboard: TensorBoard | None = None
+
+    def begin(self, resume: bool) -> None:
+        """Take up the checkpoint that is there, or make the folder."""
+        run = self.run
+        if run.checkpoint.exists():
+            if not resume:
+                raise InputError(
+                    f"output must be a new folder, got {run.output} with a training in it; "
+                    "add --resume to continue it"
+                )
+            self.state = checkpoint.restore(run.checkpoint, self._identity(), self._parts())
+        distributed.wait_for_all()  # before the first of them writes what the others look for
+        if self.writes:
+            try:
+                run.output.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(run.output)
+                with replacing(run.output / "recipe.toml") as path:
+                    path.write_text(run.recipe.to_toml(), encoding="utf-8")
+            except OSError as error:
+                raise checkpoint.unwritable(run.output, error) from error
+            self.tensorboard = TensorBoard(run.output / "tensorboard", self.state.step)
+
+    def close(self) -> None:
+        """Let go of files."""
+        if self.tensorboard:
+            self.tensorboard.close()
+
+    def to_the_end(self) -> Evaluation:
+        """Train what is left, epoch by epoch; the last measurement."""
+        run, state = self.run, self.state
+        measured = None
+        while state.epochs_done < run.recipe.epochs:
+            epoch = state.epochs_done
+            self._train_epoch(epoch)
+            measured = self._measure()
+            self._end_epoch(epoch, measured)
+        if measured is None:  # a finished training was resumed
+            measured = self._measure()
+        self._finish(measured)
+        return measured
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a training to be the same."""
+        run = self.run
+        return {"model": run.name, "classes": list(run.train.classes), "recipe": asdict(run.recipe)}
+
+    def _parts(self) -> dict[str, Any]:
+        """All that changes and has a state dict."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        return parts | ({"average": self.average} if self.average else {})
+
+    def _save(self) -> None:
+        self._settle()
+        self.saved_at = perf_counter()
+        if not self.writes:
+            return
+        run, state = self.run, self.state
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        checkpoint.save(run.checkpoint, self._identity(), state, parts)
+        try:
+            write_log(run.output / "log.jsonl", state.history)
+            self._write_unreadable()
+        except OSError as error:
+            raise checkpoint.unwritable(run.output, error) from error
+
+    def _leave(self) -> None:
+        """Save, say where, and end as the signal says."""
+        self._save()
+        if self.writes:
+            logger.warning(
+                "stopped and saved after step %d of %d; --resume continues",
+                self.state.step,
+                self.run.recipe.epochs * self.run.steps_per_epoch,
             )
-        log = _restore(model, optimizer, run)
-    else:
-        _make_output(run)
+        self.stop.obey()
 
-    for epoch in range(len(log), recipe.epochs):
-        model.set_drop_block(recipe.drop_block * epoch / max(recipe.epochs - 1, 1))
-        line = _train_epoch(model, optimizer, run, epoch, on_step)
-        measured = _evaluate(model, run)
-        line |= {"val_loss": measured.loss, "val_top1": measured.top1, "val_top5": measured.top5}
-        log.append(line)
-        _save(model, optimizer, run, log)
-        on_epoch(line)
-    return _finish(model, run)
+    def _train_epoch(self, epoch: int) -> None:
+        """Train what is left of `epoch`."""
+        run, recipe = self.run, self.run.recipe
+        first_step = self.state.step - epoch * run.steps_per_epoch
+        if first_step == run.steps_per_epoch:  # stopped before it was measured
+            return
+        self.model.set_drop_block(recipe.drop_block * epoch / max(recipe.epochs - 1, 1))
+        set_training_mode(self.model, recipe)
+        loader = train_loader(
+            run.train,
+            recipe.augmentation(epoch),
+            batches=epoch_batches(
+                len(run.train),
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                epoch=epoch,
+                first_step=first_step,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+                accumulation=run.accumulation,
+            ),
+            workers=run.workers,
+            seed=recipe.seed,
+            epoch=epoch,
+        )
+        self.stepped_at = perf_counter()
+        parts = [iter(loader)] * run.accumulation
+        for batches in zip(*parts, strict=True):
+            self._step(batches)
+            # All processes leave after the same step, or some would wait for ever.
+            if distributed.summed(torch.tensor(int(bool(self.stop)))):
+                self._leave()
+            if perf_counter() - self.saved_at > 60 * run.checkpoint_minutes:
+                self._save()
+        self._settle()
+
+    def _step(self, batches: tuple[Batch, ...]) -> None:
+        """One step of the optimiser, from the gradients of one or more parts of a batch."""
+        run, recipe, state = self.run, self.run.recipe, self.state
+        # Every random choice follows from the seed, the step and the process.
+        torch.manual_seed(derive_seed(recipe.seed, state.step, distributed.rank()))
+        rate = learning_rate(recipe, state.step, run.steps_per_epoch)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()
+        totals = torch.zeros(2, device=run.device)
+        for i, batch in enumerate(batches):
+            self._note_unreadable("train", batch.problems)
+            totals += self._add_gradients(batch, last=i == len(batches) - 1)
+        if recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update_parameters(self.model)
+        self._settle()
+        self.pending = _Pending(
+            step=state.step, learning_rate=rate, totals=distributed.summed(totals)
+        )
+        state.step += 1
+        if run.device.type == "cpu":
+            self._settle()
+
+    def _add_gradients(self, batch: Batch, *, last: bool) -> Tensor:
+        """Add the gradients of one part; its summed loss and right guesses."""
+        run, recipe = self.run, self.run.recipe
+        images = normalise(batch.images.to(run.device, non_blocking=True), recipe.preprocessing)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = batch.labels.to(run.device, non_blocking=True)
+        images, targets = mix(images, labels, len(run.train.classes), recipe)
+        # Processes add their gradients up once, with those of the last part.
+        alone = self.parallel.no_sync() if self.parallel and not last else nullcontext()
+        with alone:
+            with torch.autocast(run.device.type, self.autocast, enabled=self.autocast is not None):
+                logits = (self.parallel or self.model)(images)
+            loss = smoothed_loss(logits, targets, recipe)
+            self.scaler.scale(loss / run.accumulation).backward()  # type: ignore[no-untyped-call]
+        right = (logits.detach().argmax(1) == targets.argmax(1)).sum()
+        return torch.stack([loss.detach() * len(labels), right.float()])
+
+    def _settle(self) -> None:
+        """Read the figures of the step before, and act on them.
+
+        On a GPU they are read one step late, so that it need not wait for the processor.
+        """
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        run, state = self.run, self.state
+        now = perf_counter()
+        loss, right = pending.totals.tolist()
+        images = run.recipe.batch_size
+        sums = Sums(loss=loss, right=right, images=images, seconds=now - self.stepped_at)
+        self.stepped_at = now
+        mean, top1 = sums.means()
+        self._check_loss(mean, pending)
+        state.epoch += sums
+        state.recent += sums
+        done = pending.step + 1
+        if done % max(run.steps_per_epoch // _LINES_PER_EPOCH, 1) == 0:
+            self._log_recent(done, pending.learning_rate)
+        self.on_step(
+            Progress(
+                step=pending.step,
+                steps=run.recipe.epochs * run.steps_per_epoch,
+                epoch=pending.step // run.steps_per_epoch,
+                loss=mean,
+                top1=top1,
+                learning_rate=pending.learning_rate,
+                images=images,
+                seconds=sums.seconds,
+            )
+        )
+
+    def _check_loss(self, loss: float, pending: "_Pending") -> None:
+        limit = _EXPLOSION_FACTOR * math.log(len(self.run.train.classes))
+        self.exploded = self.exploded + 1 if loss > limit else 0
+        if math.isfinite(loss) and self.exploded < _EXPLOSION_STEPS:
+            return
+        rule = f"stay below {limit:.3g}" if math.isfinite(loss) else "stay finite"
+        raise InputError(
+            f"the loss must {rule}, got {loss:.4g} at step {pending.step} with learning rate "
+            f"{pending.learning_rate:.4g}; lower learning_rate, raise warmup_epochs, set clip_norm "
+            "or use precision float32"
+        )
+
+    def _log_recent(self, step: int, rate: float) -> None:
+        recent, self.state.recent = self.state.recent, Sums()
+        loss, top1 = recent.means()
+        line = {
+            "kind": "train",
+            "step": step,
+            "epoch": step / self.run.steps_per_epoch,
+            "loss": loss,
+            "top1": top1,
+            "learning_rate": rate,
+            "images_per_second": recent.images / recent.seconds,
+        }
+        self._log(line)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.state.history.append(line)
+        if self.tensorboard:
+            self.tensorboard.add(line, self.state.step)
+
+    def _note_unreadable(self, split: str, problems: Iterable[str]) -> None:
+        """Remember them, and stop where they are too many."""
+        run, unreadable = self.run, self.state.unreadable
+        unreadable |= dict.fromkeys(problems, split)
+        of = len(run.train if split == "train" else run.val)
+        found = [problem for problem in unreadable if unreadable[problem] == split]
+        if len(found) > _UNREADABLE_SHARE * of:
+            self._write_unreadable()
+            raise DataError(
+                f"at most 1 % of the {of} images in {split} may be unreadable, got {len(found)} so "
+                f"far; mend or remove those in {run.output / 'unreadable.txt'}; the first: "
+                f"{found[0]}"
+            )
+
+    def _write_unreadable(self) -> None:
+        lines = [f"{split}: {problem}\n" for problem, split in self.state.unreadable.items()]
+        if lines and self.writes:
+            with replacing(self.run.output / "unreadable.txt") as path:
+                path.write_text("".join(lines), encoding="utf-8")
+
+    def _measure(self) -> Evaluation:
+        """Measure the weights as a file would hold them; the same result in every process."""
+        run = self.run
+        source = self.average.module if self.average else self.model
+        self.candidate.load_state_dict(self._as_saved(source))
+        # Each process has running statistics of its own: those of the first are written.
+        distributed.copy_from_first(self.candidate.state_dict().values())
+
+        def leave_if_asked(_: int) -> None:
+            if self.stop:
+                self._leave()
+
+        measured = evaluate(
+            self.candidate,
+            run.val,
+            run.recipe.preprocessing,
+            device=run.device,
+            workers=run.workers,
+            on_images=leave_if_asked,
+        )
+        self._note_unreadable("val", measured.problems)
+        return measured
+
+    def _end_epoch(self, epoch: int, measured: Evaluation) -> None:
+        state = self.state
+        for problems in distributed.gathered(list(state.unreadable.items())):
+            state.unreadable |= dict(problems)
+        loss, top1 = state.epoch.means()
+        line = {
+            "kind": "epoch",
+            "epoch": epoch,
+            "size": self.run.recipe.size_in(epoch),
+            "train_loss": loss,
+            "train_top1": top1,
+            "val_loss": measured.loss,
+            "val_top1": measured.top1,
+            "val_top5": measured.top5,
+            "unreadable": len(state.unreadable),
+            "seconds": round(state.epoch.seconds, 1),
+        }
+        state.epoch = Sums()
+        self._log(line)
+        if measured.top1 > state.best:
+            state.best = measured.top1
+            self._write("best.safetensors", measured)
+        self._save()
+        self.on_epoch(line)
+
+    def _finish(self, measured: Evaluation) -> None:
+        """Write the result, and leave the network with its weights."""
+        run = self.run
+        self.model.load_state_dict(self.candidate.state_dict())
+        self._write("model.safetensors", measured)
+        if self.writes:
+            write_report(
+                run.output / "report.html",
+                title=f"{run.name} on {len(run.train.classes)} classes",
+                history=self.state.history,
+                evaluation=measured,
+                data=run.val,
+                recipe=asdict(run.recipe),
+            )
+
+    def _write(self, name: str, measured: Evaluation) -> None:
+        run = self.run
+        if not self.writes:
+            return
+        metadata = ModelMetadata(
+            model=run.name,
+            classes=run.train.classes,
+            preprocessing=run.recipe.preprocessing,
+            recipe=asdict(run.recipe),
+            metrics={
+                "top1": measured.top1,
+                "top5": measured.top5,
+                "loss": measured.loss,
+                "n": measured.n,
+            },
+        )
+        write_checkpoint(run.output / name, self._as_saved(self.candidate), metadata)
+
+    def _as_saved(self, model: nn.Module) -> dict[str, Tensor]:
+        """The weights in the format of the file; biases and norms stay float32."""
+        halve = self.run.recipe.saved_precision == "float16"
+        state = model.state_dict()
+        return {k: v.half() if halve and v.ndim > 1 else v for k, v in state.items()}
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate of `step`: linear warm-up from zero, then half a cosine to zero.
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """Figures of a step that are still on the device: summed loss and right guesses."""
 
-    The peak is `recipe.learning_rate * batch_size / 256` (arXiv 1706.02677, section 2.1).
-    """
-    peak = recipe.learning_rate * recipe.batch_size / 256
-    warmup = recipe.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
-    return peak * (1 + math.cos(math.pi * progress)) / 2
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """Nesterov SGD that decays the weights of convolutions and dense layers and nothing else.
-
-    The kind of the module decides, not its name: by name, the official code decays six norms.
-    """
-    decayed = [
-        module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    is_decayed = {id(weight) for weight in decayed}
-    others = [weight for weight in model.parameters() if id(weight) not in is_decayed]
-    return torch.optim.SGD(
-        [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=True,
-    )
-
-
-def mixup_loss(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    generator: np.random.Generator,
-) -> Tensor:
-    """Cross-entropy of a batch mixed with its own reverse (arXiv 1710.09412), one share for all.
-
-    Images (B, 3, H, W), labels (B,), the result a scalar.
-    """
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-
-    if not recipe.mixup_alpha:
-        return loss(model(images).float(), labels)
-    share = generator.beta(recipe.mixup_alpha, recipe.mixup_alpha)
-    logits = model(images.lerp(images.flip(0), 1 - share)).float()
-    return share * loss(logits, labels) + (1 - share) * loss(logits, labels.flip(0))
+    step: int
+    learning_rate: float
+    totals: Tensor
 
 
 def _check_data(run: Run) -> None:
+    if len(run.train.classes) < 2:
+        raise DataError(
+            f"training needs at least two classes, got only {', '.join(run.train.classes)!r}; "
+            "put the images of each class into a folder of its own"
+        )
     if run.train.classes != run.val.classes:
         odd = set(run.train.classes) ^ set(run.val.classes)
         raise DataError(
@@ -203,163 +576,3 @@ def _check_data(run: Run) -> None:
             f"training needs at least one full batch of {run.recipe.batch_size} images, "
             f"got {len(run.train)}; set batch_size lower"
         )
-
-
-def _train_epoch(
-    model: ResNeSt,
-    optimizer: torch.optim.Optimizer,
-    run: Run,
-    epoch: int,
-    on_step: Callable[[Progress], None],
-) -> dict[str, Any]:
-    recipe = run.recipe
-    # Every random choice of an epoch follows from the seed and the epoch, so a checkpoint between
-    # epochs needs no random state.
-    torch.manual_seed(derive_seed(recipe.seed, epoch))
-    generator = np.random.default_rng((recipe.seed, epoch))
-    loader = train_loader(
-        run.train,
-        size=recipe.size_in(epoch),
-        crop_scale=recipe.crop_scale,
-        batch_size=recipe.batch_size,
-        workers=run.workers,
-        seed=recipe.seed,
-        epoch=epoch,
-    )
-    model.train()
-    losses: list[float] = []
-    unreadable = 0
-    begin = last = perf_counter()
-    for i, batch in enumerate(loader):
-        unreadable += len(batch.problems)
-        if len(batch.labels) < 2:
-            continue
-        step = epoch * run.steps_per_epoch + i
-        rate = learning_rate(recipe, step, run.steps_per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images = normalise(batch.images.to(run.device), run.preprocessing)
-        images = images.contiguous(memory_format=torch.channels_last)
-        low = recipe.precision != "float32"
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=low):
-            loss = mixup_loss(model, images, batch.labels.to(run.device), recipe, generator)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise InputError(
-                f"the loss must stay finite, got {losses[-1]} at step {step} with learning rate "
-                f"{rate:.4g}; lower learning_rate or raise warmup_epochs"
-            )
-        now = perf_counter()
-        on_step(
-            Progress(
-                epoch=epoch,
-                step=i,
-                steps_per_epoch=run.steps_per_epoch,
-                loss=losses[-1],
-                learning_rate=rate,
-                images=len(batch.labels),
-                seconds=now - last,
-            )
-        )
-        last = now
-    return {
-        "epoch": epoch,
-        "size": recipe.size_in(epoch),
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "train_loss": sum(losses) / max(len(losses), 1),
-        "unreadable": unreadable,
-        "seconds": round(perf_counter() - begin, 1),
-    }
-
-
-def _evaluate(model: ResNeSt, run: Run) -> Evaluation:
-    return evaluate(model, run.val, run.preprocessing, device=run.device, workers=run.workers)
-
-
-def _make_output(run: Run) -> None:
-    try:
-        run.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(run.output, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"output must be a folder to write to, got {path}: {error.strerror or error}")
-
-
-def _identity(run: Run) -> dict[str, Any]:
-    """What must be the same for a training to be the same."""
-    return {"model": run.name, "classes": list(run.train.classes), "recipe": asdict(run.recipe)}
-
-
-def _save(
-    model: ResNeSt, optimizer: torch.optim.Optimizer, run: Run, log: list[dict[str, Any]]
-) -> None:
-    state = {
-        "identity": _identity(run),
-        "weights": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "log": log,
-    }
-    try:
-        with replacing(run.checkpoint) as path:
-            torch.save(state, path)
-        with replacing(run.output / "log.jsonl") as path:
-            path.write_text("".join(f"{json.dumps(line)}\n" for line in log), encoding="utf-8")
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = error if isinstance(error, OSError) else OSError(" ".join(str(error).split()))
-        raise _unwritable(run.output, reason) from error
-
-
-def _restore(model: ResNeSt, optimizer: torch.optim.Optimizer, run: Run) -> list[dict[str, Any]]:
-    """Load the checkpoint of this very training; the log of the epochs that it has seen."""
-    try:
-        state = torch.load(run.checkpoint, weights_only=True, map_location="cpu")
-        found, expected = state["identity"], _identity(run)
-        changed = [key for key in ("model", "classes") if found[key] != expected[key]]
-        changed += [k for k, v in expected["recipe"].items() if found["recipe"].get(k) != v]
-        if changed:
-            raise InputError(
-                f"a training resumes as it began, got another {', '.join(changed)}; "
-                "choose a new output folder"
-            )
-        model.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        return list(state["log"])
-    except InputError:
-        raise
-    except Exception as error:  # whatever damaged bytes make torch raise
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"{run.checkpoint} is no checkpoint of this training ({reason}); "
-            "choose a new output folder"
-        ) from error
-
-
-def _finish(model: ResNeSt, run: Run) -> Evaluation:
-    """Round the weights to how they are saved, measure those, and write them."""
-    state = {
-        key: value.half()
-        if run.recipe.saved_precision == "float16" and value.ndim > 1
-        else value.clone()
-        for key, value in model.state_dict().items()
-    }
-    model.load_state_dict(state)
-    measured = _evaluate(model, run)
-    metadata = ModelMetadata(
-        model=run.name,
-        classes=run.train.classes,
-        preprocessing=run.preprocessing,
-        recipe=asdict(run.recipe),
-        metrics={
-            "top1": measured.top1,
-            "top5": measured.top5,
-            "loss": measured.loss,
-            "n": measured.n,
-        },
-    )
-    write_checkpoint(run.output / "model.safetensors", state, metadata)
-    return measured

@@ -1,14 +1,20 @@
 """How a network is trained: a frozen recipe, presets by name, files and overrides."""
 
+import json
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from splitattn.architectures import architecture
+from splitattn.data.augmentation import Augmentation, AutoAugment, Crop, Interpolation
 from splitattn.errors import InputError, nearest
+from splitattn.weights.catalogue import Preprocessing, centre_crop, default_preprocessing
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
+PRESETS = ("plain", "embedded", "paper", "modern", "finetune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,25 +23,39 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images per step.
+        batch_size: images per step, over all devices and accumulated micro-batches together.
         learning_rate: at the peak, for a batch of 256; other batches scale it linearly.
         warmup_epochs: epochs over which it rises from zero.
         momentum: of Nesterov's method.
         weight_decay: on the weights of convolutions and the classifier, never on biases and norms.
+        clip_norm: longest gradient of all weights together; longer ones are shortened; 0 is off.
+        layer_decay: each stage from the classifier towards the stem multiplies the learning rate
+            by this once more; 1 is off.
+        frozen_stages: how many of stem, layer1, ..., layer4 stay as they are, from the front.
+        ema_decay: of the moving average of the weights, which is what is measured and saved; 0 is
+            off.
         label_smoothing: probability mass taken from the label and spread over all classes.
         mixup_alpha: of the Beta distribution that mixes each batch with its reverse; 0 is off.
+        cutmix_alpha: of the Beta distribution of the share of each image that shows another one; 0
+            is off. With mixup on too, a fair coin decides which of the two a step takes.
         train_size: side of the training crops in the last epochs, in pixels.
         first_train_size: side in the first epoch; it grows evenly, in steps of 8 pixels.
         test_size: side of the images when the network is measured.
+        test_crop_fraction: side of the central crop then, as a share of the image's shorter side.
         crop_scale: smallest share of an image's area that a training crop covers.
+        crop, interpolation, auto_augment, color_jitter, lighting, random_erasing: of the training
+            images, as in `Augmentation`.
+        dropout: probability of dropping a pooled feature; None leaves it to the architecture.
         drop_path: stochastic depth of the last block.
         drop_block: share that DropBlock removes in the end; it grows from zero, epoch by epoch.
+        sync_batch_norm: whether batch norm takes its statistics over all devices.
         precision: of the arithmetic in the forward and backward passes; weights stay float32.
+            "auto" is bfloat16 where the device computes it in hardware, float32 elsewhere.
         saved_precision: of the convolution and classifier weights in the resulting file.
         seed: decides every random choice.
 
     Raises:
-        InputError: a value is outside its range.
+        InputError: a value is outside its range, or two of them exclude each other.
     """
 
     epochs: int = 90
@@ -44,52 +64,91 @@ class Recipe:
     warmup_epochs: float = 5.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    clip_norm: float = 0.0
+    layer_decay: float = 1.0
+    frozen_stages: int = 0
+    ema_decay: float = 0.0
     label_smoothing: float = 0.1
     mixup_alpha: float = 0.2
+    cutmix_alpha: float = 0.0
     train_size: int = 224
     first_train_size: int | None = None
     test_size: int = 224
+    test_crop_fraction: float = 1.0
     crop_scale: float = 0.08
+    crop: Crop = "random-resized"
+    interpolation: Interpolation = "bilinear"
+    auto_augment: AutoAugment = "none"
+    color_jitter: float = 0.0
+    lighting: float = 0.0
+    random_erasing: float = 0.0
+    dropout: float | None = None
     drop_path: float = 0.0
     drop_block: float = 0.0
+    sync_batch_norm: bool = False
     precision: Precision = "float32"
     saved_precision: Literal["float32", "float16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(
+                    f"recipe: {name} must be one of {', '.join(choices)}, got {value!r}"
+                    f"{nearest(str(value), choices)}"
+                )
         rules = {
             "epochs": (self.epochs >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 2, "at least 2, for batch norm"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "warmup_epochs": (0 <= self.warmup_epochs < self.epochs, "0 or more, below epochs"),
             "momentum": (0 < self.momentum < 1, "between 0 and 1, for Nesterov's method"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "clip_norm": (self.clip_norm >= 0, "0 or more"),
+            "layer_decay": (0 < self.layer_decay <= 1, "above 0, at most 1"),
+            "frozen_stages": (0 <= self.frozen_stages <= 5, "0 to 5: stem, layer1, ..., layer4"),
+            "ema_decay": (0 <= self.ema_decay < 1, "0 or more, below 1"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "0 or more, below 1"),
             "mixup_alpha": (self.mixup_alpha >= 0, "0 or more"),
+            "cutmix_alpha": (self.cutmix_alpha >= 0, "0 or more"),
             "train_size": (self.train_size >= 32, "at least 32"),
             "first_train_size": (
                 32 <= self.starting_size <= self.train_size,
-                "from 32 to train_size",
+                f"from 32 to train_size, which is {self.train_size}",
             ),
             "test_size": (self.test_size >= 32, "at least 32"),
-            "crop_scale": (0 < self.crop_scale <= 1, "above 0, at most 1"),
+            "test_crop_fraction": (0 < self.test_crop_fraction <= 1, "above 0, at most 1"),
+            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "0 or more, below 1"),
             "drop_path": (0 <= self.drop_path < 1, "0 or more, below 1"),
             "drop_block": (0 <= self.drop_block < 1, "0 or more, below 1"),
-            "precision": (self.precision in get_args(Precision), "float32 or bfloat16"),
-            "saved_precision": (
-                self.saved_precision in ("float32", "float16"),
-                "float32 or float16",
-            ),
             "seed": (0 <= self.seed < 2**63, "0 or more, below 2**63"),
         }
-        for name, (holds, rule) in rules.items():
+        for field in fields(self):
+            value = getattr(self, field.name)
+            holds, rule = rules.get(field.name, (True, ""))
+            if isinstance(value, float) and not math.isfinite(value):
+                holds, rule = False, "a finite number"
             if not holds:
-                raise InputError(f"recipe: {name} must be {rule}, got {getattr(self, name)!r}")
+                raise InputError(f"recipe: {field.name} must be {rule}, got {value!r}")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if self.batch_size == 1 and (value := getattr(self, name)):
+                raise InputError(
+                    f"recipe: {name} must be 0 where batch_size is 1, for an image needs another "
+                    f"one to mix with, got {value!r}"
+                )
+        # These two check the fields that they are made of.
+        self.augmentation(0)
+        _ = self.preprocessing
 
     @property
     def starting_size(self) -> int:
         """Side of the training crops in the first epoch."""
         return self.train_size if self.first_train_size is None else self.first_train_size
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared when the network is measured."""
+        return Preprocessing(size=self.test_size, crop_fraction=self.test_crop_fraction)
 
     def size_in(self, epoch: int) -> int:
         """Side of the training crops in `epoch`, counted from 0."""
@@ -99,47 +158,56 @@ class Recipe:
             return int(size)
         return max(self.starting_size, min(round(size / 8) * 8, self.train_size))
 
+    def augmentation(self, epoch: int) -> Augmentation:
+        """What happens to the training images in `epoch`, counted from 0."""
+        return Augmentation(
+            size=self.size_in(epoch),
+            crop_scale=self.crop_scale,
+            crop=self.crop,
+            interpolation=self.interpolation,
+            auto_augment=self.auto_augment,
+            color_jitter=self.color_jitter,
+            lighting=self.lighting,
+            random_erasing=self.random_erasing,
+        )
 
-RECIPES: dict[str, Recipe] = {
-    "plain": Recipe(),
-    # What the embedded model was trained with: 64-pixel images, two processor cores.
-    "embedded": Recipe(
-        epochs=15,
-        batch_size=128,
-        learning_rate=0.2,
-        warmup_epochs=1.0,
-        weight_decay=5e-4,
-        mixup_alpha=0.1,
-        train_size=56,
-        first_train_size=48,
-        test_size=64,
-        crop_scale=0.35,
-        precision="bfloat16",
-        saved_precision="float16",
-    ),
-}
+    def to_toml(self) -> str:
+        """Every field, as a file that `load_recipe` reads back; fields that are None are not there.
+
+        `load_recipe` starts from the plain recipe, where those are None too.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        # JSON writes numbers, truth values and the words that recipes use just as TOML does.
+        return "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items() if v is not None)
 
 
-def load_recipe(name_or_file: str, overrides: Iterable[str] = ()) -> Recipe:
+_HINTS = get_type_hints(Recipe)
+_CHOICES = {k: list(get_args(hint)) for k, hint in _HINTS.items() if get_origin(hint) is Literal}
+_OPTIONAL = {"first_train_size": int, "dropout": float}
+_KINDS = {k: str if k in _CHOICES else _OPTIONAL.get(k, hint) for k, hint in _HINTS.items()}
+
+
+def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str) -> Recipe:
     """A preset by name or a TOML file of fields, with `key=value` overrides applied.
 
+    A file changes the plain recipe, or the preset that its key `preset` names.
+
+    Args:
+        model: architecture that it is for; some presets depend on it.
+
     Raises:
-        InputError: no such preset or file, an unknown key (the message names the nearest), or a
-            value of the wrong type or outside its range.
+        InputError: no such preset, file or model, an unknown key (the message names the nearest),
+            a value of the wrong type or outside its range, or a model without a paper recipe.
     """
     path = Path(name_or_file)
-    if name_or_file in RECIPES:
-        recipe = RECIPES[name_or_file]
+    if name_or_file in PRESETS:
+        recipe = _preset(name_or_file, model)
     elif path.is_file():
-        try:
-            recipe = _with(Recipe(), tomllib.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"recipe file must be TOML, got {path}: {error}") from error
+        recipe = _from_file(path, model)
     else:
-        known = ", ".join(RECIPES)
         raise InputError(
-            f"recipe must be one of {known} or a TOML file, got {name_or_file!r}"
-            f"{nearest(name_or_file, list(RECIPES))}"
+            f"recipe must be one of {', '.join(PRESETS)} or a TOML file, got {name_or_file!r}"
+            f"{nearest(name_or_file, list(PRESETS))}"
         )
     values = {}
     for override in overrides:
@@ -153,15 +221,146 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = ()) -> Recipe:
     return _with(recipe, values)
 
 
+def _from_file(path: Path, model: str) -> Recipe:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"recipe file must be TOML, got {path}: {error}") from error
+    preset = values.pop("preset", "plain")
+    if preset not in PRESETS:
+        raise InputError(
+            f"recipe file {path}: preset must be one of {', '.join(PRESETS)}, got {preset!r}"
+            f"{nearest(str(preset), list(PRESETS))}"
+        )
+    return _with(_preset(preset, model), values)
+
+
 def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    kinds = {field.name: type(getattr(recipe, field.name)) for field in fields(Recipe)}
-    kinds["first_train_size"] = int
     for key, value in values.items():
-        if key not in kinds:
-            raise InputError(f"recipe: no field is called {key!r}{nearest(key, list(kinds))}")
-        kind = kinds[key]
+        if key not in _KINDS:
+            raise InputError(f"recipe: no field is called {key!r}{nearest(key, list(_KINDS))}")
+        kind = _KINDS[key]
         if kind is float and type(value) is int:
             values[key] = value = float(value)
         if type(value) is not kind:
             raise InputError(f"recipe: {key} must be {kind.__name__}, got {value!r}")
     return replace(recipe, **values)
+
+
+def _preset(name: str, model: str) -> Recipe:
+    if name == "embedded":
+        return _EMBEDDED
+    if name == "paper":
+        return _paper(model)
+    if name == "modern":
+        return _modern(model)
+    if name == "finetune":
+        return _finetune(model)
+    return Recipe()
+
+
+# What the embedded model was trained with: 64-pixel images, two processor cores. In twenty epochs
+# such a network learns too little, not too much, so images are left nearly as they are.
+_EMBEDDED = Recipe(
+    epochs=20,
+    batch_size=128,
+    learning_rate=0.2,
+    warmup_epochs=1.0,
+    weight_decay=5e-4,
+    mixup_alpha=0.0,
+    train_size=56,
+    first_train_size=48,
+    test_size=64,
+    crop_scale=0.5,
+    precision="bfloat16",
+    saved_precision="float16",
+)
+
+# Batch, training size and test size of each published model. Sources: scripts/gluon/README.md of
+# the official code and the resnest*.sh logs of GluonCV. Networks of the ablation follow resnest50.
+_PAPER = {
+    "resnest14": (1024, 224, 224),
+    "resnest26": (1024, 224, 224),
+    "resnest50": (8192, 224, 224),
+    "resnest101": (4096, 224, 256),
+    "resnest200": (2048, 256, 320),
+    "resnest269": (2048, 320, 416),
+}
+
+
+def _paper(model: str) -> Recipe:
+    """How the published weights were trained: with MXNet, on 8 to 64 V100."""
+    dropout = architecture(model).dropout
+    row = "resnest50" if model.startswith("resnest50_fast_") else model
+    if row not in _PAPER:
+        raise InputError(
+            f"recipe: paper must be for a model that the paper trained, {', '.join(_PAPER)} or "
+            f"resnest50_fast_*, got {model}; use modern"
+        )
+    batch_size, train_size, test_size = _PAPER[row]
+    recipe = Recipe(
+        epochs=270,
+        batch_size=batch_size,
+        train_size=train_size,
+        test_size=test_size,
+        test_crop_fraction=centre_crop(test_size).crop_fraction,
+        auto_augment="imagenet",
+        color_jitter=0.4,
+        lighting=0.1,
+        dropout=dropout or None,
+        drop_block=0.0 if model == "resnest14" else 0.1,
+    )
+    if train_size < 320:
+        return recipe
+    return replace(recipe, crop="efficientnet", crop_scale=0.1, interpolation="bicubic")
+
+
+def _modern(model: str) -> Recipe:
+    """What has been learnt about training since: more regularisation, less arithmetic.
+
+    Source: torchvision's second recipe ("Training SOTA with TorchVision's latest primitives"), with
+    fewer epochs. Crops are smaller than test images, for objects look larger in them.
+    """
+    size = default_preprocessing(model).size
+    return Recipe(
+        epochs=120,
+        batch_size=1024,
+        weight_decay=5e-5,
+        ema_decay=0.9999,
+        cutmix_alpha=1.0,
+        train_size=_rounded(0.8 * size),
+        first_train_size=_rounded(0.57 * size),
+        test_size=size,
+        test_crop_fraction=_crop_fraction(size),
+        auto_augment="trivial",
+        random_erasing=0.1,
+        precision="auto",
+    )
+
+
+def _finetune(model: str) -> Recipe:
+    """From weights to another data set in a few epochs: small steps, smallest near the stem."""
+    size = default_preprocessing(model).size
+    return Recipe(
+        epochs=10,
+        batch_size=64,
+        learning_rate=0.02,
+        warmup_epochs=1.0,
+        layer_decay=0.75,
+        mixup_alpha=0.0,
+        train_size=size,
+        test_size=size,
+        test_crop_fraction=_crop_fraction(size),
+        crop_scale=0.35,
+        precision="auto",
+    )
+
+
+def _rounded(size: float) -> int:
+    """To a multiple of 16: for 224 pixels 0.57 and 0.8 give 128 and 176."""
+    return max(round(size / 16) * 16, 32)
+
+
+def _crop_fraction(size: int) -> float:
+    # Small images are small already: a crop would leave little.
+    return centre_crop(size).crop_fraction if size >= 128 else 1.0

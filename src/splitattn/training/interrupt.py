@@ -1,0 +1,64 @@
+"""A training that is told to stop saves first."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether, and by which signal, this process was told to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def obey(self) -> None:
+        """End as the signal would have ended the process.
+
+        Raises:
+            KeyboardInterrupt: it was Ctrl-C.
+            SystemExit: it was SIGTERM, or another process was told to stop; with the exit status
+                that a shell would report.
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + (self.signal or signal.SIGTERM))
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Catch Ctrl-C and SIGTERM for the length of the block; a second one acts at once.
+
+    Outside the main thread, where Python takes no signals, nothing is caught.
+    """
+    request = StopRequest()
+    owner = os.getpid()
+
+    def note(number: int, _: FrameType | None) -> None:
+        # Processes that load data are forked from this one, handler and all. A terminal sends
+        # Ctrl-C to them too; they must last until this one has saved.
+        if os.getpid() != owner:
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        request.signal = number
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {int(number): signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)

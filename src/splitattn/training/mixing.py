@@ -1,0 +1,61 @@
+"""Batches mixed with themselves: mixup and cutmix, on the device, and the loss of the result.
+
+Shapes: B batch, C classes, H and W rows and columns.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from splitattn.training.recipes import Recipe
+
+
+def mix(images: Tensor, labels: Tensor, classes: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Mix each image with its partner in the reversed batch, one share for the whole batch.
+
+    Mixup (arXiv 1710.09412) blends the two; cutmix (arXiv 1905.04899) puts a rectangle of the
+    partner over the image. Where a recipe has both, a fair coin chooses.
+
+    Args:
+        images: (B, 3, H, W) floats.
+        labels: (B,) indices.
+
+    Returns:
+        The images, and (B, C) shares of each class.
+    """
+    targets = F.one_hot(labels, classes).to(images.dtype)
+    alphas = [
+        (_mixup, recipe.mixup_alpha),
+        (_cutmix, recipe.cutmix_alpha),
+    ]
+    on = [(how, alpha) for how, alpha in alphas if alpha]
+    if not on:
+        return images, targets
+    how, alpha = on[int(torch.randint(len(on), ()))] if len(on) > 1 else on[0]
+    mixed, share = how(images, float(torch.distributions.Beta(alpha, alpha).sample()))
+    return mixed, targets.lerp(targets.flip(0), 1 - share)
+
+
+def _mixup(images: Tensor, share: float) -> tuple[Tensor, float]:
+    return images.lerp(images.flip(0), 1 - share), share
+
+
+def _cutmix(images: Tensor, share: float) -> tuple[Tensor, float]:
+    """The rectangle covers 1 - `share` of the image, before the border cuts it off."""
+    height, width = images.shape[-2:]
+    side = (1 - share) ** 0.5
+    top, bottom = _span(height, side)
+    left, right = _span(width, side)
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _span(length: int, share: float) -> tuple[int, int]:
+    centre, half = int(torch.randint(length, ())), int(length * share) / 2
+    return max(round(centre - half), 0), min(round(centre + half), length)
+
+
+def smoothed_loss(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
+    """Cross-entropy of logits (B, C), in float32, with label smoothing: a scalar."""
+    return F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)

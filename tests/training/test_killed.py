@@ -1,0 +1,72 @@
+"""A training that is killed at any moment goes on as if nothing had happened."""
+
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from splitattn.training.loop import Progress, train
+from tests.training.runs import make_run, network, with_recipe
+
+KILLS = 10
+
+
+def _train(folder: Path, steps: Connection) -> None:
+    torch.set_num_threads(1)
+    run = with_recipe(make_run(folder, train=18), epochs=8)
+
+    def tell(progress: Progress) -> None:
+        steps.send(progress.step)
+
+    train(network(), replace(run, checkpoint_minutes=0.0), resume=True, on_step=tell)
+
+
+def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    # A fork of a process that has loaded everything starts in no time; a fork of this one, whose
+    # threads have computed, may hang.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.runs", "splitattn.training.loop"])
+
+    def start(folder: Path) -> tuple[BaseProcess, Connection]:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_train, args=(folder, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    undisturbed, _ = start(tmp_path / "whole")
+    undisturbed.join()
+    assert undisturbed.exitcode == 0
+
+    chance = random.Random(0)
+    folder = tmp_path / "killed"
+    reached = []
+    for _ in range(KILLS):
+        process, steps = start(folder)
+        first = steps.recv()
+        begun = time.perf_counter()
+        last = first + chance.randrange(1, 5)
+        while steps.recv() < last:
+            pass
+        step_seconds = (time.perf_counter() - begun) / (last - first)
+        time.sleep(chance.uniform(0, 2 * step_seconds))
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        reached.append(last)
+    assert reached[-1] > reached[0]
+    survivor, _ = start(folder)
+    survivor.join()
+    assert survivor.exitcode == 0
+    for name in ("model.safetensors", "best.safetensors"):
+        killed, whole = ((tmp_path / run / "out" / name) for run in ("killed", "whole"))
+        assert killed.read_bytes() == whole.read_bytes()
+    assert not list((folder / "out").glob(".*.tmp"))

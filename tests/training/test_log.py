@@ -1,0 +1,108 @@
+"""The log is whole lines of JSON; TensorBoard draws the same figures, or is done without."""
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitattn.training.log import TensorBoard, write_log
+
+TRAIN = {
+    "kind": "train",
+    "step": 20,
+    "epoch": 0.5,
+    "loss": 2.5,
+    "top1": 12.5,
+    "learning_rate": 0.25,
+    "images_per_second": 900.0,
+}
+EPOCH = {
+    "kind": "epoch",
+    "epoch": 0,
+    "size": 64,
+    "train_loss": 2.25,
+    "train_top1": 15.0,
+    "val_loss": 1.75,
+    "val_top1": 37.5,
+    "val_top5": 62.5,
+    "unreadable": 0,
+    "seconds": 12.5,
+}
+
+
+def test_the_log_replaces_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write_log(path, [TRAIN, EPOCH, TRAIN])
+    write_log(path, [TRAIN, EPOCH])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [TRAIN, EPOCH]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_log_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write_log(path, [TRAIN])
+    with pytest.raises(TypeError):
+        write_log(path, [TRAIN, {"kind": object()}])
+    assert json.loads(path.read_text()) == TRAIN
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def drawn(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and figure of every point that TensorBoard draws, by curve."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events: Any = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_draws_the_figures_of_both_kinds_of_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    board = TensorBoard(tmp_path, 0)
+    board.add(TRAIN, 20)
+    board.add(EPOCH, 40)
+    board.close()
+    assert drawn(tmp_path) == {
+        "train/loss": [(20, 2.5)],
+        "train/top1": [(20, 12.5)],
+        "train/learning_rate": [(20, 0.25)],
+        "train/images_per_second": [(20, 900.0)],
+        "val/loss": [(40, 1.75)],
+        "val/top1": [(40, 37.5)],
+        "val/top5": [(40, 62.5)],
+    }
+
+
+def test_steps_that_are_done_again_are_drawn_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    board = TensorBoard(tmp_path, 0)
+    for step in (10, 20, 30):
+        board.add(TRAIN, step)
+    board.close()
+    # Saved after step 20; what it says of that step is not said again.
+    board = TensorBoard(tmp_path, 20)
+    board.add(TRAIN | {"loss": 1.5}, 30)
+    board.close()
+    assert drawn(tmp_path)["train/loss"] == [(10, 2.5), (20, 2.5), (30, 1.5)]
+
+
+def test_without_tensorboard_nothing_is_drawn_and_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with caplog.at_level(logging.INFO, "splitattn"):
+        board = TensorBoard(tmp_path, 0)
+        board.add(TRAIN, 20)
+        board.add(EPOCH, 40)
+        board.close()
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "pip install 'splitattn[train]'" in caplog.text
+    assert not list(tmp_path.iterdir())

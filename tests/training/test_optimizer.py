@@ -1,0 +1,98 @@
+"""Which weights learn, how fast, and which of them decay."""
+
+import numpy as np
+import pytest
+import torch
+
+from splitattn.training.optimizer import (
+    freeze,
+    learning_rate,
+    make_average,
+    make_optimizer,
+    set_learning_rate,
+    set_training_mode,
+)
+from splitattn.training.recipes import Recipe
+from tests.training.runs import RECIPE, network
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine_to_zero() -> None:
+    recipe = Recipe(epochs=10, warmup_epochs=2.0, batch_size=512, learning_rate=0.1)
+    rates = [learning_rate(recipe, step, 100) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.2 / 201)
+    assert rates[99] == pytest.approx(0.1 * 200 / 201)
+    assert rates[200] == pytest.approx(0.2)
+    assert max(rates) == rates[200]
+    assert rates[600] == pytest.approx(0.1)
+    assert 0 < rates[999] < 1e-5
+    assert np.all(np.diff(rates[:200]) > 0)
+    assert np.all(np.diff(rates[200:]) < 0)
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    model = network()
+    decayed, others = make_optimizer(model, RECIPE).param_groups
+    assert decayed["weight_decay"] == RECIPE.weight_decay
+    assert others["weight_decay"] == 0
+    assert decayed["nesterov"]
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    # By name, the official code decays these six.
+    norms = ["conv1.1", "conv1.4", *(f"layer{stage}.0.downsample.2" for stage in (1, 2, 3, 4))]
+    undecayed = {names[id(weight)] for weight in others["params"]}
+    assert {f"{norm}.weight" for norm in norms} <= undecayed
+    shapes = {weight.ndim for weight in decayed["params"]}
+    assert shapes == {2, 4}
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+    assert all(weight.ndim == 1 for weight in others["params"])
+
+
+def test_layer_decay_slows_what_is_far_from_the_classifier() -> None:
+    model = network()
+    optimizer = make_optimizer(model, Recipe(layer_decay=0.5))
+    set_learning_rate(optimizer, 0.8)
+    rates = {id(w): group["lr"] for group in optimizer.param_groups for w in group["params"]}
+    by_name = {name: rates[id(weight)] for name, weight in model.named_parameters()}
+    assert by_name["fc.weight"] == by_name["fc.bias"] == 0.8
+    assert by_name["layer4.0.conv3.weight"] == 0.4
+    assert by_name["layer1.0.bn1.weight"] == 0.05
+    assert by_name["conv1.0.weight"] == by_name["bn1.weight"] == 0.025
+
+
+@pytest.mark.parametrize(
+    ("stages", "first_that_learns"), [(0, "conv1.0.weight"), (3, "layer3.0.conv1.weight")]
+)
+def test_frozen_stages_keep_their_weights_and_statistics(
+    stages: int, first_that_learns: str
+) -> None:
+    recipe = Recipe(frozen_stages=stages)
+    model = network()
+    freeze(model, recipe)
+    set_training_mode(model, recipe)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = make_optimizer(model, recipe)
+    set_learning_rate(optimizer, 0.1)
+    torch.nn.init.ones_(model.layer4[0].bn3.weight)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    changed = [key for key, value in model.state_dict().items() if not value.equal(before[key])]
+    assert changed[0] == first_that_learns
+    prefixes = ("conv1", "bn1", "layer1", "layer2")
+    assert any(key.startswith(prefixes) for key in changed) == (stages == 0)
+
+
+def test_the_average_follows_the_weights_and_takes_their_statistics() -> None:
+    recipe = Recipe(ema_decay=0.5)
+    model = network()
+    average = make_average(model, recipe)
+    assert average is not None
+    weights = []
+    for value in (1.0, 2.0, 4.0):
+        torch.nn.init.constant_(model.fc.weight, value)
+        torch.nn.init.constant_(model.bn1.running_mean, value)
+        average.update_parameters(model)
+        weights.append(float(average.module.fc.weight[0, 0].detach()))
+    first_decay, second_decay = 2 / 11, 3 / 12  # below 0.5 still
+    second = first_decay + (1 - first_decay) * 2
+    assert weights == pytest.approx([1.0, second, second_decay * second + (1 - second_decay) * 4])
+    assert float(average.module.bn1.running_mean[0]) == 4
+    assert make_average(model, Recipe()) is None

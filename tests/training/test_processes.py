@@ -1,0 +1,122 @@
+"""Two processes under `torchrun` train as one does, measure exactly, and survive losing one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from splitattn.cli import main
+from splitattn.create import load_trained
+from splitattn.data.sources import open_data
+from splitattn.evaluation import evaluate
+from splitattn.weights.metadata import read_metadata
+from splitattn.weights.store import resolve
+from tests.data.datasets import write_image_folder
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+# Nothing that a process draws for its own images.
+RECIPE = """
+epochs = 3
+batch_size = 12
+learning_rate = 0.2
+warmup_epochs = 1.0
+mixup_alpha = 0.0
+train_size = 32
+test_size = 32
+crop_scale = 0.5
+sync_batch_norm = true
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    # More than two batches of 64 to measure, so that each process has some.
+    write_image_folder(folder / "data", train=16, val=50)
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+def arguments(folder: Path, output: str) -> list[str]:
+    return [
+        *("train", str(folder / "data"), "--output", str(folder / output)),
+        *("--model=resnest14", "--recipe", str(folder / "recipe.toml"), "--device=cpu"),
+        *("--workers=0", "--checkpoint-minutes=0", "--batch-per-device=3"),
+    ]
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path) -> Path:
+    """What two processes leave. Each takes its half of a batch in two parts."""
+    command = [*TORCHRUN, "-m", "splitattn", *arguments(folder, "together")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    # Two processes say what one says.
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr.count("epoch 3/3") == 1
+    return folder / "together"
+
+
+def test_two_processes_learn_what_one_learns(folder: Path) -> None:
+    one = arguments(folder, "alone")
+    one[-1] = "--batch-per-device=12"
+    with pytest.raises(SystemExit) as ended:
+        main(one)
+    assert not ended.value.code
+    # Each half in one part: accumulated parts of a batch have statistics of their own.
+    halves = arguments(folder, "halves")
+    halves[-1] = "--batch-per-device=6"
+    subprocess.run([*TORCHRUN, "-m", "splitattn", *halves], timeout=100, check=True)
+    ours, theirs = log_of(folder / "halves"), log_of(folder / "alone")
+    assert [line["kind"] for line in ours] == [line["kind"] for line in theirs]
+    for our_line, their_line in zip(ours, theirs, strict=True):
+        for key in our_line.keys() & {"loss", "train_loss", "val_loss", "learning_rate"}:
+            assert our_line[key] == pytest.approx(their_line[key], rel=2e-3), (key, our_line)
+    first = [line["loss"] for line in ours if line["kind"] == "train"]
+    assert first[0] != first[-1]
+
+
+def test_two_processes_measure_exactly_what_one_measures(folder: Path, together: Path) -> None:
+    resolved = resolve("resnest14", str(together / "model.safetensors"))
+    metadata = read_metadata(resolved.path)
+    assert metadata is not None
+    data = open_data(str(folder / "data"), "val")
+    model = load_trained(resolved).to(memory_format=torch.channels_last)
+    alone = evaluate(model, data, metadata.preprocessing, device=torch.device("cpu"), workers=0)
+    assert metadata.metrics == {
+        "top1": alone.top1,
+        "top5": alone.top5,
+        "loss": alone.loss,
+        "n": 150,
+    }
+
+
+def test_a_killed_process_is_replaced_and_nothing_is_lost(folder: Path, together: Path) -> None:
+    command = [*TORCHRUN, "--max-restarts=1", "-m", "splitattn", *arguments(folder, "restarted")]
+    # Without it torchrun's restarts fail, whatever it runs: see `distributed.processes`.
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as torchrun:
+        checkpoint = folder / "restarted" / "last.pt"
+        deadline = time.monotonic() + 60
+        while not checkpoint.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, errors = torchrun.communicate(timeout=100)
+    assert torchrun.returncode == 0, errors
+    assert "exitcode: -9" in errors  # one was killed, and torchrun saw it
+    ours, theirs = (
+        (f / "model.safetensors").read_bytes() for f in (folder / "restarted", together)
+    )
+    assert ours == theirs
