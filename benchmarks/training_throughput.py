@@ -1,0 +1,165 @@
+"""How many images a second resnest50 trains on, beside timm's resnest50d in the same run.
+
+usage: python benchmarks/training_throughput.py [--batch 32] [--size 224] [--rounds 20]
+           [--precision float32|bfloat16] [--memory-format channels_last|contiguous_format]
+           [--device cpu|cuda] [--output FILE]
+
+Both networks start from the same weights and take turns, a step each in every round, the first of
+one round being the second of the next: a machine that slows down slows both. A step is forward,
+loss, backward and SGD. The first rounds are for warming up and are not counted. A row with the
+figures, their spread and where they were measured is added to the JSON list in FILE. Needs the
+extra [dev], for timm.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from splitattn import environment
+from splitattn.architectures import ARCHITECTURES
+from splitattn.files import replacing
+from splitattn.nn.resnest import ResNeSt
+
+OUTPUT = Path(__file__).with_suffix(".json")
+WARM_UP_ROUNDS = 3
+OURS, THEIRS = "splitattn resnest50", "timm resnest50d"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224, help="side of an image in pixels")
+    parser.add_argument("--rounds", type=int, default=20, help="that are counted, at least 2")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--memory-format", choices=("channels_last", "contiguous_format"), default="channels_last"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
+    arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"--rounds must be at least 2, for the quartiles, got {arguments.rounds}")
+
+    row = measured(arguments)
+    rows = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else []
+    with replacing(arguments.output) as path:
+        path.write_text(json.dumps([*rows, row], indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(row, indent=1) + "\n")
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, object]:
+    # Before the networks are built here: on the CPU two at once might not fit into memory.
+    peak_memory = {name: in_a_process_of_its_own(name, arguments) for name in (OURS, THEIRS)}
+    models = networks()
+    parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
+    steps = {name: step_of(model, arguments) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(WARM_UP_ROUNDS + arguments.rounds):
+        for name in (OURS, THEIRS) if i % 2 else (THEIRS, OURS):
+            begin = time.perf_counter()
+            steps[name]()
+            seconds[name].append(time.perf_counter() - begin)
+    rates = {
+        name: [arguments.batch / t for t in times[WARM_UP_ROUNDS:]]
+        for name, times in seconds.items()
+    }
+    ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[THEIRS], strict=True)]
+    return {
+        "batch": arguments.batch,
+        "size": arguments.size,
+        "precision": arguments.precision,
+        "memory_format": arguments.memory_format,
+        "device": arguments.device,
+        "rounds": arguments.rounds,
+        "warm_up_rounds": WARM_UP_ROUNDS,
+        "images_per_second": {name: spread(values) for name, values in rates.items()},
+        "ratio": spread(ratios),
+        "peak_memory_bytes": peak_memory,
+        "parameters": parameters,
+        "environment": {
+            **environment.describe(),
+            "timm": version("timm"),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name(arguments.device) if on_gpu(arguments) else None,
+        },
+    }
+
+
+def networks() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    ours = ResNeSt(ARCHITECTURES["resnest50"])
+    theirs = timm.create_model("resnest50d", pretrained=False)
+    theirs.load_state_dict(ours.state_dict())
+    return {OURS: ours, THEIRS: theirs}
+
+
+def step_of(model: nn.Module, arguments: argparse.Namespace) -> Callable[[], None]:
+    """One step of training on a batch that is always the same; done when it returns."""
+    device = torch.device(arguments.device)
+    memory_format = getattr(torch, arguments.memory_format)
+    model.to(device).to(memory_format=memory_format).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
+    images = images.contiguous(memory_format=memory_format)
+    labels = torch.arange(arguments.batch, device=device) % 1000
+    low = arguments.precision == "bfloat16"
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return step
+
+
+def in_a_process_of_its_own(name: str, arguments: argparse.Namespace) -> int | None:
+    # A fresh interpreter, since the peak of a process never goes down again.
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        return executor.submit(peak_memory, name, arguments).result()
+
+
+def peak_memory(name: str, arguments: argparse.Namespace) -> int | None:
+    """Bytes at the peak of three steps: what tensors take of a GPU, or all that a CPU process does.
+
+    None where the system does not tell.
+    """
+    step = step_of(networks()[name], arguments)
+    for _ in range(3):
+        step()
+    if on_gpu(arguments):
+        return torch.cuda.max_memory_allocated(arguments.device)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return kilobytes[0] * 1024 if kilobytes else None
+
+
+def on_gpu(arguments: argparse.Namespace) -> bool:
+    return torch.device(arguments.device).type == "cuda"
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": round(median, 4), "quartile1": round(lower, 4), "quartile3": round(upper, 4)}
+
+
+if __name__ == "__main__":
+    main()
