@@ -111,7 +111,8 @@ class Bottleneck(nn.Module):
         if not self.avd_first:
             x = self.avd(x)
         x = self.drop_block3(self.bn3(self.conv3(x)))
-        out: Tensor = self.relu(self.drop_path(x) + shortcut)
+        # In place: no backward pass reads what bn3 gave, and a fresh map of this size is dear.
+        out: Tensor = self.relu(self.drop_path(x).add_(shortcut))
         return out
 
 

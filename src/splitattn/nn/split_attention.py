@@ -4,11 +4,11 @@ Shapes: B batch, R radix, K cardinality, C output channels, H and W rows and col
 of the 3x3 convolution are ordered radix, then cardinal group, then channel within the group.
 """
 
-import torch
 from torch import Tensor, nn
 
 from splitattn.errors import InputError
 from splitattn.nn.batch_norm import BatchNorm2d
+from splitattn.nn.blending import blend, pool
 
 
 class SplitAttention2d(nn.Module):
@@ -89,21 +89,11 @@ class SplitAttention2d(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        splits = self.relu(self.bn0(self.conv(x)))
         # Pooling first and summing the splits after is the same mean, without a full-size sum.
-        pooled_BRC = splits.mean((2, 3)).reshape(x.shape[0], self.radix, -1)
-        pooled_BC11 = pooled_BRC.sum(1)[:, :, None, None]
+        splits, pooled = pool(self.relu(self.bn0(self.conv(x))))
+        pooled_BC11 = pooled.reshape(x.shape[0], self.radix, -1).sum(1)[:, :, None, None]
         logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC11))))
-        attention = self._attend(logits)
-        # Slices of the channels, rather than a radix axis and a sum over it, keep channels_last.
-        weights_and_splits = zip(
-            attention.chunk(self.radix, 1), splits.chunk(self.radix, 1), strict=True
-        )
-        weight, split = next(weights_and_splits)
-        blended: Tensor = weight * split
-        for weight, split in weights_and_splits:
-            blended = torch.addcmul(blended, weight, split)
-        return blended
+        return blend(splits, self._attend(logits), self.radix)
 
     def _attend(self, logits: Tensor) -> Tensor:
         """(B, R*C, 1, 1) logits, cardinality-major, to radix-major attention of that shape."""
