@@ -1,4 +1,4 @@
-"""Write what README.md says about the models, from the tables in the code.
+"""Write what README.md says about the models and of measurements, from the code and benchmarks/.
 
 usage: python scripts/readme_tables.py [--check]
 
@@ -7,6 +7,7 @@ status 1 if that text is stale. Needs the extra [dev], for fvcore.
 """
 
 import argparse
+import json
 import re
 import sys
 import warnings
@@ -25,7 +26,8 @@ from splitattn.weights.catalogue import (
 )
 from splitattn.weights.store import local_path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def main() -> None:
@@ -33,7 +35,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing, fail if stale")
     arguments = parser.parse_args()
     old = README.read_text(encoding="utf-8")
-    new = between_markers(between_markers(old, "models", models()), "embedded", embedded())
+    new = old
+    for name, content in (("models", models), ("embedded", embedded), ("training", training)):
+        new = between_markers(new, name, content())
     if arguments.check and new != old:
         sys.exit("README.md is stale: run python scripts/readme_tables.py")
     if not arguments.check:
@@ -117,6 +121,31 @@ def embedded() -> str:
             f"`{measured.command}`."
         )
     return text
+
+
+def training() -> str:
+    """Rows of benchmarks/training_throughput.json."""
+    lines = [
+        "| device | precision | batch | splitattn resnest50 | timm resnest50d | ratio (quartiles) "
+        "| peak memory | measured |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in json.loads((ROOT / "benchmarks" / "training_throughput.json").read_text("utf-8")):
+        where, ratio = row["environment"], row["ratio"]
+        rates = [f"{rate['median']:.2f}" for rate in row["images_per_second"].values()]
+        peaks = " / ".join(f"{peak / 1e9:.1f}" for peak in row["peak_memory_bytes"].values())
+        cells = (
+            where["gpu"] or f"{where['processor']}, {where['threads']} threads",
+            row["precision"],
+            f"{row['batch']} at {row['size']}",
+            *rates,
+            f"**{ratio['median']:.2f}** ({ratio['quartile1']:.2f}-{ratio['quartile3']:.2f})",
+            f"{peaks} GB",
+            f"{where['date']}, `{where['commit']}`, torch {where['torch']}, timm {where['timm']}, "
+            f"n = {row['rounds']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
