@@ -21,7 +21,7 @@ T = TypeVar("T")
 def processes(device: torch.device) -> Iterator[torch.device]:
     """Join the other processes that `torchrun` started, for the length of the block.
 
-    Gives the device of this process: of several GPUs, the one with its local rank.
+    Gives the device, see `own_device`.
 
     For `torchrun --max-restarts` to work, its environment needs
     `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`: restarted processes otherwise look for one another at
@@ -34,7 +34,6 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     # gloo beside nccl: what is agreed on the CPU need not wait for the GPU.
     try:
@@ -48,6 +47,23 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def own_device(name: str) -> str:
+    """The device of this process, where `name` leaves it open: of several GPUs, that of its rank.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or name not in ("auto", "cuda"):
+        return name
+    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus and local_rank >= gpus:
+        raise InputError(
+            f"--nproc-per-node must be at most {gpus}, the number of GPUs, got "
+            f"{os.environ['LOCAL_WORLD_SIZE']}; or set --device cpu"
+        )
+    return f"cuda:{local_rank}" if gpus else name
 
 
 def rank() -> int:
@@ -104,7 +120,8 @@ def first_process_first() -> Iterator[None]:
 def cores_per_process() -> int:
     """This process's share of the machine's cores, one for the network left out; 1 to 8."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, (os.cpu_count() or 1) // here - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(8, (cores or 1) // here - 1))
 
 
 def wait_for_all() -> None:

@@ -11,12 +11,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well.
 
     A process that is killed leaves the old file or the new one. After an error the old one stays
-    and the temporary one is removed. A link goes on pointing to where it points.
+    and the temporary one is removed. A link goes on pointing to where it points. Who may read the
+    file is as for any new file, also where a library that writes it would make it private.
     """
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(permissions)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -27,6 +27,7 @@ def network() -> ResNeSt:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
                 nn.init.normal_(module.running_mean, std=0.1)
+        nn.init.normal_(model.fc.weight, std=0.01)  # in doubt, so that every class has a share
     return model
 
 

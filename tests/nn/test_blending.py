@@ -1,5 +1,8 @@
 """The backward passes that are written out are those that autograd finds."""
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,3 +70,13 @@ def test_gradients_of_gradients_are_refused_rather_than_wrong() -> None:
     (first,) = torch.autograd.grad(out.square().sum(), splits, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+def test_a_block_can_be_traced_and_saved(tmp_path: Path) -> None:
+    block = SplitAttention2d(8, 8).eval()
+    x = torch.randn(1, 8, 5, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still asked for
+        torch.jit.save(torch.jit.trace(block, x), tmp_path / "block.pt")
+        loaded = torch.jit.load(tmp_path / "block.pt")
+    torch.testing.assert_close(loaded(x), block(x))

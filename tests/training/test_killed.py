@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from multiprocessing import get_context
@@ -10,9 +12,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
 
 from splitattn.training.loop import Progress, train
+from tests.data.datasets import write_image_folder
 from tests.training.runs import make_run, network, with_recipe
 
 KILLS = 10
@@ -26,6 +30,30 @@ def _train(folder: Path, steps: Connection) -> None:
         steps.send(progress.step)
 
     train(network(), replace(run, checkpoint_minutes=0.0), resume=True, on_step=tell)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path, number: int) -> None:
+    """As a terminal, a batch system and torchrun send it: the workers get it too."""
+    write_image_folder(tmp_path / "data", train=18, val=4)
+    command = [
+        *(sys.executable, "-m", "splitattn", "train", str(tmp_path / "data")),
+        *("--output", str(tmp_path / "out"), "--model=resnest14", "--workers=2", "--device=cpu"),
+        *("--set=train_size=32", "--set=test_size=32", "--set=batch_size=8"),
+        *("--set=epochs=500", "--set=warmup_epochs=0"),
+    ]
+    for _ in range(2):  # from the start, and from a checkpoint
+        process = subprocess.Popen(
+            [*command, "--resume"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert process.stderr
+        assert "epoch" in process.stderr.readline()
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode in (128 + number, 1 if number == signal.SIGINT else 0), errors
+        assert "stopped and saved after step" in errors
+        assert "Traceback" not in errors
+        assert (tmp_path / "out" / "last.pt").exists()
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:

@@ -118,8 +118,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run: Run, tmp_path: 
         frozen_stages=5,
     )
     weights = []
-    for batch_per_device in (None, 4, 3):
-        model = network()
+    for batch_per_device in (8, 4, 3):
+        model = network(recipe)
         output = tmp_path / str(batch_per_device)
         train(
             model,
@@ -127,9 +127,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run: Run, tmp_path: 
         )
         weights.append(model.fc.state_dict()["weight"])
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-6)
-    assert not torch.equal(weights[0], network().fc.state_dict()["weight"])
-    # Eight images in parts of at most three are three parts of two: the batch is what they add up
-    # to, and the learning rate follows it.
+    assert not torch.equal(weights[0], network(recipe).fc.state_dict()["weight"])
+    # Eight images in parts of at most three would be three parts of two: the batch is what they add
+    # up to, and the learning rate follows it.
     metadata = read_metadata(tmp_path / "3" / "model.safetensors")
     assert metadata is not None
     assert metadata.recipe["batch_size"] == 6
@@ -224,8 +224,9 @@ def test_an_output_folder_with_a_training_in_it_is_not_overwritten(run: Run) -> 
     other = replace(run, train=run.train.renamed(swapped), val=run.val.renamed(swapped))
     with pytest.raises(InputError, match="as it began, got another classes"):
         train(network(), other, resume=True)
+    larger = create_model("resnest14", num_classes=3, drop_path=0.1, drop_block=0.1)
     with pytest.raises(WeightsError, match="no checkpoint of this training") as raised:
-        train(create_model("resnest14", num_classes=3), run, resume=True)
+        train(larger, run, resume=True)
     assert "\n" not in str(raised.value)
     (run.output / "last.pt").write_bytes(before[:1000])
     with pytest.raises(WeightsError, match="no checkpoint of this training") as raised:
@@ -245,9 +246,79 @@ def test_drop_block_grows_epoch_by_epoch(run: Run) -> None:
 
 
 def test_a_loss_that_explodes_stops_with_advice(run: Run) -> None:
-    run = with_recipe(run, learning_rate=1e4, clip_norm=0.0, warmup_epochs=0.0, epochs=50)
-    with pytest.raises(InputError, match=r"loss must stay .* with learning rate .*clip_norm"):
-        train(network(), run)
+    run = with_recipe(run, learning_rate=1e-9, epochs=5)
+    model = network()
+    model.fc.bias.data = torch.tensor([0.0, 0.0, 1000.0])
+    seen: list[float] = []
+    with pytest.raises(InputError, match=r"stay below 11, got [\d.]+ at step 9 with .*clip_norm"):
+        train(model, run, on_step=lambda progress: seen.append(progress.loss))
+    assert len(seen) == 9
+    assert not (run.output / "model.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved_as_a_result(run: Run) -> None:
+    run = with_recipe(run, epochs=1, warmup_epochs=0.0, ema_decay=0.0)
+    model = network()
+
+    def spoil(progress: Progress) -> None:
+        if progress.step == progress.steps - 1:
+            model.fc.bias.data.fill_(math.nan)
+
+    with pytest.raises(InputError, match=r"stay finite, got nan in validation after step 6"):
+        train(model, run, on_step=spoil)
+    assert not (run.output / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 12, 64, 128, 254])
+@pytest.mark.parametrize("batch_per_device", [1, 3, 5, 6, 7, 10, 128])
+def test_any_batch_per_device_makes_equal_parts(
+    run: Run, batch_size: int, batch_per_device: int
+) -> None:
+    run = with_recipe(run, batch_size=batch_size, mixup_alpha=0.0, cutmix_alpha=0.0)
+    real = replace(run, batch_per_device=batch_per_device).with_real_batch()
+    assert real == real.with_real_batch()
+    assert real.recipe.batch_size == real.accumulation * real.batch_per_device
+    assert real.batch_per_device <= batch_per_device
+    assert batch_size / 2 < real.recipe.batch_size <= batch_size
+
+
+def test_images_that_stand_alone_cannot_be_mixed(run: Run) -> None:
+    with pytest.raises(DataError, match="at least 2 images on a device at once, got 1"):
+        train(network(), replace(run, batch_per_device=1))
+
+
+@pytest.mark.parametrize("name", ["drop_path", "drop_block"])
+def test_a_recipe_says_nothing_of_a_network_that_is_not_so(run: Run, name: str) -> None:
+    without = network(replace(RECIPE, **{name: 0.0}))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"built with the recipe's {name}, 0.1, got one without"):
+        train(without, run)
+    with pytest.raises(InputError, match=f"built with the recipe's {name}, 0.0, got one with;"):
+        train(network(), with_recipe(run, **{name: 0.0}))
+    assert not run.output.exists()
+
+
+def test_a_training_does_not_go_on_with_other_images(run: Run) -> None:
+    run = with_recipe(run, epochs=2)
+    train(network(), run)
+    fewer = replace(run.train, labels=list(run.train.labels)[:-1])
+    with pytest.raises(InputError, match="as it began, got another images"):
+        train(network(), replace(run, train=fewer), resume=True)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_resumes_bit_for_bit_too(run: Run, tmp_path: Path, precision: str) -> None:
+    run = with_recipe(run, precision=precision, epochs=2, saved_precision="float16")
+    train(network(), replace(run, output=tmp_path / "whole"))
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), run, on_step=stop)
+    train(network(), run, resume=True)
+    ours, theirs = (f / "model.safetensors" for f in (run.output, tmp_path / "whole"))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(run: Run) -> None:

@@ -76,11 +76,13 @@ def test_frozen_stages_keep_their_weights_and_statistics(
     optimizer.step()
     changed = [key for key, value in model.state_dict().items() if not value.equal(before[key])]
     assert changed[0] == first_that_learns
+    assert model.drop.training
+    assert model.layer1.training == (stages == 0)
     prefixes = ("conv1", "bn1", "layer1", "layer2")
     assert any(key.startswith(prefixes) for key in changed) == (stages == 0)
 
 
-def test_the_average_follows_the_weights_and_takes_their_statistics() -> None:
+def test_the_average_follows_the_weights_and_their_statistics() -> None:
     recipe = Recipe(ema_decay=0.5)
     model = network()
     average = make_average(model, recipe)
@@ -94,5 +96,8 @@ def test_the_average_follows_the_weights_and_takes_their_statistics() -> None:
     first_decay, second_decay = 2 / 11, 3 / 12  # below 0.5 still
     second = first_decay + (1 - first_decay) * 2
     assert weights == pytest.approx([1.0, second, second_decay * second + (1 - second_decay) * 4])
-    assert float(average.module.bn1.running_mean[0]) == 4
+    assert float(average.module.bn1.running_mean[0]) == pytest.approx(weights[-1])
+    model.bn1.num_batches_tracked.fill_(7)
+    average.update_parameters(model)
+    assert int(average.module.bn1.num_batches_tracked) == 7
     assert make_average(model, Recipe()) is None

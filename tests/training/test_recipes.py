@@ -58,12 +58,12 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, m
     [
         ("epoch=3", "no field is called 'epoch'; did you mean 'epochs'"),
         ("preset=modern", "no field is called 'preset'"),
-        ("epochs=0", "epochs must be at least 1, got 0"),
+        ("epochs=0", "epochs must be 1 to 100000, got 0"),
         ("epochs=many", "epochs must be int, got 'many'"),
         ("epochs=2.5", "epochs must be int, got 2.5"),
         ("epochs=true", "epochs must be int, got True"),
         ("epochs", "--set must be key=value, got 'epochs'"),
-        ("batch_size=0", "batch_size must be at least 1, got 0"),
+        ("batch_size=0", "batch_size must be 1 to 1000000, got 0"),
         ("batch_size=1", "mixup_alpha must be 0 where batch_size is 1"),
         ("learning_rate=nan", "learning_rate must be a finite number, got nan"),
         ("weight_decay=inf", "weight_decay must be a finite number, got inf"),
@@ -92,7 +92,7 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, m
         ("clip_norm=-1", "clip_norm must be 0 or more"),
         ("layer_decay=0", "layer_decay must be above 0, at most 1"),
         ("frozen_stages=6", "frozen_stages must be 0 to 5"),
-        ("cutmix_alpha=-1", "cutmix_alpha must be 0 or more"),
+        ("cutmix_alpha=-1", "cutmix_alpha must be 0 to 1000"),
         ("sync_batch_norm=1", "sync_batch_norm must be bool, got 1"),
     ],
 )
@@ -267,3 +267,23 @@ def test_a_model_is_measured_at_its_own_size(preset: str, model: str) -> None:
     assert recipe.test_crop_fraction == (size / (size + 32) if size >= 128 else 1.0)
     if preset == "finetune":
         assert recipe.size_in(0) == recipe.train_size == size
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "learning_rate = 1" + "0" * 400,
+        "learning_rate = 1" + "0" * 5000,
+        "epochs = 1" + "0" * 400,
+        "epochs = " + "[" * 5000,
+        "train_size = 1000000000",
+        "\x00",
+    ],
+)
+def test_hostile_files_get_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(content)
+    with pytest.raises(InputError) as raised:
+        load_recipe(str(path), model="resnest50")
+    assert len(str(raised.value)) < 400
+    assert "\n" not in str(raised.value)

@@ -1,9 +1,12 @@
 """`splitattn train`: images become a network."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from splitattn.errors import InputError
 
 
 def train(
@@ -26,9 +29,9 @@ def train(
         typer.Option("--resume", help="Continue the training in the output folder, if there is."),
     ] = False,
     batch_per_device: Annotated[
-        int | None,
+        int,
         typer.Option(help="Most images that a device takes at once; more are accumulated.", min=1),
-    ] = None,
+    ] = 128,
     checkpoint_minutes: Annotated[
         float, typer.Option(help="Time between checkpoints within an epoch.", min=0.0)
     ] = 5.0,
@@ -45,16 +48,27 @@ def train(
     from torch import manual_seed
 
     from splitattn import distributed
+    from splitattn.architectures import architecture
     from splitattn.cli.progress import training_progress
     from splitattn.create import create_model
     from splitattn.data.sources import open_data
     from splitattn.runtimes.pytorch import choose_device
-    from splitattn.training.loop import Run
+    from splitattn.training.loop import Run, check_data
     from splitattn.training.loop import train as train_network
     from splitattn.training.recipes import load_recipe
 
+    architecture(model)  # wrong names first of all
     chosen = load_recipe(recipe, overrides or (), model=model)
-    with distributed.processes(choose_device(device)) as own_device:
+    if weights is None and chosen.frozen_stages:
+        raise InputError(
+            f"frozen_stages must be 0 without weights, got {chosen.frozen_stages}: random layers "
+            "would stay random; add --weights"
+        )
+    if weights is None and chosen.layer_decay < 1:
+        logging.getLogger(__name__).warning(
+            "the recipe is for fine-tuning, and there are no weights to tune: add --weights"
+        )
+    with distributed.processes(choose_device(distributed.own_device(device))) as own_device:
         with distributed.first_process_first():  # it may download what the others then find
             train_data = open_data(data, "train", class_names)
             val_data = open_data(data, "val", class_names)
@@ -69,6 +83,7 @@ def train(
             batch_per_device=batch_per_device,
             checkpoint_minutes=checkpoint_minutes,
         )
+        check_data(run.with_real_batch())
         manual_seed(chosen.seed)
         with distributed.first_process_first():
             network = create_model(
@@ -84,7 +99,7 @@ def train(
             measured = train_network(
                 network,
                 run,
-                resume=resume or distributed.restarted(),
+                resume=resume,
                 on_step=on_step,
                 on_epoch=on_epoch,
             )

@@ -1,5 +1,6 @@
 """Labelled images become batches: decoded in workers, carried as bytes, normalised by the user."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -97,6 +98,13 @@ class _TrainItems(Dataset[_Item | DataError]):
             f"training needs readable images, got {attempts} in a row that are not; "
             f"the first: {problem}"
         )
+
+
+def _ignore_signals(_: int) -> None:
+    """Workers end when their process ends them, after it has saved: not when a terminal or a batch
+    system tells all processes to stop at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Loader(DataLoader[Batch]):
@@ -201,6 +209,7 @@ def _loader(items: Dataset[Any], batches: Iterable[list[int]], workers: int) -> 
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         # A loader draws a seed for its workers; with a generator of its own, not from the caller's.
         generator=torch.Generator(),

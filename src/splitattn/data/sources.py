@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torchvision import datasets
 
-from splitattn.errors import DataError, nearest
+from splitattn.errors import DataError, ImageError, nearest
 from splitattn.images.decode import ImageSource
 from splitattn.images.sources import SUFFIXES
 from splitattn.weights.store import cache_folder
@@ -188,7 +188,10 @@ class _TorchvisionImages(Sequence[ImageSource]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> ImageSource:  # type: ignore[override]
-        image: ImageSource = self._dataset[index][0]
+        try:
+            image: ImageSource = self._dataset[index][0]
+        except Exception as error:  # it reads and decodes by itself
+            raise ImageError(f"the data set's image {index} cannot be read: {error}") from error
         return image
 
 

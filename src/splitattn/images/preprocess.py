@@ -6,6 +6,7 @@ Shapes: B batch, C the three channels R, G, B, H and W rows and columns.
 import math
 import warnings
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -39,11 +40,15 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
 
 def normalise(batch_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:  # noqa: N803
     """uint8 pixels (B, 3, H, W) to float32 with the mean and deviation the network expects."""
-    mean, std = (
-        torch.tensor(values, device=batch_BCHW.device).view(1, 3, 1, 1)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
+    mean = _per_channel(preprocessing.mean, batch_BCHW.device)
+    std = _per_channel(preprocessing.std, batch_BCHW.device)
     return (batch_BCHW.float() / 255 - mean) / std
+
+
+@cache  # making them anew for every batch would let a GPU's queue run dry
+@torch.inference_mode(False)
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:

@@ -1,9 +1,9 @@
 """The two ends of Split-Attention that touch whole feature maps, with few passes over memory.
 
 On the maps of the first stages an operation costs what it reads and writes. Left to autograd, the
-gradient of the splits is made in pieces, put together and added up: about twice the traffic of the
-backward passes written out here. Where nothing needs gradients, or a compiler fuses operations
-itself, the same arithmetic is plain PyTorch.
+gradient of the splits is made in pieces, put together and added up: more traffic than the
+backward passes written out here. Where nothing needs gradients, or operations are recorded for a
+compiler, the same arithmetic is plain PyTorch.
 
 Shapes: B batch, R radix, C channels of the block's output, H and W rows and columns.
 """
@@ -45,7 +45,8 @@ def blend(splits: Tensor, attention: Tensor, radix: int) -> Tensor:
 
 
 def _written_out(maps: Tensor) -> bool:
-    return torch.is_grad_enabled() and maps.requires_grad and not torch.compiler.is_compiling()
+    recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state()
+    return torch.is_grad_enabled() and maps.requires_grad and not recorded
 
 
 def _blended(splits: Tensor, attention: Tensor, radix: int) -> Tensor:

@@ -93,7 +93,8 @@ class SplitAttention2d(nn.Module):
         splits, pooled = pool(self.relu(self.bn0(self.conv(x))))
         pooled_BC11 = pooled.reshape(x.shape[0], self.radix, -1).sum(1)[:, :, None, None]
         logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC11))))
-        return blend(splits, self._attend(logits), self.radix)
+        # CUDA's autocast gives a float32 softmax, which would widen the largest maps of the block.
+        return blend(splits, self._attend(logits).to(splits.dtype), self.radix)
 
     def _attend(self, logits: Tensor) -> Tensor:
         """(B, R*C, 1, 1) logits, cardinality-major, to radix-major attention of that shape."""

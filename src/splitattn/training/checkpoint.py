@@ -1,11 +1,15 @@
 """`last.pt`: all that a training needs to go on as if it had never stopped."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from splitattn import distributed
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import replacing
 
@@ -42,6 +46,7 @@ class State:
         epoch: sums over this epoch so far.
         recent: sums since the last line of the log.
         unreadable: what was wrong with each image that could not be read, and its split.
+        unreadable_in_train: how many of the training images, in all processes.
         best: highest top-1 so far, in percent.
     """
 
@@ -50,6 +55,7 @@ class State:
     epoch: Sums = field(default_factory=Sums)
     recent: Sums = field(default_factory=Sums)
     unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable_in_train: int = 0
     best: float = -1.0
 
     @property
@@ -72,11 +78,15 @@ def save(
     """
     rest = {**vars(state)}
     sums = {name: vars(rest.pop(name)) for name in ("epoch", "recent")}
-    content = {"identity": identity, "parts": parts, "state": rest, **sums}
+    content = {"identity": identity, "parts": parts, "state": rest, **sums, "launch": launch()}
     try:
         with replacing(path) as temporary:
             torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):  # how torch reports a full disk
+            raise
         raise unwritable(path.parent, error) from error
 
 
@@ -88,7 +98,7 @@ def restore(path: Path, identity: dict[str, Any], parts: dict[str, Any]) -> Stat
         WeightsError: it is damaged, or no checkpoint at all.
     """
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        content = _load(path)
         changed = _changed(content["identity"], identity)
         if not changed:
             for name, part in parts.items():
@@ -97,15 +107,43 @@ def restore(path: Path, identity: dict[str, Any], parts: dict[str, Any]) -> Stat
             state.epoch = Sums(**content["epoch"])
             state.recent = Sums(**content["recent"])
             return state
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever damaged bytes make torch raise
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
             f"{path} is no checkpoint of this training ({reason}); choose a new output folder"
         ) from error
     raise InputError(
-        f"a training resumes as it began, got another {', '.join(changed)}; "
-        "choose a new output folder"
+        f"a training resumes as it began, got another {', '.join(changed)}; undo that, or choose a "
+        "new output folder"
     )
+
+
+def launch() -> str | None:
+    """What `torchrun` calls this start of all processes, restarts included; None without it."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def of_this_launch(path: Path) -> bool:
+    """Whether the checkpoint was written since `torchrun` was called: it restarts by itself."""
+    try:
+        return distributed.restarted() and _load(path).get("launch") == launch()
+    except Exception:  # whatever damaged bytes make torch raise
+        return False
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Make an `InputError` of a system's refusal to write into `folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def unwritable(folder: Path, error: Exception) -> InputError:
@@ -115,7 +153,9 @@ def unwritable(folder: Path, error: Exception) -> InputError:
 
 
 def _changed(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names of what differs, those inside the recipe by their own."""
-    recipes = found["recipe"], expected["recipe"]
+    """What differs, by name; of a recipe's fields also how it began and what came."""
+    began, came = found["recipe"], expected["recipe"]
     changed = [k for k in expected if k != "recipe" and found.get(k) != expected[k]]
-    return changed + [k for k in recipes[1] if recipes[0].get(k) != recipes[1][k]]
+    return changed + [
+        f"{k} ({began.get(k)!r}, now {came[k]!r})" for k in came if began.get(k) != came[k]
+    ]

@@ -1,6 +1,5 @@
 """A training that is told to stop saves first."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -39,15 +38,8 @@ def stop_request() -> Iterator[StopRequest]:
     Outside the main thread, where Python takes no signals, nothing is caught.
     """
     request = StopRequest()
-    owner = os.getpid()
 
     def note(number: int, _: FrameType | None) -> None:
-        # Processes that load data are forked from this one, handler and all. A terminal sends
-        # Ctrl-C to them too; they must last until this one has saved.
-        if os.getpid() != owner:
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return
         request.signal = number
         signal.signal(number, before[number])
 

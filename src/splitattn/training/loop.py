@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import StochasticDepth
 
 from splitattn import distributed
 from splitattn.data.loading import Batch, derive_seed, epoch_batches, train_loader
@@ -22,6 +25,7 @@ from splitattn.evaluation import Evaluation, evaluate
 from splitattn.files import remove_leftovers, replacing
 from splitattn.images.preprocess import normalise
 from splitattn.nn.batch_norm import synchronise
+from splitattn.nn.drop_block import DropBlock2d
 from splitattn.nn.resnest import ResNeSt
 from splitattn.training import checkpoint
 from splitattn.training.checkpoint import State, Sums
@@ -50,6 +54,8 @@ _UNREADABLE_SHARE = 0.01
 # A network that guesses at random has a loss of log(classes). Ten times that for ten steps running
 # is no noise.
 _EXPLOSION_FACTOR, _EXPLOSION_STEPS = 10, 10
+# Of float16's gradients: where even that does not keep them finite, every step is skipped.
+_SMALLEST_SCALE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +93,8 @@ class Run:
         output: folder for what a training leaves, see `train`.
         device: where this process computes.
         workers: processes that decode images, for this process.
-        batch_per_device: most images that a device takes at once; None: a device's whole share of
-            the recipe's batch. A larger share is cut up and its gradients added.
+        batch_per_device: most images that a device takes at once. Its share of the recipe's batch
+            is cut into parts of no more, whose gradients are added. 128 is what the paper had.
         checkpoint_minutes: time between checkpoints within an epoch.
     """
 
@@ -99,7 +105,7 @@ class Run:
     output: Path
     device: torch.device
     workers: int = 1
-    batch_per_device: int | None = None
+    batch_per_device: int = 128
     checkpoint_minutes: float = 5.0
 
     @property
@@ -111,7 +117,7 @@ class Run:
     def accumulation(self) -> int:
         """Parts of a device's share of a batch, one after the other."""
         share = self.recipe.batch_size // distributed.world_size()
-        return math.ceil(share / min(self.batch_per_device or share, share))
+        return math.ceil(share / self.batch_per_device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,8 +137,14 @@ class Run:
                 f"got {self.recipe.batch_size}"
             )
         parts = processes * self.accumulation
-        real = self.recipe.batch_size // parts * parts
-        return replace(self, recipe=replace(self.recipe, batch_size=real))
+        part = self.recipe.batch_size // parts
+        recipe = replace(self.recipe, batch_size=part * parts)
+        if part == 1 and (recipe.mixup_alpha or recipe.cutmix_alpha):
+            raise DataError(
+                "mixup and cutmix need at least 2 images on a device at once, got 1; set "
+                "mixup_alpha=0 and cutmix_alpha=0, or a larger batch"
+            )
+        return replace(self, recipe=recipe, batch_per_device=part)
 
 
 def train(
@@ -170,7 +182,8 @@ def train(
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
     run = run.with_real_batch()
-    _check_data(run)
+    check_data(run)
+    _check_network(model, run.recipe)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_request())
         training = _Training(model, run, stop, on_step, on_epoch)
@@ -192,6 +205,7 @@ class _Training:
     ) -> None:
         self.run = run
         self.stop = stop
+        self.newly_unreadable = 0
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.writes = distributed.rank() == 0
@@ -220,23 +234,29 @@ class _Training:
     def begin(self, resume: bool) -> None:
         """Take up the checkpoint that is there, or make the folder."""
         run = self.run
-        if run.checkpoint.exists():
-            if not resume:
+        with checkpoint.writing_to(run.output):
+            exists = run.checkpoint.exists()
+        if exists:
+            if not resume and not checkpoint.of_this_launch(run.checkpoint):
                 raise InputError(
                     f"output must be a new folder, got {run.output} with a training in it; "
                     "add --resume to continue it"
                 )
             self.state = checkpoint.restore(run.checkpoint, self._identity(), self._parts())
-        distributed.wait_for_all()  # before the first of them writes what the others look for
+        # Also a barrier, before the first of them writes what the others look for.
+        steps = set(distributed.gathered(self.state.step))
+        if len(steps) > 1:
+            raise InputError(
+                f"output must be one folder that all machines share, got {run.output} with "
+                f"trainings at steps {', '.join(map(str, sorted(steps)))}"
+            )
         if self.writes:
-            try:
+            with checkpoint.writing_to(run.output):
                 run.output.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(run.output)
                 with replacing(run.output / "recipe.toml") as path:
                     path.write_text(run.recipe.to_toml(), encoding="utf-8")
-            except OSError as error:
-                raise checkpoint.unwritable(run.output, error) from error
-            self.tensorboard = TensorBoard(run.output / "tensorboard", self.state.step)
+                self.tensorboard = TensorBoard(run.output / "tensorboard", self.state.step)
 
     def close(self) -> None:
         """Let go of files."""
@@ -250,6 +270,7 @@ class _Training:
         while state.epochs_done < run.recipe.epochs:
             epoch = state.epochs_done
             self._train_epoch(epoch)
+            self._save()
             measured = self._measure()
             self._end_epoch(epoch, measured)
         if measured is None:  # a finished training was resumed
@@ -260,7 +281,13 @@ class _Training:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a training to be the same."""
         run = self.run
-        return {"model": run.name, "classes": list(run.train.classes), "recipe": asdict(run.recipe)}
+        labels = np.asarray([*run.train.labels, *run.val.labels], dtype=np.int64)
+        return {
+            "model": run.name,
+            "classes": list(run.train.classes),
+            "images": [len(run.train), len(run.val), sha256(labels.tobytes()).hexdigest()],
+            "recipe": asdict(run.recipe),
+        }
 
     def _parts(self) -> dict[str, Any]:
         """All that changes and has a state dict."""
@@ -275,15 +302,12 @@ class _Training:
         run, state = self.run, self.state
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         checkpoint.save(run.checkpoint, self._identity(), state, parts)
-        try:
+        with checkpoint.writing_to(run.output):
             write_log(run.output / "log.jsonl", state.history)
             self._write_unreadable()
-        except OSError as error:
-            raise checkpoint.unwritable(run.output, error) from error
 
     def _leave(self) -> None:
-        """Save, say where, and end as the signal says."""
-        self._save()
+        """Say where, with everything saved, and end as the signal says."""
         if self.writes:
             logger.warning(
                 "stopped and saved after step %d of %d; --resume continues",
@@ -321,8 +345,13 @@ class _Training:
         parts = [iter(loader)] * run.accumulation
         for batches in zip(*parts, strict=True):
             self._step(batches)
-            # All processes leave after the same step, or some would wait for ever.
-            if distributed.summed(torch.tensor(int(bool(self.stop)))):
+            # All processes stop after the same step, or some would wait for ever.
+            self.newly_unreadable, new = 0, self.newly_unreadable
+            stop, new = distributed.summed(torch.tensor([int(bool(self.stop)), new])).tolist()
+            self.state.unreadable_in_train += new
+            self._check_unreadable("train", self.state.unreadable_in_train)
+            if stop:
+                self._save()
                 self._leave()
             if perf_counter() - self.saved_at > 60 * run.checkpoint_minutes:
                 self._save()
@@ -338,8 +367,14 @@ class _Training:
         self.optimizer.zero_grad()
         totals = torch.zeros(2, device=run.device)
         for i, batch in enumerate(batches):
-            self._note_unreadable("train", batch.problems)
-            totals += self._add_gradients(batch, last=i == len(batches) - 1)
+            self.newly_unreadable += self._note_unreadable("train", batch.problems)
+            try:
+                totals += self._add_gradients(batch, last=i == len(batches) - 1)
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"a batch must fit into the device's memory, got {len(batch.labels)} images at "
+                    "once; set --batch-per-device lower"
+                ) from error
         if recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
@@ -348,9 +383,7 @@ class _Training:
         if self.average:
             self.average.update_parameters(self.model)
         self._settle()
-        self.pending = _Pending(
-            step=state.step, learning_rate=rate, totals=distributed.summed(totals)
-        )
+        self.pending = _Pending(state.step, rate, distributed.summed(totals))
         state.step += 1
         if run.device.type == "cpu":
             self._settle()
@@ -382,7 +415,7 @@ class _Training:
         pending, self.pending = self.pending, None
         run, state = self.run, self.state
         now = perf_counter()
-        loss, right = pending.totals.tolist()
+        loss, right = pending.totals()
         images = run.recipe.batch_size
         sums = Sums(loss=loss, right=right, images=images, seconds=now - self.stepped_at)
         self.stepped_at = now
@@ -407,6 +440,8 @@ class _Training:
         )
 
     def _check_loss(self, loss: float, pending: "_Pending") -> None:
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_SCALE:
+            loss = math.nan
         limit = _EXPLOSION_FACTOR * math.log(len(self.run.train.classes))
         self.exploded = self.exploded + 1 if loss > limit else 0
         if math.isfinite(loss) and self.exploded < _EXPLOSION_STEPS:
@@ -435,21 +470,33 @@ class _Training:
     def _log(self, line: dict[str, Any]) -> None:
         self.state.history.append(line)
         if self.tensorboard:
-            self.tensorboard.add(line, self.state.step)
+            with checkpoint.writing_to(self.run.output):
+                self.tensorboard.add(line, self.state.step)
 
-    def _note_unreadable(self, split: str, problems: Iterable[str]) -> None:
-        """Remember them, and stop where they are too many."""
-        run, unreadable = self.run, self.state.unreadable
-        unreadable |= dict.fromkeys(problems, split)
+    def _note_unreadable(self, split: str, problems: Iterable[str]) -> int:
+        """Remember them; how many are new."""
+        known = len(self.state.unreadable)
+        self.state.unreadable |= dict.fromkeys(problems, split)
+        return len(self.state.unreadable) - known
+
+    def _check_unreadable(self, split: str, count: int) -> None:
+        """Stop where they are too many: in all processes, for `count` is that of all."""
+        run = self.run
         of = len(run.train if split == "train" else run.val)
-        found = [problem for problem in unreadable if unreadable[problem] == split]
-        if len(found) > _UNREADABLE_SHARE * of:
+        if count <= _UNREADABLE_SHARE * of:
+            return
+        self._gather_unreadable()
+        with checkpoint.writing_to(run.output):
             self._write_unreadable()
-            raise DataError(
-                f"at most 1 % of the {of} images in {split} may be unreadable, got {len(found)} so "
-                f"far; mend or remove those in {run.output / 'unreadable.txt'}; the first: "
-                f"{found[0]}"
-            )
+        first = next(line for line, where in self.state.unreadable.items() if where == split)
+        raise DataError(
+            f"at most 1 % of the {of} images in {split} may be unreadable, got {count} so far; "
+            f"mend or remove those in {run.output / 'unreadable.txt'}; the first: {first}"
+        )
+
+    def _gather_unreadable(self) -> None:
+        for problems in distributed.gathered(list(self.state.unreadable.items())):
+            self.state.unreadable |= dict(problems)
 
     def _write_unreadable(self) -> None:
         lines = [f"{split}: {problem}\n" for problem, split in self.state.unreadable.items()]
@@ -462,7 +509,7 @@ class _Training:
         run = self.run
         source = self.average.module if self.average else self.model
         self.candidate.load_state_dict(self._as_saved(source))
-        # Each process has running statistics of its own: those of the first are written.
+        # Each process has running statistics of its own last step: those of the first are written.
         distributed.copy_from_first(self.candidate.state_dict().values())
 
         def leave_if_asked(_: int) -> None:
@@ -478,12 +525,17 @@ class _Training:
             on_images=leave_if_asked,
         )
         self._note_unreadable("val", measured.problems)
+        self._check_unreadable("val", len(measured.problems))
+        if not math.isfinite(measured.loss):
+            raise InputError(
+                f"the loss must stay finite, got {measured.loss} in validation after step "
+                f"{self.state.step}; lower learning_rate or use precision float32"
+            )
         return measured
 
     def _end_epoch(self, epoch: int, measured: Evaluation) -> None:
         state = self.state
-        for problems in distributed.gathered(list(state.unreadable.items())):
-            state.unreadable |= dict(problems)
+        self._gather_unreadable()
         loss, top1 = state.epoch.means()
         line = {
             "kind": "epoch",
@@ -510,7 +562,9 @@ class _Training:
         run = self.run
         self.model.load_state_dict(self.candidate.state_dict())
         self._write("model.safetensors", measured)
-        if self.writes:
+        if not self.writes:
+            return
+        try:
             write_report(
                 run.output / "report.html",
                 title=f"{run.name} on {len(run.train.classes)} classes",
@@ -519,6 +573,8 @@ class _Training:
                 data=run.val,
                 recipe=asdict(run.recipe),
             )
+        except OSError as error:  # the result is there: no reason to fail
+            logger.warning("no report: %s", error)
 
     def _write(self, name: str, measured: Evaluation) -> None:
         run = self.run
@@ -545,16 +601,47 @@ class _Training:
         return {k: v.half() if halve and v.ndim > 1 else v for k, v in state.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """Figures of a step that are still on the device: summed loss and right guesses."""
+    """Figures of a step that may still be on their way from the device."""
 
-    step: int
-    learning_rate: float
-    totals: Tensor
+    def __init__(self, step: int, learning_rate: float, totals: Tensor) -> None:
+        self.step = step
+        self.learning_rate = learning_rate
+        self._totals = totals
+        self._arrived: torch.cuda.Event | None = None
+        if totals.is_cuda:
+            # Reading the device's own tensor later would wait for the step after, too.
+            self._totals = torch.empty_like(totals, device="cpu", pin_memory=True)
+            self._totals.copy_(totals, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def totals(self) -> tuple[float, float]:
+        """Summed loss and right guesses."""
+        if self._arrived:
+            self._arrived.synchronize()
+        loss, right = self._totals.tolist()
+        return loss, right
 
 
-def _check_data(run: Run) -> None:
+def _check_network(model: nn.Module, recipe: Recipe) -> None:
+    """What the recipe says of the network must be true of it."""
+    kinds = {"drop_path": StochasticDepth, "drop_block": DropBlock2d}
+    for name, kind in kinds.items():
+        has = any(isinstance(module, kind) for module in model.modules())
+        if has != bool(getattr(recipe, name)):
+            raise InputError(
+                f"the network must be built with the recipe's {name}, {getattr(recipe, name)}, "
+                f"got one {'with' if has else 'without'}; pass it to create_model"
+            )
+
+
+def check_data(run: Run) -> None:
+    """Refuse what cannot be trained on, before anything is spent.
+
+    Raises:
+        DataError: see `train`.
+    """
     if len(run.train.classes) < 2:
         raise DataError(
             f"training needs at least two classes, got only {', '.join(run.train.classes)!r}; "

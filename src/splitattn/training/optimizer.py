@@ -11,6 +11,7 @@ from splitattn.training.recipes import Recipe
 
 # From the stem, 0, to the classifier: what `layer_decay` and `frozen_stages` count.
 _CLASSIFIER = 5
+_STEM = ("conv1", "bn1", "relu", "maxpool")
 
 _Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
@@ -80,21 +81,27 @@ def make_average(model: ResNeSt, recipe: Recipe) -> AveragedModel | None:
     """The exponential moving average of the weights, if the recipe has one.
 
     Early on it forgets faster than `ema_decay` says, (1 + n) / (10 + n) after n steps, so that a
-    short training is not the average of its first steps. Buffers are those of the network.
+    short training is not the average of its first steps. The statistics of batch norm are averaged
+    too: those of today do not fit weights that are the average of many days.
     """
     if not recipe.ema_decay:
         return None
 
     def update(average: _Tensors, current: _Tensors, steps: torch.Tensor | int) -> None:
-        n = int(steps)
+        del steps  # on the device, where reading it would wait for all that is queued
+        n = int(averaged.n_averaged)
         decay = min(recipe.ema_decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(average, current, 1 - decay)
+        if average[0].is_floating_point():
+            torch._foreach_lerp_(average, current, 1 - decay)
+        else:  # counters of batches
+            torch._foreach_copy_(average, current)
 
-    return AveragedModel(model, multi_avg_fn=update)
+    averaged = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return averaged
 
 
 def _depth(name: str) -> int:
     """How far from the stem, 0, a parameter or module is; the classifier is the farthest."""
     if name.startswith("layer"):
         return int(name[len("layer")])
-    return _CLASSIFIER if name.startswith("fc") else 0
+    return 0 if name.partition(".")[0] in _STEM else _CLASSIFIER

@@ -98,9 +98,9 @@ class Recipe:
                     f"{nearest(str(value), choices)}"
                 )
         rules = {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "epochs": (1 <= self.epochs <= 100_000, "1 to 100000"),
+            "batch_size": (1 <= self.batch_size <= 1_000_000, "1 to 1000000"),
+            "learning_rate": (0 < self.learning_rate <= 1e6, "above 0, at most 1000000"),
             "warmup_epochs": (0 <= self.warmup_epochs < self.epochs, "0 or more, below epochs"),
             "momentum": (0 < self.momentum < 1, "between 0 and 1, for Nesterov's method"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
@@ -109,9 +109,9 @@ class Recipe:
             "frozen_stages": (0 <= self.frozen_stages <= 5, "0 to 5: stem, layer1, ..., layer4"),
             "ema_decay": (0 <= self.ema_decay < 1, "0 or more, below 1"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "0 or more, below 1"),
-            "mixup_alpha": (self.mixup_alpha >= 0, "0 or more"),
-            "cutmix_alpha": (self.cutmix_alpha >= 0, "0 or more"),
-            "train_size": (self.train_size >= 32, "at least 32"),
+            "mixup_alpha": (0 <= self.mixup_alpha <= 1000, "0 to 1000"),
+            "cutmix_alpha": (0 <= self.cutmix_alpha <= 1000, "0 to 1000"),
+            "train_size": (32 <= self.train_size <= 4096, "32 to 4096"),
             "first_train_size": (
                 32 <= self.starting_size <= self.train_size,
                 f"from 32 to train_size, which is {self.train_size}",
@@ -129,7 +129,7 @@ class Recipe:
             if isinstance(value, float) and not math.isfinite(value):
                 holds, rule = False, "a finite number"
             if not holds:
-                raise InputError(f"recipe: {field.name} must be {rule}, got {value!r}")
+                raise InputError(f"recipe: {field.name} must be {rule}, got {value!r:.60}")
         for name in ("mixup_alpha", "cutmix_alpha"):
             if self.batch_size == 1 and (value := getattr(self, name)):
                 raise InputError(
@@ -187,6 +187,10 @@ _OPTIONAL = {"first_train_size": int, "dropout": float}
 _KINDS = {k: str if k in _CHOICES else _OPTIONAL.get(k, hint) for k, hint in _HINTS.items()}
 
 
+# Bytes that are no text, no TOML, numbers of thousands of digits, lists in lists in lists.
+_UNPARSABLE = (ValueError, RecursionError)
+
+
 def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str) -> Recipe:
     """A preset by name or a TOML file of fields, with `key=value` overrides applied.
 
@@ -218,13 +222,15 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str)
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text.strip()  # a bare word, such as bfloat16
+        except _UNPARSABLE as error:
+            raise InputError(f"--set must be key=value, got {override[:60]!r}: {error}") from error
     return _with(recipe, values)
 
 
 def _from_file(path: Path, model: str) -> Recipe:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, *_UNPARSABLE) as error:
         raise InputError(f"recipe file must be TOML, got {path}: {error}") from error
     preset = values.pop("preset", "plain")
     if preset not in PRESETS:
@@ -240,10 +246,10 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
         if key not in _KINDS:
             raise InputError(f"recipe: no field is called {key!r}{nearest(key, list(_KINDS))}")
         kind = _KINDS[key]
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**63:
             values[key] = value = float(value)
         if type(value) is not kind:
-            raise InputError(f"recipe: {key} must be {kind.__name__}, got {value!r}")
+            raise InputError(f"recipe: {key} must be {kind.__name__}, got {value!r:.60}")
     return replace(recipe, **values)
 
 

@@ -337,7 +337,7 @@ may be the ones that are wrong.</p>
 def _mistake(mistake: Mistake, data: LabelledImages) -> str:
     try:
         image = decode(data.images[mistake.index], name=mistake.name)
-    except (ImageError, OSError):  # torchvision's data sets open their files themselves
+    except ImageError:
         return ""
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     name, label, guess = map(_text, (mistake.name, mistake.label, mistake.guess))
