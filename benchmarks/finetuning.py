@@ -5,13 +5,13 @@ usage: python benchmarks/finetuning.py DATA [--runs FOLDER] [--seeds 0 1 2]
 DATA is a data set of photographs, such as flowers-5. For every seed, one network starts from the
 embedded weights with the recipe `finetune`, another from random weights; both see the same crops
 for the same number of epochs. From random weights small steps for the layers near the image would
-be a handicap, so that network learns with the rates of the `embedded` recipe.
+be a handicap, so that network learns with the rates of the `embedded` recipe. A run that was
+stopped goes on where it was, and one that is in benchmarks/finetuning.json is not repeated.
 """
 
 import argparse
 import json
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -43,16 +43,16 @@ def main() -> None:
     scratch = replace(
         tuned, learning_rate=own.learning_rate, weight_decay=own.weight_decay, layer_decay=1.0
     )
-    rows = []
+    rows = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else []
     for seed in arguments.seeds:
         for start, recipe in (("embedded", tuned), ("random", scratch)):
-            row = measured(
-                arguments.data,
-                start,
-                replace(recipe, seed=seed),
-                arguments.runs / f"{start}-{seed}",
+            recipe = replace(recipe, seed=seed)
+            if any((row["start"], row["recipe"]) == (start, asdict(recipe)) for row in rows):
+                continue
+            row = measured(arguments.data, start, recipe, arguments.runs / f"{start}-{seed}")
+            sys.stdout.write(
+                f"{start} {seed}: {row['top1']:.2f} % in {row['training_seconds']:.0f} s\n"
             )
-            sys.stdout.write(f"{start} {seed}: {row['top1']:.2f} % in {row['seconds']:.0f} s\n")
             sys.stdout.flush()
             rows.append(row)
             with replacing(arguments.output) as path:
@@ -60,7 +60,6 @@ def main() -> None:
 
 
 def measured(data: str, start: str, recipe: Recipe, output: Path) -> dict[str, object]:
-    """One training, a whole one: an output folder that exists is an error."""
     entry = embedded_entry()
     run = Run(
         name=entry.model,
@@ -70,14 +69,17 @@ def measured(data: str, start: str, recipe: Recipe, output: Path) -> dict[str, o
         output=output,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
-    begin = time.perf_counter()
     torch.manual_seed(recipe.seed)
     network = create_model(
         entry.model,
         weights=entry.tag if start == "embedded" else None,
         num_classes=len(run.train.classes),
+        drop_path=recipe.drop_path,
+        drop_block=recipe.drop_block,
+        dropout=recipe.dropout,
     )
-    result = train(network, run)
+    result = train(network, run, resume=True)
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
     return {
         "start": start,
         "weights": f"{entry.model}:{entry.tag}" if start == "embedded" else None,
@@ -86,10 +88,10 @@ def measured(data: str, start: str, recipe: Recipe, output: Path) -> dict[str, o
         "top1": result.top1,
         "loss": result.loss,
         "n": result.n,
-        "seconds": time.perf_counter() - begin,
+        "training_seconds": sum(line["seconds"] for line in log if line["kind"] == "epoch"),
         "training_images": len(run.train),
         "recipe": asdict(recipe),
-        "environment": environment.describe(),
+        "environment": environment.describe() | {"threads": torch.get_num_threads()},
     }
 
 

@@ -7,7 +7,6 @@ import torch
 from splitattn.training.optimizer import (
     freeze,
     learning_rate,
-    make_average,
     make_optimizer,
     set_learning_rate,
     set_training_mode,
@@ -80,24 +79,3 @@ def test_frozen_stages_keep_their_weights_and_statistics(
     assert model.layer1.training == (stages == 0)
     prefixes = ("conv1", "bn1", "layer1", "layer2")
     assert any(key.startswith(prefixes) for key in changed) == (stages == 0)
-
-
-def test_the_average_follows_the_weights_and_their_statistics() -> None:
-    recipe = Recipe(ema_decay=0.5)
-    model = network()
-    average = make_average(model, recipe)
-    assert average is not None
-    weights = []
-    for value in (1.0, 2.0, 4.0):
-        torch.nn.init.constant_(model.fc.weight, value)
-        torch.nn.init.constant_(model.bn1.running_mean, value)
-        average.update_parameters(model)
-        weights.append(float(average.module.fc.weight[0, 0].detach()))
-    first_decay, second_decay = 2 / 11, 3 / 12  # below 0.5 still
-    second = first_decay + (1 - first_decay) * 2
-    assert weights == pytest.approx([1.0, second, second_decay * second + (1 - second_decay) * 4])
-    assert float(average.module.bn1.running_mean[0]) == pytest.approx(weights[-1])
-    model.bn1.num_batches_tracked.fill_(7)
-    average.update_parameters(model)
-    assert int(average.module.bn1.num_batches_tracked) == 7
-    assert make_average(model, Recipe()) is None

@@ -28,6 +28,7 @@ from splitattn.nn.batch_norm import synchronise
 from splitattn.nn.drop_block import DropBlock2d
 from splitattn.nn.resnest import ResNeSt
 from splitattn.training import checkpoint
+from splitattn.training.average import MovingAverage
 from splitattn.training.checkpoint import State, Sums
 from splitattn.training.interrupt import StopRequest, stop_request
 from splitattn.training.log import TensorBoard, write_log
@@ -35,7 +36,6 @@ from splitattn.training.mixing import mix, smoothed_loss
 from splitattn.training.optimizer import (
     freeze,
     learning_rate,
-    make_average,
     make_optimizer,
     set_learning_rate,
     set_training_mode,
@@ -215,7 +215,7 @@ class _Training:
         freeze(model, recipe)
         if recipe.sync_batch_norm:
             synchronise(model)
-        self.average = make_average(model, recipe)
+        self.average = MovingAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = make_optimizer(model, recipe)
         self.autocast = autocast_dtype(recipe.precision, run.device)
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=self.autocast is torch.float16)
@@ -381,7 +381,7 @@ class _Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         self._settle()
         self.pending = _Pending(state.step, rate, distributed.summed(totals))
         state.step += 1

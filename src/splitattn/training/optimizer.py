@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from splitattn.nn.resnest import ResNeSt
 from splitattn.training.recipes import Recipe
@@ -12,8 +11,6 @@ from splitattn.training.recipes import Recipe
 # From the stem, 0, to the classifier: what `layer_decay` and `frozen_stages` count.
 _CLASSIFIER = 5
 _STEM = ("conv1", "bn1", "relu", "maxpool")
-
-_Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -75,29 +72,6 @@ def set_training_mode(model: ResNeSt, recipe: Recipe) -> None:
     for name, module in model.named_children():
         if _depth(name) < recipe.frozen_stages:
             module.eval()
-
-
-def make_average(model: ResNeSt, recipe: Recipe) -> AveragedModel | None:
-    """The exponential moving average of the weights, if the recipe has one.
-
-    Early on it forgets faster than `ema_decay` says, (1 + n) / (10 + n) after n steps, so that a
-    short training is not the average of its first steps. The statistics of batch norm are averaged
-    too: those of today do not fit weights that are the average of many days.
-    """
-    if not recipe.ema_decay:
-        return None
-
-    def update(average: _Tensors, current: _Tensors, steps: torch.Tensor | int) -> None:
-        del steps  # on the device, where reading it would wait for all that is queued
-        n = int(averaged.n_averaged)
-        decay = min(recipe.ema_decay, (1 + n) / (10 + n))
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(average, current, 1 - decay)
-        else:  # counters of batches
-            torch._foreach_copy_(average, current)
-
-    averaged = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-    return averaged
 
 
 def _depth(name: str) -> int:
