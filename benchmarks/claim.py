@@ -32,8 +32,9 @@ from splitattn.architectures import Architecture
 from splitattn.data.sources import LabelledImages, open_data
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
-from splitattn.training.loop import Run, train
+from splitattn.training.loop import train
 from splitattn.training.recipes import Recipe
+from splitattn.training.run import Run
 
 OUTPUT = Path(__file__).with_suffix(".json")
 CLASSES = 100

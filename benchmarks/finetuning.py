@@ -20,8 +20,9 @@ import torch
 from splitattn import create_model, environment
 from splitattn.data.sources import open_data
 from splitattn.files import replacing
-from splitattn.training.loop import Run, train
+from splitattn.training.loop import train
 from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.run import Run
 from splitattn.weights.catalogue import embedded_entry
 
 OUTPUT = Path(__file__).with_suffix(".json")

@@ -18,20 +18,21 @@ T = TypeVar("T")
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[torch.device]:
+def processes(device: torch.device) -> Iterator[None]:
     """Join the other processes that `torchrun` started, for the length of the block.
-
-    Gives the device, see `own_device`.
 
     For `torchrun --max-restarts` to work, its environment needs
     `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`: restarted processes otherwise look for one another at
     the addresses of those that died (github.com/pytorch/pytorch/issues/135712).
 
+    Args:
+        device: of this process, see `own_device`.
+
     Raises:
         InputError: the processes do not find one another.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or world_size() > 1:
-        yield device
+        yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -44,7 +45,7 @@ def processes(device: torch.device) -> Iterator[torch.device]:
             f"processes must reach one another, got {' '.join(str(error).split())[:200]}{advice}"
         ) from error
     try:
-        yield device
+        yield
     finally:
         dist.destroy_process_group()
 
@@ -114,7 +115,8 @@ def first_process_first() -> Iterator[None]:
     try:
         yield
     finally:
-        wait_for_all()
+        if _together():
+            dist.barrier()
 
 
 def cores_per_process() -> int:
@@ -122,12 +124,6 @@ def cores_per_process() -> int:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(8, (cores or 1) // here - 1))
-
-
-def wait_for_all() -> None:
-    """Return once every process has come here."""
-    if _together():
-        dist.barrier()
 
 
 def _together() -> bool:

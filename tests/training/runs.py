@@ -9,8 +9,8 @@ from splitattn.architectures import Architecture
 from splitattn.create import create_model
 from splitattn.data.sources import open_data
 from splitattn.nn.resnest import ResNeSt
-from splitattn.training.loop import Run
 from splitattn.training.recipes import Recipe
+from splitattn.training.run import Run
 from tests.data.datasets import write_image_folder
 
 ARCHITECTURE = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)

@@ -15,8 +15,9 @@ from torch import nn
 from splitattn.classifier import Classifier
 from splitattn.create import create_model
 from splitattn.errors import DataError, InputError, WeightsError
-from splitattn.training.loop import Progress, Run, train
+from splitattn.training.loop import Progress, train
 from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.run import Run
 from splitattn.weights.metadata import read_metadata
 from tests.data.datasets import CLASSES, picture
 from tests.training.runs import RECIPE, make_run, network, with_recipe

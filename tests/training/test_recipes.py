@@ -1,6 +1,6 @@
 """A recipe comes from a preset, a file or the command line, and refuses what cannot work."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,9 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.data.augmentation import Augmentation
 from splitattn.errors import InputError
 from splitattn.training.recipes import PRESETS, Recipe, load_recipe
-from splitattn.weights.catalogue import Preprocessing, default_preprocessing
+from splitattn.weights.catalogue import Preprocessing, default_preprocessing, embedded_entry
+from splitattn.weights.metadata import read_metadata
+from splitattn.weights.store import local_path
 
 FAST = [name for name in ARCHITECTURES if name.startswith("resnest50_fast_")]
 PUBLISHED = [f"resnest{depth}" for depth in (14, 26, 50, 101, 200, 269)]
@@ -287,3 +289,12 @@ def test_hostile_files_get_one_line(tmp_path: Path, content: str) -> None:
         load_recipe(str(path), model="resnest50")
     assert len(str(raised.value)) < 400
     assert "\n" not in str(raised.value)
+
+
+def test_the_embedded_recipe_is_the_one_that_the_shipped_file_says() -> None:
+    entry = embedded_entry()
+    metadata = read_metadata(local_path(entry))
+    assert metadata is not None
+    recipe = asdict(load_recipe("embedded", model=entry.model))
+    # Fields that came later have to be off, as the plain recipe leaves them.
+    assert recipe == asdict(Recipe()) | metadata.recipe

@@ -2,11 +2,14 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from splitattn.errors import InputError
+
+if TYPE_CHECKING:
+    from splitattn.training.recipes import Recipe
 
 
 def train(
@@ -53,22 +56,16 @@ def train(
     from splitattn.create import create_model
     from splitattn.data.sources import open_data
     from splitattn.runtimes.pytorch import choose_device
-    from splitattn.training.loop import Run, check_data
     from splitattn.training.loop import train as train_network
     from splitattn.training.recipes import load_recipe
+    from splitattn.training.run import Run, check_data
 
     architecture(model)  # wrong names first of all
     chosen = load_recipe(recipe, overrides or (), model=model)
-    if weights is None and chosen.frozen_stages:
-        raise InputError(
-            f"frozen_stages must be 0 without weights, got {chosen.frozen_stages}: random layers "
-            "would stay random; add --weights"
-        )
-    if weights is None and chosen.layer_decay < 1:
-        logging.getLogger(__name__).warning(
-            "the recipe is for fine-tuning, and there are no weights to tune: add --weights"
-        )
-    with distributed.processes(choose_device(distributed.own_device(device))) as own_device:
+    if weights is None:
+        _check_from_scratch(chosen)
+    own_device = choose_device(distributed.own_device(device))
+    with distributed.processes(own_device):
         with distributed.first_process_first():  # it may download what the others then find
             train_data = open_data(data, "train", class_names)
             val_data = open_data(data, "val", class_names)
@@ -97,11 +94,7 @@ def train(
         first = distributed.rank() == 0
         with training_progress(chosen.epochs, shown=first) as (on_step, on_epoch):
             measured = train_network(
-                network,
-                run,
-                resume=resume,
-                on_step=on_step,
-                on_epoch=on_epoch,
+                network, run, resume=resume, on_step=on_step, on_epoch=on_epoch
             )
         if first:
             typer.echo(
@@ -109,3 +102,15 @@ def train(
                 f"top-5 {measured.top5:.2f} % of {measured.n} images; "
                 f"{output / 'report.html'} shows how"
             )
+
+
+def _check_from_scratch(recipe: "Recipe") -> None:
+    if recipe.frozen_stages:
+        raise InputError(
+            f"frozen_stages must be 0 without weights, got {recipe.frozen_stages}: random layers "
+            "would stay random; add --weights"
+        )
+    if recipe.layer_decay < 1:
+        logging.getLogger(__name__).warning(
+            "the recipe is for fine-tuning, and there are no weights to tune: add --weights"
+        )

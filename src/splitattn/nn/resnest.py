@@ -172,39 +172,14 @@ class ResNeSt(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
-        blocks = sum(architecture.layers)
-        block_drop_path = iter([drop_path * i / max(blocks - 1, 1) for i in range(blocks)])
-        reached_stride = 4  # of the stem
-        channels = architecture.stem_channels
-        dilation = 1
-        for stage, depth in enumerate(architecture.layers):
-            planes = architecture.planes * 2**stage
-            stride = 1 if stage == 0 else 2
-            first_dilation = dilation
-            if reached_stride * stride > output_stride:
-                dilation, stride = dilation * stride, 1
-            reached_stride *= stride
-            layer = nn.Sequential()
-            for i in range(depth):
-                first = i == 0
-                layer.append(
-                    Bottleneck(
-                        channels,
-                        planes,
-                        architecture,
-                        stride=stride if first else 1,
-                        dilation=first_dilation if first else dilation,
-                        pool=first and stage > 0,
-                        drop_path=next(block_drop_path),
-                        drop_block=drop_block if stage >= 2 else 0.0,
-                    )
-                )
-                channels = planes * EXPANSION
-            self.add_module(f"layer{stage + 1}", layer)
+        stages = _stages(architecture, output_stride, drop_path=drop_path, drop_block=drop_block)
+        for number, stage in enumerate(stages, start=1):
+            self.add_module(f"layer{number}", stage)
 
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.drop = nn.Dropout(dropout)
-        self.fc: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        features = architecture.planes * 2**3 * EXPANSION
+        self.fc: nn.Module = nn.Linear(features, num_classes) if num_classes else nn.Identity()
         self._initialise()
 
     def _initialise(self) -> None:
@@ -268,6 +243,41 @@ def _stem(in_chans: int, architecture: Architecture) -> nn.Module:
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width * 2, 3, padding=1, bias=False),
     )
+
+
+def _stages(
+    architecture: Architecture, output_stride: int, *, drop_path: float, drop_block: float
+) -> Iterator[nn.Sequential]:
+    """The four stages; from `output_stride` on they dilate where they would have reduced."""
+    blocks = sum(architecture.layers)
+    block_drop_path = iter([drop_path * i / max(blocks - 1, 1) for i in range(blocks)])
+    reached_stride = 4  # of the stem
+    channels = architecture.stem_channels
+    dilation = 1
+    for stage, depth in enumerate(architecture.layers):
+        planes = architecture.planes * 2**stage
+        stride = 1 if stage == 0 else 2
+        first_dilation = dilation
+        if reached_stride * stride > output_stride:
+            dilation, stride = dilation * stride, 1
+        reached_stride *= stride
+        layer = nn.Sequential()
+        for i in range(depth):
+            first = i == 0
+            layer.append(
+                Bottleneck(
+                    channels,
+                    planes,
+                    architecture,
+                    stride=stride if first else 1,
+                    dilation=first_dilation if first else dilation,
+                    pool=first and stage > 0,
+                    drop_path=next(block_drop_path),
+                    drop_block=drop_block if stage >= 2 else 0.0,
+                )
+            )
+            channels = planes * EXPANSION
+        yield layer
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, avg_down: bool) -> nn.Sequential:

@@ -78,16 +78,16 @@ def save(
     """
     rest = {**vars(state)}
     sums = {name: vars(rest.pop(name)) for name in ("epoch", "recent")}
-    content = {"identity": identity, "parts": parts, "state": rest, **sums, "launch": launch()}
+    content = {"identity": identity, "parts": parts, "state": rest, **sums, "launch": _launch()}
     try:
         with replacing(path) as temporary:
             torch.save(content, temporary)
     except OSError as error:
-        raise unwritable(path.parent, error) from error
+        raise _unwritable(path.parent, error) from error
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error):  # how torch reports a full disk
             raise
-        raise unwritable(path.parent, error) from error
+        raise _unwritable(path.parent, error) from error
 
 
 def restore(path: Path, identity: dict[str, Any], parts: dict[str, Any]) -> State:
@@ -120,7 +120,7 @@ def restore(path: Path, identity: dict[str, Any], parts: dict[str, Any]) -> Stat
     )
 
 
-def launch() -> str | None:
+def _launch() -> str | None:
     """What `torchrun` calls this start of all processes, restarts included; None without it."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
@@ -128,7 +128,7 @@ def launch() -> str | None:
 def of_this_launch(path: Path) -> bool:
     """Whether the checkpoint was written since `torchrun` was called: it restarts by itself."""
     try:
-        return distributed.restarted() and _load(path).get("launch") == launch()
+        return distributed.restarted() and _load(path).get("launch") == _launch()
     except Exception:  # whatever damaged bytes make torch raise
         return False
 
@@ -143,10 +143,10 @@ def writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise _unwritable(folder, error) from error
 
 
-def unwritable(folder: Path, error: Exception) -> InputError:
+def _unwritable(folder: Path, error: Exception) -> InputError:
     """The error for an output folder that takes no files, or no more of them."""
     reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
     return InputError(f"output must be a folder to write to, got {folder}: {reason or error}")

@@ -3,11 +3,10 @@
 import logging
 import math
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import closing, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +18,6 @@ from torchvision.ops import StochasticDepth
 
 from splitattn import distributed
 from splitattn.data.loading import Batch, derive_seed, epoch_batches, train_loader
-from splitattn.data.sources import LabelledImages
 from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Evaluation, evaluate
 from splitattn.files import remove_leftovers, replacing
@@ -43,6 +41,7 @@ from splitattn.training.optimizer import (
 from splitattn.training.precision import autocast_dtype
 from splitattn.training.recipes import Recipe
 from splitattn.training.report import write_report
+from splitattn.training.run import Run, check_data
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
 
@@ -79,72 +78,6 @@ class Progress:
     learning_rate: float
     images: int
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a training needs besides the network: how, on what, where to.
-
-    Attributes:
-        name: the model's name, written into the result.
-        recipe: how.
-        train: the images to learn from.
-        val: the images to measure on after each epoch.
-        output: folder for what a training leaves, see `train`.
-        device: where this process computes.
-        workers: processes that decode images, for this process.
-        batch_per_device: most images that a device takes at once. Its share of the recipe's batch
-            is cut into parts of no more, whose gradients are added. 128 is what the paper had.
-        checkpoint_minutes: time between checkpoints within an epoch.
-    """
-
-    name: str
-    recipe: Recipe
-    train: LabelledImages
-    val: LabelledImages
-    output: Path
-    device: torch.device
-    workers: int = 1
-    batch_per_device: int = 128
-    checkpoint_minutes: float = 5.0
-
-    @property
-    def checkpoint(self) -> Path:
-        """What a resumed training goes on from."""
-        return self.output / "last.pt"
-
-    @property
-    def accumulation(self) -> int:
-        """Parts of a device's share of a batch, one after the other."""
-        share = self.recipe.batch_size // distributed.world_size()
-        return math.ceil(share / self.batch_per_device)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches in the training images."""
-        return len(self.train) // self.recipe.batch_size
-
-    def with_real_batch(self) -> "Run":
-        """The recipe's batch rounded down to what devices and their equal parts add up to.
-
-        Raises:
-            DataError: there are fewer images in a batch than processes.
-        """
-        processes = distributed.world_size()
-        if self.recipe.batch_size < processes:
-            raise DataError(
-                f"batch_size must be at least 1 for each of {processes} processes, "
-                f"got {self.recipe.batch_size}"
-            )
-        parts = processes * self.accumulation
-        part = self.recipe.batch_size // parts
-        recipe = replace(self.recipe, batch_size=part * parts)
-        if part == 1 and (recipe.mixup_alpha or recipe.cutmix_alpha):
-            raise DataError(
-                "mixup and cutmix need at least 2 images on a device at once, got 1; set "
-                "mixup_alpha=0 and cutmix_alpha=0, or a larger batch"
-            )
-        return replace(self, recipe=recipe, batch_per_device=part)
 
 
 def train(
@@ -184,11 +117,11 @@ def train(
     run = run.with_real_batch()
     check_data(run)
     _check_network(model, run.recipe)
-    with ExitStack() as stack:
-        stop = stack.enter_context(stop_request())
-        training = _Training(model, run, stop, on_step, on_epoch)
+    with (
+        stop_request() as stop,
+        closing(_Training(model, run, stop, on_step, on_epoch)) as training,
+    ):
         training.begin(resume)
-        stack.callback(training.close)
         return training.to_the_end()
 
 
@@ -205,7 +138,6 @@ class _Training:
     ) -> None:
         self.run = run
         self.stop = stop
-        self.newly_unreadable = 0
         self.on_step = on_step
         self.on_epoch = on_epoch
         self.writes = distributed.rank() == 0
@@ -225,6 +157,7 @@ class _Training:
         if distributed.world_size() > 1:
             devices = [run.device] if run.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(model, device_ids=devices)
+        self.identity = _identity(run)
         self.state = State()
         self.pending: _Pending | None = None
         self.exploded = 0
@@ -242,7 +175,7 @@ class _Training:
                     f"output must be a new folder, got {run.output} with a training in it; "
                     "add --resume to continue it"
                 )
-            self.state = checkpoint.restore(run.checkpoint, self._identity(), self._parts())
+            self.state = checkpoint.restore(run.checkpoint, self.identity, self._parts())
         # Also a barrier, before the first of them writes what the others look for.
         steps = set(distributed.gathered(self.state.step))
         if len(steps) > 1:
@@ -278,17 +211,6 @@ class _Training:
         self._finish(measured)
         return measured
 
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a training to be the same."""
-        run = self.run
-        labels = np.asarray([*run.train.labels, *run.val.labels], dtype=np.int64)
-        return {
-            "model": run.name,
-            "classes": list(run.train.classes),
-            "images": [len(run.train), len(run.val), sha256(labels.tobytes()).hexdigest()],
-            "recipe": asdict(run.recipe),
-        }
-
     def _parts(self) -> dict[str, Any]:
         """All that changes and has a state dict."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
@@ -301,7 +223,7 @@ class _Training:
             return
         run, state = self.run, self.state
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        checkpoint.save(run.checkpoint, self._identity(), state, parts)
+        checkpoint.save(run.checkpoint, self.identity, state, parts)
         with checkpoint.writing_to(run.output):
             write_log(run.output / "log.jsonl", state.history)
             self._write_unreadable()
@@ -346,7 +268,7 @@ class _Training:
         for batches in zip(*parts, strict=True):
             self._step(batches)
             # All processes stop after the same step, or some would wait for ever.
-            self.newly_unreadable, new = 0, self.newly_unreadable
+            new = self._note_unreadable("train", (p for batch in batches for p in batch.problems))
             stop, new = distributed.summed(torch.tensor([int(bool(self.stop)), new])).tolist()
             self.state.unreadable_in_train += new
             self._check_unreadable("train", self.state.unreadable_in_train)
@@ -367,7 +289,6 @@ class _Training:
         self.optimizer.zero_grad()
         totals = torch.zeros(2, device=run.device)
         for i, batch in enumerate(batches):
-            self.newly_unreadable += self._note_unreadable("train", batch.problems)
             try:
                 totals += self._add_gradients(batch, last=i == len(batches) - 1)
             except torch.OutOfMemoryError as error:
@@ -624,6 +545,17 @@ class _Pending:
         return loss, right
 
 
+def _identity(run: Run) -> dict[str, Any]:
+    """What must be the same for a training to be the same."""
+    labels = np.asarray([*run.train.labels, *run.val.labels], dtype=np.int64)
+    return {
+        "model": run.name,
+        "classes": list(run.train.classes),
+        "images": [len(run.train), len(run.val), sha256(labels.tobytes()).hexdigest()],
+        "recipe": asdict(run.recipe),
+    }
+
+
 def _check_network(model: nn.Module, recipe: Recipe) -> None:
     """What the recipe says of the network must be true of it."""
     kinds = {"drop_path": StochasticDepth, "drop_block": DropBlock2d}
@@ -634,32 +566,3 @@ def _check_network(model: nn.Module, recipe: Recipe) -> None:
                 f"the network must be built with the recipe's {name}, {getattr(recipe, name)}, "
                 f"got one {'with' if has else 'without'}; pass it to create_model"
             )
-
-
-def check_data(run: Run) -> None:
-    """Refuse what cannot be trained on, before anything is spent.
-
-    Raises:
-        DataError: see `train`.
-    """
-    if len(run.train.classes) < 2:
-        raise DataError(
-            f"training needs at least two classes, got only {', '.join(run.train.classes)!r}; "
-            "put the images of each class into a folder of its own"
-        )
-    if run.train.classes != run.val.classes:
-        odd = set(run.train.classes) ^ set(run.val.classes)
-        raise DataError(
-            f"train and val must have the same classes, got {len(odd)} in only one of them: "
-            f"{', '.join(sorted(odd)[:5])}"
-        )
-    if run.train.origin == run.val.origin:
-        raise DataError(
-            "train and val must be different images, got the same ones for both, from "
-            f"{run.train.origin}; put some of them into val/"
-        )
-    if not run.steps_per_epoch:
-        raise DataError(
-            f"training needs at least one full batch of {run.recipe.batch_size} images, "
-            f"got {len(run.train)}; set batch_size lower"
-        )
