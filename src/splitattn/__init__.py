@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from splitattn.classifier import Classifier, Prediction
     from splitattn.create import create_model, list_models, list_weights
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
+    from splitattn.nn.fusion import fuse
+    from splitattn.nn.parity import parity
     from splitattn.nn.resnest import ResNeSt
     from splitattn.nn.split_attention import SplitAttention2d
 
@@ -27,8 +29,10 @@ _HOMES = {
     "SplitAttention2d": "nn.split_attention",
     "WeightsError": "errors",
     "create_model": "create",
+    "fuse": "nn.fusion",
     "list_models": "create",
     "list_weights": "create",
+    "parity": "nn.parity",
 }
 
 __all__ = [
@@ -42,8 +46,10 @@ __all__ = [
     "SplitAttention2d",
     "WeightsError",
     "create_model",
+    "fuse",
     "list_models",
     "list_weights",
+    "parity",
 ]
 
 
