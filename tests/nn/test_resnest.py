@@ -81,12 +81,20 @@ def test_first_block_of_a_dilated_stage_still_averages(
 ) -> None:
     model = ResNeSt(small(layers=(2, 2, 2, 2)), output_stride=output_stride)
     first_stage, *later_stages = model.stages()
-    assert all(isinstance(block.avd, nn.Identity) for block in first_stage)
+    assert [block.conv2.average for block in first_stage] == [None, None]
     for stage, stride in zip(later_stages, pool_strides, strict=True):
-        pool = stage[0].avd
-        assert isinstance(pool, nn.AvgPool2d)
-        assert (pool.kernel_size, pool.stride, pool.padding) == (3, stride, 1)
-        assert isinstance(stage[1].avd, nn.Identity)
+        assert [block.conv2.average for block in stage] == [stride, None]
+
+
+@pytest.mark.parametrize("avd_first", [False, True])
+def test_what_stands_between_attention_and_average_keeps_them_apart(avd_first: bool) -> None:
+    architecture = dataclasses.replace(small(), avd_first=avd_first)
+    model = ResNeSt(architecture, drop_block=0.0 if avd_first else 0.1)
+    *_, last_stage = model.stages()
+    assert last_stage[0].conv2.average is None
+    pool = last_stage[0].avd
+    assert isinstance(pool, nn.AvgPool2d)
+    assert (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
 
 
 @torch.inference_mode()

@@ -2,51 +2,112 @@
 
 On the maps of the first stages an operation costs what it reads and writes. Left to autograd, the
 gradient of the splits is made in pieces, put together and added up: more traffic than the
-backward passes written out here. Where nothing needs gradients, or operations are recorded for a
-compiler, the same arithmetic is plain PyTorch.
+backward passes written out here, and those are more than the kernels of `triton_attention` need,
+which serve CUDA. Plain PyTorch is the reference for both and serves everywhere else.
 
 Shapes: B batch, R radix, C channels of the block's output, H and W rows and columns.
 """
 
+import importlib.util
+import logging
+from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from splitattn.errors import one_line
 
-def pool(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (B, C, H, W) to themselves and their means (B, C).
+logger = logging.getLogger(__name__)
+
+
+def pool(maps: Tensor, radix: int = 1) -> tuple[Tensor, Tensor]:
+    r"""Maps to themselves and to :math:`\operatorname{mean}_{HW} \sum_r U_r`.
 
     What uses the maps afterwards must use the ones returned: both gradients then meet here and are
     added in one pass.
+
+    Args:
+        maps: :math:`U`, (B, R*C, H, W), radix-major.
+        radix: R; with 1, each map has a mean of its own.
+
+    Returns:
+        The maps, and means (B, C).
     """
     if _written_out(maps):
-        both: tuple[Tensor, Tensor] = _Pool.apply(maps)
+        both: tuple[Tensor, Tensor] = _Pool.apply(maps, radix)
         return both
-    return maps, maps.mean((2, 3))
+    return maps, _means(maps, radix)
 
 
-def blend(splits: Tensor, attention: Tensor, radix: int) -> Tensor:
+def blend(splits: Tensor, attention: Tensor, radix: int, average: int | None = None) -> Tensor:
     r""":math:`\sum_r a_r \odot U_r`, in the memory format of the splits.
 
     Args:
         splits: :math:`U`, (B, R*C, H, W), radix-major.
         attention: :math:`a`, (B, R*C, 1, 1), radix-major.
         radix: R.
+        average: stride of a 3x3 average of the result, the block's `avd`; None takes none.
 
     Returns:
-        (B, C, H, W).
+        (B, C, H, W), or (B, C, ceil(H / average), ceil(W / average)).
     """
+    if _kernels_serve(splits):
+        from splitattn.nn import triton_attention
+
+        fused: Tensor = triton_attention.blend(splits, attention, radix, average)
+        return fused
     if _written_out(splits):
         blended: Tensor = _Blend.apply(splits, attention, radix)
-        return blended
-    return _blended(splits, attention, radix)
+    else:
+        blended = _blended(splits, attention, radix)
+    return blended if average is None else F.avg_pool2d(blended, 3, average, padding=1)
+
+
+def _recorded() -> bool:
+    """Operations go into a graph, for a compiler or an exporter."""
+    return bool(torch.compiler.is_compiling() or torch._C._get_tracing_state())
 
 
 def _written_out(maps: Tensor) -> bool:
-    recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state()
-    return torch.is_grad_enabled() and maps.requires_grad and not recorded
+    return torch.is_grad_enabled() and maps.requires_grad and not _recorded()
+
+
+def _kernels_serve(maps: Tensor) -> bool:
+    """The switch between Triton's kernels and plain PyTorch.
+
+    Compilers get plain PyTorch: they fuse it with the batch norm and ReLU before it, which then
+    write no map at all, and a file that is exported needs no operator of ours.
+    """
+    in_float32 = maps.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return maps.is_cuda and in_float32 and not _recorded() and _kernels_work(maps.device)
+
+
+@cache
+def _kernels_work(device: torch.device) -> bool:
+    """Asked by trying: no Triton, no C compiler, an old GPU, and it says so and does without."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from splitattn.nn import triton_attention
+
+        triton_attention.pool(torch.ones(1, 1, 1, 1, device=device), 1)
+    except Exception as error:
+        logger.warning("Triton's kernels do not run on %s: %s", device, one_line(str(error)))
+        return False
+    return True
+
+
+def _means(maps: Tensor, radix: int) -> Tensor:
+    if _kernels_serve(maps):
+        from splitattn.nn import triton_attention
+
+        means: Tensor = triton_attention.pool(maps, radix)
+        return means
+    # Pooling first and summing the splits after is the same mean, without a full-size sum.
+    return maps.mean((2, 3)).reshape(maps.shape[0], radix, -1).sum(1)
 
 
 def _blended(splits: Tensor, attention: Tensor, radix: int) -> Tensor:
@@ -61,18 +122,20 @@ def _blended(splits: Tensor, attention: Tensor, radix: int) -> Tensor:
 
 class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(maps: Tensor) -> tuple[Tensor, Tensor]:
-        return maps.view_as(maps), maps.mean((2, 3))
+    def forward(maps: Tensor, radix: int) -> tuple[Tensor, Tensor]:
+        return maps.view_as(maps), _means(maps, radix)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
         del output
-        ctx.pixels = inputs[0].shape[2] * inputs[0].shape[3]
+        maps, ctx.radix = inputs
+        ctx.pixels = maps.shape[2] * maps.shape[3]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_maps: Tensor, grad_means: Tensor) -> Tensor:
-        return torch.add(grad_maps, grad_means[:, :, None, None], alpha=1 / ctx.pixels)
+    def backward(ctx: Any, grad_maps: Tensor, grad_means: Tensor) -> tuple[Tensor, None]:
+        of_each_split = grad_means.repeat(1, ctx.radix)[:, :, None, None]
+        return torch.add(grad_maps, of_each_split, alpha=1 / ctx.pixels), None
 
 
 class _Blend(torch.autograd.Function):

@@ -91,17 +91,18 @@ class _FusedBottleneck(nn.Module):
     def __init__(self, block: nn.Module, form: Form) -> None:
         super().__init__()
         assert isinstance(block, Bottleneck)
-        pool = [block.avd] if isinstance(block.avd, nn.AvgPool2d) else []
-        before, after = (pool, []) if block.avd_first else ([], pool)
-        conv1 = _folded(block.conv1, block.bn1, block.relu, *before)
+        before, after = (block.avd, None) if block.avd_first else (None, block.avd)
+        conv1 = _folded(block.conv1, block.bn1, block.relu, before)
         if isinstance(block.conv2, SplitAttention2d):
             spatial = _split_attention(conv1, block.conv2, form)
+            if block.conv2.average is not None:
+                after = nn.AvgPool2d(3, block.conv2.average, padding=1)
         else:
             assert block.bn2 is not None
             spatial = _folded(*conv1, block.conv2, block.bn2, block.relu)
-        self.conv2 = nn.Sequential(spatial, *after)
+        self.conv2 = _folded(spatial, after)
         self.conv3 = _folded(block.conv3, block.bn3)
-        self.shortcut = _folded(*([block.downsample] if block.downsample is not None else []))
+        self.shortcut = _folded(block.downsample)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -265,13 +266,16 @@ def _convolution(like: nn.Conv2d, weight: Tensor, bias: Tensor, groups: int = 1)
     return conv
 
 
-def _folded(*modules: nn.Module) -> nn.Sequential:
-    """The modules one after another, each batch norm folded into the convolution before it."""
+def _folded(*modules: nn.Module | None) -> nn.Sequential:
+    """The modules one after another, each batch norm folded into the convolution before it.
+
+    What does nothing is left out.
+    """
     flat = [
         leaf
         for module in modules
         for leaf in (module if isinstance(module, nn.Sequential) else [module])
-        if not isinstance(leaf, nn.Identity)
+        if leaf is not None and not isinstance(leaf, nn.Identity)
     ]
     folded: list[nn.Module] = []
     for module in flat:

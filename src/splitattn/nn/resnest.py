@@ -57,6 +57,8 @@ class Bottleneck(nn.Module):
         out_channels = planes * EXPANSION
         pool = pool and architecture.avd
         conv_stride = 1 if pool else stride
+        # With nothing in between, Split-Attention averages as it blends.
+        blended = pool and architecture.radix > 0 and not (architecture.avd_first or drop_block)
 
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = BatchNorm2d(width)
@@ -70,6 +72,7 @@ class Bottleneck(nn.Module):
                 dilation=dilation,
                 radix=architecture.radix,
                 cardinality=cardinality,
+                average=stride if blended else None,
             )
         else:
             self.conv2 = nn.Conv2d(
@@ -88,7 +91,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
         self.avd_first = architecture.avd_first
-        self.avd = nn.AvgPool2d(3, stride, padding=1) if pool else nn.Identity()
+        self.avd = nn.AvgPool2d(3, stride, padding=1) if pool and not blended else nn.Identity()
         self.drop_block1, self.drop_block2, self.drop_block3 = (
             DropBlock2d(drop_block) if drop_block else nn.Identity() for _ in range(3)
         )

@@ -35,12 +35,14 @@ class SplitAttention2d(nn.Module):
         radix: R, the number of splits.
         cardinality: K, the number of cardinal groups.
         reduction: the attention's hidden width is `max(in_channels * R // reduction, 32)`.
+        average: stride of a 3x3 average pooling of the output (paper section 3.2), which costs
+            least as part of the blend; None leaves it out.
 
     Raises:
         InputError: the channels cannot be divided among the groups, or the kernel is even.
 
-    Input (B, in_channels, H, W), output (B, out_channels, H / stride, W / stride), in the input's
-    memory format.
+    Input (B, in_channels, H, W), output (B, out_channels, H / stride, W / stride), each side again
+    divided by `average`, in the input's memory format.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class SplitAttention2d(nn.Module):
         radix: int = 2,
         cardinality: int = 1,
         reduction: int = 4,
+        average: int | None = None,
     ) -> None:
         super().__init__()
         if radix < 1 or cardinality < 1:
@@ -72,6 +75,7 @@ class SplitAttention2d(nn.Module):
                 raise InputError(f"{name} must be a multiple of {groups}, got {channels}")
         self.radix = radix
         self.cardinality = cardinality
+        self.average = average
         self.conv = nn.Conv2d(
             in_channels,
             out_channels * radix,
@@ -89,12 +93,11 @@ class SplitAttention2d(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Pooling first and summing the splits after is the same mean, without a full-size sum.
-        splits, pooled = pool(self.relu(self.bn0(self.conv(x))))
-        pooled_BC11 = pooled.reshape(x.shape[0], self.radix, -1).sum(1)[:, :, None, None]
-        logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC11))))
+        splits, pooled_BC = pool(self.relu(self.bn0(self.conv(x))), self.radix)
+        logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC[:, :, None, None]))))
         # CUDA's autocast gives a float32 softmax, which would widen the largest maps of the block.
-        return blend(splits, self._attend(logits).to(splits.dtype), self.radix)
+        attention = self._attend(logits).to(splits.dtype)
+        return blend(splits, attention, self.radix, self.average)
 
     def _attend(self, logits: Tensor) -> Tensor:
         """(B, R*C, 1, 1) logits, cardinality-major, to radix-major attention of that shape."""
