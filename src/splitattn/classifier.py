@@ -16,9 +16,10 @@ from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.images.decode import ImageSource, decode
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.preprocess import preprocess
-from splitattn.runtimes.runtime import load_runtime
+from splitattn.runtimes.exported import is_exported, load_exported
+from splitattn.runtimes.runtime import Runtime, load_runtime
 from splitattn.weights.download import Progress
-from splitattn.weights.store import resolve
+from splitattn.weights.store import check_owner, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +42,12 @@ class Classifier:
 
     Args:
         model: name of a model; None takes the one that the weights belong to.
-        weights: a tag of the catalogue or the path of a file; None takes the model's default
-            weights or, without a model, those that ship inside the package.
-        device: "auto" is CUDA where there is any, and the CPU elsewhere.
-        engine: what runs the network.
+        weights: a tag of the catalogue, the path of a checkpoint, or that of an exported `.onnx` or
+            `.xml` file; None takes the model's default weights or, without a model, those that ship
+            inside the package.
+        device: "auto" is CUDA where there is any and the engine uses it, and the CPU elsewhere.
+        engine: what runs the network: "torch", "compile", "onnxruntime" or "openvino"; "auto" is
+            the fastest one installed for the device, and an exported file's own.
         limits: what is refused before it is decoded.
         progress: follows the download of weights, if there is one.
 
@@ -55,7 +58,7 @@ class Classifier:
         runtime: the loaded network.
 
     Raises:
-        InputError: there is no such model, device or engine.
+        InputError: there is no such model, device or engine, or the engine's library is missing.
         WeightsError: the weights cannot be found, verified or matched to the model.
     """
 
@@ -69,6 +72,16 @@ class Classifier:
         limits: Limits = DEFAULT_LIMITS,
         progress: Progress | None = None,
     ) -> None:
+        self._limits = limits
+        self.runtime: Runtime
+        if weights is not None and is_exported(weights):
+            exported = load_exported(weights, device=device, engine=engine)
+            check_owner(Path(weights), exported.metadata.model, model)
+            self.model, self.weights = exported.metadata.model, str(weights)
+            self.classes = exported.metadata.classes
+            self.preprocessing = exported.metadata.preprocessing
+            self.runtime = exported.runtime
+            return
         resolved = resolve(model, weights, progress=progress)
         network = load_trained(resolved)
         self.model = resolved.model
@@ -81,7 +94,6 @@ class Classifier:
             )
         self.preprocessing = resolved.preprocessing
         self.runtime = load_runtime(network, self.preprocessing, device=device, engine=engine)
-        self._limits = limits
 
     @overload
     def predict(

@@ -21,6 +21,16 @@ def describe() -> dict[str, str | int | None]:
     }
 
 
+def peak_memory() -> int | None:
+    """Bytes that this process had in memory at most, or None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return kilobytes[0] * 1024 if kilobytes else None
+
+
 def _commit() -> str | None:
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -41,7 +41,9 @@ def predict(weights: Path, capsys: pytest.CaptureFixture[str]):
         capsys.readouterr()
         status = 0
         try:
-            main(["predict", "--weights", str(weights), *map(str, arguments)])
+            # An engine that is loaded at once; tests/runtimes compares all of them.
+            own = ["--weights", str(weights), "--engine", "torch"]
+            main(["predict", *own, *map(str, arguments)])
         except SystemExit as end:
             status = end.code or 0
         out, err = capsys.readouterr()

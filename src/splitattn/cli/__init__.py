@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from splitattn.cli import evaluate, models, predict, train, weights
+from splitattn.cli import bench, evaluate, export, models, predict, train, weights
 from splitattn.errors import InputError
 
 app = typer.Typer(
@@ -42,7 +42,14 @@ def _options(
     pass
 
 
-for _verb in (predict.predict, evaluate.evaluate, train.train, models.models):
+for _verb in (
+    predict.predict,
+    evaluate.evaluate,
+    train.train,
+    export.export,
+    bench.bench,
+    models.models,
+):
     app.command()(_verb)
 app.add_typer(weights.app, name="weights")
 

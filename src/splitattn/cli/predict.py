@@ -45,7 +45,9 @@ def predict(
     ] = None,
     topk: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto or torch.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="auto, torch, compile, onnxruntime or openvino.")
+    ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images that the network sees at once.")] = 32,
     workers: Annotated[
         int | None, typer.Option(help="Threads that decode; by default, by processors.")

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -106,3 +107,11 @@ def downloading() -> Iterator["Download"]:
         yield lambda received, total: bar.update(
             task, completed=received, total=total, visible=True
         )
+
+
+@contextmanager
+def telling(*, shown: bool) -> Iterator[Callable[[str], None]]:
+    """One line that says what is being done, and gives way to the next."""
+    console = Console(stderr=True, highlight=False, quiet=not shown)
+    with console.status("") as status:
+        yield lambda what: status.update(escape(what))

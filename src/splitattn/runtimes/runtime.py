@@ -2,13 +2,28 @@
 
 from typing import Protocol
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from splitattn.errors import InputError
-from splitattn.runtimes.pytorch import TorchRuntime
+from splitattn.images.preprocess import normalise
+from splitattn.nn.resnest import ResNeSt
+from splitattn.runtimes.libraries import installed, require
+from splitattn.runtimes.pytorch import choose_device, compiled_engine, eager_engine
 from splitattn.weights.catalogue import Preprocessing
 
-ENGINES = ("auto", "torch")
+# What each engine needs to run a network that is in memory, besides PyTorch.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "torch": (),
+    "compile": (),
+    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+    "openvino": ("openvino",),
+}
+ENGINES = ("auto", *LIBRARIES)
+
+# What "auto" takes on each kind of device: the first that is installed. The order is that of their
+# rates as measured in docs/log.md, less what a single image would wait for the conversion.
+FASTEST: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "onnxruntime", "torch")}
 
 
 class Runtime(Protocol):
@@ -31,18 +46,90 @@ class Runtime(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """A loaded network by itself: floats in, logits out.
+
+    Attributes:
+        name: the engine, its version and its device, for people and reports.
+        device: where it takes the images.
+    """
+
+    name: str
+    device: torch.device
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
+        """Normalised float32 images (B, 3, H, W), on `device`, to logits (B, classes)."""
+        ...
+
+
+class EngineRuntime:
+    """The runtime of any engine: what comes before and after the network is the same for all.
+
+    Args:
+        engine: runs the network.
+        preprocessing: the input size and normalisation that the network expects.
+    """
+
+    def __init__(self, engine: Engine, preprocessing: Preprocessing) -> None:
+        self.name = engine.name
+        self._engine = engine
+        self._preprocessing = preprocessing
+
+    def warm_up(self, batch_size: int) -> None:
+        """Do what only the first batch of this size pays for."""
+        size = self._preprocessing.size
+        self.run(torch.zeros(batch_size, 3, size, size, dtype=torch.uint8))
+
+    @torch.inference_mode()
+    def run(self, batch_BCHW: Tensor) -> Tensor:  # noqa: N803
+        """uint8 pixels (B, 3, size, size) to float32 probabilities (B, classes) on the CPU."""
+        # Bytes travel to the device, a quarter of the floats.
+        images = normalise(batch_BCHW.to(self._engine.device), self._preprocessing)
+        return self._engine(images).float().softmax(1).cpu()
+
+
 def load_runtime(
-    model: nn.Module,
+    model: ResNeSt,
     preprocessing: Preprocessing,
     *,
     device: str = "auto",
     engine: str = "auto",
-) -> Runtime:
-    """Load `model`, which gives logits, into an engine; "auto" is the fastest that is installed.
+) -> EngineRuntime:
+    """Load `model`, which stays as it is, into an engine, fused.
+
+    Args:
+        model: gives logits.
+        preprocessing: the input size and normalisation that the model expects.
+        device: "auto" is CUDA where there is any and the engine can use it, and the CPU elsewhere.
+        engine: one of `ENGINES`; "auto" is the fastest that is installed for the device.
 
     Raises:
-        InputError: there is no such engine or device.
+        InputError: there is no such engine or device, the engine does not run on it, or a library
+            is missing.
     """
     if engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    return TorchRuntime(model, preprocessing, device=device)
+    if engine == "auto":
+        engine = _fastest(choose_device(device))
+    require(f"engine {engine}", *LIBRARIES[engine])
+    return EngineRuntime(_load(model, preprocessing.size, device, engine), preprocessing)
+
+
+def _fastest(device: torch.device) -> str:
+    candidates = FASTEST.get(device.type, ("torch",))
+    return next(engine for engine in candidates if installed(*LIBRARIES[engine]))
+
+
+def _load(model: ResNeSt, size: int, device: str, engine: str) -> Engine:
+    # Imported here: each loads a library that the others do not need.
+    if engine == "openvino":
+        from splitattn.runtimes import open_vino
+
+        return open_vino.network_engine(model, size=size, device=device)
+    if engine == "onnxruntime":
+        from splitattn.runtimes import onnx_runtime
+
+        return onnx_runtime.network_engine(model, size=size, device=device)
+    if engine == "compile":
+        return compiled_engine(model, device=device)
+    return eager_engine(model, device=device)

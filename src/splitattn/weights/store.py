@@ -105,7 +105,7 @@ def _resolved(entry: WeightsEntry, path: Path) -> ResolvedWeights:
 def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
     if metadata := read_metadata(path):
         architecture(metadata.model)
-        _check_owner(path, metadata.model, model)
+        check_owner(path, metadata.model, model)
         return ResolvedWeights(
             path=path,
             model=metadata.model,
@@ -115,7 +115,7 @@ def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
         )
     # A published file that somebody brought by hand, under whatever name.
     if entry := _recognised(_digest(path)):
-        _check_owner(path, entry.model, model)
+        check_owner(path, entry.model, model)
         return _resolved(entry, path)
     if model is None:
         raise WeightsError(f"{path} does not say which model it belongs to: name the model")
@@ -128,7 +128,12 @@ def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
     )
 
 
-def _check_owner(path: Path, owner: str, model: str | None) -> None:
+def check_owner(path: Path, owner: str, model: str | None) -> None:
+    """Raise if the file belongs to another model than the one that was named, if any was.
+
+    Raises:
+        WeightsError: it does.
+    """
     if model not in (None, owner):
         raise WeightsError(f"{path} belongs to {owner}, not to {model}: name that model")
 

@@ -1,0 +1,54 @@
+#!/bin/sh
+# Everything that only a CUDA GPU can tell: its tests, and its rows of the benchmarks.
+#
+# usage: benchmarks/on_gpu.sh [FOLDER]
+#
+# Rows are added to the JSON files beside this script; with FOLDER (given by machines that are lent
+# and forget), copies of them and of the tests' output go there. Needs the extra [dev]. Takes about
+# twenty minutes on an H100. BATCH, SIZE, ROUNDS and DEVICE are there to try it in small.
+set -eu
+
+cd -- "$(dirname -- "$0")/.."
+folder=${1:-}
+device=${DEVICE:-cuda}
+batch=${BATCH:-256}
+size=${SIZE:-224}
+rounds=${ROUNDS:-20}
+python=${PYTHON:-python3}
+export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
+
+keep() {
+    if [ -n "$folder" ]; then
+        mkdir -p "$folder"
+        cp "$@" "$folder"
+    fi
+}
+
+step() {
+    echo "== $*"
+    # One failure must not cost what comes after it.
+    "$@" || { echo "== failed: $*"; failed=1; }
+}
+
+failed=0
+step "$python" -m pytest -q -m gpu tests/nn tests/training
+
+for model_batch in "$batch" 1; do
+    name=benchmarks/inference_$device.batch$model_batch.json
+    echo "== bench, batch $model_batch"
+    "$python" -m splitattn bench --device "$device" --batch-size "$model_batch" --size "$size" \
+        --rounds "$rounds" --json >"$name" || { rm -f "$name"; failed=1; continue; }
+    keep "$name"
+done
+
+for entrants in eager compiled; do
+    step "$python" benchmarks/training_throughput.py --batch "$batch" --size "$size" \
+        --precision bfloat16 --device "$device" --rounds "$rounds" --mode "$entrants"
+done
+keep benchmarks/training_throughput.json
+
+step "$python" benchmarks/convolution_forms.py --batch "$batch" --size "$size" \
+    --precision bfloat16 --device "$device" --rounds "$rounds"
+keep benchmarks/convolution_forms.json
+
+exit "$failed"

@@ -1,0 +1,1 @@
+"""How fast networks run on this machine, side by side, and how fast they could."""

@@ -1,0 +1,239 @@
+"""The rungs of the ladder take turns on one machine, and each turn is timed."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from splitattn import environment
+from splitattn.benchmark.floor import Peaks, cost, floor_seconds, measure_peaks
+from splitattn.benchmark.ladder import Rung, Runner, Setting, rungs
+from splitattn.errors import InputError
+from splitattn.images.decode import decode
+from splitattn.images.preprocess import normalise, preprocess
+from splitattn.images.samples import sample_photographs
+from splitattn.nn.parity import Difference, difference
+from splitattn.weights.catalogue import default_preprocessing
+
+# Between turns: an engine lets its threads spin for a while after it is done.
+_REST_SECONDS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured of a rung at one batch size.
+
+    Attributes:
+        network, form, engine, precision: the rung.
+        batch_size: images at once.
+        milliseconds: of each timed turn; the n-th turns of all rungs were within one round.
+        floor_milliseconds: the least time that the machine needs.
+        peak_memory: bytes, of a process that loads and runs nothing else or, on CUDA, of its
+            tensors; None where it was not measured.
+        difference: the largest difference of a logit from the network as trained, in float32 on
+            the same device, as a share of the largest logit.
+        same_labels: the share of images that are labelled as there.
+    """
+
+    network: str
+    form: str
+    engine: str
+    precision: str
+    batch_size: int
+    milliseconds: tuple[float, ...]
+    floor_milliseconds: float
+    peak_memory: int | None
+    difference: float
+    same_labels: float
+
+    @property
+    def median(self) -> float:
+        """Milliseconds for a batch."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def images_per_second(self) -> float:
+        """By the median."""
+        return 1000 * self.batch_size / self.median
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        model: name of our network.
+        batch_sizes: each is measured by itself.
+        size: of the images, in pixels; None takes the model's own.
+        rounds: timed turns of each rung.
+        device: "cpu" or "cuda".
+        peers: whether other projects' networks take part.
+        only: text that a rung's label must hold.
+        memory: whether peak memory is measured, each time in a process of its own.
+
+    Raises:
+        InputError: a number is too small.
+    """
+
+    model: str
+    batch_sizes: tuple[int, ...] = (1, 16)
+    size: int | None = None
+    rounds: int = 20
+    device: str = "cpu"
+    peers: bool = True
+    only: str = ""
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise InputError(f"batch sizes must be at least 1, got {list(self.batch_sizes)}")
+        if self.rounds < 2:
+            raise InputError(f"rounds must be at least 2, for their spread, got {self.rounds}")
+        if self.size is not None and self.size < 32:
+            raise InputError(f"size must be at least 32 pixels, got {self.size}")
+
+    def rungs(self) -> list[Rung]:
+        """The rungs that take part."""
+        return rungs(self.model, self.device, peers=self.peers, only=self.only)
+
+
+def measure(
+    plan: Plan, *, on_step: Callable[[str], None] = lambda _: None
+) -> tuple[Peaks, list[Row]]:
+    """Measure every rung of the plan at every batch size.
+
+    All rungs are loaded first. In every round each has a turn: it runs once to wake up and once
+    more against the clock, so that a machine that slows down slows all of them.
+
+    Args:
+        on_step: told what is being done, for people who wait.
+
+    Raises:
+        InputError: the plan names what is not there.
+    """
+    chosen = plan.rungs()
+    with TemporaryDirectory() as folder, torch.inference_mode():
+        setting = _setting(plan, Path(folder))
+        on_step("the machine's peak rates")
+        peaks = measure_peaks(setting.device)
+        runners: list[Runner] = []
+        for rung in chosen:
+            on_step(f"loading {rung.label}")
+            runners.append(rung.load(setting))
+        rows: list[Row] = []
+        for batch_size in plan.batch_sizes:
+            images = _images(setting, batch_size)
+            on_step(f"batch {batch_size}, first runs")
+            checks = _checks(chosen, runners, images)
+            seconds = _take_turns(plan, runners, images, on_step)
+            for i, rung in enumerate(chosen):
+                on_step(f"batch {batch_size}, costs of {rung.label}")
+                rows.append(
+                    Row(
+                        network=rung.subject.name,
+                        form=rung.subject.form,
+                        engine=rung.engine.name,
+                        precision=rung.engine.precision,
+                        batch_size=batch_size,
+                        milliseconds=tuple(round(1000 * turn, 3) for turn in seconds[i]),
+                        floor_milliseconds=1000 * _floor(rung, peaks, setting, batch_size),
+                        peak_memory=_peak_memory(plan, i, batch_size, folder),
+                        difference=checks[i].relative,
+                        same_labels=checks[i].same_labels,
+                    )
+                )
+    return peaks, rows
+
+
+def _setting(plan: Plan, folder: Path) -> Setting:
+    preprocessing = default_preprocessing(plan.model)
+    preprocessing = replace(preprocessing, size=plan.size or preprocessing.size)
+    photographs = [preprocess(decode(path), preprocessing) for path in sample_photographs()]
+    return Setting(
+        device=torch.device(plan.device),
+        pixels=torch.stack(photographs),
+        preprocessing=preprocessing,
+        folder=folder,
+    )
+
+
+def _images(setting: Setting, batch_size: int) -> Tensor:
+    photographs = setting.pixels.repeat(-(-batch_size // len(setting.pixels)), 1, 1, 1)
+    return normalise(photographs[:batch_size].to(setting.device), setting.preprocessing)
+
+
+def _checks(chosen: list[Rung], runners: list[Runner], images: Tensor) -> list[Difference]:
+    """How far each rung's outputs are from what they should be."""
+    expected: dict[str, Tensor] = {}
+    for rung in chosen:
+        if rung.subject.name not in expected:
+            network = rung.subject.trained().to(images.device)
+            expected[rung.subject.name] = network(images)
+    size = images.shape[-1]
+    return [
+        difference(expected[rung.subject.name], run(images), size)
+        for rung, run in zip(chosen, runners, strict=True)
+    ]
+
+
+def _take_turns(
+    plan: Plan, runners: list[Runner], images: Tensor, on_step: Callable[[str], None]
+) -> list[list[float]]:
+    """Seconds of each turn, by rung."""
+    seconds: list[list[float]] = [[] for _ in runners]
+    for turn in range(plan.rounds):
+        on_step(f"batch {len(images)}, round {turn + 1} of {plan.rounds}")
+        for i in _rotated(range(len(runners)), turn):
+            time.sleep(_REST_SECONDS)
+            runners[i](images)
+            _finished(images.device)
+            begin = time.perf_counter()
+            runners[i](images)
+            _finished(images.device)
+            seconds[i].append(time.perf_counter() - begin)
+    return seconds
+
+
+def _rotated(order: Sequence[int], by: int) -> list[int]:
+    """Nobody always has the turn after the same neighbour at the same time."""
+    by %= len(order)
+    rotated = [*order[by:], *order[:by]]
+    return rotated[::-1] if by % 2 else rotated
+
+
+def _finished(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _floor(rung: Rung, peaks: Peaks, setting: Setting, batch_size: int) -> float:
+    expense = cost(rung.subject.build(), setting.preprocessing.size)
+    return floor_seconds(expense, peaks, precision=rung.engine.precision, batch_size=batch_size)
+
+
+def _peak_memory(plan: Plan, rung: int, batch_size: int, folder: str) -> int | None:
+    if not plan.memory:
+        return None
+    # A fresh interpreter, since the peak of a process never goes down again.
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        return executor.submit(_own_peak, plan, rung, batch_size, folder).result()
+
+
+def _own_peak(plan: Plan, rung: int, batch_size: int, folder: str) -> int | None:
+    """In that interpreter: the converted network is in the folder already, and is only loaded."""
+    setting = _setting(plan, Path(folder))
+    images = _images(setting, batch_size)
+    with torch.inference_mode():
+        run = plan.rungs()[rung].load(setting)
+        for _ in range(3):
+            run(images)
+    if setting.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(setting.device)
+    return environment.peak_memory()

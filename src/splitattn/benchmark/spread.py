@@ -1,0 +1,14 @@
+"""A figure of several measurements."""
+
+import statistics
+from collections.abc import Sequence
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles, rounded to what a measurement is worth, for JSON.
+
+    Args:
+        values: at least two.
+    """
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": round(median, 4), "quartile1": round(first, 4), "quartile3": round(third, 4)}

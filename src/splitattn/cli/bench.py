@@ -1,0 +1,98 @@
+"""`splitattn bench`: how fast do networks run on this machine?"""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from splitattn.benchmark.floor import Peaks
+    from splitattn.benchmark.measure import Row
+
+
+def bench(
+    model: Annotated[str, typer.Option(help="Which of our networks.")] = "resnest50",
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Images at once; may be given again.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Input size, if not the model's own.")] = None,
+    rounds: Annotated[int, typer.Option(help="Turns that each network is timed for.")] = 20,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    peers: Annotated[bool, typer.Option(help="Measure other projects' networks too.")] = True,
+    only: Annotated[str, typer.Option(help="Text that a line of the ladder must hold.")] = "",
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, one by one.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure the ladder: networks in every engine, taking turns, and the machine's own limit.
+
+    Weights are random, which does not change the speed. Let nothing else run meanwhile.
+    """
+    from splitattn.benchmark.measure import Plan, measure
+    from splitattn.cli.progress import telling
+    from splitattn.environment import describe
+    from splitattn.runtimes.pytorch import choose_device
+
+    plan = Plan(
+        model=model,
+        batch_sizes=tuple(batch_size or (1, 16)),
+        size=size,
+        rounds=rounds,
+        device=choose_device(device).type,
+        peers=peers,
+        only=only,
+        memory=memory,
+    )
+    with telling(shown=sys.stderr.isatty()) as tell:
+        peaks, rows = measure(plan, on_step=tell)
+    if as_json:
+        report = {
+            "plan": asdict(plan),
+            "environment": describe(),
+            "peaks": asdict(peaks),
+            "rows": [_as_dict(row) for row in rows],
+        }
+        typer.echo(json.dumps(report))
+    else:
+        _print_table(peaks, rows)
+
+
+def _as_dict(row: "Row") -> dict[str, Any]:
+    from splitattn.benchmark.spread import spread
+
+    return asdict(row) | spread(row.milliseconds) | {"images_per_second": row.images_per_second}
+
+
+def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from splitattn.benchmark.spread import spread
+
+    table = Table("network", "form", "engine", "", box=None, pad_edge=False)
+    for column in ("batch", "ms", "quartiles", "images/s", "x floor", "MB", "difference"):
+        table.add_column(column, justify="right")
+    for row in sorted(rows, key=lambda row: (row.batch_size, row.median)):
+        turns = spread(row.milliseconds)
+        table.add_row(
+            row.network,
+            row.form,
+            row.engine,
+            row.precision,
+            str(row.batch_size),
+            f"{row.median:.1f}",
+            f"{turns['quartile1']:.1f}-{turns['quartile3']:.1f}",
+            f"{row.images_per_second:.1f}",
+            f"{row.median / row.floor_milliseconds:.2f}",
+            "" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
+            f"{row.difference:.0e}",
+        )
+    rates = ", ".join(f"{name} {2e-9 * rate:.0f}" for name, rate in peaks.multiply_adds.items())
+    console = Console()
+    console.print(table)
+    console.print(
+        f"\nThis machine reaches {rates} billion operations and copies "
+        f"{1e-9 * peaks.copied_bytes:.1f} GB a second.",
+        highlight=False,
+    )

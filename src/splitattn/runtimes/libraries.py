@@ -1,0 +1,57 @@
+"""The optional libraries: whether they are here, and imported without what they do besides."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType
+
+from splitattn.errors import InputError
+
+_EXTRAS = {
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "nncf": "openvino",
+}
+_TELEMETRY = "openvino_telemetry"
+
+
+def installed(*libraries: str) -> bool:
+    """Whether all of them can be imported. They are not imported."""
+    return all(find_spec(library) for library in libraries)
+
+
+def require(purpose: str, *libraries: str) -> None:
+    """Raise unless all libraries that `purpose` needs are installed.
+
+    Raises:
+        InputError: the message names the extra to install.
+    """
+    missing = [library for library in libraries if not installed(library)]
+    if missing:
+        extras = ",".join(dict.fromkeys(_EXTRAS[library] for library in missing))
+        raise InputError(
+            f"{purpose} needs {' and '.join(missing)}, not installed here: "
+            f"pip install 'splitattn[{extras}]'"
+        )
+
+
+@contextmanager
+def telemetry_off() -> Iterator[None]:
+    """OpenVINO and NNCF, imported in this block, report nothing to their makers.
+
+    Both send their use to Google Analytics unless somebody objected, from the import on. Labelling
+    an image on one's own machine is nobody else's business, and SPLITATTN_OFFLINE forbids it too.
+    Both do without where `openvino_telemetry` is not installed, and so it seems in here.
+    """
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]
+    before = modules.get(_TELEMETRY)
+    modules[_TELEMETRY] = None
+    try:
+        yield
+    finally:
+        del modules[_TELEMETRY]
+        if before is not None:
+            modules[_TELEMETRY] = before

@@ -1,0 +1,119 @@
+"""OpenVINO as an engine, and networks as its graphs."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splitattn.errors import InputError
+from splitattn.nn.fusion import fuse
+from splitattn.nn.resnest import ResNeSt
+from splitattn.runtimes.libraries import telemetry_off
+from splitattn.runtimes.pytorch import Exportable
+from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
+
+with telemetry_off():
+    import openvino as ov
+    from openvino.properties import hint
+
+
+class OpenVinoEngine:
+    """Runs an OpenVINO graph on the processor, one batch at a time.
+
+    Args:
+        graph: an IR file, or a graph in memory; its only input takes the images.
+        device: "auto" or "cpu".
+
+    Attributes:
+        metadata: what the graph says about itself, or None.
+
+    Raises:
+        InputError: the device is another one.
+        Exception: the graph is damaged; OpenVINO raises many kinds of errors.
+    """
+
+    def __init__(self, graph: "ov.Model | Path", *, device: str = "auto") -> None:
+        check_device(device)
+        self.device = torch.device("cpu")
+        self.name = f"OpenVINO {ov.__version__.partition('-')[0]} on cpu"
+        core = ov.Core()
+        model = core.read_model(graph) if isinstance(graph, Path) else graph
+        self.metadata: str | None = None
+        if model.has_rt_info([METADATA_KEY]):
+            self.metadata = model.get_rt_info([METADATA_KEY]).astype(str)
+        settings = {
+            # Else a processor with units for bfloat16 would use them.
+            hint.inference_precision: ov.Type.f32,
+            # All cores work on one batch, rather than each on its own.
+            hint.performance_mode: hint.PerformanceMode.LATENCY,
+        }
+        self._compiled = core.compile_model(model, "CPU", settings)
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
+        logits = self._compiled(np.ascontiguousarray(images_BCHW.numpy()))[0]
+        return torch.from_numpy(logits)
+
+
+def check_device(device: str) -> None:
+    """Raise unless OpenVINO runs there.
+
+    Raises:
+        InputError: it does not.
+    """
+    if device not in ("auto", "cpu"):
+        raise InputError(
+            f"engine openvino runs on cpu, got device {device!r}; take engine torch for that"
+        )
+
+
+def network_engine(model: ResNeSt, *, size: int, device: str = "auto") -> OpenVinoEngine:
+    """`model`, fused, in OpenVINO; `model` stays as it is.
+
+    Args:
+        size: of its images, in pixels.
+        device: "auto" or "cpu".
+
+    Raises:
+        InputError: the device is another one.
+    """
+    check_device(device)
+    graph = convert(Exportable(fuse(model, target="openvino")), size=size)
+    return OpenVinoEngine(graph, device=device)
+
+
+def convert(network: Exportable, *, size: int, dynamic_size: bool = False) -> "ov.Model":
+    """The network as an OpenVINO graph: "images" (B, 3, H, W) to "logits" (B, classes).
+
+    Args:
+        size: of its images, in pixels.
+        dynamic_size: it takes images of other heights and widths too.
+    """
+    side = -1 if dynamic_size else size
+    with torch.no_grad(), warnings.catch_warnings():
+        # By its way through torch.jit.trace, which takes seconds less than torch.export and is all
+        # that a network without branches needs.
+        warnings.filterwarnings("ignore", "`torch.jit.trace")
+        graph = ov.convert_model(
+            network,
+            example_input=torch.zeros(1, 3, size, size),
+            input=[("images", ov.PartialShape([-1, 3, side, side]))],
+        )
+    graph.input(0).get_tensor().set_names({"images"})
+    graph.output(0).get_tensor().set_names({"logits"})
+    return graph
+
+
+def save(
+    graph: "ov.Model", path: Path, *, metadata: ModelMetadata | None = None, half: bool = False
+) -> None:
+    """Write the graph as `path`, an `.xml` file, and a `.bin` file beside it.
+
+    Args:
+        metadata: what the file is to say about itself.
+        half: store weights in half the bits; they are computed with as before.
+    """
+    if metadata:
+        graph.set_rt_info(metadata.to_json(), [METADATA_KEY])
+    ov.save_model(graph, path, compress_to_fp16=half)

@@ -1,0 +1,144 @@
+"""The ladder, measured in small."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from splitattn import environment
+from splitattn.benchmark import ladder
+from splitattn.benchmark.floor import Peaks
+from splitattn.benchmark.ladder import rungs
+from splitattn.benchmark.measure import Plan, Row, measure
+from splitattn.benchmark.spread import spread
+from splitattn.cli import main
+from splitattn.errors import InputError
+
+
+def plan(**changes: object) -> Plan:
+    small = {
+        "model": "resnest26_tiny",
+        "size": 32,
+        "rounds": 2,
+        "peers": False,
+        "batch_sizes": (1, 2),
+        "only": "branches, torch fp32",
+        "memory": False,
+    }
+    return Plan(**(small | changes))
+
+
+@pytest.fixture(autouse=True)
+def _quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = Peaks(multiply_adds={"fp32": 1e9, "int8": 1e9}, copied_bytes=1e9)
+    monkeypatch.setattr("splitattn.benchmark.measure.measure_peaks", lambda _: peaks)
+
+
+def test_every_rung_has_a_row_for_each_batch_size() -> None:
+    _, rows = measure(plan(only="torch fp32"))
+    assert [(row.form, row.batch_size) for row in rows] == [
+        *(("as trained", 1), ("branches", 1), ("grouped", 1)),
+        *(("as trained", 2), ("branches", 2), ("grouped", 2)),
+    ]
+    for row in rows:
+        assert len(row.milliseconds) == 2
+        assert row.floor_milliseconds > 0
+        assert row.difference < 1e-5
+        assert row.same_labels == 1
+
+
+def test_what_computes_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def negated(subject: ladder.Subject, *_: object) -> Callable[[Tensor], Tensor]:
+        network = subject.build()
+        return lambda images: -network(images)
+
+    wrong = ladder.Engine(name="torch", precision="fp32", load=negated)
+    monkeypatch.setattr(ladder, "_ON_CPU", (wrong,))
+    _, (row,) = measure(plan(batch_sizes=(2,)))
+    assert row.difference == pytest.approx(2, rel=0.1)
+    assert row.same_labels == 0
+
+
+def test_figures_are_those_of_the_turns() -> None:
+    row = Row(
+        network="n",
+        form="f",
+        engine="e",
+        precision="fp32",
+        batch_size=4,
+        milliseconds=(50.0, 10.0, 20.0, 40.0, 30.0),
+        floor_milliseconds=3.0,
+        peak_memory=None,
+        difference=0.0,
+        same_labels=1.0,
+    )
+    assert row.median == 30
+    assert spread(row.milliseconds) == {"median": 30, "quartile1": 20, "quartile3": 40}
+    assert row.images_per_second == pytest.approx(1000 * 4 / 30)
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
+    ballast = torch.ones(2**30, dtype=torch.uint8)
+    _, (row,) = measure(plan(batch_sizes=(1,), memory=True))
+    own = environment.peak_memory()
+    if own is None:
+        pytest.skip("this system does not tell")
+    assert row.peak_memory is not None
+    assert 5e7 < row.peak_memory < own - 0.5 * ballast.nbytes
+
+
+def test_peers_are_measured_with_our_weights() -> None:
+    twin = next(
+        rung.subject
+        for rung in rungs("resnest14", "cpu", peers=True)
+        if rung.subject.name == "timm resnest14d"
+    )
+    ours = next(rung.subject for rung in rungs("resnest14", "cpu", peers=False))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(twin.build()(images), ours.build()(images), rtol=0, atol=1e-4)
+
+
+def test_the_verb_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    bench("--json")
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report["rows"]
+    assert row["median"] == pytest.approx(sum(row["milliseconds"]) / 2)
+    assert torch.__version__.startswith(report["environment"]["torch"])
+    assert report["plan"]["model"] == "resnest26_tiny"
+
+
+def test_the_verb_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    bench()
+    out = capsys.readouterr().out
+    assert "branches" in out
+    assert "billion operations" in out
+
+
+def bench(*options: str) -> None:
+    numbers = ["--size=32", "--rounds=2", "--batch-size=1"]
+    switches = ["--no-peers", "--no-memory", "--only=branches, torch fp32"]
+    with pytest.raises(SystemExit) as leaving:
+        main(["bench", "--model=resnest26_tiny", *numbers, *switches, *options])
+    assert leaving.value.code in (0, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"batch_sizes": (0,)}, "batch sizes must be at least 1, got \\[0\\]"),
+        ({"batch_sizes": ()}, "batch sizes"),
+        ({"rounds": 1}, "rounds must be at least 2"),
+        ({"size": 8}, "at least 32 pixels, got 8"),
+    ],
+)
+def test_nonsense_is_refused(changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        plan(**changes)
+
+
+def test_an_unknown_rung_is_refused() -> None:
+    with pytest.raises(InputError, match="must hold the text"):
+        measure(plan(only="tensorflow"))
