@@ -1,6 +1,7 @@
 """The ladder, measured in small."""
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -110,10 +111,13 @@ def test_the_verb_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> 
     assert report["plan"]["model"] == "resnest26_tiny"
 
 
-def test_the_verb_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_prints_a_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     bench()
     out = capsys.readouterr().out
-    assert "branches" in out
+    assert re.search(r"^splitattn resnest26_tiny +branches +torch +fp32 +1 ", out, re.MULTILINE)
     assert "billion operations" in out
 
 
