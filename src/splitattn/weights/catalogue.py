@@ -213,10 +213,10 @@ def _gluon(model: str, sha256: str, *, top1: float, top5: float) -> WeightsEntry
 _EMBEDDED = WeightsEntry(
     model="resnest26_tiny",
     tag="tiny_imagenet",
-    filename="resnest26_tiny-74a81bc5.safetensors",
+    filename="resnest26_tiny-cbe17a5d.safetensors",
     urls=(),
-    sha256="74a81bc58d0e1edde32aa72980b21c83549f60a81ec4efece204adad25c547cb",
-    preprocessing=Preprocessing(size=48, crop_fraction=1.0),
+    sha256="cbe17a5d4fab0f89174d6b1c80e07c41f2b072fade0432c7d40c7f671c580148",
+    preprocessing=Preprocessing(size=64, crop_fraction=1.0),
     class_set="tiny_imagenet200",
     licence="Apache-2.0",
     source=(
