@@ -56,7 +56,8 @@ def test_python_examples_do_what_they_say(
     exec(compile(example, "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
-    assert all(re.fullmatch(r" *\d+\.\d%  [A-Za-z].*", line) for line in printed)
+    a_line = r" *\d+\.\d%  [A-Za-z].*|batch .*| +\d+ +96 .* 100%"
+    assert all(re.fullmatch(a_line, line) for line in printed)
     for name, shape in re.findall(r"^(\w+) = .*  # (\(.*\))$", example, re.MULTILINE):
         tensor = names[name]
         assert isinstance(tensor, torch.Tensor)
@@ -82,6 +83,18 @@ def prints_an_object_per_photo(output: str, _: Path) -> None:
     answers = [json.loads(line) for line in output.splitlines()]
     assert {a["path"] for a in answers} == {"photos/coffee.jpg", "photos/trip/chelsea.jpg"}
     assert all(len(answer["predictions"]) == 5 for answer in answers)
+
+
+def exports(output: str, desk: Path) -> None:
+    assert re.search(r"^model\.onnx: resnest26_tiny in fp32, .* MiB", output, re.MULTILINE)
+    assert (desk / "model.onnx").is_file()
+    assert (desk / "model.onnx.parity.json").is_file()
+
+
+def quantises(output: str, desk: Path) -> None:
+    assert re.search(r"^model\.xml: resnest26_tiny in int8, .* MiB", output, re.MULTILINE)
+    assert "labelled alike" in output
+    assert (desk / "model.bin").stat().st_size < (desk / "model.onnx").stat().st_size / 2
 
 
 def measures_every_image(_: str, desk: Path) -> None:
@@ -122,6 +135,10 @@ SHOWS = {
         writes_a_csv_row_per_photo
     ),
     "find photos -name '*.jpg' | splitattn predict - --format json": prints_an_object_per_photo,
+    "splitattn predict photo.jpg --engine openvino": labels_a_photo,
+    "splitattn export model.onnx": exports,
+    "splitattn predict photo.jpg --weights model.onnx": labels_a_photo,
+    "splitattn export model.xml --precision int8 --calibration dataset/": quantises,
     "splitattn evaluate dataset/ --json > measured.json": measures_every_image,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml": trains,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml --resume": trains,

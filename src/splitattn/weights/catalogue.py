@@ -225,12 +225,12 @@ _EMBEDDED = WeightsEntry(
         "runs/embedded`"
     ),
     measured=MeasuredMetrics(
-        top1=43.94,
-        top5=70.14,
+        top1=55.26,
+        top5=78.92,
         n=10000,
         dataset="Tiny ImageNet (validation)",
         command="splitattn evaluate tiny-imagenet-200",
-        date="2026-11-22",
+        date="2026-11-23",
     ),
 )
 
