@@ -4,8 +4,8 @@
 # usage: benchmarks/on_gpu.sh [FOLDER]
 #
 # Rows are added to the JSON files beside this script; with FOLDER (given by machines that are lent
-# and forget), copies of them and of the tests' output go there. Needs the extra [dev]. Takes about
-# twenty minutes on an H100. BATCH, SIZE, ROUNDS and DEVICE are there to try it in small.
+# and forget), copies of them go there. Needs the extra [dev]. BATCH, SIZE, ROUNDS and DEVICE are
+# there to try it in small.
 set -eu
 
 cd -- "$(dirname -- "$0")/.."
@@ -20,7 +20,7 @@ export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
 keep() {
     if [ -n "$folder" ]; then
         mkdir -p "$folder"
-        cp "$@" "$folder"
+        cp "$@" "$folder" || failed=1
     fi
 }
 
@@ -37,7 +37,8 @@ for model_batch in "$batch" 1; do
     name=benchmarks/inference_$device.batch$model_batch.json
     echo "== bench, batch $model_batch"
     "$python" -m splitattn bench --device "$device" --batch-size "$model_batch" --size "$size" \
-        --rounds "$rounds" --json >"$name" || { rm -f "$name"; failed=1; continue; }
+        --rounds "$rounds" --json >"$name.new" || { rm -f "$name.new"; failed=1; continue; }
+    mv "$name.new" "$name"
     keep "$name"
 done
 

@@ -91,12 +91,6 @@ def exports(output: str, desk: Path) -> None:
     assert (desk / "model.onnx.parity.json").is_file()
 
 
-def quantises(output: str, desk: Path) -> None:
-    assert re.search(r"^model\.xml: resnest26_tiny in int8, .* MiB", output, re.MULTILINE)
-    assert "labelled alike" in output
-    assert (desk / "model.bin").stat().st_size < (desk / "model.onnx").stat().st_size / 2
-
-
 def measures_every_image(_: str, desk: Path) -> None:
     measured = json.loads((desk / "measured.json").read_text(encoding="utf-8"))
     assert measured["n"] == 4
@@ -138,7 +132,6 @@ SHOWS = {
     "splitattn predict photo.jpg --engine openvino": labels_a_photo,
     "splitattn export model.onnx": exports,
     "splitattn predict photo.jpg --weights model.onnx": labels_a_photo,
-    "splitattn export model.xml --precision int8 --calibration dataset/": quantises,
     "splitattn evaluate dataset/ --json > measured.json": measures_every_image,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml": trains,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml --resume": trains,

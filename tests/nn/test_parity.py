@@ -1,5 +1,7 @@
 """The report on how equal two networks are."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,3 +66,12 @@ def test_nonsense_is_refused() -> None:
         parity(Means(), Means(), batch_sizes=(0,))
     with pytest.raises(InputError, match="one shape, got \\(1, 3\\) and \\(1, 2\\)"):
         parity(Means(), lambda x: x.mean((2, 3))[:, :2], batch_sizes=(1,), image_sizes=(4,))
+
+
+def test_what_is_not_a_number_is_not_equal() -> None:
+    model = Means()
+
+    def broken(x: Tensor) -> Tensor:
+        return model(x) if len(x) == 1 else model(x) * float("nan")
+
+    assert math.isnan(parity(model, broken, batch_sizes=(1, 2, 1), image_sizes=(4,)).relative)

@@ -25,7 +25,7 @@ from splitattn.nn.split_attention import SplitAttention2d
 
 Form = Literal["branches", "grouped"]
 
-# What each engine runs faster, as measured in docs/log.md.
+# What each engine is expected to run faster; `splitattn bench` measures both.
 FORMS: dict[str, Form] = {
     "torch": "branches",
     "compile": "branches",

@@ -41,7 +41,8 @@ class Parity:
     @property
     def relative(self) -> float:
         """The largest relative difference of all batches."""
-        return max(row.relative for row in self.differences)
+        # Not Python's max, which passes over what is not a number.
+        return torch.tensor([row.relative for row in self.differences]).max().item()
 
     @property
     def same_labels(self) -> float:

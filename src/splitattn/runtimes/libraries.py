@@ -14,6 +14,7 @@ _EXTRAS = {
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "nncf": "openvino",
+    "timm": "dev",
 }
 _TELEMETRY = "openvino_telemetry"
 

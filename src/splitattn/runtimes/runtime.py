@@ -21,9 +21,9 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 }
 ENGINES = ("auto", *LIBRARIES)
 
-# What "auto" takes on each kind of device: the first that is installed. The order is that of their
-# rates as measured in docs/log.md, less what a single image would wait for the conversion.
-FASTEST: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "onnxruntime", "torch")}
+# What "auto" takes on each kind of device: the first that is installed. ONNX Runtime is not among
+# them: a network in memory would be converted for seconds at every start.
+FASTEST: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "torch")}
 
 
 class Runtime(Protocol):
