@@ -7,9 +7,9 @@ width, with 0, 1, 2 and 4 splits, and beside them timm's SE and SK networks of t
 width, learn its first hundred classes by one recipe. Ours pool before the 3x3 convolution, timm's
 take strides in it, so that all have nearly the same cost; the rows say how nearly.
 
-About two hours on two processor cores. A run that was stopped goes on where it was, and one that is
-in benchmarks/claim.json is not repeated. All networks take their first seed before any takes its
-second. Needs the extra [dev], for timm and fvcore.
+Sized for two hours on two processor cores. A run that was stopped goes on where it was, and one
+that is in benchmarks/claim.json is not repeated. All networks take their first seed before any
+takes its second. Needs the extra [dev], for timm and fvcore.
 """
 
 import argparse

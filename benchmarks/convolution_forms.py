@@ -131,13 +131,18 @@ def compared(shape: Shape, arguments: argparse.Namespace) -> dict[str, object]:
 
     whole, parts = maps(1), [maps(shape.groups) for _ in range(shape.groups)]
     forms = {"grouped": lambda: [grouped(whole)], "dense": lambda: dense(parts)}
+    inputs = {
+        "grouped": [whole, *grouped.parameters()],
+        "dense": [*parts, *dense.parameters()],
+    }
+    ones = {name: [torch.ones_like(output) for output in run()] for name, run in forms.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     for i in range(WARM_UP_ROUNDS + arguments.rounds):
         for name in list(forms)[:: -1 if i % 2 else 1]:
             begin = now(device)
             outputs = forms[name]()
             middle = now(device)
-            torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+            torch.autograd.grad(outputs, inputs[name], ones[name])
             times[name].append((middle - begin, now(device) - middle))
     counted = {name: values[WARM_UP_ROUNDS:] for name, values in times.items()}
     pairs = list(zip(counted["grouped"], counted["dense"], strict=True))

@@ -62,6 +62,37 @@ def test_what_computes_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -
     assert row.same_labels == 0
 
 
+@pytest.mark.parametrize(
+    ("rung", "tolerance"),
+    [
+        ("branches, onnxruntime fp32", 1e-5),
+        ("grouped, openvino fp32", 1e-5),
+        ("branches, openvino int8", 0.5),
+    ],
+)
+def test_converted_rungs_are_the_same_network(rung: str, tolerance: float) -> None:
+    _, (row,) = measure(plan(only=rung, batch_sizes=(2,)))
+    assert 0 < row.difference < tolerance
+
+
+def test_engines_that_are_not_installed_are_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ladder, "installed", lambda *libraries: "openvino" not in libraries)
+    engines = {rung.engine.name for rung in rungs("resnest14", "cpu", peers=False)}
+    assert engines == {"torch", "compile", "onnxruntime"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out: openvino fp32, which needs openvino",
+        "left out: openvino int8, which needs openvino and nncf",
+    ]
+
+
+def test_forms_of_a_network_have_one_floor() -> None:
+    _, rows = measure(plan(only="torch fp32", batch_sizes=(1,)))
+    assert len(rows) == 3
+    assert len({row.floor_milliseconds for row in rows}) == 1
+
+
 def test_figures_are_those_of_the_turns() -> None:
     row = Row(
         network="n",
@@ -111,10 +142,10 @@ def test_the_verb_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> 
     assert report["plan"]["model"] == "resnest26_tiny"
 
 
-def test_the_verb_prints_a_table(
+def test_the_verb_prints_a_line_for_each_rung(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "80")
     bench()
     out = capsys.readouterr().out
     assert re.search(r"^splitattn resnest26_tiny +branches +torch +fp32 +1 ", out, re.MULTILINE)
@@ -136,6 +167,7 @@ def bench(*options: str) -> None:
         ({"batch_sizes": ()}, "batch sizes"),
         ({"rounds": 1}, "rounds must be at least 2"),
         ({"size": 8}, "at least 32 pixels, got 8"),
+        ({"device": "mps"}, "must be cpu or cuda, got 'mps'"),
     ],
 )
 def test_nonsense_is_refused(changes: dict[str, object], complaint: str) -> None:

@@ -75,3 +75,11 @@ def test_what_is_not_a_number_is_not_equal() -> None:
         return model(x) if len(x) == 1 else model(x) * float("nan")
 
     assert math.isnan(parity(model, broken, batch_sizes=(1, 2, 1), image_sizes=(4,)).relative)
+
+
+def test_outputs_of_zero_are_compared_too() -> None:
+    model = Means()
+    model.conv.weight.data.zero_()
+    sizes = {"batch_sizes": (1,), "image_sizes": (4,)}
+    assert parity(model, model, **sizes).relative == 0
+    assert parity(model, lambda x: model(x) + 1, **sizes).relative == math.inf

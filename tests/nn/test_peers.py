@@ -9,21 +9,11 @@ import torchvision
 from torch import nn
 
 from splitattn.architectures import ARCHITECTURES, Architecture
+from splitattn.benchmark.ladder import TIMM_NAMES
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 
 from .networks import images, randomise_norms
-
-TIMM_NAMES = {
-    "resnest14": "resnest14d",
-    "resnest26": "resnest26d",
-    "resnest50": "resnest50d",
-    "resnest101": "resnest101e",
-    "resnest200": "resnest200e",
-    "resnest269": "resnest269e",
-    "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
-    "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
-}
 
 PLAIN = Architecture(layers=(3, 4, 6, 3), radix=0, deep_stem=False, avg_down=False, avd=False)
 

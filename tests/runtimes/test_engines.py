@@ -2,6 +2,7 @@ import builtins
 import copy
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -34,6 +35,13 @@ def expected() -> torch.Tensor:
     assert probabilities.argmax(1).unique().numel() > 1, "the photographs must differ to it"
     assert 0.2 < probabilities.max() < 0.999
     return probabilities
+
+
+def test_threads_may_share_an_engine(loaded: EngineRuntime, expected: torch.Tensor) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(loaded.run, [photographs()] * 24))
+    for probabilities in answers:
+        torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
 
 
 @pytest.fixture

@@ -252,23 +252,34 @@ def test_a_converter_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("absolute", "passed"), [(1e-6, True), (1e-3, False), (math.nan, False)])
-def test_every_batch_must_pass(absolute: float, passed: bool) -> None:
-    def row(absolute: float) -> Difference:
-        return Difference(
-            batch_size=1, image_size=32, absolute=absolute, relative=0.0, same_labels=1.0
-        )
-
-    report = ExportReport(
+def report(absolute: float, agreement: Agreement | None = None) -> ExportReport:
+    """Of three batches, of which the second differs by `absolute`."""
+    differences = tuple(
+        Difference(batch_size=1, image_size=32, absolute=most, relative=0.0, same_labels=1.0)
+        for most in (0.0, absolute, 0.0)
+    )
+    return ExportReport(
         path=Path("net.onnx"),
         format="onnx",
-        precision="fp32",
+        precision="int8" if agreement else "fp32",
         engine="none",
         size=1,
-        parity=Parity(differences=(row(0.0), row(absolute), row(0.0))),
-        agreement=None,
+        parity=Parity(differences=differences),
+        agreement=agreement,
     )
-    assert report.passed == passed
+
+
+@pytest.mark.parametrize(("absolute", "passed"), [(1e-6, True), (1e-3, False), (math.nan, False)])
+def test_every_batch_must_pass(absolute: float, passed: bool) -> None:
+    assert report(absolute).passed == passed
+    assert f"got {absolute:.2g}" in str(exporting._failure(report(absolute)))
+
+
+@pytest.mark.parametrize(("same_labels", "passed"), [(90.0, True), (89.9, False)])
+def test_labels_decide_about_eight_bits(same_labels: float, passed: bool) -> None:
+    agreement = Agreement(n=1000, same_labels=same_labels, top1=None, reference_top1=None)
+    assert report(0.3, agreement).passed == passed
+    assert f"got {same_labels:.2f} %" in str(exporting._failure(report(0.3, agreement)))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """The rungs of the ladder: each is a network, ours or a peer's, in an engine."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,13 @@ from splitattn.architectures import architecture
 from splitattn.errors import InputError
 from splitattn.nn.fusion import Form, fuse
 from splitattn.nn.resnest import Bottleneck, ResNeSt
-from splitattn.runtimes.libraries import require
+from splitattn.runtimes.libraries import installed, require
 from splitattn.runtimes.pytorch import Exportable, TorchEngine
 from splitattn.runtimes.quantisation import FLOAT_PARTS, quantised_onnx, quantised_openvino
+from splitattn.runtimes.runtime import LIBRARIES
 from splitattn.weights.catalogue import Preprocessing
+
+logger = logging.getLogger(__name__)
 
 # timm's names of the networks that both have.
 TIMM_NAMES = {
@@ -60,12 +65,14 @@ class Subject:
 
     Attributes:
         name: whose it is and what they call it.
+        ours: whether it is this project's.
         form: "as trained", or how it is rewritten: "branches" or "grouped".
         trained: makes it as it is trained, in evaluation mode: what is right.
         build: makes it as it is run.
     """
 
     name: str
+    ours: bool
     form: str
     trained: Callable[[], nn.Module]
     build: Callable[[], nn.Module]
@@ -114,7 +121,7 @@ class Rung:
 
 
 def rungs(model: str, device: str, *, peers: bool = True, only: str = "") -> list[Rung]:
-    """The ladder of `model`.
+    """The ladder of `model`, as far as its engines are installed; a warning names what is not.
 
     Args:
         model: name of our network.
@@ -123,7 +130,7 @@ def rungs(model: str, device: str, *, peers: bool = True, only: str = "") -> lis
         only: text that a rung's label must hold.
 
     Raises:
-        InputError: there is no such model or no such rung, or a library is missing.
+        InputError: there is no such model or no such rung, or timm is missing for its peers.
     """
     architecture(model)
     if peers:
@@ -139,19 +146,22 @@ def rungs(model: str, device: str, *, peers: bool = True, only: str = "") -> lis
         raise InputError(
             f"a rung must hold the text to choose by, such as {ladder[0].label!r}; got {only!r}"
         )
-    for rung in chosen:
-        require(f"engine {rung.engine.name}", *rung.engine.libraries)
-    return chosen
+    able = [rung for rung in chosen if installed(*rung.engine.libraries)]
+    for engine in dict.fromkeys(rung.engine for rung in chosen if rung not in able):
+        needed = " and ".join(engine.libraries)
+        logger.warning("left out: %s %s, which needs %s", engine.name, engine.precision, needed)
+    return able
 
 
 def _ours(model: str) -> Iterator[Subject]:
     forms: tuple[Form, ...] = ("branches", "grouped")
     for name in filter(None, (model, _CHEAPER.get(model))):
         trained = partial(_random, name)
-        yield _as_trained(f"splitattn {name}", trained)
+        yield _as_trained(f"splitattn {name}", trained, ours=True)
         for form in forms:
             yield Subject(
                 name=f"splitattn {name}",
+                ours=True,
                 form=form,
                 trained=trained,
                 build=partial(_fused, name, form),
@@ -165,13 +175,13 @@ def _peers(model: str) -> Iterator[Subject]:
     yield _as_trained("torchvision resnet50", _torchvision)
 
 
-def _as_trained(name: str, build: Callable[[], nn.Module]) -> Subject:
-    return Subject(name=name, form="as trained", trained=build, build=build)
+def _as_trained(name: str, build: Callable[[], nn.Module], *, ours: bool = False) -> Subject:
+    return Subject(name=name, ours=ours, form="as trained", trained=build, build=build)
 
 
 def _worth_measuring(subject: Subject, engine: Engine) -> bool:
     """Nobody would run ours un-rewritten but in PyTorch, nor rewritten in the slower format."""
-    if not subject.name.startswith("splitattn"):
+    if not subject.ours:
         return True
     return engine.name != "torch NCHW" if subject.rewritten else engine.name == "torch"
 
@@ -253,15 +263,8 @@ def _onnx(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
 
         path = path.with_suffix(".onnx")
         if not path.exists():
-            graph = convert(Exportable(subject.build()), size=setting.preprocessing.size)
-            if precision == "int8":
-                graph = quantised_onnx(
-                    graph,
-                    list(setting.pixels),
-                    setting.preprocessing,
-                    float_parts=FLOAT_PARTS["onnx"] if subject.rewritten else (),
-                )
-            onnx.save(graph, path)
+            quantise = quantised_onnx if precision == "int8" else None
+            onnx.save(_graph(subject, setting, convert, quantise, "onnx"), path)
         return OnnxEngine(path, device="cpu")
 
     return load
@@ -273,30 +276,38 @@ def _openvino(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
 
         path = path.with_suffix(".xml")
         if not path.exists():
-            graph = convert(Exportable(subject.build()), size=setting.preprocessing.size)
-            if precision == "int8":
-                graph = quantised_openvino(
-                    graph,
-                    list(setting.pixels),
-                    setting.preprocessing,
-                    float_parts=FLOAT_PARTS["openvino"] if subject.rewritten else (),
-                )
-            save(graph, path)
+            quantise = quantised_openvino if precision == "int8" else None
+            save(_graph(subject, setting, convert, quantise, "openvino"), path)
         return OpenVinoEngine(path, device="cpu")
 
     return load
 
 
-_ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+def _graph(
+    subject: Subject,
+    setting: Setting,
+    convert: Callable[..., Any],
+    quantise: Callable[..., Any] | None,
+    form: str,
+) -> Any:
+    """The subject as a graph; peers are quantised as the libraries do it by themselves."""
+    graph = convert(Exportable(subject.build()), size=setting.preprocessing.size)
+    if quantise is None:
+        return graph
+    float_parts = FLOAT_PARTS[form] if subject.rewritten else ()
+    return quantise(graph, list(setting.pixels), setting.preprocessing, float_parts=float_parts)
+
+
+_ONNX, _OPENVINO = LIBRARIES["onnxruntime"], LIBRARIES["openvino"]
 _ON_CPU = (
     Engine(name="torch", precision="fp32", load=_eager("fp32")),
     Engine(name="torch NCHW", precision="fp32", load=_contiguous("fp32")),
     Engine(name="compile", precision="fp32", load=_compiled("fp32")),
-    Engine(name="onnxruntime", precision="fp32", load=_onnx("fp32"), libraries=_ONNX_LIBRARIES),
-    Engine(name="onnxruntime", precision="int8", load=_onnx("int8"), libraries=_ONNX_LIBRARIES),
-    Engine(name="openvino", precision="fp32", load=_openvino("fp32"), libraries=("openvino",)),
+    Engine(name="onnxruntime", precision="fp32", load=_onnx("fp32"), libraries=_ONNX),
+    Engine(name="onnxruntime", precision="int8", load=_onnx("int8"), libraries=_ONNX),
+    Engine(name="openvino", precision="fp32", load=_openvino("fp32"), libraries=_OPENVINO),
     Engine(
-        name="openvino", precision="int8", load=_openvino("int8"), libraries=("openvino", "nncf")
+        name="openvino", precision="int8", load=_openvino("int8"), libraries=(*_OPENVINO, "nncf")
     ),
 )
 _ON_CUDA = (

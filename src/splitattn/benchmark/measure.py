@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from splitattn import environment
-from splitattn.benchmark.floor import Peaks, cost, floor_seconds, measure_peaks
+from splitattn.benchmark.floor import Cost, Peaks, cost, floor_seconds, measure_peaks
 from splitattn.benchmark.ladder import Rung, Runner, Setting, rungs
 from splitattn.errors import InputError
 from splitattn.images.decode import decode
@@ -34,9 +34,9 @@ class Row:
         network, form, engine, precision: the rung.
         batch_size: images at once.
         milliseconds: of each timed turn; the n-th turns of all rungs were within one round.
-        floor_milliseconds: the least time that the machine needs.
+        floor_milliseconds: the least time that the machine needs for the network as trained.
         peak_memory: bytes, of a process that loads and runs nothing else or, on CUDA, of its
-            tensors; None where it was not measured.
+            tensors; None where it was not measured. In PyTorch, loading includes the rewrite.
         difference: the largest difference of a logit from the network as trained, in float32 on
             the same device, as a share of the largest logit.
         same_labels: the share of images that are labelled as there.
@@ -79,7 +79,7 @@ class Plan:
         memory: whether peak memory is measured, each time in a process of its own.
 
     Raises:
-        InputError: a number is too small.
+        InputError: a number is too small, or the device another one.
     """
 
     model: str
@@ -98,6 +98,8 @@ class Plan:
             raise InputError(f"rounds must be at least 2, for their spread, got {self.rounds}")
         if self.size is not None and self.size < 32:
             raise InputError(f"size must be at least 32 pixels, got {self.size}")
+        if self.device not in ("cpu", "cuda"):
+            raise InputError(f"the ladder's device must be cpu or cuda, got {self.device!r}")
 
     def rungs(self) -> list[Rung]:
         """The rungs that take part."""
@@ -119,7 +121,7 @@ def measure(
         InputError: the plan names what is not there.
     """
     chosen = plan.rungs()
-    with TemporaryDirectory() as folder, torch.inference_mode():
+    with TemporaryDirectory() as folder:
         setting = _setting(plan, Path(folder))
         on_step("the machine's peak rates")
         peaks = measure_peaks(setting.device)
@@ -127,14 +129,22 @@ def measure(
         for rung in chosen:
             on_step(f"loading {rung.label}")
             runners.append(rung.load(setting))
+        costs = _costs(chosen, setting)
         rows: list[Row] = []
         for batch_size in plan.batch_sizes:
             images = _images(setting, batch_size)
             on_step(f"batch {batch_size}, first runs")
-            checks = _checks(chosen, runners, images)
-            seconds = _take_turns(plan, runners, images, on_step)
+            with torch.inference_mode():
+                checks = _checks(chosen, runners, images)
+                seconds = _take_turns(plan, runners, images, on_step)
             for i, rung in enumerate(chosen):
-                on_step(f"batch {batch_size}, costs of {rung.label}")
+                on_step(f"batch {batch_size}, memory of {rung.label}")
+                floor = floor_seconds(
+                    costs[rung.subject.name],
+                    peaks,
+                    precision=rung.engine.precision,
+                    batch_size=batch_size,
+                )
                 rows.append(
                     Row(
                         network=rung.subject.name,
@@ -143,7 +153,7 @@ def measure(
                         precision=rung.engine.precision,
                         batch_size=batch_size,
                         milliseconds=tuple(round(1000 * turn, 3) for turn in seconds[i]),
-                        floor_milliseconds=1000 * _floor(rung, peaks, setting, batch_size),
+                        floor_milliseconds=1000 * floor,
                         peak_memory=_peak_memory(plan, i, batch_size, folder),
                         difference=checks[i].relative,
                         same_labels=checks[i].same_labels,
@@ -162,6 +172,13 @@ def _setting(plan: Plan, folder: Path) -> Setting:
         preprocessing=preprocessing,
         folder=folder,
     )
+
+
+def _costs(chosen: list[Rung], setting: Setting) -> dict[str, Cost]:
+    """By network: the forms of one differ in how they run, not in what they must do."""
+    subjects = {rung.subject.name: rung.subject for rung in chosen}
+    size = setting.preprocessing.size
+    return {name: cost(subject.trained(), size) for name, subject in subjects.items()}
 
 
 def _images(setting: Setting, batch_size: int) -> Tensor:
@@ -213,11 +230,6 @@ def _finished(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _floor(rung: Rung, peaks: Peaks, setting: Setting, batch_size: int) -> float:
-    expense = cost(rung.subject.build(), setting.preprocessing.size)
-    return floor_seconds(expense, peaks, precision=rung.engine.precision, batch_size=batch_size)
-
-
 def _peak_memory(plan: Plan, rung: int, batch_size: int, folder: str) -> int | None:
     if not plan.memory:
         return None
@@ -227,11 +239,11 @@ def _peak_memory(plan: Plan, rung: int, batch_size: int, folder: str) -> int | N
 
 
 def _own_peak(plan: Plan, rung: int, batch_size: int, folder: str) -> int | None:
-    """In that interpreter: the converted network is in the folder already, and is only loaded."""
+    """In that interpreter: a converted graph is in the folder already, and is only loaded."""
     setting = _setting(plan, Path(folder))
     images = _images(setting, batch_size)
+    run = plan.rungs()[rung].load(setting)
     with torch.inference_mode():
-        run = plan.rungs()[rung].load(setting)
         for _ in range(3):
             run(images)
     if setting.device.type == "cuda":

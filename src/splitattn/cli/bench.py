@@ -71,7 +71,16 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
     from splitattn.benchmark.spread import spread
 
     table = Table("network", "form", "engine", "", box=None, pad_edge=False)
-    for column in ("batch", "ms", "quartiles", "images/s", "x floor", "MB", "difference"):
+    for column in (
+        "batch",
+        "ms",
+        "quartiles",
+        "images/s",
+        "x floor",
+        "MB",
+        "difference",
+        "same labels",
+    ):
         table.add_column(column, justify="right")
     for row in sorted(rows, key=lambda row: (row.batch_size, row.median)):
         turns = spread(row.milliseconds)
@@ -87,9 +96,11 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
             f"{row.median / row.floor_milliseconds:.2f}",
             "" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
             f"{row.difference:.0e}",
+            f"{row.same_labels:.0%}",
         )
     rates = ", ".join(f"{name} {2e-9 * rate:.0f}" for name, rate in peaks.multiply_adds.items())
-    console = Console()
+    # A line for each row: cut to a narrow screen's width, no name could be told from another.
+    console = Console(width=max(Console().width, 140))
     console.print(table)
     console.print(
         f"\nThis machine reaches {rates} billion operations and copies "

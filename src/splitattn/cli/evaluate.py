@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from splitattn.cli.options import Device, Model, Weights
 from splitattn.errors import one_line
 
 if TYPE_CHECKING:
@@ -17,18 +18,14 @@ _CONFUSIONS_SHOWN = 10
 
 def evaluate(
     data: Annotated[str, typer.Argument(help="Folder, Parquet shards or torchvision:NAME.")],
-    model: Annotated[
-        str | None, typer.Option(help="Which model; by default the one that ships inside.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A tag or a file; by default the model's first.")
-    ] = None,
+    model: Model = None,
+    weights: Weights = None,
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "val",
     size: Annotated[
         int | None, typer.Option(help="Input size, if not the model's own.", min=32)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from splitattn.cli.options import Model, Weights
+
 
 class Format(StrEnum):
     """What the file is."""
@@ -28,12 +30,8 @@ def export(
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="The file: .onnx, .xml (OpenVINO) or .pt2.")
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Which model; by default the one that ships inside.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A tag or a file; by default the model's first.")
-    ] = None,
+    model: Model = None,
+    weights: Weights = None,
     layout: Annotated[
         Format | None, typer.Option("--format", help="By default, by the ending of OUT.")
     ] = None,

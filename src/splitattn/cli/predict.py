@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from splitattn.cli.options import Device, Model, Weights
 from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
@@ -37,14 +38,10 @@ def predict(
         list[str] | None,
         typer.Argument(help="Files, folders, globs, URLs, or - for a list on stdin."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Which model; by default the one that ships inside.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A tag or a file; by default the model's first.")
-    ] = None,
+    model: Model = None,
+    weights: Weights = None,
     topk: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     engine: Annotated[
         str, typer.Option(help="auto, torch, compile, onnxruntime or openvino.")
     ] = "auto",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from splitattn.cli.options import Device
 from splitattn.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def train(
     checkpoint_minutes: Annotated[
         float, typer.Option(help="Time between checkpoints within an epoch.", min=0.0)
     ] = 5.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     workers: Annotated[
         int | None,
         typer.Option(help="Processes that decode images; by default as many as help.", min=0),

@@ -39,10 +39,14 @@ class Parity:
     differences: tuple[Difference, ...]
 
     @property
+    def absolute(self) -> float:
+        """The largest absolute difference of all batches."""
+        return _largest([row.absolute for row in self.differences])
+
+    @property
     def relative(self) -> float:
         """The largest relative difference of all batches."""
-        # Not Python's max, which passes over what is not a number.
-        return torch.tensor([row.relative for row in self.differences]).max().item()
+        return _largest([row.relative for row in self.differences])
 
     @property
     def same_labels(self) -> float:
@@ -107,14 +111,21 @@ def difference(expected: Tensor, got: Tensor, image_size: int) -> Difference:
             f"parity needs outputs of one shape, got {tuple(expected.shape)} and {tuple(got.shape)}"
         )
     expected, got = expected.double().cpu(), got.double().cpu()
-    absolute = (expected - got).abs().max().item()
+    absolute = (expected - got).abs().max()
+    # With nothing to compare with, any difference is infinite.
+    relative = absolute / expected.abs().max() if absolute else absolute
     return Difference(
         batch_size=len(expected),
         image_size=image_size,
-        absolute=absolute,
-        relative=absolute / expected.abs().max().item(),
+        absolute=absolute.item(),
+        relative=relative.item(),
         same_labels=(expected.argmax(1) == got.argmax(1)).double().mean().item(),
     )
+
+
+def _largest(values: list[float]) -> float:
+    """Not a number if one of them is none, unlike Python's max."""
+    return torch.tensor(values, dtype=torch.float64).max().item()
 
 
 def _images(model: nn.Module, batch: int, size: int, generator: torch.Generator) -> Tensor:

@@ -25,10 +25,7 @@ from splitattn.nn.triton_kernels import blend_backward_kernel, blend_kernel, poo
 
 # A program's tile, in values, and the warps that share it: 16 values a thread are two loads of 16
 # bytes in half precision. An average keeps nine reads for each value in flight, so its tiles are
-# half as large. Compiled for T4, A100 and H100 (sm_75, 80, 90; 64 Ki registers, 64 KiB of shared
-# memory or more), a thread then needs 32 to 80 registers in channels_last and half precision, up to
-# 200 where a contiguous map is averaged, and spills none. Shared memory holds only what the warps
-# add up, 2 KiB at most.
+# half as large. Shared memory holds only what the warps add up. Untuned: no GPU has run them yet.
 _TILE = 4096
 _WARPS = 8
 # Tiles are long along the memory and as wide across it as the rest allows. Widths are multiples of

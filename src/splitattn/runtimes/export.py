@@ -340,10 +340,9 @@ def _failure(report: ExportReport) -> ExportError:
             "calibrate on images like those it will see, or take fp16"
         )
     else:
-        worst = max(row.absolute for row in report.parity.differences)
         fault = (
             f"probabilities must be within {TOLERANCES[report.precision]:g} of the network's, "
-            f"got {worst:.2g}: take fp32, or another format"
+            f"got {report.parity.absolute:.2g}: take fp32, or another format"
         )
     return ExportError(f"{report.path} was not written: in {report.engine} {fault}")
 

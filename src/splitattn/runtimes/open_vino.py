@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -50,9 +51,12 @@ class OpenVinoEngine:
             hint.performance_mode: hint.PerformanceMode.LATENCY,
         }
         self._compiled = core.compile_model(model, "CPU", settings)
+        # It has one request, and all cores work on that: threads take turns.
+        self._one_at_a_time = Lock()
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
-        logits = self._compiled(np.ascontiguousarray(images_BCHW.numpy()))[0]
+        with self._one_at_a_time:
+            logits = self._compiled(np.ascontiguousarray(images_BCHW.numpy()))[0]
         return torch.from_numpy(logits)
 
 
