@@ -1,42 +1,54 @@
 """The paper's claim at small scale: does choosing between splits pay, at equal cost?
 
-usage: python benchmarks/claim.py DATA [--runs FOLDER] [--seeds 0 1 2]
+usage: python benchmarks/claim.py DATA [--runs FOLDER] [--seeds 0 1 2] [--processes 2]
+       python benchmarks/claim.py --speed
 
 DATA is Tiny ImageNet (a folder of Parquet shards, or class folders). Networks of one depth and
 width, with 0, 1, 2 and 4 splits, and beside them timm's SE and SK networks of the same depth and
 width, learn its first hundred classes by one recipe. Ours pool before the 3x3 convolution, timm's
 take strides in it, so that all have nearly the same cost; the rows say how nearly.
 
-Sized for two hours on two processor cores. A run that was stopped goes on where it was, and one
-that is in benchmarks/claim.json is not repeated. All networks take their first seed before any
-takes its second. Needs the extra [dev], for timm and fvcore.
+Sized for two hours on two processor cores. Networks this small learn faster one to a core than one
+after the other on all of them, so `--processes` of them learn at once. A run that was stopped goes
+on where it was, and one that is in benchmarks/claim.json is not repeated. All networks take their
+first seed before any takes its second. With --speed a free machine times a training step and a
+forward pass of each, in turn, for benchmarks/claim_speed.json. Needs the extra [dev], for timm and
+fvcore.
 """
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from fvcore.nn import FlopCountAnalysis
 from timm.models.resnet import Bottleneck, ResNet
 from timm.models.sknet import SelectiveKernelBottleneck
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from splitattn import environment
 from splitattn.architectures import Architecture
+from splitattn.benchmark.spread import spread
 from splitattn.data.sources import LabelledImages, open_data
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
 from splitattn.training.loop import train
+from splitattn.training.precision import autocast_dtype
 from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
 
 OUTPUT = Path(__file__).with_suffix(".json")
+SPEED_OUTPUT = OUTPUT.with_stem("claim_speed")
+WARM_UP_ROUNDS, ROUNDS = 3, 20
 CLASSES = 100
 LAYERS, PLANES, STEM_WIDTH = (2, 2, 2, 2), 32, 16
 RECIPE = Recipe(
@@ -112,24 +124,41 @@ ENTRANTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("data", help="Tiny ImageNet")
+    parser.add_argument("data", nargs="?", help="Tiny ImageNet")
     parser.add_argument("--runs", type=Path, default=Path("runs/claim"), help="for checkpoints")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
+    parser.add_argument("--processes", type=int, default=2, help="networks that learn at once")
+    parser.add_argument("--speed", action="store_true", help="measure speed instead")
+    parser.add_argument("--output", type=Path, metavar="JSON")
     arguments = parser.parse_args()
-    splits = {name: first_classes(open_data(arguments.data, name)) for name in ("train", "val")}
-    for seed in arguments.seeds:
-        for entrant in ENTRANTS:
-            rows = (
-                json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else []
-            )
-            if any((row["network"], row["seed"]) == (entrant.name, seed) for row in rows):
-                continue
-            row = measured(entrant, seed, splits, arguments.runs / f"{entrant.name}-{seed}")
-            sys.stdout.write(json.dumps(row) + "\n")
+    if arguments.speed:
+        write(arguments.output or SPEED_OUTPUT, speeds())
+        return
+    if arguments.data is None:
+        parser.error("DATA must be given where --speed is not: Tiny ImageNet")
+    output = arguments.output or OUTPUT
+    rows = json.loads(output.read_text("utf-8")) if output.exists() else []
+    done = {(row["network"], row["seed"]) for row in rows}
+    threads = max(1, (os.cpu_count() or 1) // arguments.processes)
+    with ProcessPoolExecutor(
+        arguments.processes, get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
+        results = [
+            pool.submit(measured, entrant.name, seed, arguments.data, arguments.runs)
+            for seed in arguments.seeds
+            for entrant in ENTRANTS
+            if (entrant.name, seed) not in done
+        ]
+        for result in as_completed(results):
+            rows.append(result.result())
+            sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
-            with replacing(arguments.output) as path:
-                path.write_text(json.dumps([*rows, row], indent=1) + "\n", encoding="utf-8")
+            write(output, rows)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with replacing(path) as new:
+        new.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def first_classes(data: LabelledImages) -> LabelledImages:
@@ -143,25 +172,22 @@ def first_classes(data: LabelledImages) -> LabelledImages:
     )
 
 
-def measured(
-    entrant: Entrant, seed: int, splits: dict[str, LabelledImages], output: Path
-) -> dict[str, object]:
+def measured(name: str, seed: int, data: str, runs: Path) -> dict[str, Any]:
+    (entrant,) = (entrant for entrant in ENTRANTS if entrant.name == name)
     torch.manual_seed(seed)
     model = entrant.build()
     run = Run(
-        name=entrant.name,
+        name=name,
         recipe=replace(RECIPE, seed=seed),
-        train=splits["train"],
-        val=splits["val"],
-        output=output,
+        train=first_classes(open_data(data, "train")),
+        val=first_classes(open_data(data, "val")),
+        output=runs / f"{name}-{seed}",
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     parameters = sum(weight.numel() for weight in model.parameters())
     result = train(model, run, resume=True)  # type: ignore[arg-type]  # a Peer does as well
-    log = [json.loads(line) for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
-    seconds = sum(line["seconds"] for line in log if line["kind"] == "epoch")
     return {
-        "network": entrant.name,
+        "network": name,
         "what": entrant.what,
         "seed": seed,
         "top1": result.top1,
@@ -170,16 +196,71 @@ def measured(
         "n": result.n,
         "parameters": parameters,
         "gmacs": gmacs(model),
-        "training_images_per_second": RECIPE.epochs
-        * run.steps_per_epoch
-        * RECIPE.batch_size
-        / seconds,
         "classes": CLASSES,
         "training_images": len(run.train),
         "recipe": asdict(run.recipe),
-        "environment": environment.describe()
-        | {"timm": timm.__version__, "threads": torch.get_num_threads()},
+        "environment": environment.describe(),
     }
+
+
+def speeds() -> list[dict[str, Any]]:
+    """Images per second of a training step and of a forward pass, by all threads, in turn."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seconds: dict[str, dict[str, list[float]]] = {
+        entrant.name: {"training": [], "inference": []} for entrant in ENTRANTS
+    }
+    models = {
+        entrant.name: entrant.build().to(device).to(memory_format=torch.channels_last)
+        for entrant in ENTRANTS
+    }
+    for i in range(WARM_UP_ROUNDS + ROUNDS):
+        for name in list(models)[:: -1 if i % 2 else 1]:
+            model = models[name]
+            for kind, step in (("training", training_step), ("inference", forward_pass)):
+                begin = time.perf_counter()
+                step(model, device)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds[name][kind].append(time.perf_counter() - begin)
+    where = environment.describe()
+    return [
+        {
+            "network": name,
+            "batch": RECIPE.batch_size,
+            "rounds": ROUNDS,
+            "images_per_second": {
+                kind: spread([RECIPE.batch_size / t for t in values[WARM_UP_ROUNDS:]])
+                for kind, values in kinds.items()
+            },
+            "environment": where,
+        }
+        for name, kinds in seconds.items()
+    ]
+
+
+def training_step(model: nn.Module, device: torch.device) -> None:
+    model.train()
+    labels = torch.arange(RECIPE.batch_size, device=device) % CLASSES
+    with autocast(device):
+        loss = F.cross_entropy(model(images(RECIPE.train_size, device)), labels)
+    model.zero_grad()
+    loss.backward()
+
+
+def forward_pass(model: nn.Module, device: torch.device) -> None:
+    model.eval()
+    with torch.inference_mode(), autocast(device):
+        model(images(RECIPE.test_size, device))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    dtype = autocast_dtype(RECIPE.precision, device)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def images(size: int, device: torch.device) -> Tensor:
+    shape = (RECIPE.batch_size, 3, size, size)
+    return torch.randn(shape, device=device).to(memory_format=torch.channels_last)
 
 
 def gmacs(model: nn.Module) -> float:

@@ -83,7 +83,7 @@ def main() -> None:
             }
             for shape, blocks in shapes(arguments.model, arguments.size).items()
         ],
-        "environment": environment.describe() | {"threads": torch.get_num_threads()},
+        "environment": environment.describe(),
     }
     rows = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else []
     with replacing(arguments.output) as path:

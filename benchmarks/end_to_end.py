@@ -150,7 +150,7 @@ def measured(
         },
         "ratio": spread(ratios),
         "seconds_to_first_label": spread(first),
-        "environment": environment.describe() | {"threads": torch.get_num_threads()},
+        "environment": environment.describe(),
     }
 
 

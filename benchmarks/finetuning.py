@@ -92,7 +92,7 @@ def measured(data: str, start: str, recipe: Recipe, output: Path) -> dict[str, o
         "training_seconds": sum(line["seconds"] for line in log if line["kind"] == "epoch"),
         "training_images": len(run.train),
         "recipe": asdict(recipe),
-        "environment": environment.describe() | {"threads": torch.get_num_threads()},
+        "environment": environment.describe(),
     }
 
 

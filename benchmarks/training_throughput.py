@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -91,12 +90,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, object]:
         "ratio": spread(ratios),
         "peak_memory_bytes": peak_memory,
         "parameters": parameters,
-        "environment": {
-            **environment.describe(),
-            "timm": version("timm"),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(arguments.device) if on_gpu(arguments) else None,
-        },
+        "environment": environment.describe(),
     }
 
 

@@ -14,11 +14,11 @@ from splitattn.errors import DataError
 from splitattn.evaluation import Evaluation, Mistake, evaluate, with_classes_of_model
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalise, preprocess
+from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.weights.catalogue import Preprocessing
 from tests.data.datasets import CLASSES, write_class_folders
 
 PREPROCESSING = Preprocessing(size=32, crop_fraction=1.0)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -46,7 +46,8 @@ def wide(data: LabelledImages) -> LabelledImages:
 
 
 def run(model: nn.Module, data: LabelledImages, batch_size: int) -> Evaluation:
-    return evaluate(model, data, PREPROCESSING, device=CPU, batch_size=batch_size, workers=0)
+    engine = TorchEngine(model.eval(), torch.device("cpu"))
+    return evaluate(engine, data, PREPROCESSING, batch_size=batch_size, workers=0)
 
 
 class SentError(Exception):
@@ -126,13 +127,6 @@ def test_classes_add_up_to_the_whole(model: nn.Module, wide: LabelledImages) -> 
     wrong = measured.confusions()
     assert sum(n for *_, n in wrong) == measured.n - measured.confusion.trace()
     assert [n for *_, n in wrong] == sorted((n for *_, n in wrong), reverse=True)
-
-
-def test_the_mode_of_the_model_is_restored(model: nn.Module, wide: LabelledImages) -> None:
-    model.train()
-    run(model, wide, 8)
-    assert model.training
-    assert torch.equal(model[1].running_mean, torch.zeros(3))
 
 
 def test_unreadable_images_are_named_and_the_rest_is_measured(
@@ -256,7 +250,7 @@ def test_right_guesses_and_broken_logits_are_no_mistakes(data: LabelledImages) -
     assert math.isnan(broken.loss)
 
 
-def test_a_measurement_that_is_stopped_restores_the_mode(
+def test_what_the_listener_raises_ends_the_measurement(
     model: nn.Module, wide: LabelledImages
 ) -> None:
     done = []
@@ -266,16 +260,7 @@ def test_a_measurement_that_is_stopped_restores_the_mode(
         if len(done) == 2:
             raise KeyboardInterrupt
 
-    model.train()
+    engine = TorchEngine(model.eval(), torch.device("cpu"))
     with pytest.raises(KeyboardInterrupt):
-        evaluate(
-            model,
-            wide,
-            PREPROCESSING,
-            device=CPU,
-            batch_size=4,
-            workers=0,
-            on_images=stop_after_two,
-        )
+        evaluate(engine, wide, PREPROCESSING, batch_size=4, workers=0, on_images=stop_after_two)
     assert done == [4, 4]
-    assert model.training

@@ -98,6 +98,10 @@ def measures_every_image(_: str, desk: Path) -> None:
     assert 0 <= measured["top1"] <= measured["top5"] <= 100
 
 
+def measures_the_exported_file(output: str, _: Path) -> None:
+    assert re.search(r"^top-1 \d+\.\d\d % .* n 4$", output, re.MULTILINE), output
+
+
 def trains(output: str, desk: Path) -> None:
     assert re.fullmatch(
         r"run/model\.safetensors: top-1 .* of 4 images; run/report\.html shows how\n", output
@@ -132,6 +136,7 @@ SHOWS = {
     "splitattn predict photo.jpg --engine openvino": labels_a_photo,
     "splitattn export model.onnx": exports,
     "splitattn predict photo.jpg --weights model.onnx": labels_a_photo,
+    "splitattn evaluate dataset/ --weights model.onnx": measures_the_exported_file,
     "splitattn evaluate dataset/ --json > measured.json": measures_every_image,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml": trains,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml --resume": trains,

@@ -4,20 +4,34 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
+
+_REQUIRED = ("splitattn", "torch", "torchvision", "pillow")
+_OPTIONAL = ("timm", "triton", "onnxruntime", "openvino", "nncf")
 
 
 def describe() -> dict[str, str | int | None]:
-    """Versions, hardware, date, and the commit if this is a checkout; ready for JSON."""
+    """Versions, hardware, date, and the commit if this is a checkout; ready for JSON.
+
+    "threads" is how many PyTorch computes with in this process; "gpu" and "cuda" are None where
+    PyTorch sees no CUDA device, and an optional library's version where it is not installed.
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
         "system": platform.system(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("splitattn", "torch", "torchvision", "pillow")},
+        **{name: version(name) for name in _REQUIRED},
+        **{name: _version(name) for name in _OPTIONAL},
     }
 
 
@@ -29,6 +43,13 @@ def peak_memory() -> int | None:
         return None
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
     return kilobytes[0] * 1024 if kilobytes else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from splitattn import distributed
@@ -16,7 +16,7 @@ from splitattn.data.loading import Batch, eval_loader
 from splitattn.data.sources import LabelledImages
 from splitattn.errors import DataError
 from splitattn.images.preprocess import normalise
-from splitattn.runtimes.pytorch import full_precision
+from splitattn.runtimes.runtime import Engine
 from splitattn.weights.catalogue import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -148,21 +148,20 @@ class _Share:
 
 
 def evaluate(
-    model: nn.Module,
+    engine: Engine,
     data: LabelledImages,
     preprocessing: Preprocessing,
     *,
-    device: torch.device,
     batch_size: int = 64,
     workers: int = 1,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Measure `model` on every image of `data`, in evaluation mode; its mode is restored.
+    """Measure a network on every image of `data`.
 
     Several processes share the batches and all give the same result, that of one process.
 
     Args:
-        model: (B, 3, H, W) to (B, C) logits, on `device`.
+        engine: runs the network; its outputs are the classes of `data`.
         on_images: told how many more images this process has done, for a progress bar; what it
             raises ends the measurement.
 
@@ -177,22 +176,16 @@ def evaluate(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    was_training = model.training
-    model.eval()
-    try:
-        share = _measure(model, loader, data, preprocessing, device, on_images)
-    finally:
-        model.train(was_training)
+    share = _measure(engine, loader, data, preprocessing, on_images)
     return _merged(data.classes, distributed.gathered(share))
 
 
 @torch.inference_mode()
 def _measure(
-    model: nn.Module,
+    engine: Engine,
     loader: Iterable[Batch],
     data: LabelledImages,
     preprocessing: Preprocessing,
-    device: torch.device,
     on_images: Callable[[int], None],
 ) -> _Share:
     classes = len(data.classes)
@@ -204,10 +197,8 @@ def _measure(
     for batch in loader:
         problems.append(batch.problems)
         if len(batch.labels):
-            images = normalise(batch.images.to(device), preprocessing)
-            images = images.contiguous(memory_format=torch.channels_last)
-            with full_precision(device):
-                logits = model(images).cpu().double()
+            images = normalise(batch.images.to(engine.device), preprocessing)
+            logits = engine(images).cpu().double()
             losses.append(F.cross_entropy(logits, batch.labels, reduction="sum").item())
             guesses = logits.topk(min(5, classes)).indices
             confusion.index_put_((batch.labels, guesses[:, 0]), torch.tensor(1), accumulate=True)

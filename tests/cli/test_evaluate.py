@@ -107,3 +107,25 @@ def test_foreign_classes_are_refused(
     Image.new("RGB", (40, 40)).save(tmp_path / "zebra" / "0.png")
     assert run(tmp_path, "--weights", weights) == 2
     assert "the model's 6 classes, got 1, such as 'zebra'" in capsys.readouterr().err
+
+
+def test_an_exported_file_is_measured_in_its_engine(
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "net.xml"
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["export", "--weights", str(weights), str(path)])
+    plain, exported = (as_json(capsys, data, "--weights", file) for file in (weights, path))
+    assert plain["engine"].startswith("torch ")
+    assert exported["engine"].startswith("OpenVINO ")
+    assert exported["weights"] == str(path)
+    assert exported["confusion"] == plain["confusion"]
+    assert exported["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+
+    assert run(data, "--weights", path, "--size", 64) == 2
+    assert "takes images of 32 pixels, got --size 64" in capsys.readouterr().err
+    assert run(data, "--weights", path, "--model", "resnest26") == 2
+    assert "belongs to resnest14" in capsys.readouterr().err

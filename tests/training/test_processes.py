@@ -16,6 +16,7 @@ from splitattn.cli import main
 from splitattn.create import load_trained
 from splitattn.data.sources import open_data
 from splitattn.evaluation import evaluate
+from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.weights.metadata import read_metadata
 from splitattn.weights.store import resolve
 from tests.data.datasets import write_image_folder
@@ -92,8 +93,8 @@ def test_two_processes_measure_exactly_what_one_measures(folder: Path, together:
     metadata = read_metadata(resolved.path)
     assert metadata is not None
     data = open_data(str(folder / "data"), "val")
-    model = load_trained(resolved).to(memory_format=torch.channels_last)
-    alone = evaluate(model, data, metadata.preprocessing, device=torch.device("cpu"), workers=0)
+    engine = TorchEngine(load_trained(resolved).eval(), torch.device("cpu"))
+    alone = evaluate(engine, data, metadata.preprocessing, workers=0)
     assert metadata.metrics == {
         "top1": alone.top1,
         "top5": alone.top5,

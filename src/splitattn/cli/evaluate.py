@@ -2,15 +2,19 @@
 
 import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from splitattn.cli.options import Device, Model, Weights
-from splitattn.errors import one_line
+from splitattn.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from splitattn.evaluation import Evaluation
+    from splitattn.runtimes.runtime import Engine
+    from splitattn.weights.catalogue import Preprocessing
 
 # As many of the most frequent confusions as a screen takes in.
 _CONFUSIONS_SHOWN = 10
@@ -33,39 +37,32 @@ def evaluate(
 
     Exit status 1 if some images could not be read; the others are measured all the same.
     """
-    from splitattn.cli.progress import counting, downloading
-    from splitattn.create import load_trained
+    from splitattn.cli.progress import counting
     from splitattn.data.sources import open_data
     from splitattn.environment import describe
     from splitattn.evaluation import evaluate as measure
     from splitattn.evaluation import with_classes_of_model
-    from splitattn.images.preprocess import at_size
-    from splitattn.runtimes.pytorch import choose_device
-    from splitattn.weights.store import resolve
 
-    with downloading() as progress:
-        resolved = resolve(model, weights, progress=progress)
-    network = load_trained(resolved)
+    network = _opened(model, weights, size=size, device=device)
     images = with_classes_of_model(
-        open_data(data, split), resolved.classes, num_classes=network.num_classes
+        open_data(data, split), network.classes, num_classes=network.num_classes
     )
-    where = choose_device(device)
     with counting(len(images), shown=sys.stderr.isatty()) as advance:
         measured = measure(
-            network.to(where),
+            network.engine,
             images,
-            at_size(resolved.preprocessing, size or resolved.preprocessing.size),
-            device=where,
+            network.preprocessing,
             batch_size=batch_size,
             workers=workers,
             on_images=advance,
         )
     origin = {
-        "model": resolved.model,
-        "weights": resolved.tag or str(resolved.path),
+        "model": network.model,
+        "weights": network.weights,
+        "engine": network.engine.name,
         "data": data,
         "split": split,
-        "size": size or resolved.preprocessing.size,
+        "size": network.preprocessing.size,
     }
     if as_json:
         typer.echo(json.dumps(origin | {"environment": describe()} | _as_dict(measured)))
@@ -75,6 +72,64 @@ def evaluate(
         typer.echo(f"error: {problem}", err=True)
     if measured.problems:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """What is measured.
+
+    Attributes:
+        model, weights: the names of its architecture, and of the tag or file.
+        classes: by output index, or None if the weights come without names.
+        num_classes: its outputs.
+        preprocessing: how images become its input.
+        engine: runs it.
+    """
+
+    model: str
+    weights: str
+    classes: tuple[str, ...] | None
+    num_classes: int
+    preprocessing: "Preprocessing"
+    engine: "Engine"
+
+
+def _opened(model: str | None, weights: str | None, *, size: int | None, device: str) -> _Network:
+    from splitattn.cli.progress import downloading
+    from splitattn.create import load_trained
+    from splitattn.images.preprocess import at_size
+    from splitattn.runtimes.exported import is_exported, load_exported
+    from splitattn.runtimes.pytorch import TorchEngine, choose_device
+    from splitattn.weights.store import check_owner, resolve
+
+    if weights is not None and is_exported(weights):
+        exported = load_exported(weights, device=device)
+        metadata = exported.metadata
+        check_owner(Path(weights), metadata.model, model)
+        if size not in (None, metadata.preprocessing.size):
+            raise InputError(
+                f"{weights} takes images of {metadata.preprocessing.size} pixels, got --size "
+                f"{size}: leave it out, or name the weights that it was exported from"
+            )
+        return _Network(
+            model=metadata.model,
+            weights=weights,
+            classes=metadata.classes,
+            num_classes=len(metadata.classes),
+            preprocessing=metadata.preprocessing,
+            engine=exported.runtime.engine,
+        )
+    with downloading() as progress:
+        resolved = resolve(model, weights, progress=progress)
+    network = load_trained(resolved)
+    return _Network(
+        model=resolved.model,
+        weights=resolved.tag or str(resolved.path),
+        classes=resolved.classes,
+        num_classes=network.num_classes,
+        preprocessing=at_size(resolved.preprocessing, size or resolved.preprocessing.size),
+        engine=TorchEngine(network.eval(), choose_device(device)),
+    )
 
 
 def _as_dict(measured: "Evaluation") -> dict[str, Any]:

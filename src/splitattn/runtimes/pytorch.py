@@ -27,7 +27,7 @@ class TorchEngine:
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
         images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)  # noqa: N806
-        with full_precision(self.device):
+        with _full_precision(self.device):
             logits: Tensor = self._network(images_BCHW)
         return logits
 
@@ -124,7 +124,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
+def _full_precision(device: torch.device) -> AbstractContextManager[None]:
     """No TF32, cuDNN's default: with it, results would depend on the size of the batch."""
     if device.type == "cuda":
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

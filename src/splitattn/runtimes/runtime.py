@@ -66,13 +66,13 @@ class EngineRuntime:
     """The runtime of any engine: what comes before and after the network is the same for all.
 
     Args:
-        engine: runs the network.
+        engine: runs the network; it stays at hand as an attribute.
         preprocessing: the input size and normalisation that the network expects.
     """
 
     def __init__(self, engine: Engine, preprocessing: Preprocessing) -> None:
         self.name = engine.name
-        self._engine = engine
+        self.engine = engine
         self._preprocessing = preprocessing
 
     def warm_up(self, batch_size: int) -> None:
@@ -84,8 +84,8 @@ class EngineRuntime:
     def run(self, batch_BCHW: Tensor) -> Tensor:  # noqa: N803
         """uint8 pixels (B, 3, size, size) to float32 probabilities (B, classes) on the CPU."""
         # Bytes travel to the device, a quarter of the floats.
-        images = normalise(batch_BCHW.to(self._engine.device), self._preprocessing)
-        return self._engine(images).float().softmax(1).cpu()
+        images = normalise(batch_BCHW.to(self.engine.device), self._preprocessing)
+        return self.engine(images).float().softmax(1).cpu()
 
 
 def load_runtime(

@@ -25,6 +25,7 @@ from splitattn.images.preprocess import normalise
 from splitattn.nn.batch_norm import synchronise
 from splitattn.nn.drop_block import DropBlock2d
 from splitattn.nn.resnest import ResNeSt
+from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.training import checkpoint
 from splitattn.training.average import MovingAverage
 from splitattn.training.checkpoint import State, Sums
@@ -152,7 +153,7 @@ class _Training:
         self.autocast = autocast_dtype(recipe.precision, run.device)
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=self.autocast is torch.float16)
         # What is measured and written: the network's, or the averaged, weights as a file has them.
-        self.candidate = deepcopy(model)
+        self.candidate = deepcopy(model).eval()
         self.parallel: DistributedDataParallel | None = None
         if distributed.world_size() > 1:
             devices = [run.device] if run.device.type == "cuda" else None
@@ -438,10 +439,9 @@ class _Training:
                 self._leave()
 
         measured = evaluate(
-            self.candidate,
+            TorchEngine(self.candidate, run.device),
             run.val,
             run.recipe.preprocessing,
-            device=run.device,
             workers=run.workers,
             on_images=leave_if_asked,
         )

@@ -1,0 +1,34 @@
+"""Stored figures say where they were measured."""
+
+import json
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import torch
+
+from splitattn import environment
+
+
+def test_hardware_threads_and_versions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "timm":
+            raise PackageNotFoundError(name)
+        return f"{name} 1.0"
+
+    monkeypatch.setattr(environment, "version", version)
+    found = json.loads(json.dumps(environment.describe()))
+    assert found["threads"] == torch.get_num_threads()
+    assert found["torch"] == "torch 1.0"
+    assert found["openvino"] == "openvino 1.0"
+    assert found["timm"] is None
+
+
+def test_a_gpu_is_named_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    found = environment.describe()
+    assert (found["gpu"], found["cuda"]) == ("a GPU", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = environment.describe()
+    assert (found["gpu"], found["cuda"]) == (None, None)
