@@ -140,20 +140,24 @@ def main() -> None:
     rows = json.loads(output.read_text("utf-8")) if output.exists() else []
     done = {(row["network"], row["seed"]) for row in rows}
     threads = max(1, (os.cpu_count() or 1) // arguments.processes)
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         arguments.processes, get_context("spawn"), torch.set_num_threads, (threads,)
-    ) as pool:
-        results = [
-            pool.submit(measured, entrant.name, seed, arguments.data, arguments.runs)
-            for seed in arguments.seeds
-            for entrant in ENTRANTS
-            if (entrant.name, seed) not in done
-        ]
+    )
+    results = [
+        pool.submit(measured, entrant.name, seed, arguments.data, arguments.runs)
+        for seed in arguments.seeds
+        for entrant in ENTRANTS
+        if (entrant.name, seed) not in done
+    ]
+    try:
         for result in as_completed(results):
             rows.append(result.result())
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
             write(output, rows)
+    finally:
+        # After Ctrl-C each network that learns saves its state, and none begins.
+        pool.shutdown(cancel_futures=True)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
 
 from splitattn.errors import InputError
 from splitattn.runtimes import libraries, runtime
 from splitattn.runtimes.libraries import telemetry_off
+from splitattn.runtimes.onnx_runtime import OnnxEngine
 from splitattn.runtimes.pytorch import TorchEngine, plain_engine
 from splitattn.runtimes.runtime import ENGINES, EngineRuntime, load_runtime
 from tests.nn.networks import small
@@ -168,6 +170,43 @@ def test_an_engine_that_does_not_run_there_is_one_line(
     with pytest.raises(InputError, match=complaint) as raised:
         load_runtime(network(), PREPROCESSING, engine=engine, device=device)
     assert str(raised.value).isprintable()
+
+
+def test_onnx_runtime_says_when_it_fell_back_to_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import onnxruntime
+
+    class Session:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(InputError, match="cannot use device 'cuda'"):
+        OnnxEngine(b"", device="cuda")
+
+
+def test_cuda_computes_without_tf32_and_else_as_a_person_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    class Network(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            cudnn = torch.backends.cudnn
+            seen.append((cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark))
+            return images
+
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    engine = TorchEngine(Network(), torch.device("cpu"))
+    engine.device = torch.device("cuda")
+    engine(torch.zeros(1, 3, 2, 2))
+    assert seen == [(False, True, False)]
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_compiling_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,3 +169,11 @@ def test_a_published_file_brought_by_hand_is_known_by_its_hash(
         assert resolved.preprocessing == entry.preprocessing
     other = "resnest269" if entry.model != "resnest269" else "resnest14"
     assert f"belongs to {entry.model}, not to {other}" in refusal(other, path)
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2"])
+def test_an_exported_network_is_no_weights(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(BODY)
+    for model in (None, "resnest14"):
+        assert "name the weights that it was exported from" in refusal(model, path)

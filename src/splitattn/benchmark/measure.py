@@ -20,6 +20,7 @@ from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalise, preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.parity import Difference, difference
+from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.weights.catalogue import default_preprocessing
 
 # Between turns: an engine lets its threads spin for a while after it is done.
@@ -191,8 +192,8 @@ def _checks(chosen: list[Rung], runners: list[Runner], images: Tensor) -> list[D
     expected: dict[str, Tensor] = {}
     for rung in chosen:
         if rung.subject.name not in expected:
-            network = rung.subject.trained().to(images.device)
-            expected[rung.subject.name] = network(images)
+            plain = TorchEngine(rung.subject.trained(), images.device)
+            expected[rung.subject.name] = plain(images)
     size = images.shape[-1]
     return [
         difference(expected[rung.subject.name], run(images), size)

@@ -82,20 +82,25 @@ def _kernels_serve(maps: Tensor) -> bool:
     write no map at all, and a file that is exported needs no operator of ours.
     """
     in_float32 = maps.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return maps.is_cuda and in_float32 and not _recorded() and _kernels_work(maps.device)
+    return (
+        maps.is_cuda and in_float32 and not _recorded() and _kernels_work(maps.device, maps.dtype)
+    )
 
 
 @cache
-def _kernels_work(device: torch.device) -> bool:
+def _kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
     """Asked by trying: no Triton, no C compiler, an old GPU, and it says so and does without."""
     if importlib.util.find_spec("triton") is None:
         return False
     try:
         from splitattn.nn import triton_attention
 
-        triton_attention.pool(torch.ones(1, 1, 1, 1, device=device), 1)
+        triton_attention.pool(torch.ones(1, 1, 1, 1, device=device, dtype=dtype), 1)
+    except torch.OutOfMemoryError:
+        raise  # which says nothing about the kernels
     except Exception as error:
-        logger.warning("Triton's kernels do not run on %s: %s", device, one_line(str(error)))
+        reason = one_line(str(error))
+        logger.warning("Triton's kernels do not run on %s in %s: %s", device, dtype, reason)
         return False
     return True
 

@@ -42,6 +42,12 @@ class OnnxEngine:
         options.log_severity_level = _SILENT
         self._session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         used = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
+        if used == "cpu" and len(providers) > 1:
+            # It then takes the next provider, and says so in a log at most.
+            raise InputError(
+                f"engine onnxruntime cannot use device {device!r}, it found no CUDA libraries that "
+                "fit: install those of its version, or take engine torch"
+            )
         self.name = f"ONNX Runtime {ort.__version__} on {used}"
         self.metadata: str | None = self._session.get_modelmeta().custom_metadata_map.get(
             METADATA_KEY

@@ -126,6 +126,14 @@ def choose_device(name: str) -> torch.device:
 
 def _full_precision(device: torch.device) -> AbstractContextManager[None]:
     """No TF32, cuDNN's default: with it, results would depend on the size of the batch."""
-    if device.type == "cuda":
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    return nullcontext()
+    if device.type != "cuda":
+        return nullcontext()
+    cudnn = torch.backends.cudnn
+    # All that is not named would be set to a default, against what a person chose.
+    return cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        benchmark_limit=cudnn.benchmark_limit,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )

@@ -31,6 +31,9 @@ from splitattn.weights.metadata import read_metadata, unreadable
 
 logger = logging.getLogger(__name__)
 
+# What `splitattn export` writes.
+_WHOLE_NETWORKS = (".onnx", ".xml", ".pt2")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedWeights:
@@ -103,6 +106,11 @@ def _resolved(entry: WeightsEntry, path: Path) -> ResolvedWeights:
 
 
 def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
+    if path.suffix in _WHOLE_NETWORKS:
+        raise WeightsError(
+            f"{path} must hold weights, it is a network exported for an engine, which predict and "
+            "evaluate take: name the weights that it was exported from"
+        )
     if metadata := read_metadata(path):
         architecture(metadata.model)
         check_owner(path, metadata.model, model)
