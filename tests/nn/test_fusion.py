@@ -85,6 +85,7 @@ def test_every_switch_can_be_off(switch: dict[str, int], form: str) -> None:
         {"in_chans": 1},
         {"in_chans": 6},
         {"num_classes": 0},
+        {"drop_block": 0.1},  # which stands between attention and average
     ],
     ids=str,
 )

@@ -46,6 +46,22 @@ def test_threads_may_share_an_engine(loaded: EngineRuntime, expected: torch.Tens
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
 
 
+def test_batches_of_any_size_may_come_in_any_order(
+    loaded: EngineRuntime, expected: torch.Tensor
+) -> None:
+    pixels = photographs()
+    for size in (1, 1, 3, 1, 3, 3, 2, 2, 1):
+        torch.testing.assert_close(loaded.run(pixels[:size]), expected[:size], atol=1e-5, rtol=0)
+
+
+def test_images_of_another_size_are_refused_each_time() -> None:
+    engine = load_runtime(network(), PREPROCESSING, device="cpu", engine="openvino").engine
+    larger = torch.zeros(1, 3, PREPROCESSING.size + 32, PREPROCESSING.size + 32)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            engine(larger)
+
+
 @pytest.fixture
 def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make libraries seem not to be installed."""

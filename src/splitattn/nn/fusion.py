@@ -1,17 +1,20 @@
 """The exact inference rewrite: the same outputs from fewer and plainer operations.
 
-Three rewrites, none of which changes the function:
+Four rewrites, none of which changes the function:
 
 - In evaluation batch norm is a fixed scale and shift, so it goes into the convolution before it.
 - A softmax does not notice what is subtracted from all of its logits. Subtracting the last split's
   saves that part of the last dense layer; with radix 2 a single sigmoid is left.
 - A grouped convolution is many dense ones side by side. With the 1x1 convolution before it cut into
   the same groups, a block is R*K independent branches: the paper's figure 2, as it is drawn.
+- An average of a weighted sum is the weighted sum of averages. Where a block averages after its
+  attention, the splits are averaged first, and a quarter of the pixels is left to be weighted.
 
 Shapes: B batch, R radix, K cardinality, C channels of the block's output, D of the attention's
 hidden layer, H and W rows and columns.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Literal
 
@@ -91,16 +94,16 @@ class _FusedBottleneck(nn.Module):
     def __init__(self, block: nn.Module, form: Form) -> None:
         super().__init__()
         assert isinstance(block, Bottleneck)
-        before, after = (block.avd, None) if block.avd_first else (None, block.avd)
+        nothing = nn.Identity()
+        before, after = (block.avd, nothing) if block.avd_first else (nothing, block.avd)
         conv1 = _folded(block.conv1, block.bn1, block.relu, before)
         if isinstance(block.conv2, SplitAttention2d):
-            spatial = _split_attention(conv1, block.conv2, form)
             if block.conv2.average is not None:
                 after = nn.AvgPool2d(3, block.conv2.average, padding=1)
+            self.conv2 = _split_attention(conv1, block.conv2, form, after)
         else:
             assert block.bn2 is not None
-            spatial = _folded(*conv1, block.conv2, block.bn2, block.relu)
-        self.conv2 = _folded(spatial, after)
+            self.conv2 = _folded(*conv1, block.conv2, block.bn2, block.relu, after)
         self.conv3 = _folded(block.conv3, block.bn3)
         self.shortcut = _folded(block.downsample)
         self.relu = nn.ReLU(inplace=True)
@@ -113,13 +116,17 @@ class _FusedBottleneck(nn.Module):
 class _Branches(nn.Module):
     """One cardinal group: a dense branch for each split, joined by attention."""
 
-    def __init__(self, branches: list[nn.Sequential], attention: "_Attention") -> None:
+    def __init__(
+        self, branches: list[nn.Sequential], attention: "_Attention", average: nn.Module
+    ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
         self.attention = attention
+        self.average = average
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.attention([branch(x) for branch in self.branches])
+        splits = [branch(x) for branch in self.branches]
+        out: Tensor = self.attention(splits, [self.average(split) for split in splits])
         return out
 
 
@@ -137,19 +144,28 @@ class _CardinalGroups(nn.Module):
 class _Grouped(nn.Module):
     """All groups and splits in one convolution, whose output is taken apart."""
 
-    def __init__(self, convolutions: nn.Sequential, radix: int, attention: "_Attention") -> None:
+    def __init__(
+        self,
+        convolutions: nn.Sequential,
+        radix: int,
+        attention: "_Attention",
+        average: nn.Module,
+    ) -> None:
         super().__init__()
         self.convolutions = convolutions
         self.radix = radix
         self.attention = attention
+        self.average = average
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.attention(self.convolutions(x).chunk(self.radix, 1))
+        maps = self.convolutions(x)
+        averages = self.average(maps)
+        out: Tensor = self.attention(maps.chunk(self.radix, 1), averages.chunk(self.radix, 1))
         return out
 
 
 class _Attention(nn.Module):
-    """Splits, R maps (B, C, H, W), to their blend (B, C, H, W).
+    """Weights from splits, R maps (B, C, H, W); with them, the blend of maps of any one size.
 
     Args:
         fc1: pooled features (B, C, 1, 1) to (B, D, 1, 1).
@@ -163,18 +179,18 @@ class _Attention(nn.Module):
         self.fc2 = nn.ModuleList(fc2)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, splits: list[Tensor]) -> Tensor:
+    def forward(self, splits: Sequence[Tensor], blended: Sequence[Tensor]) -> Tensor:
         pooled = splits[0].mean((2, 3), keepdim=True)
         for split in splits[1:]:
             pooled = pooled + split.mean((2, 3), keepdim=True)
         hidden = self.relu(self.fc1(pooled))
         logits: list[Tensor] = [layer(hidden) for layer in self.fc2]
-        if len(splits) == 1:
-            return splits[0] * logits[0].sigmoid()
-        if len(splits) == 2:
-            first, last = splits
+        if len(blended) == 1:
+            return blended[0] * logits[0].sigmoid()
+        if len(blended) == 2:
+            first, last = blended
             return last + logits[0].sigmoid() * (first - last)
-        *others, out = (split * share for split, share in zip(splits, _shares(logits), strict=True))
+        *others, out = (x * share for x, share in zip(blended, _shares(logits), strict=True))
         for other in others:
             out = out + other
         return out
@@ -192,15 +208,17 @@ def _shares(logits: list[Tensor]) -> list[Tensor]:
     return [power / total for power in powers]
 
 
-def _split_attention(conv1: nn.Sequential, block: SplitAttention2d, form: Form) -> nn.Module:
-    """The block from its input to the blend; `conv1` is all that comes before the 3x3 part."""
+def _split_attention(
+    conv1: nn.Sequential, block: SplitAttention2d, form: Form, average: nn.Module
+) -> nn.Module:
+    """The block from its input to the end; `conv1` is all that comes before the 3x3 part."""
     first, *between = conv1
     conv2 = fuse_conv_bn_eval(block.conv, block.bn0)
     fc1 = fuse_conv_bn_eval(block.fc1, block.bn1)
     fc2 = _relative_logits(block)
     if form == "grouped":
         convolutions = nn.Sequential(*conv1, conv2, block.relu)
-        return _Grouped(convolutions, block.radix, _Attention(fc1, fc2))
+        return _Grouped(convolutions, block.radix, _Attention(fc1, fc2), average)
     # Radix-major: branch r * K + k is split r of cardinal group k.
     branches = [
         nn.Sequential(entry, *between, spatial, block.relu)
@@ -210,7 +228,7 @@ def _split_attention(conv1: nn.Sequential, block: SplitAttention2d, form: Form) 
     ]
     attentions = zip(*(_cut(layer, block.cardinality) for layer in (fc1, *fc2)), strict=True)
     groups = [
-        _Branches(branches[k :: block.cardinality], _Attention(own_fc1, list(own_fc2)))
+        _Branches(branches[k :: block.cardinality], _Attention(own_fc1, own_fc2), average)
         for k, (own_fc1, *own_fc2) in enumerate(attentions)
     ]
     return groups[0] if len(groups) == 1 else _CardinalGroups(groups)

@@ -78,7 +78,9 @@ class EngineRuntime:
     def warm_up(self, batch_size: int) -> None:
         """Do what only the first batch of this size pays for."""
         size = self._preprocessing.size
-        self.run(torch.zeros(batch_size, 3, size, size, dtype=torch.uint8))
+        blank = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
+        for _ in range(2):  # an engine may prepare for a size only when it comes again
+            self.run(blank)
 
     @torch.inference_mode()
     def run(self, batch_BCHW: Tensor) -> Tensor:  # noqa: N803
