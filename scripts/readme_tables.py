@@ -9,12 +9,9 @@ status 1 if that text is stale. Needs the extra [dev], for fvcore.
 import argparse
 import json
 import re
-import statistics
 import sys
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,8 +36,8 @@ def main() -> None:
     arguments = parser.parse_args()
     old = README.read_text(encoding="utf-8")
     new = old
-    for content in (models, embedded, training, finetuning, claim):
-        new = between_markers(new, content.__name__, content())
+    for name, content in (("models", models), ("embedded", embedded), ("training", training)):
+        new = between_markers(new, name, content())
     if arguments.check and new != old:
         sys.exit("README.md is stale: run python scripts/readme_tables.py")
     if not arguments.check:
@@ -133,7 +130,7 @@ def training() -> str:
         "| peak memory | measured |",
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
-    for row in measurements("training_throughput"):
+    for row in json.loads((ROOT / "benchmarks" / "training_throughput.json").read_text("utf-8")):
         where, ratio = row["environment"], row["ratio"]
         rates = [f"{rate['median']:.2f}" for rate in row["images_per_second"].values()]
         peaks = " / ".join(f"{peak / 1e9:.1f}" for peak in row["peak_memory_bytes"].values())
@@ -149,88 +146,6 @@ def training() -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def finetuning() -> str:
-    """Rows of benchmarks/finetuning.json."""
-    lines = [
-        "| start | top-1 % | images | epochs | minutes | measured |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
-    rows = measurements("finetuning")
-    for (start, weights), group in grouped(rows, "start", "weights"):
-        where, recipe = group[0]["environment"], group[0]["recipe"]
-        cells = (
-            f"`{weights}`" if weights else f"{start} weights",
-            f"**{mean_and_deviation([row['top1'] for row in group])}**",
-            f"{group[0]['n']} of {group[0]['training_images'] + group[0]['n']:,}",
-            f"{recipe['epochs']} at {recipe['train_size']} pixels",
-            f"{max(row['training_seconds'] for row in group) / 60:.1f}",
-            measured_where(where, len(group)),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def claim() -> str:
-    """Rows of benchmarks/claim.json, and speeds of benchmarks/claim_speed.json."""
-    timed = measurements("claim_speed")
-    speeds = {row["network"]: row["images_per_second"] for row in timed}
-    lines = [
-        "| network | what it is | top-1 % | parameters | GMACs | training images/s "
-        "| inference images/s |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    rows = measurements("claim")
-    for (network, what), group in grouped(rows, "network", "what"):
-        cells = (
-            network,
-            what,
-            mean_and_deviation([row["top1"] for row in group]),
-            f"{group[0]['parameters'] / 1e6:.2f} M",
-            f"{group[0]['gmacs']:.4f}",
-            *(f"{speeds[network][kind]['median']:.0f}" for kind in ("training", "inference")),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    row = rows[0]
-    seeds = len({row["seed"] for row in rows})
-    lines += [
-        "",
-        f"Mean and standard deviation of {seeds} seeds; {row['classes']} classes, "
-        f"{row['training_images']:,} images, {row['recipe']['epochs']} epochs at "
-        f"{row['recipe']['train_size']} pixels, {row['n']:,} validation images at "
-        f"{row['recipe']['test_size']}. {measured_where(row['environment'], len(rows))}; speeds: "
-        f"{measured_where(timed[0]['environment'], timed[0]['rounds'])}.",
-    ]
-    return "\n".join(lines)
-
-
-def measurements(name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(
-        (ROOT / "benchmarks" / f"{name}.json").read_text("utf-8")
-    )
-    return rows
-
-
-def grouped(
-    rows: list[dict[str, Any]], *keys: str
-) -> Iterable[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
-    """Rows that agree in `keys` together, in the order in which they first occur."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return groups.items()
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
-def measured_where(where: dict[str, Any], n: int) -> str:
-    device = where["gpu"] or f"{where['processor']}, {where['threads']} threads"
-    return f"{device}, {where['date']}, `{where['commit']}`, torch {where['torch']}, n = {n}"
 
 
 if __name__ == "__main__":

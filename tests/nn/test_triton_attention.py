@@ -58,12 +58,13 @@ def test_kernels_that_cannot_run_are_done_without(
     if not installed:
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     blending._kernels_work.cache_clear()
-    assert not blending._kernels_work(torch.device("cpu"))
+    assert not blending._kernels_work(torch.device("cpu"), torch.float32)
     blending._kernels_work.cache_clear()
     warnings = [record.getMessage() for record in caplog.records]
     # Who has no Triton knows; who has it, and gets nothing from it, should.
     assert len(warnings) == installed
-    assert all(text.startswith("Triton's kernels do not run on cpu: ") for text in warnings)
+    start = "Triton's kernels do not run on cpu in torch.float32: "
+    assert all(text.startswith(start) for text in warnings)
     assert all("\n" not in text for text in warnings)
 
 

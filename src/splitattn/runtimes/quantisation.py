@@ -233,7 +233,8 @@ def quantised_openvino(
     with telemetry_off():
         import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    # Not by NNCF's own function, which also silences every handler that listens to it.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars, on the way of results
         return nncf.quantize(
             graph,
