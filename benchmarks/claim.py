@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -210,19 +211,21 @@ def measured(name: str, seed: int, data: str, runs: Path) -> dict[str, Any]:
 def speeds() -> list[dict[str, Any]]:
     """Images per second of a training step and of a forward pass, by all threads, in turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps: dict[str, dict[str, Callable[[], None]]] = {}
+    for entrant in ENTRANTS:
+        model = entrant.build().to(device).to(memory_format=torch.channels_last)
+        steps[entrant.name] = {
+            "training": training_step(model.train(), device),
+            "inference": forward_pass(deepcopy(model).eval(), device),
+        }
     seconds: dict[str, dict[str, list[float]]] = {
-        entrant.name: {"training": [], "inference": []} for entrant in ENTRANTS
-    }
-    models = {
-        entrant.name: entrant.build().to(device).to(memory_format=torch.channels_last)
-        for entrant in ENTRANTS
+        name: {kind: [] for kind in kinds} for name, kinds in steps.items()
     }
     for i in range(WARM_UP_ROUNDS + ROUNDS):
-        for name in list(models)[:: -1 if i % 2 else 1]:
-            model = models[name]
-            for kind, step in (("training", training_step), ("inference", forward_pass)):
+        for name in list(steps)[:: -1 if i % 2 else 1]:
+            for kind, step in steps[name].items():
                 begin = time.perf_counter()
-                step(model, device)
+                step()
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds[name][kind].append(time.perf_counter() - begin)
@@ -242,19 +245,29 @@ def speeds() -> list[dict[str, Any]]:
     ]
 
 
-def training_step(model: nn.Module, device: torch.device) -> None:
-    model.train()
+def training_step(model: nn.Module, device: torch.device) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    batch = images(RECIPE.train_size, device)
     labels = torch.arange(RECIPE.batch_size, device=device) % CLASSES
-    with autocast(device):
-        loss = F.cross_entropy(model(images(RECIPE.train_size, device)), labels)
-    model.zero_grad()
-    loss.backward()
+
+    def step() -> None:
+        with autocast(device):
+            loss = F.cross_entropy(model(batch), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
-def forward_pass(model: nn.Module, device: torch.device) -> None:
-    model.eval()
-    with torch.inference_mode(), autocast(device):
-        model(images(RECIPE.test_size, device))
+def forward_pass(model: nn.Module, device: torch.device) -> Callable[[], None]:
+    batch = images(RECIPE.test_size, device)
+
+    def step() -> None:
+        with torch.inference_mode(), autocast(device):
+            model(batch)
+
+    return step
 
 
 def autocast(device: torch.device) -> torch.autocast:

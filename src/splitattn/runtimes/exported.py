@@ -9,6 +9,7 @@ from splitattn.errors import InputError, WeightsError
 from splitattn.runtimes.libraries import require
 from splitattn.runtimes.runtime import Engine, EngineRuntime
 from splitattn.weights.metadata import ModelMetadata, unreadable
+from splitattn.weights.store import EXPORTED_SUFFIXES
 
 # By the end of a file's name, since neither format has a mark of its own.
 _ENGINES = {".onnx": "onnxruntime", ".xml": "openvino"}
@@ -25,7 +26,7 @@ class Exported:
 
 def is_exported(weights: str | Path) -> bool:
     """Whether `weights` is called like an exported file, rather than a tag or a checkpoint."""
-    return Path(weights).suffix in (*_ENGINES, _PROGRAM)
+    return Path(weights).suffix in EXPORTED_SUFFIXES
 
 
 def load_exported(path: str | Path, *, device: str = "auto", engine: str = "auto") -> Exported:

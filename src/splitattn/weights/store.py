@@ -31,8 +31,8 @@ from splitattn.weights.metadata import read_metadata, unreadable
 
 logger = logging.getLogger(__name__)
 
-# What `splitattn export` writes.
-_WHOLE_NETWORKS = (".onnx", ".xml", ".pt2")
+# Endings of what `splitattn export` writes.
+EXPORTED_SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _resolved(entry: WeightsEntry, path: Path) -> ResolvedWeights:
 
 
 def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
-    if path.suffix in _WHOLE_NETWORKS:
+    if path.suffix in EXPORTED_SUFFIXES:
         raise WeightsError(
             f"{path} must hold weights, it is a network exported for an engine, which predict and "
             "evaluate take: name the weights that it was exported from"
