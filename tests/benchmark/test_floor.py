@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from splitattn.architectures import ARCHITECTURES
-from splitattn.benchmark.floor import Cost, Peaks, cost, floor_seconds, measure_peaks
+from splitattn.benchmark.floor import Cost, cost, floor_seconds
+from splitattn.benchmark.peaks import Peaks
 from splitattn.nn.fusion import fuse
 from splitattn.nn.resnest import ResNeSt
 
@@ -56,9 +57,3 @@ def test_bytes_count_where_they_take_longer() -> None:
     one = Cost(multiply_adds=1, activations=10, weights=5)
     assert floor_seconds(one, peaks, precision="fp32", batch_size=3) == 4 * 35 / 100
     assert floor_seconds(one, peaks, precision="int8", batch_size=3) == 35 / 100
-
-
-def test_a_machine_has_peaks() -> None:
-    peaks = measure_peaks(torch.device("cpu"), side=64, copied_floats=1000)
-    assert set(peaks.multiply_adds) == {"fp32", "int8"}
-    assert min(*peaks.multiply_adds.values(), peaks.copied_bytes) > 0

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from splitattn import environment
 from splitattn.benchmark import ladder
-from splitattn.benchmark.floor import Peaks
 from splitattn.benchmark.ladder import rungs
 from splitattn.benchmark.measure import Plan, Row, measure
+from splitattn.benchmark.peaks import Peaks
 from splitattn.benchmark.spread import spread
 from splitattn.cli import main
 from splitattn.errors import InputError

@@ -1,30 +1,14 @@
 """The least time that a machine needs for a network: its arithmetic and its bytes at peak rates."""
 
-import statistics
-import time
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-_REPEATS = 15
+from splitattn.benchmark.peaks import Peaks
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peaks:
-    """What this machine reaches where nothing is in the way.
-
-    Attributes:
-        multiply_adds: per second, by precision, of the product of two large square matrices.
-        copied_bytes: per second, read and written, of a copy far larger than any cache.
-    """
-
-    multiply_adds: dict[str, float]
-    copied_bytes: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +24,6 @@ class Cost:
     multiply_adds: int
     activations: int
     weights: int
-
-
-def measure_peaks(
-    device: torch.device, *, side: int = 2048, copied_floats: int = 64 * 2**20
-) -> Peaks:
-    """Measure this machine, with PyTorch's number of threads.
-
-    Args:
-        side: of the square matrices that are multiplied.
-        copied_floats: numbers of four bytes in the copied vector.
-    """
-    a = torch.randn(side, side, device=device)
-    integers = torch.randint(-128, 127, (side, side), dtype=torch.int8, device=device)
-    products: dict[str, Callable[[], Tensor]] = {
-        "fp32": lambda: a @ a,
-        "int8": lambda: torch._int_mm(integers, integers),
-    }
-    if device.type == "cuda":
-        half, brain = a.half(), a.bfloat16()
-        products |= {"fp16": lambda: half @ half, "bf16": lambda: brain @ brain}
-    source = torch.randn(copied_floats, device=device)
-    target = torch.empty_like(source)
-    return Peaks(
-        multiply_adds={
-            name: side**3 / _seconds(product, device) for name, product in products.items()
-        },
-        copied_bytes=2 * source.nbytes / _seconds(lambda: target.copy_(source), device),
-    )
 
 
 def cost(network: nn.Module, size: int) -> Cost:
@@ -97,15 +53,3 @@ def floor_seconds(cost: Cost, peaks: Peaks, *, precision: str, batch_size: int) 
     arithmetic = batch_size * cost.multiply_adds / peaks.multiply_adds[precision]
     moved = BYTES[precision] * (batch_size * cost.activations + cost.weights)
     return max(arithmetic, moved / peaks.copied_bytes)
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The median of several runs, after as many that are not counted."""
-    times = []
-    for _ in range(2 * _REPEATS):
-        begin = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[_REPEATS:])

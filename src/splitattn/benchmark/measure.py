@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from splitattn import environment
-from splitattn.benchmark.floor import Cost, Peaks, cost, floor_seconds, measure_peaks
+from splitattn.benchmark.floor import Cost, cost, floor_seconds
 from splitattn.benchmark.ladder import Rung, Runner, Setting, rungs
+from splitattn.benchmark.peaks import Peaks, measure_peaks
 from splitattn.errors import InputError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalise, preprocess

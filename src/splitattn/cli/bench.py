@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from splitattn.benchmark.floor import Peaks
     from splitattn.benchmark.measure import Row
+    from splitattn.benchmark.peaks import Peaks
 
 
 def bench(

@@ -17,6 +17,7 @@ from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 with telemetry_off():
     import openvino as ov
+    from openvino import opset13 as opset
     from openvino.properties import hint
 
 
@@ -141,3 +142,21 @@ def save(
     if metadata:
         graph.set_rt_info(metadata.to_json(), [METADATA_KEY])
     ov.save_model(graph, path, compress_to_fp16=half)
+
+
+def product(side: int, *, eight_bits: bool) -> "ov.Model":
+    """A graph that does nothing but multiply: `side` pixels in `side` channels, by a square matrix.
+
+    Args:
+        eight_bits: between roundings to 256 steps, which OpenVINO takes as leave for integers.
+    """
+    weights = np.random.default_rng(0).standard_normal((side, side, 1, 1), dtype=np.float32)
+    images = opset.parameter([1, side, 1, side], np.float32)
+    matrix = opset.constant(weights)
+    if eight_bits:
+        ends = [opset.constant(np.float32(end)) for end in (-1.28, 1.27)]
+        factors = [opset.fake_quantize(x, *ends, *ends, 256) for x in (images, matrix)]
+    else:
+        factors = [images, matrix]
+    output = opset.convolution(*factors, [1, 1], [0, 0], [0, 0], [1, 1])
+    return ov.Model([opset.result(output)], [images])

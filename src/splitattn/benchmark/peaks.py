@@ -1,0 +1,98 @@
+"""What a machine reaches where nothing is in the way: multiply-adds and copied bytes a second."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from splitattn.runtimes.libraries import installed
+
+_REPEATS = 15
+# Rounds are apart, so that one busy moment of the machine does not hit every run.
+_ROUNDS = 3
+
+Product = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """What this machine reaches where nothing is in the way.
+
+    Attributes:
+        multiply_adds: per second, by precision, of the product of two large square matrices.
+        copied_bytes: per second, read and written, of a copy far larger than any cache.
+    """
+
+    multiply_adds: dict[str, float]
+    copied_bytes: float
+
+
+def measure_peaks(
+    device: torch.device, *, side: int = 2048, copied_floats: int = 64 * 2**20
+) -> Peaks:
+    """Measure this machine, with each library's own number of threads.
+
+    A rate is that of the fastest run of whichever library is best at it: a network can be faster
+    than one library's product of matrices, and what it can be faster than is no floor.
+
+    Args:
+        side: of the square matrices that are multiplied.
+        copied_floats: numbers of four bytes in the copied vector.
+    """
+    products = _torch_products(device, side)
+    if device.type == "cpu":
+        products["fp32"].append(_numpy_product(side))
+        if installed("openvino"):
+            for precision in ("fp32", "int8"):
+                products[precision].append(_openvino_product(side, precision))
+    source = torch.randn(copied_floats, device=device)
+    target = torch.empty_like(source)
+    return Peaks(
+        multiply_adds={
+            precision: side**3 / _seconds(ways, device) for precision, ways in products.items()
+        },
+        copied_bytes=2 * source.nbytes / _seconds([lambda: target.copy_(source)], device),
+    )
+
+
+def _torch_products(device: torch.device, side: int) -> dict[str, list[Product]]:
+    a = torch.randn(side, side, device=device)
+    integers = torch.randint(-128, 127, (side, side), dtype=torch.int8, device=device)
+    products: dict[str, list[Product]] = {
+        "fp32": [lambda: a @ a],
+        "int8": [lambda: torch._int_mm(integers, integers)],
+    }
+    if device.type == "cuda":
+        half, brain = a.half(), a.bfloat16()
+        products |= {"fp16": [lambda: half @ half], "bf16": [lambda: brain @ brain]}
+    return products
+
+
+def _numpy_product(side: int) -> Product:
+    a = np.random.default_rng(0).standard_normal((side, side), dtype=np.float32)
+    return lambda: a @ a
+
+
+def _openvino_product(side: int, precision: str) -> Product:
+    """A 1x1 convolution of as many channels as pixels; in int8 between ranges, as NNCF makes it."""
+    from splitattn.runtimes.open_vino import OpenVinoEngine, product
+
+    engine = OpenVinoEngine(product(side, eight_bits=precision == "int8"))
+    images = torch.randn(1, side, 1, side)
+    return lambda: engine(images)
+
+
+def _seconds(ways: list[Product], device: torch.device) -> float:
+    """The fastest of many runs of the fastest way."""
+    times = []
+    for _ in range(_ROUNDS):
+        for way in ways:
+            for _ in range(_REPEATS):
+                begin = time.perf_counter()
+                way()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(time.perf_counter() - begin)
+    return min(times)

@@ -1,0 +1,41 @@
+"""What a machine reaches."""
+
+import time
+
+import pytest
+import torch
+
+from splitattn.benchmark import peaks
+from splitattn.benchmark.peaks import measure_peaks
+
+
+def test_a_machine_has_peaks() -> None:
+    found = measure_peaks(torch.device("cpu"), side=64, copied_floats=1000)
+    assert set(found.multiply_adds) == {"fp32", "int8"}
+    assert min(*found.multiply_adds.values(), found.copied_bytes) > 0
+
+
+def test_the_best_library_sets_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow product beside a fast one does not make the machine look slow."""
+    side = 64
+    alone = measure_peaks(torch.device("cpu"), side=side, copied_floats=1000)
+    monkeypatch.setattr(peaks, "_numpy_product", lambda _: lambda: time.sleep(0.01))
+    beside = measure_peaks(torch.device("cpu"), side=side, copied_floats=1000)
+    assert beside.multiply_adds["fp32"] > side**3 / 0.01
+    monkeypatch.setattr(peaks, "_torch_products", lambda *_: {"fp32": [], "int8": []})
+    monkeypatch.setattr(peaks, "_openvino_product", lambda *_: lambda: time.sleep(0.01))
+    slow = measure_peaks(torch.device("cpu"), side=side, copied_floats=1000)
+    assert slow.multiply_adds["fp32"] < side**3 / 0.01 < alone.multiply_adds["fp32"]
+
+
+def test_a_product_in_eight_bits_is_a_product() -> None:
+    from splitattn.runtimes.open_vino import OpenVinoEngine, product
+
+    torch.manual_seed(0)
+    images = torch.randn(1, 64, 1, 64)
+    exact = OpenVinoEngine(product(64, eight_bits=False))(images)
+    rounded = OpenVinoEngine(product(64, eight_bits=True))(images)
+    assert exact.shape == rounded.shape == (1, 64, 1, 64)
+    # Clipped at 1.28 of normally distributed numbers: alike, not equal.
+    alike = torch.corrcoef(torch.stack([exact.flatten(), rounded.flatten()]))[0, 1]
+    assert 0.8 < alike < 0.9999
