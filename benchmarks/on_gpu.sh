@@ -31,7 +31,11 @@ step() {
 }
 
 failed=0
-step "$python" -m pytest -q -m gpu tests/nn tests/training
+tests=benchmarks/gpu_tests.txt
+step "$python" -m pytest -q -m gpu tests/nn tests/training >"$tests" 2>&1
+cat "$tests"
+keep "$tests"
+rm -f "$tests"
 
 for model_batch in "$batch" 1; do
     name=benchmarks/inference_$device.batch$model_batch.json

@@ -32,3 +32,18 @@ def test_a_gpu_is_named_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = environment.describe()
     assert (found["gpu"], found["cuda"]) == (None, None)
+
+
+def test_a_peak_of_memory_can_be_forgotten() -> None:
+    before = environment.peak_memory()
+    if before is None:
+        pytest.skip("this system does not tell")
+    ballast = torch.ones(2**28, dtype=torch.uint8)
+    high = environment.peak_memory()
+    size = ballast.nbytes
+    del ballast
+    environment.forget_peak_memory()
+    low = environment.peak_memory()
+    assert high is not None
+    assert low is not None
+    assert low < high - size // 2

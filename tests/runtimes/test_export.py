@@ -306,6 +306,15 @@ def test_arguments_that_do_not_go_together_are_one_line(
     assert str(raised.value).isprintable()
 
 
+def test_somebody_elses_weights_are_not_replaced(tmp_path: Path) -> None:
+    """A network in OpenVINO is two files, of which a person names one."""
+    other = tmp_path / "net.bin"
+    other.write_bytes(b"other")
+    with pytest.raises(InputError, match=r"weights of net\.xml would replace .*net\.bin"):
+        export(network(), tmp_path / "net.xml", metadata=METADATA)
+    assert other.read_bytes() == b"other"
+
+
 def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "find_spec", lambda _: None)
     for name, arguments, extra in (

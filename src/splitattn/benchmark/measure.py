@@ -38,7 +38,7 @@ class Row:
         milliseconds: of each timed turn; the n-th turns of all rungs were within one round.
         floor_milliseconds: the least time that the machine needs for the network as trained.
         peak_memory: bytes, of a process that loads and runs nothing else or, on CUDA, of its
-            tensors; None where it was not measured. In PyTorch, loading includes the rewrite.
+            tensors; None where it was not measured. Memory that only loading took is not counted.
         difference: the largest difference of a logit from the network as trained, in float32 on
             the same device, as a share of the largest logit.
         same_labels: the share of images that are labelled as there.
@@ -139,8 +139,7 @@ def measure(
             with torch.inference_mode():
                 checks = _checks(chosen, runners, images)
                 seconds = _take_turns(plan, runners, images, on_step)
-            for i, rung in enumerate(chosen):
-                on_step(f"batch {batch_size}, memory of {rung.label}")
+            for rung, check, turns in zip(chosen, checks, seconds, strict=True):
                 floor = floor_seconds(
                     costs[rung.subject.name],
                     peaks,
@@ -154,13 +153,16 @@ def measure(
                         engine=rung.engine.name,
                         precision=rung.engine.precision,
                         batch_size=batch_size,
-                        milliseconds=tuple(round(1000 * turn, 3) for turn in seconds[i]),
+                        milliseconds=tuple(round(1000 * turn, 3) for turn in turns),
                         floor_milliseconds=1000 * floor,
-                        peak_memory=_peak_memory(plan, i, batch_size, folder),
-                        difference=checks[i].relative,
-                        same_labels=checks[i].same_labels,
+                        peak_memory=None,
+                        difference=check.relative,
+                        same_labels=check.same_labels,
                     )
                 )
+        # Last, since from here on nothing is timed and the machine may be busy.
+        if plan.memory:
+            rows = _with_peak_memory(plan, chosen, rows, folder, on_step)
     return peaks, rows
 
 
@@ -232,12 +234,17 @@ def _finished(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_memory(plan: Plan, rung: int, batch_size: int, folder: str) -> int | None:
-    if not plan.memory:
-        return None
-    # A fresh interpreter, since the peak of a process never goes down again.
-    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-        return executor.submit(_own_peak, plan, rung, batch_size, folder).result()
+def _with_peak_memory(
+    plan: Plan, chosen: list[Rung], rows: list[Row], folder: str, on_step: Callable[[str], None]
+) -> list[Row]:
+    peaks = []
+    for i, row in enumerate(rows):
+        rung = i % len(chosen)
+        on_step(f"batch {row.batch_size}, memory of {chosen[rung].label}")
+        # A fresh interpreter, in which nothing is left of the others.
+        with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+            peaks.append(executor.submit(_own_peak, plan, rung, row.batch_size, folder).result())
+    return [replace(row, peak_memory=peak) for row, peak in zip(rows, peaks, strict=True)]
 
 
 def _own_peak(plan: Plan, rung: int, batch_size: int, folder: str) -> int | None:
@@ -246,8 +253,13 @@ def _own_peak(plan: Plan, rung: int, batch_size: int, folder: str) -> int | None
     images = _images(setting, batch_size)
     run = plan.rungs()[rung].load(setting)
     with torch.inference_mode():
-        for _ in range(3):
+        for _ in range(2):  # compilers and engines prepare for a size, or for one that comes again
             run(images)
+        if setting.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(setting.device)
+        else:
+            environment.forget_peak_memory()
+        run(images)
     if setting.device.type == "cuda":
         return torch.cuda.max_memory_allocated(setting.device)
     return environment.peak_memory()

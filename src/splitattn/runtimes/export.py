@@ -224,6 +224,12 @@ def check_arguments(
         )
     if precision == "int8" and calibration is None:
         raise InputError("int8 needs images to calibrate on, got none: name DATA or a folder")
+    weights = path.with_suffix(".bin")
+    if format == "openvino" and weights.exists() and not path.exists():
+        raise InputError(
+            f"the weights of {path.name} would replace {weights}, which is not theirs: "
+            "choose another name, or remove that file"
+        )
     require(f"format {format}", *_LIBRARIES.get(format, ()))
     if precision == "int8" and format == "openvino":
         require("int8", "nncf")
