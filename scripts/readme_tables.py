@@ -1,18 +1,18 @@
-"""Write what README.md says about the models and of measurements, from the code and benchmarks/.
+"""Write what the documents say about models and of measurements, from the code and benchmarks/.
 
 usage: python scripts/readme_tables.py [--check]
 
-Rewrites the text between the markers in README.md; with --check changes nothing and exits with
-status 1 if that text is stale. Needs the extra [dev], for fvcore.
+Rewrites the text between the markers in README.md and docs/benchmarks.md; with --check changes
+nothing and exits with status 1 if that text is stale. Needs the extra [dev], for fvcore.
 """
 
 import argparse
-import json
 import re
 import sys
 import warnings
 from pathlib import Path
 
+import measured_tables
 import torch
 
 from splitattn.architectures import ARCHITECTURES
@@ -27,29 +27,29 @@ from splitattn.weights.catalogue import (
 from splitattn.weights.store import local_path
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail if stale")
     arguments = parser.parse_args()
-    old = README.read_text(encoding="utf-8")
-    new = old
-    for name, content in (("models", models), ("embedded", embedded), ("training", training)):
-        new = between_markers(new, name, content())
-    if arguments.check and new != old:
-        sys.exit("README.md is stale: run python scripts/readme_tables.py")
-    if not arguments.check:
-        README.write_text(new, encoding="utf-8")
+    for path, sections in DOCUMENTS.items():
+        old = path.read_text(encoding="utf-8")
+        new = old
+        for name, content in sections.items():
+            new = between_markers(new, path, name, content())
+        if arguments.check and new != old:
+            sys.exit(f"{path.name} is stale: run python scripts/readme_tables.py")
+        if not arguments.check:
+            path.write_text(new, encoding="utf-8")
 
 
-def between_markers(text: str, name: str, content: str) -> str:
+def between_markers(text: str, path: Path, name: str, content: str) -> str:
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     head, found_begin, rest = text.partition(begin)
     _, found_end, tail = rest.partition(end)
     if not (found_begin and found_end):
-        sys.exit(f"README.md must hold the markers {begin} and {end}, in this order")
+        sys.exit(f"{path.name} must hold the markers {begin} and {end}, in this order")
     return f"{head}{begin}\n{content}\n{end}{tail}"
 
 
@@ -123,29 +123,13 @@ def embedded() -> str:
     return text
 
 
-def training() -> str:
-    """Rows of benchmarks/training_throughput.json."""
-    lines = [
-        "| device | precision | batch | splitattn resnest50 | timm resnest50d | ratio (quartiles) "
-        "| peak memory | measured |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
-    ]
-    for row in json.loads((ROOT / "benchmarks" / "training_throughput.json").read_text("utf-8")):
-        where, ratio = row["environment"], row["ratio"]
-        rates = [f"{rate['median']:.2f}" for rate in row["images_per_second"].values()]
-        peaks = " / ".join(f"{peak / 1e9:.1f}" for peak in row["peak_memory_bytes"].values())
-        cells = (
-            where["gpu"] or f"{where['processor']}, {where['threads']} threads",
-            row["precision"],
-            f"{row['batch']} at {row['size']}",
-            *rates,
-            f"**{ratio['median']:.2f}** ({ratio['quartile1']:.2f}-{ratio['quartile3']:.2f})",
-            f"{peaks} GB",
-            f"{where['date']}, `{where['commit']}`, torch {where['torch']}, timm {where['timm']}, "
-            f"n = {row['rounds']}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+DOCUMENTS = {
+    ROOT / "README.md": {
+        "models": models,
+        "embedded": embedded,
+        "training": measured_tables.training,
+    },
+}
 
 
 if __name__ == "__main__":

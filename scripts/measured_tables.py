@@ -1,0 +1,252 @@
+"""The measurements in benchmarks/*.json as Markdown tables, for readme_tables.py."""
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from splitattn.benchmark.spread import spread
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+Row = dict[str, Any]
+
+# What people run, and what they could run instead.
+NETWORKS = (
+    "splitattn resnest50",
+    "timm resnest50d",
+    "splitattn resnest50_fast_2s1x64d",
+    "timm resnet50d",
+    "torchvision resnet50",
+)
+# The eager peers are in whichever memory format suits them.
+ENGINES = {
+    "PyTorch": (("torch", "fp32"), ("torch NCHW", "fp32")),
+    "torch.compile": (("compile", "fp32"),),
+    "ONNX Runtime": (("onnxruntime", "fp32"),),
+    "OpenVINO": (("openvino", "fp32"),),
+    "ONNX Runtime int8": (("onnxruntime", "int8"),),
+    "OpenVINO int8": (("openvino", "int8"),),
+}
+
+
+def training() -> str:
+    lines = [
+        "| device | precision | batch | splitattn resnest50 | timm resnest50d | ratio (quartiles) "
+        "| peak memory | measured |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in _read("training_throughput"):
+        where, ratio = row["environment"], row["ratio"]
+        rates = [f"{rate['median']:.2f}" for rate in row["images_per_second"].values()]
+        peaks = " / ".join(f"{peak / 1e9:.1f}" for peak in row["peak_memory_bytes"].values())
+        cells = (
+            _device(where),
+            row["precision"],
+            f"{row['batch']} at {row['size']}",
+            *rates,
+            f"**{ratio['median']:.2f}** ({ratio['quartile1']:.2f}-{ratio['quartile3']:.2f})",
+            f"{peaks} GB",
+            f"{_origin(where, 'torch', 'timm')}, n = {row['rounds']}",
+        )
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def inference() -> str:
+    """Milliseconds by engine and network, and the ratios that matter."""
+    report = _read("inference_cpu")
+    rows, where = report["rows"], report["environment"]
+    parts = [
+        f"{_device(where)}, {report['plan']['size'] or 224} pixels, median of "
+        f"{report['plan']['rounds']} turns in ms; {_origin(where, 'torch', 'timm', 'openvino')}, "
+        f"ONNX Runtime {where['onnxruntime']}, NNCF {where['nncf']}."
+    ]
+    for batch in report["plan"]["batch_sizes"]:
+        head = [f"batch {batch}", *(f"{name.replace(' ', ' `')}`" for name in NETWORKS)]
+        lines = [_line(head), _line(["---", *("---:" for _ in NETWORKS)])]
+        for engine, ways in ENGINES.items():
+            found = [_best(rows, name, ways, batch) for name in NETWORKS]
+            fastest = min(_median(row) for row in found[:2])
+            cells = [
+                f"**{_median(row):.1f}**" if _median(row) == fastest else f"{_median(row):.1f}"
+                for row in found
+            ]
+            lines.append(_line([engine, *cells]))
+        parts.append("\n".join(lines))
+    parts.append("\n".join(_ratios(rows, report["plan"]["batch_sizes"])))
+    return "\n\n".join(parts)
+
+
+def ladder() -> str:
+    """Every rung is a line."""
+    report = _read("inference_cpu")
+    where, rates = report["environment"], report["peaks"]["multiply_adds"]
+    peaks = ", ".join(f"{2e-9 * rate:.0f} in {name}" for name, rate in rates.items())
+    lines = [
+        f"{_device(where)}; {_origin(where, 'torch', 'timm', 'openvino', 'onnxruntime', 'nncf')}, "
+        f"n = {report['plan']['rounds']}. The machine reaches {peaks} billion operations a second, "
+        f"and copies {1e-9 * report['peaks']['copied_bytes']:.1f} GB.",
+        "",
+        "| network | form | engine | precision | batch | ms (quartiles) | images/s | x floor "
+        "| peak MB | difference | same labels |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(report["rows"], key=lambda row: (row["batch_size"], _median(row))):
+        turns, memory = spread(row["milliseconds"]), row["peak_memory"]
+        cells = (
+            row["network"],
+            row["form"],
+            row["engine"],
+            row["precision"],
+            str(row["batch_size"]),
+            f"{turns['median']:.1f} ({turns['quartile1']:.1f}-{turns['quartile3']:.1f})",
+            f"{1000 * row['batch_size'] / turns['median']:.1f}",
+            f"{turns['median'] / row['floor_milliseconds']:.2f}",
+            "" if memory is None else f"{memory / 1e6:.0f}",
+            f"{row['difference']:.0e}",
+            f"{row['same_labels']:.0%}",
+        )
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def claim() -> str:
+    """Mean and standard deviation over seeds, and what each network costs."""
+    rows = _read("claim")
+    speeds = {row["network"]: row["images_per_second"] for row in _read("claim_speed")}
+    lines = [
+        "| network | | top-1 % | parameters | GMACs | training images/s | inference images/s |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == name]
+        cells = (
+            name,
+            own[0]["what"],
+            _mean([row["top1"] for row in own]),
+            f"{own[0]['parameters'] / 1e6:.2f} M",
+            f"{own[0]['gmacs']:.4f}",
+            *(f"{speeds[name][kind]['median']:.0f}" for kind in ("training", "inference")),
+        )
+        lines.append(_line(cells))
+    seeds = len({row["seed"] for row in rows})
+    first = rows[0]
+    lines += [
+        "",
+        f"{seeds} seeds each, {first['n']:,} validation images of {first['classes']} classes, "
+        f"{first['recipe']['epochs']} epochs of {first['training_images']:,} images; "
+        f"{_device(first['environment'])}, {_origin(first['environment'], 'torch', 'timm')}.",
+    ]
+    return "\n".join(lines)
+
+
+def finetuning() -> str:
+    """The embedded weights against random ones."""
+    rows = _read("finetuning")
+    lines = ["| from | top-1 % | minutes | seeds |", "|---|---:|---:|---:|"]
+    for start, name in (("embedded", "the model inside the package"), ("random", "random weights")):
+        own = [row for row in rows if row["start"] == start]
+        minutes = statistics.median(row["training_seconds"] for row in own) / 60
+        lines.append(
+            _line((name, _mean([row["top1"] for row in own]), f"{minutes:.1f}", str(len(own))))
+        )
+    first = rows[0]
+    lines += [
+        "",
+        f"{first['training_images']:,} photographs to learn from, {first['n']} to measure; "
+        f"{_device(first['environment'])}, {_origin(first['environment'], 'torch')}.",
+    ]
+    return "\n".join(lines)
+
+
+def end_to_end() -> str:
+    """A folder of photographs, by engine."""
+    lines = [
+        "| model | engine | decoding alone | network alone | both at once | `predict` "
+        "| reached (quartiles) | first label |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    rows = _read("end_to_end")
+    for row in rows:
+        rate, ratio = row["images_per_second"], row["ratio"]
+        cells = (
+            f"`{row['model']}`",
+            row["engine"],
+            *(f"{rate[n]['median']:.0f}" for n in ("decode", "network", "parallel", "predict")),
+            f"**{ratio['median']:.0%}** ({ratio['quartile1']:.0%}-{ratio['quartile3']:.0%})",
+            f"{row['seconds_to_first_label']['median']:.1f} s",
+        )
+        lines.append(_line(cells))
+    first = rows[0]
+    width, height = first["image_size"]
+    lines += [
+        "",
+        f"Images per second, {first['images']:,} JPEGs of {width}x{height} pixels, batches of "
+        f"{first['batch']}, n = {first['rounds']}; {_device(first['environment'])}, "
+        f"{_origin(first['environment'], 'torch')}.",
+    ]
+    return "\n".join(lines)
+
+
+def _ratios(rows: list[Row], batches: Sequence[int]) -> Iterator[str]:
+    """How many times as fast ours is, turn by turn, where both ran in the same round."""
+    ours, twin, fast, plain, _ = NETWORKS
+    every = tuple(way for ways in ENGINES.values() for way in ways if way[1] == "fp32")
+    eager, int8 = ENGINES["PyTorch"], ENGINES["OpenVINO int8"]
+    yield _line(["times as fast", *(f"batch {batch} (quartiles)" for batch in batches)])
+    yield _line(["---", *("---:" for _ in batches)])
+    for name, (first, its_ways), (second, other_ways) in (
+        ("ResNeSt-50 int8 against timm's, both in OpenVINO", (ours, int8), (twin, int8)),
+        ("ResNeSt-50 int8 against timm's in PyTorch", (ours, int8), (twin, eager)),
+        ("ResNeSt-50 in float32, each in its best engine", (ours, every), (twin, every)),
+        ("ResNeSt-50 in PyTorch", (ours, eager), (twin, eager)),
+        ("ResNeSt-50-fast int8 against timm's ResNet-50-D int8", (fast, int8), (plain, int8)),
+    ):
+        cells = []
+        for batch in batches:
+            a, b = _best(rows, first, its_ways, batch), _best(rows, second, other_ways, batch)
+            pairs = zip(b["milliseconds"], a["milliseconds"], strict=True)
+            times = spread([theirs / own for theirs, own in pairs])
+            quartiles = f"{times['quartile1']:.2f}-{times['quartile3']:.2f}"
+            cells.append(f"**{times['median']:.2f}** ({quartiles})")
+        yield _line([name, *cells])
+
+
+def _best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: int) -> Row:
+    """The fastest form and way of a network."""
+    found = [
+        row
+        for row in rows
+        if row["network"] == network
+        and row["batch_size"] == batch
+        and (row["engine"], row["precision"]) in ways
+    ]
+    return min(found, key=_median)
+
+
+def _median(row: Row) -> float:
+    return statistics.median(row["milliseconds"])
+
+
+def _mean(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def _device(where: Row) -> str:
+    return where["gpu"] or f"{where['processor']}, {where['threads']} threads"
+
+
+def _origin(where: Row, *libraries: str) -> str:
+    versions = [f"{name} {where[name]}" for name in libraries]
+    return ", ".join([where["date"], f"`{where['commit']}`", *versions])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _read(name: str) -> Any:
+    return json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
