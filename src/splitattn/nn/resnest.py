@@ -175,7 +175,7 @@ class ResNeSt(Staged):
         dilation: what the first block of a dilated stage does. "official", as in the official code
             and Gluon: it still averages 3x3 (the architecture's `avd`), with stride 1. "timm": it
             leaves that out, and averages its shortcut 2x2 instead. Keys are the same, outputs are
-            not: take the one with which the weights were trained.
+            not: take the one with which a dilated network was trained.
         drop_path: stochastic depth of the last block; earlier blocks have linearly less.
         drop_block: share that DropBlock removes in stages 3 and 4; `set_drop_block` schedules it.
         dropout: probability before the classifier; None takes the architecture's.
