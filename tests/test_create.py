@@ -2,15 +2,17 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from splitattn.architectures import ARCHITECTURES, Architecture
 from splitattn.classifier import Classifier
-from splitattn.create import create_model, list_models, list_weights
+from splitattn.create import create_backbone, create_model, list_models, list_weights
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
+from splitattn.nn.split_attention import SplitAttention2d
 from splitattn.weights.catalogue import Preprocessing
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
@@ -157,3 +159,68 @@ def test_a_checkpoint_without_a_head_cannot_label_images(tmp_path: Path, trained
     write_checkpoint(tmp_path / "headless.safetensors", headless)
     with pytest.raises(WeightsError, match="has no classifier and cannot label images"):
         Classifier("resnest14", tmp_path / "headless.safetensors")
+
+
+def test_a_backbone_has_the_weights_features_and_says_nothing_of_their_classifier(
+    path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = create_backbone("resnest14", weights=path)
+    assert backbone.channels == (256, 512, 1024, 2048)
+    assert backbone.strides == (4, 8, 16, 32)
+    assert backbone.training
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = trained.eval().forward_features(x)
+        assert torch.equal(backbone.eval()(x)[-1], expected)
+    assert not warnings_of(caplog)
+
+
+def test_a_backbone_is_what_its_arguments_say(
+    path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = create_backbone(
+        "resnest14",
+        weights=path,
+        out_indices=(0, 2),
+        in_chans=1,
+        output_stride=8,
+        dilation="timm",
+        frozen_stages=0,
+        frozen_bn=True,
+    )
+    stem, second = backbone(torch.randn(2, 1, 64, 64))
+    assert (stem.shape[1:], second.shape[1:]) == ((64, 32, 32), (512, 8, 8))
+    assert torch.equal(backbone.layer2[0].conv3.weight, trained.layer2[0].conv3.weight)
+    assert not backbone.conv1[0].weight.requires_grad
+    assert not backbone.layer2[0].bn3.training
+    assert len(warnings_of(caplog)) == 1  # of the stem
+    dilated = create_backbone("resnest14", output_stride=16, dilation="timm", drop_path=0.3)
+    assert isinstance(dilated.layer4[0].conv2, SplitAttention2d)
+    assert dilated.layer4[0].conv2.average is None
+    assert dilated.layer4[0].drop_path.p == 0.3
+
+
+def test_a_saved_backbone_is_weights_of_a_backbone(tmp_path: Path, trained: ResNeSt) -> None:
+    headless = {k: v for k, v in trained.state_dict().items() if not k.startswith("fc.")}
+    backbone = create_backbone("resnest14")
+    assert list(backbone.state_dict()) == list(headless)
+    backbone.load_state_dict(headless)
+    write_checkpoint(tmp_path / "backbone.safetensors", backbone.state_dict())
+    again = create_backbone("resnest14", weights=tmp_path / "backbone.safetensors")
+    assert all(torch.equal(again.state_dict()[key], headless[key]) for key in headless)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out_indices": (1, 7)}, "out_indices must be one or more of 0"),
+        ({"frozen_stages": 5}, "frozen_stages must be -1"),
+        ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
+        ({"dilation": "mm"}, "dilation must be official or timm, got 'mm'"),
+    ],
+)
+def test_impossible_backbones_are_refused_before_weights_are_looked_for(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        create_backbone("resnest14", weights="nowhere.safetensors", **arguments)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,13 @@ import skimage.data
 import torch
 from PIL import Image
 
+from .documents import code_blocks
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PHOTOS = Path(skimage.data.__path__[0])
 
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
+blocks = partial(code_blocks, README)
 QUICK_START, *SHELL = (block.splitlines() for block in blocks("sh"))
 
 

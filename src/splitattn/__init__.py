@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from splitattn.architectures import Architecture
     from splitattn.classifier import Classifier, Prediction
-    from splitattn.create import create_model, list_models, list_weights
+    from splitattn.create import create_backbone, create_model, list_models, list_weights
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
+    from splitattn.nn.backbone import Backbone
     from splitattn.nn.fusion import fuse
     from splitattn.nn.parity import parity
     from splitattn.nn.resnest import ResNeSt
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Architecture": "architectures",
+    "Backbone": "nn.backbone",
     "Classifier": "classifier",
     "DataError": "errors",
     "ImageError": "errors",
@@ -28,6 +30,7 @@ _HOMES = {
     "ResNeSt": "nn.resnest",
     "SplitAttention2d": "nn.split_attention",
     "WeightsError": "errors",
+    "create_backbone": "create",
     "create_model": "create",
     "fuse": "nn.fusion",
     "list_models": "create",
@@ -37,6 +40,7 @@ _HOMES = {
 
 __all__ = [
     "Architecture",
+    "Backbone",
     "Classifier",
     "DataError",
     "ImageError",
@@ -45,6 +49,7 @@ __all__ = [
     "ResNeSt",
     "SplitAttention2d",
     "WeightsError",
+    "create_backbone",
     "create_model",
     "fuse",
     "list_models",

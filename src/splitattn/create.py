@@ -1,13 +1,15 @@
 """A name and weights become a ready network."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from splitattn.architectures import ARCHITECTURES, Architecture, architecture
 from splitattn.errors import InputError, WeightsError
-from splitattn.nn.resnest import ResNeSt
+from splitattn.nn.backbone import Backbone
+from splitattn.nn.resnest import Dilation, ResNeSt
 from splitattn.weights.catalogue import WeightsEntry, entries
 from splitattn.weights.checkpoint import read_checkpoint
 from splitattn.weights.matching import check_match
@@ -39,6 +41,7 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int = 3,
     output_stride: int = 32,
+    dilation: Dilation = "official",
     drop_path: float = 0.0,
     drop_block: float = 0.0,
     dropout: float | None = None,
@@ -53,20 +56,14 @@ def create_model(
         in_chans: channels of the input. Another number than that of the weights averages the first
             convolution's filters over the channels, so that a grey image, or one in which every
             channel is the same, gives the same features.
-        output_stride, drop_path, drop_block, dropout: see `ResNeSt`.
+        output_stride, dilation, drop_path, drop_block, dropout: see `ResNeSt`.
 
     Raises:
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be had or do not fit the model.
     """
     shape = model if isinstance(model, Architecture) else architecture(model)
-    state: dict[str, Tensor] = {}
-    origin = ""
-    if weights is not None:
-        if isinstance(model, Architecture):
-            raise InputError("weights need a model's name, got an Architecture; load them yourself")
-        path = resolve(model, weights).path
-        state, origin = read_checkpoint(path).state_dict, str(path)
+    state, origin = _read(model, weights)
     if num_classes is None:
         head = state.get("fc.bias")
         num_classes = 1000 if head is None else head.numel()
@@ -75,6 +72,7 @@ def create_model(
         num_classes=num_classes,
         in_chans=in_chans,
         output_stride=output_stride,
+        dilation=dilation,
         drop_path=drop_path,
         drop_block=drop_block,
         dropout=dropout,
@@ -82,6 +80,47 @@ def create_model(
     if state:
         _load(network, state, model=str(model), origin=origin)
     return network
+
+
+def create_backbone(
+    model: str | Architecture,
+    *,
+    weights: str | Path | None = None,
+    out_indices: Sequence[int] = (1, 2, 3, 4),
+    in_chans: int = 3,
+    output_stride: int = 32,
+    dilation: Dilation = "official",
+    frozen_stages: int = -1,
+    frozen_bn: bool = False,
+    drop_path: float = 0.0,
+) -> Backbone:
+    """Build the part of a network that gives feature maps, in training mode, and load weights.
+
+    Args:
+        model, weights, in_chans: see `create_model`; a classifier among the weights is left out.
+        out_indices, frozen_stages, frozen_bn: see `Backbone`.
+        output_stride, dilation, drop_path: see `ResNeSt`.
+
+    Raises:
+        InputError: an argument is outside its range, or there is no such model.
+        WeightsError: the weights cannot be had or do not fit the model.
+    """
+    network = ResNeSt(
+        model if isinstance(model, Architecture) else architecture(model),
+        num_classes=0,
+        in_chans=in_chans,
+        output_stride=output_stride,
+        dilation=dilation,
+        drop_path=drop_path,
+    )
+    # Before weights are fetched, since it may refuse; they still reach it, in the same layers.
+    backbone = Backbone(
+        network, out_indices=out_indices, frozen_stages=frozen_stages, frozen_bn=frozen_bn
+    )
+    state, origin = _read(model, weights)
+    if state:
+        _load(network, state, model=str(model), origin=origin)
+    return backbone
 
 
 def load_trained(resolved: ResolvedWeights) -> ResNeSt:
@@ -99,6 +138,16 @@ def load_trained(resolved: ResolvedWeights) -> ResNeSt:
     network = ResNeSt(architecture(resolved.model), num_classes=state["fc.bias"].numel())
     _load(network, state, model=resolved.model, origin=str(resolved.path))
     return network
+
+
+def _read(model: str | Architecture, weights: str | Path | None) -> tuple[dict[str, Tensor], str]:
+    """Tensors by their keys, and where they come from; none without weights."""
+    if weights is None:
+        return {}, ""
+    if isinstance(model, Architecture):
+        raise InputError("weights need a model's name, got an Architecture; load them yourself")
+    path = resolve(model, weights).path
+    return read_checkpoint(path).state_dict, str(path)
 
 
 def _load(network: ResNeSt, state: dict[str, Tensor], *, model: str, origin: str) -> None:

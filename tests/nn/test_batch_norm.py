@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
 
 from splitattn.architectures import Architecture
-from splitattn.nn.batch_norm import BatchNorm2d, synchronise
+from splitattn.nn.batch_norm import BatchNorm2d, freeze, synchronise
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 
@@ -54,6 +55,19 @@ def test_with_several_values_it_is_torchs_batch_norm(shape: tuple[int, ...]) -> 
     for name, expected in theirs.state_dict().items():
         assert torch.equal(norm.state_dict()[name], expected), name
     assert torch.equal(norm.eval()(x), theirs.eval()(x))
+
+
+def test_frozen_it_is_torchvisions_frozen_batch_norm_whatever_train_says() -> None:
+    norm = random_norm()
+    theirs = FrozenBatchNorm2d(6, eps=norm.eps).double()
+    theirs.load_state_dict(norm.state_dict())
+    freeze(nn.Sequential(norm))
+    before = state(norm)
+    x = torch.randn(4, 6, 3, 5, dtype=torch.float64)
+    for network in (norm, norm.train(), nn.Sequential(norm).train(), copy.deepcopy(norm).train()):
+        torch.testing.assert_close(network(x), theirs(x))
+    assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
+    assert not [parameter for parameter in norm.parameters() if parameter.requires_grad]
 
 
 def test_a_single_value_is_normalised_by_the_running_statistics_and_leaves_them() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from .networks import images, randomise_norms, small
 both_forms = pytest.mark.parametrize("form", ["branches", "grouped"])
 
 
-def trained(architecture: Architecture, **settings: int) -> ResNeSt:
+def trained(architecture: Architecture, **settings: Any) -> ResNeSt:
     """Evaluation mode, and batch norms as after training."""
     model = ResNeSt(architecture, **{"num_classes": 10, **settings}).eval()
     randomise_norms(model)
@@ -82,6 +83,7 @@ def test_every_switch_can_be_off(switch: dict[str, int], form: str) -> None:
     [
         {"output_stride": 8},
         {"output_stride": 16},
+        {"output_stride": 8, "dilation": "timm"},
         {"in_chans": 1},
         {"in_chans": 6},
         {"num_classes": 0},
@@ -89,7 +91,7 @@ def test_every_switch_can_be_off(switch: dict[str, int], form: str) -> None:
     ],
     ids=str,
 )
-def test_every_setting_of_the_network_is_kept(settings: dict[str, int], form: str) -> None:
+def test_every_setting_of_the_network_is_kept(settings: dict[str, Any], form: str) -> None:
     model = trained(small(), **settings)
     fused = fuse(model, form=form)
     assert_same_function(model, fused)

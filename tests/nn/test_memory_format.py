@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -108,9 +109,13 @@ def test_layout_changes_no_number(architecture: Architecture) -> None:
     torch.testing.assert_close(last, contiguous, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dilation", ["official", "timm"])
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_a_dilated_network_keeps_channels_last(output_stride: int) -> None:
-    model = ResNeSt(small(), output_stride=output_stride).to(memory_format=torch.channels_last)
+def test_a_dilated_network_keeps_channels_last(
+    output_stride: int, dilation: Literal["official", "timm"]
+) -> None:
+    model = ResNeSt(small(), output_stride=output_stride, dilation=dilation)
+    model.to(memory_format=torch.channels_last)
     watch = LayoutWatch(model)
     features = model.forward_features(images().to(memory_format=torch.channels_last))
     assert is_channels_last(features)

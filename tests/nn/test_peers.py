@@ -42,6 +42,22 @@ def test_equals_timm(name: str) -> None:
     assert_equal_outputs(ResNeSt(ARCHITECTURES[name]), theirs, (97, 65), (64, 64))
 
 
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", ["resnest26", "resnest50_fast_4s2x40d"])
+def test_dilated_as_timm_does_it_equals_timm(name: str, output_stride: int) -> None:
+    theirs = timm.create_model(TIMM_NAMES[name], pretrained=False, output_stride=output_stride)
+    ours = ResNeSt(ARCHITECTURES[name], output_stride=output_stride, dilation="timm")
+    assert_equal_outputs(ours, theirs, (97, 65))
+    # Logits know little of where something is.
+    x = images(2, 65, 97)
+    official = ResNeSt(ARCHITECTURES[name], output_stride=output_stride).eval()
+    official.load_state_dict(ours.state_dict())
+    with torch.inference_mode():
+        features = ours.forward_features(x)
+        torch.testing.assert_close(features, theirs.forward_features(x), atol=1e-5, rtol=1e-5)
+        assert (features - official.forward_features(x)).abs().max() > 0.1 * features.abs().max()
+
+
 def test_without_its_ideas_it_is_torchvisions_resnet50() -> None:
     assert_equal_outputs(ResNeSt(PLAIN), torchvision.models.resnet50(), (97, 65), (64, 64))
 

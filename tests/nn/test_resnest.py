@@ -1,6 +1,7 @@
 """The network as a whole: shapes, strides, heads, gradients."""
 
 import dataclasses
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_dilations_are_the_official_ones(
 @pytest.mark.parametrize(
     ("output_stride", "pool_strides"), [(32, [2, 2, 2]), (16, [2, 2, 1]), (8, [2, 1, 1])]
 )
-def test_first_block_of_a_dilated_stage_still_averages(
+def test_official_first_block_of_a_dilated_stage_still_averages(
     output_stride: int, pool_strides: list[int]
 ) -> None:
     model = ResNeSt(small(layers=(2, 2, 2, 2)), output_stride=output_stride)
@@ -84,6 +85,22 @@ def test_first_block_of_a_dilated_stage_still_averages(
     assert [block.conv2.average for block in first_stage] == [None, None]
     for stage, stride in zip(later_stages, pool_strides, strict=True):
         assert [block.conv2.average for block in stage] == [stride, None]
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "pool_strides"), [(32, [2, 2, 2]), (16, [2, 2, None]), (8, [2, None, None])]
+)
+def test_timms_first_block_of_a_dilated_stage_averages_its_shortcut_instead(
+    output_stride: int, pool_strides: list[int | None]
+) -> None:
+    model = ResNeSt(small(layers=(2, 2, 2, 2)), output_stride=output_stride, dilation="timm")
+    _, *later_stages = model.stages()
+    for stage, stride in zip(later_stages, pool_strides, strict=True):
+        assert [block.conv2.average for block in stage] == [stride, None]
+        pool, _, _ = stage[0].downsample
+        x = torch.ones(1, 1, 3, 4)
+        expected = torch.tensor([[1, 1, 1, 0.5], [1, 1, 1, 0.5], [0.5, 0.5, 0.5, 0.25]])
+        torch.testing.assert_close(pool(x)[0, 0], torch.ones(2, 2) if stride else expected)
 
 
 @pytest.mark.parametrize("avd_first", [False, True])
@@ -116,11 +133,15 @@ def test_a_dilated_map_holds_the_strided_one() -> None:
     torch.testing.assert_close(finer[..., ::2, ::2], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dilation", ["official", "timm"])
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_dilation_changes_neither_keys_nor_shapes(output_stride: int) -> None:
+def test_dilation_changes_neither_keys_nor_shapes(
+    output_stride: int, dilation: Literal["official", "timm"]
+) -> None:
+    row = ARCHITECTURES["resnest50"]
     with torch.device("meta"):
-        strided = ResNeSt(ARCHITECTURES["resnest50"]).state_dict()
-        dilated = ResNeSt(ARCHITECTURES["resnest50"], output_stride=output_stride).state_dict()
+        strided = ResNeSt(row).state_dict()
+        dilated = ResNeSt(row, output_stride=output_stride, dilation=dilation).state_dict()
     assert [(key, value.shape) for key, value in strided.items()] == [
         (key, value.shape) for key, value in dilated.items()
     ]
@@ -147,11 +168,12 @@ def test_without_classes_it_returns_the_pooled_features() -> None:
     ("arguments", "message"),
     [
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
+        ({"dilation": "gluon"}, "dilation must be official or timm, got 'gluon'"),
         ({"num_classes": -1}, "num_classes must be 0 or more and in_chans 1 or more, got -1 and 3"),
         ({"in_chans": 0}, "num_classes must be 0 or more and in_chans 1 or more, got 1000 and 0"),
     ],
 )
-def test_an_argument_out_of_range_is_one_line(arguments: dict[str, int], message: str) -> None:
+def test_an_argument_out_of_range_is_one_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         ResNeSt(small(), **arguments)
     assert str(caught.value) == message

@@ -1,9 +1,9 @@
-"""Batch norm that trains on a single value per channel, and over several processes on request.
+"""Batch norm that trains on a single value per channel; over several processes, or not, on request.
 
 Shapes: B batch, C channels, H and W rows and columns, P processes.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
         self.synchronised = False
+        self.frozen = False
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
 
     def forward(self, x: Tensor) -> Tensor:
         # In evaluation the batch may be symbolic, and its size must not be asked for.
@@ -77,6 +81,19 @@ def synchronise(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
             module.synchronised = True
+
+
+def freeze(model: nn.Module) -> None:
+    """Let every `BatchNorm2d` of `model` evaluate, whatever `train` says, with fixed parameters.
+
+    What is fixed is then a scale and a shift for each channel, as in torchvision's
+    `FrozenBatchNorm2d`, under the keys and in the precision that the weights have. It belongs to
+    the layers themselves, so it also holds in a network that somebody puts together from them.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.frozen = True
+            module.eval().requires_grad_(False)
 
 
 def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ With every idea of the paper switched off, keys and outputs are those of torchvi
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from splitattn.nn.split_attention import SplitAttention2d
 
 EXPANSION = 4
 
+# The two readings of a dilated stage: see `ResNeSt`.
+Dilation = Literal["official", "timm"]
+
 
 class Bottleneck(nn.Module):
     """1x1 reduce, 3x3 Split-Attention, 1x1 expand, and a shortcut around them (paper figure 2).
@@ -31,8 +35,9 @@ class Bottleneck(nn.Module):
         architecture: which of the paper's ideas are on.
         stride: spatial reduction of the block.
         dilation: of the 3x3 convolution.
-        pool: the block is the first of a stage that reduces, or would reduce if it were not
-            dilated, and so pools where the architecture says `avd`.
+        pool: where the architecture says `avd`, the block averages 3x3 with its stride, be it 1.
+        blur_shortcut: the shortcut averages 2x2 with stride 1, zeros beyond the lower and the
+            right edge included.
         drop_path: probability of skipping the residual branch of an image while training.
         drop_block: share of the feature maps that DropBlock removes while training.
 
@@ -48,6 +53,7 @@ class Bottleneck(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         pool: bool = False,
+        blur_shortcut: bool = False,
         drop_path: float = 0.0,
         drop_block: float = 0.0,
     ) -> None:
@@ -98,7 +104,9 @@ class Bottleneck(nn.Module):
         self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
-            self.downsample = _shortcut(in_channels, out_channels, stride, architecture.avg_down)
+            self.downsample = _shortcut(
+                in_channels, out_channels, stride, architecture.avg_down, blur_shortcut
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -119,15 +127,55 @@ class Bottleneck(nn.Module):
         return out
 
 
-class ResNeSt(nn.Module):
+class Stage(nn.Sequential):
+    """Bottleneck blocks of one resolution, one after another.
+
+    Attributes:
+        gradient_checkpointing: while training, a block keeps its input only and computes its
+            activations again in the backward pass.
+    """
+
+    gradient_checkpointing: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        checkpointed = self.gradient_checkpointing and self.training
+        for block in self:
+            x = _checkpointed(block, x) if checkpointed else block(x)
+        return x
+
+
+class Staged(nn.Module):
+    """A network with stages among its children: the classifier, and the backbone cut out of it."""
+
+    def stages(self) -> Iterator[Stage]:
+        """The stages, `layer1` and those after it."""
+        for child in self.children():
+            if isinstance(child, Stage):
+                yield child
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """While training, blocks keep their inputs only: less memory for a second forward pass."""
+        return all(stage.gradient_checkpointing for stage in self.stages())
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        for stage in self.stages():
+            stage.gradient_checkpointing = on
+
+
+class ResNeSt(Staged):
     """ResNeSt as an image classifier (arXiv 2004.08955).
 
     Args:
         architecture: a row of `ARCHITECTURES`, or one of your own.
         num_classes: width of the classifier; 0 returns the pooled features instead.
         in_chans: channels of the input image.
-        output_stride: 32, or 16 or 8 to keep the last stages finer by dilation. The first block of
-            a dilated stage still averages 3x3 with stride 1, as in the official code and weights.
+        output_stride: 32, or 16 or 8 to keep the last stages finer by dilation.
+        dilation: what the first block of a dilated stage does. "official", as in the official code
+            and Gluon: it still averages 3x3 (the architecture's `avd`), with stride 1. "timm": it
+            leaves that out, and averages its shortcut 2x2 instead. Keys are the same, outputs are
+            not: take the one with which a dilated network was trained.
         drop_path: stochastic depth of the last block; earlier blocks have linearly less.
         drop_block: share that DropBlock removes in stages 3 and 4; `set_drop_block` schedules it.
         dropout: probability before the classifier; None takes the architecture's.
@@ -145,6 +193,7 @@ class ResNeSt(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         output_stride: int = 32,
+        dilation: Dilation = "official",
         drop_path: float = 0.0,
         drop_block: float = 0.0,
         dropout: float | None = None,
@@ -152,6 +201,8 @@ class ResNeSt(nn.Module):
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        if dilation not in get_args(Dilation):
+            raise InputError(f"dilation must be official or timm, got {dilation!r}")
         if num_classes < 0 or in_chans < 1:
             raise InputError(
                 "num_classes must be 0 or more and in_chans 1 or more, "
@@ -168,14 +219,16 @@ class ResNeSt(nn.Module):
 
         self.architecture = architecture
         self.num_classes = num_classes
-        self.gradient_checkpointing = False
+        self.output_stride = output_stride
 
         self.conv1 = _stem(in_chans, architecture)
         self.bn1 = BatchNorm2d(architecture.stem_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
-        stages = _stages(architecture, output_stride, drop_path=drop_path, drop_block=drop_block)
+        stages = _stages(
+            architecture, output_stride, dilation, drop_path=drop_path, drop_block=drop_block
+        )
         for number, stage in enumerate(stages, start=1):
             self.add_module(f"layer{number}", stage)
 
@@ -197,13 +250,6 @@ class ResNeSt(nn.Module):
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
 
-    def stages(self) -> Iterator[nn.Sequential]:
-        """The four stages, `layer1` to `layer4`."""
-        for stage in range(1, 5):
-            layer = self.get_submodule(f"layer{stage}")
-            assert isinstance(layer, nn.Sequential)
-            yield layer
-
     def set_drop_block(self, probability: float) -> None:
         """Set the share that DropBlock removes, for a schedule.
 
@@ -219,12 +265,8 @@ class ResNeSt(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) images to the last stage's (B, C, H / stride, W / stride) map."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for layer in self.stages():
-            if self.gradient_checkpointing and self.training:
-                for block in layer:
-                    x = _checkpointed(block, x)
-            else:
-                x = layer(x)
+        for stage in self.stages():
+            x = stage(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -249,8 +291,13 @@ def _stem(in_chans: int, architecture: Architecture) -> nn.Module:
 
 
 def _stages(
-    architecture: Architecture, output_stride: int, *, drop_path: float, drop_block: float
-) -> Iterator[nn.Sequential]:
+    architecture: Architecture,
+    output_stride: int,
+    rule: Dilation,
+    *,
+    drop_path: float,
+    drop_block: float,
+) -> Iterator[Stage]:
     """The four stages; from `output_stride` on they dilate where they would have reduced."""
     blocks = sum(architecture.layers)
     block_drop_path = iter([drop_path * i / max(blocks - 1, 1) for i in range(blocks)])
@@ -261,10 +308,12 @@ def _stages(
         planes = architecture.planes * 2**stage
         stride = 1 if stage == 0 else 2
         first_dilation = dilation
-        if reached_stride * stride > output_stride:
+        dilated = reached_stride * stride > output_stride
+        if dilated:
             dilation, stride = dilation * stride, 1
         reached_stride *= stride
-        layer = nn.Sequential()
+        as_timm = dilated and rule == "timm"
+        layer = Stage()
         for i in range(depth):
             first = i == 0
             layer.append(
@@ -274,7 +323,8 @@ def _stages(
                     architecture,
                     stride=stride if first else 1,
                     dilation=first_dilation if first else dilation,
-                    pool=first and stage > 0,
+                    pool=first and stage > 0 and not as_timm,
+                    blur_shortcut=first and as_timm,
                     drop_path=next(block_drop_path),
                     drop_block=drop_block if stage >= 2 else 0.0,
                 )
@@ -283,15 +333,17 @@ def _stages(
         yield layer
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int, avg_down: bool) -> nn.Sequential:
+def _shortcut(
+    in_channels: int, out_channels: int, stride: int, avg_down: bool, blur: bool
+) -> nn.Sequential:
     norm = BatchNorm2d(out_channels)
     if not avg_down:
         return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm)
-    pool = (
-        nn.Identity()
-        if stride == 1
-        else nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
-    )
+    pool: nn.Module = nn.Identity()
+    if blur:
+        pool = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1))
+    elif stride != 1:
+        pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
     return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), norm)
 
 

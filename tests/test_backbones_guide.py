@@ -1,0 +1,92 @@
+"""docs/backbones.md keeps its word: every example in it takes a training step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from segmentation_models_pytorch import DeepLabV3Plus
+from segmentation_models_pytorch.encoders import encoders
+from torch import nn
+
+from splitattn.create import create_backbone
+from splitattn.nn.backbone import Backbone
+from splitattn.nn.batch_norm import BatchNorm2d
+from splitattn.nn.resnest import Stage
+
+from .documents import code_blocks
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+FIRST, *EXAMPLES = code_blocks(GUIDE, "python")
+TITLES = ("FasterRCNN", "MaskRCNN", "DeepLabV3", "Unet", "Segmenter")
+
+
+def example(title: str) -> dict[str, Any]:
+    """The names that are there after the example has run."""
+    (code,) = (block for block in EXAMPLES if f"model = {title}(" in block.replace("smp.", ""))
+    names: dict[str, Any] = {}
+    exec(compile(code, f"{title} in docs/backbones.md", "exec"), names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def _encoders_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(encoders, "splitattn", {})
+
+
+def test_every_example_is_known_here() -> None:
+    assert len(EXAMPLES) == len(TITLES)
+
+
+def test_the_first_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(FIRST, "docs/backbones.md", "exec"), names)
+    assert f"  # {capsys.readouterr().out}" in FIRST
+    shapes = [str(tuple(x.shape)) for x in names["maps"]]
+    assert f"a list: {shapes[0]} ... {shapes[-1]}" in FIRST
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_every_example_takes_a_training_step(title: str) -> None:
+    names = example(title)
+    model = names["model"]
+    assert names["loss"].isfinite()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    untrained = create_backbone("resnest26_tiny", weights="tiny_imagenet")
+    stages = [module for module in model.modules() if isinstance(module, Stage)]
+    assert len(stages) == 4
+    for stage, before in zip(stages, untrained.stages(), strict=True):
+        frozen = not any(parameter.requires_grad for parameter in stage.parameters())
+        assert torch.equal(stage[0].conv1.weight, before[0].conv1.weight) == frozen
+        for norm, as_before in zip(norms(stage), norms(before), strict=True):
+            assert torch.equal(norm.running_mean, as_before.running_mean) == norm.frozen
+
+
+def norms(stage: nn.Module) -> list[BatchNorm2d]:
+    return [module for module in stage.modules() if isinstance(module, BatchNorm2d)]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_the_encoder_serves_networks_that_dilate_and_other_images(output_stride: int) -> None:
+    example("Unet")
+    model = DeepLabV3Plus(
+        "splitattn",
+        encoder_weights=None,
+        encoder_output_stride=output_stride,
+        in_channels=1,
+        classes=5,
+    ).eval()
+    assert isinstance(model.encoder.backbone, Backbone)
+    assert model.encoder.output_stride == output_stride
+    with torch.inference_mode():
+        assert model(torch.randn(1, 1, 64, 96)).shape == (1, 5, 64, 96)
+
+
+def test_code_that_was_written_for_timm_takes_both() -> None:
+    segmenter = example("Segmenter")["Segmenter"]
+    network = timm.create_model("resnest14d", pretrained=False, features_only=True)
+    with torch.inference_mode():
+        logits = segmenter(network, classes=4).eval()(torch.randn(1, 3, 64, 64))
+    assert logits.shape == (1, 4, 64, 64)
