@@ -8,7 +8,7 @@ from torch import Tensor
 from splitattn.architectures import ARCHITECTURES, Architecture, architecture
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
-from splitattn.weights.catalogue import WeightsEntry, entries
+from splitattn.weights.catalogue import WeightsEntry, entries, named
 from splitattn.weights.checkpoint import read_checkpoint
 from splitattn.weights.matching import check_match
 from splitattn.weights.store import ResolvedWeights, resolve
@@ -27,8 +27,6 @@ def list_weights(model: str | None = None) -> list[WeightsEntry]:
     Raises:
         InputError: there is no such model.
     """
-    if model is not None:
-        architecture(model)
     return list(entries(model))
 
 
@@ -46,8 +44,10 @@ def create_model(
     """Build a network, in training mode, and load weights into it if any are named.
 
     Args:
-        model: a name out of `list_models()`, or an architecture of your own, which has no weights.
-        weights: a tag of the catalogue, or the path of a checkpoint; None initialises at random.
+        model: a name out of `list_models()`, timm's name of the same network
+            (`timm/resnest50d.in1k`), or an architecture of your own, which has no weights.
+        weights: a tag of the catalogue, or the path of a checkpoint; None initialises at random,
+            also where the model's name has a tag.
         num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
             width than that of the weights gets a new classifier, initialised at random.
         in_chans: channels of the input. Another number than that of the weights averages the first
@@ -59,6 +59,10 @@ def create_model(
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be had or do not fit the model.
     """
+    if not isinstance(model, Architecture):
+        model, tag = named(model)
+        if tag and weights is None:
+            logger.warning("%s is initialised at random: weights=%r has those weights", model, tag)
     shape = model if isinstance(model, Architecture) else architecture(model)
     state: dict[str, Tensor] = {}
     origin = ""

@@ -11,6 +11,9 @@ import typer
 from splitattn.errors import InputError
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
+# A point alone does not make a file: there is timm's resnest50d.in1k.
+_FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
+
 app = typer.Typer(help="List, verify and fetch weights.")
 
 
@@ -56,7 +59,7 @@ def verify(
 
     def answer(target: str) -> str:
         path = Path(target)
-        if path.suffix or path.is_file():
+        if path.suffix in _FILE_SUFFIXES or path.is_file():
             return f"{path}: ok, it is {store.identify(path).name}"
         entry = _entry(target)
         return f"{entry.name}: ok, sha256 {store.verify(entry)}"
