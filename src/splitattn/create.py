@@ -9,8 +9,8 @@ from splitattn.architectures import ARCHITECTURES, Architecture, architecture
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.catalogue import WeightsEntry, entries, named
-from splitattn.weights.checkpoint import read_checkpoint
-from splitattn.weights.matching import check_match
+from splitattn.weights.checkpoint import Checkpoint, read_checkpoint
+from splitattn.weights.matching import check_layout, check_match
 from splitattn.weights.store import ResolvedWeights, resolve
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ def create_model(
     Args:
         model: a name out of `list_models()`, timm's name of the same network
             (`timm/resnest50d.in1k`), or an architecture of your own, which has no weights.
-        weights: a tag of the catalogue, or the path of a checkpoint; None initialises at random,
-            also where the model's name has a tag.
+        weights: a tag of the catalogue, or the path of a checkpoint, in any project's layout; None
+            initialises at random, also where the model's name has a tag.
         num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
             width than that of the weights gets a new classifier, initialised at random.
         in_chans: channels of the input. Another number than that of the weights averages the first
@@ -64,13 +64,15 @@ def create_model(
         if tag and weights is None:
             logger.warning("%s is initialised at random: weights=%r has those weights", model, tag)
     shape = model if isinstance(model, Architecture) else architecture(model)
+    checkpoint = None
     state: dict[str, Tensor] = {}
     origin = ""
     if weights is not None:
         if isinstance(model, Architecture):
             raise InputError("weights need a model's name, got an Architecture; load them yourself")
         path = resolve(model, weights).path
-        state, origin = read_checkpoint(path).state_dict, str(path)
+        checkpoint, origin = read_checkpoint(path), str(path)
+        state = checkpoint.state_dict
     if num_classes is None:
         head = state.get("fc.bias")
         num_classes = 1000 if head is None else head.numel()
@@ -83,8 +85,8 @@ def create_model(
         drop_block=drop_block,
         dropout=dropout,
     )
-    if state:
-        _load(network, state, model=str(model), origin=origin)
+    if checkpoint:
+        _load(network, checkpoint, model=str(model), origin=origin)
     return network
 
 
@@ -94,20 +96,22 @@ def load_trained(resolved: ResolvedWeights) -> ResNeSt:
     Raises:
         WeightsError: the file is damaged, does not fit the model, or has no classifier.
     """
-    state = read_checkpoint(resolved.path).state_dict
+    checkpoint = read_checkpoint(resolved.path)
+    state = checkpoint.state_dict
     if "fc.bias" not in state:
         raise WeightsError(
             f"{resolved.path} has no classifier and cannot label images: train one on it, or name "
             "other weights"
         )
     network = ResNeSt(architecture(resolved.model), num_classes=state["fc.bias"].numel())
-    _load(network, state, model=resolved.model, origin=str(resolved.path))
+    _load(network, checkpoint, model=resolved.model, origin=str(resolved.path))
     return network
 
 
-def _load(network: ResNeSt, state: dict[str, Tensor], *, model: str, origin: str) -> None:
+def _load(network: ResNeSt, checkpoint: Checkpoint, *, model: str, origin: str) -> None:
     """Load what fits; a classifier or stem of another width is replaced, with a warning."""
-    own = network.state_dict()
+    check_layout(checkpoint.spelling, network.architecture, model=model, origin=origin)
+    state, own = checkpoint.state_dict, network.state_dict()
     stem = "conv1.0.weight" if network.architecture.deep_stem else "conv1.weight"
     adapted: set[str] = set()
     found_classes = state["fc.bias"].numel() if "fc.bias" in state else 0
@@ -135,6 +139,8 @@ def _load(network: ResNeSt, state: dict[str, Tensor], *, model: str, origin: str
         model=model,
         origin=origin,
         adapted=adapted,
+        spelling=checkpoint.spelling,
+        strangers=checkpoint.strangers,
     )
     loaded = {key: state[key] for key in own if key in state and key not in adapted}
     if stem in adapted:
