@@ -10,7 +10,13 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from splitattn.architectures import ARCHITECTURES, Architecture, architecture
+from splitattn.architectures import (
+    ARCHITECTURES,
+    TIMM_NAMES,
+    Architecture,
+    architecture,
+    split_name,
+)
 from splitattn.errors import InputError
 from splitattn.nn.resnest import ResNeSt
 
@@ -166,11 +172,48 @@ def test_a_name_finds_its_row() -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "model", "tag"),
+    [
+        ("resnest50", "resnest50", None),
+        ("resnest50.in1k", "resnest50", "in1k"),
+        ("resnest50d", "resnest50", None),
+        ("resnest50d.in1k", "resnest50", "in1k"),
+        ("timm/resnest50d", "resnest50", None),
+        ("timm/resnest50d.in1k", "resnest50", "in1k"),
+        ("timm/resnest14d.gluon_in1k", "resnest14", "gluon_in1k"),
+        ("resnest26d", "resnest26", None),
+        ("resnest101e", "resnest101", None),
+        ("resnest200e.in1k", "resnest200", "in1k"),
+        ("timm/resnest269e.in1k", "resnest269", "in1k"),
+        ("resnest50d_4s2x40d.in1k", "resnest50_fast_4s2x40d", "in1k"),
+        ("resnest50d_1s4x24d.in1k", "resnest50_fast_1s4x24d", "in1k"),
+        ("resnest50d.a.b", "resnest50", "a.b"),
+        ("resnest50d.", "resnest50", ""),
+    ],
+)
+def test_names_of_other_projects_mean_the_same_rows(
+    typed: str, model: str, tag: str | None
+) -> None:
+    assert split_name(typed) == (model, tag)
+    assert architecture(typed) is ARCHITECTURES[model]
+
+
+def test_no_name_means_two_rows() -> None:
+    assert not set(TIMM_NAMES.values()) & set(ARCHITECTURES)
+    assert len(set(TIMM_NAMES.values())) == len(TIMM_NAMES)
+    assert set(TIMM_NAMES) <= set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
     ("typed", "meant"),
     [
         ("resnset50", "resnest50"),
         ("resnest_269", "resnest269"),
         ("resnest50_fast_2s2x40", "resnest50_fast_2s2x40d"),
+        ("resnest101_e", "resnest101e"),
+        ("timm/resnset26d.gluon_in1k", "resnest26d"),
+        ("timm/resnest50d_4s2x40", "resnest50d_4s2x40d"),
+        ("hub/resnest50", "resnest50"),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:

@@ -59,6 +59,25 @@ def test_without_weights_a_model_is_random_and_has_a_thousand_classes() -> None:
     assert model.training
 
 
+def test_timms_names_build_the_same_networks(
+    path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = create_model("timm/resnest14d", weights=path)
+    assert torch.equal(model.fc.weight, trained.fc.weight)
+    assert create_model("resnest14d").architecture is ARCHITECTURES["resnest14"]
+    assert list_weights("resnest14d.gluon_in1k") == list_weights("resnest14")
+    assert not warnings_of(caplog)
+
+
+def test_a_tag_in_a_name_loads_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    create_model("timm/resnest14d.gluon_in1k")
+    assert warnings_of(caplog) == [
+        "resnest14 is initialised at random: weights='gluon_in1k' has those weights"
+    ]
+    with pytest.raises(WeightsError, match="no weights called 'in21k'"):
+        create_model("resnest50d.in21k")
+
+
 def test_an_architecture_of_ones_own_can_be_built_but_has_no_weights(path: Path) -> None:
     own = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)
     assert create_model(own, num_classes=4).fc.weight.shape == (4, 512)

@@ -119,6 +119,11 @@ def labels_with_the_trained_classes(output: str, _: Path) -> None:
     assert {line.split("%  ")[1] for line in output.splitlines()[1:]} == {"espresso", "tabby"}
 
 
+def converts(output: str, desk: Path) -> None:
+    assert output.startswith("backbone.pth: resnest14, from official ")
+    assert (desk / "backbone.pth").is_file()
+
+
 def lists(*names: str) -> Callable[[str, Path], None]:
     def check(output: str, _: Path) -> None:
         assert all(name in output for name in names)
@@ -144,6 +149,7 @@ SHOWS = {
         "--recipe finetune --set batch_size=4"
     ): tunes,
     "splitattn predict photo.jpg --weights run/model.safetensors": labels_with_the_trained_classes,
+    "splitattn weights convert run/model.safetensors backbone.pth --to detectron2": converts,
     "splitattn models": lists("resnest50_fast_4s2x40d", "27,483,240"),
     "splitattn weights": lists("resnest269:in1k", "84.54"),
     "splitattn weights verify resnest26_tiny": lists(": ok, sha256 "),

@@ -137,14 +137,43 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+# timm's names of the networks that both have.
+TIMM_NAMES = {
+    "resnest14": "resnest14d",
+    "resnest26": "resnest26d",
+    "resnest50": "resnest50d",
+    "resnest101": "resnest101e",
+    "resnest200": "resnest200e",
+    "resnest269": "resnest269e",
+    "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
+    "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
+}
+_OUR_NAMES = {theirs: ours for ours, theirs in TIMM_NAMES.items()}
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """The model that `name` means, and the tag of weights that it adds, if it adds one.
+
+    Names are those of the table, which GluonCV, mmpretrain and the official code share, or timm's;
+    `timm/` before them and a tag after a point are as on the Hugging Face Hub:
+    `timm/resnest50d.in1k` is `("resnest50", "in1k")`. Whether there are such weights,
+    `weights.catalogue.named` knows.
+
+    Raises:
+        InputError: there is no such model; the message names the nearest one.
+    """
+    bare, point, tag = name.removeprefix("timm/").partition(".")
+    model = _OUR_NAMES.get(bare, bare)
+    if model not in ARCHITECTURES:
+        hint = nearest(bare, [*ARCHITECTURES, *_OUR_NAMES]) or "; `splitattn models` lists them"
+        raise InputError(f"no model is called {name!r}{hint}")
+    return model, tag if point else None
+
+
 def architecture(name: str) -> Architecture:
-    """The table's row called `name`.
+    """The table's row that `name`, ours or another project's, means.
 
     Raises:
         InputError: there is no such row; the message names the nearest one.
     """
-    try:
-        return ARCHITECTURES[name]
-    except KeyError:
-        hint = nearest(name, list(ARCHITECTURES)) or "; `splitattn models` lists them"
-        raise InputError(f"no model is called {name!r}{hint}") from None
+    return ARCHITECTURES[split_name(name)[0]]

@@ -4,15 +4,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from splitattn.architectures import ARCHITECTURES, Architecture, architecture
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.resnest import Dilation, ResNeSt
-from splitattn.weights.catalogue import WeightsEntry, entries
-from splitattn.weights.checkpoint import read_checkpoint
-from splitattn.weights.matching import check_match
+from splitattn.weights.catalogue import WeightsEntry, entries, named
+from splitattn.weights.checkpoint import Checkpoint, read_checkpoint
+from splitattn.weights.matching import check_layout, check_match
 from splitattn.weights.store import ResolvedWeights, resolve
 
 logger = logging.getLogger(__name__)
@@ -29,8 +27,6 @@ def list_weights(model: str | None = None) -> list[WeightsEntry]:
     Raises:
         InputError: there is no such model.
     """
-    if model is not None:
-        architecture(model)
     return list(entries(model))
 
 
@@ -49,8 +45,10 @@ def create_model(
     """Build a network, in training mode, and load weights into it if any are named.
 
     Args:
-        model: a name out of `list_models()`, or an architecture of your own, which has no weights.
-        weights: a tag of the catalogue, or the path of a checkpoint; None initialises at random.
+        model: a name out of `list_models()`, timm's name of the same network
+            (`timm/resnest50d.in1k`), or an architecture of your own, which has no weights.
+        weights: a tag of the catalogue, or the path of a checkpoint, in any project's layout; None
+            initialises at random, also where the model's name has a tag.
         num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
             width than that of the weights gets a new classifier, initialised at random.
         in_chans: channels of the input. Another number than that of the weights averages the first
@@ -62,10 +60,10 @@ def create_model(
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be had or do not fit the model.
     """
-    shape = model if isinstance(model, Architecture) else architecture(model)
-    state, origin = _read(model, weights)
+    name, shape = _identified(model, weights)
+    checkpoint = _read(name, weights)
     if num_classes is None:
-        head = state.get("fc.bias")
+        head = checkpoint.state_dict.get("fc.bias") if checkpoint else None
         num_classes = 1000 if head is None else head.numel()
     network = ResNeSt(
         shape,
@@ -77,8 +75,8 @@ def create_model(
         drop_block=drop_block,
         dropout=dropout,
     )
-    if state:
-        _load(network, state, model=str(model), origin=origin)
+    if checkpoint:
+        _load(network, checkpoint, model=name)
     return network
 
 
@@ -105,8 +103,9 @@ def create_backbone(
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be had or do not fit the model.
     """
+    name, shape = _identified(model, weights)
     network = ResNeSt(
-        model if isinstance(model, Architecture) else architecture(model),
+        shape,
         num_classes=0,
         in_chans=in_chans,
         output_stride=output_stride,
@@ -117,9 +116,8 @@ def create_backbone(
     backbone = Backbone(
         network, out_indices=out_indices, frozen_stages=frozen_stages, frozen_bn=frozen_bn
     )
-    state, origin = _read(model, weights)
-    if state:
-        _load(network, state, model=str(model), origin=origin)
+    if checkpoint := _read(name, weights):
+        _load(network, checkpoint, model=name)
     return backbone
 
 
@@ -129,30 +127,39 @@ def load_trained(resolved: ResolvedWeights) -> ResNeSt:
     Raises:
         WeightsError: the file is damaged, does not fit the model, or has no classifier.
     """
-    state = read_checkpoint(resolved.path).state_dict
+    checkpoint = read_checkpoint(resolved.path)
+    state = checkpoint.state_dict
     if "fc.bias" not in state:
         raise WeightsError(
             f"{resolved.path} has no classifier and cannot label images: train one on it, or name "
             "other weights"
         )
     network = ResNeSt(architecture(resolved.model), num_classes=state["fc.bias"].numel())
-    _load(network, state, model=resolved.model, origin=str(resolved.path))
+    _load(network, checkpoint, model=resolved.model)
     return network
 
 
-def _read(model: str | Architecture, weights: str | Path | None) -> tuple[dict[str, Tensor], str]:
-    """Tensors by their keys, and where they come from; none without weights."""
-    if weights is None:
-        return {}, ""
+def _identified(model: str | Architecture, weights: str | Path | None) -> tuple[str, Architecture]:
+    """Our own name of the model, and its shape."""
     if isinstance(model, Architecture):
-        raise InputError("weights need a model's name, got an Architecture; load them yourself")
-    path = resolve(model, weights).path
-    return read_checkpoint(path).state_dict, str(path)
+        if weights is not None:
+            raise InputError("weights need a model's name, got an Architecture; load them yourself")
+        return str(model), model
+    name, tag = named(model)
+    if tag and weights is None:
+        logger.warning("%s is initialised at random: weights=%r has those weights", name, tag)
+    return name, architecture(name)
 
 
-def _load(network: ResNeSt, state: dict[str, Tensor], *, model: str, origin: str) -> None:
+def _read(model: str, weights: str | Path | None) -> Checkpoint | None:
+    return None if weights is None else read_checkpoint(resolve(model, weights).path)
+
+
+def _load(network: ResNeSt, checkpoint: Checkpoint, *, model: str) -> None:
     """Load what fits; a classifier or stem of another width is replaced, with a warning."""
-    own = network.state_dict()
+    origin = str(checkpoint.path)
+    check_layout(checkpoint.spelling, network.architecture, model=model, origin=origin)
+    state, own = checkpoint.state_dict, network.state_dict()
     stem = "conv1.0.weight" if network.architecture.deep_stem else "conv1.weight"
     adapted: set[str] = set()
     found_classes = state["fc.bias"].numel() if "fc.bias" in state else 0
@@ -180,6 +187,8 @@ def _load(network: ResNeSt, state: dict[str, Tensor], *, model: str, origin: str
         model=model,
         origin=origin,
         adapted=adapted,
+        spelling=checkpoint.spelling,
+        strangers=checkpoint.strangers,
     )
     loaded = {key: state[key] for key in own if key in state and key not in adapted}
     if stem in adapted:

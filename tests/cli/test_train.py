@@ -40,13 +40,15 @@ def test_train_then_predict_with_the_names_of_a_file(
     weights = ("--weights", output / "model.safetensors")
     assert run("predict", tmp_path / "photo.png", *weights, "--format", "json") == 0
     [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["model"] == "resnest14"
     labels = {prediction["label"] for prediction in json.loads(line)["predictions"]}
     assert labels == {"sea", "meadow", "fire"}
 
     assert run("train", data, "--output", output, *SMALL, names) == 2
     assert "add --resume" in capsys.readouterr().err
     before = (output / "model.safetensors").read_bytes()
-    assert run("train", data, "--output", output, *SMALL, names, "--resume") == 0
+    timms_name = "--model=timm/resnest14d"
+    assert run("train", data, "--output", output, *SMALL, names, timms_name, "--resume") == 0
     assert (output / "model.safetensors").read_bytes() == before
 
 
@@ -56,6 +58,7 @@ def test_train_then_predict_with_the_names_of_a_file(
         (["--recipe=embeded"], "did you mean 'embedded'"),
         (["--set=epoch=3"], "did you mean 'epochs'"),
         (["--model=resnet50"], "did you mean 'resnest50'"),
+        (["--model=resnest50d.in21k"], "did you mean 'in1k'"),
         (["--device=quantum"], "device 'quantum' cannot be used"),
     ],
 )

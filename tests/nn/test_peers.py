@@ -8,8 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from splitattn.architectures import ARCHITECTURES, Architecture
-from splitattn.benchmark.ladder import TIMM_NAMES
+from splitattn.architectures import ARCHITECTURES, TIMM_NAMES, Architecture
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 

@@ -228,6 +228,12 @@ def test_the_paper_recipes_agree_in_everything_else(model: str) -> None:
     )
 
 
+@pytest.mark.parametrize("preset", ["paper", "modern", "finetune"])
+def test_a_recipe_is_the_same_whatever_the_model_is_called(preset: str) -> None:
+    theirs = load_recipe(preset, model="timm/resnest14d.gluon_in1k")
+    assert theirs == load_recipe(preset, model="resnest14")
+
+
 @pytest.mark.parametrize("model", sorted(set(ARCHITECTURES) - set(OF_PAPER)))
 def test_a_model_that_the_paper_did_not_train_is_told_what_to_use(model: str) -> None:
     with pytest.raises(InputError) as raised:

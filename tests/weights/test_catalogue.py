@@ -17,6 +17,7 @@ from splitattn.weights.catalogue import (
     embedded_entry,
     entries,
     find_entry,
+    named,
 )
 from splitattn.weights.store import is_intact, local_path
 from tests.weights.conftest import make_entry
@@ -188,3 +189,51 @@ def test_a_preprocessing_outside_its_range_is_refused(fault: dict[str, object]) 
     fields: dict[str, object] = {"size": 224, "crop_fraction": 0.875}
     with pytest.raises(InputError):
         Preprocessing(**fields | fault)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnest14d.gluon_in1k",
+        "resnest26d.gluon_in1k",
+        "resnest50d.in1k",
+        "resnest101e.in1k",
+        "resnest200e.in1k",
+        "resnest269e.in1k",
+        "resnest50d_4s2x40d.in1k",
+        "resnest50d_1s4x24d.in1k",
+    ],
+)
+def test_every_name_on_timms_hub_is_an_entry(name: str) -> None:
+    model, tag = named(f"timm/{name}")
+    assert find_entry(f"timm/{name}") is find_entry(model, tag) is find_entry(name)
+    assert find_entry(model, tag).tag == tag
+
+
+def test_a_tag_in_a_name_is_checked_with_the_tags_there_are() -> None:
+    assert named("resnest50d") == ("resnest50", None)
+    for name in ("resnest50d.in21k", "timm/resnest50d.in21k"):
+        for ask in (named, find_entry):
+            with pytest.raises(
+                WeightsError, match=r"resnest50 has no weights called 'in21k'.*'in1k'"
+            ):
+                ask(name)
+    with pytest.raises(WeightsError, match="no weights called 'ra4'; it has in1k"):
+        named("resnest101e.ra4")
+    with pytest.raises(WeightsError, match="called ''"):
+        named("resnest50d.")
+    with pytest.raises(WeightsError, match="no weights of resnest152 are published"):
+        named("resnest152.in1k")
+    with pytest.raises(InputError, match="did you mean 'resnest101e'"):
+        named("resnest_101e.in1k")
+
+
+def test_a_tag_that_is_asked_for_comes_before_that_in_the_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, third = (make_entry(tag=tag) for tag in ("first", "second", "third"))
+    monkeypatch.setattr(catalogue, "CATALOGUE", (first, second, third))
+    assert find_entry("timm/resnest50d") is first
+    assert find_entry("timm/resnest50d.second") is second
+    assert find_entry("timm/resnest50d.second", "third") is third
+    assert entries("timm/resnest50d.second") == (first, second, third)

@@ -75,6 +75,24 @@ def test_a_tag_is_fetched(server: Server, monkeypatch: pytest.MonkeyPatch, cache
     assert steps[-1] == len(BODY)
 
 
+def test_a_tag_in_the_models_name_is_fetched(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = make_entry(tag="default")
+    entry = make_entry(server.add("/a", sends(BODY)))
+    monkeypatch.setattr(catalogue, "CATALOGUE", (default, entry))
+    resolved = resolve("timm/resnest50d.test")
+    assert (resolved.model, resolved.tag) == ("resnest50", "test")
+    assert "no weights called 'tset'; did you mean 'test'?" in refusal("resnest50d.tset", None)
+
+
+def test_a_file_is_its_models_whatever_the_model_is_called(trained: Path, bare: Path) -> None:
+    for name in ("resnest26d", "timm/resnest26d.gluon_in1k"):
+        assert resolve(name, trained).model == "resnest26"
+        assert resolve(name, bare).model == "resnest26"
+    assert "belongs to resnest26, not to resnest50" in refusal("resnest50d", trained)
+
+
 def test_a_tag_of_several_models_needs_the_model() -> None:
     assert "name the model" in refusal(None, "in1k")
 

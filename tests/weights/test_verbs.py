@@ -92,7 +92,9 @@ def test_fetch_prints_paths_and_answers_all_even_if_one_fails(cache: Path) -> No
     first, second = result.stderr.splitlines()
     assert "HTTP 404" in first
     assert "'nothing'" in second
-    assert run(weights.app, "fetch", "resnest50:test").exit_code == 0
+    for name in ("resnest50:test", "timm/resnest50d.test", "resnest50d"):
+        assert run(weights.app, "fetch", name).stdout == f"{cache / 'a.pth'}\n"
+        assert run(weights.app, "verify", name).stdout.startswith("resnest50:test: ok")
 
 
 @pytest.mark.usefixtures("catalogue_of_three")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitattn.architectures import architecture
+from splitattn.architectures import TIMM_NAMES, architecture, split_name
 from splitattn.errors import InputError
 from splitattn.nn.fusion import Form, fuse
 from splitattn.nn.resnest import Bottleneck, ResNeSt
@@ -22,17 +22,6 @@ from splitattn.weights.catalogue import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-# timm's names of the networks that both have.
-TIMM_NAMES = {
-    "resnest14": "resnest14d",
-    "resnest26": "resnest26d",
-    "resnest50": "resnest50d",
-    "resnest101": "resnest101e",
-    "resnest200": "resnest200e",
-    "resnest269": "resnest269e",
-    "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
-    "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
-}
 # The paper's own answer to the cost of a network, measured beside it.
 _CHEAPER = {"resnest50": "resnest50_fast_2s1x64d"}
 
@@ -132,7 +121,7 @@ def rungs(model: str, device: str, *, peers: bool = True, only: str = "") -> lis
     Raises:
         InputError: there is no such model or no such rung, or timm is missing for its peers.
     """
-    architecture(model)
+    model, _ = split_name(model)
     if peers:
         require("a comparison with peers", "timm")
     ladder = [

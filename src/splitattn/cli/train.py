@@ -52,7 +52,6 @@ def train(
     from torch import manual_seed
 
     from splitattn import distributed
-    from splitattn.architectures import architecture
     from splitattn.cli.progress import training_progress
     from splitattn.create import create_model
     from splitattn.data.sources import open_data
@@ -60,9 +59,10 @@ def train(
     from splitattn.training.loop import train as train_network
     from splitattn.training.recipes import load_recipe
     from splitattn.training.run import Run, check_data
+    from splitattn.weights.catalogue import named
 
-    architecture(model)  # wrong names first of all
-    chosen = load_recipe(recipe, overrides or (), model=model)
+    name, _ = named(model)  # wrong names first of all
+    chosen = load_recipe(recipe, overrides or (), model=name)
     if weights is None:
         _check_from_scratch(chosen)
     own_device = choose_device(distributed.own_device(device))
@@ -71,7 +71,7 @@ def train(
             train_data = open_data(data, "train", class_names)
             val_data = open_data(data, "val", class_names)
         run = Run(
-            name=model,
+            name=name,
             recipe=chosen,
             train=train_data,
             val=val_data,

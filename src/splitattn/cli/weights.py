@@ -1,4 +1,4 @@
-"""`splitattn weights`: the catalogue as a table, and its files verified or fetched."""
+"""`splitattn weights`: the catalogue as a table, its files verified or fetched, layouts changed."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,10 @@ import typer
 from splitattn.errors import InputError
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
-app = typer.Typer(help="List, verify and fetch weights.")
+# A point alone does not make a file: there is timm's resnest50d.in1k.
+_FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
+
+app = typer.Typer(help="List, verify, fetch and convert weights.")
 
 
 @app.callback(invoke_without_command=True)
@@ -19,7 +22,7 @@ def weights(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
-    """List, verify and fetch weights; without a verb, list them."""
+    """List, verify, fetch and convert weights; without a verb, list them."""
     if context.invoked_subcommand:
         return
     if as_json:
@@ -56,7 +59,7 @@ def verify(
 
     def answer(target: str) -> str:
         path = Path(target)
-        if path.suffix or path.is_file():
+        if path.suffix in _FILE_SUFFIXES or path.is_file():
             return f"{path}: ok, it is {store.identify(path).name}"
         entry = _entry(target)
         return f"{entry.name}: ok, sha256 {store.verify(entry)}"
@@ -78,6 +81,38 @@ def fetch(
             return str(store.fetch(entry, progress=progress))
 
     _answer_each(targets, answer)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint in any layout.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="A .safetensors, .pth or .pt.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="official = timm = encoding, mmpretrain, mmdet = mmseg, or detectron2.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Whose checkpoint it is, if the file cannot tell.")
+    ] = None,
+) -> None:
+    """Write weights as another project names them; values do not change."""
+    from splitattn.convert import convert as write
+
+    done = write(source, target, to=to, model=model)
+    dropped = f"; without {', and without '.join(done.dropped)}" if done.dropped else ""
+    typer.echo(
+        f"{done.path}: {' or '.join(done.models)}, from {done.source} to {done.target}, "
+        f"{done.tensors} tensors{dropped}"
+    )
+    if done.missing_depth:
+        typer.echo(
+            f"note: {done.target} lists no network of layers {done.missing_depth}: add them to its "
+            "table of depths to build one",
+            err=True,
+        )
 
 
 def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from splitattn.architectures import architecture
+from splitattn.architectures import architecture, split_name
 from splitattn.data.augmentation import Augmentation, AutoAugment, Crop, Interpolation
 from splitattn.errors import InputError, nearest
 from splitattn.weights.catalogue import Preprocessing, centre_crop, default_preprocessing
@@ -296,6 +296,7 @@ _PAPER = {
 
 def _paper(model: str) -> Recipe:
     """How the published weights were trained: with MXNet, on 8 to 64 V100."""
+    model, _ = split_name(model)
     dropout = architecture(model).dropout
     row = "resnest50" if model.startswith("resnest50_fast_") else model
     if row not in _PAPER:

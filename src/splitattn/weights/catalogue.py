@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from splitattn.architectures import architecture
+from splitattn.architectures import split_name
 from splitattn.errors import InputError, WeightsError, nearest
 
 # Far above what any network takes; a file that asks for more would take all memory instead.
@@ -254,25 +254,27 @@ CATALOGUE: tuple[WeightsEntry, ...] = (
 
 
 def entries(model: str | None = None) -> tuple[WeightsEntry, ...]:
-    """The catalogue's entries, in table order; of one model, or of all.
+    """The catalogue's entries, in table order; of one model, whatever its tag, or of all.
 
     Raises:
         InputError: there is no model of that name.
     """
     if model is None:
         return CATALOGUE
-    architecture(model)
-    return tuple(entry for entry in CATALOGUE if entry.model == model)
+    name, _ = split_name(model)
+    return tuple(entry for entry in CATALOGUE if entry.model == name)
 
 
 def find_entry(model: str, tag: str | None = None) -> WeightsEntry:
-    """The entry of `model` called `tag`; without a tag the model's default, its first.
+    """The entry of `model` called `tag`; without a tag the one in the model's name, or its first.
 
     Raises:
         InputError: there is no model of that name.
         WeightsError: the model has no such weights; the message names the nearest tag.
     """
     candidates = entries(model)
+    model, own_tag = split_name(model)
+    tag = own_tag if tag is None else tag
     if not candidates:
         raise WeightsError(f"no weights of {model} are published: name a local file instead")
     if tag is None:
@@ -283,6 +285,19 @@ def find_entry(model: str, tag: str | None = None) -> WeightsEntry:
     tags = [entry.tag for entry in candidates]
     hint = nearest(tag, tags) or f"; it has {', '.join(tags)}"
     raise WeightsError(f"{model} has no weights called {tag!r}{hint}")
+
+
+def named(name: str) -> tuple[str, str | None]:
+    """The model that `name`, ours or another project's, means, and the tag in it, if there is one.
+
+    Raises:
+        InputError: there is no such model.
+        WeightsError: the model has no weights of that tag.
+    """
+    model, tag = split_name(name)
+    if tag is not None:
+        find_entry(model, tag)
+    return model, tag
 
 
 def embedded_entry() -> WeightsEntry:

@@ -1,9 +1,12 @@
 """Reading and writing files of tensors. No file, whatever it holds, can run code by being read."""
 
+import errno
+import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +18,8 @@ from torch import Tensor
 
 from splitattn.errors import WeightsError
 from splitattn.files import replacing
+from splitattn.weights.arrays import load_arrays
+from splitattn.weights.layouts import OFFICIAL, Spelling, recognise
 from splitattn.weights.metadata import (
     METADATA_KEY,
     ModelMetadata,
@@ -33,21 +38,37 @@ _NOT_WEIGHTS = frozenset({"n_averaged"})
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
+# The number that torch.save, before it wrote zip files, pickled before all else.
+_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A file's tensors by bare key, and what it says about itself, if it says anything."""
+    """A file's tensors, and what it says about itself.
 
+    Attributes:
+        path: the file.
+        state_dict: tensors by official key.
+        metadata: what it says about itself, if it says anything.
+        spelling: how the file writes its keys.
+        strangers: keys, as in the file, that its layout does not have and whose tensors are left
+            out. Every key of the official layout is taken as it is.
+    """
+
+    path: Path
     state_dict: dict[str, Tensor]
     metadata: ModelMetadata | None
+    spelling: Spelling
+    strangers: tuple[str, ...]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a safetensors file or a file of `torch.save` onto the CPU, whatever it is called.
+    """Read a file onto the CPU, whatever it is called and however it names its tensors.
 
-    Wrappers (`state_dict`, `model`, `ema`, ...) are opened and prefixes (`module.`, `_orig_mod.`)
-    removed, so that the keys are those of the module that was trained.
+    It is a safetensors file, one of `torch.save`, or a pickle of NumPy arrays. Wrappers
+    (`state_dict`, `model`, `ema`, ...) are opened and prefixes (`module.`, `_orig_mod.`) removed,
+    so that the keys are those of the module that was trained; those of another project become
+    official ones.
 
     Raises:
         WeightsError: the file cannot be read, is damaged, holds no weights, or holds anything
@@ -57,7 +78,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         if is_safetensors(path):
             return _read_safetensors(path)
-        return Checkpoint(state_dict=_state_dict(_unpickle(path), path), metadata=None)
+        return _checkpoint(path, _state_dict(_unpickle(path), path), None)
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -69,7 +90,23 @@ def _read_safetensors(path: Path) -> Checkpoint:
             metadata = metadata_of(path, file.metadata())
     except SafetensorError as error:
         raise damaged(path) from error
-    return Checkpoint(state_dict=_state_dict(tensors, path), metadata=metadata)
+    return _checkpoint(path, _state_dict(tensors, path), metadata)
+
+
+def _checkpoint(
+    path: Path, tensors: dict[str, Tensor], metadata: ModelMetadata | None
+) -> Checkpoint:
+    spelling = recognise(tensors)
+    officials = {
+        key: key if spelling.layout is OFFICIAL else spelling.official(key) for key in tensors
+    }
+    return Checkpoint(
+        path=path,
+        state_dict={name: tensors[key] for key, name in officials.items() if name is not None},
+        metadata=metadata,
+        spelling=spelling,
+        strangers=tuple(key for key, name in officials.items() if name is None),
+    )
 
 
 def _unpickle(path: Path) -> Any:
@@ -77,26 +114,29 @@ def _unpickle(path: Path) -> Any:
     # of pickle protocols) precede errors that say the same.
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        _check_magic(file.read(4), path)
+        start = file.read(64)
+        _check_magic(start, path)
         file.seek(0)
-        return _load(file, path)
+        return _load(file, start, path)
 
 
-def _check_magic(magic: bytes, path: Path) -> None:
-    if not magic:
+def _check_magic(start: bytes, path: Path) -> None:
+    if not start:
         raise WeightsError(f"{path} is an empty file: get the weights again")
-    if magic != _ZIP_MAGIC and not magic.startswith(_PICKLE_MAGIC):
+    if not start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
         raise WeightsError(
             f"{path} is not a weights file: it must be safetensors or written by torch.save"
         )
 
 
-def _load(file: BinaryIO, path: Path) -> Any:
+def _load(file: BinaryIO, start: bytes, path: Path) -> Any:
     try:
+        if start.startswith(_PICKLE_MAGIC) and _TORCH_MAGIC not in start:
+            return load_arrays(file, os.fstat(file.fileno()).st_size)
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is damaged or holds objects besides tensors, which could run code: "
+            f"{path} is damaged or holds objects besides tensors or arrays, which could run code: "
             "save its state_dict alone, or as safetensors"
         ) from error
     except OSError:
@@ -156,13 +196,50 @@ def write_checkpoint(
     Raises:
         WeightsError: the file cannot be written.
     """
-    path = Path(path)
-    # safetensors takes neither views (channels_last weights are views to it) nor device memory.
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    header = {METADATA_KEY: metadata.to_json()} if metadata else None
+    with writing(Path(path)) as temporary:
+        save_safetensors(temporary, state_dict, metadata)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """`files.replacing`, where what keeps weights from being written is an error in one line.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
     try:
         with replacing(path) as temporary:
-            save_file(tensors, temporary, header)
+            yield temporary
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise WeightsError(f"cannot write weights to {path}: {reason}") from error
+
+
+def save_safetensors(
+    path: Path, state_dict: Mapping[str, Tensor], metadata: ModelMetadata | None
+) -> None:
+    """Write a safetensors file in place.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be written.
+    """
+    # safetensors takes neither views (channels_last weights are views to it) nor device memory.
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    save_file(tensors, path, {METADATA_KEY: metadata.to_json()} if metadata else None)
+
+
+def save_pickle(path: Path, state_dict: Mapping[str, Tensor], wrapper: str | None) -> None:
+    """Write a file of `torch.save` in place: the state dict, or a dict with it under `wrapper`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # Copies, for torch.save writes all of the memory that a tensor is a part of.
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in state_dict.items()
+    }
+    try:
+        torch.save({wrapper: tensors} if wrapper else tensors, path)
+    except RuntimeError as error:  # how torch's own writer says that the disk is full
+        raise OSError(errno.EIO, " ".join(str(error).split())) from error

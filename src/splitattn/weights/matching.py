@@ -1,10 +1,11 @@
 """Whether a checkpoint belongs to a model, judged by names and shapes alone."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 
 from splitattn.architectures import ARCHITECTURES, Architecture
 from splitattn.errors import WeightsError
+from splitattn.weights.layouts import OFFICIAL, Spelling, is_deformable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -16,15 +17,19 @@ def check_match(
     model: str,
     origin: str,
     adapted: Collection[str] = (),
+    spelling: Spelling = OFFICIAL.spelling,
+    strangers: Sequence[str] = (),
 ) -> None:
     """Raise unless the checkpoint's tensors are the model's, key by key and shape by shape.
 
     Args:
-        found: shapes in the checkpoint, by key.
+        found: shapes in the checkpoint, by official key.
         expected: shapes in the model, by key.
         model: the model's name, for the message.
         origin: where the checkpoint came from, for the message.
         adapted: keys that the caller replaces or converts, and which may differ or be missing.
+        spelling: how the checkpoint writes its keys, and the message therefore too.
+        strangers: keys of the checkpoint that have no official name.
 
     Batch norm's `num_batches_tracked` may be missing: old checkpoints do not have it.
 
@@ -36,25 +41,53 @@ def check_match(
     missing = [
         key for key in expected if key not in found and not key.endswith("num_batches_tracked")
     ]
-    unexpected = [key for key in found if key not in expected]
+    unexpected = [_spelt(key, spelling) for key in found if key not in expected]
+    unexpected += strangers
     reshaped = [key for key in expected if key in found and found[key] != expected[key]]
     faults = []
     if missing:
-        faults.append(f"{len(missing)} of {len(expected)} keys are missing ({_first(missing)})")
+        names = _first(_spelt(key, spelling) for key in missing)
+        faults.append(f"{len(missing)} of {len(expected)} keys are missing ({names})")
     if unexpected:
         faults.append(f"{len(unexpected)} are unexpected ({_first(unexpected)})")
     if reshaped:
         key = reshaped[0]
-        faults.append(f"{key} has shape {tuple(found[key])} instead of {tuple(expected[key])}")
+        faults.append(
+            f"{_spelt(key, spelling)} has shape {tuple(found[key])} "
+            f"instead of {tuple(expected[key])}"
+        )
     if not faults:
         return
-    fitting = [name for name in fitting_models(found) if name != model]
-    advice = (
-        f"it is a checkpoint of {' or '.join(fitting)}: name that model"
-        if fitting
-        else "get weights of this model"
-    )
+    fitting = [
+        name
+        for name in fitting_models(found)
+        if name != model and not spelling.layout.refusal(ARCHITECTURES[name])
+    ]
+    if any(map(is_deformable, unexpected)):
+        advice = "it has deformable convolutions (DCN), which no model here has"
+    elif fitting:
+        advice = f"it is a checkpoint of {' or '.join(fitting)}: name that model"
+    else:
+        advice = "get weights of this model"
     raise WeightsError(f"{origin} does not fit {model}: {', '.join(faults)}; {advice}")
+
+
+def check_layout(
+    spelling: Spelling, architecture: Architecture, *, model: str, origin: str
+) -> None:
+    """Raise if the project that wrote the checkpoint has no such network as the model.
+
+    Raises:
+        WeightsError: it has none; the message says why.
+    """
+    if reason := spelling.layout.refusal(architecture):
+        raise WeightsError(
+            f"{origin} is in the layout of {spelling.layout}, which cannot hold {model}: {reason}"
+        )
+
+
+def _spelt(key: str, spelling: Spelling) -> str:
+    return spelling.own(key) or key
 
 
 def fitting_models(found: Shapes) -> list[str]:
@@ -66,9 +99,18 @@ def fitting_models(found: Shapes) -> list[str]:
     return [name for name, architecture in ARCHITECTURES.items() if _fits(found, architecture)]
 
 
+def closest_model(found: Shapes) -> str | None:
+    """Of the published architectures, the one that most speaks for, or None if nothing does."""
+    best = max(ARCHITECTURES, key=lambda name: _agreement(found, ARCHITECTURES[name]))
+    return best if _agreement(found, ARCHITECTURES[best]) > 0 else None
+
+
+def _agreement(found: Shapes, architecture: Architecture) -> int:
+    return sum(found.get(key) == shape for key, shape in _telltales(architecture).items())
+
+
 def _fits(found: Shapes, architecture: Architecture) -> bool:
-    telltales = _telltales(architecture)
-    if any(found.get(key) != shape for key, shape in telltales.items()):
+    if _agreement(found, architecture) < len(_telltales(architecture)):
         return False
     return not any(
         f"layer{stage}.{depth}.conv1.weight" in found

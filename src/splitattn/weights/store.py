@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from splitattn.architectures import architecture
+from splitattn.architectures import architecture, split_name
 from splitattn.errors import WeightsError, nearest
 from splitattn.weights.catalogue import (
     Preprocessing,
@@ -25,6 +25,7 @@ from splitattn.weights.catalogue import (
     embedded_entry,
     entries,
     find_entry,
+    named,
 )
 from splitattn.weights.download import Progress, cache_writes, download, file_sha256
 from splitattn.weights.metadata import read_metadata, unreadable
@@ -63,19 +64,21 @@ def resolve(
     """Find the weights that a person means, on the disk or, if need be, on the network.
 
     Args:
-        model: name of an architecture; None takes it from the weights.
-        weights: a tag of the catalogue, or else the path of a file; None takes the model's
-            default entry, or without a model the embedded one.
+        model: name of an architecture, ours or another project's; None takes it from the weights.
+        weights: a tag of the catalogue, or else the path of a file; None takes the tag in the
+            model's name (`timm/resnest50d.in1k`) or the model's default entry, or without a model
+            the embedded one.
         progress: follows the download, if there is one.
 
     Raises:
         InputError: there is no model of that name.
         WeightsError: there are no such weights, they cannot be had, or they are another model's.
     """
+    tag = None
     if model is not None:
-        architecture(model)
+        model, tag = named(model)
     if weights is None:
-        entry = embedded_entry() if model is None else find_entry(model)
+        entry = embedded_entry() if model is None else find_entry(model, tag)
         return _resolved(entry, fetch(entry, progress=progress))
     if isinstance(weights, str):
         tagged = [entry for entry in entries(model) if entry.tag == weights]
@@ -122,7 +125,7 @@ def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
             preprocessing=metadata.preprocessing,
         )
     # A published file that somebody brought by hand, under whatever name.
-    if entry := _recognised(_digest(path)):
+    if entry := published(path):
         check_owner(path, entry.model, model)
         return _resolved(entry, path)
     if model is None:
@@ -142,7 +145,7 @@ def check_owner(path: Path, owner: str, model: str | None) -> None:
     Raises:
         WeightsError: it does.
     """
-    if model not in (None, owner):
+    if model is not None and split_name(model)[0] != owner:
         raise WeightsError(f"{path} belongs to {owner}, not to {model}: name that model")
 
 
@@ -206,6 +209,15 @@ def identify(path: Path) -> WeightsEntry:
     if entry := _recognised(digest):
         return entry
     raise WeightsError(f"{path} is none of the catalogue's files: its sha256 is {digest}")
+
+
+def published(path: Path) -> WeightsEntry | None:
+    """The catalogue entry that the file at `path` is, judged by its hash, or None.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    return _recognised(_digest(path))
 
 
 def _recognised(digest: str) -> WeightsEntry | None:

@@ -1,0 +1,249 @@
+"""How each project names the tensors of a ResNeSt, as a table; nothing here needs torch.
+
+The networks are the same everywhere, and so are the tensors: only their names differ. The official
+names are those of `nn/`; every other name exists in this module alone.
+
+Sources: resnest/torch and resnest/d2 of github.com/zhanghang1989/ResNeSt;
+mmpretrain/models/backbones/{resnest,resnet}.py; mmdet/models/backbones/resnest.py and
+mmdet/models/layers/res_layer.py, of which mmsegmentation has its own copy; timm/models/resnest.py.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from splitattn.architectures import Architecture
+from splitattn.errors import InputError, nearest
+
+_Row = tuple[str, str | None, str | None, str | None]
+
+# official, mmpretrain, mmdet and mmseg, detectron2: the modules before the four stages. The norm
+# after the last convolution of the stem is outside it in the official code and in it elsewhere.
+_STEM: tuple[_Row, ...] = (
+    ("conv1.0", "stem.0.conv", "stem.0", "stem.conv1_1"),
+    ("conv1.1", "stem.0.bn", "stem.1", "stem.conv1_1.norm"),
+    ("conv1.3", "stem.1.conv", "stem.3", "stem.conv1_2"),
+    ("conv1.4", "stem.1.bn", "stem.4", "stem.conv1_2.norm"),
+    ("conv1.6", "stem.2.conv", "stem.6", "stem.conv1_3"),
+    ("bn1", "stem.2.bn", "stem.7", "stem.conv1_3.norm"),
+    ("conv1", None, None, None),  # without the deep stem
+    ("fc", None, None, None),  # the others': `Layout.classifier`
+)
+_STAGES: tuple[_Row, ...] = (
+    ("layer1", "layer1", "layer1", "res2"),
+    ("layer2", "layer2", "layer2", "res3"),
+    ("layer3", "layer3", "layer3", "res4"),
+    ("layer4", "layer4", "layer4", "res5"),
+)
+# The modules of a block.
+_BLOCK: tuple[_Row, ...] = (
+    ("conv1", "conv1", "conv1", "conv1"),
+    ("bn1", "bn1", "bn1", "conv1.norm"),
+    ("conv2.conv", "conv2.conv", "conv2.conv", "conv2.conv"),
+    ("conv2.bn0", "conv2.bn0", "conv2.bn0", "conv2.bn0"),
+    ("conv2.fc1", "conv2.fc1", "conv2.fc1", "conv2.fc1"),
+    ("conv2.bn1", "conv2.bn1", "conv2.bn1", "conv2.bn1"),
+    ("conv2.fc2", "conv2.fc2", "conv2.fc2", "conv2.fc2"),
+    ("conv2", None, None, "conv2"),  # radix 0
+    ("bn2", None, None, "conv2.norm"),
+    ("conv3", "conv3", "conv3", "conv3"),
+    ("bn3", "bn3", "bn3", "conv3.norm"),
+    ("downsample.1", "downsample.1", "downsample.1", "shortcut"),
+    ("downsample.2", "downsample.2", "downsample.2", "shortcut.norm"),
+    ("downsample.0", None, None, None),  # without avg_down, then with its norm as downsample.1
+)
+# mmpretrain leaves out a shortcut's pooling where there is nothing to pool.
+_MMPRETRAIN_FIRST_SHORTCUT = {
+    "layer1.#.downsample.1": "layer1.#.downsample.0",
+    "layer1.#.downsample.2": "layer1.#.downsample.1",
+}
+
+_LATE_POOLING = (
+    "its blocks pool only after the 3x3 convolution, so the same weights would compute something "
+    "else (avd_first)"
+)
+_DEEP_STEM = "its table holds the stem of three convolutions alone (deep_stem)"
+_AVERAGED_SHORTCUT = "its table holds the averaged shortcut alone (avg_down)"
+_OPENMMLAB_LACKS: Mapping[str, Mapping[object, str]] = {
+    "avd_first": {True: _LATE_POOLING},
+    "radix": {0: "its blocks always have attention (radix 0)"},
+    "deep_stem": {False: _DEEP_STEM},
+    "avg_down": {False: _AVERAGED_SHORTCUT},
+}
+_DETECTRON2_LACKS: Mapping[str, Mapping[object, str]] = {
+    "avd_first": {True: _LATE_POOLING},
+    "radix": {1: "its blocks of radix 1 are plain convolutions, without attention"},
+    "deep_stem": {False: _DEEP_STEM},
+    "avg_down": {False: _AVERAGED_SHORTCUT},
+}
+
+_DEPTHS_TO_200 = ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3))
+_DEPTHS_TO_269 = (*_DEPTHS_TO_200, (3, 30, 48, 8))
+
+# A block's module, its number replaced: layer1.0.conv1 is layer1.#.conv1 in a layout's names.
+_IN_BLOCK = re.compile(r"((?:layer|res)\d)\.(\d+)\.(.+)")
+# Parts of a key that only deformable convolutions have: mm*'s and detectron2's.
+_OFFSETS = frozenset({"conv_offset", "conv2_offset"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one or several projects name the tensors.
+
+    Attributes:
+        names: what the layout is called; more than one where projects use identical keys.
+        modules: its name of each module, by the official one. `#` stands for a block's number.
+        classifier: its name of the classifier, which has no prefix; None if it has no classifier.
+        prefixes: what comes before every other key. The first is written, any of them is read.
+        wrapper: the entry of a .pth file under which the project looks for the state dict; None if
+            the file is the state dict.
+        lacks: fields of an `Architecture` with the values that the project's network does not
+            have, each with the reason.
+        depths: layer counts that the project's own table offers; None if it offers all of ours.
+    """
+
+    names: tuple[str, ...]
+    modules: Mapping[str, str]
+    classifier: str | None
+    prefixes: tuple[str, ...] = ("",)
+    wrapper: str | None = None
+    lacks: Mapping[str, Mapping[object, str]] = field(default_factory=dict)
+    depths: tuple[tuple[int, ...], ...] | None = None
+
+    def __str__(self) -> str:
+        first, *others = self.names
+        return f"{first} (the same as {' and '.join(others)})" if others else first
+
+    @cached_property
+    def officials(self) -> Mapping[str, str]:
+        """`modules` the other way round."""
+        return {own: official for official, own in self.modules.items()}
+
+    @property
+    def spelling(self) -> "Spelling":
+        """How the project itself writes its files."""
+        return Spelling(layout=self, prefix=self.prefixes[0])
+
+    def refusal(self, architecture: Architecture) -> str | None:
+        """Why the layout cannot hold such a network, or None if it can."""
+        for name, reasons in self.lacks.items():
+            if reason := reasons.get(getattr(architecture, name)):
+                return reason
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spelling:
+    """How the keys of one file are written: a layout, and which of its prefixes."""
+
+    layout: Layout
+    prefix: str
+
+    def official(self, key: str) -> str | None:
+        """The official name of `key`, or None if the layout has no such key."""
+        module, _, tensor = key.rpartition(".")
+        if module == self.layout.classifier:
+            return f"fc.{tensor}"
+        if not module.startswith(self.prefix):
+            return None
+        name = _renamed(module.removeprefix(self.prefix), self.layout.officials)
+        return name and f"{name}.{tensor}"
+
+    def own(self, official: str) -> str | None:
+        """The file's name of the official key, or None if the layout has none: `official` undone.
+
+        The official layout keeps every key as it is, whether a network of ours has it or not.
+        """
+        if self.layout is OFFICIAL:
+            return official
+        module, _, tensor = official.rpartition(".")
+        if module == "fc":
+            return self.layout.classifier and f"{self.layout.classifier}.{tensor}"
+        name = _renamed(module, self.layout.modules)
+        return name and f"{self.prefix}{name}.{tensor}"
+
+
+def _renamed(module: str, names: Mapping[str, str]) -> str | None:
+    block = _IN_BLOCK.fullmatch(module)
+    if block is None:
+        return names.get(module)
+    stage, number, inner = block.groups()
+    renamed = names.get(f"{stage}.#.{inner}")
+    return renamed and renamed.replace("#", number)
+
+
+def _modules(column: int) -> dict[str, str]:
+    names = {row[0]: row[column] for row in _STEM}
+    for stage in _STAGES:
+        for row in _BLOCK:
+            own = row[column] and f"{stage[column]}.#.{row[column]}"
+            names[f"{stage[0]}.#.{row[0]}"] = own
+    return {official: own for official, own in names.items() if own is not None}
+
+
+OFFICIAL = Layout(
+    names=("official", "timm", "encoding"),
+    modules=_modules(0),
+    classifier="fc",
+)
+MMPRETRAIN = Layout(
+    names=("mmpretrain",),
+    modules=_modules(1) | _MMPRETRAIN_FIRST_SHORTCUT,
+    classifier="head.fc",
+    prefixes=("backbone.", ""),
+    wrapper="state_dict",
+    lacks=_OPENMMLAB_LACKS,
+    depths=_DEPTHS_TO_269,
+)
+MMDET = Layout(
+    names=("mmdet", "mmseg"),
+    modules=_modules(2),
+    classifier=None,
+    prefixes=("", "backbone."),
+    wrapper="state_dict",
+    lacks=_OPENMMLAB_LACKS,
+    depths=_DEPTHS_TO_200,
+)
+DETECTRON2 = Layout(
+    names=("detectron2",),
+    modules=_modules(3),
+    classifier=None,
+    prefixes=("backbone.bottom_up.", "bottom_up.", ""),
+    wrapper="model",
+    lacks=_DETECTRON2_LACKS,
+    depths=_DEPTHS_TO_269,
+)
+LAYOUTS = (OFFICIAL, MMPRETRAIN, MMDET, DETECTRON2)
+
+_SPELLINGS = tuple(
+    Spelling(layout=layout, prefix=prefix) for layout in LAYOUTS for prefix in layout.prefixes
+)
+
+
+def find_layout(name: str) -> Layout:
+    """The layout called `name`.
+
+    Raises:
+        InputError: there is none; the message names them.
+    """
+    for layout in LAYOUTS:
+        if name in layout.names:
+            return layout
+    names = [name for layout in LAYOUTS for name in layout.names]
+    raise InputError(
+        f"layout must be one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
+    )
+
+
+def recognise(keys: Collection[str]) -> Spelling:
+    """The spelling that knows most of the keys; the official one where none knows more."""
+    return max(
+        _SPELLINGS,
+        key=lambda spelling: sum(spelling.official(key) is not None for key in keys),
+    )
+
+
+def is_deformable(key: str) -> bool:
+    """Whether the key belongs to a deformable convolution (DCN), in any layout."""
+    return not _OFFSETS.isdisjoint(key.split("."))

@@ -1,0 +1,240 @@
+"""Pickles of NumPy arrays: detectron2's, of every protocol, and hostile ones."""
+
+import io
+import pickle
+import pickletools
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from splitattn.errors import WeightsError
+from splitattn.weights import arrays
+from splitattn.weights.checkpoint import read_checkpoint
+
+ARRAYS = {
+    "float32": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "float16": np.array([0.5, -0.0, np.nan], dtype=np.float16),
+    "float64": np.array(2.5),
+    "int64": np.array(7),
+    "uint8": np.array([[1], [255]], dtype=np.uint8),
+    "big endian": np.array([1.5, 2.5], dtype=">f4"),
+    "Fortran": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+    "empty": np.zeros((0, 3), dtype=np.float32),
+}
+
+
+def read(folder: Path, content: bytes) -> dict[str, torch.Tensor]:
+    path = folder / "model.pkl"
+    path.write_bytes(content)
+    return read_checkpoint(path).state_dict
+
+
+def refusal(folder: Path, content: bytes) -> str:
+    with pytest.raises(WeightsError) as error:
+        read(folder, content)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("container", [dict, OrderedDict])
+def test_arrays_become_tensors_of_the_same_numbers(
+    tmp_path: Path, protocol: int, container: Callable[..., dict[str, Any]]
+) -> None:
+    file = {"model": container(ARRAYS), "__author__": "third_party", "matching_heuristics": True}
+    state = read(tmp_path, pickle.dumps(file, protocol))
+    assert state.keys() == ARRAYS.keys()
+    for key, array in ARRAYS.items():
+        assert state[key].shape == array.shape
+        np.testing.assert_array_equal(state[key].numpy(), array)
+        assert state[key].dtype == getattr(
+            torch, {"big endian": "float32"}.get(key, str(array.dtype))
+        )
+
+
+def test_tensors_can_be_written_to_without_harm(tmp_path: Path) -> None:
+    shared = np.zeros(3, dtype=np.float32)
+    state = read(tmp_path, pickle.dumps({"a": shared, "b": shared}))
+    state["a"].add_(1)
+    assert state["a"].tolist() == [1, 1, 1]
+
+
+def test_files_of_python_2_are_read(tmp_path: Path) -> None:
+    """Its strings are bytes, and NumPy's modules had other names."""
+    numbers = np.array([1.5, -2.0], dtype=np.float32)
+    content = (
+        b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\0K\x01\x87R"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+        b"\x89U\x08" + numbers.tobytes() + b"tbs."
+    )
+    assert pickle.loads(content, encoding="latin1")["a"].tolist() == [1.5, -2.0]
+    assert read(tmp_path, content)["a"].tolist() == [1.5, -2.0]
+
+
+class Payload:
+    """Creates the file `path` when it is unpickled by a reader that lets it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_no_code_runs(tmp_path: Path, protocol: int) -> None:
+    canary = tmp_path / "canary"
+    content = pickle.dumps({"model": {"a": ARRAYS["int64"], "b": Payload(canary)}}, protocol)
+    reason = "besides tensors or arrays" if protocol else "not a weights file"
+    assert reason in refusal(tmp_path, content)
+    assert not canary.exists()
+    pickle.loads(content)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"builtins eval",
+        b"builtins getattr",
+        b"os system",
+        b"numpy load",
+        b"numpy.core.multiarray fromfile",
+        b"numpy.core.multiarray scalar",
+        b"_codecs decode",
+        b"collections namedtuple",
+        b"torch.storage _load_from_bytes",
+        b"copyreg _reconstructor",
+    ],
+)
+def test_only_the_names_that_arrays_need_are_known(tmp_path: Path, name: bytes) -> None:
+    content = b"\x80\x02c" + name.replace(b" ", b"\n") + b"\nX\x01\0\0\0a\x85R."
+    assert "besides tensors or arrays" in refusal(tmp_path, content)
+
+
+def test_extensions_are_refused(tmp_path: Path) -> None:
+    assert "besides tensors or arrays" in refusal(tmp_path, b"\x80\x02\x82\x01.")
+
+
+def forged(shape: object, code: str, state: tuple[Any, ...], content: object) -> bytes:
+    """An array with these parts, whether they agree or not."""
+
+    class Forged:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (
+                np.zeros(0).__reduce__()[0],
+                (np.ndarray, (0,), b"b"),
+                (1, shape, Kind(), False, content),
+            )
+
+    class Kind:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return np.dtype, (code, False, True), state
+
+    return pickle.dumps({"a": Forged()}, protocol=4)
+
+
+LITTLE = (3, "<", None, None, None, -1, -1, 0)
+
+
+def test_the_forgery_is_real(tmp_path: Path) -> None:
+    content = forged((2,), "f4", LITTLE, bytes(8))
+    assert read(tmp_path, content)["a"].tolist() == [0, 0]
+    assert pickle.loads(content)["a"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # Objects whose addresses the file chooses: NumPy itself would follow them.
+        forged((1,), "O", (3, "|", None, None, None, -1, -1, 0), bytes(8)),
+        forged((1,), "O8", LITTLE, [Path]),
+        forged((2,), "f4", LITTLE, bytes(7)),
+        forged((2**40,), "f4", LITTLE, bytes(8)),
+        forged((-2, -1), "f4", LITTLE, bytes(8)),
+        forged([2], "f4", LITTLE, bytes(8)),
+        forged((2.0,), "f4", LITTLE, bytes(8)),
+        forged((True, 2), "f4", LITTLE, bytes(8)),
+        forged(2, "f4", LITTLE, bytes(8)),
+        forged((2,), "f4", (3, "x"), bytes(8)),
+        forged((2,), "f4", (), bytes(8)),
+        forged((2,), "f4,f4", LITTLE, bytes(16)),
+        forged((2,), "U1", LITTLE, bytes(8)),
+        forged((2,), "c8", LITTLE, bytes(16)),
+        forged((2,), "b1", LITTLE, b"\x02\x03"),
+        forged((2,), "f4", LITTLE, None),
+        forged((2,), "f4", LITTLE, [1, 2]),
+    ],
+)
+def test_arrays_that_contradict_themselves_are_refused(tmp_path: Path, content: bytes) -> None:
+    assert "damaged" in refusal(tmp_path, content)
+
+
+def test_an_array_without_content_is_refused(tmp_path: Path) -> None:
+    content = b"\x80\x02}X\x01\0\0\0acnumpy.core.multiarray\n_reconstruct\n)Rs."
+    assert "damaged" in refusal(tmp_path, content)
+
+
+def test_a_file_cannot_grow_in_memory(tmp_path: Path) -> None:
+    """A hundred arrays out of the same bytes."""
+    body = bytes(10_000)
+    rebuild = np.zeros(0).__reduce__()[0]
+
+    class Copy:
+        def __reduce__(self) -> tuple[Any, ...]:
+            state = (1, (10_000,), np.dtype("u1"), False, body)
+            return rebuild, (np.ndarray, (0,), b"b"), state
+
+    content = pickle.dumps({str(number): Copy() for number in range(100)}, protocol=4)
+    assert len(content) < 30_000
+    assert "damaged" in refusal(tmp_path, content)
+
+
+def test_a_few_bytes_do_not_take_all_memory(tmp_path: Path) -> None:
+    """The memo of the unpickler in C would be as long as the index that is put into it."""
+    refusal(tmp_path, b"\x80\x02}r" + struct.pack("<I", 2**32 - 2) + b".")
+
+
+def test_dictionaries_that_hold_each_other_end(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"a": ARRAYS["int64"]}
+    for _ in range(200):
+        content = {"model": content, "state_dict": content, "ema": content}
+    refusal(tmp_path, pickle.dumps(content))
+    content["model"] = content
+    refusal(tmp_path, pickle.dumps(content))
+
+
+def test_nothing_that_a_file_does_outlives_it(tmp_path: Path) -> None:
+    """It may set attributes of what it is given, and is given nothing that others get too."""
+    poison = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n"
+        b"N}X\x0c\0\0\0__defaults__)s\x86b."  # BUILD with (None, {"__defaults__": ()})
+    )
+    pickletools.dis(poison, io.StringIO())
+    refusal(tmp_path, poison)
+    first, second = (arrays._Unpickler(io.BytesIO()) for _ in range(2))
+    name = ("numpy.core.multiarray", "_reconstruct")
+    assert first.find_class(*name) is not second.find_class(*name)
+    assert read(tmp_path, pickle.dumps(ARRAYS))
+
+
+def test_damage_anywhere_gets_one_line_or_does_no_harm(tmp_path: Path) -> None:
+    content = pickle.dumps({"model": {"a": ARRAYS["float32"]}})
+    refusals = []
+    for position in range(len(content)):
+        for value in (0, 46, 255):
+            damaged = bytearray(content)
+            damaged[position] = value
+            try:
+                read(tmp_path, bytes(damaged))
+            except WeightsError as error:
+                refusals.append(str(error))
+    assert len(refusals) > len(content)
+    assert "\n" not in "".join(refusals)

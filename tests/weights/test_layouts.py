@@ -1,0 +1,354 @@
+"""Names of tensors: against lists written by hand, there and back, near misses."""
+
+import dataclasses
+import subprocess
+import sys
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitattn.architectures import ARCHITECTURES, Architecture
+from splitattn.errors import InputError, WeightsError
+from splitattn.weights.layouts import (
+    DETECTRON2,
+    LAYOUTS,
+    MMDET,
+    MMPRETRAIN,
+    OFFICIAL,
+    Layout,
+    Spelling,
+    find_layout,
+    is_deformable,
+    recognise,
+)
+from splitattn.weights.matching import check_match
+from tests.nn.networks import small
+from tests.weights.networks import Shapes, shapes_of
+
+FOREIGN = [layout for layout in LAYOUTS if layout is not OFFICIAL]
+SPELLINGS = [
+    Spelling(layout=layout, prefix=prefix) for layout in LAYOUTS for prefix in layout.prefixes
+]
+HEAD = {"fc.weight", "fc.bias"}
+
+# Every kind of tensor, as the projects' own code names it: official, mmpretrain, mmdet, detectron2.
+BY_HAND = """
+conv1.0.weight            backbone.stem.0.conv.weight           stem.0.weight             backbone.bottom_up.stem.conv1_1.weight
+conv1.1.weight            backbone.stem.0.bn.weight             stem.1.weight             backbone.bottom_up.stem.conv1_1.norm.weight
+conv1.1.num_batches_tracked backbone.stem.0.bn.num_batches_tracked stem.1.num_batches_tracked backbone.bottom_up.stem.conv1_1.norm.num_batches_tracked
+conv1.3.weight            backbone.stem.1.conv.weight           stem.3.weight             backbone.bottom_up.stem.conv1_2.weight
+conv1.4.bias              backbone.stem.1.bn.bias               stem.4.bias               backbone.bottom_up.stem.conv1_2.norm.bias
+conv1.6.weight            backbone.stem.2.conv.weight           stem.6.weight             backbone.bottom_up.stem.conv1_3.weight
+bn1.running_mean          backbone.stem.2.bn.running_mean       stem.7.running_mean       backbone.bottom_up.stem.conv1_3.norm.running_mean
+layer1.0.conv1.weight     backbone.layer1.0.conv1.weight        layer1.0.conv1.weight     backbone.bottom_up.res2.0.conv1.weight
+layer1.0.bn1.running_var  backbone.layer1.0.bn1.running_var     layer1.0.bn1.running_var  backbone.bottom_up.res2.0.conv1.norm.running_var
+layer2.1.conv2.conv.weight backbone.layer2.1.conv2.conv.weight  layer2.1.conv2.conv.weight backbone.bottom_up.res3.1.conv2.conv.weight
+layer2.1.conv2.bn0.weight backbone.layer2.1.conv2.bn0.weight    layer2.1.conv2.bn0.weight backbone.bottom_up.res3.1.conv2.bn0.weight
+layer3.22.conv2.fc1.bias  backbone.layer3.22.conv2.fc1.bias     layer3.22.conv2.fc1.bias  backbone.bottom_up.res4.22.conv2.fc1.bias
+layer3.22.conv2.bn1.bias  backbone.layer3.22.conv2.bn1.bias     layer3.22.conv2.bn1.bias  backbone.bottom_up.res4.22.conv2.bn1.bias
+layer4.2.conv2.fc2.weight backbone.layer4.2.conv2.fc2.weight    layer4.2.conv2.fc2.weight backbone.bottom_up.res5.2.conv2.fc2.weight
+layer4.2.conv3.weight     backbone.layer4.2.conv3.weight        layer4.2.conv3.weight     backbone.bottom_up.res5.2.conv3.weight
+layer4.2.bn3.weight       backbone.layer4.2.bn3.weight          layer4.2.bn3.weight       backbone.bottom_up.res5.2.conv3.norm.weight
+layer1.0.downsample.1.weight backbone.layer1.0.downsample.0.weight layer1.0.downsample.1.weight backbone.bottom_up.res2.0.shortcut.weight
+layer1.0.downsample.2.bias backbone.layer1.0.downsample.1.bias  layer1.0.downsample.2.bias backbone.bottom_up.res2.0.shortcut.norm.bias
+layer2.0.downsample.1.weight backbone.layer2.0.downsample.1.weight layer2.0.downsample.1.weight backbone.bottom_up.res3.0.shortcut.weight
+layer4.0.downsample.2.bias backbone.layer4.0.downsample.2.bias  layer4.0.downsample.2.bias backbone.bottom_up.res5.0.shortcut.norm.bias
+fc.weight                 head.fc.weight                        -                         -
+fc.bias                   head.fc.bias                          -                         -
+"""  # noqa: E501
+
+# What each layout cannot hold, of the table.
+FAST = {name for name in ARCHITECTURES if "_fast_" in name}
+HELD = {layout.names[0]: set(ARCHITECTURES) - FAST for layout in FOREIGN} | {
+    "official": set(ARCHITECTURES)
+}
+
+
+def own_shapes(model: str, spelling: Spelling) -> Shapes:
+    """As a file of that spelling would have them."""
+    return {own: shape for key, shape in shapes_of(model).items() if (own := spelling.own(key))}
+
+
+def read_as_official(found: Shapes) -> tuple[Shapes, list[str], Spelling]:
+    """As `read_checkpoint` reads them: by official key, and the keys that have none."""
+    spelling = recognise(found)
+    officials = {key: spelling.official(key) for key in found}
+    known = {name: found[key] for key, name in officials.items() if name is not None}
+    return known, [key for key, name in officials.items() if name is None], spelling
+
+
+def refusal(found: Shapes, model: str) -> str:
+    known, strangers, spelling = read_as_official(found)
+    expected = shapes_of(model)
+    adapted = () if spelling.layout.classifier else HEAD
+    with pytest.raises(WeightsError) as error:
+        check_match(
+            known,
+            expected,
+            model=model,
+            origin="file.pth",
+            adapted=adapted,
+            spelling=spelling,
+            strangers=strangers,
+        )
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("row", BY_HAND.strip().splitlines(), ids=lambda row: row.split()[0])
+def test_names_are_those_that_the_projects_code_gives(row: str) -> None:
+    official, *others = row.split()
+    for layout, own in zip((MMPRETRAIN, MMDET, DETECTRON2), others, strict=True):
+        if own == "-":
+            assert layout.spelling.own(official) is None
+        else:
+            assert layout.spelling.own(official) == own
+            assert layout.spelling.official(own) == official
+    assert OFFICIAL.spelling.own(official) == OFFICIAL.spelling.official(official) == official
+
+
+def test_the_list_written_by_hand_has_every_kind_of_module() -> None:
+    def kind(key: str) -> str:
+        module = key.rpartition(".")[0]
+        return module.split(".", 2)[2] if module.startswith("layer") else module
+
+    listed = {kind(row.split()[0]) for row in BY_HAND.strip().splitlines()}
+    assert listed == {kind(key) for key in shapes_of("resnest101")}
+
+
+def test_the_norm_after_the_stem_is_no_norm_of_a_block() -> None:
+    """`bn1` is the name of three different modules in the official layout."""
+    for layout in FOREIGN:
+        names = {
+            layout.spelling.own(f"{module}.weight")
+            for module in ("bn1", "layer1.0.bn1", "layer1.0.conv2.bn1")
+        }
+        assert len(names) == 3
+        assert all(
+            name and "stem" not in name for name in names - {layout.spelling.own("bn1.weight")}
+        )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.names[0])
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_a_layout_holds_a_variant_and_gives_it_back_or_says_why_not(
+    model: str, layout: Layout
+) -> None:
+    refused = layout.refusal(ARCHITECTURES[model])
+    assert (refused is None) == (model in HELD[layout.names[0]])
+    if refused:
+        assert "avd_first" in refused
+        return
+    official = {
+        key: shape
+        for key, shape in shapes_of(model).items()
+        if layout.classifier or key not in HEAD
+    }
+    for prefix in layout.prefixes:
+        spelling = Spelling(layout=layout, prefix=prefix)
+        own = own_shapes(model, spelling)
+        assert len(own) == len(official)
+        known, strangers, found = read_as_official(own)
+        assert found == spelling
+        assert known == official
+        assert not strangers
+
+
+@pytest.mark.parametrize(
+    ("fields", "layouts", "reason"),
+    [
+        ({"radix": 1}, {"detectron2"}, "without attention"),
+        ({"radix": 0}, {"mmpretrain", "mmdet"}, "radix 0"),
+        ({"avd_first": True}, {"mmpretrain", "mmdet", "detectron2"}, "avd_first"),
+        ({"deep_stem": False}, {"mmpretrain", "mmdet", "detectron2"}, "deep_stem"),
+        ({"avg_down": False}, {"mmpretrain", "mmdet", "detectron2"}, "avg_down"),
+        ({"radix": 4, "cardinality": 2}, set(), ""),
+    ],
+)
+def test_what_a_layout_lacks_is_told(
+    fields: dict[str, int], layouts: set[str], reason: str
+) -> None:
+    architecture: Architecture = dataclasses.replace(small(), **fields)
+    refused = {layout.names[0]: layout.refusal(architecture) for layout in LAYOUTS}
+    assert {name for name, why in refused.items() if why} == layouts
+    assert all(reason in why for why in refused.values() if why)
+
+
+def test_plain_blocks_have_a_name_in_detectron2() -> None:
+    spelling = DETECTRON2.spelling
+    assert spelling.own("layer3.1.conv2.weight") == "backbone.bottom_up.res4.1.conv2.weight"
+    assert spelling.own("layer3.1.bn2.bias") == "backbone.bottom_up.res4.1.conv2.norm.bias"
+    assert MMDET.spelling.own("layer3.1.bn2.bias") is None
+
+
+PARTS = st.sampled_from(
+    sorted(
+        {part for row in BY_HAND.split() for part in row.split(".")}
+        | {"", "#", "00", "bottom_up", "Layer1", "layer5", "res6", "module", "norm", "conv2", "bn2"}
+    )
+)
+KEYS = st.one_of(
+    st.lists(PARTS, max_size=8).map(".".join),
+    st.text(max_size=30),
+    st.sampled_from([key for row in BY_HAND.splitlines() for key in row.split()]),
+)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@given(key=KEYS)
+@settings(max_examples=200, deadline=None, database=None)
+def test_every_name_that_has_another_has_it_both_ways(spelling: Spelling, key: str) -> None:
+    if (official := spelling.official(key)) is not None:
+        assert spelling.own(official) == key
+    if spelling.layout is not OFFICIAL and (own := spelling.own(key)) is not None:
+        assert spelling.official(own) == key
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, database=None)
+def test_a_part_of_a_file_is_recognised_as_long_as_it_has_some_of_the_stem(
+    data: st.DataObject,
+) -> None:
+    spelling = data.draw(st.sampled_from(SPELLINGS))
+    model = data.draw(st.sampled_from(["resnest14", "resnest26"]))
+    official = {key: own for key in shapes_of(model) if (own := spelling.own(key))}
+    stem = [own for key, own in official.items() if key.startswith(("conv1.", "bn1."))]
+    shortcut = [own for key, own in official.items() if key.startswith("layer1.0.downsample.1")]
+    kept = data.draw(st.lists(st.sampled_from(sorted(official.values())), max_size=40))
+    # Without it, mmdet and mmpretrain without a prefix are told by a few names only.
+    assert recognise({*kept, *stem, *shortcut}) == spelling
+
+
+NEAR = [pytest.param(s, id=f"{s.layout.names[0]}-{s.prefix}") for s in SPELLINGS]
+
+
+@pytest.mark.parametrize("spelling", NEAR)
+def test_one_key_gone_is_told_as_the_file_would_have_it(spelling: Spelling) -> None:
+    whole = own_shapes("resnest14", spelling)
+    for key in whole:
+        if key.endswith("num_batches_tracked"):
+            continue
+        message = refusal({k: v for k, v in whole.items() if k != key}, "resnest14")
+        assert f"1 of {len(whole)} keys are missing ({key})" in message
+        assert "unexpected" not in message
+
+
+@pytest.mark.parametrize("spelling", NEAR)
+def test_one_key_renamed_is_told_both_ways(spelling: Spelling) -> None:
+    whole = own_shapes("resnest14", spelling)
+    for key in list(whole)[::7]:
+        found = {k + "x" if k == key else k: v for k, v in whole.items()}
+        message = refusal(found, "resnest14")
+        assert f"1 are unexpected ({key}x)" in message
+        assert f"({key})" in message or key.endswith("num_batches_tracked")
+
+
+@pytest.mark.parametrize("layout", FOREIGN, ids=lambda layout: layout.names[0])
+def test_an_official_name_in_another_projects_file_is_a_stranger(layout: Layout) -> None:
+    """As scripts leave it behind that rename most of the keys."""
+    whole = own_shapes("resnest14", layout.spelling)
+    own = layout.spelling.own("bn1.weight")
+    message = refusal({"bn1.weight" if k == own else k: v for k, v in whole.items()}, "resnest14")
+    assert f"missing ({own}), 1 are unexpected (bn1.weight)" in message
+
+
+@pytest.mark.parametrize("spelling", NEAR)
+def test_one_shape_changed_is_told_with_both(spelling: Spelling) -> None:
+    whole = own_shapes("resnest14", spelling)
+    for key, shape in list(whole.items())[::7]:
+        found = (*shape, 2)
+        message = refusal(whole | {key: found}, "resnest14")
+        assert f"{key} has shape {found} instead of {shape}" in message
+        assert "missing" not in message
+
+
+@pytest.mark.parametrize("layout", FOREIGN, ids=lambda layout: layout.names[0])
+def test_another_models_file_is_told_with_its_name(layout: Layout) -> None:
+    message = refusal(own_shapes("resnest50", layout.spelling), "resnest26")
+    # And not with that of resnest50_fast_2s1x64d, which has the same shapes: it cannot be that.
+    assert message.endswith("it is a checkpoint of resnest50: name that model")
+    some = layout.spelling.own("layer1.2.conv1.weight")
+    assert f"unexpected ({some}, " in message
+
+
+@pytest.mark.parametrize(
+    ("layout", "offset"),
+    [
+        (MMDET, "layer2.0.conv2.conv.conv_offset.weight"),
+        (MMPRETRAIN, "backbone.layer2.0.conv2.conv.conv_offset.bias"),
+        (DETECTRON2, "backbone.bottom_up.res3.0.conv2_offset.weight"),
+    ],
+)
+def test_deformable_convolutions_are_another_network(layout: Layout, offset: str) -> None:
+    assert is_deformable(offset)
+    found = own_shapes("resnest26", layout.spelling) | {offset: (27,)}
+    message = refusal(found, "resnest26")
+    assert f"unexpected ({offset})" in message
+    assert "deformable convolutions (DCN), which no model here has" in message
+
+
+def test_counters_of_batches_may_be_missing() -> None:
+    """Frozen batch norms, which detectron2's networks have, do not count."""
+    for layout in LAYOUTS:
+        found = {
+            key: shape
+            for key, shape in own_shapes("resnest14", layout.spelling).items()
+            if not key.endswith("num_batches_tracked")
+        }
+        known, strangers, spelling = read_as_official(found)
+        assert spelling == layout.spelling
+        adapted = () if layout.classifier else HEAD
+        check_match(
+            known,
+            shapes_of("resnest14"),
+            model="resnest14",
+            origin="",
+            adapted=adapted,
+            strangers=strangers,
+        )
+
+
+def test_something_else_is_taken_for_official() -> None:
+    assert recognise([]) == recognise(["embeddings.weight"]) == OFFICIAL.spelling
+    plain = dataclasses.replace(small(), deep_stem=False, avg_down=False)
+    assert OFFICIAL.refusal(plain) is None
+    # A plain ResNet's shortcuts are those of mmpretrain; its other keys are not.
+    resnet = ["conv1.weight", "bn1.weight", "layer1.0.downsample.0.weight", "layer1.0.bn2.weight"]
+    assert recognise(resnet) == OFFICIAL.spelling
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("official", OFFICIAL),
+        ("timm", OFFICIAL),
+        ("encoding", OFFICIAL),
+        ("mmpretrain", MMPRETRAIN),
+        ("mmdet", MMDET),
+        ("mmseg", MMDET),
+        ("detectron2", DETECTRON2),
+    ],
+)
+def test_a_layout_has_the_names_of_its_projects(name: str, layout: Layout) -> None:
+    assert find_layout(name) is layout
+    assert name in str(layout)
+
+
+def test_no_name_is_of_two_layouts() -> None:
+    names = list(chain.from_iterable(layout.names for layout in LAYOUTS))
+    assert len(names) == len(set(names))
+
+
+def test_an_unknown_layout_gets_the_list_and_the_nearest() -> None:
+    with pytest.raises(InputError) as error:
+        find_layout("mmdett")
+    message = str(error.value)
+    assert message.startswith("layout must be one of official, timm, encoding, mmpretrain, mmdet")
+    assert message.endswith("got 'mmdett'; did you mean 'mmdet'?")
+
+
+def test_layouts_are_known_without_torch() -> None:
+    script = "import sys, splitattn.weights.layouts; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
