@@ -9,9 +9,9 @@ import torchvision
 from torch import nn
 
 from splitattn.architectures import ARCHITECTURES, Architecture
-from splitattn.benchmark.ladder import TIMM_NAMES
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
+from splitattn.weights.catalogue import TIMM_NAMES
 
 from .networks import images, randomise_norms
 

@@ -12,27 +12,16 @@ from torch import Tensor, nn
 
 from splitattn.architectures import architecture
 from splitattn.errors import InputError
+from splitattn.libraries import installed, require
 from splitattn.nn.fusion import Form, fuse
 from splitattn.nn.resnest import Bottleneck, ResNeSt
-from splitattn.runtimes.libraries import installed, require
 from splitattn.runtimes.pytorch import Exportable, TorchEngine
 from splitattn.runtimes.quantisation import FLOAT_PARTS, quantised_onnx, quantised_openvino
 from splitattn.runtimes.runtime import LIBRARIES
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.weights.catalogue import TIMM_NAMES, Preprocessing
 
 logger = logging.getLogger(__name__)
 
-# timm's names of the networks that both have.
-TIMM_NAMES = {
-    "resnest14": "resnest14d",
-    "resnest26": "resnest26d",
-    "resnest50": "resnest50d",
-    "resnest101": "resnest101e",
-    "resnest200": "resnest200e",
-    "resnest269": "resnest269e",
-    "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
-    "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
-}
 # The paper's own answer to the cost of a network, measured beside it.
 _CHEAPER = {"resnest50": "resnest50_fast_2s1x64d"}
 

@@ -15,6 +15,18 @@ _LARGEST_SIZE = 4096
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# What timm calls the networks that both have: same layers, same state-dict keys.
+TIMM_NAMES: dict[str, str] = {
+    "resnest14": "resnest14d",
+    "resnest26": "resnest26d",
+    "resnest50": "resnest50d",
+    "resnest101": "resnest101e",
+    "resnest200": "resnest200e",
+    "resnest269": "resnest269e",
+    "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
+    "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
+}
+
 ClassSet = Literal["imagenet1k", "tiny_imagenet200"]
 
 
