@@ -10,6 +10,7 @@ from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.catalogue import WeightsEntry, entries
 from splitattn.weights.checkpoint import read_checkpoint
+from splitattn.weights.hub import is_reference
 from splitattn.weights.matching import check_match
 from splitattn.weights.store import ResolvedWeights, resolve
 
@@ -46,8 +47,11 @@ def create_model(
     """Build a network, in training mode, and load weights into it if any are named.
 
     Args:
-        model: a name out of `list_models()`, or an architecture of your own, which has no weights.
-        weights: a tag of the catalogue, or the path of a checkpoint; None initialises at random.
+        model: a name out of `list_models()`; `hf-hub:owner/name`, `hf-hub:owner/name@revision` or
+            `local-dir:path`, which names weights, so that these are loaded; or an architecture of
+            your own, which has no weights.
+        weights: a tag of the catalogue, the path of a checkpoint or of a folder with one, or an
+            `hf-hub:` or `local-dir:` name; None initialises at random what is no name of weights.
         num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
             width than that of the weights gets a new classifier, initialised at random.
         in_chans: channels of the input. Another number than that of the weights averages the first
@@ -59,14 +63,16 @@ def create_model(
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be had or do not fit the model.
     """
-    shape = model if isinstance(model, Architecture) else architecture(model)
     state: dict[str, Tensor] = {}
     origin = ""
-    if weights is not None:
-        if isinstance(model, Architecture):
+    if isinstance(model, Architecture):
+        if weights is not None:
             raise InputError("weights need a model's name, got an Architecture; load them yourself")
-        path = resolve(model, weights).path
-        state, origin = read_checkpoint(path).state_dict, str(path)
+    elif weights is not None or is_reference(model):
+        resolved = resolve(model, weights)
+        model, origin = resolved.model, str(resolved.path)
+        state = read_checkpoint(resolved.path).state_dict
+    shape = model if isinstance(model, Architecture) else architecture(model)
     if num_classes is None:
         head = state.get("fc.bias")
         num_classes = 1000 if head is None else head.numel()
