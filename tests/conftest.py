@@ -1,7 +1,12 @@
-"""What every test may rely on: a fixed seed, and CUDA where it is asked for."""
+"""What every test may rely on: a fixed seed, CUDA where it is asked for, a hub of one's own."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests import hub_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,3 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    """A hub of one's own, empty, and the only one that huggingface_hub knows."""
+    with hub_server.serving(tmp_path / "huggingface" / "hub") as running:
+        hub_server.ask(running, monkeypatch)
+        yield running

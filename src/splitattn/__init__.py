@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from splitattn.nn.parity import parity
     from splitattn.nn.resnest import ResNeSt
     from splitattn.nn.split_attention import SplitAttention2d
+    from splitattn.pretrained import from_pretrained, push_to_hub, save_pretrained
+    from splitattn.weights.catalogue import Preprocessing
+    from splitattn.weights.metadata import ModelMetadata, read_metadata
 
     __version__: str
 
@@ -26,16 +29,22 @@ _HOMES = {
     "DataError": "errors",
     "ImageError": "errors",
     "InputError": "errors",
+    "ModelMetadata": "weights.metadata",
     "Prediction": "classifier",
+    "Preprocessing": "weights.catalogue",
     "ResNeSt": "nn.resnest",
     "SplitAttention2d": "nn.split_attention",
     "WeightsError": "errors",
     "create_backbone": "create",
     "create_model": "create",
+    "from_pretrained": "pretrained",
     "fuse": "nn.fusion",
     "list_models": "create",
     "list_weights": "create",
     "parity": "nn.parity",
+    "push_to_hub": "pretrained",
+    "read_metadata": "weights.metadata",
+    "save_pretrained": "pretrained",
 }
 
 __all__ = [
@@ -45,16 +54,22 @@ __all__ = [
     "DataError",
     "ImageError",
     "InputError",
+    "ModelMetadata",
     "Prediction",
+    "Preprocessing",
     "ResNeSt",
     "SplitAttention2d",
     "WeightsError",
     "create_backbone",
     "create_model",
+    "from_pretrained",
     "fuse",
     "list_models",
     "list_weights",
     "parity",
+    "push_to_hub",
+    "read_metadata",
+    "save_pretrained",
 ]
 
 

@@ -166,7 +166,7 @@ def split_name(name: str) -> tuple[str, str | None]:
     model = _OUR_NAMES.get(bare, bare)
     if model not in ARCHITECTURES:
         hint = nearest(bare, [*ARCHITECTURES, *_OUR_NAMES]) or "; `splitattn models` lists them"
-        raise InputError(f"no model is called {name!r}{hint}")
+        raise InputError(f"no model is called {name!r:.60}{hint}")
     return model, tag if point else None
 
 

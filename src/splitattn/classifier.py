@@ -41,10 +41,11 @@ class Classifier:
     """Labels images.
 
     Args:
-        model: name of a model; None takes the one that the weights belong to.
-        weights: a tag of the catalogue, the path of a checkpoint, or that of an exported `.onnx` or
-            `.xml` file; None takes the model's default weights or, without a model, those that ship
-            inside the package.
+        model: name of a model, or `hf-hub:owner/name` or `local-dir:path`, which names its weights
+            too; None takes the one that the weights belong to.
+        weights: a tag of the catalogue, an `hf-hub:` or `local-dir:` name, the path of a checkpoint
+            or of a folder with one, or that of an exported `.onnx` or `.xml` file; None takes the
+            model's default weights or, without a model, those that ship inside the package.
         device: "auto" is CUDA where there is any and the engine uses it, and the CPU elsewhere.
         engine: what runs the network: "torch", "compile", "onnxruntime" or "openvino"; "auto" is
             the fastest one installed for the device, and an exported file's own.
@@ -52,7 +53,7 @@ class Classifier:
         progress: follows the download of weights, if there is one.
 
     Attributes:
-        model, weights: what was chosen: a model's name, and a tag or a path.
+        model, weights: what was chosen: a model's name, and a tag, a path or an `hf-hub:` name.
         classes: names by output index.
         preprocessing: how an image becomes the network's input.
         runtime: the loaded network.

@@ -10,6 +10,7 @@ from splitattn.nn.backbone import Backbone
 from splitattn.nn.resnest import Dilation, ResNeSt
 from splitattn.weights.catalogue import WeightsEntry, entries, named
 from splitattn.weights.checkpoint import Checkpoint, read_checkpoint
+from splitattn.weights.hub import is_reference
 from splitattn.weights.matching import check_layout, check_match
 from splitattn.weights.store import ResolvedWeights, resolve
 
@@ -45,10 +46,13 @@ def create_model(
     """Build a network, in training mode, and load weights into it if any are named.
 
     Args:
-        model: a name out of `list_models()`, timm's name of the same network
-            (`timm/resnest50d.in1k`), or an architecture of your own, which has no weights.
-        weights: a tag of the catalogue, or the path of a checkpoint, in any project's layout; None
-            initialises at random, also where the model's name has a tag.
+        model: a name out of `list_models()`, or timm's name of the same network
+            (`timm/resnest50d.in1k`); `hf-hub:owner/name`, `hf-hub:owner/name@revision` or
+            `local-dir:path`, which names weights, so that these are loaded; or an architecture of
+            your own, which has no weights.
+        weights: a tag of the catalogue, the path of a checkpoint in any project's layout or of a
+            folder with one, or an `hf-hub:` or `local-dir:` name; None initialises at random, also
+            where the model's name has a tag.
         num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
             width than that of the weights gets a new classifier, initialised at random.
         in_chans: channels of the input. Another number than that of the weights averages the first
@@ -60,7 +64,7 @@ def create_model(
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be had or do not fit the model.
     """
-    name, shape = _identified(model, weights)
+    name, shape, weights = _identified(model, weights)
     checkpoint = _read(name, weights)
     if num_classes is None:
         head = checkpoint.state_dict.get("fc.bias") if checkpoint else None
@@ -103,7 +107,7 @@ def create_backbone(
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be had or do not fit the model.
     """
-    name, shape = _identified(model, weights)
+    name, shape, weights = _identified(model, weights)
     network = ResNeSt(
         shape,
         num_classes=0,
@@ -139,16 +143,21 @@ def load_trained(resolved: ResolvedWeights) -> ResNeSt:
     return network
 
 
-def _identified(model: str | Architecture, weights: str | Path | None) -> tuple[str, Architecture]:
-    """Our own name of the model, and its shape."""
+def _identified(
+    model: str | Architecture, weights: str | Path | None
+) -> tuple[str, Architecture, str | Path | None]:
+    """Our own name of the model, its shape, and the weights to load, which a name may stand for."""
     if isinstance(model, Architecture):
         if weights is not None:
             raise InputError("weights need a model's name, got an Architecture; load them yourself")
-        return str(model), model
+        return str(model), model, None
+    if is_reference(model):
+        resolved = resolve(model, weights)
+        return resolved.model, architecture(resolved.model), resolved.path
     name, tag = named(model)
     if tag and weights is None:
         logger.warning("%s is initialised at random: weights=%r has those weights", name, tag)
-    return name, architecture(name)
+    return name, architecture(name), weights
 
 
 def _read(model: str, weights: str | Path | None) -> Checkpoint | None:

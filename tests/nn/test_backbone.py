@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from splitattn.architectures import ARCHITECTURES, Architecture
-from splitattn.benchmark.ladder import TIMM_NAMES
+from splitattn.architectures import ARCHITECTURES, TIMM_NAMES, Architecture
 from splitattn.errors import InputError
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.resnest import Bottleneck, ResNeSt

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from splitattn import libraries
 from splitattn.errors import InputError
-from splitattn.runtimes import libraries, runtime
-from splitattn.runtimes.libraries import telemetry_off
+from splitattn.libraries import telemetry_off
+from splitattn.runtimes import runtime
 from splitattn.runtimes.onnx_runtime import OnnxEngine
 from splitattn.runtimes.pytorch import TorchEngine, plain_engine
 from splitattn.runtimes.runtime import ENGINES, EngineRuntime, load_runtime

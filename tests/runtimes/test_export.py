@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+from splitattn import libraries
 from splitattn.classifier import Classifier
 from splitattn.errors import InputError, WeightsError
 from splitattn.images.decode import decode
@@ -22,7 +23,6 @@ from splitattn.nn.fusion import fuse
 from splitattn.nn.parity import Difference, Parity
 from splitattn.nn.resnest import ResNeSt
 from splitattn.runtimes import export as exporting
-from splitattn.runtimes import libraries
 from splitattn.runtimes.export import SUFFIXES, ExportError, ExportReport, export
 from splitattn.runtimes.exported import load_exported
 from splitattn.runtimes.onnx_runtime import OnnxEngine

@@ -132,8 +132,8 @@ def test_what_is_neither_a_tag_nor_a_file_gets_the_nearest_tag() -> None:
     assert "neither" in refusal("resnest50", Path("in1k"))
 
 
-def test_a_folder_is_not_weights(tmp_path: Path) -> None:
-    assert "directory" in refusal("resnest50", tmp_path)
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    assert "must be a folder with model.safetensors" in refusal("resnest50", tmp_path)
 
 
 def test_an_unknown_model_is_refused_whatever_the_weights(trained: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from splitattn.architectures import TIMM_NAMES, architecture, split_name
 from splitattn.errors import InputError
+from splitattn.libraries import installed, require
 from splitattn.nn.fusion import Form, fuse
 from splitattn.nn.resnest import Bottleneck, ResNeSt
-from splitattn.runtimes.libraries import installed, require
 from splitattn.runtimes.pytorch import Exportable, TorchEngine
 from splitattn.runtimes.quantisation import FLOAT_PARTS, quantised_onnx, quantised_openvino
 from splitattn.runtimes.runtime import LIBRARIES

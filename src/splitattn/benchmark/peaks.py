@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from splitattn.runtimes.libraries import installed
+from splitattn.libraries import installed
 
 _REPEATS = 15
 # Rounds are apart, so that one busy moment of the machine does not hit every run.

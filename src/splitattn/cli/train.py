@@ -17,7 +17,9 @@ def train(
     data: Annotated[str, typer.Argument(help="Folder, Parquet shards or torchvision:NAME.")],
     output: Annotated[Path, typer.Option(help="Folder for the result, a new one.")],
     model: Annotated[str, typer.Option(help="Which architecture.")] = "resnest50",
-    weights: Annotated[str | None, typer.Option(help="Start from these: a tag or a file.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Start from these: a tag, file, folder or hf-hub:OWNER/NAME.")
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="plain, paper, modern, finetune, embedded, or a TOML file.")
     ] = "plain",

@@ -1,4 +1,4 @@
-"""`splitattn weights`: the catalogue as a table, its files verified or fetched, layouts changed."""
+"""`splitattn weights`: the catalogue; files verified, fetched, converted; model cards."""
 
 import json
 from collections.abc import Callable
@@ -113,6 +113,36 @@ def convert(
             "table of depths to build one",
             err=True,
         )
+
+
+@app.command()
+def card(
+    target: Annotated[str, typer.Argument(metavar="FILE|MODEL[:TAG]")],
+    output: Annotated[Path | None, typer.Option(help="Write the card here, not to stdout.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="SPDX identifier, if you know it.")
+    ] = None,
+) -> None:
+    """Write the model card of a file: Markdown, with metadata for the Hugging Face hub."""
+    from splitattn.cli.progress import downloading
+    from splitattn.files import replacing
+    from splitattn.weights.card import model_card
+    from splitattn.weights.store import fetch as fetched
+
+    if Path(target).suffix or Path(target).is_file():
+        path = Path(target)
+    else:
+        with downloading() as progress:
+            path = fetched(_entry(target), progress=progress)
+    text = model_card(path, licence=licence)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        with replacing(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error
 
 
 def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:

@@ -16,11 +16,11 @@ from splitattn.environment import describe
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import replacing
 from splitattn.images.samples import sample_photographs
+from splitattn.libraries import require
 from splitattn.nn.fusion import fuse
 from splitattn.nn.parity import Parity, difference
 from splitattn.nn.resnest import ResNeSt
 from splitattn.runtimes.exported import load_exported
-from splitattn.runtimes.libraries import require
 from splitattn.runtimes.pytorch import Exportable, TorchEngine, plain_engine, traced
 from splitattn.runtimes.quantisation import (
     CALIBRATION_IMAGES,

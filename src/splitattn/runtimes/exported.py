@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from splitattn.errors import InputError, WeightsError
-from splitattn.runtimes.libraries import require
+from splitattn.libraries import require
 from splitattn.runtimes.runtime import Engine, EngineRuntime
 from splitattn.weights.metadata import ModelMetadata, unreadable
 from splitattn.weights.store import EXPORTED_SUFFIXES

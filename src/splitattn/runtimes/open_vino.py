@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from splitattn.errors import InputError
+from splitattn.libraries import telemetry_off
 from splitattn.nn.fusion import fuse
 from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes.libraries import telemetry_off
 from splitattn.runtimes.pytorch import Exportable
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 

@@ -25,7 +25,7 @@ from splitattn.evaluation import with_classes_of_model
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalise, preprocess
 from splitattn.images.sources import expand
-from splitattn.runtimes.libraries import telemetry_off
+from splitattn.libraries import telemetry_off
 from splitattn.runtimes.runtime import Runtime
 from splitattn.weights.catalogue import Preprocessing
 from splitattn.weights.metadata import ModelMetadata

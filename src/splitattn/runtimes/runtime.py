@@ -7,8 +7,8 @@ from torch import Tensor
 
 from splitattn.errors import InputError
 from splitattn.images.preprocess import normalise
+from splitattn.libraries import installed, require
 from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes.libraries import installed, require
 from splitattn.runtimes.pytorch import choose_device, compiled_engine, eager_engine
 from splitattn.weights.catalogue import Preprocessing
 

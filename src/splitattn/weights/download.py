@@ -72,6 +72,11 @@ def download(
     )
 
 
+def offline() -> bool:
+    """Whether SPLITATTN_OFFLINE forbids the network."""
+    return os.environ.get("SPLITATTN_OFFLINE", "0") not in ("", "0")
+
+
 def file_sha256(path: Path) -> str:
     """The file's SHA-256 as hexadecimal digits."""
     with path.open("rb") as file:

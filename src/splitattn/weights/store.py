@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,8 +27,10 @@ from splitattn.weights.catalogue import (
     find_entry,
     named,
 )
-from splitattn.weights.download import Progress, cache_writes, download, file_sha256
+from splitattn.weights.download import Progress, cache_writes, download, file_sha256, offline
+from splitattn.weights.hub import WEIGHTS_NAMES, folder_of, is_reference
 from splitattn.weights.metadata import read_metadata, unreadable
+from splitattn.weights.timm_config import CONFIG_NAME, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class ResolvedWeights:
     Attributes:
         path: the file.
         model: name of the architecture it belongs to.
-        tag: its tag in the catalogue, or None for a file of the person's own.
+        tag: its tag in the catalogue, the `hf-hub:` or `local-dir:` name that it was called by, or
+            None for a file of the person's own.
         classes: class names by output index, or None if the file does not say.
         preprocessing: how images become the model's input.
     """
@@ -64,19 +67,30 @@ def resolve(
     """Find the weights that a person means, on the disk or, if need be, on the network.
 
     Args:
-        model: name of an architecture, ours or another project's; None takes it from the weights.
-        weights: a tag of the catalogue, or else the path of a file; None takes the tag in the
-            model's name (`timm/resnest50d.in1k`) or the model's default entry, or without a model
+        model: name of an architecture, ours or another project's, or an `hf-hub:` or `local-dir:`
+            name, which names weights too; None takes the architecture from the weights.
+        weights: a tag of the catalogue, an `hf-hub:` or `local-dir:` name, or else the path of a
+            file or of a folder of weights; None takes the tag in the model's name
+            (`timm/resnest50d.in1k`) or the model's default entry, or without a model
             the embedded one.
         progress: follows the download, if there is one.
 
     Raises:
-        InputError: there is no model of that name.
+        InputError: there is no model of that name, or huggingface_hub is missing.
         WeightsError: there are no such weights, they cannot be had, or they are another model's.
     """
+    if model is not None and is_reference(model):
+        if weights is not None:
+            raise WeightsError(
+                f"{model} names weights already, got {str(weights)!r} too: leave one of them out"
+            )
+        model, weights = None, model
     tag = None
     if model is not None:
         model, tag = named(model)
+    if isinstance(weights, str) and is_reference(weights):
+        found = _resolved_folder(folder_of(weights, progress=progress), model)
+        return replace(found, tag=weights)
     if weights is None:
         entry = embedded_entry() if model is None else find_entry(model, tag)
         return _resolved(entry, fetch(entry, progress=progress))
@@ -95,7 +109,29 @@ def resolve(
         hint = nearest(str(weights), tags) or f"; the tags are {', '.join(tags) or 'none'}"
         whose = f"of {model}" if model else "of any model"
         raise WeightsError(f"{str(weights)!r} is neither a tag {whose} nor a file{hint}")
+    if path.is_dir():
+        return _resolved_folder(path, model)
     return _resolved_file(path, model)
+
+
+def _resolved_folder(folder: Path, model: str | None) -> ResolvedWeights:
+    path = next((folder / name for name in WEIGHTS_NAMES if _exists(folder / name)), None)
+    if path is None:
+        raise WeightsError(
+            f"{folder} must be a folder with {' or '.join(WEIGHTS_NAMES)}, and holds neither"
+        )
+    # What the weights say of themselves is all there is to say, and what they were measured with.
+    if read_metadata(path) or not _exists(folder / CONFIG_NAME):
+        return _resolved_file(path, model)
+    config = read_config(folder / CONFIG_NAME)
+    check_owner(folder, config.model, model)
+    return ResolvedWeights(
+        path=path,
+        model=config.model,
+        tag=None,
+        classes=config.classes,
+        preprocessing=config.preprocessing,
+    )
 
 
 def _resolved(entry: WeightsEntry, path: Path) -> ResolvedWeights:
@@ -260,7 +296,7 @@ def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: flo
         return path
     if entry.embedded:
         raise WeightsError(f"the embedded weights {path} are missing or damaged: install again")
-    if os.environ.get("SPLITATTN_OFFLINE", "0") not in ("", "0"):
+    if offline():
         state = "damaged" if _exists(path) else "not"
         raise WeightsError(
             f"{entry.name} is {state} in the cache and SPLITATTN_OFFLINE forbids to download it: "

@@ -14,6 +14,7 @@ _EXTRAS = {
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "nncf": "openvino",
+    "huggingface_hub": "hub",
     "timm": "dev",
 }
 _TELEMETRY = "openvino_telemetry"

@@ -1,0 +1,239 @@
+"""Repositories of a hub, against a local server: fetched, kept, refused, pushed to."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from splitattn import libraries
+from splitattn.errors import InputError, WeightsError
+from splitattn.weights.catalogue import centre_crop
+from splitattn.weights.hub import Repository, fetch_repository, is_reference, push
+from splitattn.weights.metadata import ModelMetadata
+from splitattn.weights.store import resolve
+from splitattn.weights.timm_config import to_config
+from tests.hub_server import Hub, commit_of
+
+METADATA = ModelMetadata(model="resnest14", classes=("cat", "dog"), preprocessing=centre_crop(96))
+CONFIG = to_config(METADATA).encode()
+WEIGHTS = save({"fc.bias": torch.zeros(2)})
+FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "README.md": b"# cats"}
+CATS = Repository(id="owner/cats")
+
+
+def refusal(repository: Repository) -> str:
+    with pytest.raises(WeightsError) as error:
+        fetch_repository(repository)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_references_begin_as_in_timm() -> None:
+    assert all(map(is_reference, ("hf-hub:owner/name", "hf_hub:owner/name", "local-dir:/a")))
+    assert not any(map(is_reference, ("resnest50", "owner/name", "/a/hf-hub:b")))
+
+
+def test_a_repository_may_name_a_revision() -> None:
+    assert Repository.parse("owner/name") == Repository(id="owner/name")
+    assert Repository.parse("o/n@refs/pr/1") == Repository(id="o/n", revision="refs/pr/1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "name",
+        "a/b/c",
+        "owner/",
+        "../name",
+        "o/n@",
+        "o/n@../../etc",
+        "o/n@/etc",
+        "o/n\n",
+    ],
+)
+def test_what_is_no_repository_is_refused(text: str) -> None:
+    with pytest.raises(WeightsError, match="must be owner/name or owner/name@revision"):
+        Repository.parse(text)
+
+
+def test_a_repository_is_downloaded_once_and_only_what_is_needed(hub: Hub) -> None:
+    hub.add("owner/cats", FILES)
+    received: list[tuple[int, int | None]] = []
+    folder = fetch_repository(CATS, progress=lambda *step: received.append(step))
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert (folder / "config.json").read_bytes() == CONFIG
+    assert hub.cache in folder.parents
+    assert received[-1] == (len(WEIGHTS), len(WEIGHTS))
+    assert fetch_repository(CATS) == folder
+    asked = [request for request in hub.requests if request.startswith("GET")]
+    commit = commit_of(FILES)
+    assert asked == [
+        "GET /owner/cats/resolve/main/config.json",
+        f"GET /owner/cats/resolve/{commit}/model.safetensors",
+    ]
+
+
+def test_a_repository_says_which_model_it_is(hub: Hub) -> None:
+    hub.add("owner/cats", FILES)
+    for name in ("hf-hub:owner/cats", "hf_hub:owner/cats"):
+        for arguments in ((name,), (None, name), ("resnest14", name)):
+            resolved = resolve(*arguments)
+            assert (resolved.model, resolved.classes) == ("resnest14", ("cat", "dog"))
+            assert resolved.preprocessing.size == 96
+            assert resolved.tag == name
+    with pytest.raises(WeightsError, match="belongs to resnest14, not to resnest26"):
+        resolve("resnest26", "hf-hub:owner/cats")
+    with pytest.raises(WeightsError, match="names weights already, got 'in1k' too"):
+        resolve("hf-hub:owner/cats", "in1k")
+
+
+def test_a_revision_is_a_branch_or_a_commit(hub: Hub) -> None:
+    other = FILES | {"model.safetensors": save({"fc.bias": torch.ones(2)})}
+    hub.add("owner/cats", FILES)
+    hub.add("owner/cats", other, "v2")
+    for revision, files in (("v2", other), (commit_of(FILES), FILES), ("main", FILES)):
+        folder = fetch_repository(Repository.parse(f"owner/cats@{revision}"))
+        assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+    message = refusal(Repository.parse("owner/cats@v3"))
+    assert message == "owner/cats has no revision 'v3'"
+
+
+def test_a_new_commit_is_noticed(hub: Hub) -> None:
+    hub.add("owner/cats", FILES)
+    fetch_repository(CATS)
+    newer = FILES | {"config.json": to_config(METADATA, licence="MIT").encode()}
+    hub.add("owner/cats", newer)
+    assert (fetch_repository(CATS) / "config.json").read_bytes() == newer["config.json"]
+
+
+def test_safetensors_are_preferred_and_a_checkpoint_will_do(hub: Hub) -> None:
+    hub.add("owner/cats", FILES | {"pytorch_model.bin": b"pickle"})
+    assert not (fetch_repository(CATS) / "pytorch_model.bin").exists()
+    hub.add("owner/old", {"config.json": CONFIG, "pytorch_model.bin": b"pickle"})
+    assert (fetch_repository(Repository(id="owner/old")) / "pytorch_model.bin").exists()
+
+
+def test_weights_that_say_what_they_are_need_no_config(hub: Hub) -> None:
+    described = save({"fc.bias": torch.zeros(2)}, {"splitattn": METADATA.to_json()})
+    hub.add("owner/cats", {"model.safetensors": described})
+    assert resolve("hf-hub:owner/cats").classes == METADATA.classes
+    # What they say is what they were measured with; the config is for timm.
+    hub.add("owner/cats", {"model.safetensors": described, "config.json": CONFIG})
+    assert resolve("hf-hub:owner/cats").preprocessing == METADATA.preprocessing
+
+
+def test_another_family_of_networks_is_refused_before_its_weights_are_downloaded(hub: Hub) -> None:
+    hub.add("owner/vit", FILES | {"config.json": b'{"architectures": ["ViT"]}'})
+    assert "'architecture' is missing" in refusal(Repository(id="owner/vit"))
+    assert not any("safetensors" in request for request in hub.requests)
+
+
+def test_refusals_are_told_in_one_line(hub: Hub) -> None:
+    hub.add("owner/cats", {"README.md": b"# cats"})
+    hub.gated.add("owner/gated")
+    assert "must hold model.safetensors or pytorch_model.bin" in refusal(CATS)
+    assert "is no repository, or a private one" in refusal(Repository(id="owner/dogs"))
+    assert "accepted its terms" in refusal(Repository(id="owner/gated"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_with_another_hash_is_never_handed_out(hub: Hub, name: str) -> None:
+    hub.add("owner/cats", FILES)
+    hub.damaged.add(name)
+    for _ in range(2):
+        assert f"sent another {name} than it said" in refusal(CATS)
+    hub.damaged.clear()
+    assert (fetch_repository(CATS) / name).read_bytes() == FILES[name]
+
+
+def test_offline_what_is_in_the_cache_is_used_and_nothing_is_asked(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    hub.add("owner/cats", FILES)
+    folder = fetch_repository(CATS)
+    hub.requests.clear()
+    # As it is by default: huggingface_hub then asks for more than files.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
+    assert fetch_repository(CATS) == folder
+    assert fetch_repository(Repository(id=CATS.id, revision=commit_of(FILES))) == folder
+    assert "SPLITATTN_OFFLINE forbids" in refusal(Repository(id="owner/dogs"))
+    assert "SPLITATTN_OFFLINE forbids" in refusal(Repository(id="owner/cats", revision="v2"))
+    with pytest.raises(WeightsError, match="SPLITATTN_OFFLINE forbids to push"):
+        push_files(folder)
+    assert hub.requests == []
+    blob = (folder / "model.safetensors").resolve()
+    blob.write_bytes(WEIGHTS[:-1] + b"?")
+    assert "is damaged" in refusal(CATS)
+
+
+def test_without_a_server_what_is_in_the_cache_is_used(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    hub.add("owner/cats", FILES)
+    folder = fetch_repository(CATS)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between its attempts
+    nowhere = "http://127.0.0.1:9"  # the discard service, which nobody runs
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    assert fetch_repository(CATS) == folder
+    assert "its server cannot be reached" in refusal(Repository(id="owner/dogs"))
+
+
+def test_a_missing_library_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "installed", lambda *_: False)
+    with pytest.raises(InputError, match=r"needs huggingface_hub, .*'splitattn\[hub\]'"):
+        resolve("hf-hub:owner/cats")
+
+
+def push_files(folder: Path, repository: Repository = CATS, *, token: str | None = None) -> str:
+    return push(folder, repository, message="Add cats", private=False, create_pr=False, token=token)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "cats"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_push_is_one_commit_with_all_files(hub: Hub, folder: Path) -> None:
+    url = push_files(folder, token="secret")
+    assert url == f"{hub.url}/owner/cats/commit/{commit_of(FILES)}"
+    (lines,) = hub.pushes
+    assert lines[0]["value"]["summary"] == "Add cats"
+    assert {line["key"] for line in lines[1:]} == {"file"}
+    assert hub.repositories["owner/cats"]["main"] == FILES
+    assert set(hub.tokens) == {"Bearer secret"}
+    assert (fetch_repository(CATS) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_push_leaves_a_card_that_is_there(hub: Hub, folder: Path) -> None:
+    hub.add("owner/cats", {"README.md": b"# written by hand"})
+    push_files(folder)
+    assert hub.repositories["owner/cats"]["main"] == FILES | {"README.md": b"# written by hand"}
+
+
+def test_a_push_to_a_branch_that_is_not_there_is_refused(hub: Hub, folder: Path) -> None:
+    with pytest.raises(WeightsError, match="owner/cats has no revision 'v2'"):
+        push_files(folder, Repository(id="owner/cats", revision="v2"))
+    assert hub.pushes == []
+
+
+def test_a_link_in_a_local_folder_is_not_taken_for_one_of_the_cache(folder: Path) -> None:
+    blob = folder / ("0" * 64)
+    (folder / "model.safetensors").rename(blob)
+    (folder / "model.safetensors").symlink_to(blob)
+    assert json.loads((folder / "config.json").read_bytes())["architecture"] == "resnest14d"
+    assert resolve(f"local-dir:{folder}").model == resolve(weights=folder).model == "resnest14"
