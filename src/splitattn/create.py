@@ -68,8 +68,7 @@ def create_model(
         path = resolve(model, weights).path
         state, origin = read_checkpoint(path).state_dict, str(path)
     if num_classes is None:
-        head = state.get("fc.bias")
-        num_classes = 1000 if head is None else head.numel()
+        num_classes = _classes(state, shape, origin) or 1000
     network = ResNeSt(
         shape,
         num_classes=num_classes,
@@ -91,14 +90,36 @@ def load_trained(resolved: ResolvedWeights) -> ResNeSt:
         WeightsError: the file is damaged, does not fit the model, or has no classifier.
     """
     state = read_checkpoint(resolved.path).state_dict
-    if "fc.bias" not in state:
+    shape = architecture(resolved.model)
+    num_classes = _classes(state, shape, str(resolved.path))
+    if not num_classes:
         raise WeightsError(
             f"{resolved.path} has no classifier and cannot label images: train one on it, or name "
             "other weights"
         )
-    network = ResNeSt(architecture(resolved.model), num_classes=state["fc.bias"].numel())
+    network = ResNeSt(shape, num_classes=num_classes)
     _load(network, state, model=resolved.model, origin=str(resolved.path))
     return network
+
+
+def _classes(state: dict[str, Tensor], shape: Architecture, origin: str) -> int:
+    """How many classes the classifier in `state` has, 0 if there is none.
+
+    A network is built for that many, so they must be there.
+
+    Raises:
+        WeightsError: its parts do not fit each other or the architecture.
+    """
+    if not {"fc.weight", "fc.bias"} <= state.keys():
+        return 0
+    features = shape.stage_channels[-1]
+    bias, weight = (tuple(state[key].shape) for key in ("fc.bias", "fc.weight"))
+    if len(bias) != 1 or weight != (*bias, features):
+        raise WeightsError(
+            f"{origin} does not fit: fc.weight has shape {weight} and fc.bias {bias}, instead of "
+            f"(classes, {features}) and (classes,); get weights of this model"
+        )
+    return bias[0]
 
 
 def _load(network: ResNeSt, state: dict[str, Tensor], *, model: str, origin: str) -> None:
