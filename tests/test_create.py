@@ -9,13 +9,20 @@ import torch
 
 from splitattn.architectures import ARCHITECTURES, Architecture
 from splitattn.classifier import Classifier
-from splitattn.create import create_backbone, create_model, list_models, list_weights
+from splitattn.create import (
+    create_backbone,
+    create_model,
+    list_models,
+    list_weights,
+    load_trained,
+)
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 from splitattn.weights.catalogue import Preprocessing
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
+from splitattn.weights.store import resolve
 
 
 @pytest.fixture
@@ -146,6 +153,22 @@ def test_a_tensor_of_the_wrong_rank_is_refused_in_one_line(
     write_checkpoint(tmp_path / "odd.safetensors", state)
     with pytest.raises(WeightsError, match=rf"{key} has shape \(\)"):
         create_model("resnest14", weights=tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("features", [1, 0])
+def test_no_network_is_built_for_more_classes_than_a_file_has_weights_for(
+    tmp_path: Path, trained: ResNeSt, features: int
+) -> None:
+    state = dict(trained.state_dict())
+    many = 10**6  # times 2048 features they would take 8 GB
+    state |= {"fc.weight": torch.zeros(many, features), "fc.bias": torch.zeros(many)}
+    path = tmp_path / "odd.safetensors"
+    write_checkpoint(path, state)
+    fault = rf"fc.weight has shape \({many}, {features}\) and fc.bias \({many},\), instead of"
+    with pytest.raises(WeightsError, match=fault):
+        create_model("resnest14", weights=path)
+    with pytest.raises(WeightsError, match=fault):
+        load_trained(resolve("resnest14", path))
 
 
 def test_a_checkpoint_without_a_head_still_loads_with_one_of_its_own(

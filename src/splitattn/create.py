@@ -67,8 +67,7 @@ def create_model(
     name, shape, weights = _identified(model, weights)
     checkpoint = _read(name, weights)
     if num_classes is None:
-        head = checkpoint.state_dict.get("fc.bias") if checkpoint else None
-        num_classes = 1000 if head is None else head.numel()
+        num_classes = (_classes(checkpoint, shape) if checkpoint else 0) or 1000
     network = ResNeSt(
         shape,
         num_classes=num_classes,
@@ -132,13 +131,14 @@ def load_trained(resolved: ResolvedWeights) -> ResNeSt:
         WeightsError: the file is damaged, does not fit the model, or has no classifier.
     """
     checkpoint = read_checkpoint(resolved.path)
-    state = checkpoint.state_dict
-    if "fc.bias" not in state:
+    shape = architecture(resolved.model)
+    num_classes = _classes(checkpoint, shape)
+    if not num_classes:
         raise WeightsError(
             f"{resolved.path} has no classifier and cannot label images: train one on it, or name "
             "other weights"
         )
-    network = ResNeSt(architecture(resolved.model), num_classes=state["fc.bias"].numel())
+    network = ResNeSt(shape, num_classes=num_classes)
     _load(network, checkpoint, model=resolved.model)
     return network
 
@@ -162,6 +162,27 @@ def _identified(
 
 def _read(model: str, weights: str | Path | None) -> Checkpoint | None:
     return None if weights is None else read_checkpoint(resolve(model, weights).path)
+
+
+def _classes(checkpoint: Checkpoint, shape: Architecture) -> int:
+    """How many classes the checkpoint's classifier has, 0 if there is none.
+
+    A network is built for that many, so they must be there.
+
+    Raises:
+        WeightsError: its parts do not fit each other or the architecture.
+    """
+    state = checkpoint.state_dict
+    if not {"fc.weight", "fc.bias"} <= state.keys():
+        return 0
+    features = shape.stage_channels[-1]
+    bias, weight = (tuple(state[key].shape) for key in ("fc.bias", "fc.weight"))
+    if len(bias) != 1 or weight != (*bias, features):
+        raise WeightsError(
+            f"{checkpoint.path} does not fit: fc.weight has shape {weight} and fc.bias {bias}, "
+            f"instead of (classes, {features}) and (classes,); get weights of this model"
+        )
+    return bias[0]
 
 
 def _load(network: ResNeSt, checkpoint: Checkpoint, *, model: str) -> None:

@@ -6,7 +6,13 @@ the value that came, and what to do. The command line prints that line and nothi
 
 
 class InputError(ValueError):
-    """Something from outside (an argument, a file, a name) cannot be used as it is."""
+    """Something from outside (an argument, a file, a name) cannot be used as it is.
+
+    The message becomes one line of printable text: file names and keys in it may hold anything.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class ImageError(InputError):

@@ -15,6 +15,7 @@ from PIL import Image, features
 from splitattn.errors import ImageError, InputError
 from splitattn.images.decode import decode
 from splitattn.images.limits import Limits
+from tests.attacks.make import icon, jpeg, segment
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -276,6 +277,73 @@ def test_a_pillow_image_is_left_as_it_was() -> None:
     image.getexif()[0x0112] = 6
     decode(image)
     assert (image.mode, image.getexif()[0x0112]) == ("RGBA", 6)
+
+
+@pytest.mark.parametrize("scans", [1, 100, 101])
+def test_a_jpeg_goes_over_its_pixels_a_hundred_times_at_most(scans: int) -> None:
+    content = jpeg(64, 64, progressive=True, scans=scans)
+    if scans <= 100:
+        assert decode(content).size == (64, 64)
+        return
+    # Neither a length that leads astray nor a picture within the picture hides them.
+    thumbnail = segment(0xE1, jpeg(8, 8))
+    first = content.index(b"\xff\xda") + 2
+    for hidden in (
+        content,
+        content.replace(b"\xff\xc4", thumbnail + b"\xff\xc4", 1),
+        content.replace(b"\xff\xc4", b"\xff\xff\xff\xc4", 1),
+        content[:first] + content[first:].replace(b"\xff\xda", b"\xff\x01\xff\xda"),
+    ):
+        with pytest.raises(ImageError, match="at most 100 scans"):
+            decode(hidden)
+
+
+def test_scans_of_other_pictures_in_a_file_do_not_count() -> None:
+    many = jpeg(64, 64, progressive=True, scans=400)
+    assert decode(jpeg(64, 64) + many).size == (64, 64)
+    assert decode(jpeg(64, 64, before=segment(0xE1, many))).size == (64, 64)
+
+
+def test_a_jpeg_that_is_not_progressive_may_hide_scans_too() -> None:
+    content = jpeg(64, 64, components=3)
+    (one,) = (i for i in range(len(content)) if content[i : i + 2] == b"\xff\xda")
+    of_one_component = segment(0xDA, b"\x01\x01\0\0\x3f\0") * 101
+    with pytest.raises(ImageError, match="at most 100 scans"):
+        decode(content[:one] + of_one_component + content[one:])
+
+
+def test_an_icon_is_as_large_as_its_picture_and_not_as_it_says() -> None:
+    content = icon(encoded(Image.new("RGB", (400, 300), "red"), "PNG"))
+    assert decode(content).size == (400, 300)
+    with pytest.raises(ImageError, match="1,000 pixels, got 400 x 300"):
+        decode(content, limits=Limits(max_pixels=1_000))
+
+
+@pytest.mark.parametrize(("format", "share"), [("WEBP", 2), ("AVIF", 2), ("JPEG2000", 3)])
+def test_formats_whose_decoders_take_more_memory_may_have_fewer_pixels(
+    format: str, share: int
+) -> None:
+    if format in ("WEBP", "AVIF") and not features.check(format.lower()):
+        pytest.skip(f"this Pillow has no {format}")
+    content = encoded(Image.new("RGB", (64, 64)), format)
+    assert decode(content, limits=Limits(max_pixels=share * 64 * 64)).size == (64, 64)
+    with pytest.raises(ImageError, match=f"a {format} image may have 1 to 4,095 pixels"):
+        decode(content, limits=Limits(max_pixels=share * 4_095))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "I;16", "F"])
+def test_tiles_leave_no_seams(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (50, 70, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(values[..., :2].copy().view(np.uint16)[..., 0])
+    else:
+        image = Image.fromarray(values).convert("RGB" if mode == "P" else mode)
+    if mode == "P":
+        image = image.quantize(16)
+        image.info["transparency"] = bytes(range(0, 256, 16))
+    whole = decode(image)
+    monkeypatch.setattr("splitattn.images.decode._TILE", 16)
+    np.testing.assert_array_equal(np.asarray(decode(image)), np.asarray(whole))
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])

@@ -1,5 +1,7 @@
 import math
 import warnings
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,3 +127,25 @@ def test_another_crop_keeps_its_share_at_another_size() -> None:
     own = Preprocessing(size=224, crop_fraction=0.875, order="resize-crop")
     with pytest.warns(InputSizeWarning):
         assert at_size(own, 256).crop_fraction == 0.875
+
+
+@pytest.mark.parametrize("length", [1_000, 100_000])
+def test_a_strip_is_cut_the_shorter_the_larger_it_becomes(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 times as long as wide; of that, one that would be enlarged to gigabytes leaves less."""
+    monkeypatch.setattr("splitattn.images.preprocess._MOST_PIXELS", 40 * 100**2)
+    strip = Image.new("RGB", (length, length // 100))
+    sizes: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, size: tuple[int, int], *arguments: Any) -> Image.Image:
+        sizes.append(size)
+        return resize(image, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    preprocessing = Preprocessing(size=100, crop_fraction=1.0, order="resize-crop")
+    assert preprocess(strip, preprocessing).shape == (3, 100, 100)
+    assert sizes == [(4000, 100)]
+    assert preprocess(strip, replace(preprocessing, size=10)).shape == (3, 10, 10)
+    assert sizes[1] == (1000, 10)

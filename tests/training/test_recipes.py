@@ -285,6 +285,11 @@ def test_a_model_is_measured_at_its_own_size(preset: str, model: str) -> None:
         "epochs = 1" + "0" * 400,
         "epochs = " + "[" * 5000,
         "train_size = 1000000000",
+        "epochs" + ".a" * 2000 + " = 1",
+        "preset" + ".a" * 2000 + " = 1",
+        "preset = [1]",
+        # Each part takes as long as all before it.
+        "a." * 50_000 + "a = 1",
         "\x00",
     ],
 )
@@ -295,6 +300,13 @@ def test_hostile_files_get_one_line(tmp_path: Path, content: str) -> None:
         load_recipe(str(path), model="resnest50")
     assert len(str(raised.value)) < 400
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "nul\0", "\udcff", "line\nbreak"])
+def test_a_name_that_no_file_can_have_gets_one_line(name: str) -> None:
+    with pytest.raises(InputError, match="recipe must be one of") as raised:
+        load_recipe(name, model="resnest50")
+    assert str(raised.value).isprintable()
 
 
 def test_the_embedded_recipe_is_the_one_that_the_shipped_file_says() -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from pathlib import Path
 
@@ -182,6 +183,10 @@ def test_a_model_without_weights_says_so_and_still_has_a_preprocessing() -> None
         {"order": "resize"},
         {"std": (0.2, 0.2, 0.0)},
         {"mean": (0.5,)},
+        {"mean": (0.5, 0.5, math.nan)},
+        {"mean": (0.5, math.inf, 0.5)},
+        {"crop_fraction": 1e-300},
+        {"size": 4096, "crop_fraction": 0.2},
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import random
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -18,6 +19,7 @@ from splitattn.errors import WeightsError
 from splitattn.weights import checkpoint
 from splitattn.weights.catalogue import centre_crop
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
+from splitattn.weights.matching import check_match
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 
 METADATA = ModelMetadata(
@@ -241,6 +243,38 @@ def test_torchscript_is_not_weights(tmp_path: Path) -> None:
         archive.writestr("script/constants.pkl", pickle.dumps((), protocol=2))
         archive.writestr("script/version", "3\n")
     refusal(path)
+
+
+def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    torch.save({"fc.bias": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "packed", "w") as packed:
+        for record in archive.namelist():
+            packed.writestr(record, archive.read(record), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "packed").stat().st_size < 20_000
+    assert re.search(r"would unpack to 4,0\d\d,\d\d\d bytes", refusal(tmp_path / "packed"))
+
+
+def test_a_tensor_larger_than_its_numbers_is_not_weights(tmp_path: Path) -> None:
+    path = tmp_path / "stretched.pth"
+    torch.save({"fc.bias": torch.zeros(1).expand(2**40)}, path)
+    assert "no weights" in refusal(path)
+    torch.save({"fc.bias": torch.arange(6.0).view(2, 3).T}, path)
+    assert_same(read_checkpoint(path).state_dict, {"fc.bias": torch.arange(6.0).view(2, 3).T})
+
+
+def test_names_of_tensors_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "red\n.safetensors"
+    safetensors.torch.save_file({"\x1b[31m\n" + "x" * 10_000: torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"\\x1b\[31m\\n") as error:
+        check_match(
+            {key: tuple(v.shape) for key, v in read_checkpoint(path).state_dict.items()},
+            {},
+            model="resnest50",
+            origin=str(path),
+        )
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
 
 
 def test_a_folder_and_a_missing_file_get_one_line(tmp_path: Path) -> None:

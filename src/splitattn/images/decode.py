@@ -1,6 +1,7 @@
 """Whatever holds a picture becomes an upright RGB image, within limits, or one line of error."""
 
 import io
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,9 +10,10 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import IcoImagePlugin, Image, ImageOps, JpegImagePlugin
 
-from splitattn.errors import ImageError, one_line
+from splitattn.errors import ImageError
+from splitattn.images.crop import Box, cropped
 from splitattn.images.fetch import fetch, is_url
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 
@@ -20,6 +22,18 @@ ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 # Raster formats that Pillow decodes by itself: EPS, for one, would start Ghostscript. The most
 # common come first, for each is asked in turn whether a file is its own.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+
+# What part of the limit on pixels these formats have, whose decoders take 12 to 24 bytes for each
+# pixel on the way: a file of 34 bytes could else ask for gigabytes.
+_SHARES = {"WEBP": 1 / 2, "AVIF": 1 / 2, "JPEG2000": 1 / 3}
+# A pass over all pixels may cost ten bytes of a file. Ten scans are usual, libtiff's limit is this.
+_MOST_SCANS = 100
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
+_END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+
+# Side of the tiles in which the pixels of a large image are converted, so that what a conversion
+# needs besides its result stays small.
+_TILE = 1024
 
 # The brightest value of images with more than 8 bits per channel: the smallest that no pixel
 # exceeds, for such files do not say.
@@ -48,15 +62,15 @@ def decode(
     try:
         return _decode(source, limits)
     except ImageError as error:
-        raise ImageError(one_line(f"{name or _name(source)}: {error}")) from error.__cause__
+        raise ImageError(f"{name or _name(source)}: {error}") from error.__cause__
 
 
 def _decode(source: ImageSource, limits: Limits) -> Image.Image:
     if isinstance(source, Image.Image):
         with _damage_reported():
-            return _to_rgb(source, limits)
+            return _to_rgb(_loaded(source, limits))
     if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source), limits)
+        return _to_rgb(_loaded(_from_array(source), limits))
     if isinstance(source, str) and is_url(source):
         source = fetch(source, limits=limits)
     if isinstance(source, bytes):
@@ -108,8 +122,9 @@ def _check_bytes(size: int, limits: Limits) -> None:
 
 
 def _from_stream(stream: IO[bytes], limits: Limits) -> Image.Image:
-    with _damage_reported(), _open(stream) as image:
-        return _to_rgb(image, limits)
+    with _damage_reported():
+        # Without names on the way: of a large image, each step sees the last one's pixels alone.
+        return _to_rgb(_loaded(_open(stream), limits))
 
 
 @contextmanager
@@ -133,7 +148,12 @@ def _open(stream: IO[bytes]) -> Image.Image:
         if factory is None or (accepts is not None and accepts(prefix) is not True):
             continue
         stream.seek(0)
-        return factory(stream, "")
+        if name == "ICO":  # Pillow decodes an icon's largest image where it should read its header
+            return IcoImagePlugin.IcoFile(stream).frame(0)
+        image = factory(stream, "")
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            _check_scans(image, stream)
+        return image
     raise ImageError(f"expected an image ({', '.join(FORMATS)}), got something else")
 
 
@@ -155,20 +175,62 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image, limits: Limits) -> Image.Image:
+def _check_scans(image: JpegImagePlugin.JpegImageFile, stream: IO[bytes]) -> None:
+    """Raise if decoding would go over the pixels too often."""
+    stream.seek(0)
+    content = stream.read()
+    position = scans = 0
+    while found := _JPEG_MARKER.search(content, position):
+        position = found.end()
+        if found[1] == _END_OF_IMAGE:
+            return
+        if found[1] == _START_OF_SCAN:
+            scans += 1
+            components = content[position + 2]
+            if components == image.layers and "progressive" not in image.info:
+                return  # one scan has it all
+        if scans > _MOST_SCANS:
+            raise ImageError(f"a JPEG image may have at most {_MOST_SCANS} scans, got more")
+        if position > 2:  # all but the start of the image tell their length
+            position += int.from_bytes(content[position : position + 2])
+
+
+def _loaded(image: Image.Image, limits: Limits) -> Image.Image:
+    """`image` with its pixels in memory, if it is within limits."""
     width, height = image.size
-    if not 0 < width * height <= limits.max_pixels:
+    limit = int(limits.max_pixels * _SHARES.get(image.format or "", 1))
+    if not 0 < width * height <= limit:
         raise ImageError(
-            f"an image may have 1 to {limits.max_pixels:,} pixels, got {width} x {height}"
+            f"{f'a {image.format}' if image.format in _SHARES else 'an'} image may have 1 to "
+            f"{limit:,} pixels, got {width} x {height}"
         )
     image.load()
+    # The decoder of this format keeps two more copies for as long as its image lives.
+    return image.copy() if image.format == "WEBP" else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_8_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
-    return image.convert("RGB")
+    deep = image.mode == "F" or image.mode.startswith("I")
+    if not deep and not image.has_transparency_data:
+        return image.convert("RGB")
+    full_scale = _full_scale(image) if deep else 0.0
+    rgb = Image.new("RGB", image.size)
+    for box in _tiles(image):
+        tile = cropped(image, box)
+        if deep:
+            tile = _to_8_bit(tile, full_scale)
+        if tile.has_transparency_data:
+            tile = tile.convert("RGBA")
+            tile = Image.alpha_composite(Image.new("RGBA", tile.size, _WHITE), tile)
+        rgb.paste(tile.convert("RGB"), box)
+    return rgb
+
+
+def _tiles(image: Image.Image) -> Iterator[Box]:
+    for top in range(0, image.height, _TILE):
+        for left in range(0, image.width, _TILE):
+            yield left, top, min(left + _TILE, image.width), min(top + _TILE, image.height)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -178,9 +240,16 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(min=0)
-    brightest = float(values.max())
+def _full_scale(image: Image.Image) -> float:
+    """What is white in an image of more than 8 bits per channel."""
+    brightest = max(float(_values(cropped(image, box)).max()) for box in _tiles(image))
     full_scales = _FULL_SCALES.get(image.mode, (65535.0,))
-    full_scale = next((scale for scale in full_scales if brightest <= scale), brightest)
-    return Image.fromarray((values * (255 / full_scale)).round().astype(np.uint8))
+    return next((scale for scale in full_scales if brightest <= scale), brightest)
+
+
+def _to_8_bit(image: Image.Image, full_scale: float) -> Image.Image:
+    return Image.fromarray((_values(image) * (255 / full_scale)).round().astype(np.uint8))
+
+
+def _values(image: Image.Image) -> NDArray[np.float32]:
+    return np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(min=0)

@@ -11,7 +11,9 @@ class Limits:
 
     Attributes:
         max_bytes: of the encoded image, wherever it comes from.
-        max_pixels: width times height, as the header declares them.
+        max_pixels: width times height, as the header declares them. WebP and AVIF images may have
+            half as many and JPEG 2000 images a third, since their decoders take more memory:
+            one image takes at most 2 GB.
         max_seconds: for the whole download of a URL.
 
     Raises:

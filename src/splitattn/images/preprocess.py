@@ -13,15 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from splitattn.images.crop import cropped
 from splitattn.weights.catalogue import Preprocessing, centre_crop
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-# A strip longer than this many times its width is cut before it is enlarged, or a file of a few
-# bytes would grow to gigabytes.
+# A strip longer than this many times its width, or larger than this when enlarged, is cut before,
+# or a file of a few bytes would grow to gigabytes.
 _LONGEST_STRIP = 100
+_MOST_PIXELS = 2**28
 
 
 class InputSizeWarning(UserWarning):
@@ -74,16 +76,16 @@ def _crop_resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Imag
     left, top = (round((side - crop) / 2) for side in image.size)
     right, bottom = (max(round(start + crop), start + 1) for start in (left, top))
     size = (preprocessing.size, preprocessing.size)
-    return _crop(image, (left, top, right, bottom)).resize(
+    return cropped(image, (left, top, right, bottom)).resize(
         size, _FILTERS[preprocessing.interpolation]
     )
 
 
 def _resize_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    longest = _LONGEST_STRIP * min(image.size)
-    image = _centre(image, min(image.width, longest), min(image.height, longest))
-    short = min(image.size)
     resized = math.floor(preprocessing.size / preprocessing.crop_fraction)
+    short = min(image.size)
+    longest = short * min(_LONGEST_STRIP, _MOST_PIXELS // resized**2)
+    image = _centre(image, min(image.width, longest), min(image.height, longest))
     size = (resized * image.width // short, resized * image.height // short)
     image = image.resize(size, _FILTERS[preprocessing.interpolation])
     return _centre(image, preprocessing.size, preprocessing.size)
@@ -91,11 +93,4 @@ def _resize_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Imag
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return _crop(image, (left, top, left + width, top + height))
-
-
-def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    # Not Image.crop: it warns about large images, which Limits has already let pass.
-    left, top, right, bottom = box
-    size = (right - left, bottom - top)
-    return image if size == image.size else image.transform(size, Image.Transform.EXTENT, box)
+    return cropped(image, (left, top, left + width, top + height))

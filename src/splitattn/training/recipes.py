@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import reprlib
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -189,6 +191,8 @@ _KINDS = {k: str if k in _CHOICES else _OPTIONAL.get(k, hint) for k, hint in _HI
 
 # Bytes that are no text, no TOML, numbers of thousands of digits, lists in lists in lists.
 _UNPARSABLE = (ValueError, RecursionError)
+# Ten times the longest recipe. The parser takes minutes for ten times as much of a.a.a.a.a...
+_MOST_CHARACTERS = 10_000
 
 
 def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str) -> Recipe:
@@ -206,7 +210,7 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str)
     path = Path(name_or_file)
     if name_or_file in PRESETS:
         recipe = _preset(name_or_file, model)
-    elif path.is_file():
+    elif os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises where a name is too long
         recipe = _from_file(path, model)
     else:
         raise InputError(
@@ -217,9 +221,9 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise InputError(f"--set must be key=value, got {override!r}")
+            raise InputError(f"--set must be key=value, got {override[:60]!r}")
         try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            values[key.strip()] = _parsed(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text.strip()  # a bare word, such as bfloat16
         except _UNPARSABLE as error:
@@ -229,16 +233,24 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str)
 
 def _from_file(path: Path, model: str) -> Recipe:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            values = _parsed(file.read(_MOST_CHARACTERS + 1))
     except (OSError, *_UNPARSABLE) as error:
         raise InputError(f"recipe file must be TOML, got {path}: {error}") from error
     preset = values.pop("preset", "plain")
     if preset not in PRESETS:
+        shown = reprlib.repr(preset)
+        hint = nearest(shown.strip("'"), list(PRESETS))
         raise InputError(
-            f"recipe file {path}: preset must be one of {', '.join(PRESETS)}, got {preset!r}"
-            f"{nearest(str(preset), list(PRESETS))}"
+            f"recipe file {path}: preset must be one of {', '.join(PRESETS)}, got {shown}{hint}"
         )
     return _with(_preset(preset, model), values)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(f"it may have at most {_MOST_CHARACTERS:,} characters, got more")
+    return tomllib.loads(text)
 
 
 def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
@@ -249,7 +261,7 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
         if kind is float and type(value) is int and abs(value) < 2**63:
             values[key] = value = float(value)
         if type(value) is not kind:
-            raise InputError(f"recipe: {key} must be {kind.__name__}, got {value!r:.60}")
+            raise InputError(f"recipe: {key} must be {kind.__name__}, got {reprlib.repr(value)}")
     return replace(recipe, **values)
 
 

@@ -11,6 +11,7 @@ from splitattn.errors import InputError, WeightsError, nearest
 
 # Far above what any network takes; a file that asks for more would take all memory instead.
 _LARGEST_SIZE = 4096
+_LARGEST_RESIZED = 4 * _LARGEST_SIZE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,6 +50,11 @@ class Preprocessing:
             raise InputError(
                 f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}"
             )
+        if self.size / self.crop_fraction > _LARGEST_RESIZED:
+            raise InputError(
+                f"size / crop_fraction must be at most {_LARGEST_RESIZED}, "
+                f"got {self.size} / {self.crop_fraction:g}"
+            )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise InputError(
                 f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}"
@@ -58,6 +64,7 @@ class Preprocessing:
         if (
             len(self.mean) != 3
             or len(self.std) != 3
+            or not all(-inf < value < inf for value in self.mean)
             or not all(0 < value < inf for value in self.std)
         ):
             raise InputError(

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +117,8 @@ def _unpickle(path: Path) -> Any:
         warnings.simplefilter("ignore", UserWarning)
         start = file.read(64)
         _check_magic(start, path)
+        if start.startswith(_ZIP_MAGIC):
+            _check_archive(file, path)
         file.seek(0)
         return _load(file, start, path)
 
@@ -126,6 +129,20 @@ def _check_magic(start: bytes, path: Path) -> None:
     if not start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
         raise WeightsError(
             f"{path} is not a weights file: it must be safetensors or written by torch.save"
+        )
+
+
+def _check_archive(file: BinaryIO, path: Path) -> None:
+    """Raise if the records of a zip archive are more than its bytes, as torch would unpack them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(record.file_size for record in archive.infolist())
+    except Exception as error:  # damaged bytes make zipfile fail in any way there is
+        raise _damaged(path) from error
+    if unpacked > path.stat().st_size:
+        raise WeightsError(
+            f"{path} is compressed, which torch.save does not do, and would unpack to "
+            f"{unpacked:,} bytes: unpack it and save its state_dict again"
         )
 
 
@@ -142,9 +159,11 @@ def _load(file: BinaryIO, start: bytes, path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # damaged bytes make torch fail in any way there is
-        raise WeightsError(
-            f"{path} is truncated, damaged or not a file of torch.save: get it again"
-        ) from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> WeightsError:
+    return WeightsError(f"{path} is truncated, damaged or not a file of torch.save: get it again")
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
@@ -180,9 +199,12 @@ def _unwrap(content: Any) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Whether the tensor holds numbers that a layer can take: dense, real, and there at all."""
+    """Whether the tensor holds numbers that a layer can take: dense, real, and all there."""
     dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-    return dense and not tensor.is_complex()
+    if not dense or tensor.is_complex():
+        return False
+    # One number in a file can be shown as a tensor of any size, which would be copied in full.
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def write_checkpoint(

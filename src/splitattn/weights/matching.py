@@ -137,4 +137,4 @@ def _telltales(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def _first(keys: Iterable[str], count: int = 3) -> str:
-    return ", ".join(islice(keys, count))
+    return ", ".join(key[:80] for key in islice(keys, count))

@@ -1,0 +1,895 @@
+"""The hostile files of this folder, made anew: what is in each of them can be read here.
+
+usage: python tests/attacks/make.py
+
+Standard library alone, so that no encoder refuses to write what no decoder should read. The first
+part of a file's path says who reads it: `images`, `weights`, `recipes`, `data`, `exported`. A file
+whose description begins with "Valid:" is to be read all the same.
+"""
+
+import io
+import json
+import pickle
+import struct
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+README = FOLDER / "README.md"
+# What the code in a hostile pickle makes, where it runs.
+MARKER = "hostile-code-ran"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A file: its path below this folder, what it is, and its bytes."""
+
+    path: str
+    what: str
+    content: bytes
+
+    @property
+    def valid(self) -> bool:
+        """Whether it is odd rather than hostile, and has to be read."""
+        return self.what.startswith("Valid:")
+
+
+# Images
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(
+    width: int,
+    height: int,
+    pixels: bytes = b"",
+    *,
+    depth: int = 8,
+    colour: int = 2,
+    before: bytes = b"",
+    end: bytes = chunk(b"IEND", b""),
+) -> bytes:
+    """Of `pixels` with a filter byte before each row; `before` are the chunks before them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(pixels, 9))
+    return b"\x89PNG\r\n\x1a\n" + header + before + data + end
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg(
+    width: int,
+    height: int,
+    *,
+    components: int = 1,
+    progressive: bool = False,
+    scans: int = 1,
+    before: bytes = b"",
+) -> bytes:
+    """Of one colour: each Huffman table has one code of one bit, "nothing more in this block"."""
+    channels = [bytes((i, 0x11, 0)) for i in range(1, components + 1)]
+    frame = struct.pack(">BHHB", 8, height, width, components) + b"".join(channels)
+    start = bytes((components,)) + b"".join(bytes((i, 0)) for i in range(1, components + 1))
+    once = start + (b"\0\0\0" if progressive else b"\0\x3f\0")
+    again = b"\x01\x01\0\x01\x3f\0"  # a scan of nothing but headers, over every block
+    blocks = -(-width // 8) * -(-height // 8) * components
+    return (
+        b"\xff\xd8"
+        + before
+        + segment(0xDB, b"\0" + bytes([1] * 64))
+        + segment(0xC2 if progressive else 0xC0, frame)
+        + segment(0xC4, b"\x00\x01" + bytes(15) + b"\0")
+        + segment(0xC4, b"\x10\x01" + bytes(15) + b"\0")
+        + segment(0xDA, once)
+        + bytes(min(blocks // 4 + 1, 64))
+        + segment(0xDA, again) * (scans - 1)
+        + b"\xff\xd9"
+    )
+
+
+def ifd(*entries: tuple[int, int, int, int], following: int = 0) -> bytes:
+    """A directory of a little-endian TIFF: tag, type, count, value or offset; then the next one."""
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<H", len(entries)) + packed + struct.pack("<I", following)
+
+
+def tiff(*entries: tuple[int, int, int, int], following: int = 0, data: bytes = b"") -> bytes:
+    return b"II*\0" + struct.pack("<I", 8) + ifd(*entries, following=following) + data
+
+
+LONG = 4
+WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+STRIPS, ROWS, STRIP_BYTES, TILE_WIDTH, TILE_LENGTH = 273, 278, 279, 322, 323
+TILES, TILE_BYTES = 324, 325
+
+
+def webp(width: int, height: int) -> bytes:
+    """Lossless and of one colour."""
+    size = (width - 1) | (height - 1) << 14 | 1 << 28
+    image = b"\x2f" + struct.pack("<I", size) + bytes.fromhex("071011118888fe07")
+    body = b"WEBPVP8L" + struct.pack("<I", len(image)) + image + b"\0" * (len(image) % 2)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def gif(width: int, height: int, frames: int = 1) -> bytes:
+    """Of one colour, whose pixels break off after the first few."""
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0"
+    header = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    return header + frame * frames + b"\x3b"
+
+
+def bmp(
+    width: int, height: int, *, compression: int = 0, bits: int = 24, data: bytes = b""
+) -> bytes:
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 0, 0)
+    palette = bytes(4 << bits) if bits <= 8 else b""
+    start = 14 + len(info) + len(palette)
+    return struct.pack("<2sIHHI", b"BM", start + len(data), 0, 0, start) + info + palette + data
+
+
+def icon(content: bytes) -> bytes:
+    """That says its image is of 16 x 16 pixels."""
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(content), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + content
+
+
+def jpeg2000(width: int, height: int, tile: int) -> bytes:
+    """A code stream of headers, which promises a grid of tiles."""
+    size = struct.pack(">HIIIIIIIIHBBB", 0, width, height, 0, 0, tile, tile, 0, 0, 1, 7, 1, 1)
+    coding = bytes.fromhex("000000010003040400 01".replace(" ", ""))
+    return (
+        b"\xff\x4f"
+        + segment(0x51, size)
+        + segment(0x52, coding)
+        + segment(0x5C, bytes.fromhex("4040484850484850484850"))
+        + bytes.fromhex("ff90000a0000000000150001ff93df800807808080ffd9")
+    )
+
+
+def orientation(value: int) -> bytes:
+    return b"Exif\0\0" + tiff((0x0112, 3, 1, value))
+
+
+RED_ROW = b"\0" + b"\xff\0\0" * 8
+EIGHT = png(8, 8, RED_ROW * 8)
+PLAIN_JPEG = jpeg(8, 8)
+
+
+def images() -> list[tuple[str, str, bytes]]:
+    bomb = zlib.compress(bytes(4_000_000), 9)
+    long_rows = tuple((tag, LONG, 2**31, 8) for tag in (STRIPS, STRIP_BYTES))
+    grey = ((WIDTH, LONG, 1, 16), (LENGTH, LONG, 1, 16), (BITS, 3, 1, 8), (PHOTOMETRIC, 3, 1, 1))
+    tiled = ((TILE_WIDTH, LONG, 1, 60_000), (TILE_LENGTH, LONG, 1, 60_000))
+    return [
+        ("empty.jpg", "No bytes at all.", b""),
+        ("text.jpg", "Text.", b"this is not a photograph\n"),
+        (
+            "bomb.png",
+            "4 GB of pixels from 4 MB, of which a few KB are here.",
+            png(40_000, 30_000, bytes(1_000_000)),
+        ),
+        ("more-than-memory.png", "2**31 - 1 pixels squared.", png(2**31 - 1, 2**31 - 1)),
+        ("no-pixels.png", "No width.", png(0, 10)),
+        ("truncated.png", "Breaks off in its pixels.", EIGHT[:-30]),
+        ("header-only.png", "Breaks off after its header.", EIGHT[:33]),
+        (
+            "wrong-checksum.png",
+            "A bit of its pixels is flipped.",
+            EIGHT[:50] + bytes((EIGHT[50] ^ 1,)) + EIGHT[51:],
+        ),
+        (
+            "long-chunk.png",
+            "A chunk that says it has 2**31 - 1 bytes.",
+            EIGHT[:33] + struct.pack(">I", 2**31 - 1) + EIGHT[37:],
+        ),
+        (
+            "profile-bomb.png",
+            "A colour profile that unpacks to 4 MB.",
+            png(8, 8, RED_ROW * 8, before=chunk(b"iCCP", b"x\0\0" + bomb)),
+        ),
+        (
+            "text-bomb.png",
+            "A note that unpacks to 4 MB.",
+            png(8, 8, RED_ROW * 8, before=chunk(b"zTXt", b"x\0\0" + bomb)),
+        ),
+        (
+            "frames.png",
+            "An animation of 2**32 - 1 frames, of which none is there.",
+            png(8, 8, RED_ROW * 8, before=chunk(b"acTL", b"\xff" * 8)),
+        ),
+        (
+            "no-palette.png",
+            "Pixels of a palette that is not there.",
+            png(8, 8, (b"\0" + bytes(range(8))) * 8, colour=3),
+        ),
+        (
+            "16-bit.png",
+            "Valid: 16 bits per channel.",
+            png(8, 8, (b"\0" + b"\x80\x80" * 8) * 8, depth=16, colour=0),
+        ),
+        (
+            "transparent-palette.png",
+            "Valid: a palette, one of its colours transparent.",
+            png(
+                8,
+                8,
+                (b"\0" + bytes(8)) * 8,
+                colour=3,
+                before=chunk(b"PLTE", b"\xff\0\0") + chunk(b"tRNS", b"\0"),
+            ),
+        ),
+        ("absurd.jpg", "65,535 pixels squared.", jpeg(65_535, 65_535)),
+        ("no-height.jpg", "No height.", jpeg(8, 0)),
+        ("truncated.jpg", "Breaks off in its tables.", PLAIN_JPEG[:100]),
+        (
+            "scans.jpg",
+            "400 scans over 36 million pixels, of ten bytes each.",
+            jpeg(6_000, 6_000, progressive=True, scans=400),
+        ),
+        (
+            "hidden-scans.jpg",
+            "The same, the scans hidden after a code without a length.",
+            jpeg(6_000, 6_000, progressive=True, scans=400).replace(
+                b"\xff\xda\0\x08\x01\x01\0\x01", b"\xff\x01\xff\xda\0\x08\x01\x01\0\x01"
+            ),
+        ),
+        ("components.jpg", "Twelve channels of colour.", jpeg(8, 8, components=12)),
+        (
+            "cmyk.jpg",
+            "Valid: cyan, magenta, yellow and black.",
+            jpeg(8, 8, components=4, before=segment(0xEE, b"Adobe\0\x64\0\0\0\0\0")),
+        ),
+        (
+            "exif-count.jpg",
+            "EXIF data with 2**32 - 1 values.",
+            jpeg(8, 8, before=segment(0xE1, b"Exif\0\0" + tiff((0x0112, 3, 2**32 - 1, 8)))),
+        ),
+        (
+            "exif-loop.jpg",
+            "Valid: EXIF data whose directory is followed by itself.",
+            jpeg(8, 8, before=segment(0xE1, b"Exif\0\0" + tiff((0x8769, LONG, 1, 8), following=8))),
+        ),
+        (
+            "exif-orientation.jpg",
+            "Valid: held in a way that does not exist.",
+            jpeg(8, 8, before=segment(0xE1, orientation(255))),
+        ),
+        ("huge.gif", "65,535 pixels squared.", gif(65_535, 65_535)),
+        (
+            "large-frame.gif",
+            "A frame larger than the picture that it is part of.",
+            gif(8, 8).replace(
+                struct.pack("<HHHHB", 0, 0, 8, 8, 0), struct.pack("<HHHHB", 0, 0, 60_000, 60_000, 0)
+            ),
+        ),
+        ("frames.gif", "A hundred frames that break off.", gif(8, 8, frames=100)),
+        ("huge.webp", "16,384 pixels squared, in 34 bytes.", webp(16_384, 16_384)),
+        (
+            "half.webp",
+            "120 million pixels: 2 GB on the way through this format's decoder.",
+            webp(12_000, 10_000),
+        ),
+        ("no-image.webp", "A container of nothing.", b"RIFF\x04\0\0\0WEBP"),
+        ("huge.bmp", "20,000 pixels squared.", bmp(20_000, 20_000)),
+        ("negative.bmp", "A width below zero.", bmp(-8, 8, data=bytes(192))),
+        (
+            "run-length.bmp",
+            "Run-length code that leaves the picture.",
+            bmp(64, 64, compression=1, bits=8, data=b"\0\x02\xff\xff" * 50),
+        ),
+        (
+            "huge.tiff",
+            "2**32 - 1 pixels squared.",
+            tiff((WIDTH, LONG, 1, 2**32 - 1), (LENGTH, LONG, 1, 2**32 - 1)),
+        ),
+        ("strips.tiff", "2**31 strips.", tiff(*grey, *long_rows)),
+        ("loop.tiff", "Its directory is followed by itself.", tiff(*grey, following=8)),
+        (
+            "tile.tiff",
+            "One tile of 3.6 GB for 256 pixels.",
+            tiff(
+                *grey,
+                (COMPRESSION, 3, 1, 5),
+                *tiled,
+                (TILES, LONG, 1, 8),
+                (TILE_BYTES, LONG, 1, 100),
+            ),
+        ),
+        (
+            "rows.tiff",
+            "A strip of 2**32 - 1 rows.",
+            tiff(
+                *grey,
+                (COMPRESSION, 3, 1, 5),
+                (STRIPS, LONG, 1, 8),
+                (ROWS, LONG, 1, 2**32 - 1),
+                (STRIP_BYTES, LONG, 1, 2**31),
+            ),
+        ),
+        (
+            "icon.ico",
+            "400 million pixels behind a header that says 256.",
+            icon(png(20_000, 20_000, bytes(100_000))),
+        ),
+        (
+            "icon-no-image.ico",
+            "65,535 images, of which none is there.",
+            struct.pack("<HHH", 0, 1, 65_535),
+        ),
+        ("tiles.jp2", "10**14 tiles of one pixel.", jpeg2000(10**7, 10**7, 1)),
+        (
+            "many-tiles.jp2",
+            "A million tiles of one pixel, which the standard does not allow.",
+            jpeg2000(1_000, 1_000, 1),
+        ),
+        ("digits.ppm", "A width of 3,000 digits.", b"P6 " + b"9" * 3_000 + b" 8 255\n"),
+        (
+            "plain.ppm",
+            "100 million pixels in plain text, of which three are there.",
+            b"P3 10000 10000 255\n1 2 3",
+        ),
+        (
+            "nan.ppm",
+            "Floats, none of them a number.",
+            b"Pf\n2 2\n-1.0\n" + struct.pack("<f", float("nan")) * 4,
+        ),
+        (
+            "ghostscript.jpg",
+            "PostScript, which some libraries hand to Ghostscript.",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(touch "
+            + MARKER.encode()
+            + b") (w) file\n",
+        ),
+        (
+            "document.png",
+            "PDF.",
+            b"%PDF-1.7\n1 0 obj<</OpenAction<</S/JavaScript/JS(app.alert(1))>>>>endobj\n",
+        ),
+        (
+            "drawing.png",
+            "SVG that wants a file of the system.",
+            b'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/passwd">]><svg>&x;</svg>',
+        ),
+        ("script.jpg", "A shell script.", f"#!/bin/sh\ntouch {MARKER}\n".encode()),
+        (
+            "fits.jpg",
+            "FITS, a format that Pillow reads and this package does not.",
+            b"SIMPLE  =                    T" + b" " * 51,
+        ),
+    ]
+
+
+# Weights
+
+
+def safetensors(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def tensor(*shape: int, begin: int = 0, end: int = 4, dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def metadata(**changes: object) -> bytes:
+    """Safetensors of one number with what splitattn writes about its files, changed."""
+    preprocessing = {
+        "size": 32,
+        "crop_fraction": 0.875,
+        "interpolation": "bicubic",
+        "order": "resize-crop",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+    }
+    own = {key: changes.pop(key) for key in list(changes) if key in preprocessing}
+    fields = {
+        "model": "resnest14",
+        "classes": ["a"],
+        "preprocessing": preprocessing | own,
+        "recipe": {},
+        "metrics": {},
+    }
+    text = json.dumps(fields | changes)
+    return safetensors({"__metadata__": {"splitattn": text}, "fc.bias": tensor(1)}, bytes(4))
+
+
+def raw_metadata(text: str) -> bytes:
+    return safetensors({"__metadata__": {"splitattn": text}, "fc.bias": tensor(1)}, bytes(4))
+
+
+def word(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def number(value: int) -> bytes:
+    encoded = pickle.encode_long(value)
+    return b"\x8a" + bytes((len(encoded),)) + encoded
+
+
+def numbers(*values: int) -> bytes:
+    return b"(" + b"".join(map(number, values)) + b"t"
+
+
+def pickled_tensor(
+    *shape: int, stride: tuple[int, ...], count: int, offset: int = 0, storage: str = "0"
+) -> bytes:
+    """How torch pickles a view of `count` floats."""
+    where = b"(" + word("storage") + b"ctorch\nFloatStorage\n" + word(storage) + word("cpu")
+    persistent = where + number(count) + b"tQ"
+    view = b"(" + persistent + number(offset) + numbers(*shape) + numbers(*stride)
+    return b"ctorch._utils\n_rebuild_tensor_v2\n" + view + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def state(**values: bytes) -> bytes:
+    items = b"".join(word(key) + value for key, value in values.items())
+    return b"\x80\x02}(" + items + b"u."
+
+
+def archive(records: dict[str, bytes], *, packed: bool = False) -> bytes:
+    """A zip file without the time it was made."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        for name, content in records.items():
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+            file.writestr(entry, content, compresslevel=9)
+    return stream.getvalue()
+
+
+def saved(data: bytes, *, storage: bytes = bytes(4), **records: bytes) -> bytes:
+    """What torch.save writes around the pickle `data`."""
+    own = {"a/data.pkl": data, "a/byteorder": b"little", "a/data/0": storage, "a/version": b"3\n"}
+    return archive(own | records)
+
+
+def legacy(data: bytes) -> bytes:
+    """What torch.save wrote before 1.6."""
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
+    head = (0x1950A86A20F9469CFC6C, 1001, system)
+    return b"".join(pickle.dumps(part, 2) for part in head) + data + pickle.dumps(["0"], 2)
+
+
+def weights() -> list[tuple[str, str, bytes]]:
+    one = tensor(1)
+    runs = b"cos\nsystem\n(" + word(f"touch {MARKER}") + b"tR"
+    number_of = pickled_tensor(1, stride=(1,), count=1)
+    twice = b'{"a":%s,"a":%s}' % ((json.dumps(one).encode(),) * 2)
+    return [
+        ("header-2-63.safetensors", "A header of 2**63 bytes.", struct.pack("<Q", 2**63) + b"{"),
+        ("header-large.safetensors", "A header of 100 GB.", struct.pack("<Q", 10**11) + b"{"),
+        ("no-header.safetensors", "A header of no bytes, and one after it.", bytes(8) + b"{}"),
+        (
+            "truncated.safetensors",
+            "Breaks off in its numbers.",
+            safetensors({"fc.bias": tensor(8, end=32)}, bytes(20)),
+        ),
+        (
+            "overlap.safetensors",
+            "Two tensors of the same bytes.",
+            safetensors({"a": one, "b": one}, bytes(4)),
+        ),
+        (
+            "hole.safetensors",
+            "Bytes of no tensor.",
+            safetensors({"a": tensor(1, begin=4, end=8)}, bytes(8)),
+        ),
+        (
+            "backwards.safetensors",
+            "A tensor that ends before it begins.",
+            safetensors({"a": tensor(1, begin=4, end=0)}, bytes(4)),
+        ),
+        ("twice.safetensors", "Two tensors of one name.", safetensors(twice, bytes(4))),
+        (
+            "overflow.safetensors",
+            "A shape whose product is 0 in 64 bits.",
+            safetensors({"a": tensor(2**32, 2**32, end=0)}),
+        ),
+        (
+            "no-numbers.safetensors",
+            "A classifier of 2**60 classes and no features.",
+            safetensors({"fc.bias": tensor(2**60, 0, end=0), "fc.weight": tensor(2**60, 0, end=0)}),
+        ),
+        ("negative.safetensors", "A side of -1.", safetensors({"a": tensor(-1)}, bytes(4))),
+        (
+            "dtype.safetensors",
+            "Numbers of an unknown kind.",
+            safetensors({"a": tensor(1, dtype="F33")}, bytes(4)),
+        ),
+        (
+            "deep.safetensors",
+            "Lists in lists, a thousand deep.",
+            safetensors(b'{"a":' + b"[" * 1000 + b"]" * 1000 + b"}"),
+        ),
+        (
+            "latin.safetensors",
+            "A name that is not UTF-8.",
+            safetensors(b'{"\xff":' + json.dumps(one).encode() + b"}", bytes(4)),
+        ),
+        (
+            "names.safetensors",
+            "A name of several lines that paints the terminal red.",
+            safetensors({"\x1b[31m\nlayer\r": one}, bytes(4)),
+        ),
+        (
+            "long-name.safetensors",
+            "A name of 4,000 letters.",
+            safetensors({"x" * 4_000: one}, bytes(4)),
+        ),
+        (
+            "metadata-number.safetensors",
+            "Metadata that are a number.",
+            safetensors({"__metadata__": {"splitattn": 1}, "a": one}, bytes(4)),
+        ),
+        (
+            "metadata-nan.safetensors",
+            "A mean that is not a number.",
+            metadata(mean=[float("nan"), 0, 0]),
+        ),
+        ("metadata-infinite.safetensors", "An infinite mean.", metadata(mean=[float("inf"), 0, 0])),
+        ("metadata-size.safetensors", "Images of 10**9 pixels squared.", metadata(size=10**9)),
+        (
+            "metadata-crop.safetensors",
+            "Images enlarged by 10**300 before they are cropped.",
+            metadata(crop_fraction=1e-300),
+        ),
+        (
+            "metadata-crop-small.safetensors",
+            "Images enlarged to 32 million pixels squared before they are cropped.",
+            metadata(crop_fraction=1e-6),
+        ),
+        (
+            "metadata-digits.safetensors",
+            "A size of 5,000 digits.",
+            raw_metadata(
+                '{"model": "resnest14", "classes": [], "preprocessing": {"size": 1'
+                + "0" * 5000
+                + "}}"
+            ),
+        ),
+        (
+            "metadata-deep.safetensors",
+            "Metadata in lists, a thousand deep.",
+            raw_metadata('{"model": ' + "[" * 1000 + "]" * 1000 + "}"),
+        ),
+        (
+            "metadata-model.safetensors",
+            "A model whose name is several lines.",
+            metadata(model="resnest14\n\x1b[2J"),
+        ),
+        (
+            "metadata-path.safetensors",
+            "A model whose name is a path.",
+            metadata(model="../../etc/passwd"),
+        ),
+        ("metadata-classes.safetensors", "Classes that are numbers.", metadata(classes=[1, 2])),
+        (
+            "code.pth",
+            "A pickle that runs a command, in the format of today.",
+            saved(state(state_dict=runs)),
+        ),
+        (
+            "code-legacy.pth",
+            "The same in the format before torch 1.6.",
+            legacy(state(state_dict=runs)),
+        ),
+        ("code.pkl", "The same as a pickle alone.", state(state_dict=runs)),
+        ("code.safetensors", "The same under another name.", saved(state(state_dict=runs))),
+        (
+            "code-in-pickle.pth",
+            "A pickle that evaluates an expression.",
+            saved(b"\x80\x02cbuiltins\neval\n(" + word(f"open({MARKER!r}, 'w')") + b"tR."),
+        ),
+        (
+            "persistent.pth",
+            "A storage of a kind that is no storage.",
+            saved(state(a=number_of.replace(b"ctorch\nFloatStorage", b"cos\nsystem"))),
+        ),
+        (
+            "bomb.pth",
+            "4 MB of weights packed into 4 KB.",
+            archive(
+                {
+                    "a/data.pkl": state(a=number_of),
+                    "a/data/0": bytes(4_000_000),
+                    "a/version": b"3\n",
+                },
+                packed=True,
+            ),
+        ),
+        (
+            "stretched.pth",
+            "A classifier of 2**40 classes, all of which are one number.",
+            saved(
+                state(
+                    **{
+                        "fc.bias": pickled_tensor(2**40, stride=(0,), count=1),
+                        "fc.weight": pickled_tensor(2**40, 2048, stride=(0, 0), count=1),
+                    }
+                )
+            ),
+        ),
+        (
+            "outside.pth",
+            "A tensor that goes on after its storage.",
+            saved(state(a=pickled_tensor(10**6, stride=(1,), count=1))),
+        ),
+        (
+            "before.pth",
+            "A tensor that begins before its storage.",
+            saved(state(a=pickled_tensor(1, stride=(1,), count=1, offset=-8))),
+        ),
+        (
+            "count.pth",
+            "A storage of 2**60 numbers, of which one is there.",
+            saved(state(a=pickled_tensor(1, stride=(1,), count=2**60))),
+        ),
+        (
+            "absolute.pth",
+            "Records under an absolute path.",
+            saved(
+                state(a=pickled_tensor(1, stride=(1,), count=1, storage="/etc/passwd")),
+                **{"/etc/passwd": bytes(4)},
+            ),
+        ),
+        (
+            "parent.pth",
+            "Records above the archive.",
+            saved(
+                state(a=pickled_tensor(1, stride=(1,), count=1, storage="../../x")),
+                **{"a/data/../../x": bytes(4)},
+            ),
+        ),
+        (
+            "itself.pth",
+            "A dictionary that holds itself.",
+            saved(b"\x80\x02}q\0" + word("model") + b"h\0s."),
+        ),
+        ("deep.pth", "Lists in lists, 2,000 deep.", state(a=b"]" * 2_000 + b"a" * 1_999)),
+        (
+            "long.pth",
+            "A text that says it has 2**32 - 1 bytes.",
+            saved(b"\x80\x02X\xff\xff\xff\xff."),
+        ),
+        (
+            "frame.pkl",
+            "A frame that says it has 2**63 bytes.",
+            b"\x80\x04\x95" + struct.pack("<Q", 2**63) + b"}.",
+        ),
+        ("no-records.pth", "A zip archive of nothing.", archive({})),
+        ("truncated.pth", "Breaks off in its list of records.", saved(state(a=number_of))[:-40]),
+    ]
+
+
+# Recipes, data, exported networks
+
+
+def recipes() -> list[tuple[str, str, bytes]]:
+    return [
+        ("deep.toml", "Lists in lists, 4,000 deep.", b"epochs = " + b"[" * 4_000),
+        (
+            "dotted.toml",
+            "A table 2,000 deep where a number should be.",
+            b"epochs" + b".a" * 2_000 + b" = 1",
+        ),
+        (
+            "dotted-preset.toml",
+            "The same where a name should be.",
+            b"preset" + b".a" * 2_000 + b" = 1",
+        ),
+        (
+            "dotted-long.toml",
+            "A name of 6,000 parts, for which parsers take the square of that.",
+            b"a." * 6_000 + b"a = 1",
+        ),
+        ("digits.toml", "A number of 5,000 digits.", b"learning_rate = 1" + b"0" * 5_000),
+        (
+            "many-digits.toml",
+            "A whole number too large for a float.",
+            b"learning_rate = 1" + b"0" * 400,
+        ),
+        ("types.toml", "A list where a number should be.", b"epochs = [1, 2]"),
+        ("table.toml", "A table where a number should be.", b"[epochs]\nvalue = 3"),
+        ("date.toml", "A date where a number should be.", b"epochs = 2020-01-01"),
+        ("nan.toml", "Not a number.", b"learning_rate = nan"),
+        ("epochs.toml", "2**63 - 1 epochs.", b"epochs = 9223372036854775807"),
+        ("size.toml", "Crops of 10**9 pixels squared.", b"train_size = 1000000000"),
+        ("latin.toml", "Not UTF-8.", b"preset = '\xff\xfe'"),
+        ("zeros.toml", "Zero bytes.", bytes(100)),
+        (
+            "yaml.toml",
+            "YAML that would run a command.",
+            f"!!python/object/apply:os.system ['touch {MARKER}']".encode(),
+        ),
+        ("key.toml", "A name of several lines.", b'"epochs\\n\\u001b[2J" = 1'),
+        ("preset.toml", "A preset that is a list.", b'preset = ["plain"]'),
+    ]
+
+
+def data() -> list[tuple[str, str, bytes]]:
+    magic = b"PAR1"
+    return [
+        ("empty.parquet", "No bytes at all.", b""),
+        ("text.parquet", "Text.", b"not columns but prose\n"),
+        ("magic.parquet", "Its first and last bytes and nothing else.", magic + magic),
+        (
+            "footer-long.parquet",
+            "A footer of 2**31 - 1 bytes.",
+            magic + struct.pack("<I", 2**31 - 1) + magic,
+        ),
+        (
+            "footer-deep.parquet",
+            "A footer of structures in structures.",
+            magic + b"\x1c" * 3_000 + struct.pack("<I", 3_000) + magic,
+        ),
+        (
+            "footer-list.parquet",
+            "A footer with a list of 2**31 - 1 columns.",
+            magic + b"\x15\x02\x29\xfc\xff\xff\xff\xff\x07" + struct.pack("<I", 9) + magic,
+        ),
+        (
+            "footer-zeros.parquet",
+            "A footer of zeros.",
+            magic + bytes(64) + struct.pack("<I", 64) + magic,
+        ),
+        (
+            "code.parquet",
+            "A pickle that runs a command.",
+            state(image=b"cos\nsystem\n(" + word(f"touch {MARKER}") + b"tR"),
+        ),
+    ]
+
+
+def field(tag: int, content: bytes | int) -> bytes:
+    """One field of a protocol buffer."""
+    if isinstance(content, int):
+        return varint(tag << 3) + varint(content)
+    return varint(tag << 3 | 2) + varint(len(content)) + content
+
+
+def varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes((low | 0x80,)) + varint(rest) if rest else bytes((low,))
+
+
+def onnx(location: str | None, *, elements: int = 4) -> bytes:
+    """images -> Identity of a weight -> logits; the weight's numbers lie in the file `location`."""
+    weight = field(1, elements) + field(2, 1) + field(8, b"w")
+    if location is None:
+        weight += field(9, bytes(16))
+    else:
+        weight += field(13, field(1, b"location") + field(2, location.encode())) + field(14, 1)
+    kind = field(1, field(1, 1) + field(2, field(1, field(1, elements))))
+    graph = (
+        field(1, field(1, b"w") + field(2, b"logits") + field(4, b"Identity"))
+        + field(2, b"g")
+        + field(5, weight)
+        + field(11, field(1, b"images") + field(2, kind))
+        + field(12, field(1, b"logits") + field(2, kind))
+    )
+    return field(1, 8) + field(7, graph) + field(8, field(1, b"") + field(2, 20))
+
+
+def xml(doctype: str, body: str) -> bytes:
+    return f'<?xml version="1.0"?>\n{doctype}<net name="a" version="11">{body}</net>\n'.encode()
+
+
+def exported() -> list[tuple[str, str, bytes]]:
+    laughs = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 12))
+    layer = '<layers><layer id="0" name="{}" type="{}" version="opset1">{}</layer></layers><edges/>'
+    constant = '<data element_type="f32" shape="{}" offset="{}" size="{}"/>'
+    return [
+        ("text.onnx", "Text.", b"this is not a network\n"),
+        ("zeros.onnx", "Zero bytes.", bytes(100)),
+        ("passwd.onnx", "Weights that lie in a file of the system.", onnx("/etc/passwd")),
+        (
+            "parent.onnx",
+            "Weights that lie above the network's folder.",
+            onnx("../../../../../../etc/passwd"),
+        ),
+        (
+            "device.onnx",
+            "Weights that lie in a device without an end.",
+            onnx("/dev/zero", elements=2**30),
+        ),
+        (
+            "large.onnx",
+            "A weight of 2**40 numbers, of which four are there.",
+            onnx(None, elements=2**40),
+        ),
+        ("speechless.onnx", "A network that does not say what its outputs mean.", onnx(None)),
+        (
+            "laughs.xml",
+            "Entities that unfold to 100 GB.",
+            xml(f'<!DOCTYPE net [<!ENTITY a0 "ha">{laughs}]>', "&a11;"),
+        ),
+        (
+            "laughs-net.xml",
+            "The same after a beginning like a network's.",
+            b'<?xml version="1.0"?><net name="a" version="11">'
+            + xml(f'<!DOCTYPE net [<!ENTITY a0 "ha">{laughs}]>', "&a11;"),
+        ),
+        (
+            "external.xml",
+            "An entity that is a file of the system.",
+            xml('<!DOCTYPE net [<!ENTITY x SYSTEM "file:///etc/passwd">]>', "&x;"),
+        ),
+        ("deep.xml", "Elements in elements, 1,000 deep.", xml("", "<a>" * 1_000)),
+        (
+            "constant.xml",
+            "A constant of 2**62 bytes.",
+            xml("", layer.format("w", "Const", constant.format("4611686018427387904", 0, 2**62))),
+        ),
+        (
+            "offset.xml",
+            "A constant that lies before the weights.",
+            xml("", layer.format("w", "Const", constant.format("4", -8, 16))),
+        ),
+        (
+            "unknown.xml",
+            "A layer of an unknown kind.",
+            xml("", layer.format("w", "SystemCall", "")),
+        ),
+        ("empty.xml", "A network without layers.", xml("", "<layers/><edges/>")),
+        (
+            "code.pt2",
+            "A pickle that runs a command.",
+            saved(state(a=b"cos\nsystem\n(" + word(f"touch {MARKER}") + b"tR")),
+        ),
+    ]
+
+
+KINDS = {
+    "images": images,
+    "weights": weights,
+    "recipes": recipes,
+    "data": data,
+    "exported": exported,
+}
+
+
+def attacks() -> list[Attack]:
+    return [
+        Attack(path=f"{kind}/{name}", what=what, content=content)
+        for kind, make in KINDS.items()
+        for name, what, content in make()
+    ]
+
+
+def readme() -> str:
+    """README.md, with a table for each kind."""
+    lines = [
+        "# Hostile files",
+        "",
+        "Files that try to make a reader crash, hang, run code, read other files or take all",
+        "memory, and some that are merely odd, which say so (Valid). `make.py` makes them and this",
+        "page, and `test_attacks.py` hands each to its reader and to the command line: one line of",
+        "error or a result, within time and memory. They are also what `tests/fuzz` starts from.",
+    ]
+    for kind in KINDS:
+        lines += ["", f"## {kind}", "", "| file | what it is | bytes |", "|---|---|---:|"]
+        lines += [
+            f"| `{Path(attack.path).name}` | {attack.what} | {len(attack.content):,} |"
+            for attack in attacks()
+            if attack.path.startswith(f"{kind}/")
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    for attack in attacks():
+        path = FOLDER / attack.path
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(attack.content)
+    README.write_text(readme(), encoding="utf-8")
+    sys.stdout.write(f"{len(attacks())} files\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Every hostile file, handed to its reader and to the command line."""
+
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from splitattn.cli import main
+from splitattn.errors import InputError
+from splitattn.images.decode import decode
+from splitattn.images.samples import sample_photographs
+from splitattn.runtimes.exported import load_exported
+from splitattn.training.recipes import load_recipe
+from tests.attacks.make import FOLDER, KINDS, MARKER, README, Attack, attacks, readme
+
+ATTACKS = attacks()
+MEMORY = 2 * 2**30
+
+
+def of(kind: str) -> list[Attack]:
+    return [attack for attack in ATTACKS if attack.path.startswith(f"{kind}/")]
+
+
+def name(attack: Attack) -> str:
+    return attack.path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, where a payload leaves its mark, and without the network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
+    monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_files_are_what_their_maker_makes() -> None:
+    if "ng" in zlib.ZLIB_RUNTIME_VERSION:
+        pytest.skip("another zlib packs otherwise")
+    files = {path for kind in KINDS for path in (FOLDER / kind).iterdir()}
+    assert {FOLDER / attack.path for attack in ATTACKS} == files
+    for attack in ATTACKS:
+        assert (FOLDER / attack.path).read_bytes() == attack.content, attack.path
+        assert len(attack.content) <= 20_000, attack.path
+    assert README.read_text(encoding="utf-8") == readme()
+
+
+def test_the_payload_is_real() -> None:
+    """A reader that trusts these files runs what they say."""
+    import pickle
+
+    pickle.loads((FOLDER / "weights" / "code.pkl").read_bytes())
+    assert Path(MARKER).exists()
+
+
+def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status and stderr; nothing of what the arguments name has run."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert not Path(MARKER).exists()
+    return int(end.value.code or 0), said
+
+
+def refused(status: int, said: str) -> None:
+    assert status == 2
+    (line,) = said.splitlines()
+    assert line.startswith("error: ")
+    assert line.isprintable()
+    assert len(line) < 1000
+
+
+@pytest.mark.parametrize("attack", of("images"), ids=name)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_an_image_is_one_line_or_a_picture(attack: Attack) -> None:
+    path = FOLDER / attack.path
+    try:
+        assert decode(path).mode == "RGB"
+    except InputError as refusal:
+        error = str(refusal)
+    else:
+        return
+    assert not attack.valid, error
+    assert error.startswith(str(path))
+    assert error.isprintable()
+
+
+# Those that a lenient decoder makes a picture of, as Pillow does.
+LENIENT = {
+    *("frames.png", "frames.gif", "exif-count.jpg", "loop.tiff", "nan.ppm", "run-length.bmp"),
+    *("no-palette.png", "wrong-checksum.png", "text-bomb.png", "profile-bomb.png"),
+    "long-chunk.png",
+}
+
+
+def test_predict_labels_what_is_a_picture_and_names_what_is_not(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    photograph = str(sample_photographs()[0])
+    sources = [str(FOLDER / attack.path) for attack in of("images")]
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["predict", *sources, photograph, "--engine", "torch", "--format", "json"])
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["path"] for answer in answers] == [*sources, photograph]
+    labelled = {Path(answer["path"]).name for answer in answers if "predictions" in answer}
+    valid = {Path(attack.path).name for attack in of("images") if attack.valid}
+    assert valid <= labelled
+    assert labelled - valid - {Path(photograph).name} <= LENIENT
+
+
+@pytest.mark.parametrize("attack", of("weights"), ids=name)
+def test_weights_are_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
+    path = str(FOLDER / attack.path)
+    photograph = str(sample_photographs()[0])
+    refused(*call(capfd, "predict", photograph, "--weights", path))
+    refused(*call(capfd, "predict", photograph, "--weights", path, "--model", "resnest14"))
+    refused(*call(capfd, "export", "net.onnx", "--weights", path, "--model", "resnest14"))
+    status, said = call(capfd, "weights", "verify", path)
+    assert status == 1
+    assert "none of the catalogue's files" in said
+
+
+@pytest.mark.parametrize("attack", of("recipes"), ids=name)
+def test_a_recipe_is_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
+    path = str(FOLDER / attack.path)
+    with pytest.raises(InputError):
+        load_recipe(path, model="resnest50")
+    refused(*call(capfd, "train", "data", "--output", "out", "--recipe", path))
+    text = attack.content.decode(errors="surrogateescape")
+    refused(*call(capfd, "train", "data", "--output", "out", "--set", f"epochs={text}"))
+
+
+@pytest.mark.parametrize("attack", of("data"), ids=name)
+def test_data_are_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
+    path = str(FOLDER / attack.path)
+    refused(*call(capfd, "evaluate", path))
+    refused(*call(capfd, "train", path, "--output", "out", "--model", "resnest14"))
+
+
+@pytest.mark.parametrize("attack", of("exported"), ids=name)
+def test_an_exported_network_is_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
+    path = FOLDER / attack.path
+    with pytest.raises(InputError) as error:
+        load_exported(path)
+    assert "root:" not in str(error.value)  # of /etc/passwd
+    refused(*call(capfd, "predict", str(sample_photographs()[0]), "--weights", str(path)))
+    refused(*call(capfd, "evaluate", "data", "--weights", str(path)))
+
+
+# Sizes at which a decoder's way through memory shows, and a file is small.
+LARGE = {
+    "transparent.png": ("RGBA", "PNG", {"exif": True}),
+    "deep.png": ("I;16", "PNG", {}),
+    "float.tiff": ("F", "TIFF", {"compression": "tiff_adobe_deflate"}),
+    "lossless.webp": ("RGBA", "WEBP", {"lossless": True, "method": 0}),
+    "lossless.jp2": ("RGBA", "JPEG2000", {}),
+}
+SIDE = 4_500
+PROBE = """
+import sys
+from splitattn.environment import peak_memory
+from splitattn.images.decode import decode
+from splitattn.images.limits import Limits
+first, large, limit = *sys.argv[1:3], int(sys.argv[3])
+decode(first)  # what is loaded on first use
+before = peak_memory()
+decode(large, limits=Limits(max_pixels=limit))
+print(peak_memory() - before)
+"""
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_largest_image_takes_less_than_2_gb(name: str, tmp_path: Path) -> None:
+    """Measured at a part of the limit, since memory grows in proportion."""
+    from splitattn.images.decode import _SHARES
+    from splitattn.images.limits import DEFAULT_LIMITS
+
+    mode, kind, options = LARGE[name]
+    if options.pop("exif", False):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+    for size in (64, SIDE):
+        Image.new(mode, (size, size)).save(tmp_path / f"{size}-{name}", kind, **options)
+    share = _SHARES.get(kind, 1)
+    paths = [str(tmp_path / f"{size}-{name}") for size in (64, SIDE)]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *paths, str(DEFAULT_LIMITS.max_pixels)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    largest = DEFAULT_LIMITS.max_pixels * share
+    assert int(done.stdout) * largest / SIDE**2 < MEMORY

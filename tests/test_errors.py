@@ -1,0 +1,15 @@
+"""Errors are for people: one line, whatever is in it."""
+
+import pickle
+
+import pytest
+
+from splitattn.errors import DataError, ImageError, InputError, WeightsError
+
+
+@pytest.mark.parametrize("kind", [InputError, ImageError, WeightsError, DataError])
+def test_a_message_is_one_line_of_text_whatever_it_quotes(kind: type[InputError]) -> None:
+    error = kind("no such file: a\nb\r\x1b[31m\udcff é 日本")
+    assert str(error) == r"no such file: a\nb\r\x1b[31m\udcff é 日本"
+    # As it comes from a worker process.
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
