@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from splitattn.classifier import Classifier, Prediction
     from splitattn.create import create_model, list_models, list_weights
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
+    from splitattn.nn.attention import attention_shares
     from splitattn.nn.fusion import fuse
     from splitattn.nn.parity import parity
     from splitattn.nn.resnest import ResNeSt
@@ -28,6 +29,7 @@ _HOMES = {
     "ResNeSt": "nn.resnest",
     "SplitAttention2d": "nn.split_attention",
     "WeightsError": "errors",
+    "attention_shares": "nn.attention",
     "create_model": "create",
     "fuse": "nn.fusion",
     "list_models": "create",
@@ -45,6 +47,7 @@ __all__ = [
     "ResNeSt",
     "SplitAttention2d",
     "WeightsError",
+    "attention_shares",
     "create_model",
     "fuse",
     "list_models",

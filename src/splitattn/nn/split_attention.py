@@ -96,10 +96,10 @@ class SplitAttention2d(nn.Module):
         splits, pooled_BC = pool(self.relu(self.bn0(self.conv(x))), self.radix)
         logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC[:, :, None, None]))))
         # CUDA's autocast gives a float32 softmax, which would widen the largest maps of the block.
-        attention = self._attend(logits).to(splits.dtype)
+        attention = self.attend(logits).to(splits.dtype)
         return blend(splits, attention, self.radix, self.average)
 
-    def _attend(self, logits: Tensor) -> Tensor:
+    def attend(self, logits: Tensor) -> Tensor:
         """(B, R*C, 1, 1) logits, cardinality-major, to radix-major attention of that shape."""
         if self.radix == 1:
             return logits.sigmoid()
