@@ -36,7 +36,7 @@ def training_progress(
         TextColumn("lr {task.fields[lr]:.4f}  {task.fields[rate]:.0f} images/s"),
         TimeRemainingColumn(),
         console=console,
-        # Not what Rich takes for a terminal: notebooks and CI set FORCE_COLOR, and none draws bars.
+        # Rich takes FORCE_COLOR, which notebooks and CI set, for a terminal; theirs would fill up.
         disable=not (shown and sys.stderr.isatty()),
         transient=True,
     )

@@ -17,9 +17,9 @@ class SplitAttention2d(nn.Module):
     With :math:`U_r` the r-th split of the convolution's output after batch norm and ReLU,
 
     .. math::
-        s &= \operatorname{mean}_{HW} \textstyle\sum_r U_r \\
+        s &= \operatorname{mean}_{HW} {\textstyle\sum_r U_r} \\
         a &= \operatorname{softmax}_r \mathrm{fc_2}(\mathrm{relu}(\mathrm{bn}(\mathrm{fc_1}(s)))) \\
-        V &= \textstyle\sum_r a_r \odot U_r
+        V &= {\textstyle\sum_r a_r \odot U_r}
 
     where both dense layers act within each cardinal group. Radix 1 has nothing to choose between:
     its attention is a sigmoid gate, as in Squeeze-and-Excitation.
