@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
 import splitattn
+from splitattn.data.augmentation import Augmentation
 from splitattn.training.recipes import PRESETS, Recipe, load_recipe
 
 GENERATED = Path(__file__).with_name("generated")
@@ -58,7 +60,7 @@ myst_heading_anchors = 3
 # The guide is run once, here; an error in it is an error of the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 1200  # seconds for a cell, on a machine that does much else
 nb_merge_streams = True
 nb_code_prompt_show = "Show the code"
 nb_code_prompt_hide = "Hide the code"
@@ -104,8 +106,10 @@ def generate(_: Sphinx) -> None:
     done = subprocess.run(
         [*command, "--name", "splitattn"], capture_output=True, text=True, check=True
     )
-    # Below the page's own title.
-    (GENERATED / "cli.md").write_text(done.stdout.partition("\n")[2], encoding="utf-8")
+    # Below the page's own title, and without the list of verbs, which cuts their first lines short.
+    introduction, *verbs = done.stdout.partition("\n")[2].split("\n## ")
+    introduction = introduction.partition("**Commands**")[0]
+    (GENERATED / "cli.md").write_text("\n## ".join([introduction, *verbs]), encoding="utf-8")
     (GENERATED / "recipe.md").write_text(recipe_fields(), encoding="utf-8")
     contributing = (GENERATED.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     contributing = contributing.replace("](docs/", "](").replace(
@@ -115,21 +119,27 @@ def generate(_: Sphinx) -> None:
     (GENERATED / "presets.md").write_text(presets("resnest50"), encoding="utf-8")
 
 
+def documented_fields(kind: type) -> Iterator[tuple[str, str]]:
+    """Names and texts in the list of attributes in a docstring."""
+    attributes = (kind.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
+    for names, text in re.findall(
+        r"^ {8}(\w[\w, ]*): (.+(?:\n {12}.+)*)", attributes, re.MULTILINE
+    ):
+        for name in names.split(", "):
+            yield name, " ".join(text.split())
+
+
 def recipe_fields() -> str:
     """A table with each field of a recipe, from the docstring."""
-    documentation = (Recipe.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
-    default = {field.name: field.default for field in fields(Recipe)}
+    texts = dict(documented_fields(Recipe))
+    # Of these, the recipe's docstring says no more than where they are explained.
+    texts |= {
+        name: text
+        for name, text in documented_fields(Augmentation)
+        if "`Augmentation`" in texts.get(name, "")
+    }
     lines = ["| field | plain | what it is |", "|---|---|---|"]
-    for names, text in re.findall(r"^ {8}(\w[\w, ]*): (.+(?:\n {12}.+)*)", documentation, re.M):
-        name_list = names.split(", ")
-        cells = (
-            ", ".join(f"`{name}`" for name in name_list),
-            ", ".join(f"`{default.pop(name)}`" for name in name_list),
-            " ".join(text.split()),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    if default:
-        raise ValueError(f"the docstring of Recipe must tell of every field, not of {[*default]}")
+    lines += [f"| `{f.name}` | `{f.default}` | {texts[f.name]} |" for f in fields(Recipe)]
     return "\n".join(lines)
 
 

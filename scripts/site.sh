@@ -7,6 +7,8 @@ python=$("$(dirname -- "$0")/environment.sh" docs)
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 # Everything that the site shows is here.
 export SPLITATTN_OFFLINE=1
+# On a busy machine, threads that wait for one another would cost more than they save.
+export OMP_NUM_THREADS=1
 rm -rf build/site
 "$python" -m sphinx --fail-on-warning --keep-going \
     --doctree-dir build/site/doctrees "$@" docs build/site/html
