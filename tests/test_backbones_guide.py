@@ -15,10 +15,10 @@ from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.resnest import Stage
 
-from .documents import code_blocks
+from .examples import blocks
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
-FIRST, *EXAMPLES = code_blocks(GUIDE, "python")
+FIRST, *EXAMPLES = blocks(GUIDE, "python")
 TITLES = ("FasterRCNN", "MaskRCNN", "DeepLabV3", "Unet", "Segmenter")
 
 

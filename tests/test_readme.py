@@ -7,46 +7,27 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
-import skimage.data
 import torch
-from PIL import Image
 
-from .documents import code_blocks
+from tests.examples import PHOTOS, blocks, furnish
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PHOTOS = Path(skimage.data.__path__[0])
-
-blocks = partial(code_blocks, README)
-QUICK_START, *SHELL = (block.splitlines() for block in blocks("sh"))
+QUICK_START, *SHELL = (block.splitlines() for block in blocks(README, "sh"))
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the examples name."""
     folder = tmp_path_factory.mktemp("desk")
-    coffee, chelsea = (Image.open(PHOTOS / f"{name}.png") for name in ("coffee", "chelsea"))
-    coffee.save(folder / "photo.jpg")
-    (folder / "photos" / "trip").mkdir(parents=True)
-    coffee.save(folder / "photos" / "coffee.jpg")
-    chelsea.save(folder / "photos" / "trip" / "chelsea.jpg")
-    for split, count in (("train", 6), ("val", 2)):
-        for label, photo in (("espresso", coffee), ("tabby", chelsea)):
-            place = folder / "dataset" / split / label
-            place.mkdir(parents=True)
-            for i in range(count):
-                photo.crop((10 * i, 0, 10 * i + 240, 240)).save(place / f"{i}.jpg")
-    for recipe in blocks("toml"):
-        name = recipe.partition("\n")[0].removeprefix("# ")
-        (folder / name).write_text(recipe, encoding="utf-8")
+    furnish(folder, README)
     return folder
 
 
-@pytest.mark.parametrize("example", blocks("python"))
+@pytest.mark.parametrize("example", blocks(README, "python"))
 def test_python_examples_do_what_they_say(
     example: str, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

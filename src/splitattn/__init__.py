@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from splitattn.classifier import Classifier, Prediction
     from splitattn.create import create_backbone, create_model, list_models, list_weights
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
+    from splitattn.nn.attention import attention_shares
     from splitattn.nn.backbone import Backbone
     from splitattn.nn.fusion import fuse
     from splitattn.nn.parity import parity
@@ -35,6 +36,7 @@ _HOMES = {
     "ResNeSt": "nn.resnest",
     "SplitAttention2d": "nn.split_attention",
     "WeightsError": "errors",
+    "attention_shares": "nn.attention",
     "create_backbone": "create",
     "create_model": "create",
     "from_pretrained": "pretrained",
@@ -60,6 +62,7 @@ __all__ = [
     "ResNeSt",
     "SplitAttention2d",
     "WeightsError",
+    "attention_shares",
     "create_backbone",
     "create_model",
     "from_pretrained",

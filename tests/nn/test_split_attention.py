@@ -120,7 +120,7 @@ def test_the_reference_notices_a_softmax_over_the_wrong_order(
     def radix_major_softmax(self: SplitAttention2d, logits: Tensor) -> Tensor:
         return logits.unflatten(1, (self.radix, -1)).softmax(1).flatten(1, 2)
 
-    monkeypatch.setattr(SplitAttention2d, "_attend", radix_major_softmax)
+    monkeypatch.setattr(SplitAttention2d, "attend", radix_major_softmax)
     for cardinality, equal in ((1, True), (2, False)):
         block = random_block(torch.float64, 2, cardinality).eval()
         x = torch.randn(2, 32, 5, 5, dtype=torch.float64)

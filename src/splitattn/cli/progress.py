@@ -36,7 +36,8 @@ def training_progress(
         TextColumn("lr {task.fields[lr]:.4f}  {task.fields[rate]:.0f} images/s"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal or not shown,
+        # Rich takes FORCE_COLOR, which notebooks and CI set, for a terminal; theirs would fill up.
+        disable=not (shown and sys.stderr.isatty()),
         transient=True,
     )
     task = bar.add_task("", total=None, epoch=1, loss=0.0, top1=0.0, lr=0.0, rate=0.0)
@@ -92,14 +93,13 @@ def counting(total: int | None, *, shown: bool) -> Iterator[Callable[[int], None
 @contextmanager
 def downloading() -> Iterator["Download"]:
     """A bar that appears once something is downloaded, with speed and time left."""
-    console = Console(stderr=True)
     bar = Progress(
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
         transient=True,
     )
     task = bar.add_task("", total=None, visible=False)

@@ -49,7 +49,7 @@ def train(
 ) -> None:
     """Train a network; afterwards, `predict --weights OUTPUT/model.safetensors` uses it.
 
-    On several devices or machines: torchrun --nproc-per-node N -m splitattn train ...
+    On several devices or machines: `torchrun --nproc-per-node N -m splitattn train ...`
     """
     from torch import manual_seed
 

@@ -92,7 +92,7 @@ def parity(
         )
     generator = torch.Generator().manual_seed(seed)
     differences = []
-    with torch.inference_mode(), _evaluating(reference), _evaluating(candidate):
+    with torch.inference_mode(), evaluating(reference), evaluating(candidate):
         for image_size in image_sizes:
             for batch_size in batch_sizes:
                 images = _images(reference, batch_size, image_size, generator)
@@ -138,7 +138,7 @@ def _images(model: nn.Module, batch: int, size: int, generator: torch.Generator)
 
 
 @contextmanager
-def _evaluating(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def evaluating(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Evaluation mode, and after it each module's own mode again."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]

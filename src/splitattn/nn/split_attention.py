@@ -17,9 +17,9 @@ class SplitAttention2d(nn.Module):
     With :math:`U_r` the r-th split of the convolution's output after batch norm and ReLU,
 
     .. math::
-        s &= \operatorname{mean}_{HW} \textstyle\sum_r U_r \\
+        s &= \operatorname{mean}_{HW} {\textstyle\sum_r U_r} \\
         a &= \operatorname{softmax}_r \mathrm{fc_2}(\mathrm{relu}(\mathrm{bn}(\mathrm{fc_1}(s)))) \\
-        V &= \textstyle\sum_r a_r \odot U_r
+        V &= {\textstyle\sum_r a_r \odot U_r}
 
     where both dense layers act within each cardinal group. Radix 1 has nothing to choose between:
     its attention is a sigmoid gate, as in Squeeze-and-Excitation.
@@ -96,10 +96,10 @@ class SplitAttention2d(nn.Module):
         splits, pooled_BC = pool(self.relu(self.bn0(self.conv(x))), self.radix)
         logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC[:, :, None, None]))))
         # CUDA's autocast gives a float32 softmax, which would widen the largest maps of the block.
-        attention = self._attend(logits).to(splits.dtype)
+        attention = self.attend(logits).to(splits.dtype)
         return blend(splits, attention, self.radix, self.average)
 
-    def _attend(self, logits: Tensor) -> Tensor:
+    def attend(self, logits: Tensor) -> Tensor:
         """(B, R*C, 1, 1) logits, cardinality-major, to radix-major attention of that shape."""
         if self.radix == 1:
             return logits.sigmoid()

@@ -1,0 +1,55 @@
+"""What Split-Attention decides, read from a network while it runs.
+
+Shapes: B batch, R radix, K cardinality, C output channels of a block.
+"""
+
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from splitattn.errors import InputError
+from splitattn.nn.parity import evaluating
+from splitattn.nn.split_attention import SplitAttention2d
+
+
+def attention_shares(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """How much of each split every block of `model` keeps, for each image and channel.
+
+    Args:
+        model: a network with `SplitAttention2d` blocks; it is run in evaluation mode.
+        images: (B, in_chans, H, W) normalised floats, on the network's device.
+
+    Returns:
+        By name of the block, in the order in which they run, its attention (B, R, C). The shares of
+        a channel, along R, add up to one. Radix 1 has no splits to choose between: its only entry
+        is the gate, from 0 to 1. Channels are those of the block's output, C / K of each cardinal
+        group after the other.
+
+    Raises:
+        InputError: the network has no such block: its radix is 0, or it went through `fuse`, which
+            rewrites them.
+    """
+    blocks = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, SplitAttention2d)
+    }
+    if not blocks:
+        raise InputError(
+            f"attention_shares needs Split-Attention blocks, got {type(model).__name__} without "
+            "any; take a network of radix 1 or more, before it is fused"
+        )
+    shares: dict[str, Tensor] = {}
+
+    def keep(
+        name: str, block: SplitAttention2d, _fc2: nn.Module, _inputs: object, logits: Tensor
+    ) -> None:
+        shares[name] = block.attend(logits).reshape(len(logits), block.radix, -1)
+
+    with ExitStack() as hooks, torch.inference_mode(), evaluating(model):
+        for name, block in blocks.items():
+            hooks.enter_context(block.fc2.register_forward_hook(partial(keep, name, block)))
+        model(images)
+    return shares

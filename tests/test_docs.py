@@ -1,0 +1,131 @@
+"""The site's pages keep their word; building it runs the guide and resolves every reference."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+import typer.main
+
+import splitattn
+from splitattn.architectures import architecture
+from splitattn.cli import app
+from splitattn.training.recipes import load_recipe
+from tests.examples import blocks, furnish
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("howto/*.md"))}
+GUIDE = DOCS / "guide.ipynb"
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the current one, with everything that the examples name."""
+    furnish(tmp_path, "".join(PAGES.values()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
+    return tmp_path
+
+
+def test_the_guide_is_a_notebook_without_outputs() -> None:
+    """It is run when the site is built, so that outputs are fresh and changes can be read."""
+    notebook = nbformat.read(GUIDE, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert notebook.nbformat == 4
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(cells) > 10
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+
+
+def test_links_of_the_guide_lead_somewhere() -> None:
+    """Sphinx checks those of the other pages, and these where it knows them for links."""
+    text = "\n".join(cell.source for cell in nbformat.read(GUIDE, as_version=4).cells)
+    targets = re.findall(r"\]\(((?!http)[^)#]+)\)", text)
+    assert "howto/train.md" in targets
+    assert all((DOCS / target).is_file() for target in targets)
+
+
+@pytest.mark.parametrize("name", splitattn.__all__)
+def test_public_names_are_in_the_reference(name: str) -> None:
+    reference = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    kinds = "autoclass|autofunction|autoexception"
+    assert re.search(rf"^\.\. (?:{kinds}):: splitattn\.{name}$", reference, re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Every call of splitattn in a page's shell examples, without what the shell does around it."""
+    shell = "".join(block for page in PAGES.values() for block in blocks(page, "sh"))
+    lines = shell.replace("\\\n", " ").splitlines()
+    calls = (re.search(r"\bsplitattn ([^|>]+)(?: [|>] .*)?$", line) for line in lines)
+    return sorted({call[1] for call in calls if call})
+
+
+@pytest.mark.usefixtures("desk")
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command: str) -> None:
+    """Not run: they would train for days. README.md has short ones, and those are run."""
+    verb, *arguments = shlex.split(command)
+    known = typer.main.get_command(app).commands[verb]
+    if arguments and arguments[0] in getattr(known, "commands", ()):
+        known = known.commands[arguments.pop(0)]
+    # Raises where an option or a value is not known.
+    asked = known.make_context(verb, arguments).params
+    if asked.get("model"):
+        architecture(asked["model"])
+    if verb == "train":
+        load_recipe(asked["recipe"], asked["overrides"] or (), model=asked["model"])
+
+
+def labels(output: str) -> None:
+    best, *lists = output.splitlines()
+    assert best.startswith("espresso ")
+    assert lists[0].startswith("['espresso', ")
+    assert len(lists) == 3
+
+
+def goes_on_after_an_error(output: str) -> None:
+    assert re.fullmatch(r"espresso\nerror: missing.jpg: .*\n", output)
+
+
+def trains(output: str) -> None:
+    first, second, result = output.splitlines()
+    assert (first[:2], second[:2]) == ("0 ", "1 ")
+    assert re.fullmatch(r"\d+\.\d % of 4 images", result)
+
+
+def finds_every_image(output: str) -> None:
+    assert output == "4 ('espresso', 'tabby')\n"
+
+
+def labels_as_the_classifier_does(output: str) -> None:
+    (best,) = splitattn.Classifier(engine="torch").predict("photo.jpg", topk=1)
+    assert output == f"{best.label}\n"
+
+
+SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
+    ("label", "anything", labels),
+    ("label", "predict_stream", goes_on_after_an_error),
+    ("train", "load_recipe", trains),
+    ("data", "parquet", finds_every_image),
+    ("export", "InferenceSession", labels_as_the_classifier_does),
+]
+
+
+@pytest.mark.usefixtures("desk")
+@pytest.mark.parametrize(("page", "about", "check"), SHOWS)
+def test_python_examples_do_what_they_say(
+    page: str, about: str, check: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = (block for block in blocks(PAGES[page], "python") if about in block)
+    if "model.onnx" in example:
+        app(["export", "model.onnx"], standalone_mode=False)
+        capsys.readouterr()
+    exec(compile(example, f"{page}.md", "exec"), {})
+    check(capsys.readouterr().out)
+
+
+def test_every_python_example_is_among_those() -> None:
+    examples = [block for page in PAGES.values() for block in blocks(page, "python")]
+    assert len(examples) == len(SHOWS)
