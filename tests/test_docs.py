@@ -13,6 +13,7 @@ import splitattn
 from splitattn.architectures import architecture
 from splitattn.cli import app
 from splitattn.training.recipes import load_recipe
+from splitattn.weights.hub import is_reference
 from tests.examples import blocks, furnish
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -72,7 +73,7 @@ def test_commands_are_understood(command: str) -> None:
         known = known.commands[arguments.pop(0)]
     # Raises where an option or a value is not known.
     asked = known.make_context(verb, arguments).params
-    if asked.get("model"):
+    if asked.get("model") and not is_reference(asked["model"]):
         architecture(asked["model"])
     if verb == "train":
         load_recipe(asked["recipe"], asked["overrides"] or (), model=asked["model"])
