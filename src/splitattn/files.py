@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and may be asked for by any name."""
 
 import os
 from collections.abc import Iterator
@@ -26,6 +26,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file. `Path.is_file` raises for a name too long, or closed to us."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder. `Path.is_dir` raises for a name too long, or closed to us."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -223,6 +223,8 @@ def test_an_interrupted_run_leaves_the_old_output(
         ([], "predict needs images, got none"),
         (["x.jpg", "--output", "/"], "--output must be a file, got /, a folder or device"),
         (["x.jpg", "--output", "/nowhere/at/all"], "cannot write --output /nowhere/at/all"),
+        (["x.jpg", "--output", "x" * 300], "cannot write --output xxx"),
+        (["x.jpg", "--output", "no\nfolder\udcff/x"], r"cannot write --output no\nfolder\udcff/x"),
         (["x.jpg", "--topk", "0"], "topk must be at least 1, got 0"),
         (["x.jpg", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["x.jpg", "--device", "abacus"], "device 'abacus' cannot be used"),

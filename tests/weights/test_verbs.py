@@ -122,3 +122,12 @@ def test_verify_answers_all_even_if_one_is_wrong(cache: Path, tmp_path: Path) ->
     assert copied.startswith(f"{copy}: ok")
     assert run(weights.app, "verify", str(copy)).exit_code == 0
     assert run(weights.app, "verify").exit_code == 2
+
+
+@pytest.mark.usefixtures("catalogue_of_three")
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".pth", "line\nbreak.pth", "\udcff.pth"])
+def test_verify_answers_to_any_name_in_one_line(name: str) -> None:
+    result = run(weights.app, "verify", name)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.isprintable()

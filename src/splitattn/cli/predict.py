@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -16,6 +17,7 @@ import typer
 
 from splitattn.cli.options import Device, Model, Weights
 from splitattn.errors import ImageError, InputError, one_line
+from splitattn.files import is_file
 
 if TYPE_CHECKING:
     from splitattn.classifier import Classifier, Prediction
@@ -61,7 +63,7 @@ def predict(
         raise InputError(
             "predict needs images, got none; name files, folders, globs or URLs, or - for stdin"
         )
-    if output is not None and output.exists() and not output.is_file():
+    if output is not None and not is_file(output) and os.path.exists(output):  # noqa: PTH110
         raise InputError(f"--output must be a file, got {output}, a folder or device")
     from splitattn.classifier import Classifier
     from splitattn.cli.progress import counting, downloading

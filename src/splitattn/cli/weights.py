@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from splitattn.errors import InputError
+from splitattn.files import is_file
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
 # A point alone does not make a file: there is timm's resnest50d.in1k.
@@ -59,7 +60,7 @@ def verify(
 
     def answer(target: str) -> str:
         path = Path(target)
-        if path.suffix in _FILE_SUFFIXES or path.is_file():
+        if path.suffix in _FILE_SUFFIXES or is_file(path):
             return f"{path}: ok, it is {store.identify(path).name}"
         entry = _entry(target)
         return f"{entry.name}: ok, sha256 {store.verify(entry)}"
@@ -169,6 +170,6 @@ def _row(entry: WeightsEntry) -> dict[str, object]:
 def _where(entry: WeightsEntry) -> str:
     from splitattn.weights.store import local_path
 
-    if not local_path(entry).is_file():
+    if not is_file(local_path(entry)):
         return "to download"
     return "embedded" if entry.embedded else "cached"

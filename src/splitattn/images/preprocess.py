@@ -23,7 +23,7 @@ _FILTERS = {
 # A strip longer than this many times its width, or larger than this when enlarged, is cut before,
 # or a file of a few bytes would grow to gigabytes.
 _LONGEST_STRIP = 100
-_MOST_PIXELS = 2**28
+_MOST_PIXELS = 2**27
 
 
 class InputSizeWarning(UserWarning):

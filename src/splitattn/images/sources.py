@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from splitattn.files import is_folder
 from splitattn.images.fetch import is_url
 
 SUFFIXES = frozenset(
@@ -41,8 +42,7 @@ def expand(paths: Iterable[str], stdin: Iterable[str] = ()) -> Iterator[str]:
 
 def _images(path: str) -> Iterator[str]:
     """`path` itself, or the images below it if it is a folder that has any."""
-    # Not Path.is_dir, which raises where a name is too long or a folder closed to us.
-    if is_url(path) or not os.path.isdir(path):  # noqa: PTH112
+    if is_url(path) or not is_folder(path):
         yield path
         return
     empty = True

@@ -22,6 +22,7 @@ from splitattn.data.loading import eval_loader
 from splitattn.data.sources import LabelledImages, open_data
 from splitattn.errors import DataError, ImageError
 from splitattn.evaluation import with_classes_of_model
+from splitattn.files import is_folder
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalise, preprocess
 from splitattn.images.sources import expand
@@ -92,7 +93,7 @@ def _images(data: str, split: str) -> LabelledImages:
     try:
         return open_data(data, split)
     except DataError:
-        found = list(expand([data])) if Path(data).is_dir() else []
+        found = list(expand([data])) if is_folder(data) else []
         if found in ([], [data]):
             raise
         return LabelledImages(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import reprlib
 import tomllib
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from splitattn.architectures import architecture, split_name
 from splitattn.data.augmentation import Augmentation, AutoAugment, Crop, Interpolation
 from splitattn.errors import InputError, nearest
+from splitattn.files import is_file
 from splitattn.weights.catalogue import Preprocessing, centre_crop, default_preprocessing
 
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
@@ -210,7 +210,7 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str)
     path = Path(name_or_file)
     if name_or_file in PRESETS:
         recipe = _preset(name_or_file, model)
-    elif os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises where a name is too long
+    elif is_file(path):
         recipe = _from_file(path, model)
     else:
         raise InputError(

@@ -11,7 +11,7 @@ from splitattn.errors import InputError, WeightsError, nearest
 
 # Far above what any network takes; a file that asks for more would take all memory instead.
 _LARGEST_SIZE = 4096
-_LARGEST_RESIZED = 4 * _LARGEST_SIZE
+_LARGEST_RESIZED = 2 * _LARGEST_SIZE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

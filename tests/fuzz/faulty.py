@@ -1,0 +1,36 @@
+"""A reader with each fault that fuzzing has to find, to try it on."""
+
+import os
+import time
+from pathlib import Path
+
+from splitattn.errors import InputError
+from tests.fuzz.target import Target
+
+KINDS = (b"fine", b"refused", b"silent", b"exception", b"crash", b"hang", b"memory")
+
+
+def read(content: bytes, _: Path) -> None:
+    match content:
+        case b"refused":
+            raise InputError("it must be fine, got refused")
+        case b"silent":
+            raise InputError("")
+        case b"exception":
+            raise KeyError("key")
+        case b"crash":
+            os.abort()
+        case b"hang":
+            time.sleep(3600)
+        case b"memory":
+            assert len(bytearray(b"x") * 300_000_000) > len(content)
+
+
+TARGETS = (
+    Target(
+        name="faulty",
+        seeds=lambda: list(KINDS),
+        read=read,
+        make=lambda seeds, dice: dice.choice(seeds),
+    ),
+)

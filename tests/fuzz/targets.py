@@ -1,0 +1,350 @@
+"""What is fuzzed: readers of what comes from outside, each with the files it starts from.
+
+A reader returns or raises an `InputError`; anything else is a bug. A new reader is one entry of
+`TARGETS`.
+"""
+
+import io
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from PIL import Image, features
+from safetensors.torch import save
+
+from splitattn import evaluation
+from splitattn.benchmark import measure
+from splitattn.cli import main
+from splitattn.create import load_trained
+from splitattn.data.sources import open_data
+from splitattn.errors import ImageError, InputError
+from splitattn.images.decode import decode
+from splitattn.images.preprocess import preprocess
+from splitattn.images.samples import sample_photographs
+from splitattn.runtimes import export
+from splitattn.training import loop
+from splitattn.training.checkpoint import State, restore
+from splitattn.training.checkpoint import save as save_training
+from splitattn.training.recipes import PRESETS, load_recipe
+from splitattn.weights.catalogue import centre_crop, embedded_entry
+from splitattn.weights.checkpoint import read_checkpoint
+from splitattn.weights.metadata import METADATA_KEY, ModelMetadata, read_metadata
+from splitattn.weights.store import local_path, resolve
+from tests.attacks.make import FOLDER as ATTACKS
+from tests.data.datasets import encoded, write_shard
+from tests.fuzz.target import Target
+
+METADATA = ModelMetadata(
+    model="resnest14",
+    classes=("cat", "tête-à-tête"),
+    preprocessing=centre_crop(224),
+    recipe={"epochs": 3, "schedule": {"warmup": 1}},
+    metrics={"top1": 51.5},
+)
+
+
+def attacks(*patterns: str) -> list[bytes]:
+    return [path.read_bytes() for pattern in patterns for path in sorted(ATTACKS.glob(pattern))]
+
+
+def image_seeds() -> list[bytes]:
+    photograph = decode(sample_photographs()[0]).resize((24, 20))
+    options: dict[str, list[dict[str, Any]]] = {
+        "JPEG": [{}, {"progressive": True}],
+        "TIFF": [{"compression": name} for name in ("raw", "tiff_lzw", "tiff_adobe_deflate")],
+        "GIF": [{"save_all": True, "append_images": [photograph.rotate(90)]}],
+        "WEBP": [{"lossless": True}, {"save_all": True, "append_images": [photograph.rotate(90)]}],
+        "PNG": [{}, {"save_all": True, "append_images": [photograph.rotate(90)]}],
+    }
+    modes = {"PNG": ("1", "L", "LA", "P", "RGBA", "I;16"), "TIFF": ("F", "CMYK"), "JPEG": ("CMYK",)}
+    seeds = []
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"):
+        if name in ("WEBP", "AVIF") and not features.check(name.lower()):
+            continue
+        seeds += [saved(photograph, name, **chosen) for chosen in options.get(name, [{}])]
+        grey = photograph.convert("L").convert("I")
+        seeds += [saved(grey.convert(mode), name) for mode in modes.get(name, ())]
+    return seeds * 4 + attacks("images/*")
+
+
+def saved(image: Image.Image, name: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, name, **options)
+    return stream.getvalue()
+
+
+def read_image(content: bytes, _: Path) -> None:
+    image = decode(content)
+    assert image.mode == "RGB"
+    assert preprocess(image, centre_crop(64)).shape == (3, 64, 64)
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {"conv1.0.weight": torch.ones(4, 3, 3, 3), "fc.weight": torch.ones(2, 2048)[:, :40]}
+
+
+def torch_seeds() -> list[bytes]:
+    contents = (tensors(), {"model": tensors(), "epoch": 3, "optimizer": {"lr": 0.1}})
+    seeds = []
+    for content in contents:
+        for zipped in (True, False):
+            stream = io.BytesIO()
+            torch.save(content, stream, _use_new_zipfile_serialization=zipped)
+            seeds.append(stream.getvalue())
+    return seeds * 8 + attacks("weights/*.p*")
+
+
+def safetensors_seeds() -> list[bytes]:
+    compact = {key: value.contiguous() for key, value in tensors().items()}
+    own = [save(compact, {METADATA_KEY: METADATA.to_json()}), save(compact)]
+    return own * 16 + attacks("weights/*.safetensors")
+
+
+def read_weights(content: bytes, folder: Path) -> None:
+    path = folder / "weights"
+    path.write_bytes(content)
+    # Numbers alone can be too few for a network, which is no fault of the file.
+    for model in (None, "resnest14"):
+        with suppress(InputError):
+            load_trained(resolve(model, path))
+    read_metadata(path)
+    read_checkpoint(path)
+
+
+class Part:
+    """Something whose state a training saves."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": torch.ones(3), "step": 7}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert set(state) == {"weight", "step"}
+
+
+IDENTITY = {"recipe": {"epochs": 3, "seed": 0}, "classes": ["a", "b"]}
+
+
+def training_seeds() -> list[bytes]:
+    with TemporaryDirectory() as name:
+        path = Path(name) / "last.pt"
+        save_training(path, IDENTITY, State(step=3), {"network": Part().state_dict()})
+        return [path.read_bytes()]
+
+
+def read_training(content: bytes, folder: Path) -> None:
+    path = folder / "last.pt"
+    path.write_bytes(content)
+    restore(path, IDENTITY, {"network": Part()})
+
+
+def metadata_seeds() -> list[bytes]:
+    return [METADATA.to_json().encode(), b"{}", b"[[{}]]"]
+
+
+def read_metadata_text(content: bytes, _: Path) -> None:
+    ModelMetadata.from_json(content.decode(errors="surrogateescape"))
+
+
+def recipe_seeds() -> list[bytes]:
+    presets = [load_recipe(name, model="resnest50").to_toml().encode() for name in PRESETS]
+    return [*presets, b'preset = "modern"\nepochs = 3\nwarmup_epochs = 1', *attacks("recipes/*")]
+
+
+def read_recipe(content: bytes, folder: Path) -> None:
+    path = folder / "recipe.toml"
+    path.write_bytes(content)
+    recipe = load_recipe(str(path), model="resnest50")
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert load_recipe(str(path), model="resnest50") == recipe
+
+
+@cache
+def data_seeds() -> list[bytes]:
+    with TemporaryDirectory() as name:
+        images = [encoded(label, 0) for label in range(3)]
+        shard = write_shard(Path(name) / "train.parquet", images, [0, 1, 2])
+        return [shard.read_bytes(), *attacks("data/*")]
+
+
+def read_data(content: bytes, folder: Path) -> None:
+    path = folder / "train.parquet"
+    path.write_bytes(content)
+    data = open_data(str(path), "train")
+    for index in range(min(len(data), 3)):
+        with suppress(ImageError):
+            decode(data.images[index], name=data.names[index])
+
+
+# What people type, and what they should not. Not "compile", which is work of half a minute.
+_WORDS = (
+    *("predict", "evaluate", "train", "export", "bench", "models", "weights", "verify", "fetch"),
+    *("--help", "--version", "--debug", "--json", "--resume", "--nope", "-h", "-", "--", "---"),
+    *("--model", "--weights", "--topk", "--device", "--engine", "--batch-size", "--workers"),
+    *("--format", "--output", "--split", "--size", "--recipe", "--set", "--class-names", "--only"),
+    *("--calibration", "--precision", "--dynamic-size", "--rounds", "--peers", "--no-memory"),
+    *("--checkpoint-minutes", "--batch-per-device", "--topk=2", "--format=json", "--set=epochs=1"),
+    *("photo.jpg", "photos", "photos/*.png", "data", "shard.parquet", "recipe.toml", "names.txt"),
+    *("tiny.safetensors", "net.onnx", "net.xml", "net.pt2", "out", "out.csv", "out.onnx", "."),
+    *("resnest14", "resnest50", "resnest26_tiny", "resnest26_tiny:tiny_imagenet", "in1k", "nobody"),
+    *("torch", "onnxruntime", "openvino", "auto", "cpu", "cuda", "cuda:99", "abacus"),
+    *("json", "csv", "table", "fp16", "int8", "onnx", "train", "val", "paper", "modern", "plain"),
+    *("0", "1", "2", "-1", "3.5", "1e9", "nan", "inf", "9" * 30, "0x10", "true", "None", "", " "),
+    *("epochs=1", "epochs", "=", "a=b=c", "epochs=[[", "seed=" + "9" * 5_000, 'crop="x\\n"'),
+    *("é", "日本", "\n", "\x1b[2J", "\udcff", "\udcff.jpg", "a\nb.pth", "x" * 300, "x" * 5_000),
+    *("/dev/null", "/nowhere/at/all", "~nobody/x", "[", "[a", "**", "*" * 50, "?", "{a,b}", "%s"),
+    *(
+        "http://127.0.0.1:9/x.jpg",
+        "http://",
+        "http://[::1",
+        "https://\udcff",
+        "file:///x",
+        "HTTP://",
+    ),
+    *("torchvision:", "torchvision:Nope", "torchvision:__all__", "torchvision:FakeData"),
+)
+_CALLS = (
+    ("predict", "photo.jpg", "--engine", "torch"),
+    ("predict", "photos", "--engine", "torch", "--format", "json", "--topk", "2"),
+    ("predict", "photo.jpg", "--engine", "torch", "--output", "out.csv", "--format", "csv"),
+    ("predict", "photo.jpg", "--weights", "net.onnx"),
+    ("evaluate", "data", "--weights", "tiny.safetensors", "--workers", "0"),
+    ("evaluate", "shard.parquet", "--split", "train", "--workers", "0", "--json"),
+    ("train", "data", "--output", "out", "--model", "resnest14", "--set", "batch_size=2"),
+    ("train", "data", "--output", "out", "--recipe", "recipe.toml", "--class-names", "names.txt"),
+    ("export", "out.onnx", "--model", "resnest26_tiny", "--precision", "fp16"),
+    ("export", "net.xml", "--precision", "int8", "--calibration", "photos"),
+    ("bench", "--model", "resnest14", "--batch-size", "1", "--rounds", "2", "--json"),
+    ("models", "--json"),
+    ("weights", "verify", "tiny.safetensors", "resnest26_tiny"),
+    ("weights", "fetch", "resnest14", "resnest26_tiny:tiny_imagenet"),
+)
+
+
+def call_seeds() -> list[bytes]:
+    return [_as_bytes(call) for call in _CALLS]
+
+
+def damaged_call(seeds: Sequence[bytes], dice: random.Random) -> bytes:
+    """A call with words taken out, put in, exchanged or glued together."""
+    call = dice.choice(seeds).decode(errors="surrogateescape").split("\0")
+    for _ in range(dice.choice((1, 1, 2, 2, 3, 5))):
+        where = dice.randrange(len(call) + 1)
+        word = dice.choice(_WORDS)
+        match dice.randrange(5):
+            case 0:
+                call.insert(where, word)
+            case 1:
+                call[where : where + 1] = [word]
+            case 2:
+                del call[where : where + 1]
+            case 3:
+                call[where : where + 2] = ["=".join(call[where : where + 2])]
+            case 4:
+                dice.shuffle(call)
+    return _as_bytes(call)
+
+
+def _as_bytes(call: Sequence[str]) -> bytes:
+    return "\0".join(call).encode(errors="surrogateescape")
+
+
+def run_call(content: bytes, folder: Path) -> None:
+    """Run a command line up to where its work begins; failures that it reports are refusals."""
+    call = content.decode(errors="surrogateescape").split("\0")
+    _set_up_desk(folder)
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
+    stdin = io.TextIOWrapper(io.BytesIO(b"photo.jpg\n\xff.jpg\n"), "utf-8")
+    status: object = 0
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with (
+            redirect_stdout(out),
+            redirect_stderr(err),
+            patch("sys.stdin", stdin),
+            _no_work(folder),
+        ):
+            main(call)
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        os.chdir(before)
+    err.flush()
+    said = err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert status in (0, 1, 2), f"status {status!r}: {said}"
+    assert "--debug" in call or "Traceback" not in said, said
+    if status:
+        assert said, "a failure says why"
+        raise InputError(said)
+
+
+def _set_up_desk(folder: Path) -> None:
+    """What `_CALLS` names, as an earlier call may have overwritten it."""
+    photo = _small_photo()
+    files = {
+        "photo.jpg": photo,
+        "photos/one.png": encoded(0, 0),
+        "photos/two.jpg": photo[:300],
+        "data/train/red/0.jpg": photo,
+        "data/train/red/1.jpg": photo,
+        "data/train/blue/2.jpg": photo,
+        "data/val/red/3.jpg": photo,
+        "data/val/blue/4.jpg": photo,
+        "shard.parquet": data_seeds()[0],
+        "recipe.toml": b"epochs = 2\nwarmup_epochs = 1\nbatch_size = 2\n",
+        "names.txt": b"sea\nsky\n",
+        "net.onnx": (ATTACKS / "exported" / "speechless.onnx").read_bytes(),
+        "net.xml": (ATTACKS / "exported" / "empty.xml").read_bytes(),
+        "net.pt2": (ATTACKS / "exported" / "code.pt2").read_bytes(),
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    weights, own = local_path(embedded_entry()), folder / "tiny.safetensors"
+    if not own.exists() or own.stat().st_size != weights.stat().st_size:
+        shutil.copyfile(weights, own)
+
+
+@cache
+def _small_photo() -> bytes:
+    return saved(decode(sample_photographs()[0]).resize((40, 40)), "JPEG")
+
+
+@contextmanager
+def _no_work(folder: Path) -> Iterator[None]:
+    """What takes minutes, or a network, is left out; what understands the arguments is not."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise InputError("stopped where the work begins")
+
+    own = {"SPLITATTN_OFFLINE": "1", "SPLITATTN_CACHE": str(folder / "cache"), "COLUMNS": "100"}
+    with (
+        patch.dict(os.environ, own),
+        patch.object(loop, "train", stop),
+        patch.object(measure, "measure", stop),
+        patch.object(export, "export", stop),
+        patch.object(evaluation, "evaluate", stop),
+    ):
+        yield
+
+
+TARGETS = (
+    Target(name="images", seeds=image_seeds, read=read_image),
+    Target(name="torch checkpoints", seeds=torch_seeds, read=read_weights),
+    Target(name="safetensors", seeds=safetensors_seeds, read=read_weights),
+    Target(name="training states", seeds=training_seeds, read=read_training),
+    Target(name="metadata", seeds=metadata_seeds, read=read_metadata_text),
+    Target(name="recipes", seeds=recipe_seeds, read=read_recipe),
+    Target(name="data sets", seeds=data_seeds, read=read_data),
+    Target(name="command line", seeds=call_seeds, read=run_call, make=damaged_call),
+)

@@ -1,0 +1,71 @@
+"""A bounded share of what `run.py` does at length, and a proof that it would find something."""
+
+import itertools
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from splitattn.errors import InputError
+from tests.fuzz import run
+from tests.fuzz.faulty import KINDS
+from tests.fuzz.mutate import LONGEST, mutated
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
+
+# Of each target; a call of the command line takes longer than a file.
+SHARE, SHARES = 280, {"command line": 60}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.filterwarnings("ignore")  # as for a person, to whom a warning is a line
+def test_damaged_input_is_read_or_refused(target: Target, tmp_path: Path) -> None:
+    seeds = target.seeds()
+    said: list[str] = []
+    for number in range(SHARES.get(target.name, SHARE)):
+        content = target.make(seeds, random.Random(f"tests {target.name} {number}"))
+        begin = time.monotonic()
+        try:
+            target.read(content, tmp_path)
+        except InputError as error:
+            said.append(str(error))
+        except BaseException:
+            (tmp_path / "bug").write_bytes(content)  # pytest keeps the folder, and names it
+            raise
+        assert time.monotonic() - begin < run.SECONDS, content
+    assert said
+    assert all(line.strip() for line in said)
+
+
+def test_damage_is_the_same_for_the_same_seed_and_bounded() -> None:
+    seeds = [b"", b"x", bytes(range(256)) * 10]
+    first, second = (
+        [mutated(seeds, random.Random(number)) for number in range(300)] for _ in range(2)
+    )
+    assert first == second
+    assert len(set(first)) > 120
+    assert max(map(len, first)) <= LONGEST
+
+
+def test_every_kind_of_fault_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "BUGS", tmp_path)
+    monkeypatch.setattr(run, "SECONDS", 1)
+    monkeypatch.setattr(run, "MEMORY", 200_000_000)
+    for seed in itertools.count():
+        inputs = [random.Random(f"{seed} faulty {i}").choice(KINDS) for i in range(len(KINDS))]
+        if set(inputs) == set(KINDS):
+            break
+    outcome = run.fuzzed("tests.fuzz.faulty", "faulty", len(inputs), seed)
+    assert (outcome.inputs, outcome.accepted, outcome.refused) == (len(KINDS), 1, 1)
+    faults = {}
+    for bug in outcome.bugs:
+        name, fault = bug.split(": ", maxsplit=1)
+        faults[(tmp_path / name).read_bytes().decode()] = fault
+    assert faults.pop("memory").endswith(" bytes")
+    assert faults.pop("exception").startswith("KeyError: 'key' (faulty.py:")
+    assert faults == {
+        "silent": "a refusal that says nothing",
+        "crash": "ended with status -6",
+        "hang": "took more than 1 s",
+    }
