@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +250,15 @@ def _line(cells: Iterable[str]) -> str:
 
 def _read(name: str) -> Any:
     return json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
+
+
+def measured(table: Callable[[], str]) -> Callable[[], str]:
+    """The table, or that its figures are still to come."""
+
+    def text() -> str:
+        try:
+            return table()
+        except FileNotFoundError as error:
+            return f"Not measured yet: there is no `benchmarks/{Path(error.filename).name}`."
+
+    return text

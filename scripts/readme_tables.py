@@ -129,6 +129,17 @@ DOCUMENTS = {
         "embedded": embedded,
         "training": measured_tables.training,
     },
+    ROOT / "docs" / "benchmarks.md": {
+        table.__name__: measured_tables.measured(table)
+        for table in (
+            measured_tables.inference,
+            measured_tables.ladder,
+            measured_tables.end_to_end,
+            measured_tables.training,
+            measured_tables.claim,
+            measured_tables.finetuning,
+        )
+    },
 }
 
 

@@ -1,0 +1,149 @@
+"""Tables of measurements say what the files say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measured_tables
+import pytest
+
+WHERE = {
+    "date": "2026-01-02",
+    "commit": "0123456789ab",
+    "processor": "a processor",
+    "threads": 2,
+    "gpu": None,
+    "torch": "2.0",
+    "timm": "1.0",
+    "openvino": "3.0",
+    "onnxruntime": "4.0",
+    "nncf": "5.0",
+}
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
+    monkeypatch.setattr(measured_tables, "BENCHMARKS", tmp_path)
+
+    def store(name: str, content: Any) -> None:
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+    return store
+
+
+def cells(table: str, first: str) -> list[str]:
+    """The cells after the first, of the line that begins with it."""
+    (line,) = (line for line in table.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def test_what_is_not_measured_says_so(stored: Callable[[str, Any], None]) -> None:
+    table = measured_tables.measured(measured_tables.finetuning)
+    assert table() == "Not measured yet: there is no `benchmarks/finetuning.json`."
+    stored("finetuning", [tuned("embedded", 80.0), tuned("random", 60.0)])
+    assert "80.00" in table()
+
+
+def tuned(start: str, top1: float) -> dict[str, Any]:
+    return {
+        "start": start,
+        "top1": top1,
+        "training_seconds": 90,
+        "training_images": 3000,
+        "n": 800,
+        "environment": WHERE,
+    }
+
+
+def test_finetuning_is_the_mean_of_its_seeds(stored: Callable[[str, Any], None]) -> None:
+    stored("finetuning", [tuned("embedded", 80.0), tuned("random", 60.0), tuned("embedded", 82.0)])
+    table = measured_tables.finetuning()
+    assert cells(table, "the model inside the package") == ["81.00 ± 1.41", "1.5", "2"]
+    assert cells(table, "random weights") == ["60.00", "1.5", "1"]
+    assert "3,000 photographs to learn from, 800 to measure" in table
+
+
+def test_the_claim_has_accuracy_and_cost(stored: Callable[[str, Any], None]) -> None:
+    row = {
+        "what": "two splits",
+        "network": "2s",
+        "n": 5000,
+        "parameters": 4_480_000,
+        "gmacs": 0.0463,
+        "classes": 100,
+        "training_images": 50_000,
+        "recipe": {"epochs": 4},
+        "environment": WHERE,
+    }
+    stored("claim", [row | {"seed": seed, "top1": 30.0 + seed} for seed in range(3)])
+    rates = {"training": {"median": 411.2}, "inference": {"median": 1234.5}}
+    stored("claim_speed", [{"network": "2s", "images_per_second": rates}])
+    table = measured_tables.claim()
+    assert cells(table, "2s") == [
+        "two splits",
+        "31.00 ± 1.00",
+        "4.48 M",
+        "0.0463",
+        "411",
+        "1234",
+    ]
+    assert "3 seeds each, 5,000 validation images of 100 classes" in table
+
+
+def ladder(times: Callable[[str, str, str, str], list[float]]) -> dict[str, Any]:
+    """A report of every network in every engine, ours in two forms."""
+    ways = [way for ways in measured_tables.ENGINES.values() for way in ways]
+    return {
+        "plan": {"size": None, "rounds": 3, "batch_sizes": [1]},
+        "environment": WHERE,
+        "peaks": {"multiply_adds": {"fp32": 50e9, "int8": 200e9}, "copied_bytes": 8e9},
+        "rows": [
+            {
+                "network": network,
+                "form": form,
+                "engine": engine,
+                "precision": precision,
+                "batch_size": 1,
+                "milliseconds": times(network, form, engine, precision),
+                "floor_milliseconds": 5.0,
+                "peak_memory": 500e6,
+                "difference": 1e-6,
+                "same_labels": 1.0,
+            }
+            for network in measured_tables.NETWORKS
+            for form in (
+                ("branches", "grouped") if network.startswith("splitattn") else ("as trained",)
+            )
+            for engine, precision in ways
+        ],
+    }
+
+
+def test_the_best_form_and_format_stand_for_a_network(
+    stored: Callable[[str, Any], None],
+) -> None:
+    def times(network: str, form: str, engine: str, _: str) -> list[float]:
+        if network == "timm resnest50d":
+            return [60.0] * 3 if engine == "torch NCHW" else [80.0] * 3
+        return [40.0] * 3 if form == "branches" else [90.0] * 3
+
+    stored("inference_cpu", ladder(times))
+    ours, twin, *_ = cells(measured_tables.inference(), "PyTorch")
+    assert (ours, twin) == ("**40.0**", "60.0")
+    line = cells(measured_tables.ladder(), "timm resnest50d | as trained | torch NCHW | fp32")
+    assert line[3:6] == ["1", "60.0 (60.0-60.0)", "16.7"]
+
+
+def test_a_ratio_is_that_of_turns_of_one_round(stored: Callable[[str, Any], None]) -> None:
+    """On a machine that slows down the ratio of medians would say something else."""
+
+    def times(network: str, form: str, *_: str) -> list[float]:
+        if network == "timm resnest50d":
+            return [20.0, 100.0, 1000.0]
+        return [10.0, 100.0, 500.0] if form == "branches" else [2000.0] * 3
+
+    stored("inference_cpu", ladder(times))
+    table = measured_tables.inference()
+    (ratio,) = cells(table, "ResNeSt-50 int8 against timm's, both in OpenVINO")
+    assert ratio == "**2.00** (1.50-2.00)"
