@@ -146,6 +146,17 @@ def test_class_names_come_from_a_file(tmp_path: Path) -> None:
         open_data(str(tmp_path / "data"), "val", tmp_path / "missing.txt")
 
 
+def test_a_shard_of_a_million_nothings_is_not_unpacked(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "val.parquet", [], [])
+    empty = pq.read_table(shard)
+    rows = 1_000_000
+    image = pa.nulls(rows, empty.schema.field("image").type)
+    table = pa.table([image, pa.array(np.zeros(rows, np.int64))], schema=empty.schema)
+    pq.write_table(table, shard)
+    with pytest.raises(DataError, match=r"must hold images, got 1,000,000 rows in [\d,]+ bytes"):
+        open_data(str(shard), "val")
+
+
 def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "red").mkdir(parents=True)

@@ -116,3 +116,12 @@ def test_a_url_that_fails_is_one_line_that_names_it(
 def test_a_server_that_is_not_there_is_reported() -> None:
     with pytest.raises(ImageError, match="cannot be reached"):
         decode("http://127.0.0.1:1/photo.jpg")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://", "https://:x/", "http://a b/", "HTTP://\udcff"]
+)
+def test_what_is_no_url_is_one_line(url: str) -> None:
+    with pytest.raises(ImageError) as raised:
+        decode(url)
+    assert str(raised.value).isprintable()

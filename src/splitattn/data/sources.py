@@ -152,6 +152,7 @@ def _open_parquet(shards: list[Path], split: str, data: str) -> LabelledImages:
             f"got {', '.join(shard.name for shard in shards[:3])}, ... in {data}"
         )
     try:
+        _check_rows(chosen)
         table = pa.concat_tables([pq.read_table(s, columns=["image", "label"]) for s in chosen])
         image = table.column("image")
         encoded = pc.struct_field(image, "bytes")
@@ -160,6 +161,8 @@ def _open_parquet(shards: list[Path], split: str, data: str) -> LabelledImages:
         classes = tuple(features["label"]["names"])
         labels = table.column("label").to_pylist()
         within = not labels or 0 <= min(labels) <= max(labels) < len(classes)
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             "Parquet shards must be in the Hugging Face image layout (image: {bytes, path}, "
@@ -176,6 +179,14 @@ def _open_parquet(shards: list[Path], split: str, data: str) -> LabelledImages:
         labels=labels,
         names=[path or f"{split}[{row}]" for row, path in enumerate(paths)],
     )
+
+
+def _check_rows(shards: list[Path]) -> None:
+    """Raise if shards hold more rows than bytes: repeated nothings would take all memory."""
+    rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    size = sum(shard.stat().st_size for shard in shards)
+    if rows > size:
+        raise DataError(f"Parquet shards must hold images, got {rows:,} rows in {size:,} bytes")
 
 
 class _TorchvisionImages(Sequence[ImageSource]):

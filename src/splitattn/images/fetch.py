@@ -24,8 +24,8 @@ def fetch(url: str, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
             message does not name the URL; the caller knows by which name to call it.
     """
     deadline = time.monotonic() + limits.max_seconds
-    request = urllib.request.Request(url, headers={"User-Agent": "splitattn"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "splitattn"})
         with urllib.request.urlopen(request, timeout=limits.max_seconds) as response:
             return _read(response, limits, deadline)
     except urllib.error.HTTPError as error:
