@@ -6,6 +6,7 @@ A reader returns or raises an `InputError`; anything else is a bug. A new reader
 
 import io
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from PIL import Image, features
 from safetensors.torch import save
 
 from splitattn import classifier, evaluation
+from splitattn.architectures import ARCHITECTURES
 from splitattn.benchmark import measure
 from splitattn.cli import main
+from splitattn.convert import convert
 from splitattn.create import load_trained
 from splitattn.data.sources import open_data
 from splitattn.errors import ImageError, InputError
@@ -38,6 +42,7 @@ from splitattn.training.checkpoint import save as save_training
 from splitattn.training.recipes import PRESETS, load_recipe
 from splitattn.weights.catalogue import Preprocessing, centre_crop, embedded_entry
 from splitattn.weights.checkpoint import read_checkpoint
+from splitattn.weights.layouts import LAYOUTS
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata, read_metadata
 from splitattn.weights.store import local_path, resolve
 from tests.attacks.make import FOLDER as ATTACKS
@@ -121,6 +126,30 @@ def read_weights(content: bytes, folder: Path) -> None:
     read_checkpoint(path)
 
 
+@cache
+def layout_seeds() -> list[bytes]:
+    """Files of every layout, with keys as they should be and hardly a number."""
+    with torch.device("meta"):
+        keys = list(ResNeSt(ARCHITECTURES["resnest14"]).state_dict())
+    seeds = []
+    for layout in LAYOUTS:
+        names = [name for key in keys if (name := layout.spelling.own(key))]
+        stream = io.BytesIO()
+        torch.save({layout.wrapper or "model": dict.fromkeys(names, torch.ones(1))}, stream)
+        arrays = {"model": dict.fromkeys(names, np.ones(1, np.float32))}
+        seeds += [stream.getvalue(), *(pickle.dumps(arrays, protocol) for protocol in (2, 4))]
+    return seeds
+
+
+def read_layout(content: bytes, folder: Path) -> None:
+    path = folder / "weights"
+    path.write_bytes(content)
+    for layout in LAYOUTS:
+        with suppress(InputError):
+            convert(path, folder / "other.pth", to=layout.names[0], model="resnest14")
+    read_checkpoint(path)
+
+
 class Part:
     """Something whose state a training saves."""
 
@@ -189,6 +218,16 @@ def read_data(content: bytes, folder: Path) -> None:
 # What people type, and what they should not.
 _WORDS = (
     *("predict", "evaluate", "train", "export", "bench", "models", "weights", "verify", "fetch"),
+    *(
+        "convert",
+        "card",
+        "--to",
+        "mmdet",
+        "detectron2",
+        "hf-hub:a/b",
+        "local-dir:data",
+        "timm/resnest50d.in1k",
+    ),
     *("--help", "--version", "--debug", "--json", "--resume", "--nope", "-h", "-", "--", "---"),
     *("--model", "--weights", "--topk", "--device", "--engine", "--batch-size", "--workers"),
     *("--format", "--output", "--split", "--size", "--recipe", "--set", "--class-names", "--only"),
@@ -197,6 +236,7 @@ _WORDS = (
     *("photo.jpg", "photos", "photos/*.png", "data", "shard.parquet", "recipe.toml", "names.txt"),
     *("tiny.safetensors", "net.onnx", "net.xml", "net.pt2", "out", "out.csv", "out.onnx", "."),
     *("resnest14", "resnest50", "resnest26_tiny", "resnest26_tiny:tiny_imagenet", "in1k", "nobody"),
+    *("timm/resnest50d.in1k", "resnest101e", "resnest14d.nope"),
     *("torch", "compile", "onnxruntime", "openvino", "auto", "cpu", "cuda", "cuda:99", "abacus"),
     *("json", "csv", "table", "fp16", "int8", "onnx", "train", "val", "paper", "modern", "plain"),
     *("0", "1", "2", "-1", "3.5", "1e9", "nan", "inf", "9" * 30, "0x10", "true", "None", "", " "),
@@ -228,6 +268,8 @@ _CALLS = (
     ("models", "--json"),
     ("weights", "verify", "tiny.safetensors", "resnest26_tiny"),
     ("weights", "fetch", "resnest14", "resnest26_tiny:tiny_imagenet"),
+    ("weights", "convert", "tiny.safetensors", "out.pth", "--to", "mmpretrain"),
+    ("weights", "card", "tiny.safetensors"),
 )
 
 
@@ -350,6 +392,7 @@ TARGETS = (
     Target(name="images", seeds=image_seeds, read=read_image),
     Target(name="torch checkpoints", seeds=torch_seeds, read=read_weights),
     Target(name="safetensors", seeds=safetensors_seeds, read=read_weights),
+    Target(name="layouts", seeds=layout_seeds, read=read_layout),
     Target(name="training states", seeds=training_seeds, read=read_training),
     Target(name="metadata", seeds=metadata_seeds, read=read_metadata_text),
     Target(name="recipes", seeds=recipe_seeds, read=read_recipe),
