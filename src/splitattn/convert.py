@@ -140,9 +140,11 @@ def _models(source: Path, checkpoint: Checkpoint, model: str | None) -> tuple[st
     # Not whole, or another network: compared with this one, it is told what it lacks.
     if closest := closest_model(shapes):
         return (closest,)
-    keys = ", ".join(islice(chain(checkpoint.state_dict, checkpoint.strangers), 3))
+    keys = islice(chain(checkpoint.state_dict, checkpoint.strangers), 3)
+    names = ", ".join(key[:80] for key in keys)
     raise WeightsError(
-        f"{source} must hold weights of a ResNeSt, and its keys ({keys}, ...) are of something else"
+        f"{source} must hold weights of a ResNeSt, and its keys ({names}, ...) are of something "
+        "else"
     )
 
 

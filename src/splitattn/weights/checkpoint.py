@@ -75,7 +75,8 @@ class Checkpoint:
             return ""
         names = ", ".join(key[:80] for key in self.surroundings[:3])
         more = ", ..." if count > 3 else ""
-        return f"{count} tensors of the larger model around the backbone ({names}{more})"
+        tensors = "tensor" if count == 1 else "tensors"
+        return f"{count} {tensors} of the larger model around the backbone ({names}{more})"
 
 
 def check_fits(checkpoint: Checkpoint, network: Mapping[str, Tensor], *, model: str) -> Widths:
