@@ -25,6 +25,8 @@ class Hub:
         cache: where huggingface_hub keeps what it gets.
         requests: method and path of each request.
         pushes: the lines of each commit that came.
+        private: repositories that were made so.
+        proposals: the files of each commit that was only proposed.
         tokens: the authorization that came with each request.
         damaged: names of files of which another content is sent than the hash that is told.
         gated: repositories whose terms nobody accepted.
@@ -35,6 +37,8 @@ class Hub:
     repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     pushes: list[list[dict[str, Any]]] = field(default_factory=list)
+    private: set[str] = field(default_factory=set)
+    proposals: list[dict[str, bytes]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)
     gated: set[str] = field(default_factory=set)
@@ -46,7 +50,7 @@ class Hub:
         """The files of a branch or of a commit."""
         branches = self.repositories[repository]
         commits = {commit_of(files): files for files in branches.values()}
-        return branches.get(revision) or commits.get(revision)
+        return branches.get(revision, commits.get(revision))
 
 
 def commit_of(files: dict[str, bytes]) -> str:
@@ -109,11 +113,14 @@ def serving(cache: Path) -> Iterator[Hub]:
             if self.path == "/api/repos/create":
                 wanted = json.loads(body)
                 repository = f"{wanted['organization']}/{wanted['name']}"
+                if wanted.get("private") or wanted.get("visibility") == "private":
+                    running.private.add(repository)
                 running.repositories.setdefault(repository, {MAIN: {}})
                 return self.answer_json({"url": f"{running.url}/{repository}"})
             if self.path == "/api/validate-yaml":
                 return self.answer_json({"errors": [], "warnings": []})
-            _, _, _, owner, name, what, revision = self.path.split("/")
+            path, _, query = self.path.partition("?")
+            _, _, _, owner, name, what, revision = path.split("/")
             branches = running.repositories[f"{owner}/{name}"]
             if revision not in branches:
                 return self.answer(404, b"", X_Error_Code="RevisionNotFound")
@@ -123,11 +130,20 @@ def serving(cache: Path) -> Iterator[Hub]:
                 return self.answer_json({"files": [{"path": f["path"], **modes} for f in files]})
             lines = [json.loads(line) for line in body.splitlines()]
             running.pushes.append(lines)
-            branches[revision] = branches[revision] | {
+            sent = {
                 line["value"]["path"]: base64.b64decode(line["value"]["content"])
                 for line in lines
                 if line["key"] == "file"
             }
+            if "create_pr=1" in query:
+                running.proposals.append(sent)
+                pages, commit = f"{running.url}/{owner}/{name}", commit_of(sent)
+                urls = {
+                    "commitUrl": f"{pages}/commit/{commit}",
+                    "pullRequestUrl": f"{pages}/discussions/{len(running.proposals)}",
+                }
+                return self.answer_json(urls | {"commitOid": commit})
+            branches[revision] = branches[revision] | sent
             commit = commit_of(branches[revision])
             url = f"{running.url}/{owner}/{name}/commit/{commit}"
             return self.answer_json({"commitUrl": url, "commitOid": commit})

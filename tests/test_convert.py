@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from splitattn.architectures import ARCHITECTURES
 from splitattn.cli import main
 from splitattn.convert import convert
-from splitattn.create import create_model, load_trained
+from splitattn.create import create_backbone, create_model, load_trained
 from splitattn.errors import InputError, WeightsError
 from splitattn.weights import catalogue, checkpoint, layouts
 from splitattn.weights.catalogue import Preprocessing
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
-from splitattn.weights.layouts import LAYOUTS, OFFICIAL, Layout
+from splitattn.weights.layouts import LAYOUTS, MMDET, OFFICIAL, Layout, Spelling
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.store import resolve
 from tests.weights.conftest import make_entry
@@ -78,7 +78,7 @@ def test_there_and_back_is_the_identity(
     assert (there.source, there.target, there.models) == (OFFICIAL, layout, (SMALL,))
     back = convert(there.path, tmp_path / "back.pth", to="official", model=SMALL)
     assert (back.source, back.target) == (layout, OFFICIAL)
-    kept = state if layout.classifier else headless(state)
+    kept = headless(state) if layout is MMDET else state
     assert bits(torch.load(back.path, weights_only=True)) == bits(kept)
     assert there.tensors == back.tensors == len(kept)
 
@@ -91,7 +91,7 @@ def test_every_layout_becomes_every_other(
     path = tmp_path / "a.safetensors"
     convert(source, path, to=first.names[-1])
     convert(path, path, to=second.names[-1])
-    kept = state if first.classifier and second.classifier else headless(state)
+    kept = headless(state) if MMDET in (first, second) else state
     read = read_checkpoint(path)
     assert read.spelling == second.spelling
     assert bits(read.state_dict) == bits(kept)
@@ -118,7 +118,8 @@ def test_what_a_file_has_no_place_for_is_told(tmp_path: Path, source: Path) -> N
     assert dropped(".safetensors", "mmpretrain") == ()
     assert dropped(".pth", "mmpretrain") == (said,)
     assert dropped(".safetensors", "mmdet") == (classifier,)
-    assert dropped(".pth", "detectron2") == (classifier, said)
+    assert dropped(".pth", "mmseg") == (classifier, said)
+    assert dropped(".pth", "detectron2") == (said,)
     convert(source, tmp_path / "b.pth", to="mmpretrain")
     named = convert(tmp_path / "b.pth", tmp_path / "c.pth", to="mmdet").dropped
     assert named == ("the classifier (head.fc.bias, head.fc.weight)",)
@@ -138,7 +139,7 @@ def test_arrays_of_detectron2_are_read(tmp_path: Path, state: dict[str, Tensor])
     path.write_bytes(pickle.dumps({"model": arrays, "matching_heuristics": True}))
     done = convert(path, tmp_path / "a.pth", to="official")
     assert (done.models, done.source) == ((SMALL,), layouts.DETECTRON2)
-    assert bits(torch.load(tmp_path / "a.pth", weights_only=True)) == bits(headless(state))
+    assert bits(torch.load(tmp_path / "a.pth", weights_only=True)) == bits(state)
 
 
 @pytest.mark.parametrize("name", ["a.pkl", "a.onnx", "a", "a.zip"])
@@ -279,19 +280,21 @@ def test_the_command_line_converts_a_real_network(
     network = create_model("resnest14")
     write_checkpoint(tmp_path / "a.safetensors", network.state_dict())
     there, back = tmp_path / "there.pth", tmp_path / "back.safetensors"
-    status, out, err = run(capsys, tmp_path / "a.safetensors", there, "--to", "detectron2")
+    status, out, err = run(capsys, tmp_path / "a.safetensors", there, "--to", "mmdet")
     assert (status, out) == (
         0,
-        f"{there}: resnest14, from official (the same as timm and encoding) to detectron2, "
-        "150 tensors; without the classifier (fc.bias, fc.weight)\n",
+        f"{there}: resnest14, from official (the same as timm and encoding) to mmdet (the same as "
+        "mmseg), 150 tensors; without the classifier (fc.bias, fc.weight)\n",
     )
     assert err == (
-        "note: detectron2 lists no network of layers (1, 1, 1, 1): add them to its table of depths "
-        "to build one\n"
+        "note: mmdet (the same as mmseg) lists no network of layers (1, 1, 1, 1): add them to "
+        "its table of depths to build one\n"
     )
     status, out, err = run(capsys, there, back, "--to", "timm", "--model", "timm/resnest14d")
     assert (status, err) == (0, "")
-    assert out.startswith(f"{back}: resnest14, from detectron2 to official (the same as timm and ")
+    assert out.startswith(
+        f"{back}: resnest14, from mmdet (the same as mmseg) to official (the same as timm and "
+    )
     expected = headless(dict(network.state_dict()))
     found = safetensors.torch.load_file(back)
     assert found.keys() == expected.keys()
@@ -328,14 +331,14 @@ def test_other_projects_files_make_networks(
         caplog.clear()
         ours = create_model(SMALL, weights=path, num_classes=6)
         for key, value in ours.state_dict().items():
-            if layout.classifier or not key.startswith("fc."):
+            if layout is not MMDET or not key.startswith("fc."):
                 expected = state[key].to(value.dtype)
                 assert torch.equal(value.nan_to_num(), expected.nan_to_num()), key
         warned = [record.message for record in caplog.records]
         assert warned == (
-            []
-            if layout.classifier
-            else [f"{path}: the classifier is new, for 6 classes, and untrained"]
+            [f"{path}: the classifier is new, for 6 classes, and untrained"]
+            if layout is MMDET
+            else []
         )
 
 
@@ -368,6 +371,60 @@ def test_other_projects_classifiers_label_images(tmp_path: Path) -> None:
         {"state_dict": spelt(small_network().state_dict(), layouts.MMPRETRAIN.spelling)},
         tmp_path / "a.pth",
     )
+    network = load_trained(resolve(SMALL, tmp_path / "a.pth")).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(network(images), small_network()(images))
+
+
+# A whole model of each project: where its backbone is, and some of what it has besides.
+WHOLE = {
+    "mmdetection": (
+        Spelling(layout=MMDET, prefix="backbone."),
+        ["neck.lateral_convs.0.conv.weight", "rpn_head.rpn_conv.weight", "bbox_head.fc_cls.bias"],
+    ),
+    "mmsegmentation": (
+        Spelling(layout=MMDET, prefix="backbone."),
+        ["data_preprocessor.mean", "decode_head.conv_seg.weight"],
+    ),
+    "mmpretrain": (layouts.MMPRETRAIN.spelling, ["data_preprocessor.mean"]),
+    "detectron2": (
+        layouts.DETECTRON2.spelling,
+        ["backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight", "pixel_mean"],
+    ),
+}
+
+
+@pytest.mark.parametrize("project", WHOLE)
+def test_a_backbone_is_taken_out_of_a_whole_model(
+    tmp_path: Path, state: dict[str, Tensor], project: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spelling, others = WHOLE[project]
+    path = tmp_path / "whole.pth"
+    backbone = spelt(headless(state), spelling)
+    torch.save({"state_dict": backbone | {key: torch.zeros(2) for key in others}}, path)
+    ours = create_backbone(SMALL, weights=path)
+    for key, value in ours.state_dict().items():
+        assert torch.equal(value.nan_to_num(), state[key].to(value.dtype).nan_to_num()), key
+    tensors = "tensor" if len(others) == 1 else "tensors"
+    told = f"{len(others)} {tensors} of the larger model around the backbone ({', '.join(others)})"
+    assert [record.message for record in caplog.records] == [f"{path}: {told} are left out"]
+    done = convert(path, tmp_path / "a.pth", to="official", model=SMALL)
+    assert done.dropped == (told,)
+    assert bits(torch.load(done.path, weights_only=True)) == bits(headless(state))
+    # What is wrong in the backbone itself is refused as ever.
+    odd = f"{spelling.prefix}layer1.0.conv9.weight"
+    torch.save(backbone | {"neck.weight": torch.zeros(2), odd: torch.zeros(2)}, path)
+    with pytest.raises(WeightsError) as error:
+        create_backbone(SMALL, weights=path)
+    assert f"1 are unexpected ({odd})" in str(error.value)
+
+
+def test_detectron2s_classifier_labels_images(tmp_path: Path) -> None:
+    bare = Spelling(layout=layouts.DETECTRON2, prefix="")
+    found = spelt(small_network().state_dict(), bare)
+    assert {"linear.weight", "linear.bias"} < found.keys()
+    torch.save({"model": found}, tmp_path / "a.pth")
     network = load_trained(resolve(SMALL, tmp_path / "a.pth")).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():

@@ -164,7 +164,7 @@ def test_no_network_is_built_for_more_classes_than_a_file_has_weights_for(
     state |= {"fc.weight": torch.zeros(many, features), "fc.bias": torch.zeros(many)}
     path = tmp_path / "odd.safetensors"
     write_checkpoint(path, state)
-    fault = rf"fc.weight has shape \({many}, {features}\) and fc.bias \({many},\), instead of"
+    fault = rf"fc.weight has shape \({many}, {features}\) instead of \({many}, 2048\)"
     with pytest.raises(WeightsError, match=fault):
         create_model("resnest14", weights=path)
     with pytest.raises(WeightsError, match=fault):
@@ -179,6 +179,45 @@ def test_a_checkpoint_without_a_head_still_loads_with_one_of_its_own(
     model = create_model("resnest14", weights=tmp_path / "headless.safetensors", num_classes=4)
     assert torch.equal(model.conv1[0].weight, trained.conv1[0].weight)
     assert "the classifier is new, for 4 classes" in warnings_of(caplog)[0]
+
+
+@pytest.mark.parametrize("gone", ["fc.weight", "fc.bias"])
+def test_half_a_classifier_is_no_checkpoint_without_a_head(
+    tmp_path: Path, trained: ResNeSt, gone: str
+) -> None:
+    path = tmp_path / "half.safetensors"
+    write_checkpoint(path, {k: v for k, v in trained.state_dict().items() if k != gone})
+    told = rf"1 of \d+ keys are missing \({gone}\)"
+    for num_classes in (None, 6, 3):
+        with pytest.raises(WeightsError, match=told):
+            create_model("resnest14", weights=path, num_classes=num_classes)
+    with pytest.raises(WeightsError, match=told):
+        create_backbone("resnest14", weights=path)
+    with pytest.raises(WeightsError, match=told):
+        load_trained(resolve("resnest14", path))
+
+
+def test_a_classifier_of_no_classes_does_not_become_one_of_a_thousand(
+    tmp_path: Path, trained: ResNeSt
+) -> None:
+    empty = {"fc.weight": torch.zeros(0, 2048), "fc.bias": torch.zeros(0)}
+    path = tmp_path / "empty.pth"
+    torch.save({**trained.state_dict(), **empty}, path)
+    with pytest.raises(WeightsError, match=r"fc.weight has shape \(0, 2048\) instead of"):
+        create_model("resnest14", weights=path)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+@pytest.mark.parametrize("key", ["conv1.0.weight", "layer1.0.bn1.running_var"])
+def test_whole_numbers_are_no_weights(
+    tmp_path: Path, trained: ResNeSt, kind: torch.dtype, key: str
+) -> None:
+    path = tmp_path / "quantised.pth"
+    state = dict(trained.state_dict())
+    torch.save(state | {key: state[key].to(kind)}, path)
+    with pytest.raises(WeightsError) as error:
+        create_model("resnest14", weights=path)
+    assert f"{key} is of {str(kind).removeprefix('torch.')}: save" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,10 @@ from splitattn.architectures import architecture
 from splitattn.cli import app
 from splitattn.training.recipes import load_recipe
 from splitattn.weights.hub import is_reference
+from splitattn.weights.metadata import ModelMetadata
+from tests.cli.networks import CLASSES, PREPROCESSING, network
 from tests.examples import blocks, furnish
+from tests.hub_server import Hub
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("howto/*.md"))}
@@ -105,12 +108,22 @@ def labels_as_the_classifier_does(output: str) -> None:
     assert output == f"{best.label}\n"
 
 
+def says_what_it_is(output: str) -> None:
+    assert output == f"resnest14 {CLASSES}\n"
+
+
+def train_as_the_page_has_done() -> None:
+    metadata = ModelMetadata(model="resnest14", classes=CLASSES, preprocessing=PREPROCESSING)
+    splitattn.save_pretrained(network(), "run", metadata=metadata)
+
+
 SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
     ("label", "anything", labels),
     ("label", "predict_stream", goes_on_after_an_error),
     ("train", "load_recipe", trains),
     ("data", "parquet", finds_every_image),
     ("export", "InferenceSession", labels_as_the_classifier_does),
+    ("weights", "read_metadata", says_what_it_is),
 ]
 
 
@@ -123,8 +136,25 @@ def test_python_examples_do_what_they_say(
     if "model.onnx" in example:
         app(["export", "model.onnx"], standalone_mode=False)
         capsys.readouterr()
+    if "run/model.safetensors" in example:
+        train_as_the_page_has_done()
     exec(compile(example, f"{page}.md", "exec"), {})
     check(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("desk")
+def test_examples_with_a_hub_do_what_they_say(hub: Hub) -> None:
+    train_as_the_page_has_done()
+    files = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    for repository, revision in (("timm/resnest50d.in1k", "main"), ("owner/name", "revision")):
+        hub.add(repository, files, revision)
+    hub.add("owner/name", {})
+    (there,) = (block for block in blocks(PAGES["weights"], "python") if "read_metadata" in block)
+    (example,) = (block for block in blocks(PAGES["weights"], "py") if "hf-hub:" in block)
+    exec(compile(there + example, "weights.md", "exec"), {})
+    pushed = hub.repositories["owner/name"]["main"]
+    assert pushed["model.safetensors"] == files["model.safetensors"]
+    assert "hf-hub:owner/name" in pushed["README.md"].decode()
 
 
 def test_every_python_example_is_among_those() -> None:

@@ -4,24 +4,31 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import splitattn
+from splitattn import pretrained
 from splitattn.classifier import Classifier
 from splitattn.create import create_model
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.fusion import fuse
-from splitattn.nn.resnest import ResNeSt
+from splitattn.nn.resnest import Dilation, ResNeSt
 from splitattn.pretrained import from_pretrained, push_to_hub, save_pretrained
+from splitattn.weights.card import model_card
 from splitattn.weights.catalogue import Preprocessing, centre_crop
+from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.hub import CARD_MARK
 from splitattn.weights.metadata import ModelMetadata, read_metadata
+from splitattn.weights.store import resolve
 from tests.cli.networks import CLASSES, PREPROCESSING, network
 from tests.hub_server import Hub, environment
 from tests.nn.networks import randomise_norms
@@ -156,6 +163,58 @@ def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
+def test_a_card_that_was_made_here_follows_the_weights(tmp_path: Path) -> None:
+    save_pretrained(network(), tmp_path, metadata=METADATA)
+    better = replace(METADATA, metrics={"top1": 95.5})
+    save_pretrained(network(), tmp_path, metadata=better, licence="MIT")
+    card = (tmp_path / "README.md").read_text()
+    assert "95.5" in card
+    assert "91.25" not in card
+    assert 'license: "mit"' in card
+    taken_over = card.replace(f"{CARD_MARK}\n", "")
+    (tmp_path / "README.md").write_text(taken_over)
+    save_pretrained(network(), tmp_path, metadata=METADATA)
+    assert (tmp_path / "README.md").read_text() == taken_over
+
+
+def test_timms_name_of_the_model_is_saved_as_ours(ours: Path, tmp_path: Path) -> None:
+    metadata = replace(METADATA, model="timm/resnest14d.gluon_in1k")
+    save_pretrained(network(), tmp_path, metadata=metadata, licence="Apache-2.0")
+    for name in ("README.md", "config.json"):
+        assert (tmp_path / name).read_bytes() == (ours / name).read_bytes()
+    with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        assert json.loads(file.metadata()["splitattn"])["model"] == "resnest14"
+    for name in ("resnest14", "resnest14d"):
+        assert torch.equal(logits(create_model(name, weights=tmp_path)), logits(network()))
+    # As a file may have it that was written in another way.
+    write_checkpoint(tmp_path / "model.safetensors", network().state_dict(), metadata)
+    assert resolve("resnest14", tmp_path).model == resolve("resnest14d", tmp_path).model
+    assert "timm has no such architecture" not in model_card(tmp_path / "model.safetensors")
+
+
+def test_a_folder_comes_before_a_tag_of_the_catalogue(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_imagenet").symlink_to(ours)
+    assert from_pretrained("tiny_imagenet").num_classes == len(CLASSES)
+
+
+def test_a_network_for_other_images_is_the_one_in_the_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grey = timm.create_model("resnest14d", num_classes=3, in_chans=1).eval()
+    save_for_hf(grey, str(tmp_path), model_config={"label_names": ["a", "b", "c"]})
+    caplog.clear()  # of what timm says
+    model = from_pretrained(tmp_path)
+    images = IMAGES[:, :1]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), grey(images), atol=1e-5, rtol=1e-5)
+    assert not caplog.records
+    Classifier(weights=tmp_path, engine="torch")  # images are RGB, so it adapts the network
+    assert "adapted from 1 to 3 channels" in caplog.text
+
+
 def changed(**fields: Any) -> ModelMetadata:
     defaults = {"model": "resnest14", "classes": CLASSES, "preprocessing": centre_crop(64)}
     return ModelMetadata(**defaults | fields)
@@ -185,6 +244,12 @@ def test_only_what_can_be_described_is_saved(tmp_path: Path) -> None:
         save_pretrained(fused, tmp_path, metadata=METADATA)
     with pytest.raises(InputError, match="only networks for RGB images"):
         save_pretrained(grey, tmp_path, metadata=METADATA)
+    for dilation in get_args(Dilation):
+        dilated = create_model("resnest14", num_classes=6, output_stride=16, dilation=dilation)
+        with pytest.raises(InputError, match="output_stride 32 can be described, this one has 16"):
+            save_pretrained(dilated, tmp_path, metadata=METADATA)
+        with pytest.raises(InputError, match="output_stride 32 can be described, this one has 16"):
+            push_to_hub(dilated, "owner/name", metadata=METADATA)
     with pytest.raises(InputError, match="SPDX identifier"):
         save_pretrained(network(), tmp_path, metadata=METADATA, licence="a b")
     (tmp_path / "file").touch()
@@ -198,6 +263,11 @@ def test_what_is_neither_a_folder_nor_a_repository_is_refused(tmp_path: Path) ->
         from_pretrained("nowhere")
     with pytest.raises(WeightsError, match="neither a tag of any model nor a file"):
         from_pretrained(tmp_path / "nowhere")
+    for odd in ("a" * 300, "a\0b", "\udcff"):
+        with pytest.raises(WeightsError, match="a repository must be owner/name"):
+            from_pretrained(odd)
+        with pytest.raises(WeightsError, match="neither a tag of any model nor a file"):
+            from_pretrained(Path(odd))
 
 
 def test_what_is_pushed_is_loaded_from_the_hub(hub: Hub) -> None:
@@ -237,3 +307,21 @@ def test_the_command_line_labels_with_a_repository(
     monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
     best = Classifier("hf-hub:owner/cats", engine="torch").predict(SAMPLE)
     assert [p["label"] for p in result["predictions"]] == [p.label for p in best]
+
+
+def test_nothing_is_replaced_before_everything_is_known_to_be_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pretrained(network(), tmp_path, metadata=METADATA)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refuse(*_: object, **__: object) -> str:
+        raise InputError("no")
+
+    other = create_model("resnest14", num_classes=len(CLASSES))
+    for text in ("to_config", "card_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrained, text, refuse)
+            with pytest.raises(InputError, match=r"^no$"):
+                save_pretrained(other, tmp_path, metadata=METADATA)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -14,18 +14,14 @@ from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.catalogue import named
 from splitattn.weights.checkpoint import (
     Checkpoint,
+    check_fits,
     read_checkpoint,
     save_pickle,
     save_safetensors,
     writing,
 )
 from splitattn.weights.layouts import Layout, find_layout
-from splitattn.weights.matching import (
-    check_layout,
-    check_match,
-    closest_model,
-    fitting_models,
-)
+from splitattn.weights.matching import closest_model, fitting_models
 from splitattn.weights.store import check_owner, published
 
 _PICKLES = (".pth", ".pt")
@@ -84,8 +80,9 @@ def convert(
         model, _ = named(model)
     checkpoint = read_checkpoint(source)
     models = _models(source, checkpoint, model)
-    check_layout(checkpoint.spelling, architecture(models[0]), model=models[0], origin=str(source))
-    _check_complete(source, checkpoint, models[0])
+    with torch.device("meta"):
+        network = ResNeSt(architecture(models[0]))
+    check_fits(checkpoint, network.state_dict(), model=models[0])
     models = _holdable(source, layout, models)
 
     spelling = layout.spelling
@@ -98,6 +95,8 @@ def convert(
     if headless := [key for key in checkpoint.state_dict if spelling.own(key) is None]:
         names = (checkpoint.spelling.own(key) or key for key in headless)
         dropped.append(f"the classifier ({', '.join(names)})")
+    if checkpoint.surroundings:
+        dropped.append(checkpoint.surroundings_in_words)
     if checkpoint.metadata and target.suffix in _PICKLES:
         dropped.append("classes and preprocessing, which safetensors would keep")
     with writing(target) as temporary:
@@ -141,29 +140,11 @@ def _models(source: Path, checkpoint: Checkpoint, model: str | None) -> tuple[st
     # Not whole, or another network: compared with this one, it is told what it lacks.
     if closest := closest_model(shapes):
         return (closest,)
-    keys = ", ".join(islice(chain(checkpoint.state_dict, checkpoint.strangers), 3))
+    keys = islice(chain(checkpoint.state_dict, checkpoint.strangers), 3)
+    names = ", ".join(key[:80] for key in keys)
     raise WeightsError(
-        f"{source} must hold weights of a ResNeSt, and its keys ({keys}, ...) are of something else"
-    )
-
-
-def _check_complete(source: Path, checkpoint: Checkpoint, model: str) -> None:
-    state = checkpoint.state_dict
-    head = next((state[key] for key in ("fc.weight", "fc.bias") if key in state), None)
-    stem = state.get("conv1.0.weight")
-    with torch.device("meta"):
-        network = ResNeSt(
-            architecture(model),
-            num_classes=len(head) if head is not None and head.ndim else 0,
-            in_chans=max(stem.shape[1], 1) if stem is not None and stem.ndim == 4 else 3,
-        )
-    check_match(
-        {key: tuple(value.shape) for key, value in state.items()},
-        {key: tuple(value.shape) for key, value in network.state_dict().items()},
-        model=model,
-        origin=str(source),
-        spelling=checkpoint.spelling,
-        strangers=checkpoint.strangers,
+        f"{source} must hold weights of a ResNeSt, and its keys ({names}, ...) are of something "
+        "else"
     )
 
 

@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from splitattn.architectures import ARCHITECTURES, Architecture, architecture
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.resnest import Dilation, ResNeSt
 from splitattn.weights.catalogue import WeightsEntry, entries, named
-from splitattn.weights.checkpoint import Checkpoint, read_checkpoint
+from splitattn.weights.checkpoint import Checkpoint, check_fits, read_checkpoint
 from splitattn.weights.hub import is_reference
-from splitattn.weights.matching import check_layout, check_match
+from splitattn.weights.matching import HEAD, Widths, first_convolution
 from splitattn.weights.store import ResolvedWeights, resolve
 
 logger = logging.getLogger(__name__)
@@ -65,9 +68,9 @@ def create_model(
         WeightsError: the weights cannot be had or do not fit the model.
     """
     name, shape, weights = _identified(model, weights)
-    checkpoint = _read(name, weights)
+    trained = None if weights is None else _read(resolve(name, weights).path, name)
     if num_classes is None:
-        num_classes = (_classes(checkpoint, shape) if checkpoint else 0) or 1000
+        num_classes = (trained.widths.classes if trained else 0) or 1000
     network = ResNeSt(
         shape,
         num_classes=num_classes,
@@ -78,8 +81,8 @@ def create_model(
         drop_block=drop_block,
         dropout=dropout,
     )
-    if checkpoint:
-        _load(network, checkpoint, model=name)
+    if trained:
+        _load(network, trained)
     return network
 
 
@@ -115,31 +118,38 @@ def create_backbone(
         dilation=dilation,
         drop_path=drop_path,
     )
-    # Before weights are fetched, since it may refuse; they still reach it, in the same layers.
+    # It may refuse, so it comes before weights are fetched, unless the model's own name says which:
+    # then they are here, as they say what to build. They still reach it, in the same layers.
     backbone = Backbone(
         network, out_indices=out_indices, frozen_stages=frozen_stages, frozen_bn=frozen_bn
     )
-    if checkpoint := _read(name, weights):
-        _load(network, checkpoint, model=name)
+    if weights is not None:
+        _load(network, _read(resolve(name, weights).path, name))
     return backbone
 
 
-def load_trained(resolved: ResolvedWeights) -> ResNeSt:
+def load_trained(resolved: ResolvedWeights, *, in_chans: int | None = 3) -> ResNeSt:
     """The network of `resolved` as it was trained, its own classifier included.
+
+    Args:
+        in_chans: see `create_model`; None takes that of the weights.
 
     Raises:
         WeightsError: the file is damaged, does not fit the model, or has no classifier.
     """
-    checkpoint = read_checkpoint(resolved.path)
-    shape = architecture(resolved.model)
-    num_classes = _classes(checkpoint, shape)
-    if not num_classes:
+    trained = _read(resolved.path, resolved.model)
+    widths = trained.widths
+    if not widths.classes:
         raise WeightsError(
             f"{resolved.path} has no classifier and cannot label images: train one on it, or name "
             "other weights"
         )
-    network = ResNeSt(shape, num_classes=num_classes)
-    _load(network, checkpoint, model=resolved.model)
+    network = ResNeSt(
+        architecture(resolved.model),
+        num_classes=widths.classes,
+        in_chans=widths.channels if in_chans is None else in_chans,
+    )
+    _load(network, trained)
     return network
 
 
@@ -160,68 +170,47 @@ def _identified(
     return name, architecture(name), weights
 
 
-def _read(model: str, weights: str | Path | None) -> Checkpoint | None:
-    return None if weights is None else read_checkpoint(resolve(model, weights).path)
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """A checkpoint that fits its model, and for how many classes and channels it is."""
+
+    checkpoint: Checkpoint
+    widths: Widths
 
 
-def _classes(checkpoint: Checkpoint, shape: Architecture) -> int:
-    """How many classes the checkpoint's classifier has, 0 if there is none.
-
-    A network is built for that many, so they must be there.
-
-    Raises:
-        WeightsError: its parts do not fit each other or the architecture.
-    """
-    state = checkpoint.state_dict
-    if not {"fc.weight", "fc.bias"} <= state.keys():
-        return 0
-    features = shape.stage_channels[-1]
-    bias, weight = (tuple(state[key].shape) for key in ("fc.bias", "fc.weight"))
-    if len(bias) != 1 or weight != (*bias, features):
-        raise WeightsError(
-            f"{checkpoint.path} does not fit: fc.weight has shape {weight} and fc.bias {bias}, "
-            f"instead of (classes, {features}) and (classes,); get weights of this model"
-        )
-    return bias[0]
+def _read(path: Path, model: str) -> _Trained:
+    """The file's weights, which are the model's: any network of it that is built can take them."""
+    checkpoint = read_checkpoint(path)
+    with torch.device("meta"):
+        network = ResNeSt(architecture(model))
+    widths = check_fits(checkpoint, network.state_dict(), model=model)
+    if left_out := checkpoint.surroundings_in_words:
+        logger.warning("%s: %s are left out", path, left_out)
+    return _Trained(checkpoint=checkpoint, widths=widths)
 
 
-def _load(network: ResNeSt, checkpoint: Checkpoint, *, model: str) -> None:
-    """Load what fits; a classifier or stem of another width is replaced, with a warning."""
-    origin = str(checkpoint.path)
-    check_layout(checkpoint.spelling, network.architecture, model=model, origin=origin)
+def _load(network: ResNeSt, trained: _Trained) -> None:
+    """Load the weights; a classifier or stem of another width is replaced, with a warning."""
+    checkpoint, widths = trained.checkpoint, trained.widths
     state, own = checkpoint.state_dict, network.state_dict()
-    stem = "conv1.0.weight" if network.architecture.deep_stem else "conv1.weight"
-    adapted: set[str] = set()
-    found_classes = state["fc.bias"].numel() if "fc.bias" in state else 0
-    if found_classes != network.num_classes:
-        adapted |= {"fc.weight", "fc.bias"}
+    stem = first_convolution(own)
+    loaded = {key: state[key] for key in own if key in state}
+    if widths.classes != network.num_classes:
+        loaded = {key: value for key, value in loaded.items() if key not in HEAD}
         if network.num_classes:
             logger.warning(
                 "%s: the classifier is new, for %d classes, and untrained",
-                origin,
+                checkpoint.path,
                 network.num_classes,
             )
-    found_chans = state[stem].shape[1] if stem in state and state[stem].ndim == 4 else 0
     in_chans = own[stem].shape[1]
-    if found_chans not in (0, in_chans):
-        adapted.add(stem)
+    if widths.channels != in_chans:
         logger.warning(
             "%s: the first convolution is adapted from %d to %d channels",
-            origin,
-            found_chans,
+            checkpoint.path,
+            widths.channels,
             in_chans,
         )
-    check_match(
-        {key: tuple(value.shape) for key, value in state.items()},
-        {key: tuple(value.shape) for key, value in own.items()},
-        model=model,
-        origin=origin,
-        adapted=adapted,
-        spelling=checkpoint.spelling,
-        strangers=checkpoint.strangers,
-    )
-    loaded = {key: state[key] for key in own if key in state and key not in adapted}
-    if stem in adapted:
         mean = state[stem].float().mean(1, keepdim=True)
-        loaded[stem] = mean.expand_as(own[stem]) * (found_chans / in_chans)
+        loaded[stem] = mean.expand_as(own[stem]) * (widths.channels / in_chans)
     network.load_state_dict(own | loaded)

@@ -1,15 +1,16 @@
 """A network becomes a folder or a repository that says all about it, and a network again."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from splitattn.architectures import architecture
+from splitattn.architectures import architecture, split_name
 from splitattn.create import load_trained
 from splitattn.errors import InputError, WeightsError
-from splitattn.files import replacing
+from splitattn.files import is_file, is_folder, replacing
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights import hub
-from splitattn.weights.card import check_licence, model_card
+from splitattn.weights.card import card_text, check_licence
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.store import resolve
@@ -19,6 +20,8 @@ from splitattn.weights.timm_config import CONFIG_NAME, to_config
 def from_pretrained(source: str | Path) -> ResNeSt:
     """The network in a folder or repository, in evaluation mode, with the classifier it came with.
 
+    It takes images of as many channels as it was trained for.
+
     Args:
         source: the path of a folder or of a weights file, or else a repository of the Hugging Face
             hub: `owner/name`, or `owner/name@revision`; `hf-hub:` may precede it.
@@ -27,9 +30,11 @@ def from_pretrained(source: str | Path) -> ResNeSt:
         InputError: huggingface_hub is missing.
         WeightsError: there is no such folder or repository, or it holds no network of this package.
     """
-    if isinstance(source, Path) or hub.is_reference(source) or Path(source).exists():
-        return load_trained(resolve(weights=source)).eval()
-    return load_trained(resolve(weights=f"hf-hub:{source}")).eval()
+    if isinstance(source, str) and not hub.is_reference(source):
+        # A path, so that no tag of the catalogue is taken for it.
+        here = is_file(source) or is_folder(source)
+        source = Path(source) if here else f"hf-hub:{source}"
+    return load_trained(resolve(weights=source), in_chans=None).eval()
 
 
 def save_pretrained(
@@ -38,8 +43,9 @@ def save_pretrained(
     """Write `model` into a folder from which this package and timm load it.
 
     The folder gets `model.safetensors`, which holds `metadata` too, `config.json` in timm's shape
-    with the classes and the preprocessing of `metadata`, and a model card, `README.md`, unless it
-    has one: people write in them. Each file appears whole or not at all.
+    with the classes and the preprocessing of `metadata`, and a model card, `README.md`. A card that
+    is there already is replaced if it still has the line that says where it is from, and otherwise
+    stays as it is: people write in them. Each file appears whole or not at all.
 
     Args:
         folder: made if it is not there.
@@ -51,7 +57,7 @@ def save_pretrained(
         InputError: the model is not what `metadata` says, or `licence` is no identifier.
         WeightsError: the folder cannot be written.
     """
-    _check(model, metadata, licence)
+    metadata = _checked(model, metadata, licence)
     _write(model, Path(folder), metadata=metadata, licence=licence, repository=None)
 
 
@@ -68,7 +74,8 @@ def push_to_hub(
 ) -> str:
     """Commit what `save_pretrained` writes to a repository of the Hugging Face hub.
 
-    All files come in one commit. A model card that is there already stays as it is.
+    All files come in one commit. A model card that is there already is replaced or stays, as in
+    `save_pretrained`.
 
     Args:
         repository: owner/name, made if it is not there; `@branch` may follow, which must be there.
@@ -86,7 +93,7 @@ def push_to_hub(
         WeightsError: the server cannot be reached, or refuses.
     """
     target = hub.Repository.parse(repository)
-    _check(model, metadata, licence)
+    metadata = _checked(model, metadata, licence)
     with TemporaryDirectory() as folder:
         _write(model, Path(folder), metadata=metadata, licence=licence, repository=target.id)
         return hub.push(
@@ -99,7 +106,8 @@ def push_to_hub(
         )
 
 
-def _check(model: ResNeSt, metadata: ModelMetadata, licence: str | None) -> None:
+def _checked(model: ResNeSt, metadata: ModelMetadata, licence: str | None) -> ModelMetadata:
+    """`metadata` with our own name of the model, once it is true of it."""
     check_licence(licence)
     if not isinstance(model, ResNeSt):
         raise InputError(
@@ -119,6 +127,12 @@ def _check(model: ResNeSt, metadata: ModelMetadata, licence: str | None) -> None
             f"only networks for RGB images can be described, this one takes {stem.shape[1]} "
             "channels: save its state_dict with safetensors"
         )
+    if model.output_stride != 32:
+        raise InputError(
+            "only networks of output_stride 32 can be described, this one has "
+            f"{model.output_stride}: load its state_dict into one that has 32 and save that"
+        )
+    return replace(metadata, model=split_name(metadata.model)[0])
 
 
 def _write(
@@ -129,13 +143,17 @@ def _write(
     licence: str | None,
     repository: str | None,
 ) -> None:
+    weights, card = folder / hub.WEIGHTS_NAMES[0], folder / hub.CARD_NAME
+    texts = {folder / CONFIG_NAME: to_config(metadata, licence=licence)}
     try:
+        if not card.exists() or hub.is_generated(card):
+            texts[card] = card_text(
+                metadata, filename=weights.name, repository=repository, licence=licence
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / hub.WEIGHTS_NAMES[0]
         write_checkpoint(weights, model.state_dict(), metadata)
-        _write_text(folder / CONFIG_NAME, to_config(metadata, licence=licence))
-        if not (card := folder / hub.CARD_NAME).exists():
-            _write_text(card, model_card(weights, repository=repository, licence=licence))
+        for path, text in texts.items():
+            _write_text(path, text)
     except OSError as error:
         raise WeightsError(f"cannot write to {folder}: {error.strerror or error}") from error
 

@@ -123,6 +123,10 @@ def test_weights_are_one_line(attack: Attack, capfd: pytest.CaptureFixture[str])
     refused(*call(capfd, "predict", photograph, "--weights", path))
     refused(*call(capfd, "predict", photograph, "--weights", path, "--model", "resnest14"))
     refused(*call(capfd, "export", "net.onnx", "--weights", path, "--model", "resnest14"))
+    for model in ([], ["--model", "resnest14"]):
+        refused(*call(capfd, "weights", "convert", path, "net.pth", "--to", "mmdet", *model))
+    refused(*call(capfd, "weights", "card", path))
+    assert not Path("net.pth").exists()
     status, said = call(capfd, "weights", "verify", path)
     assert status == 1
     assert "none of the catalogue's files" in said

@@ -4,6 +4,7 @@ import io
 import pickle
 import pickletools
 import struct
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,35 @@ def test_a_file_cannot_grow_in_memory(tmp_path: Path) -> None:
     assert "damaged" in refusal(tmp_path, content)
 
 
+@pytest.mark.parametrize("call", ["encode", "OrderedDict"])
+def test_what_calls_copy_is_no_more_than_the_file(tmp_path: Path, call: str) -> None:
+    """A few bytes call for a copy of the largest thing in the file, again and again."""
+    calls = 400
+    if call == "encode":
+        text = b"a" * 2**20
+        arguments = b"X" + struct.pack("<I", len(text)) + text + b"X\x06\0\0\0latin1\x86q\x01"
+        content = b"\x80\x02c_codecs\nencode\nq\x00" + arguments
+    else:
+        items = b"".join(b"J" + struct.pack("<i", number) + b"N" for number in range(60_000))
+        content = b"\x80\x02ccollections\nOrderedDict\nq\x00}q\x02(" + items + b"u\x85q\x01"
+    content += b"h\x00h\x01R" * calls + b"."
+    tracemalloc.start()
+    refusal(tmp_path, content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 2**20  # of copies there would be 400 MB and more
+
+
+def test_dictionaries_made_of_pairs_are_read(tmp_path: Path) -> None:
+    """As Python 2 writes an OrderedDict."""
+
+    class Pairs:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return OrderedDict, ([[key, array] for key, array in ARRAYS.items()],)
+
+    assert read(tmp_path, pickle.dumps({"model": Pairs()}, 2)).keys() == ARRAYS.keys()
+
+
 def test_a_few_bytes_do_not_take_all_memory(tmp_path: Path) -> None:
     """The memo of the unpickler in C would be as long as the index that is put into it."""
     refusal(tmp_path, b"\x80\x02}r" + struct.pack("<I", 2**32 - 2) + b".")
@@ -219,7 +249,7 @@ def test_nothing_that_a_file_does_outlives_it(tmp_path: Path) -> None:
     )
     pickletools.dis(poison, io.StringIO())
     refusal(tmp_path, poison)
-    first, second = (arrays._Unpickler(io.BytesIO()) for _ in range(2))
+    first, second = (arrays._Unpickler(io.BytesIO(), 0) for _ in range(2))
     name = ("numpy.core.multiarray", "_reconstruct")
     assert first.find_class(*name) is not second.find_class(*name)
     assert read(tmp_path, pickle.dumps(ARRAYS))

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from splitattn import libraries
 from splitattn.errors import InputError, WeightsError
 from splitattn.weights.catalogue import centre_crop
-from splitattn.weights.hub import Repository, fetch_repository, is_reference, push
+from splitattn.weights.hub import CARD_MARK, Repository, fetch_repository, is_reference, push
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.store import resolve
 from splitattn.weights.timm_config import to_config
@@ -29,6 +29,16 @@ def refusal(repository: Repository) -> str:
         fetch_repository(repository)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def server_goes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between its attempts
+    nowhere = "http://127.0.0.1:9"  # the discard service, which nobody runs
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def test_references_begin_as_in_timm() -> None:
@@ -176,17 +186,73 @@ def test_offline_what_is_in_the_cache_is_used_and_nothing_is_asked(
 def test_without_a_server_what_is_in_the_cache_is_used(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub import constants
-
     hub.add("owner/cats", FILES)
     folder = fetch_repository(CATS)
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # between its attempts
-    nowhere = "http://127.0.0.1:9"  # the discard service, which nobody runs
-    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, nowhere)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    server_goes(hub, monkeypatch)
     assert fetch_repository(CATS) == folder
     assert "its server cannot be reached" in refusal(Repository(id="owner/dogs"))
+
+
+def test_without_a_server_a_repository_without_a_config_is_used_too(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = save({"fc.bias": torch.zeros(2)}, {"splitattn": METADATA.to_json()})
+    hub.add("owner/cats", {"model.safetensors": described})
+    folder = fetch_repository(CATS)
+    server_goes(hub, monkeypatch)
+    assert fetch_repository(CATS) == folder
+    monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
+    assert fetch_repository(CATS) == folder
+
+
+def test_a_cache_without_links_is_verified_as_long_as_there_is_a_server(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    hub.add("owner/cats", FILES)
+    for name in ("config.json", "model.safetensors"):
+        hub.damaged = {name}
+        assert f"sent another {name} than it said" in refusal(CATS)
+    hub.damaged.clear()
+    folder = fetch_repository(CATS)
+    weights = folder / "model.safetensors"
+    assert not weights.is_symlink()
+    assert weights.read_bytes() == WEIGHTS
+    weights.write_bytes(WEIGHTS[:-1] + b"?")
+    assert fetch_repository(CATS) == folder
+    assert weights.read_bytes() == WEIGHTS
+    assert not caplog.records
+    unverified = [
+        f"{folder / name} is not verified: the cache does not tell its hash, nor a server"
+        for name in ("config.json", "model.safetensors")
+    ]
+    server_goes(hub, monkeypatch)
+    assert fetch_repository(CATS) == folder
+    assert [record.message for record in caplog.records if record.name.startswith("splitattn")] == (
+        unverified
+    )
+    caplog.clear()
+    monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
+    assert fetch_repository(CATS) == folder
+    assert [record.message for record in caplog.records] == unverified
+
+
+def test_a_clone_that_is_not_installed_downloads_too(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+
+    def version(name: str) -> str:
+        if name == "splitattn":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    known = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    hub.add("owner/cats", FILES)
+    assert (fetch_repository(CATS) / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_missing_library_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +289,26 @@ def test_a_push_leaves_a_card_that_is_there(hub: Hub, folder: Path) -> None:
     hub.add("owner/cats", {"README.md": b"# written by hand"})
     push_files(folder)
     assert hub.repositories["owner/cats"]["main"] == FILES | {"README.md": b"# written by hand"}
+
+
+def test_a_push_replaces_a_card_that_was_made_here(hub: Hub, folder: Path) -> None:
+    """An old one would go on telling old figures."""
+    hub.add("owner/cats", {"README.md": f"# old\n\n{CARD_MARK}\n\nfigures".encode()})
+    push_files(folder, token="secret")
+    assert hub.repositories["owner/cats"]["main"] == FILES
+    assert set(hub.tokens) == {"Bearer secret"}
+
+
+def test_a_push_can_be_private_and_a_proposal(hub: Hub, folder: Path) -> None:
+    message = {"message": "Add cats", "token": None}
+    url = push(folder, CATS, private=True, create_pr=True, **message)  # type: ignore[arg-type]
+    assert hub.private == {"owner/cats"}
+    assert hub.proposals == [FILES]
+    assert hub.repositories["owner/cats"]["main"] == {}
+    assert url == f"{hub.url}/owner/cats/commit/{commit_of(FILES)}"
+    push(folder, Repository(id="o/open"), private=False, create_pr=False, **message)  # type: ignore[arg-type]
+    assert hub.private == {"owner/cats"}
+    assert hub.proposals == [FILES]
 
 
 def test_a_push_to_a_branch_that_is_not_there_is_refused(hub: Hub, folder: Path) -> None:

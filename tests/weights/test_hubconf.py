@@ -81,7 +81,7 @@ def test_arguments_are_those_of_create_model() -> None:
         load("resnest14", numclasses=5)
 
 
-def test_the_signature_is_the_official_one_and_says_the_rest() -> None:
+def test_arguments_begin_with_pretrained_and_the_rest_is_create_models() -> None:
     import hubconf
 
     for name in ARCHITECTURES:

@@ -55,8 +55,8 @@ layer1.0.downsample.1.weight backbone.layer1.0.downsample.0.weight layer1.0.down
 layer1.0.downsample.2.bias backbone.layer1.0.downsample.1.bias  layer1.0.downsample.2.bias backbone.bottom_up.res2.0.shortcut.norm.bias
 layer2.0.downsample.1.weight backbone.layer2.0.downsample.1.weight layer2.0.downsample.1.weight backbone.bottom_up.res3.0.shortcut.weight
 layer4.0.downsample.2.bias backbone.layer4.0.downsample.2.bias  layer4.0.downsample.2.bias backbone.bottom_up.res5.0.shortcut.norm.bias
-fc.weight                 head.fc.weight                        -                         -
-fc.bias                   head.fc.bias                          -                         -
+fc.weight                 head.fc.weight                        -                         backbone.bottom_up.linear.weight
+fc.bias                   head.fc.bias                          -                         backbone.bottom_up.linear.bias
 """  # noqa: E501
 
 # What each layout cannot hold, of the table.
@@ -74,7 +74,7 @@ def own_shapes(model: str, spelling: Spelling) -> Shapes:
 def read_as_official(found: Shapes) -> tuple[Shapes, list[str], Spelling]:
     """As `read_checkpoint` reads them: by official key, and the keys that have none."""
     spelling = recognise(found)
-    officials = {key: spelling.official(key) for key in found}
+    officials = {key: spelling.official(key) for key in found if not spelling.is_outside(key)}
     known = {name: found[key] for key, name in officials.items() if name is not None}
     return known, [key for key, name in officials.items() if name is None], spelling
 
@@ -82,14 +82,12 @@ def read_as_official(found: Shapes) -> tuple[Shapes, list[str], Spelling]:
 def refusal(found: Shapes, model: str) -> str:
     known, strangers, spelling = read_as_official(found)
     expected = shapes_of(model)
-    adapted = () if spelling.layout.classifier else HEAD
     with pytest.raises(WeightsError) as error:
         check_match(
             known,
             expected,
             model=model,
             origin="file.pth",
-            adapted=adapted,
             spelling=spelling,
             strangers=strangers,
         )
@@ -144,7 +142,7 @@ def test_a_layout_holds_a_variant_and_gives_it_back_or_says_why_not(
     official = {
         key: shape
         for key, shape in shapes_of(model).items()
-        if layout.classifier or key not in HEAD
+        if layout is not MMDET or key not in HEAD
     }
     for prefix in layout.prefixes:
         spelling = Spelling(layout=layout, prefix=prefix)
@@ -250,8 +248,30 @@ def test_an_official_name_in_another_projects_file_is_a_stranger(layout: Layout)
     """As scripts leave it behind that rename most of the keys."""
     whole = own_shapes("resnest14", layout.spelling)
     own = layout.spelling.own("bn1.weight")
-    message = refusal({"bn1.weight" if k == own else k: v for k, v in whole.items()}, "resnest14")
-    assert f"missing ({own}), 1 are unexpected (bn1.weight)" in message
+    left = f"{layout.prefixes[0]}bn1.weight"
+    message = refusal({left if k == own else k: v for k, v in whole.items()}, "resnest14")
+    assert f"missing ({own}), 1 are unexpected ({left})" in message
+
+
+# What detectors, segmentors and classifiers have around a backbone.
+SURROUNDINGS = (
+    *("neck.lateral_convs.0.conv.weight", "rpn_head.rpn_conv.weight", "decode_head.conv_seg.bias"),
+    *("backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight", "pixel_mean"),
+    *("data_preprocessor.mean", "fpn_output2.weight", "linear.weight", "bn1.weight"),
+)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_only_a_prefix_tells_a_backbone_from_the_model_around_it(spelling: Spelling) -> None:
+    outside = {key for key in SURROUNDINGS if spelling.is_outside(key)}
+    assert outside == {
+        key for key in SURROUNDINGS if spelling.prefix and not key.startswith(spelling.prefix)
+    }
+    whole = own_shapes("resnest14", spelling)
+    assert not any(map(spelling.is_outside, whole))
+    assert recognise({*whole, *outside}) == spelling
+    # What is in the backbone, and not of it, is no part of something larger.
+    assert not spelling.is_outside(f"{spelling.prefix}layer1.0.conv9.weight")
 
 
 @pytest.mark.parametrize("spelling", NEAR)
@@ -299,13 +319,11 @@ def test_counters_of_batches_may_be_missing() -> None:
         }
         known, strangers, spelling = read_as_official(found)
         assert spelling == layout.spelling
-        adapted = () if layout.classifier else HEAD
         check_match(
             known,
             shapes_of("resnest14"),
             model="resnest14",
             origin="",
-            adapted=adapted,
             strangers=strangers,
         )
 

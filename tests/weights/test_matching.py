@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from splitattn.architectures import ARCHITECTURES
 from splitattn.errors import WeightsError
 from splitattn.nn.resnest import ResNeSt
-from splitattn.weights.matching import check_match, fitting_models
+from splitattn.weights.matching import Widths, check_match, fitting_models
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -75,9 +76,48 @@ def test_weights_of_something_else_are_told_as_such() -> None:
     assert message.endswith("get weights of this model")
 
 
-def test_adapted_keys_may_differ_or_be_missing() -> None:
-    shapes = shapes_of("resnest14")
-    found = shapes | {"fc.weight": (10, 2048)}
-    del found["fc.bias"]
-    adapted = {"fc.weight", "fc.bias"}
-    check_match(found, shapes, model="resnest14", origin="file.pth", adapted=adapted)
+def without(found: Shapes, *keys: str) -> Shapes:
+    return {key: shape for key, shape in found.items() if key not in keys}
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_classes_and_channels_are_the_files_own_affair(plain: bool) -> None:
+    architecture = replace(ARCHITECTURES["resnest14"], deep_stem=not plain)
+    with torch.device("meta"):
+        network = ResNeSt(architecture, num_classes=7, in_chans=5)
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    stem = "conv1.weight" if plain else "conv1.0.weight"
+    outputs, _, *kernel = expected[stem]
+    found = expected | {
+        stem: (outputs, 1, *kernel),
+        "fc.weight": (3, 2048),
+        "fc.bias": (3,),
+    }
+    for checkpoint, classes in ((found, 3), (without(found, "fc.weight", "fc.bias"), 0)):
+        widths = check_match(checkpoint, expected, model="resnest14", origin="file.pth")
+        assert widths == Widths(classes=classes, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"fc.weight": None}, "1 of 174 keys are missing (fc.weight)"),
+        ({"fc.bias": None}, "1 of 174 keys are missing (fc.bias)"),
+        ({"fc.weight": None, "fc.bias": (10,)}, "1 of 174 keys are missing (fc.weight)"),
+        ({"fc.weight": (10, 2048), "fc.bias": None}, "1 of 174 keys are missing (fc.bias)"),
+        ({"fc.weight": (10, 2048)}, "fc.weight has shape (10, 2048) instead of (1000, 2048)"),
+        ({"fc.weight": ()}, "fc.weight has shape () instead of (1000, 2048)"),
+        ({"fc.bias": (9, 9)}, "fc.bias has shape (9, 9) instead of (1000,)"),
+        ({"fc.weight": (0, 2048), "fc.bias": (0,)}, "fc.weight has shape (0, 2048) instead of"),
+        ({"fc.weight": (2**62, 0)}, "fc.weight has shape (4611686018427387904, 0) instead of"),
+        ({"conv1.0.weight": (32, 0, 3, 3)}, "shape (32, 0, 3, 3) instead of (32, 3, 3, 3)"),
+        ({"conv1.0.weight": (0, 2**62, 3, 3)}, "3, 3) instead of (32, 3, 3, 3)"),
+        ({"conv1.0.weight": (32, 3, 7, 7)}, "shape (32, 3, 7, 7) instead of (32, 3, 3, 3)"),
+    ],
+)
+def test_half_a_classifier_or_an_odd_stem_is_a_fault_like_another(
+    changes: dict[str, tuple[int, ...] | None], told: str
+) -> None:
+    whole = shapes_of("resnest14")
+    found = without(whole, *changes) | {k: v for k, v in changes.items() if v is not None}
+    assert told.replace("174", str(len(whole))) in refusal(found, "resnest14")

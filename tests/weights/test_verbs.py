@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from splitattn.architectures import ARCHITECTURES, Architecture
-from splitattn.cli import models, weights
+from splitattn.cli import main, models, weights
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights import catalogue
 from splitattn.weights.catalogue import CATALOGUE
@@ -131,3 +131,26 @@ def test_verify_answers_to_any_name_in_one_line(name: str) -> None:
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.isprintable()
+
+
+@pytest.mark.usefixtures("catalogue_of_three")
+def test_verify_and_card_know_files_and_entries_by_the_same_rule(tmp_path: Path) -> None:
+    (tmp_path / "copy").write_bytes(BODY)
+    run(weights.app, "fetch", "resnest50")
+    for name in ("timm/resnest50d.test", "resnest50:test", "resnest50d", str(tmp_path / "copy")):
+        for verb in ("verify", "card"):
+            done = run(weights.app, verb, name)
+            assert done.exit_code == 0, (verb, name)
+            assert "resnest50" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "x" * 300 + ".pth", "nothing.pth", "resnest50.nothing"]
+)
+def test_card_answers_to_any_name_in_one_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["weights", "card", name])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")

@@ -59,11 +59,10 @@ def verify(
     from splitattn.weights import store
 
     def answer(target: str) -> str:
-        path = Path(target)
-        if path.suffix in _FILE_SUFFIXES or is_file(path):
-            return f"{path}: ok, it is {store.identify(path).name}"
-        entry = _entry(target)
-        return f"{entry.name}: ok, sha256 {store.verify(entry)}"
+        found = _file_or_entry(target)
+        if isinstance(found, Path):
+            return f"{found}: ok, it is {store.identify(found).name}"
+        return f"{found.name}: ok, sha256 {store.verify(found)}"
 
     _answer_each(targets, answer)
 
@@ -130,12 +129,11 @@ def card(
     from splitattn.weights.card import model_card
     from splitattn.weights.store import fetch as fetched
 
-    if Path(target).suffix or Path(target).is_file():
-        path = Path(target)
-    else:
+    found = _file_or_entry(target)
+    if not isinstance(found, Path):
         with downloading() as progress:
-            path = fetched(_entry(target), progress=progress)
-    text = model_card(path, licence=licence)
+            found = fetched(found, progress=progress)
+    text = model_card(found, licence=licence)
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -156,6 +154,11 @@ def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:
             typer.echo(f"error: {error}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _file_or_entry(target: str) -> Path | WeightsEntry:
+    path = Path(target)
+    return path if path.suffix in _FILE_SUFFIXES or is_file(path) else _entry(target)
 
 
 def _entry(target: str) -> WeightsEntry:

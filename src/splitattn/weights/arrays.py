@@ -43,8 +43,9 @@ class _Array:
 class _Unpickler(pickle._Unpickler):
     """The one written in Python: a few bytes can make that in C take all memory for its memo."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file, encoding="latin1")  # bytes of Python 2
+        self._copies_left = size
         self.arrays: list[_Array] = []
         # Of this object alone, so that nothing which a file does to them outlives it.
         self._stand_ins: dict[tuple[str, str], Callable[..., Any]] = {
@@ -52,9 +53,9 @@ class _Unpickler(pickle._Unpickler):
             ("numpy.core.numeric", "_frombuffer"): self._from_buffer,
             ("numpy", "ndarray"): lambda *_: None,
             ("numpy", "dtype"): lambda code, *_: _Type(code),
-            ("collections", "OrderedDict"): lambda *items: dict(*items),
+            ("collections", "OrderedDict"): self._dictionary,
             ("__builtin__", "bytes"): lambda *_: b"",  # in old protocols; others are encoded
-            ("_codecs", "encode"): lambda text, *_: str.encode(text, "latin1"),
+            ("_codecs", "encode"): lambda text, *_: text,  # by `_tensor`, once
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -71,6 +72,13 @@ class _Unpickler(pickle._Unpickler):
         self.arrays.append(array)
         return array
 
+    def _dictionary(self, *items: Any) -> dict[Any, Any]:
+        # A call is a few bytes, and could copy what the rest of the file holds.
+        self._copies_left -= sum(map(len, items))
+        if self._copies_left < 0:
+            raise pickle.UnpicklingError("dictionaries larger than their file")
+        return dict(*items)
+
     def _from_buffer(self, content: object, kind: object, shape: object, order: object) -> _Array:
         array = self._array()
         array.__setstate__((None, shape, kind, order == "F", content))
@@ -84,7 +92,7 @@ def load_arrays(file: BinaryIO, size: int) -> Any:
         pickle.UnpicklingError: it names something besides arrays, or arrays of no numbers.
         Exception: it is damaged, in any way there is.
     """
-    unpickler = _Unpickler(file)
+    unpickler = _Unpickler(file, size)
     content = unpickler.load()
     # Many arrays could share the same bytes; whole ones are never larger than their file.
     if sum(len(array.content) for array in unpickler.arrays) > size:

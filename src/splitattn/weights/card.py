@@ -9,15 +9,15 @@ import math
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from splitattn.architectures import TIMM_NAMES, architecture
 from splitattn.errors import InputError, WeightsError, one_line
 from splitattn.weights.catalogue import MeasuredMetrics, Preprocessing, WeightsEntry
+from splitattn.weights.hub import CARD_MARK
 from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.weights.store import identify
+from splitattn.weights.store import published
 
 # A card is for people; `config.json` lists the others.
 _CLASSES_SHOWN = 1000
@@ -52,9 +52,7 @@ def model_card(path: Path, *, repository: str | None = None, licence: str | None
         WeightsError: the file cannot be read, or says nothing of itself and is not known either.
     """
     check_licence(licence)
-    metadata, entry = read_metadata(path), None
-    with suppress(WeightsError):
-        entry = identify(path)
+    metadata, entry = read_metadata(path), published(path)
     if entry and not metadata:
         metadata = ModelMetadata(
             model=entry.model, classes=entry.classes, preprocessing=entry.preprocessing
@@ -64,12 +62,34 @@ def model_card(path: Path, *, repository: str | None = None, licence: str | None
             f"a card needs weights that say what they are, {path} does not: train them here, or "
             "write them with splitattn.save_pretrained"
         )
+    return card_text(
+        metadata,
+        filename=path.name,
+        entry=entry,
+        repository=repository,
+        licence=licence or (entry.licence if entry else None),
+    )
+
+
+def card_text(
+    metadata: ModelMetadata,
+    *,
+    filename: str,
+    entry: WeightsEntry | None = None,
+    repository: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """The model card of weights of which `metadata`, and the catalogue's `entry`, are true.
+
+    Raises:
+        InputError: there is no such model.
+    """
     architecture(metadata.model)
-    licence = licence or (entry.licence if entry else None)
     sections = [
         _front_matter(metadata, entry, licence),
+        CARD_MARK,
         _summary(metadata),
-        _usage(metadata, path.name, repository),
+        _usage(metadata, filename, repository),
         _preprocessing(metadata.preprocessing),
         _figures(metadata.metrics, entry),
         _training(metadata.recipe, entry),

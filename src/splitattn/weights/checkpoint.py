@@ -17,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from splitattn.architectures import architecture
 from splitattn.errors import WeightsError
 from splitattn.files import replacing
 from splitattn.weights.arrays import load_arrays
 from splitattn.weights.layouts import OFFICIAL, Spelling, recognise
+from splitattn.weights.matching import Widths, check_layout, check_match
 from splitattn.weights.metadata import (
     METADATA_KEY,
     ModelMetadata,
@@ -32,6 +34,7 @@ from splitattn.weights.metadata import (
 
 # Where training scripts put the state dict; where several are present, averaged weights come first.
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+_MOST_WRAPPERS = 32
 # What DataParallel puts before every key, and torch.compile before those of what it compiled.
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 # The counter that torch's AveragedModel keeps beside the weights it averages.
@@ -54,6 +57,8 @@ class Checkpoint:
         spelling: how the file writes its keys.
         strangers: keys, as in the file, that its layout does not have and whose tensors are left
             out. Every key of the official layout is taken as it is.
+        surroundings: keys, as in the file, of the larger model that this network is the backbone
+            of, such as a detector's neck and heads; their tensors are left out too.
     """
 
     path: Path
@@ -61,6 +66,51 @@ class Checkpoint:
     metadata: ModelMetadata | None
     spelling: Spelling
     strangers: tuple[str, ...]
+    surroundings: tuple[str, ...]
+
+    @property
+    def surroundings_in_words(self) -> str:
+        """How many tensors `surroundings` names, and the first of them; empty if there is none."""
+        if not (count := len(self.surroundings)):
+            return ""
+        names = ", ".join(key[:80] for key in self.surroundings[:3])
+        more = ", ..." if count > 3 else ""
+        tensors = "tensor" if count == 1 else "tensors"
+        return f"{count} {tensors} of the larger model around the backbone ({names}{more})"
+
+
+def check_fits(checkpoint: Checkpoint, network: Mapping[str, Tensor], *, model: str) -> Widths:
+    """Raise unless a checkpoint is one of the model, for however many classes and channels.
+
+    Args:
+        network: the state dict of such a network, for any number of classes and channels, on any
+            device, `meta` too.
+        model: its name.
+
+    Returns:
+        For how many classes and channels the checkpoint is.
+
+    Raises:
+        WeightsError: it is not, or has whole numbers where the network computes with fractions.
+    """
+    origin, spelling = str(checkpoint.path), checkpoint.spelling
+    check_layout(spelling, architecture(model), model=model, origin=origin)
+    widths = check_match(
+        {key: tuple(value.shape) for key, value in checkpoint.state_dict.items()},
+        {key: tuple(value.shape) for key, value in network.items()},
+        model=model,
+        origin=origin,
+        spelling=spelling,
+        strangers=checkpoint.strangers,
+    )
+    for key, value in checkpoint.state_dict.items():
+        if network[key].is_floating_point() and not value.is_floating_point():
+            raise WeightsError(
+                f"{origin} must hold floating-point numbers, {spelling.own(key)} is of "
+                f"{str(value.dtype).removeprefix('torch.')}: save the network before it is "
+                "quantised"
+            )
+    return widths
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -101,12 +151,14 @@ def _checkpoint(
     officials = {
         key: key if spelling.layout is OFFICIAL else spelling.official(key) for key in tensors
     }
+    nameless = [key for key, name in officials.items() if name is None]
     return Checkpoint(
         path=path,
         state_dict={name: tensors[key] for key, name in officials.items() if name is not None},
         metadata=metadata,
         spelling=spelling,
-        strangers=tuple(key for key, name in officials.items() if name is None),
+        strangers=tuple(key for key in nameless if not spelling.is_outside(key)),
+        surroundings=tuple(filter(spelling.is_outside, nameless)),
     )
 
 
@@ -167,7 +219,7 @@ def _damaged(path: Path) -> WeightsError:
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    tensors = _unwrap(content)
+    tensors = _unwrap(content, set())
     if not tensors:
         raise WeightsError(
             f"{path} holds no weights: it must be a state_dict, on its own or under one of "
@@ -182,15 +234,18 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     return bare
 
 
-def _unwrap(content: Any) -> dict[str, Tensor]:
-    """The innermost state dict, or an empty one if there is none."""
-    for _ in range(8):  # a hostile dictionary can hold itself
-        if not isinstance(content, Mapping):
-            return {}
-        wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not wrapped:
-            break
-        content = wrapped[0]
+def _unwrap(content: Any, seen: set[int]) -> dict[str, Tensor]:
+    """The innermost state dict, or an empty one if there is none.
+
+    A wrapper may hold something else, as the settings of an average do that was never kept.
+    """
+    # A hostile dictionary can hold itself, or others more often than there is time for.
+    if not isinstance(content, Mapping) or id(content) in seen or len(seen) == _MOST_WRAPPERS:
+        return {}
+    seen.add(id(content))
+    for wrapper in _WRAPPERS:
+        if weights := _unwrap(content.get(wrapper), seen):
+            return weights
     weights = {key: value for key, value in content.items() if key not in _NOT_WEIGHTS}
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or not _plain(value):

@@ -10,6 +10,7 @@ ever run. What huggingface_hub keeps, and where it asks, it takes from its own e
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,13 @@ from splitattn.weights.timm_config import CONFIG_NAME, read_config
 # What weights are called in a folder or a repository, best first.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 CARD_NAME = "README.md"
+# A line of the cards that are made here.
+CARD_MARK = (
+    "<!-- Made from the weights by splitattn, which replaces this page when it writes them again. "
+    "Delete this line to write here yourself. -->"
+)
+
+logger = logging.getLogger(__name__)
 
 _LOCAL = "local-dir:"
 _PREFIXES = ("hf-hub:", "hf_hub:")
@@ -95,7 +103,10 @@ class Repository:
 def fetch_repository(repository: Repository, *, progress: Progress | None = None) -> Path:
     """The folder of a repository's weights and `config.json`, both of the same commit, both intact.
 
-    Downloaded files are compared with the hash that the server gave for them, each time.
+    Each time, files are compared with the hash that the server gave for them. huggingface_hub's
+    cache keeps it as the name that a link leads to. Where there are no links (some file systems,
+    HF_HUB_DISABLE_SYMLINKS), the server is asked again; without one the files are used unverified,
+    with a warning. A server that cannot be reached is no error where the cache has both files.
 
     Raises:
         InputError: huggingface_hub is missing.
@@ -103,22 +114,45 @@ def fetch_repository(repository: Repository, *, progress: Progress | None = None
             of one of this package's networks.
     """
     require("a name that begins with hf-hub:", "huggingface_hub")
-    get: Callable[[Repository, str], Path | None]
-    get = _cached if offline() else partial(_downloaded, progress=progress)
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     with _refusals(repository):
-        config, pinned = get(repository, CONFIG_NAME), repository
-        if config:
-            read_config(config)  # before hundreds of megabytes of something else
-            pinned = replace(repository, revision=config.parent.name)
-        weights = next(filter(None, (get(pinned, name) for name in WEIGHTS_NAMES)), None)
-    if weights:
-        return weights.parent
+        if offline():
+            folder = _folder(repository, _cached)
+        else:
+            try:
+                folder = _folder(repository, partial(_downloaded, progress=progress))
+            except LocalEntryNotFoundError:
+                # A file that the repository does not have is in no cache, and may not be needed.
+                if (folder := _folder(repository, _cached)) is None:
+                    raise
+    if folder:
+        return folder
     if offline():
         raise WeightsError(
             f"{repository} is not in the cache and SPLITATTN_OFFLINE forbids to download it: "
             "fetch it where there is a network, or name a local folder"
         )
     raise WeightsError(f"{repository} must hold {' or '.join(WEIGHTS_NAMES)}, it holds neither")
+
+
+def _folder(repository: Repository, get: Callable[[Repository, str], Path | None]) -> Path | None:
+    """Where `get` brings weights to, and what says what they are; None if it has no weights."""
+    config, pinned = get(repository, CONFIG_NAME), repository
+    if config:
+        read_config(config)  # before hundreds of megabytes of something else
+        pinned = replace(repository, revision=config.parent.name)
+    weights = next(filter(None, (get(pinned, name) for name in WEIGHTS_NAMES)), None)
+    return weights and weights.parent
+
+
+def is_generated(card: Path) -> bool:
+    """Whether the model card was made here and nobody took it over.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return CARD_MARK in card.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def push(
@@ -132,7 +166,8 @@ def push(
 ) -> str:
     """One commit with the files in `folder`, to a repository that is created if need be.
 
-    A model card that the repository has already stays: people write in them.
+    A model card that the repository has already stays unless it was made here: people write in
+    them.
 
     Returns:
         The commit's URL.
@@ -149,14 +184,17 @@ def push(
     api = HfApi(token=token, **_who())
     with _refusals(repository):
         api.create_repo(repository.id, private=private, exist_ok=True)
-        carded = api.file_exists(repository.id, CARD_NAME, revision=repository.revision)
+        card = None
+        if api.file_exists(repository.id, CARD_NAME, revision=repository.revision):
+            card = _downloaded(repository, CARD_NAME, token=token)
+        stays = {CARD_NAME} if card and not is_generated(card) else set()
         # Not upload_folder, which may make several commits of it: nobody should find half of them.
         commit = api.create_commit(
             repository.id,
             [
                 CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file)
                 for file in sorted(folder.iterdir())
-                if not (carded and file.name == CARD_NAME)
+                if file.name not in stays
             ],
             commit_message=message,
             revision=repository.revision,
@@ -169,54 +207,89 @@ def _cached(repository: Repository, name: str) -> Path | None:
     # Not hf_hub_download with local_files_only, which asks the server about other things.
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repository.id, name, revision=repository.revision)
-    if not isinstance(path, str):
+    found = try_to_load_from_cache(repository.id, name, revision=repository.revision)
+    if not isinstance(found, str):
         return None
-    if not _intact(Path(path)):
+    path = Path(found)
+    if not _intact(path, _linked_hash(path)):
         raise WeightsError(f"{path} is damaged: delete it and download it again")
-    return Path(path)
+    return path
 
 
-def _downloaded(repository: Repository, name: str, *, progress: Progress | None) -> Path | None:
+def _downloaded(
+    repository: Repository,
+    name: str,
+    *,
+    progress: Progress | None = None,
+    token: str | None = None,
+) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     options = {"tqdm_class": _bar(progress)} if progress else {}
     download = partial(
-        hf_hub_download, repository.id, name, revision=repository.revision, **_who(), **options
+        hf_hub_download,
+        repository.id,
+        name,
+        revision=repository.revision,
+        token=token,
+        **_who(),
+        **options,
     )
     try:
-        path = Path(download())
-        if not _intact(path):
-            path = Path(download(force_download=True))
+        for again in (False, True):
+            path = Path(download(force_download=again))
+            told = _linked_hash(path) or _served_hash(repository, path, token=token)
+            if _intact(path, told):
+                return path
+            path.unlink()  # what is no link, huggingface_hub does not replace
     except LocalEntryNotFoundError:  # there is no server, which says nothing about the file
         raise
     except EntryNotFoundError:
         return None
-    if not _intact(path):
-        raise WeightsError(f"{repository} sent another {name} than it said: try again")
-    return path
+    raise WeightsError(f"{repository} sent another {name} than it said: try again")
 
 
-def _intact(path: Path) -> bool:
-    """Whether a file of the cache has the hash that it is kept under, where links show that.
+def _linked_hash(path: Path) -> str | None:
+    """What a file of the cache is kept under, which is its hash; None where no link shows it."""
+    return path.readlink().name if path.is_symlink() else None
 
-    Large files are kept under their SHA-256, small ones under the SHA-1 that git gives them.
+
+def _served_hash(repository: Repository, path: Path, *, token: str | None) -> str | None:
+    """The hash that the server has for a file of the cache; None where there is no server."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    url = hf_hub_url(repository.id, path.name, revision=path.parent.name)
+    try:
+        etag: str | None = get_hf_file_metadata(url, token=token, **_who()).etag
+    except (OSError, *HfHubHTTPError.__bases__):
+        return None
+    return etag
+
+
+def _intact(path: Path, told: str | None) -> bool:
+    """Whether a file has the hash that was told; where none was, it is used with a warning.
+
+    Of large files it is their SHA-256, of small ones the SHA-1 that git gives them.
     """
-    blob = path.readlink().name if path.is_symlink() else ""
-    if re.fullmatch("[0-9a-f]{64}", blob):
-        return file_sha256(path) == blob
-    if re.fullmatch("[0-9a-f]{40}", blob):
+    if re.fullmatch("[0-9a-f]{64}", told or ""):
+        return file_sha256(path) == told
+    if re.fullmatch("[0-9a-f]{40}", told or ""):
         content = path.read_bytes()
         header = b"blob %d\0" % len(content)
-        return hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == blob
+        return hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == told
+    logger.warning("%s is not verified: the cache does not tell its hash, nor a server", path)
     return True
 
 
 def _who() -> dict[str, str]:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {"library_name": "splitattn", "library_version": version("splitattn")}
+    try:
+        return {"library_name": "splitattn", "library_version": version("splitattn")}
+    except PackageNotFoundError:  # a clone that is not installed
+        return {"library_name": "splitattn"}
 
 
 def _bar(progress: Progress) -> type[Any]:

@@ -28,7 +28,7 @@ _STEM: tuple[_Row, ...] = (
     ("conv1.6", "stem.2.conv", "stem.6", "stem.conv1_3"),
     ("bn1", "stem.2.bn", "stem.7", "stem.conv1_3.norm"),
     ("conv1", None, None, None),  # without the deep stem
-    ("fc", None, None, None),  # the others': `Layout.classifier`
+    ("fc", None, None, "linear"),  # mmpretrain's: `Layout.classifier`
 )
 _STAGES: tuple[_Row, ...] = (
     ("layer1", "layer1", "layer1", "res2"),
@@ -94,7 +94,8 @@ class Layout:
     Attributes:
         names: what the layout is called; more than one where projects use identical keys.
         modules: its name of each module, by the official one. `#` stands for a block's number.
-        classifier: its name of the classifier, which has no prefix; None if it has no classifier.
+        classifier: its name of the classifier where that has no prefix; None if it is a module like
+            another, or there is none.
         prefixes: what comes before every other key. The first is written, any of them is read.
         wrapper: the entry of a .pth file under which the project looks for the state dict; None if
             the file is the state dict.
@@ -105,7 +106,7 @@ class Layout:
 
     names: tuple[str, ...]
     modules: Mapping[str, str]
-    classifier: str | None
+    classifier: str | None = None
     prefixes: tuple[str, ...] = ("",)
     wrapper: str | None = None
     lacks: Mapping[str, Mapping[object, str]] = field(default_factory=dict)
@@ -158,10 +159,14 @@ class Spelling:
         if self.layout is OFFICIAL:
             return official
         module, _, tensor = official.rpartition(".")
-        if module == "fc":
-            return self.layout.classifier and f"{self.layout.classifier}.{tensor}"
+        if module == "fc" and self.layout.classifier:
+            return f"{self.layout.classifier}.{tensor}"
         name = _renamed(module, self.layout.modules)
         return name and f"{self.prefix}{name}.{tensor}"
+
+    def is_outside(self, key: str) -> bool:
+        """Whether `key` is of a larger model, of which what has the prefix is the backbone."""
+        return not key.startswith(self.prefix) and self.official(key) is None
 
 
 def _renamed(module: str, names: Mapping[str, str]) -> str | None:
@@ -185,7 +190,6 @@ def _modules(column: int) -> dict[str, str]:
 OFFICIAL = Layout(
     names=("official", "timm", "encoding"),
     modules=_modules(0),
-    classifier="fc",
 )
 MMPRETRAIN = Layout(
     names=("mmpretrain",),
@@ -199,7 +203,6 @@ MMPRETRAIN = Layout(
 MMDET = Layout(
     names=("mmdet", "mmseg"),
     modules=_modules(2),
-    classifier=None,
     prefixes=("", "backbone."),
     wrapper="state_dict",
     lacks=_OPENMMLAB_LACKS,
@@ -208,7 +211,6 @@ MMDET = Layout(
 DETECTRON2 = Layout(
     names=("detectron2",),
     modules=_modules(3),
-    classifier=None,
     prefixes=("backbone.bottom_up.", "bottom_up.", ""),
     wrapper="model",
     lacks=_DETECTRON2_LACKS,

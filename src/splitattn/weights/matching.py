@@ -1,6 +1,7 @@
 """Whether a checkpoint belongs to a model, judged by names and shapes alone."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from splitattn.architectures import ARCHITECTURES, Architecture
@@ -9,6 +10,54 @@ from splitattn.weights.layouts import OFFICIAL, Spelling, is_deformable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+HEAD = ("fc.weight", "fc.bias")
+# Of the deep stem and of the plain one.
+_FIRST_CONVOLUTIONS = ("conv1.0.weight", "conv1.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """In what checkpoints of one model may differ.
+
+    Attributes:
+        classes: of the classifier, 0 if there is none.
+        channels: of the images.
+    """
+
+    classes: int
+    channels: int
+
+    def of(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        """The shapes of a model, given at any widths, at these."""
+        stem = first_convolution(shapes)
+        outputs, _, *kernel = shapes[stem]
+        at_these = {**shapes, stem: (outputs, self.channels, *kernel)}
+        for key in HEAD:
+            _, *inputs = at_these.pop(key)
+            if self.classes:
+                at_these[key] = (self.classes, *inputs)
+        return at_these
+
+
+def first_convolution(keys: Container[str]) -> str:
+    """The key of a model's first convolution."""
+    return next(key for key in _FIRST_CONVOLUTIONS if key in keys)
+
+
+def _widths(found: Shapes, expected: Shapes) -> Widths:
+    """Those that a checkpoint has, and where it contradicts itself those of `expected`."""
+    stem = first_convolution(expected)
+    outputs, channels, *kernel = expected[stem]
+    if found.get(stem, ())[1:2] > (0,) and found[stem] == (outputs, found[stem][1], *kernel):
+        channels = found[stem][1]
+    weight, bias = (found.get(key) for key in HEAD)
+    if weight is None and bias is None:
+        return Widths(classes=0, channels=channels)
+    # Where one of the two is missing or odd, the other says what it should be.
+    heads = [shape for shape, rank in ((bias, 1), (weight, 2)) if shape and len(shape) == rank]
+    classes = next((shape[0] for shape in heads if shape[0]), expected[HEAD[1]][0])
+    return Widths(classes=classes, channels=channels)
+
 
 def check_match(
     found: Shapes,
@@ -16,28 +65,32 @@ def check_match(
     *,
     model: str,
     origin: str,
-    adapted: Collection[str] = (),
     spelling: Spelling = OFFICIAL.spelling,
     strangers: Sequence[str] = (),
-) -> None:
+) -> Widths:
     """Raise unless the checkpoint's tensors are the model's, key by key and shape by shape.
+
+    How many classes and channels it is for is its own affair: a file without any of the classifier
+    is one of a backbone, and half a classifier is a fault like another.
 
     Args:
         found: shapes in the checkpoint, by official key.
-        expected: shapes in the model, by key.
+        expected: shapes in the model, for any number of classes and channels, by key.
         model: the model's name, for the message.
         origin: where the checkpoint came from, for the message.
-        adapted: keys that the caller replaces or converts, and which may differ or be missing.
         spelling: how the checkpoint writes its keys, and the message therefore too.
         strangers: keys of the checkpoint that have no official name.
 
     Batch norm's `num_batches_tracked` may be missing: old checkpoints do not have it.
 
+    Returns:
+        For how many classes and channels it is.
+
     Raises:
         WeightsError: they differ; the message says where, and which model would fit if one does.
     """
-    found = {key: shape for key, shape in found.items() if key not in adapted}
-    expected = {key: shape for key, shape in expected.items() if key not in adapted}
+    widths = _widths(found, expected)
+    expected = widths.of(expected)
     missing = [
         key for key in expected if key not in found and not key.endswith("num_batches_tracked")
     ]
@@ -57,7 +110,7 @@ def check_match(
             f"instead of {tuple(expected[key])}"
         )
     if not faults:
-        return
+        return widths
     fitting = [
         name
         for name in fitting_models(found)

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from splitattn.errors import WeightsError
+from splitattn.architectures import split_name
+from splitattn.errors import InputError, WeightsError
 from splitattn.weights.catalogue import Preprocessing
 
 METADATA_KEY = "splitattn"
@@ -26,6 +27,9 @@ class ModelMetadata:
         preprocessing: how images were evaluated.
         recipe: how the weights were trained.
         metrics: what was measured on them.
+
+    Raises:
+        InputError: a field is of another kind, or a recipe or metrics could not be written as JSON.
     """
 
     model: str
@@ -33,6 +37,22 @@ class ModelMetadata:
     preprocessing: Preprocessing
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            raise InputError(f"model must be a name, got {self.model!r:.60}")
+        names = isinstance(self.classes, tuple)
+        if not names or not all(isinstance(name, str) for name in self.classes):
+            raise InputError(f"classes must be a tuple of names, got {self.classes!r:.60}")
+        if not isinstance(self.preprocessing, Preprocessing):
+            raise InputError(f"preprocessing must be Preprocessing, got {self.preprocessing!r:.60}")
+        for name, value in (("recipe", self.recipe), ("metrics", self.metrics)):
+            if not isinstance(value, dict):
+                raise InputError(f"{name} must be a dictionary, got {value!r:.60}")
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InputError(f"{name} must be what JSON can hold: {error}") from error
 
     def to_json(self) -> str:
         """One JSON object whose keys are the fields."""
@@ -42,22 +62,31 @@ class ModelMetadata:
     def from_json(cls, text: str) -> "ModelMetadata":
         """The inverse of `to_json`; keys of a later version are passed over.
 
+        The model goes by our own name, whichever the text has.
+
         Raises:
             WeightsError: the text is not JSON, or a field is missing or unusable.
         """
         try:
             fields = _expect(dict, json.loads(text))
             return cls(
-                model=_expect(str, fields["model"]),
-                classes=tuple(_expect(str, name) for name in _expect(list, fields["classes"])),
+                model=_our_name(_expect(str, fields["model"])),
+                classes=tuple(_expect(list, fields["classes"])),
                 preprocessing=_preprocessing(_expect(dict, fields["preprocessing"])),
-                recipe=_expect(dict, fields["recipe"]),
-                metrics=_expect(dict, fields["metrics"]),
+                recipe=fields["recipe"],
+                metrics=fields["metrics"],
             )
         except KeyError as error:
             raise WeightsError(f"malformed metadata: {error} is missing") from error
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise WeightsError(f"malformed metadata: {' '.join(str(error).split())}") from error
+
+
+def _our_name(name: str) -> str:
+    try:
+        return split_name(name)[0]
+    except InputError:  # of a later version: who needs its architecture will say so
+        return name
 
 
 def _preprocessing(fields: dict[str, Any]) -> Preprocessing:
@@ -90,12 +119,13 @@ def is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def read_metadata(path: Path) -> ModelMetadata | None:
+def read_metadata(path: str | Path) -> ModelMetadata | None:
     """What the file says about itself, or None if it says nothing. Its tensors are not loaded.
 
     Raises:
         WeightsError: the file cannot be read, or is damaged.
     """
+    path = Path(path)
     try:
         if not is_safetensors(path):
             return None

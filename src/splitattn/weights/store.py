@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from splitattn.architectures import architecture, split_name
 from splitattn.errors import WeightsError, nearest
+from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import (
     Preprocessing,
     WeightsEntry,
@@ -109,7 +110,7 @@ def resolve(
         hint = nearest(str(weights), tags) or f"; the tags are {', '.join(tags) or 'none'}"
         whose = f"of {model}" if model else "of any model"
         raise WeightsError(f"{str(weights)!r} is neither a tag {whose} nor a file{hint}")
-    if path.is_dir():
+    if is_folder(path):
         return _resolved_folder(path, model)
     return _resolved_file(path, model)
 
@@ -181,15 +182,12 @@ def check_owner(path: Path, owner: str, model: str | None) -> None:
     Raises:
         WeightsError: it does.
     """
-    if model is not None and split_name(model)[0] != owner:
+    if model is not None and split_name(model)[0] != split_name(owner)[0]:
         raise WeightsError(f"{path} belongs to {owner}, not to {model}: name that model")
 
 
 def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # too long to be a name, or in a folder that is closed to us
-        return False
+    return is_file(path) or is_folder(path)
 
 
 def cache_folder() -> Path:
@@ -306,7 +304,7 @@ def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: flo
     with _locked(path):
         # Another process may have brought the file while this one waited for the lock.
         if not is_intact(entry):
-            if path.exists():
+            if _exists(path):
                 logger.warning("%s does not have its hash: downloading it again", path)
             download(urls, path, sha256=entry.sha256, progress=progress, timeout=timeout)
     return path
