@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
-from segmentation_models_pytorch import DeepLabV3Plus
 from segmentation_models_pytorch.encoders import encoders
 from torch import nn
 
@@ -18,7 +18,11 @@ from splitattn.nn.resnest import Stage
 from .examples import blocks
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
-FIRST, *EXAMPLES = blocks(GUIDE, "python")
+EXAMPLES = blocks(GUIDE, "python")
+# These two print, the others train.
+FIRST = EXAMPLES.pop(0)
+(FEATURES,) = (block for block in EXAMPLES if "create_feature_extractor" in block)
+EXAMPLES.remove(FEATURES)
 TITLES = ("FasterRCNN", "MaskRCNN", "DeepLabV3", "Unet", "Segmenter")
 
 
@@ -47,6 +51,15 @@ def test_the_first_example_prints_what_it_says(capsys: pytest.CaptureFixture[str
     assert f"a list: {shapes[0]} ... {shapes[-1]}" in FIRST
 
 
+def test_features_by_name_are_those_of_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(FEATURES, "docs/backbones.md", "exec"), names)
+    assert f"# {capsys.readouterr().out}" in FEATURES
+    network, x = names["network"].eval(), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(names["extractor"](x)["coarse"], network.forward_features(x))
+
+
 @pytest.mark.parametrize("title", TITLES)
 def test_every_example_takes_a_training_step(title: str) -> None:
     names = example(title)
@@ -71,7 +84,7 @@ def norms(stage: nn.Module) -> list[BatchNorm2d]:
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_the_encoder_serves_networks_that_dilate_and_other_images(output_stride: int) -> None:
     example("Unet")
-    model = DeepLabV3Plus(
+    model = smp.DeepLabV3Plus(
         "splitattn",
         encoder_weights=None,
         encoder_output_stride=output_stride,
@@ -82,6 +95,14 @@ def test_the_encoder_serves_networks_that_dilate_and_other_images(output_stride:
     assert model.encoder.output_stride == output_stride
     with torch.inference_mode():
         assert model(torch.randn(1, 1, 64, 96)).shape == (1, 5, 64, 96)
+
+
+@pytest.mark.parametrize("kind", [smp.DeepLabV3, smp.FPN, smp.Linknet, smp.PSPNet, smp.UPerNet])
+def test_the_encoder_serves_every_architecture_that_asks_for_maps(kind: type[nn.Module]) -> None:
+    example("Unet")
+    model = kind("splitattn", encoder_weights=None, classes=5).eval()
+    with torch.inference_mode():
+        assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5, 64, 96)
 
 
 def test_code_that_was_written_for_timm_takes_both() -> None:

@@ -266,7 +266,7 @@ def test_a_backbone_is_what_its_arguments_say(
         in_chans=1,
         output_stride=8,
         dilation="timm",
-        frozen_stages=0,
+        frozen_stages=1,
         frozen_bn=True,
     )
     stem, second = backbone(torch.randn(2, 1, 64, 64))
@@ -295,7 +295,7 @@ def test_a_saved_backbone_is_weights_of_a_backbone(tmp_path: Path, trained: ResN
     ("arguments", "message"),
     [
         ({"out_indices": (1, 7)}, "out_indices must be one or more of 0"),
-        ({"frozen_stages": 5}, "frozen_stages must be -1"),
+        ({"frozen_stages": 6}, r"frozen_stages must be 0 \(none\)"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
         ({"dilation": "mm"}, "dilation must be official or timm, got 'mm'"),
     ],

@@ -20,7 +20,10 @@ from tests.examples import blocks, furnish
 from tests.hub_server import Hub
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("howto/*.md"))}
+PAGES = {
+    page.stem: page.read_text(encoding="utf-8")
+    for page in (DOCS / "index.md", *sorted(DOCS.glob("howto/*.md")))
+}
 GUIDE = DOCS / "guide.ipynb"
 
 
@@ -49,6 +52,24 @@ def test_links_of_the_guide_lead_somewhere() -> None:
     targets = re.findall(r"\]\(((?!http)[^)#]+)\)", text)
     assert "howto/train.md" in targets
     assert all((DOCS / target).is_file() for target in targets)
+
+
+@pytest.mark.parametrize("in_checkout", [True, False])
+def test_the_guide_installs_the_checkout_or_the_distribution(
+    in_checkout: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Colab the notebook lies in a folder of its own, and `..` is the root of the disk."""
+    (tmp_path / "docs").mkdir()
+    if in_checkout:
+        (tmp_path / "src" / "splitattn").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "docs")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    cells = nbformat.read(GUIDE, as_version=4).cells
+    (install,) = (cell.source for cell in cells if "%pip" in cell.source)
+    installed: list[str] = []
+    code = install.replace("%pip install --quiet {SOURCE}", "installed.append(SOURCE) #")
+    exec(code, {"installed": installed})
+    assert installed == [".." if in_checkout else "splitattn"]
 
 
 @pytest.mark.parametrize("name", splitattn.__all__)
@@ -80,6 +101,12 @@ def test_commands_are_understood(command: str) -> None:
         architecture(asked["model"])
     if verb == "train":
         load_recipe(asked["recipe"], asked["overrides"] or (), model=asked["model"])
+
+
+def three_guesses(output: str) -> None:
+    best, *others = output.splitlines()
+    assert re.fullmatch(r" *\d+\.\d%  espresso", best)
+    assert len(others) == 2
 
 
 def labels(output: str) -> None:
@@ -118,6 +145,7 @@ def train_as_the_page_has_done() -> None:
 
 
 SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
+    ("index", "Classifier", three_guesses),
     ("label", "anything", labels),
     ("label", "predict_stream", goes_on_after_an_error),
     ("train", "load_recipe", trains),

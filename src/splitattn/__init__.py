@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
     from splitattn.nn.attention import attention_shares
     from splitattn.nn.backbone import Backbone
+    from splitattn.nn.batch_norm import synchronise
     from splitattn.nn.fusion import fuse
     from splitattn.nn.parity import parity
     from splitattn.nn.resnest import ResNeSt
@@ -47,6 +48,7 @@ _HOMES = {
     "push_to_hub": "pretrained",
     "read_metadata": "weights.metadata",
     "save_pretrained": "pretrained",
+    "synchronise": "nn.batch_norm",
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "push_to_hub",
     "read_metadata",
     "save_pretrained",
+    "synchronise",
 ]
 
 

@@ -1,7 +1,7 @@
 """A name and weights become a ready network."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,11 +90,11 @@ def create_backbone(
     model: str | Architecture,
     *,
     weights: str | Path | None = None,
-    out_indices: Sequence[int] = (1, 2, 3, 4),
+    out_indices: Iterable[int] = (1, 2, 3, 4),
     in_chans: int = 3,
     output_stride: int = 32,
     dilation: Dilation = "official",
-    frozen_stages: int = -1,
+    frozen_stages: int = 0,
     frozen_bn: bool = False,
     drop_path: float = 0.0,
 ) -> Backbone:

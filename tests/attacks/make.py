@@ -319,6 +319,11 @@ def images() -> list[tuple[str, str, bytes]]:
             icon(png(20_000, 20_000, bytes(100_000))),
         ),
         (
+            "icon-bitmap.ico",
+            "The same as a bitmap, with which Pillow warns and decodes before it is asked to.",
+            icon(bmp(20_000, 40_000, bits=32, data=bytes(100))[14:]),
+        ),
+        (
             "icon-no-image.ico",
             "65,535 images, of which none is there.",
             struct.pack("<HHH", 0, 1, 65_535),
@@ -708,6 +713,7 @@ def recipes() -> list[tuple[str, str, bytes]]:
             f"!!python/object/apply:os.system ['touch {MARKER}']".encode(),
         ),
         ("key.toml", "A name of several lines.", b'"epochs\\n\\u001b[2J" = 1'),
+        ("key-long.toml", "A name of 5,000 letters.", b"a" * 5_000 + b" = 1"),
         ("preset.toml", "A preset that is a list.", b'preset = ["plain"]'),
     ]
 
@@ -870,7 +876,8 @@ def readme() -> str:
         "Files that try to make a reader crash, hang, run code, read other files or take all",
         "memory, and some that are merely odd, which say so (Valid). `make.py` makes them and this",
         "page, and `test_attacks.py` hands each to its reader and to the command line: one line of",
-        "error or a result, within time and memory. They are also what `tests/fuzz` starts from.",
+        "error or a result, within two minutes and half a gigabyte. `tests/fuzz` starts from those",
+        "under `images`, `weights`, `recipes` and `data` too, beside files that are whole.",
     ]
     for kind in KINDS:
         lines += ["", f"## {kind}", "", "| file | what it is | bytes |", "|---|---|---:|"]

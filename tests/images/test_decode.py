@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image, features
+from PIL import IcoImagePlugin, Image, features
 
 from splitattn.errors import ImageError, InputError
 from splitattn.images.decode import decode
-from splitattn.images.limits import Limits
+from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from tests.attacks.make import icon, jpeg, segment
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -316,16 +316,45 @@ def test_an_icon_is_as_large_as_its_picture_and_not_as_it_says() -> None:
     content = icon(encoded(Image.new("RGB", (400, 300), "red"), "PNG"))
     assert decode(content).size == (400, 300)
     with pytest.raises(ImageError, match="1,000 pixels, got 400 x 300"):
-        decode(content, limits=Limits(max_pixels=1_000))
+        decode(content, limits=Limits(max_pixels=4_000))
 
 
-@pytest.mark.parametrize(("format", "share"), [("WEBP", 2), ("AVIF", 2), ("JPEG2000", 3)])
+def bitmap_icon(width: int, height: int) -> bytes:
+    image = Image.new("RGBA", (width, height), "red")
+    return encoded(image, "ICO", bitmap_format="bmp", sizes=[image.size])
+
+
+def test_an_icons_picture_is_not_decoded_before_its_size_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = bitmap_icon(64, 48)
+    assert decode(content, limits=Limits(max_pixels=4 * 64 * 48)).getpixel((0, 0)) == RED
+    monkeypatch.setattr(IcoImagePlugin.IcoFile, "frame", None)
+    with pytest.raises(ImageError, match="a ICO image may have 1 to 3,071 pixels, got 64 x 48"):
+        decode(content, limits=Limits(max_pixels=4 * 3_071))
+
+
+def test_an_icon_that_is_let_through_brings_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns where a picture and its transparency have more pixels than its own limit."""
+    assert DEFAULT_LIMITS.max_pixels == 2 * Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2 * 64 * 48)
+    monkeypatch.setattr("splitattn.images.decode.DEFAULT_LIMITS", Limits(max_pixels=4 * 64 * 48))
+    fits, warns = (bitmap_icon(64, height) for height in (48, 49))
+    assert decode(fits).size == (64, 48)
+    with pytest.raises(ImageError, match="a ICO image may have 1 to 3,072 pixels"):
+        decode(warns)
+
+
+@pytest.mark.parametrize(
+    ("format", "share"), [("WEBP", 2), ("AVIF", 2), ("CMYK JPEG", 2), ("JPEG2000", 3)]
+)
 def test_formats_whose_decoders_take_more_memory_may_have_fewer_pixels(
     format: str, share: int
 ) -> None:
     if format in ("WEBP", "AVIF") and not features.check(format.lower()):
         pytest.skip(f"this Pillow has no {format}")
-    content = encoded(Image.new("RGB", (64, 64)), format)
+    mode = "CMYK" if format == "CMYK JPEG" else "RGB"
+    content = encoded(Image.new(mode, (64, 64)), format.removeprefix("CMYK "))
     assert decode(content, limits=Limits(max_pixels=share * 64 * 64)).size == (64, 64)
     with pytest.raises(ImageError, match=f"a {format} image may have 1 to 4,095 pixels"):
         decode(content, limits=Limits(max_pixels=share * 4_095))

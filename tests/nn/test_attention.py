@@ -85,6 +85,26 @@ def test_hooks_go_when_the_network_fails() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_network_that_was_compiled_and_has_run_answers_like_any_other() -> None:
+    torch.compiler.reset()
+    model = network(small()).eval()
+    x = images()
+    compiled = torch.compile(model, backend="eager")
+    with torch.inference_mode():
+        compiled(x)
+    shares = attention_shares(compiled, x)
+    assert list(shares) == [f"_orig_mod.{name}" for name in attention_shares(model, x)]
+
+
+def test_a_block_that_does_not_run_is_named() -> None:
+    model = network(small())
+    model.layer4 = torch.nn.Identity()
+    model.spare = SplitAttention2d(16, 16)
+    model.fc = torch.nn.Identity()
+    with pytest.raises(InputError, match=r"every block to run in Python, got nothing of 'spare'"):
+        attention_shares(model, images())
+
+
 def without_blocks() -> list[torch.nn.Module]:
     return [network(small(radix=0)), fuse(network(small()))]
 

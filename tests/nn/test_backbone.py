@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,7 +14,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from splitattn.architectures import ARCHITECTURES, TIMM_NAMES, Architecture
 from splitattn.errors import InputError
+from splitattn.nn import batch_norm
 from splitattn.nn.backbone import Backbone
+from splitattn.nn.batch_norm import synchronise
 from splitattn.nn.resnest import Bottleneck, ResNeSt
 
 from .networks import images, randomise_norms, small, wake_residuals
@@ -25,14 +28,16 @@ class Case:
 
     architecture: Architecture
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    maps: int = 5
 
     def network(self) -> ResNeSt:
         model = ResNeSt(self.architecture, **{"num_classes": 0, **self.settings})
         wake_residuals(model)
         return model
 
-    def backbone(self, out_indices: Sequence[int] = range(5), **frozen: Any) -> Backbone:
-        return Backbone(self.network(), out_indices=out_indices, **frozen)
+    def backbone(self, out_indices: Sequence[int] | None = None, **frozen: Any) -> Backbone:
+        indices = range(self.maps) if out_indices is None else out_indices
+        return Backbone(self.network(), out_indices=indices, **frozen)
 
 
 def thin(name: str) -> Architecture:
@@ -91,7 +96,7 @@ class MapSuite:
         assert all(is_channels_last(x) for x in backbone.eval()(x))
 
     def test_what_is_frozen_stays(self, case: Case) -> None:
-        backbone = case.backbone(frozen_stages=1, frozen_bn=True).train()
+        backbone = case.backbone(frozen_stages=2, frozen_bn=True).train()
         before = deepcopy(backbone.state_dict())
         parameters = [p for p in backbone.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=0.1, weight_decay=0.1)
@@ -138,10 +143,15 @@ class TestEveryVariant(MapSuite):
 
 class TestEveryKindOfBlock(GraphSuite):
     @pytest.fixture(
-        params=["resnest50", "resnest50_fast_0s1x64d", "resnest50_fast_1s4x24d"],
+        params=[
+            "resnest50",
+            *(f"resnest50_fast_{kind}" for kind in ("0s1x64d", "4s1x64d", "2s2x40d", "1s4x24d")),
+        ],
     )
     def case(self, request: pytest.FixtureRequest) -> Case:
-        return Case(architecture=thin(request.param))
+        # Two stages have them all: the first and those that reduce, pooled or not, and the others.
+        row = dataclasses.replace(thin(request.param), layers=(1, 2, 1, 1))
+        return Case(architecture=row, maps=3)
 
 
 @pytest.mark.slow
@@ -201,6 +211,25 @@ def test_equals_timms_features_only(output_stride: int) -> None:
     assert info.out_indices == theirs.feature_info.out_indices
 
 
+@pytest.mark.parametrize("idx", [None, 3, (0, 4)])
+def test_feature_info_answers_as_timms(idx: int | tuple[int, ...] | None) -> None:
+    """Also of maps that are not returned."""
+    ours = Case(architecture=ARCHITECTURES["resnest14"]).backbone((1, 2)).feature_info
+    model = timm.create_model(
+        "resnest14d", pretrained=False, features_only=True, out_indices=(1, 2)
+    )
+    theirs = model.feature_info
+    keys = ["num_chs", "reduction"]
+    assert ours.channels(idx) == theirs.channels(idx)
+    assert ours.reduction(idx) == theirs.reduction(idx)
+    assert ours.get_dicts(keys, idx) == theirs.get_dicts(keys, idx)
+    assert len(ours) == len(theirs)
+    for index in range(len(theirs)):
+        # Ours is the ReLU, which timm calls act1.
+        own = {} if index else {"module": "relu"}
+        assert ours[index] == ours.get_dicts(idx=index) == theirs[index] | own
+
+
 def test_maps_come_in_the_order_that_was_asked_for() -> None:
     network = Case(architecture=small()).network().eval()
     x = images()
@@ -228,11 +257,11 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d)
 
 
-@pytest.mark.parametrize("frozen_stages", range(-1, 5))
-def test_frozen_stages_are_all_up_to_that_index(frozen_stages: int) -> None:
+@pytest.mark.parametrize("frozen_stages", range(6))
+def test_frozen_stages_are_so_many_from_the_front(frozen_stages: int) -> None:
     backbone = Case(architecture=small()).backbone(frozen_stages=frozen_stages)
     frozen_parts = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
-    frozen_parts = frozen_parts[: frozen_stages + 2] if frozen_stages >= 0 else []
+    frozen_parts = frozen_parts[: frozen_stages + 1] if frozen_stages else []
     backbone.eval().train()
     for name, module in backbone.named_modules():
         frozen = name.split(".")[0] in frozen_parts
@@ -255,18 +284,62 @@ def test_what_is_frozen_drops_nothing_at_random() -> None:
     network = Case(architecture=small(layers=(2, 2, 2, 2)), settings=settings).network()
     x = images(4)
     with torch.no_grad():
-        loose = Backbone(network, out_indices=(3, 4), frozen_stages=-1, frozen_bn=True).train()
+        loose = Backbone(network, out_indices=(3, 4), frozen_bn=True).train()
         assert not torch.equal(loose(x)[0], loose(x)[0])
-        backbone = Backbone(network, out_indices=(3, 4), frozen_stages=3).train()
+        backbone = Backbone(network, out_indices=(3, 4), frozen_stages=4).train()
+        network.set_drop_block(0.3)  # a schedule wakes nothing
         (third, last), (again, last_again) = backbone(x), backbone(x)
         assert torch.equal(third, again)
         assert not torch.equal(last, last_again)
         assert torch.equal(third, backbone.eval()(x)[0])
 
 
+def test_what_is_frozen_draws_no_random_numbers() -> None:
+    settings = {"drop_path": 0.5, "drop_block": 0.2}
+    backbone = Case(architecture=small(), settings=settings).backbone(frozen_stages=5).train()
+    before = torch.get_rng_state()
+    backbone(torch.ones(2, 3, 64, 64))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_copy_of_what_is_frozen_is_frozen() -> None:
+    backbone = deepcopy(Case(architecture=small()).backbone((4,), frozen_stages=2, frozen_bn=True))
+    before = deepcopy(backbone.state_dict())
+    sum(x.square().mean() for x in backbone.train()(images())).backward()
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+    trained = {name for name, p in backbone.named_parameters() if p.grad is not None}
+    assert trained
+    assert not [name for name in trained if name.startswith(("conv1", "bn1", "layer1"))]
+
+
+def test_synchronising_leaves_frozen_norms_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's conversion does not, which docs/backbones.md says."""
+    network = Case(architecture=small()).network()
+    backbone = Backbone(network, out_indices=(1,), frozen_bn=True)
+    synchronise(backbone)
+    # Were they to speak with the others, they would fail here, where there are none.
+    monkeypatch.setattr(batch_norm, "world_size", lambda: 2)
+    x = images()
+    assert torch.equal(backbone.train()(x)[0], backbone.eval()(x)[0])
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(backbone).train()
+    assert all(norm.training for norm in converted.modules() if isinstance(norm, nn.SyncBatchNorm))
+
+
+def test_frozen_norms_compile() -> None:
+    torch.compiler.reset()
+    backbone = Case(architecture=small()).backbone((1,), frozen_bn=True).train()
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+    before = deepcopy(backbone.state_dict())
+    x = images()
+    (out,), (expected,) = compiled(x), backbone(x)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    out.square().mean().backward()
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+
+
 def test_what_is_frozen_stays_so_in_torchvisions_pyramid() -> None:
     """It takes the children and leaves the backbone itself behind."""
-    backbone = Case(architecture=small()).backbone((1, 2, 3, 4), frozen_stages=2)
+    backbone = Case(architecture=small()).backbone((1, 2, 3, 4), frozen_stages=3)
     names = {name: str(i) for i, name in enumerate(backbone.feature_info.module_name())}
     pyramid = BackboneWithFPN(backbone, names, list(backbone.channels), 16)
     pyramid.eval().train()
@@ -309,26 +382,51 @@ def test_gradient_checkpointing_computes_every_block_twice() -> None:
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
+def test_without_stages_nothing_is_checkpointed() -> None:
+    backbone = Case(architecture=small()).backbone((0,))
+    backbone.gradient_checkpointing = True
+    assert not backbone.gradient_checkpointing
+
+
 def test_trains_on_a_single_image() -> None:
     backbone = Case(architecture=small()).backbone().train()
     sum(x.square().mean() for x in backbone(images(1, 40, 40))).backward()
     assert all(parameter.grad.isfinite().all() for parameter in backbone.parameters())
 
 
-@pytest.mark.parametrize("out_indices", [(), (5,), (-6,), (1, 1), (4, -1)])
-def test_maps_that_there_are_not_are_refused_in_one_line(out_indices: tuple[int, ...]) -> None:
+WRONG: list[tuple[Any, str]] = [
+    *((indices, str(indices)) for indices in [(), (5,), (-6,), (1, 1), (4, -1), (1.0,), 3, None]),
+    ("12", "('1', '2')"),
+    (iter([1, 7]), "(1, 7)"),
+    (np.array([1, 9]), "(1, 9)"),
+]
+
+
+@pytest.mark.parametrize(("out_indices", "shown"), WRONG, ids=[shown for _, shown in WRONG])
+def test_maps_that_there_are_not_are_refused_in_one_line(out_indices: Any, shown: str) -> None:
     with pytest.raises(InputError) as caught:
-        Case(architecture=small()).backbone(out_indices)
+        Backbone(Case(architecture=small()).network(), out_indices=out_indices)
     assert str(caught.value) == (
         "out_indices must be one or more of 0 (stem) and 1 to 4 (stages), none of them twice, "
-        f"got {out_indices}"
+        f"got {shown}"
     )
 
 
-@pytest.mark.parametrize(("frozen_stages", "last"), [(-2, 4), (5, 4), (3, 2)])
-def test_stages_that_there_are_not_cannot_be_frozen(frozen_stages: int, last: int) -> None:
+def test_indices_of_any_kind_become_plain_numbers() -> None:
+    network = Case(architecture=small()).network()
+    for indices in (np.array([4, 1]), torch.tensor([-1, 1]), iter((4, 1))):
+        backbone = Backbone(network, out_indices=indices, frozen_stages=np.int64(2))
+        assert backbone.out_indices == (4, 1)
+        assert {type(i) for i in backbone.out_indices} == {int}
+
+
+@pytest.mark.parametrize(
+    ("frozen_stages", "last"), [(-1, 4), (6, 4), (4, 2), (1.5, 4), (None, 4), ("1", 4)]
+)
+def test_stages_that_there_are_not_cannot_be_frozen(frozen_stages: Any, last: int) -> None:
     with pytest.raises(InputError) as caught:
         Case(architecture=small()).backbone((1, last), frozen_stages=frozen_stages)
     assert str(caught.value) == (
-        f"frozen_stages must be -1 (none) to {last} (the last map), got {frozen_stages}"
+        f"frozen_stages must be 0 (none), 1 (the stem) to {last + 1} (all up to the last map), "
+        f"got {frozen_stages!r}"
     )

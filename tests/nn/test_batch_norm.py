@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from splitattn.architectures import Architecture
-from splitattn.nn.batch_norm import BatchNorm2d, freeze, synchronise
+from splitattn.nn.batch_norm import BatchNorm2d, synchronise
+from splitattn.nn.freezing import freeze, thaw
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 
@@ -68,6 +69,9 @@ def test_frozen_it_is_torchvisions_frozen_batch_norm_whatever_train_says() -> No
         torch.testing.assert_close(network(x), theirs(x))
     assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
     assert not [parameter for parameter in norm.parameters() if parameter.requires_grad]
+    thaw(norm)
+    assert norm.train().training
+    assert all(parameter.requires_grad for parameter in norm.parameters())
 
 
 def test_a_single_value_is_normalised_by_the_running_statistics_and_leaves_them() -> None:

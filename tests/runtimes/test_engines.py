@@ -1,5 +1,6 @@
 import builtins
 import copy
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -245,3 +246,21 @@ def test_a_fused_network_of_each_radix_is_what_engines_get() -> None:
         plain = EngineRuntime(plain_engine(model), PREPROCESSING).run(photographs())
         eager = load_runtime(model, PREPROCESSING, device="cpu", engine="torch")
         torch.testing.assert_close(eager.run(photographs()), plain, atol=1e-5, rtol=0)
+
+
+SIGNALLED = """
+import gc, os, signal
+from splitattn.runtimes.open_vino import OpenVinoEngine, product
+engines = [OpenVinoEngine(product(8, eight_bits=False)) for _ in range(2)]
+while engines:
+    del engines[0]
+    gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_the_last_network_is_handled() -> None:
+    """OpenVINO's plug-in would take the signals' stack with it, and the process would end."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

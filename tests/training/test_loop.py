@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import signal
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,16 @@ def test_sigterm_saves_and_leaves_with_its_exit_status(run: Run) -> None:
     assert raised.value.code == 128 + signal.SIGTERM
     assert torch.load(run.checkpoint)["state"]["step"] == 1
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_an_earlier_training_froze_learns_again(run: Run) -> None:
+    recipe = replace(RECIPE, epochs=1, warmup_epochs=0.0)
+    model = network(recipe)
+    model.freeze_stages(5)
+    before = deepcopy(model.state_dict())
+    train(model, replace(run, recipe=recipe))
+    same = [key for key, value in model.state_dict().items() if torch.equal(value, before[key])]
+    assert not [key for key in same if key.endswith(("conv1.weight", "running_mean"))]
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(run: Run, tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from splitattn.training.optimizer import (
-    freeze,
     learning_rate,
     make_optimizer,
     set_learning_rate,
-    set_training_mode,
 )
 from splitattn.training.recipes import Recipe
 from tests.training.runs import RECIPE, network
@@ -65,8 +63,8 @@ def test_frozen_stages_keep_their_weights_and_statistics(
 ) -> None:
     recipe = Recipe(frozen_stages=stages)
     model = network()
-    freeze(model, recipe)
-    set_training_mode(model, recipe)
+    model.freeze_stages(stages)
+    model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = make_optimizer(model, recipe)
     set_learning_rate(optimizer, 0.1)
@@ -76,6 +74,6 @@ def test_frozen_stages_keep_their_weights_and_statistics(
     changed = [key for key, value in model.state_dict().items() if not value.equal(before[key])]
     assert changed[0] == first_that_learns
     assert model.drop.training
-    assert model.layer1.training == (stages == 0)
+    assert model.layer1[0].bn1.training == (stages == 0)
     prefixes = ("conv1", "bn1", "layer1", "layer2")
     assert any(key.startswith(prefixes) for key in changed) == (stages == 0)

@@ -3,8 +3,10 @@
 import io
 import re
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +26,14 @@ ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 
 # What part of the limit on pixels these formats have, whose decoders take 12 to 24 bytes for each
-# pixel on the way: a file of 34 bytes could else ask for gigabytes.
-_SHARES = {"WEBP": 1 / 2, "AVIF": 1 / 2, "JPEG2000": 1 / 3}
+# pixel on the way: a file of 34 bytes could else ask for gigabytes. Of an icon, Pillow counts twice
+# the pixels, and would warn of many.
+_SHARES = {"WEBP": 1 / 2, "AVIF": 1 / 2, "CMYK JPEG": 1 / 2, "ICO": 1 / 4, "JPEG2000": 1 / 3}
 # A pass over all pixels may cost ten bytes of a file. Ten scans are usual, libtiff's limit is this.
 _MOST_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OLD_HEADER = 12  # bytes of the bitmap header whose sides have 16 bits
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 
 # Side of the tiles in which the pixels of a large image are converted, so that what a conversion
@@ -124,7 +129,7 @@ def _check_bytes(size: int, limits: Limits) -> None:
 def _from_stream(stream: IO[bytes], limits: Limits) -> Image.Image:
     with _damage_reported():
         # Without names on the way: of a large image, each step sees the last one's pixels alone.
-        return _to_rgb(_loaded(_open(stream), limits))
+        return _to_rgb(_loaded(_open(stream, limits), limits))
 
 
 @contextmanager
@@ -139,7 +144,7 @@ def _damage_reported() -> Iterator[None]:
         raise ImageError(f"the image is damaged or of an unknown kind: {error}") from error
 
 
-def _open(stream: IO[bytes]) -> Image.Image:
+def _open(stream: IO[bytes], limits: Limits) -> Image.Image:
     """Read the header. As `Image.open`, whose warning about large images `Limits` replaces."""
     Image.init()
     prefix = stream.read(16)
@@ -149,7 +154,9 @@ def _open(stream: IO[bytes]) -> Image.Image:
             continue
         stream.seek(0)
         if name == "ICO":  # Pillow decodes an icon's largest image where it should read its header
-            return IcoImagePlugin.IcoFile(stream).frame(0)
+            icon = IcoImagePlugin.IcoFile(stream)
+            _check_icon(icon, limits)
+            return icon.frame(0)
         image = factory(stream, "")
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             _check_scans(image, stream)
@@ -195,15 +202,36 @@ def _check_scans(image: JpegImagePlugin.JpegImageFile, stream: IO[bytes]) -> Non
             position += int.from_bytes(content[position : position + 2])
 
 
+def _check_icon(icon: IcoImagePlugin.IcoFile, limits: Limits) -> None:
+    """Raise if the image that Pillow takes is too large, by the header of that image itself."""
+    entry = icon.entry[0]
+    icon.buf.seek(
+        entry["offset"] if isinstance(entry, dict) else entry.offset
+    )  # by Pillow's version
+    header = icon.buf.read(24)
+    if header.startswith(_PNG):
+        width, height = struct.unpack(">II", header[16:])
+    else:
+        sides = ("<HH", header[4:8]) if header[0] == _OLD_HEADER else ("<Ii", header[4:12])
+        width, height = struct.unpack(*sides)
+        height = abs(height) // 2  # below the picture lies its transparency
+    most = min(limits.max_pixels, DEFAULT_LIMITS.max_pixels)
+    _check_pixels((width, height), "ICO", replace(limits, max_pixels=most))
+
+
+def _check_pixels(size: tuple[int, int], kind: str, limits: Limits) -> None:
+    limit = int(limits.max_pixels * _SHARES.get(kind, 1))
+    if not 0 < size[0] * size[1] <= limit:
+        raise ImageError(
+            f"{f'a {kind}' if kind in _SHARES else 'an'} image may have 1 to {limit:,} pixels, "
+            f"got {size[0]} x {size[1]}"
+        )
+
+
 def _loaded(image: Image.Image, limits: Limits) -> Image.Image:
     """`image` with its pixels in memory, if it is within limits."""
-    width, height = image.size
-    limit = int(limits.max_pixels * _SHARES.get(image.format or "", 1))
-    if not 0 < width * height <= limit:
-        raise ImageError(
-            f"{f'a {image.format}' if image.format in _SHARES else 'an'} image may have 1 to "
-            f"{limit:,} pixels, got {width} x {height}"
-        )
+    kind = image.format or ""
+    _check_pixels(image.size, f"CMYK {kind}" if image.mode == "CMYK" else kind, limits)
     image.load()
     # The decoder of this format keeps two more copies for as long as its image lives.
     return image.copy() if image.format == "WEBP" else image

@@ -11,9 +11,9 @@ class Limits:
 
     Attributes:
         max_bytes: of the encoded image, wherever it comes from.
-        max_pixels: width times height, as the header declares them. WebP and AVIF images may have
-            half as many and JPEG 2000 images a third, since their decoders take more memory:
-            one image takes at most 2 GB.
+        max_pixels: width times height, as the header declares them. WebP, AVIF and CMYK JPEG
+            images may have half as many, JPEG 2000 images a third and icons a quarter, since their
+            decoders take more memory: one image takes at most 2 GB.
         max_seconds: for the whole download of a URL.
 
     Raises:

@@ -34,7 +34,8 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """An RGB image to the uint8 pixels (3, size, size) that the network sees.
 
     "crop-resize" is the official ResNeSt evaluation (ECenterCrop in resnest/torch/datasets) and
-    "resize-crop" torchvision's `Resize` and `CenterCrop`, pixel for pixel.
+    "resize-crop" torchvision's `Resize` and `CenterCrop`, pixel for pixel. A strip more than a
+    hundred times as long as it is wide is cut before it is resized, which can move its pixels.
     """
     cut = _crop_resize if preprocessing.order == "crop-resize" else _resize_crop
     return torch.from_numpy(np.array(cut(image, preprocessing))).permute(2, 0, 1)

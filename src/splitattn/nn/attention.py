@@ -29,7 +29,7 @@ def attention_shares(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     Raises:
         InputError: the network has no such block: its radix is 0, or it went through `fuse`, which
-            rewrites them.
+            rewrites them. Or a block did not run, or not where it can be watched.
     """
     blocks = {
         name: module
@@ -48,8 +48,15 @@ def attention_shares(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     ) -> None:
         shares[name] = block.attend(logits).reshape(len(logits), block.radix, -1)
 
-    with ExitStack() as hooks, torch.inference_mode(), evaluating(model):
+    # Code that was compiled before the hooks were there would not call them.
+    eager = torch.compiler.set_stance
+    with ExitStack() as hooks, eager("force_eager"), torch.inference_mode(), evaluating(model):
         for name, block in blocks.items():
             hooks.enter_context(block.fc2.register_forward_hook(partial(keep, name, block)))
         model(images)
+    if missing := [name for name in blocks if name not in shares]:
+        raise InputError(
+            f"attention_shares needs every block to run in Python, got nothing of {missing[0]!r} "
+            f"and {len(missing) - 1} others; take the network itself, neither scripted nor exported"
+        )
     return shares

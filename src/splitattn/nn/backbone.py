@@ -3,15 +3,16 @@
 Shapes: B batch, H and W rows and columns of the image.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
 from torch import Tensor
-from torchvision.ops import StochasticDepth
 
 from splitattn.errors import InputError
-from splitattn.nn.batch_norm import freeze
-from splitattn.nn.drop_block import DropBlock2d
+from splitattn.nn.batch_norm import BatchNorm2d
+from splitattn.nn.freezing import freeze
 from splitattn.nn.resnest import ResNeSt, Staged
 
 MAPS = 5
@@ -19,29 +20,52 @@ MAPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureInfo:
-    """What the maps of a backbone are, under the names of timm's `features_only` networks.
+    """What the maps of a backbone are, read as in timm's `features_only` networks.
+
+    `info[i]`, `len(info)` and what takes an `idx` speak of every map from the stem's, 0, to the
+    last stage's, 4, whether the backbone returns it or not.
 
     Attributes:
-        out_indices: 0 for the stem, 1 to 4 for the stages, in the order of the maps.
-        num_chs, reductions, modules: of each of these maps.
+        out_indices: which maps it returns: 0 for the stem, 1 to 4 for the stages, in their order.
+        info: of every map a dictionary: its "index", its channels "num_chs", its stride
+            "reduction" in pixels of the image, and "module", the child whose output it is.
     """
 
     out_indices: tuple[int, ...]
-    num_chs: tuple[int, ...]
-    reductions: tuple[int, ...]
-    modules: tuple[str, ...]
+    info: tuple[dict[str, Any], ...]
 
-    def channels(self) -> list[int]:
-        """Channels of each map."""
-        return list(self.num_chs)
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Channels of each map that is returned, of those in `idx`, or of that one."""
+        return self.get("num_chs", idx)
 
-    def reduction(self) -> list[int]:
-        """Stride of each map, in pixels of the image."""
-        return list(self.reductions)
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Stride of each of these maps, in pixels of the image."""
+        return self.get("reduction", idx)
 
-    def module_name(self) -> list[str]:
-        """The child of the backbone whose output each map is."""
-        return list(self.modules)
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        """The child of the backbone whose output each of these maps is."""
+        return self.get("module", idx)
+
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """What `info` says under `key`: a list, or of a single `idx` the value alone."""
+        if isinstance(idx, int):
+            return self.info[idx][key]
+        return [self.info[i][key] for i in (self.out_indices if idx is None else idx)]
+
+    def get_dicts(
+        self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
+    ) -> Any:
+        """The dictionaries of `info`, or these keys of them."""
+        if isinstance(idx, int):
+            info = self.info[idx]
+            return {key: info[key] for key in (info if keys is None else keys)}
+        return [self.get_dicts(keys, i) for i in (self.out_indices if idx is None else idx)]
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        return self.info[idx]
+
+    def __len__(self) -> int:
+        return len(self.info)
 
 
 class Backbone(Staged):
@@ -52,16 +76,17 @@ class Backbone(Staged):
     last map are left out.
 
     What is frozen has no gradient, keeps its running statistics and drops nothing at random.
-    `train` changes none of that, not even in another network that the parts were put into. A frozen
-    batch norm remains a batch norm, so keys and weights remain the official ones.
+    `train` changes none of that, not even in another network that the parts were put into, but
+    `requires_grad_` wakes parameters as everywhere in torch. A frozen batch norm remains a batch
+    norm, so keys and weights remain the official ones.
 
     Args:
         network: whose parts the backbone takes over: they are shared, not copied.
         out_indices: which maps to return, in this order: 0 is the stem's before it is pooled, 1 to
             4 are those of the stages; negative ones count from the last, -1 being stage 4.
-        frozen_stages: all up to the map of this index is frozen: -1 freezes nothing, 0 the stem, 1
-            the stem and the first stage (the counting of MMDetection; detectron2's `FREEZE_AT` is
-            one more).
+        frozen_stages: how many of stem, layer1, ..., layer4 are frozen, from the front: 0 freezes
+            nothing, 1 the stem, 2 the stem and the first stage (detectron2's `FREEZE_AT`;
+            MMDetection counts from -1).
         frozen_bn: all batch norms are frozen, those within the attention included.
 
     Attributes:
@@ -70,7 +95,8 @@ class Backbone(Staged):
         strides: of each map, in pixels of the image, (4, 8, 16, 32) without dilation.
 
     Raises:
-        InputError: an index is no map's, comes twice or is missing, or there is no such stage.
+        InputError: an index is no map's, comes twice or is missing, there is no such stage, or one
+            of these is no whole number.
 
     Input (B, in_chans, H, W) normalised floats; output a list of maps (B, channels[i],
     ceil(H / strides[i]), ceil(W / strides[i])).
@@ -80,56 +106,52 @@ class Backbone(Staged):
         self,
         network: ResNeSt,
         *,
-        out_indices: Sequence[int] = (1, 2, 3, 4),
-        frozen_stages: int = -1,
+        out_indices: Iterable[int] = (1, 2, 3, 4),
+        frozen_stages: int = 0,
         frozen_bn: bool = False,
     ) -> None:
         super().__init__()
-        indices = [i + MAPS if -MAPS <= i < 0 else i for i in out_indices]
-        if not indices or len({*indices} & {*range(MAPS)}) != len(indices):
-            raise InputError(
-                "out_indices must be one or more of 0 (stem) and 1 to 4 (stages), none of them "
-                f"twice, got {tuple(out_indices)}"
-            )
+        indices = _map_indices(out_indices)
         last = max(indices)
-        if not -1 <= frozen_stages <= last:
+        count = _whole(frozen_stages)
+        if count is None or not 0 <= count <= last + 1:
             raise InputError(
-                f"frozen_stages must be -1 (none) to {last} (the last map), got {frozen_stages}"
+                f"frozen_stages must be 0 (none), 1 (the stem) to {last + 1} (all up to the last "
+                f"map), got {frozen_stages!r:.60}"
             )
         shape = network.architecture
-        channels = (shape.stem_channels, *shape.stage_channels)
-        self.out_indices = tuple(indices)
-        self.channels = tuple(channels[i] for i in indices)
-        self.strides = tuple(min(2 ** (i + 1), network.output_stride) for i in indices)
+        self._every_channels = (shape.stem_channels, *shape.stage_channels)
+        self._every_stride = tuple(min(2 ** (i + 1), network.output_stride) for i in range(MAPS))
+        self.out_indices = indices
+        self.channels = tuple(self._every_channels[i] for i in indices)
+        self.strides = tuple(self._every_stride[i] for i in indices)
 
         self.conv1 = network.conv1
         self.bn1 = network.bn1
         self.relu = network.relu
         self.maxpool = network.maxpool
-        stages = [*network.stages()][:last]
-        for number, stage in enumerate(stages, start=1):
+        for number, stage in enumerate([*network.stages()][:last], start=1):
             self.add_module(f"layer{number}", stage)
 
-        if frozen_bn:
-            freeze(self)
-        frozen = [self.conv1, self.bn1, *stages[:frozen_stages]] if frozen_stages >= 0 else []
-        for part in frozen:
-            freeze(part)
-            part.requires_grad_(False)
-            for module in part.modules():
-                if isinstance(module, DropBlock2d):
-                    module.probability.zero_()
-                elif isinstance(module, StochasticDepth):
-                    module.p = 0.0
+        self.freeze_stages(count)
+        for module in self.modules():
+            if frozen_bn and isinstance(module, BatchNorm2d):
+                freeze(module)
 
     @property
     def feature_info(self) -> FeatureInfo:
         """Channels and strides for code that was written for timm's networks."""
         return FeatureInfo(
             out_indices=self.out_indices,
-            num_chs=self.channels,
-            reductions=self.strides,
-            modules=tuple(f"layer{i}" if i else "relu" for i in self.out_indices),
+            info=tuple(
+                {
+                    "index": i,
+                    "num_chs": self._every_channels[i],
+                    "reduction": self._every_stride[i],
+                    "module": f"layer{i}" if i else "relu",
+                }
+                for i in range(MAPS)
+            ),
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -141,3 +163,23 @@ class Backbone(Staged):
             if index in self.out_indices:
                 maps[index] = x
         return [maps[index] for index in self.out_indices]
+
+
+def _map_indices(out_indices: Iterable[int]) -> tuple[int, ...]:
+    """As plain numbers, none of them negative."""
+    asked: object = out_indices
+    if isinstance(out_indices, Iterable):
+        asked = tuple(i if (index := _whole(i)) is None else index for i in out_indices)
+        if asked and all(type(i) is int and -MAPS <= i < MAPS for i in asked):
+            indices = tuple(i % MAPS for i in asked)
+            if len({*indices}) == len(indices):
+                return indices
+    raise InputError(
+        "out_indices must be one or more of 0 (stem) and 1 to 4 (stages), none of them twice, "
+        f"got {asked!r:.60}"
+    )
+
+
+def _whole(value: object) -> int | None:
+    """`value` as a plain number, if it is a whole one."""
+    return operator.index(value) if isinstance(value, SupportsIndex) else None

@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H and W rows and columns, P processes.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,9 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from splitattn.distributed import world_size
+from splitattn.nn.freezing import Freezable
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(Freezable, nn.BatchNorm2d):
     """Batch norm (arXiv 1502.03167) for which one value per channel is enough to train.
 
     With one value, as the attention's pooled features have in a batch of one, there is no variance
@@ -25,6 +26,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     never move from where they started, which is mean 0 and variance 1 in a new network and the
     weights' own in a loaded one. Gradient accumulation does not change this, since every forward
     pass still sees one image. `synchronise` does: it makes a value of each process's image.
+
+    Frozen, it is a scale and a shift for each channel, as torchvision's `FrozenBatchNorm2d`, under
+    the keys and in the precision that the weights have.
 
     Args:
         num_features: channels C.
@@ -39,10 +43,6 @@ class BatchNorm2d(nn.BatchNorm2d):
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
         self.synchronised = False
-        self.frozen = False
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(mode and not self.frozen)
 
     def forward(self, x: Tensor) -> Tensor:
         # In evaluation the batch may be symbolic, and its size must not be asked for.
@@ -73,7 +73,9 @@ def synchronise(model: nn.Module) -> None:
 
     Outputs, gradients and running statistics are then those of one process that has the whole
     batch; the processes' shares of it may differ in size, but none may be empty. All of them must
-    run the network equally often. Evaluation is not affected, nor a process that is alone.
+    run the network equally often. Evaluation is not affected, nor a frozen norm, nor a process that
+    is alone. torch's `SyncBatchNorm.convert_sync_batchnorm` puts norms of its own in the place of
+    these, which knows of no frozen ones and lets them train again.
     """
     # One code path for all devices, which tests can run: torch's own SyncBatchNorm refuses tensors
     # on the CPU, and a single value per channel in a process that is alone. Its communication is
@@ -81,19 +83,6 @@ def synchronise(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
             module.synchronised = True
-
-
-def freeze(model: nn.Module) -> None:
-    """Let every `BatchNorm2d` of `model` evaluate, whatever `train` says, with fixed parameters.
-
-    What is fixed is then a scale and a shift for each channel, as in torchvision's
-    `FrozenBatchNorm2d`, under the keys and in the precision that the weights have. It belongs to
-    the layers themselves, so it also holds in a network that somebody puts together from them.
-    """
-    for module in model.modules():
-        if isinstance(module, BatchNorm2d):
-            module.frozen = True
-            module.eval().requires_grad_(False)
 
 
 def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,11 +5,13 @@ rule; the published networks saw one mask per batch.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from splitattn.nn.freezing import Freezable
 
-class DropBlock2d(nn.Module):
+
+class DropBlock2d(Freezable):
     """Zeroes square blocks of a feature map while training (arXiv 1810.12890).
 
     One mask (1, C, H, W) serves the whole batch. A position becomes the centre of a dropped block

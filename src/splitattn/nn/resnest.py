@@ -18,12 +18,17 @@ from splitattn.architectures import Architecture
 from splitattn.errors import InputError
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.drop_block import DropBlock2d
+from splitattn.nn.freezing import Freezable, freeze
 from splitattn.nn.split_attention import SplitAttention2d
 
 EXPANSION = 4
 
 # The two readings of a dilated stage: see `ResNeSt`.
 Dilation = Literal["official", "timm"]
+
+
+class DropPath(Freezable, StochasticDepth):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's stochastic depth (arXiv 1603.09382), which can be frozen."""
 
 
 class Bottleneck(nn.Module):
@@ -101,7 +106,7 @@ class Bottleneck(nn.Module):
         self.drop_block1, self.drop_block2, self.drop_block3 = (
             DropBlock2d(drop_block) if drop_block else nn.Identity() for _ in range(3)
         )
-        self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
+        self.drop_path = DropPath(drop_path, "row") if drop_path else nn.Identity()
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = _shortcut(
@@ -147,6 +152,9 @@ class Stage(nn.Sequential):
 class Staged(nn.Module):
     """A network with stages among its children: the classifier, and the backbone cut out of it."""
 
+    conv1: nn.Module
+    bn1: BatchNorm2d
+
     def stages(self) -> Iterator[Stage]:
         """The stages, `layer1` and those after it."""
         for child in self.children():
@@ -156,12 +164,20 @@ class Staged(nn.Module):
     @property
     def gradient_checkpointing(self) -> bool:
         """While training, blocks keep their inputs only: less memory for a second forward pass."""
-        return all(stage.gradient_checkpointing for stage in self.stages())
+        on = [stage.gradient_checkpointing for stage in self.stages()]
+        return bool(on) and all(on)
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
         for stage in self.stages():
             stage.gradient_checkpointing = on
+
+    def freeze_stages(self, count: int) -> None:
+        """Freeze the first `count` of stem, layer1, ..., layer4, as `freeze` does."""
+        parts = [(self.conv1, self.bn1), *((stage,) for stage in self.stages())]
+        for part in parts[:count]:
+            for module in part:
+                freeze(module)
 
 
 class ResNeSt(Staged):

@@ -1,6 +1,7 @@
 """OpenVINO as an engine, and networks as its graphs."""
 
 import warnings
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -44,12 +45,11 @@ class OpenVinoEngine:
         check_device(device)
         self.device = torch.device("cpu")
         self.name = f"OpenVINO {ov.__version__.partition('-')[0]} on cpu"
-        core = ov.Core()
-        model = core.read_model(graph) if isinstance(graph, Path) else graph
+        model = core().read_model(graph) if isinstance(graph, Path) else graph
         self.metadata: str | None = None
         if model.has_rt_info([METADATA_KEY]):
             self.metadata = model.get_rt_info([METADATA_KEY]).astype(str)
-        self._core, self._model = core, model
+        self._model = model
         self._any_shape = self._compile(model)
         self._own_shape = self._any_shape
         self._owner: tuple[int, ...] = ()
@@ -78,7 +78,20 @@ class OpenVinoEngine:
             # All cores work on one batch, rather than each on its own.
             hint.performance_mode: hint.PerformanceMode.LATENCY,
         }
-        return self._core.compile_model(model, "CPU", settings)
+        return core().compile_model(model, "CPU", settings)
+
+
+@cache
+def core() -> "ov.Core":
+    """The one that all networks share, and that stays for as long as the process.
+
+    Its plug-in gives the thread that makes it a stack for signals, and takes that away again with
+    the last network; the next signal, of an ended child or of Ctrl-C, would then end the process
+    (seen in OpenVINO 2026.4).
+    """
+    shared = ov.Core()
+    shared.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plug-in
+    return shared
 
 
 def check_device(device: str) -> None:

@@ -231,6 +231,9 @@ def quantised_openvino(
         pixels: of the calibration images, as `sampled` gives them.
         float_parts: what stays in floats; see `find_parts`.
     """
+    from splitattn.runtimes.open_vino import core
+
+    core()  # before those that NNCF makes and drops
     with telemetry_off():
         import nncf
 

@@ -24,6 +24,7 @@ from splitattn.files import remove_leftovers, replacing
 from splitattn.images.preprocess import normalise
 from splitattn.nn.batch_norm import synchronise
 from splitattn.nn.drop_block import DropBlock2d
+from splitattn.nn.freezing import thaw
 from splitattn.nn.resnest import ResNeSt
 from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.training import checkpoint
@@ -33,11 +34,9 @@ from splitattn.training.interrupt import StopRequest, stop_request
 from splitattn.training.log import TensorBoard, write_log
 from splitattn.training.mixing import mix, smoothed_loss
 from splitattn.training.optimizer import (
-    freeze,
     learning_rate,
     make_optimizer,
     set_learning_rate,
-    set_training_mode,
 )
 from splitattn.training.precision import autocast_dtype
 from splitattn.training.recipes import Recipe
@@ -145,7 +144,8 @@ class _Training:
         recipe = run.recipe
 
         self.model = model.to(run.device).to(memory_format=torch.channels_last)
-        freeze(model, recipe)
+        thaw(model)  # what an earlier training of this network froze
+        model.freeze_stages(recipe.frozen_stages)
         if recipe.sync_batch_norm:
             synchronise(model)
         self.average = MovingAverage(model, recipe.ema_decay) if recipe.ema_decay else None
@@ -246,7 +246,7 @@ class _Training:
         if first_step == run.steps_per_epoch:  # stopped before it was measured
             return
         self.model.set_drop_block(recipe.drop_block * epoch / max(recipe.epochs - 1, 1))
-        set_training_mode(self.model, recipe)
+        self.model.train()
         loader = train_loader(
             run.train,
             recipe.augmentation(epoch),

@@ -8,9 +8,9 @@ from torch import nn
 from splitattn.nn.resnest import ResNeSt
 from splitattn.training.recipes import Recipe
 
-# From the stem, 0, to the classifier: what `layer_decay` and `frozen_stages` count.
+# From the stem, 0, to the classifier: what `layer_decay` counts.
 _CLASSIFIER = 5
-_STEM = ("conv1", "bn1", "relu", "maxpool")
+_STEM = ("conv1", "bn1")
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -60,22 +60,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-def freeze(model: ResNeSt, recipe: Recipe) -> None:
-    """The first `recipe.frozen_stages` of stem and stages get no gradients."""
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(_depth(name) >= recipe.frozen_stages)
-
-
-def set_training_mode(model: ResNeSt, recipe: Recipe) -> None:
-    """Training mode, except for what is frozen: its norms keep their statistics too."""
-    model.train()
-    for name, module in model.named_children():
-        if _depth(name) < recipe.frozen_stages:
-            module.eval()
-
-
 def _depth(name: str) -> int:
-    """How far from the stem, 0, a parameter or module is; the classifier is the farthest."""
+    """How far from the stem, 0, a parameter is; the classifier is the farthest."""
     if name.startswith("layer"):
         return int(name[len("layer")])
     return 0 if name.partition(".")[0] in _STEM else _CLASSIFIER

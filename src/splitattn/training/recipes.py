@@ -33,7 +33,8 @@ class Recipe:
         clip_norm: longest gradient of all weights together; longer ones are shortened; 0 is off.
         layer_decay: each stage from the classifier towards the stem multiplies the learning rate
             by this once more; 1 is off.
-        frozen_stages: how many of stem, layer1, ..., layer4 stay as they are, from the front.
+        frozen_stages: how many of stem, layer1, ..., layer4 stay as they are, from the front; the
+            same count as that of `Backbone`.
         ema_decay: of the moving average of the weights, which is what is measured and saved; 0 is
             off.
         label_smoothing: probability mass taken from the label and spread over all classes.
@@ -191,7 +192,8 @@ _KINDS = {k: str if k in _CHOICES else _OPTIONAL.get(k, hint) for k, hint in _HI
 
 # Bytes that are no text, no TOML, numbers of thousands of digits, lists in lists in lists.
 _UNPARSABLE = (ValueError, RecursionError)
-# Ten times the longest recipe. The parser takes minutes for ten times as much of a.a.a.a.a...
+# Many times the longest preset, which has fewer than a thousand. Of a.a.a.a.a..., the parser takes
+# time as the square of the length: half a second for this much.
 _MOST_CHARACTERS = 10_000
 
 
@@ -256,7 +258,8 @@ def _parsed(text: str) -> dict[str, Any]:
 def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     for key, value in values.items():
         if key not in _KINDS:
-            raise InputError(f"recipe: no field is called {key!r}{nearest(key, list(_KINDS))}")
+            hint = nearest(key, list(_KINDS))
+            raise InputError(f"recipe: no field is called {reprlib.repr(key)}{hint}")
         kind = _KINDS[key]
         if kind is float and type(value) is int and abs(value) < 2**63:
             values[key] = value = float(value)
