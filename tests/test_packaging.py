@@ -131,12 +131,15 @@ def test_what_is_built_works_outside_the_checkout(
 
 @pytest.mark.slow  # minutes, gigabytes and the network: the dependencies come from the index
 @pytest.mark.timeout(3600)
-def test_the_wheel_works_in_a_clean_environment(built: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["wheel", "sdist"])
+def test_what_is_built_works_in_a_clean_environment(
+    built: dict[str, Path], which: str, tmp_path: Path
+) -> None:
     environment, desk = tmp_path / "venv", tmp_path / "desk"
     desk.mkdir()
     venv.create(environment, with_pip=True)
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run(python, "-m", "pip", "install", "--no-cache-dir", built["wheel"], cwd=desk)
+    run(python, "-m", "pip", "install", "--no-cache-dir", built[which], cwd=desk)
     run(python, "-m", "pip", "check", cwd=desk)
     passes_the_smoke_test(environment, desk)
 
