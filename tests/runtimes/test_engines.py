@@ -261,6 +261,6 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_a_signal_after_the_last_network_is_handled() -> None:
-    """OpenVINO's plug-in would take the signals' stack with it, and the process would end."""
+    """With a core for each, their plug-ins would leave a stack for signals that is gone."""
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

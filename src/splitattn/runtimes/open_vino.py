@@ -85,9 +85,9 @@ class OpenVinoEngine:
 def core() -> "ov.Core":
     """The one that all networks share, and that stays for as long as the process.
 
-    Its plug-in gives the thread that makes it a stack for signals, and takes that away again with
-    the last network; the next signal, of an ended child or of Ctrl-C, would then end the process
-    (seen in OpenVINO 2026.4).
+    The plug-in of each core gives its thread a stack for signals, and puts back the one before when
+    it goes. After two that go in the order in which they came, that one is gone, and the next
+    signal, of an ended child or of Ctrl-C, ends the process (seen in OpenVINO 2026.4).
     """
     shared = ov.Core()
     shared.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plug-in
