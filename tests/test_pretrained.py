@@ -66,7 +66,8 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
         model = timm.create_model("resnest14d", num_classes=3)
         randomise_norms(model)
     labels = {"label_names": ["n1", "n2", "n3"], "label_descriptions": {"n1": "tench"}}
-    save_for_hf(model, str(folder), model_config=labels, data_config={"crop_pct": 1.0})
+    model.pretrained_cfg["crop_pct"] = 1.0
+    save_for_hf(model, str(folder), model_config=labels)
     return folder, logits(model)
 
 

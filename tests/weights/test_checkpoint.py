@@ -205,6 +205,26 @@ def saved(content: object, **options: Any) -> bytes:
         (saved({0: torch.zeros(1)}), "no weights"),
         (saved({"a": torch.zeros(1), "module.a": torch.ones(1)}), "with and without a prefix"),
     ],
+    # The bytes hold the time of day, and parallel workers must collect the same names.
+    ids=[
+        "empty",
+        "picture",
+        "page",
+        "zip-of-text",
+        "cut-zip",
+        "cut-legacy",
+        "cut-safetensors",
+        "length-beyond-memory",
+        "nested-header",
+        "tensor",
+        "list",
+        "nothing",
+        "number",
+        "empty-model",
+        "text-beside",
+        "numbered",
+        "prefix-twice",
+    ],
 )
 def test_a_file_that_is_not_weights_gets_one_line(
     tmp_path: Path, content: bytes, reason: str

@@ -208,9 +208,11 @@ def test_without_a_server_a_repository_without_a_config_is_used_too(
 def test_a_cache_without_links_is_verified_as_long_as_there_is_a_server(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from huggingface_hub import constants
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError("this file system has no links")
 
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    monkeypatch.setattr("os.symlink", no_links)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_SYMLINKS_WARNING", True)
     hub.add("owner/cats", FILES)
     for name in ("config.json", "model.safetensors"):
         hub.damaged = {name}

@@ -19,11 +19,21 @@ from tests.weights.conftest import Server, make_entry, refuses, sends
 
 ROOT = Path(__file__).parents[2]
 
-# Where splitattn is not installed, as good as: no folder that Python looks into has it.
+# Where splitattn is not installed, as good as: it is found nowhere but in the clone.
 SCRIPT = """
-import importlib.util, json, os, sys
-sys.path = [p for p in sys.path if p and not os.path.isdir(os.path.join(p, "splitattn"))]
-assert importlib.util.find_spec("splitattn") is None
+import json, sys
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+
+class OnlyTheClone(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == "splitattn":
+            path = [entry for entry in sys.path if entry.startswith(sys.argv[1])]
+        return super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = OnlyTheClone
+assert find_spec("splitattn") is None
 import torch
 torch.hub.set_dir(sys.argv[1])
 repository = "owner/clone:main"
