@@ -366,9 +366,9 @@ def _finetune(model: str) -> Recipe:
     return Recipe(
         epochs=10,
         batch_size=64,
-        learning_rate=0.02,
+        learning_rate=0.1,
         warmup_epochs=1.0,
-        layer_decay=0.75,
+        layer_decay=0.85,
         mixup_alpha=0.0,
         train_size=size,
         test_size=size,
