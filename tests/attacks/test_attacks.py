@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from splitattn.cli import main
 from splitattn.environment import peak_memory
@@ -201,13 +201,17 @@ def test_the_largest_image_takes_less_than_2_gb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     paths = []
-    for name, (mode, kind, options) in LARGE.items():
+    # Pillow writes AVIF since 11.3, and only where it was built with it.
+    written = {k: v for k, v in LARGE.items() if v[1] != "AVIF" or features.check("avif")}
+    for name, (mode, kind, options) in written.items():
         for size in (64, SIDE):
             paths.append(tmp_path / f"{size}-{name}")
             Image.new(mode, (size, size)).save(paths[-1], kind, exif=exif, **options)
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *paths], capture_output=True, text=True, check=True
     )
-    for line, (name, (mode, kind, _)) in zip(done.stdout.splitlines(), LARGE.items(), strict=True):
+    for line, (name, (mode, kind, _)) in zip(
+        done.stdout.splitlines(), written.items(), strict=True
+    ):
         share = _SHARES.get(f"CMYK {kind}" if mode == "CMYK" else kind, 1)
         assert int(line) * DEFAULT_LIMITS.max_pixels * share / SIDE**2 < MEMORY, name
