@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -109,6 +110,36 @@ def test_figures_are_those_of_the_turns() -> None:
     assert row.median == 30
     assert spread(row.milliseconds) == {"median": 30, "quartile1": 20, "quartile3": 40}
     assert row.images_per_second == pytest.approx(1000 * 4 / 30)
+
+
+def test_who_stops_while_memory_is_measured_keeps_the_rest(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(step: str) -> None:
+        if "batch 2, memory" in step:
+            raise KeyboardInterrupt
+
+    class Here:
+        """Does at once what another process would do."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> "Here":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, *_: object) -> Future[int]:
+            done: Future[int] = Future()
+            done.set_result(7)
+            return done
+
+    monkeypatch.setattr("splitattn.benchmark.measure.ProcessPoolExecutor", Here)
+    _, rows = measure(plan(memory=True), on_step=told)
+    assert [(row.batch_size, row.peak_memory) for row in rows] == [(1, 7), (2, None)]
+    assert "stopped: peak memory is known of 1 of 2 rows" in caplog.text
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:

@@ -1,5 +1,6 @@
 """The rungs of the ladder take turns on one machine, and each turn is timed."""
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from splitattn.images.samples import sample_photographs
 from splitattn.nn.parity import Difference, difference
 from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.weights.catalogue import default_preprocessing
+
+logger = logging.getLogger(__name__)
 
 # Between turns: an engine lets its threads spin for a while after it is done.
 _REST_SECONDS = 0.02
@@ -114,7 +117,8 @@ def measure(
     """Measure every rung of the plan at every batch size.
 
     All rungs are loaded first. In every round each has a turn: it runs once to wake up and once
-    more against the clock, so that a machine that slows down slows all of them.
+    more against the clock, so that a machine that slows down slows all of them. Peak memory comes
+    last; Ctrl-C ends that part only, and leaves the rest of the rows without it.
 
     Args:
         on_step: told what is being done, for people who wait.
@@ -237,13 +241,18 @@ def _finished(device: torch.device) -> None:
 def _with_peak_memory(
     plan: Plan, chosen: list[Rung], rows: list[Row], folder: str, on_step: Callable[[str], None]
 ) -> list[Row]:
-    peaks = []
-    for i, row in enumerate(rows):
-        rung = i % len(chosen)
-        on_step(f"batch {row.batch_size}, memory of {chosen[rung].label}")
-        # A fresh interpreter, in which nothing is left of the others.
-        with ProcessPoolExecutor(1, get_context("spawn")) as executor:
-            peaks.append(executor.submit(_own_peak, plan, rung, row.batch_size, folder).result())
+    peaks: list[int | None] = []
+    try:
+        for i, row in enumerate(rows):
+            rung = i % len(chosen)
+            on_step(f"batch {row.batch_size}, memory of {chosen[rung].label}")
+            # A fresh interpreter, in which nothing is left of the others.
+            with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+                own = executor.submit(_own_peak, plan, rung, row.batch_size, folder)
+                peaks.append(own.result())
+    except KeyboardInterrupt:  # no reason to lose what took an hour
+        logger.warning("stopped: peak memory is known of %d of %d rows", len(peaks), len(rows))
+        peaks += [None] * (len(rows) - len(peaks))
     return [replace(row, peak_memory=peak) for row, peak in zip(rows, peaks, strict=True)]
 
 
