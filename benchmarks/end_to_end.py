@@ -1,9 +1,10 @@
 """From files to labels: how much of what decoding and the network could do together is reached?
 
 usage: python benchmarks/end_to_end.py [--model NAME] [--engines torch openvino ...]
-           [--images 2000] [--rounds 5] [--output FILE]
+           [--images 2016] [--rounds 5] [--output FILE]
 
-The images are JPEGs of about 500x375 pixels, cut out of scikit-image's photographs. In every round
+The images are JPEGs of 500x375 pixels: crops of scikit-image's photographs, most of them enlarged.
+After a round that does not count, in every round
 four things take turns: `Classifier.predict_stream` over the folder; decoding all of it and doing
 nothing else; the network on as many images that are decoded already; and the last two at the same
 time with nothing between them, which is what the first could reach at best. The time to a first
@@ -45,12 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", help="by default the one that ships inside the package")
     parser.add_argument("--engines", nargs="+", default=["torch", "onnxruntime", "openvino"])
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2016, help="whole batches")
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(f"--rounds must be at least 2, for their spread, got {arguments.rounds}")
+    if arguments.images < 1 or arguments.images % BATCH:
+        parser.error(f"--images must be whole batches of {BATCH}, got {arguments.images}")
     rows = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else []
     with TemporaryDirectory() as folder:
         files = photographs(Path(folder), arguments.images)
@@ -64,7 +67,7 @@ def main() -> None:
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
-    """`count` different JPEGs: parts of a photograph, as a camera of 500x375 would see them."""
+    """`count` different JPEGs: crops of photographs, resized to 500x375 pixels."""
     whole = [Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in PHOTOGRAPHS]
     random = np.random.default_rng(0)
     files = []
@@ -103,7 +106,7 @@ def measured(
     pixels = torch.stack(
         [preprocess(decode(file), classifier.preprocessing) for file in files[:BATCH]]
     )
-    batches = -(-len(files) // BATCH)
+    batches = len(files) // BATCH
 
     def predict() -> None:
         for result in classifier.predict_stream(files, batch_size=BATCH):
@@ -129,11 +132,12 @@ def measured(
 
     tasks = {"predict": predict, "decode": decode_all, "network": run_all, "parallel": both}
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for i in range(rounds):
+    for i in range(1 + rounds):
         for name in list(tasks)[:: -1 if i % 2 else 1]:
             begin = time.perf_counter()
             tasks[name]()
-            seconds[name].append(time.perf_counter() - begin)
+            if i:
+                seconds[name].append(time.perf_counter() - begin)
     first = [first_label(files[i], engine, weights) for i in range(rounds)]
     ratios = [
         best / real for best, real in zip(seconds["parallel"], seconds["predict"], strict=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.benchmark.spread import spread
+from splitattn.nn.fusion import FORMS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -20,6 +21,7 @@ NETWORKS = (
     "timm resnet50d",
     "torchvision resnet50",
 )
+OURS = tuple(name for name in NETWORKS if name.startswith("splitattn"))
 # The eager peers are in whichever memory format suits them.
 ENGINES = {
     "PyTorch": (("torch", "fp32"), ("torch NCHW", "fp32")),
@@ -33,9 +35,9 @@ ENGINES = {
 
 def training() -> str:
     lines = [
-        "| device | precision | batch | splitattn resnest50 | timm resnest50d | ratio (quartiles) "
-        "| peak memory | measured |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
+        "| device | way | precision | batch | splitattn resnest50 | timm resnest50d "
+        "| ratio (quartiles) | peak memory | measured |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in _read("training_throughput"):
         where, ratio = row["environment"], row["ratio"]
@@ -43,6 +45,7 @@ def training() -> str:
         peaks = " / ".join(f"{peak / 1e9:.1f}" for peak in row["peak_memory_bytes"].values())
         cells = (
             _device(where),
+            f"{row.get('mode', 'eager')}, {row['memory_format']}",
             row["precision"],
             f"{row['batch']} at {row['size']}",
             *rates,
@@ -87,7 +90,7 @@ def ladder() -> str:
     lines = [
         f"{_device(where)}; {_origin(where, 'torch', 'timm', 'openvino', 'onnxruntime', 'nncf')}, "
         f"n = {report['plan']['rounds']}. The machine reaches {peaks} billion operations a second, "
-        f"and copies {1e-9 * report['peaks']['copied_bytes']:.1f} GB.",
+        f"and moves {1e-9 * report['peaks']['copied_bytes']:.1f} GB, read or written, in a copy.",
         "",
         "| network | form | engine | precision | batch | ms (quartiles) | images/s | x floor "
         "| peak MB | difference | same labels |",
@@ -114,30 +117,34 @@ def ladder() -> str:
 
 def claim() -> str:
     """Mean and standard deviation over seeds, and what each network costs."""
-    rows = _read("claim")
-    speeds = {row["network"]: row["images_per_second"] for row in _read("claim_speed")}
+    rows, speeds = _read("claim"), {row["network"]: row for row in _read("claim_speed")}
     lines = [
-        "| network | | top-1 % | parameters | GMACs | training images/s | inference images/s |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| network | | top-1 % | seeds | parameters | GMACs | training images/s "
+        "| inference images/s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name in dict.fromkeys(row["network"] for row in rows):
         own = [row for row in rows if row["network"] == name]
+        rates = speeds[name]["images_per_second"]
         cells = (
             name,
             own[0]["what"],
             _mean([row["top1"] for row in own]),
+            str(len(own)),
             f"{own[0]['parameters'] / 1e6:.2f} M",
             f"{own[0]['gmacs']:.4f}",
-            *(f"{speeds[name][kind]['median']:.0f}" for kind in ("training", "inference")),
+            *(f"{rates[kind]['median']:.0f}" for kind in ("training", "inference")),
         )
         lines.append(_line(cells))
-    seeds = len({row["seed"] for row in rows})
-    first = rows[0]
+    recipe, first = _one_recipe(rows), rows[0]
+    speed = next(iter(speeds.values()))
     lines += [
         "",
-        f"{seeds} seeds each, {first['n']:,} validation images of {first['classes']} classes, "
-        f"{first['recipe']['epochs']} epochs of {first['training_images']:,} images; "
-        f"{_device(first['environment'])}, {_origin(first['environment'], 'torch', 'timm')}.",
+        f"Accuracy: {first['n']:,} validation images of {first['classes']} classes, "
+        f"{recipe['epochs']} epochs of {first['training_images']:,} images; {_origins(rows)}. "
+        f"Rates: batches of {speed['batch']}, {recipe['train_size']} pixels in training and "
+        f"{recipe['test_size']} in inference, as PyTorch runs them (ours not fused), median of "
+        f"{speed['rounds']} rounds; {_origins(speeds.values())}.",
     ]
     return "\n".join(lines)
 
@@ -152,11 +159,13 @@ def finetuning() -> str:
         lines.append(
             _line((name, _mean([row["top1"] for row in own]), f"{minutes:.1f}", str(len(own))))
         )
+    for start in ("embedded", "random"):
+        _one_recipe([row for row in rows if row["start"] == start])
     first = rows[0]
     lines += [
         "",
-        f"{first['training_images']:,} photographs to learn from, {first['n']} to measure; "
-        f"{_device(first['environment'])}, {_origin(first['environment'], 'torch')}.",
+        f"{first['training_images']:,} photographs to learn from, {first['n']} to measure, "
+        f"{first['recipe']['epochs']} epochs; {_origins(rows)}.",
     ]
     return "\n".join(lines)
 
@@ -184,8 +193,8 @@ def end_to_end() -> str:
     lines += [
         "",
         f"Images per second, {first['images']:,} JPEGs of {width}x{height} pixels, batches of "
-        f"{first['batch']}, n = {first['rounds']}; {_device(first['environment'])}, "
-        f"{_origin(first['environment'], 'torch')}.",
+        f"{first['batch']}, n = {first['rounds']}; "
+        f"{_origins(rows, 'torch', 'onnxruntime', 'openvino')}.",
     ]
     return "\n".join(lines)
 
@@ -199,7 +208,7 @@ def _ratios(rows: list[Row], batches: Sequence[int]) -> Iterator[str]:
     yield _line(["---", *("---:" for _ in batches)])
     for name, (first, its_ways), (second, other_ways) in (
         ("ResNeSt-50 int8 against timm's, both in OpenVINO", (ours, int8), (twin, int8)),
-        ("ResNeSt-50 int8 against timm's in PyTorch", (ours, int8), (twin, eager)),
+        ("ResNeSt-50 int8 against timm's in PyTorch, float32", (ours, int8), (twin, eager)),
         ("ResNeSt-50 in float32, each in its best engine", (ours, every), (twin, every)),
         ("ResNeSt-50 in PyTorch", (ours, eager), (twin, eager)),
         ("ResNeSt-50-fast int8 against timm's ResNet-50-D int8", (fast, int8), (plain, int8)),
@@ -215,13 +224,14 @@ def _ratios(rows: list[Row], batches: Sequence[int]) -> Iterator[str]:
 
 
 def _best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: int) -> Row:
-    """The fastest form and way of a network."""
+    """The fastest way of a network; ours in the form that `fuse` gives the engine by itself."""
     found = [
         row
         for row in rows
         if row["network"] == network
         and row["batch_size"] == batch
         and (row["engine"], row["precision"]) in ways
+        and row["form"] == (FORMS.get(row["engine"]) if network in OURS else "as trained")
     ]
     return min(found, key=_median)
 
@@ -242,6 +252,21 @@ def _device(where: Row) -> str:
 def _origin(where: Row, *libraries: str) -> str:
     versions = [f"{name} {where[name]}" for name in libraries]
     return ", ".join([where["date"], f"`{where['commit']}`", *versions])
+
+
+def _origins(rows: Iterable[Row], *libraries: str) -> str:
+    """Wherever rows of one table come from."""
+    found = (row["environment"] for row in rows)
+    libraries = libraries or ("torch", "timm")
+    return "; ".join(dict.fromkeys(f"{_device(w)}, {_origin(w, *libraries)}" for w in found))
+
+
+def _one_recipe(rows: Sequence[Row]) -> Row:
+    """That of all rows but for the seed: figures of two recipes have no mean."""
+    recipes = [row["recipe"] | {"seed": None} for row in rows]
+    if any(recipe != recipes[0] for recipe in recipes):
+        raise ValueError("rows with one name must have one recipe; remove those of older ones")
+    return recipes[0]
 
 
 def _line(cells: Iterable[str]) -> str:

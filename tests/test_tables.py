@@ -8,6 +8,8 @@ from typing import Any
 import measured_tables
 import pytest
 
+from splitattn.nn.fusion import FORMS
+
 WHERE = {
     "date": "2026-01-02",
     "commit": "0123456789ab",
@@ -52,6 +54,7 @@ def tuned(start: str, top1: float) -> dict[str, Any]:
         "training_seconds": 90,
         "training_images": 3000,
         "n": 800,
+        "recipe": {"epochs": 24, "seed": int(top1)},
         "environment": WHERE,
     }
 
@@ -61,7 +64,14 @@ def test_finetuning_is_the_mean_of_its_seeds(stored: Callable[[str, Any], None])
     table = measured_tables.finetuning()
     assert cells(table, "the model inside the package") == ["81.00 ± 1.41", "1.5", "2"]
     assert cells(table, "random weights") == ["60.00", "1.5", "1"]
-    assert "3,000 photographs to learn from, 800 to measure" in table
+    assert "3,000 photographs to learn from, 800 to measure, 24 epochs" in table
+
+
+def test_two_recipes_have_no_mean(stored: Callable[[str, Any], None]) -> None:
+    other = tuned("random", 61.0) | {"recipe": {"epochs": 30, "seed": 1}}
+    stored("finetuning", [tuned("embedded", 80.0), tuned("random", 60.0), other])
+    with pytest.raises(ValueError, match="must have one recipe"):
+        measured_tables.finetuning()
 
 
 def test_the_claim_has_accuracy_and_cost(stored: Callable[[str, Any], None]) -> None:
@@ -73,22 +83,28 @@ def test_the_claim_has_accuracy_and_cost(stored: Callable[[str, Any], None]) -> 
         "gmacs": 0.0463,
         "classes": 100,
         "training_images": 50_000,
-        "recipe": {"epochs": 4},
+        "recipe": {"epochs": 4, "train_size": 48, "test_size": 56},
         "environment": WHERE,
     }
     stored("claim", [row | {"seed": seed, "top1": 30.0 + seed} for seed in range(3)])
     rates = {"training": {"median": 411.2}, "inference": {"median": 1234.5}}
-    stored("claim_speed", [{"network": "2s", "images_per_second": rates}])
+    speed = {"batch": 128, "rounds": 20, "environment": WHERE | {"threads": 4}}
+    stored("claim_speed", [speed | {"network": "2s", "images_per_second": rates}])
     table = measured_tables.claim()
     assert cells(table, "2s") == [
         "two splits",
         "31.00 ± 1.00",
+        "3",
         "4.48 M",
         "0.0463",
         "411",
         "1234",
     ]
-    assert "3 seeds each, 5,000 validation images of 100 classes" in table
+    accuracy, rates_line = table.splitlines()[-1].split(" Rates: ")
+    assert "5,000 validation images of 100 classes, 4 epochs of 50,000 images" in accuracy
+    assert "a processor, 2 threads" in accuracy
+    assert "batches of 128, 48 pixels in training and 56 in inference" in rates_line
+    assert "a processor, 4 threads" in rates_line
 
 
 def ladder(times: Callable[[str, str, str, str], list[float]]) -> dict[str, Any]:
@@ -120,13 +136,13 @@ def ladder(times: Callable[[str, str, str, str], list[float]]) -> dict[str, Any]
     }
 
 
-def test_the_best_form_and_format_stand_for_a_network(
+def test_the_form_of_the_engine_and_the_best_format_stand_for_a_network(
     stored: Callable[[str, Any], None],
 ) -> None:
     def times(network: str, form: str, engine: str, _: str) -> list[float]:
         if network == "timm resnest50d":
             return [60.0] * 3 if engine == "torch NCHW" else [80.0] * 3
-        return [40.0] * 3 if form == "branches" else [90.0] * 3
+        return [40.0] * 3 if form == FORMS["torch"] else [30.0] * 3
 
     stored("inference_cpu", ladder(times))
     ours, twin, *_ = cells(measured_tables.inference(), "PyTorch")

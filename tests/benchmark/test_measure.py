@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -112,15 +113,14 @@ def test_figures_are_those_of_the_turns() -> None:
     assert row.images_per_second == pytest.approx(1000 * 4 / 30)
 
 
-def test_who_stops_while_memory_is_measured_keeps_the_rest(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("end", [KeyboardInterrupt, BrokenProcessPool])
+def test_what_ends_while_memory_is_measured_loses_no_more_than_that(
+    end: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def told(step: str) -> None:
-        if "batch 2, memory" in step:
-            raise KeyboardInterrupt
+    outcomes = iter([7, end()])
 
     class Here:
-        """Does at once what another process would do."""
+        """A process that is there at once, measures 7 bytes, and then is gone."""
 
         def __init__(self, *_: object) -> None:
             pass
@@ -133,11 +133,15 @@ def test_who_stops_while_memory_is_measured_keeps_the_rest(
 
         def submit(self, *_: object) -> Future[int]:
             done: Future[int] = Future()
-            done.set_result(7)
+            outcome = next(outcomes)
+            if isinstance(outcome, int):
+                done.set_result(outcome)
+            else:
+                done.set_exception(outcome)
             return done
 
     monkeypatch.setattr("splitattn.benchmark.measure.ProcessPoolExecutor", Here)
-    _, rows = measure(plan(memory=True), on_step=told)
+    _, rows = measure(plan(memory=True))
     assert [(row.batch_size, row.peak_memory) for row in rows] == [(1, 7), (2, None)]
     assert "stopped: peak memory is known of 1 of 2 rows" in caplog.text
 

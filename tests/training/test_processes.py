@@ -72,7 +72,7 @@ def together(folder: Path) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As torchrun gives its processes: two threads add up in another order."""
+    """What the processes have: two threads add up in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -89,7 +89,9 @@ def test_two_processes_learn_what_one_learns(folder: Path) -> None:
     # Each half in one part: accumulated parts of a batch have statistics of their own.
     halves = arguments(folder, "halves")
     halves[-1] = "--batch-per-device=6"
-    subprocess.run([*TORCHRUN, "-m", "splitattn", *halves], timeout=100, check=True)
+    one_thread_each = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, "-m", "splitattn", *halves]
+    subprocess.run(command, env=one_thread_each, timeout=100, check=True)
     ours, theirs = log_of(folder / "halves"), log_of(folder / "alone")
     assert [line["kind"] for line in ours] == [line["kind"] for line in theirs]
     for our_line, their_line in zip(ours, theirs, strict=True):

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -250,7 +251,8 @@ def _with_peak_memory(
             with ProcessPoolExecutor(1, get_context("spawn")) as executor:
                 own = executor.submit(_own_peak, plan, rung, row.batch_size, folder)
                 peaks.append(own.result())
-    except KeyboardInterrupt:  # no reason to lose what took an hour
+    # No reason to lose what took an hour: somebody, or a system short of memory, ends it.
+    except (KeyboardInterrupt, BrokenProcessPool):
         logger.warning("stopped: peak memory is known of %d of %d rows", len(peaks), len(rows))
         peaks += [None] * (len(rows) - len(peaks))
     return [replace(row, peak_memory=peak) for row, peak in zip(rows, peaks, strict=True)]

@@ -103,7 +103,7 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
     console = Console(width=max(Console().width, 140))
     console.print(table)
     console.print(
-        f"\nThis machine reaches {rates} billion operations and copies "
-        f"{1e-9 * peaks.copied_bytes:.1f} GB a second.",
+        f"\nThis machine reaches {rates} billion operations a second, and "
+        f"moves {1e-9 * peaks.copied_bytes:.1f} GB, read or written, in a copy.",
         highlight=False,
     )

@@ -361,7 +361,7 @@ def _modern(model: str) -> Recipe:
 
 
 def _finetune(model: str) -> Recipe:
-    """From weights to another data set in a few epochs: small steps, smallest near the stem."""
+    """From weights to another data set in a few epochs, with smaller steps near the stem."""
     size = default_preprocessing(model).size
     return Recipe(
         epochs=10,
