@@ -211,6 +211,7 @@ def _ratios(rows: list[Row], batches: Sequence[int]) -> Iterator[str]:
         ("ResNeSt-50 int8 against timm's in PyTorch, float32", (ours, int8), (twin, eager)),
         ("ResNeSt-50 in float32, each in its best engine", (ours, every), (twin, every)),
         ("ResNeSt-50 in PyTorch", (ours, eager), (twin, eager)),
+        ("ResNeSt-50-fast in float32 against timm's ResNet-50-D", (fast, every), (plain, every)),
         ("ResNeSt-50-fast int8 against timm's ResNet-50-D int8", (fast, int8), (plain, int8)),
     ):
         cells = []

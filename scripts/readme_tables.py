@@ -127,7 +127,9 @@ DOCUMENTS = {
     ROOT / "README.md": {
         "models": models,
         "embedded": embedded,
+        "inference": measured_tables.inference,
         "training": measured_tables.training,
+        "claim": measured_tables.claim,
     },
     ROOT / "docs" / "benchmarks.md": {
         table.__name__: measured_tables.measured(table)

@@ -130,12 +130,12 @@ def measure(
     chosen = plan.rungs()
     with TemporaryDirectory() as folder:
         setting = _setting(plan, Path(folder))
-        on_step("the machine's peak rates")
-        peaks = measure_peaks(setting.device)
         runners: list[Runner] = []
         for rung in chosen:
             on_step(f"loading {rung.label}")
             runners.append(rung.load(setting))
+        on_step("the machine's peak rates")  # right before what they are compared with
+        peaks = measure_peaks(setting.device)
         costs = _costs(chosen, setting)
         rows: list[Row] = []
         for batch_size in plan.batch_sizes:
