@@ -4,12 +4,12 @@ usage: python benchmarks/end_to_end.py [--model NAME] [--engines torch openvino 
            [--images 2016] [--rounds 5] [--output FILE]
 
 The images are JPEGs of 500x375 pixels: crops of scikit-image's photographs, most of them enlarged.
-After a round that does not count, in every round
-four things take turns: `Classifier.predict_stream` over the folder; decoding all of it and doing
-nothing else; the network on as many images that are decoded already; and the last two at the same
-time with nothing between them, which is what the first could reach at best. The time to a first
-label is that of the command `splitattn predict` on one photograph, from start to end. A row for
-each engine is added to the JSON list in FILE. Needs the extra [dev], for scikit-image.
+After a round that does not count, in every round four things take turns:
+`Classifier.predict_stream` over the folder; decoding all of it and doing nothing else; the network
+on as many images that are decoded already; and the last two at the same time with nothing between
+them, which is what the first could reach at best. The time to a first label is that of the command
+`splitattn predict` on one photograph, from start to end. A row for each engine is added to the JSON
+list in FILE. Needs the extra [dev], for scikit-image.
 """
 
 import argparse

@@ -6,8 +6,8 @@ DATA is a data set of photographs, such as flowers-5. For every seed, one networ
 embedded weights, another from random weights; both see the same crops for the same number of
 epochs. The recipe was chosen by what it does for the first, on the images that it is measured with
 here. From random weights smaller steps near the image would be a handicap, so the second takes the
-same ones everywhere. A run that was
-stopped goes on where it was, and one that is in benchmarks/finetuning.json is not repeated.
+same ones everywhere. A run that was stopped goes on where it was, and one that is in
+benchmarks/finetuning.json is not repeated.
 """
 
 import argparse

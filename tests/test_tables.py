@@ -62,9 +62,9 @@ def tuned(start: str, top1: float) -> dict[str, Any]:
 def test_finetuning_is_the_mean_of_its_seeds(stored: Callable[[str, Any], None]) -> None:
     stored("finetuning", [tuned("embedded", 80.0), tuned("random", 60.0), tuned("embedded", 82.0)])
     table = measured_tables.finetuning()
-    assert cells(table, "the model inside the package") == ["81.00 ± 1.41", "1.5", "2"]
-    assert cells(table, "random weights") == ["60.00", "1.5", "1"]
-    assert "3,000 photographs to learn from, 800 to measure, 24 epochs" in table
+    assert cells(table, "the model inside the package") == ["81.00 ± 1.41", "24", "1.5", "2"]
+    assert cells(table, "random weights") == ["60.00", "24", "1.5", "1"]
+    assert "3,000 photographs to learn from, 800 to measure; a processor" in table
 
 
 def test_two_recipes_have_no_mean(stored: Callable[[str, Any], None]) -> None:

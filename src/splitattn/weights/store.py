@@ -30,8 +30,8 @@ from splitattn.weights.catalogue import (
 )
 from splitattn.weights.download import Progress, cache_writes, download, file_sha256, offline
 from splitattn.weights.hub import WEIGHTS_NAMES, folder_of, is_reference
-from splitattn.weights.metadata import read_metadata, unreadable
-from splitattn.weights.timm_config import CONFIG_NAME, read_config
+from splitattn.weights.metadata import ModelMetadata, read_metadata, unreadable
+from splitattn.weights.timm_config import CONFIG_NAME, Config, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -126,22 +126,16 @@ def _resolved_folder(folder: Path, model: str | None) -> ResolvedWeights:
         return _resolved_file(path, model)
     config = read_config(folder / CONFIG_NAME)
     check_owner(folder, config.model, model)
-    return ResolvedWeights(
-        path=path,
-        model=config.model,
-        tag=None,
-        classes=config.classes,
-        preprocessing=config.preprocessing,
-    )
+    return _resolved(config, path)
 
 
-def _resolved(entry: WeightsEntry, path: Path) -> ResolvedWeights:
+def _resolved(said: WeightsEntry | ModelMetadata | Config, path: Path) -> ResolvedWeights:
     return ResolvedWeights(
         path=path,
-        model=entry.model,
-        tag=entry.tag,
-        classes=entry.classes,
-        preprocessing=entry.preprocessing,
+        model=said.model,
+        tag=said.tag if isinstance(said, WeightsEntry) else None,
+        classes=said.classes,
+        preprocessing=said.preprocessing,
     )
 
 
@@ -154,13 +148,7 @@ def _resolved_file(path: Path, model: str | None) -> ResolvedWeights:
     if metadata := read_metadata(path):
         architecture(metadata.model)
         check_owner(path, metadata.model, model)
-        return ResolvedWeights(
-            path=path,
-            model=metadata.model,
-            tag=None,
-            classes=metadata.classes,
-            preprocessing=metadata.preprocessing,
-        )
+        return _resolved(metadata, path)
     # A published file that somebody brought by hand, under whatever name.
     if entry := published(path):
         check_owner(path, entry.model, model)
