@@ -26,7 +26,7 @@ from splitattn.runtimes import export as exporting
 from splitattn.runtimes.export import SUFFIXES, ExportError, ExportReport, export
 from splitattn.runtimes.exported import load_exported
 from splitattn.runtimes.onnx_runtime import OnnxEngine
-from splitattn.runtimes.open_vino import OpenVinoEngine, convert, ov
+from splitattn.runtimes.open_vino import OpenVinoEngine, convert, floor_averages, ov
 from splitattn.runtimes.pytorch import Exportable, plain_engine
 from splitattn.runtimes.quantisation import (
     Agreement,
@@ -35,6 +35,7 @@ from splitattn.runtimes.quantisation import (
     calibration_images,
     find_parts,
     quantised_onnx,
+    quantised_openvino,
 )
 from splitattn.runtimes.runtime import EngineRuntime
 from splitattn.weights.metadata import METADATA_KEY
@@ -395,7 +396,8 @@ def knowing(data: str) -> ResNeSt:
 
 def test_int8_in_onnx_leaves_attention_in_floats(exported: Exported) -> None:
     graph = onnx.load(exported("onnx")[0])
-    attention = find_parts(_onnx_nodes(graph))["attention"]
+    parts = find_parts(_onnx_nodes(graph))
+    attention = parts["pools"] | parts["attention"]
     quantised = quantised_onnx(graph, list(photographs()), PREPROCESSING)
     made_by = {output: node for node in quantised.graph.node for output in node.output}
     for node in quantised.graph.node:
@@ -406,6 +408,46 @@ def test_int8_in_onnx_leaves_attention_in_floats(exported: Exported) -> None:
     expected = plain_probabilities()
     got = EngineRuntime(OnnxEngine(quantised.SerializeToString()), PREPROCESSING).run(photographs())
     assert 1e-4 < (got - expected).abs().max() < 0.15
+
+
+def test_int8_in_openvino_rounds_splits_once_and_attention_never() -> None:
+    graph = convert(Exportable(fuse(network(), target="openvino")), size=40)
+    parts = find_parts(_openvino_nodes(graph))
+    quantised = quantised_openvino(graph, list(photographs()), PREPROCESSING)
+    operations = {each.get_friendly_name(): each for each in quantised.get_ops()}
+    splits = [operations[name].input_value(0).get_node() for name in parts["pools"]]
+    assert [split.get_type_name() for split in splits] == ["FakeQuantize"] * 8
+    for split in splits:
+        (reader,) = split.input_value(0).get_target_inputs()
+        assert reader.get_node() == split, "nothing must read a split as it was before"
+    for name in parts["attention"] | parts["blend"]:
+        for value in operations[name].input_values():
+            maker = value.get_node()
+            assert maker.get_type_name() != "FakeQuantize" or maker in splits, name
+    expected = plain_probabilities()
+    got = EngineRuntime(OpenVinoEngine(quantised), PREPROCESSING).run(photographs())
+    assert 1e-4 < (got - expected).abs().max() < 0.15
+
+
+@pytest.mark.parametrize(
+    ("side", "dynamic", "padding", "rounding"),
+    [
+        (40, False, 0, "floor"),
+        (39, False, 0, "ceil"),
+        (40, True, 0, "ceil"),
+        (40, False, 1, "ceil"),
+    ],
+)
+def test_averages_round_down_where_up_is_the_same(
+    side: int, dynamic: bool, padding: int, rounding: str
+) -> None:
+    average = torch.nn.AvgPool2d(2, ceil_mode=True, padding=padding, count_include_pad=False)
+    graph = convert(Exportable(average), size=side, dynamic_size=dynamic)
+    floor_averages(graph)
+    (kept,) = (each for each in graph.get_ops() if each.get_type_name() == "AvgPool")
+    assert kept.get_attributes()["rounding_type"].startswith(rounding)
+    maps = photographs()[:, :, :side, :side].float()
+    assert torch.allclose(OpenVinoEngine(graph)(maps), average(maps), atol=1e-3)
 
 
 @pytest.mark.parametrize(("radix", "cardinality"), [(1, 1), (4, 2)])
@@ -422,7 +464,7 @@ def test_the_parts_of_a_graph_are_found_whatever_the_radix(radix: int, cardinali
     blocks = 4
     dense_layers = blocks * cardinality * (1 + max(radix - 1, 1))
     assert parts["attention"].count("Convolution") == dense_layers
-    assert parts["attention"].count("ReduceMean") == blocks * cardinality * radix
+    assert parts["pools"] == ["ReduceMean"] * blocks * cardinality * radix
     assert parts["blend"].count("Multiply") == blocks * cardinality * radix
     assert parts["blend"].count("Add") == blocks * cardinality * (radix - 1)
     assert parts["first"] == ["Convolution"]

@@ -124,7 +124,8 @@ def test_parts_are_found_by_what_depends_on_what() -> None:
     ]
     nodes = [Node(name=name, kind=kind, inputs=inputs) for name, kind, inputs in graph]
     assert find_parts(nodes) == {
-        "attention": {"mean a", "mean b", "sum", "fc1", "gate"},
+        "pools": {"mean a", "mean b"},
+        "attention": {"sum", "fc1", "gate"},
         "blend": {"difference", "weighted", "blended"},
         "first": {"stem"},
         "last": {"fc"},

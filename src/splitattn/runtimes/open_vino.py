@@ -143,6 +143,31 @@ def convert(network: Exportable, *, size: int, dynamic_size: bool = False) -> "o
     return graph
 
 
+def floor_averages(graph: "ov.Model") -> None:
+    """Let averages round the size of their result down where up is the same, in `graph` itself.
+
+    Up as PyTorch does it is an operation of its own in OpenVINO, and one that it has no eight bits
+    for (seen in 2026.4): in a shortcut, bytes became floats for it and bytes again after it.
+    """
+    for average in graph.get_ordered_ops():
+        if average.get_type_name() != "AvgPool":
+            continue
+        given = average.get_attributes()
+        maps = average.input_value(0)
+        before, after = given["pads_begin"], given["pads_end"]
+        if given["rounding_type"] == "floor" or any(before + after):
+            continue
+        sides = zip(maps.get_partial_shape()[2:], given["kernel"], given["strides"], strict=True)
+        if any(side.is_dynamic or (side.get_length() - k) % step for side, k, step in sides):
+            continue
+        down = opset.avg_pool(
+            maps, given["strides"], before, after, given["kernel"], given["exclude-pad"], "floor"
+        )
+        down.set_friendly_name(average.get_friendly_name())
+        average.output(0).replace(down.output(0))
+    graph.validate_nodes_and_infer_types()
+
+
 def save(
     graph: "ov.Model", path: Path, *, metadata: ModelMetadata | None = None, half: bool = False
 ) -> None:

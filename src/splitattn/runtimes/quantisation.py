@@ -8,7 +8,7 @@ import contextlib
 import io
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ _SEED = 0
 
 # Which parts of a network, as `find_parts` tells them apart, stay floats.
 FLOAT_PARTS: dict[str, tuple[str, ...]] = {
-    "onnx": ("attention", "blend"),
+    "onnx": ("pools", "attention", "blend"),
     "openvino": ("attention", "blend"),
 }
 
@@ -212,7 +212,7 @@ def quantised_onnx(
             # Where there is VNNI, products of these two do not saturate.
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_names(float_parts, _onnx_nodes(graph)),
+            nodes_to_exclude=_names(float_parts, find_parts(_onnx_nodes(graph))),
         )
         return onnx.load(path)
 
@@ -227,27 +227,51 @@ def quantised_openvino(
     """An `openvino.Model` in eight bits, by NNCF.
 
     Args:
-        graph: an `openvino.Model`.
+        graph: an `openvino.Model`, one of ours.
         pixels: of the calibration images, as `sampled` gives them.
-        float_parts: what stays in floats; see `find_parts`.
+        float_parts: what stays in floats; see `find_parts`. With none, NNCF decides everything, and
+            the network may be anybody's.
     """
-    from splitattn.runtimes.open_vino import core
+    from splitattn.runtimes.open_vino import core, floor_averages
 
     core()  # before those that NNCF makes and drops
+    parts = find_parts(_openvino_nodes(graph))
+    if float_parts:
+        floor_averages(graph)
     with telemetry_off():
         import nncf
 
     # Not by NNCF's own function, which also silences every handler that listens to it.
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars, on the way of results
-        return nncf.quantize(
+        quantised = nncf.quantize(
             graph,
             nncf.Dataset(pixels, lambda image: _input(image, preprocessing)),
             subset_size=len(pixels),
-            ignored_scope=nncf.IgnoredScope(
-                names=_names(float_parts, _openvino_nodes(graph)), validate=False
-            ),
+            ignored_scope=nncf.IgnoredScope(names=_names(float_parts, parts), validate=False),
         )
+    if float_parts and "pools" not in float_parts:
+        _round_for_all(quantised, parts["pools"])
+    return quantised
+
+
+def _round_for_all(graph: Any, readers: set[str]) -> None:
+    """Whatever `readers` read rounded to eight bits, let all others read rounded as well.
+
+    The blend calculates with floats, but of splits that one convolution has written as bytes. As
+    floats they would take four times the memory, and the average over them four times as long.
+    """
+    for operation in graph.get_ops():
+        if operation.get_friendly_name() not in readers:
+            continue
+        rounded = operation.input_value(0)
+        if rounded.get_node().get_type_name() != "FakeQuantize":
+            continue
+        exact = rounded.get_node().input_value(0)
+        for other in exact.get_target_inputs():
+            if other.get_node().get_type_name() != "FakeQuantize":
+                other.replace_source_output(rounded)
+    graph.validate_nodes_and_infer_types()
 
 
 def _input(image: Tensor, preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -282,8 +306,8 @@ def find_parts(nodes: Iterable[Node]) -> dict[str, set[str]]:
     They are found by what depends on what, so that neither the engine's names nor the form of the
     rewrite matter:
 
-    - "attention": all that depends on averages over whole maps and on nothing else, up to where it
-      meets maps again.
+    - "pools": averages over whole maps that attention begins with.
+    - "attention": all that depends on those and on nothing else, up to where it meets maps again.
     - "blend": where it meets them, with the differences of splits that it weights and the sums that
       follow.
     - "first", "last": the first convolution, and the classifier.
@@ -305,12 +329,13 @@ def find_parts(nodes: Iterable[Node]) -> dict[str, set[str]]:
     for node in reversed(nodes):
         if node.name in head:
             head.update(name for name in node.inputs if name in pooled)
-    attention = pooled - head
+    gated = pooled - head
+    pools = {name for name in gated if kinds[name] in _POOLS}
     blend: set[str] = set()
     for node in nodes:
         if node.name in pooled:
             continue
-        if attention.intersection(node.inputs):
+        if gated.intersection(node.inputs):
             differences = {name for name in node.inputs if kinds.get(name) in _DIFFERENCES}
             blend |= {node.name} | differences
         elif node.kind == "Add" and blend.intersection(node.inputs):
@@ -318,16 +343,16 @@ def find_parts(nodes: Iterable[Node]) -> dict[str, set[str]]:
     convolutions = [node.name for node in nodes if node.kind in ("Conv", "Convolution")]
     classifier = {node.name for node in nodes if node.kind in ("Gemm", "MatMul")} & head
     return {
-        "attention": attention,
+        "pools": pools,
+        "attention": gated - pools,
         "blend": blend,
         "first": set(convolutions[:1]),
         "last": classifier,
     }
 
 
-def _names(parts: Sequence[str], nodes: Iterable[Node]) -> list[str]:
-    found = find_parts(nodes)
-    return sorted(set().union(*(found[part] for part in parts)))
+def _names(chosen: Sequence[str], parts: Mapping[str, set[str]]) -> list[str]:
+    return sorted(set().union(*(parts[part] for part in chosen)))
 
 
 def _onnx_nodes(graph: Any) -> Iterator[Node]:
