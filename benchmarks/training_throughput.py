@@ -72,10 +72,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, object]:
             begin = time.perf_counter()
             steps[name]()
             seconds[name].append(time.perf_counter() - begin)
-    rates = {
-        name: [arguments.batch / t for t in times[WARM_UP_ROUNDS:]]
-        for name, times in seconds.items()
-    }
+    counted = {name: times[WARM_UP_ROUNDS:] for name, times in seconds.items()}
+    rates = {name: [arguments.batch / t for t in times] for name, times in counted.items()}
     ratios = [ours / theirs for ours, theirs in zip(rates[OURS], rates[THEIRS], strict=True)]
     return {
         "batch": arguments.batch,
@@ -86,6 +84,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, object]:
         "device": arguments.device,
         "rounds": arguments.rounds,
         "warm_up_rounds": WARM_UP_ROUNDS,
+        "seconds": {name: [round(t, 4) for t in times] for name, times in counted.items()},
         "images_per_second": {name: spread(values) for name, values in rates.items()},
         "ratio": spread(ratios),
         "peak_memory_bytes": peak_memory,
