@@ -3,8 +3,8 @@
 #
 # usage: benchmarks/on_gpu.sh [FOLDER]
 #
-# Rows are added to the JSON files beside this script; with FOLDER (given by machines that are lent
-# and forget), copies of them go there. Needs the extra [dev]. BATCH, SIZE, ROUNDS and DEVICE are
+# Rows are added to the JSON files beside this script; with FOLDER, for a machine whose disk does not
+# outlast the run, copies of them go there. Needs the extra [dev]. BATCH, SIZE, ROUNDS and DEVICE are
 # there to try it in small.
 set -eu
 

@@ -7,7 +7,7 @@ usage: python benchmarks/training_throughput.py [--batch 32] [--size 224] [--rou
 Both networks start from the same weights and take turns, a step each in every round, the first of
 one round being the second of the next: a machine that slows down slows both. A step is forward,
 loss, backward and SGD. The first rounds are for warming up and are not counted. A row with the
-figures, their spread and where they were measured is added to the JSON list in FILE. In mode
+turns, their spread and where they were measured is added to the JSON list in FILE. In mode
 "compiled", timm's network goes through torch.compile and ours as well. Needs the extra [dev], for
 timm.
 """
@@ -84,7 +84,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, object]:
         "device": arguments.device,
         "rounds": arguments.rounds,
         "warm_up_rounds": WARM_UP_ROUNDS,
-        "seconds": {name: [round(t, 4) for t in times] for name, times in counted.items()},
+        "seconds": {name: [round(t, 6) for t in times] for name, times in counted.items()},
         "images_per_second": {name: spread(values) for name, values in rates.items()},
         "ratio": spread(ratios),
         "peak_memory_bytes": peak_memory,

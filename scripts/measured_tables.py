@@ -168,6 +168,28 @@ def finetuning() -> str:
     return "\n".join(lines)
 
 
+def eight_bits() -> str:
+    """What they cost in accuracy, by engine: the reports that `splitattn export` writes."""
+    lines = [
+        "| engine | top-1 %, float32 | top-1 %, int8 | points | same labels % | megabytes |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    reports = [_read(f"eight_bits_{name}") for name in ("openvino", "onnx")]
+    for report in reports:
+        measured = report["agreement"]
+        cells = (
+            report["engine"],
+            f"{measured['reference_top1']:.2f}",
+            f"**{measured['top1']:.2f}**",
+            f"{measured['top1'] - measured['reference_top1']:+.2f}",
+            f"{measured['same_labels']:.1f}",
+            f"{report['bytes'] / 1e6:.1f}",
+        )
+        lines.append(_line(cells))
+    lines += ["", f"{reports[0]['agreement']['n']:,} images; {_origins(reports, 'torch', 'nncf')}."]
+    return "\n".join(lines)
+
+
 def end_to_end() -> str:
     """A folder of photographs, by engine."""
     lines = [

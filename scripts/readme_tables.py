@@ -136,6 +136,7 @@ DOCUMENTS = {
         for table in (
             measured_tables.inference,
             measured_tables.ladder,
+            measured_tables.eight_bits,
             measured_tables.end_to_end,
             measured_tables.training,
             measured_tables.claim,

@@ -163,3 +163,14 @@ def test_a_ratio_is_that_of_turns_of_one_round(stored: Callable[[str, Any], None
     table = measured_tables.inference()
     (ratio,) = cells(table, "ResNeSt-50 int8 against timm's, both in OpenVINO")
     assert ratio == "**2.00** (1.50-2.00)"
+
+
+def test_eight_bits_are_told_with_what_they_cost(stored: Callable[[str, Any], None]) -> None:
+    for name, top1 in (("openvino", 54.5), ("onnx", 55.25)):
+        agreement = {"n": 10000, "same_labels": 94.23, "top1": top1, "reference_top1": 55.0}
+        report = {"engine": f"by {name}", "bytes": 9_800_000, "agreement": agreement}
+        stored(f"eight_bits_{name}", report | {"environment": WHERE})
+    table = measured_tables.eight_bits()
+    assert cells(table, "by openvino") == ["55.00", "**54.50**", "-0.50", "94.2", "9.8"]
+    assert cells(table, "by onnx") == ["55.00", "**55.25**", "+0.25", "94.2", "9.8"]
+    assert "10,000 images; a processor, 2 threads, 2026-01-02" in table

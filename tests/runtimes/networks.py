@@ -27,10 +27,15 @@ METADATA = ModelMetadata(
 
 
 @cache
-def network(radix: int = 2, cardinality: int = 1, seed: int = 0) -> ResNeSt:
+def network(
+    radix: int = 2,
+    cardinality: int = 1,
+    seed: int = 0,
+    layers: tuple[int, int, int, int] = (1, 1, 1, 1),
+) -> ResNeSt:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ResNeSt(small(radix, cardinality), num_classes=len(CLASSES)).eval()
+        model = ResNeSt(small(radix, cardinality, layers=layers), num_classes=len(CLASSES)).eval()
         randomise_norms(model)
         nn.init.normal_(model.fc.weight, std=0.5)
     return model

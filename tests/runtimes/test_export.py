@@ -410,23 +410,50 @@ def test_int8_in_onnx_leaves_attention_in_floats(exported: Exported) -> None:
     assert 1e-4 < (got - expected).abs().max() < 0.15
 
 
-def test_int8_in_openvino_rounds_splits_once_and_attention_never() -> None:
-    graph = convert(Exportable(fuse(network(), target="openvino")), size=40)
+@pytest.mark.parametrize(("radix", "cardinality"), [(2, 1), (4, 2)])
+def test_int8_in_openvino_rounds_splits_once_and_attention_never(
+    radix: int, cardinality: int
+) -> None:
+    model = network(radix, cardinality, layers=(2, 1, 1, 1))
+    graph = convert(Exportable(fuse(model, target="openvino")), size=40)
     parts = find_parts(_openvino_nodes(graph))
     quantised = quantised_openvino(graph, list(photographs()), PREPROCESSING)
     operations = {each.get_friendly_name(): each for each in quantised.get_ops()}
     splits = [operations[name].input_value(0).get_node() for name in parts["pools"]]
-    assert [split.get_type_name() for split in splits] == ["FakeQuantize"] * 8
+    assert [split.get_type_name() for split in splits] == ["FakeQuantize"] * (
+        5 * radix * cardinality
+    )
     for split in splits:
         (reader,) = split.input_value(0).get_target_inputs()
-        assert reader.get_node() == split, "nothing must read a split as it was before"
+        assert reader.get_node() is split, "nothing must read a split as it was before"
     for name in parts["attention"] | parts["blend"]:
         for value in operations[name].input_values():
             maker = value.get_node()
             assert maker.get_type_name() != "FakeQuantize" or maker in splits, name
-    expected = plain_probabilities()
+    sides = {10: "floor", 5: "ceil_torch", 3: "ceil_torch"}
+    assert shortcut_averages(quantised) == sides
+    assert shortcut_averages(graph) == dict.fromkeys(sides, "ceil_torch"), "it stays as it is"
+    expected = EngineRuntime(plain_engine(model), PREPROCESSING).run(photographs())
     got = EngineRuntime(OpenVinoEngine(quantised), PREPROCESSING).run(photographs())
     assert 1e-4 < (got - expected).abs().max() < 0.15
+
+
+def test_openvino_networks_without_float_parts_are_left_to_nncf() -> None:
+    graph = convert(Exportable(fuse(network(), target="openvino")), size=40)
+    quantised = quantised_openvino(graph, list(photographs()), PREPROCESSING, float_parts=())
+    assert set(shortcut_averages(quantised).values()) == {"ceil_torch"}
+
+
+def shortcut_averages(graph: ov.Model) -> dict[int, str]:
+    """How they round, by the side of the maps that they take."""
+    averages = [each for each in graph.get_ops() if each.get_type_name() == "AvgPool"]
+    return {
+        each.input_value(0).get_partial_shape()[2].get_length(): each.get_attributes()[
+            "rounding_type"
+        ]
+        for each in averages
+        if each.get_attributes()["kernel"] == [2, 2]
+    }
 
 
 @pytest.mark.parametrize(

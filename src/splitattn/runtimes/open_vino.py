@@ -155,7 +155,9 @@ def floor_averages(graph: "ov.Model") -> None:
         given = average.get_attributes()
         maps = average.input_value(0)
         before, after = given["pads_begin"], given["pads_end"]
-        if given["rounding_type"] == "floor" or any(before + after):
+        if given["rounding_type"] == "floor" or given["auto_pad"] != "explicit":
+            continue
+        if any(before + after):
             continue
         sides = zip(maps.get_partial_shape()[2:], given["kernel"], given["strides"], strict=True)
         if any(side.is_dynamic or (side.get_length() - k) % step for side, k, step in sides):

@@ -227,16 +227,17 @@ def quantised_openvino(
     """An `openvino.Model` in eight bits, by NNCF.
 
     Args:
-        graph: an `openvino.Model`, one of ours.
+        graph: an `openvino.Model`, which stays as it is.
         pixels: of the calibration images, as `sampled` gives them.
-        float_parts: what stays in floats; see `find_parts`. With none, NNCF decides everything, and
-            the network may be anybody's.
+        float_parts: what stays in floats; see `find_parts`. With none, NNCF decides everything, as
+            it does for other projects' networks.
     """
     from splitattn.runtimes.open_vino import core, floor_averages
 
     core()  # before those that NNCF makes and drops
     parts = find_parts(_openvino_nodes(graph))
     if float_parts:
+        graph = graph.clone()
         floor_averages(graph)
     with telemetry_off():
         import nncf
@@ -250,16 +251,17 @@ def quantised_openvino(
             subset_size=len(pixels),
             ignored_scope=nncf.IgnoredScope(names=_names(float_parts, parts), validate=False),
         )
-    if float_parts and "pools" not in float_parts:
+    if "blend" in float_parts and "pools" not in float_parts:
         _round_for_all(quantised, parts["pools"])
     return quantised
 
 
 def _round_for_all(graph: Any, readers: set[str]) -> None:
-    """Whatever `readers` read rounded to eight bits, let all others read rounded as well.
+    """Whatever `readers` read rounded to eight bits, let all others read as well: rounded, clipped.
 
-    The blend calculates with floats, but of splits that one convolution has written as bytes. As
-    floats they would take four times the memory, and the average over them four times as long.
+    The blend then calculates with floats, but of splits that each branch's convolution has written
+    as bytes, a quarter of the memory. (Of a grouped convolution NNCF rounds the parts, after they
+    were floats.) What it gains and costs is in docs/log.md.
     """
     for operation in graph.get_ops():
         if operation.get_friendly_name() not in readers:
