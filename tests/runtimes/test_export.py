@@ -3,6 +3,7 @@
 import json
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -23,8 +24,10 @@ from splitattn.nn.fusion import fuse
 from splitattn.nn.parity import Difference, Parity
 from splitattn.nn.resnest import ResNeSt
 from splitattn.runtimes import export as exporting
+from splitattn.runtimes import onnx_runtime
 from splitattn.runtimes.export import SUFFIXES, ExportError, ExportReport, export
 from splitattn.runtimes.exported import load_exported
+from splitattn.runtimes.onnx_eight_bits import for_eight_bits
 from splitattn.runtimes.onnx_runtime import OnnxEngine
 from splitattn.runtimes.open_vino import OpenVinoEngine, convert, floor_averages, ov
 from splitattn.runtimes.pytorch import Exportable, plain_engine
@@ -394,20 +397,48 @@ def knowing(data: str) -> ResNeSt:
     return model
 
 
-def test_int8_in_onnx_leaves_attention_in_floats(exported: Exported) -> None:
-    graph = onnx.load(exported("onnx")[0])
-    parts = find_parts(_onnx_nodes(graph))
-    attention = parts["pools"] | parts["attention"]
+@pytest.mark.parametrize(("radix", "cardinality"), [(1, 1), (2, 1), (4, 2)])
+def test_int8_in_onnx_leaves_attention_alone_in_floats(radix: int, cardinality: int) -> None:
+    model = network(radix, cardinality)
+    graph = onnx_runtime.convert(Exportable(fuse(model, target="onnxruntime")), size=40)
+    before = graph.SerializeToString()
+    suited = for_eight_bits(graph)
+    assert graph.SerializeToString() == before
+    attention = find_parts(_onnx_nodes(suited))["attention"]
     quantised = quantised_onnx(graph, list(photographs()), PREPROCESSING)
-    made_by = {output: node for node in quantised.graph.node for output in node.output}
+    kinds = {output: node.op_type for node in quantised.graph.node for output in node.output}
     for node in quantised.graph.node:
-        if node.op_type == "Conv":
-            # A convolution in eight bits is one whose weights come out of a DequantizeLinear.
-            eight_bits = node.input[1] in made_by
-            assert eight_bits == (node.name not in attention), node.name
-    expected = plain_probabilities()
+        if "quantize" not in node.op_type.lower() and node.name not in attention:
+            # What eight bits calculate reads bytes, and nothing but bytes.
+            read = {kinds[name] for name in node.input if name in kinds}
+            assert read == {"DequantizeLinear"}, node.name
+            assert node.op_type not in ("ReduceMean", "Sub"), "it has no eight bits"
+    expected = EngineRuntime(plain_engine(model), PREPROCESSING).run(photographs())
     got = EngineRuntime(OnnxEngine(quantised.SerializeToString()), PREPROCESSING).run(photographs())
     assert 1e-4 < (got - expected).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("any_size", [False, True])
+def test_operations_for_eight_bits_compute_the_same(any_size: bool) -> None:
+    fused = Exportable(fuse(network(layers=(2, 1, 1, 1)), target="onnxruntime"))
+    graph = onnx_runtime.convert(fused, size=40, dynamic_size=any_size)
+    suited = for_eight_bits(graph)
+    given, left = (Counter(node.op_type for node in each.graph.node) for each in (graph, suited))
+    assert given["AveragePool"] == 6 + 3
+    # Shortcuts from maps of odd sides, or of unknown ones, have windows that stick out.
+    assert left["AveragePool"] == (3 if any_size else 2)
+    assert left["GlobalAveragePool"] == given["ReduceMean"]
+    assert left["Sub"] == given["Sub"] == 5
+    for images in (photographs(), photographs()[:1, :, 1:, 5:] if any_size else photographs()[:1]):
+        inputs = normalise(images, PREPROCESSING)
+        expected, got = (OnnxEngine(each.SerializeToString())(inputs) for each in (graph, suited))
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_networks_without_float_parts_are_left_to_onnx_runtime() -> None:
+    graph = onnx_runtime.convert(Exportable(fuse(network(), target="onnxruntime")), size=40)
+    quantised = quantised_onnx(graph, list(photographs()), PREPROCESSING, float_parts=())
+    assert "ReduceMean" in {node.op_type for node in quantised.graph.node}
 
 
 @pytest.mark.parametrize(("radix", "cardinality"), [(2, 1), (4, 2)])

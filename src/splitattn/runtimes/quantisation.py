@@ -36,7 +36,7 @@ _SEED = 0
 
 # Which parts of a network, as `find_parts` tells them apart, stay floats.
 FLOAT_PARTS: dict[str, tuple[str, ...]] = {
-    "onnx": ("pools", "attention", "blend"),
+    "onnx": ("attention",),
     "openvino": ("attention", "blend"),
 }
 
@@ -179,7 +179,8 @@ def quantised_onnx(
     Args:
         graph: an `onnx.ModelProto`.
         pixels: of the calibration images, as `sampled` gives them.
-        float_parts: what stays in floats; see `find_parts`.
+        float_parts: what stays in floats; see `find_parts`. With none, ONNX Runtime decides
+            everything, as it does for other projects' networks.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -190,6 +191,8 @@ def quantised_onnx(
     )
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+    from splitattn.runtimes.onnx_eight_bits import for_eight_bits
+
     class Images(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self._left = iter(pixels)
@@ -198,6 +201,7 @@ def quantised_onnx(
             image = next(self._left, None)
             return None if image is None else {"images": _input(image, preprocessing)}
 
+    graph = for_eight_bits(graph) if float_parts else graph
     # PyTorch's exporter has folded and inferred what the pre-processing would; without this mark
     # each quantisation would print advice to do it.
     add_pre_process_metadata(graph)
