@@ -13,6 +13,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 Row = dict[str, Any]
 
+# The ladder, by what the processors multiply with. The first one's times stand for all.
+LADDERS = {"AMX": "inference_cpu_amx", "AVX-512": "inference_cpu_avx512"}
+
 # What people run, and what they could run instead.
 NETWORKS = (
     "splitattn resnest50",
@@ -58,13 +61,13 @@ def training() -> str:
 
 
 def inference() -> str:
-    """Milliseconds by engine and network, and the ratios that matter."""
-    report = _read("inference_cpu")
-    rows, where = report["rows"], report["environment"]
+    """Milliseconds by engine and network, on one machine; the ratios that matter, on all."""
+    reports = {machine: _read(name) for machine, name in LADDERS.items()}
+    machine, report = next(iter(reports.items()))
+    rows = report["rows"]
     parts = [
-        f"{_device(where)}, {report['plan']['size'] or 224} pixels, median of "
-        f"{report['plan']['rounds']} turns in ms; {_origin(where, 'torch', 'timm', 'openvino')}, "
-        f"ONNX Runtime {where['onnxruntime']}, NNCF {where['nncf']}."
+        f"Median of {report['plan']['rounds']} turns in ms at {report['plan']['size'] or 224} "
+        f"pixels; {machine}: {_ladder_origin(report)}."
     ]
     for batch in report["plan"]["batch_sizes"]:
         head = [f"batch {batch}", *(f"{name.replace(' ', ' `')}`" for name in NETWORKS)]
@@ -78,27 +81,40 @@ def inference() -> str:
             ]
             lines.append(_line([engine, *cells]))
         parts.append("\n".join(lines))
-    parts.append("\n".join(_ratios(rows, report["plan"]["batch_sizes"])))
+    parts.append("\n".join(_ratios(reports)))
+    parts.extend(
+        f"{other}: {_ladder_origin(reports[other])}." for other in reports if other != machine
+    )
     return "\n\n".join(parts)
 
 
 def ladder() -> str:
     """Every rung is a line."""
-    report = _read("inference_cpu")
-    where, rates = report["environment"], report["peaks"]["multiply_adds"]
-    peaks = ", ".join(f"{2e-9 * rate:.0f} in {name}" for name, rate in rates.items())
-    lines = [
-        f"{_device(where)}; {_origin(where, 'torch', 'timm', 'openvino', 'onnxruntime', 'nncf')}, "
-        f"n = {report['plan']['rounds']}. The machine reaches {peaks} billion operations a second, "
-        f"and moves {1e-9 * report['peaks']['copied_bytes']:.1f} GB, read or written, in a copy.",
-        "",
-        "| network | form | engine | precision | batch | ms (quartiles) | images/s | x floor "
-        "| peak MB | difference | same labels |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in sorted(report["rows"], key=lambda row: (row["batch_size"], _median(row))):
-        turns, memory = spread(row["milliseconds"]), row["peak_memory"]
-        cells = (
+    parts = []
+    for machine, name in LADDERS.items():
+        report = _read(name)
+        rates = report["peaks"]["multiply_adds"]
+        peaks = ", ".join(f"{2e-9 * rate:.0f} in {kind}" for kind, rate in rates.items())
+        lines = [
+            f"### {machine}",
+            "",
+            f"{_ladder_origin(report)}, n = {report['plan']['rounds']}. The machine reaches "
+            f"{peaks} billion operations a second, and moves "
+            f"{1e-9 * report['peaks']['copied_bytes']:.1f} GB, read or written, in a copy.",
+            "",
+            "| network | form | engine | precision | batch | ms (quartiles) | images/s | x floor "
+            "| peak MB | difference | same labels |",
+            "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        rungs = sorted(report["rows"], key=lambda row: (row["batch_size"], _median(row)))
+        parts.append("\n".join([*lines, *map(_rung, rungs)]))
+    return "\n\n".join(parts)
+
+
+def _rung(row: Row) -> str:
+    turns, memory = spread(row["milliseconds"]), row["peak_memory"]
+    return _line(
+        (
             row["network"],
             row["form"],
             row["engine"],
@@ -111,8 +127,13 @@ def ladder() -> str:
             f"{row['difference']:.0e}",
             f"{row['same_labels']:.0%}",
         )
-        lines.append(_line(cells))
-    return "\n".join(lines)
+    )
+
+
+def _ladder_origin(report: Row) -> str:
+    where = report["environment"]
+    libraries = ("torch", "timm", "openvino", "onnxruntime", "nncf")
+    return f"{_device(where)}, {_origin(where, *libraries)}"
 
 
 def claim() -> str:
@@ -219,13 +240,17 @@ def end_to_end() -> str:
     return "\n".join(lines)
 
 
-def _ratios(rows: list[Row], batches: Sequence[int]) -> Iterator[str]:
+def _ratios(reports: dict[str, Row]) -> Iterator[str]:
     """How many times as fast ours is, turn by turn, where both ran in the same round."""
     ours, twin, fast, plain, _ = NETWORKS
     every = tuple(way for ways in ENGINES.values() for way in ways if way[1] == "fp32")
     eager, int8 = ENGINES["PyTorch"], ENGINES["OpenVINO int8"]
-    yield _line(["times as fast", *(f"batch {batch} (quartiles)" for batch in batches)])
-    yield _line(["---", *("---:" for _ in batches)])
+    onnx_int8 = ENGINES["ONNX Runtime int8"]
+    columns = [
+        (machine, batch) for machine in reports for batch in reports[machine]["plan"]["batch_sizes"]
+    ]
+    yield _line(["times as fast (quartiles)", *(f"{name}, batch {n}" for name, n in columns)])
+    yield _line(["---", *("---:" for _ in columns)])
     for name, (first, its_ways), (second, other_ways) in (
         ("ResNeSt-50 int8 against timm's, both in OpenVINO", (ours, int8), (twin, int8)),
         ("ResNeSt-50 int8 against timm's in PyTorch, float32", (ours, int8), (twin, eager)),
@@ -233,9 +258,11 @@ def _ratios(rows: list[Row], batches: Sequence[int]) -> Iterator[str]:
         ("ResNeSt-50 in PyTorch", (ours, eager), (twin, eager)),
         ("ResNeSt-50-fast in float32 against timm's ResNet-50-D", (fast, every), (plain, every)),
         ("ResNeSt-50-fast int8 against timm's ResNet-50-D int8", (fast, int8), (plain, int8)),
+        ("the same in ONNX Runtime", (fast, onnx_int8), (plain, onnx_int8)),
     ):
         cells = []
-        for batch in batches:
+        for machine, batch in columns:
+            rows = reports[machine]["rows"]
             a, b = _best(rows, first, its_ways, batch), _best(rows, second, other_ways, batch)
             pairs = zip(b["milliseconds"], a["milliseconds"], strict=True)
             times = spread([theirs / own for theirs, own in pairs])
