@@ -257,8 +257,12 @@ def _ratios(reports: dict[str, Row]) -> Iterator[str]:
         ("ResNeSt-50 in float32, each in its best engine", (ours, every), (twin, every)),
         ("ResNeSt-50 in PyTorch", (ours, eager), (twin, eager)),
         ("ResNeSt-50-fast in float32 against timm's ResNet-50-D", (fast, every), (plain, every)),
-        ("ResNeSt-50-fast int8 against timm's ResNet-50-D int8", (fast, int8), (plain, int8)),
-        ("the same in ONNX Runtime", (fast, onnx_int8), (plain, onnx_int8)),
+        ("ResNeSt-50-fast int8 against ResNet-50-D int8, OpenVINO", (fast, int8), (plain, int8)),
+        (
+            "ResNeSt-50-fast int8 against ResNet-50-D int8, ONNX Runtime",
+            (fast, onnx_int8),
+            (plain, onnx_int8),
+        ),
     ):
         cells = []
         for machine, batch in columns:

@@ -144,14 +144,22 @@ def test_the_form_of_the_engine_and_the_best_format_stand_for_a_network(
             return [60.0] * 3 if engine == "torch NCHW" else [80.0] * 3
         return [40.0] * 3 if form == FORMS["torch"] else [30.0] * 3
 
-    for name in measured_tables.LADDERS.values():
-        stored(name, ladder(times))
-    ours, twin, *_ = cells(measured_tables.inference(), "PyTorch")
+    first, second = measured_tables.LADDERS.values()
+    other = ladder(lambda *rung: [2 * turn for turn in times(*rung)])
+    stored(first, ladder(times))
+    stored(second, other | {"environment": WHERE | {"processor": "another"}})
+    table = measured_tables.inference()
+    ours, twin, *_ = cells(table, "PyTorch")
     assert (ours, twin) == ("**40.0**", "60.0")
-    first, second = measured_tables.ladder().split("\n\n### ")
-    assert second.startswith("AVX-512\n")
-    line = cells(first, "timm resnest50d | as trained | torch NCHW | fp32")
-    assert line[3:6] == ["1", "60.0 (60.0-60.0)", "16.7"]
+    assert "\nAVX-512: another, 2 threads" in table
+    parts = measured_tables.ladder().split("### ")[1:]
+    for part, name, processor, turns in (
+        (parts[0], "AMX", "a processor", "60.0 (60.0-60.0)"),
+        (parts[1], "AVX-512", "another", "120.0 (120.0-120.0)"),
+    ):
+        assert part.startswith(f"{name}\n\n{processor}, 2 threads")
+        line = cells(part, "timm resnest50d | as trained | torch NCHW | fp32")
+        assert line[3:5] == ["1", turns]
 
 
 def test_a_ratio_is_that_of_turns_of_one_round(stored: Callable[[str, Any], None]) -> None:
@@ -162,13 +170,21 @@ def test_a_ratio_is_that_of_turns_of_one_round(stored: Callable[[str, Any], None
             return [20.0, 100.0, 1000.0]
         return [10.0, 100.0, 500.0] if form == "branches" else [2000.0] * 3
 
-    slower, steady = measured_tables.LADDERS.values()
-    stored(slower, ladder(times))
-    stored(steady, ladder(lambda network, *_: [30.0 if network == "timm resnest50d" else 10.0] * 3))
+    def steady(network: str, _: str, engine: str, *__: str) -> list[float]:
+        if network.startswith("timm"):
+            return [30.0 if engine == "openvino" else 40.0] * 3
+        return [10.0] * 3
+
+    first, second = measured_tables.LADDERS.values()
+    stored(first, ladder(times))
+    stored(second, ladder(steady))
     table = measured_tables.inference()
     ratio, other = cells(table, "ResNeSt-50 int8 against timm's, both in OpenVINO")
     assert ratio == "**2.00** (1.50-2.00)"
     assert other == "**3.00** (3.00-3.00)"
+    for engine, expected in (("OpenVINO", 3), ("ONNX Runtime", 4)):
+        line = cells(table, f"ResNeSt-50-fast int8 against ResNet-50-D int8, {engine}")
+        assert line[1] == f"**{expected}.00** ({expected}.00-{expected}.00)"
 
 
 def test_eight_bits_are_told_with_what_they_cost(stored: Callable[[str, Any], None]) -> None:

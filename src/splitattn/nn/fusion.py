@@ -28,8 +28,8 @@ from splitattn.nn.split_attention import SplitAttention2d
 
 Form = Literal["branches", "grouped"]
 
-# What each engine runs faster, or as fast, by benchmarks/inference_cpu_*.json; "cuda" is expected
-# and not measured. `splitattn bench` measures both.
+# What each engine runs faster, or as fast, by benchmarks/inference_cpu_*.json (but for int8 in ONNX
+# Runtime where there is AMX, see docs/log.md); "cuda" is expected and not measured.
 FORMS: dict[str, Form] = {
     "torch": "branches",
     "compile": "branches",

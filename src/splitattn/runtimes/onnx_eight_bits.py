@@ -1,5 +1,8 @@
 """ONNX graphs rewritten for eight bits, before `quantisation` chooses the ranges of numbers."""
 
+from copy import deepcopy
+from typing import Any
+
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
@@ -7,20 +10,19 @@ _ONE = "one"
 
 
 def for_eight_bits(graph: ModelProto) -> ModelProto:
-    """The same function, in operations that ONNX Runtime calculates with bytes, and fast ones.
+    """The same function, in operations that ONNX Runtime has fast eight-bit kernels for.
 
-    - An average over a whole map has bytes as a pooling, but not as a reduction.
-    - b + g (a - b), a blend of maps, has none for the difference, which is a float among bytes;
-      g a + (1 - g) b has them throughout.
-    - An average over a window has slow ones; a convolution of each channel by itself is fast.
+    - ReduceMean has none; GlobalAveragePool has one.
+    - Nor has Sub: b + g (a - b), the blend of two splits, becomes g a + (1 - g) b.
+    - AveragePool's is slow; a depthwise convolution with equal weights is fast. It stays where the
+      last window may stick out of the map.
 
     What each gains is in docs/log.md.
 
     Args:
         graph: one of ours, fused; it stays as it is.
     """
-    suited = ModelProto()
-    suited.CopyFrom(graph)
+    suited = deepcopy(graph)
     _pool_whole_maps(suited.graph)
     _blend_by_products(suited.graph)
     _convolve_averages(suited.graph)
@@ -31,10 +33,11 @@ def for_eight_bits(graph: ModelProto) -> ModelProto:
 def _pool_whole_maps(graph: GraphProto) -> None:
     constants = {each.name: each for each in graph.initializer}
     for node in graph.node:
-        # Of our graphs' reductions all keep their axes, and are of maps (B, C, H, W).
         if node.op_type == "ReduceMean":
+            # Ours are all of maps (B, C, H, W), to (B, C, 1, 1).
             axes = numpy_helper.to_array(constants[node.input[1]])
             assert sorted(axis % 4 for axis in axes) == [2, 3], node.name
+            assert _attributes(node).get("keepdims", 1), node.name
             node.op_type = "GlobalAveragePool"
             del node.input[1:], node.attribute[:]
 
@@ -88,9 +91,11 @@ def _convolve_averages(graph: GraphProto) -> None:
     for node in graph.node:
         if node.op_type != "AveragePool":
             continue
-        given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        given = _attributes(node)
         window, strides = given["kernel_shape"], given["strides"]
         pads = given.get("pads", [0, 0, 0, 0])
+        assert given.get("auto_pad", b"NOTSET") == b"NOTSET", node.name
+        assert set(given.get("dilations", [1])) == {1}, node.name
         _, channels, *sides = shapes[node.input[0]]
         if any(pads) and not given.get("count_include_pad"):
             continue
@@ -109,6 +114,10 @@ def _convolve_averages(graph: GraphProto) -> None:
         del node.attribute[:]
         settings = {"kernel_shape": window, "strides": strides, "pads": pads, "group": channels}
         node.attribute.extend(helper.make_attribute(*each) for each in settings.items())
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
 def _drop_unread(graph: GraphProto) -> None:

@@ -9,6 +9,7 @@ import io
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -177,7 +178,7 @@ def quantised_onnx(
     """An `onnx.ModelProto` in eight bits, as pairs of QuantizeLinear and DequantizeLinear.
 
     Args:
-        graph: an `onnx.ModelProto`.
+        graph: an `onnx.ModelProto`, which stays as it is.
         pixels: of the calibration images, as `sampled` gives them.
         float_parts: what stays in floats; see `find_parts`. With none, ONNX Runtime decides
             everything, as it does for other projects' networks.
@@ -201,7 +202,7 @@ def quantised_onnx(
             image = next(self._left, None)
             return None if image is None else {"images": _input(image, preprocessing)}
 
-    graph = for_eight_bits(graph) if float_parts else graph
+    graph = for_eight_bits(graph) if float_parts else deepcopy(graph)
     # PyTorch's exporter has folded and inferred what the pre-processing would; without this mark
     # each quantisation would print advice to do it.
     add_pre_process_metadata(graph)
