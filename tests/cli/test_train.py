@@ -51,6 +51,14 @@ def test_train_then_predict_with_the_names_of_a_file(
     assert run("train", data, "--output", output, *SMALL, names, timms_name, "--resume") == 0
     assert (output / "model.safetensors").read_bytes() == before
 
+    frozen = ("--output", tmp_path / "tuned", *SMALL, names, "--set=frozen_stages=1")
+    capsys.readouterr()
+    assert run("train", data, *frozen, "--resume") == 2
+    assert "frozen_stages must be 0 without weights, got 1" in capsys.readouterr().err
+    assert run("train", data, *frozen, *weights) == 0
+    # What it began with is in the checkpoint by now.
+    assert run("train", data, *frozen, "--resume") == 0
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),

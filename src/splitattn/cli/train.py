@@ -65,8 +65,6 @@ def train(
 
     name, _ = named(model)  # wrong names first of all
     chosen = load_recipe(recipe, overrides or (), model=name)
-    if weights is None:
-        _check_from_scratch(chosen)
     own_device = choose_device(distributed.own_device(device))
     with distributed.processes(own_device):
         with distributed.first_process_first():  # it may download what the others then find
@@ -83,6 +81,8 @@ def train(
             batch_per_device=batch_per_device,
             checkpoint_minutes=checkpoint_minutes,
         )
+        if weights is None and not (resume and run.checkpoint.exists()):
+            _check_from_scratch(chosen)
         check_data(run.with_real_batch())
         manual_seed(chosen.seed)
         with distributed.first_process_first():
