@@ -214,9 +214,9 @@ def eight_bits() -> str:
 def end_to_end() -> str:
     """A folder of photographs, by engine."""
     lines = [
-        "| model | engine | decoding alone | network alone | both at once | `predict` "
+        "| model | engine | processor | decoding alone | network alone | both at once | `predict` "
         "| reached (quartiles) | first label |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     rows = _read("end_to_end")
     for row in rows:
@@ -224,6 +224,7 @@ def end_to_end() -> str:
         cells = (
             f"`{row['model']}`",
             row["engine"],
+            row["environment"]["processor"],
             *(f"{rate[n]['median']:.0f}" for n in ("decode", "network", "parallel", "predict")),
             f"**{ratio['median']:.0%}** ({ratio['quartile1']:.0%}-{ratio['quartile3']:.0%})",
             f"{row['seconds_to_first_label']['median']:.1f} s",
