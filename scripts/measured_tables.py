@@ -192,14 +192,16 @@ def finetuning() -> str:
 def eight_bits() -> str:
     """What they cost in accuracy, by engine: the reports that `splitattn export` writes."""
     lines = [
-        "| engine | top-1 %, float32 | top-1 %, int8 | points | same labels % | megabytes |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| engine | processor | top-1 %, float32 | top-1 %, int8 | points | same labels % "
+        "| megabytes |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     reports = [_read(f"eight_bits_{name}") for name in ("openvino", "onnx")]
     for report in reports:
         measured = report["agreement"]
         cells = (
             report["engine"],
+            report["environment"]["processor"],
             f"{measured['reference_top1']:.2f}",
             f"**{measured['top1']:.2f}**",
             f"{measured['top1'] - measured['reference_top1']:+.2f}",
