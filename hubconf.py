@@ -38,7 +38,7 @@ def _entry_point(name: str) -> _Callable[..., _Any]:
     ) -> _Any:
         from splitattn.create import create_model
         from splitattn.weights.catalogue import find_entry
-        from splitattn.weights.store import fetch
+        from splitattn.weights.resolve import fetch
 
         weights = None
         if pretrained:
@@ -65,7 +65,7 @@ def _entry_point(name: str) -> _Callable[..., _Any]:
         pretrained: load the model's default weights, `splitattn.list_weights({name!r})[0]`.
         progress: show a bar on a terminal while they are downloaded.
         num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
-            width than that of the weights gets a new classifier, initialised at random.
+            width than that of the weights gets a new classifier, initialized at random.
         in_chans: channels of the input; another number than 3 adapts the first convolution.
         output_stride: 32, or 16 or 8 for a network with dilated stages.
         dilation, drop_path, drop_block, dropout: see `splitattn.ResNeSt`.

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from splitattn import environment
 from splitattn.architectures import Architecture
-from splitattn.benchmark.spread import spread
+from splitattn.bench.spread import spread
 from splitattn.data.sources import LabelledImages, open_data
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
@@ -84,7 +84,7 @@ def split_attention(radix: int) -> ResNeSt:
 
 
 class Peer(ResNet):  # type: ignore[misc]
-    """timm's ResNet-D of the same depth and width, initialised and trained as ours are."""
+    """timm's ResNet-D of the same depth and width, initialized and trained as ours are."""
 
     def __init__(self, block: type[nn.Module], arguments: dict[str, Any]) -> None:
         super().__init__(

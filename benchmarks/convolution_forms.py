@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from splitattn import environment
 from splitattn.architectures import architecture
-from splitattn.benchmark.spread import spread
+from splitattn.bench.spread import spread
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from splitattn import Classifier, create_model, environment
-from splitattn.benchmark.spread import spread
+from splitattn.bench.spread import spread
 from splitattn.errors import ImageError
 from splitattn.files import replacing
 from splitattn.images.decode import decode

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from splitattn import environment
 from splitattn.architectures import ARCHITECTURES
-from splitattn.benchmark.spread import spread
+from splitattn.bench.spread import spread
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from splitattn.benchmark.spread import spread
+from splitattn.bench.spread import spread
 from splitattn.nn.fusion import FORMS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -24,7 +24,7 @@ from splitattn.weights.catalogue import (
     embedded_entry,
     entries,
 )
-from splitattn.weights.store import local_path
+from splitattn.weights.resolve import local_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,7 +112,7 @@ def embedded() -> str:
     text = (
         f"The model inside the package is `{entry.name}` ({megabytes:.1f} MB): "
         f"{len(entry.classes)} classes, images of {entry.preprocessing.size} pixels, "
-        f"{entry.licence}. Trained by: {entry.source}."
+        f"{entry.license}. Trained by: {entry.source}."
     )
     if measured := entry.measured:
         text += (

@@ -46,9 +46,9 @@ def test_predictions_are_those_of_the_plain_network(classifier: Classifier) -> N
     left, top = round((photograph.width - side) / 2), round((photograph.height - side) / 2)
     cropped = photograph.crop((left, top, left + side, top + side))
     resized = np.array(cropped.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32)
-    normalised = (resized / 255 - PREPROCESSING.mean) / PREPROCESSING.std
+    normalized = (resized / 255 - PREPROCESSING.mean) / PREPROCESSING.std
     with torch.no_grad():
-        logits = network()(torch.tensor(normalised).float().permute(2, 0, 1)[None])
+        logits = network()(torch.tensor(normalized).float().permute(2, 0, 1)[None])
     expected = logits.softmax(1)[0]
 
     predictions = classifier.predict(photograph, topk=len(CLASSES))
@@ -143,9 +143,9 @@ def small_files(count: int) -> Iterator[bytes]:
     rng = np.random.default_rng(0)
     for _ in range(count):
         stream = io.BytesIO()
-        colour = tuple(rng.integers(0, 256, 3).tolist())
-        Image.new("RGB", (32, 32), colour).save(stream, "PNG")
-        yield stream.getvalue() if colour[0] > 20 else b"broken"
+        color = tuple(rng.integers(0, 256, 3).tolist())
+        Image.new("RGB", (32, 32), color).save(stream, "PNG")
+        yield stream.getvalue() if color[0] > 20 else b"broken"
 
 
 def grown(classifier: Classifier, count: int) -> int:

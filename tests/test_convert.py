@@ -15,12 +15,12 @@ from splitattn.cli import main
 from splitattn.convert import convert
 from splitattn.create import create_backbone, create_model, load_trained
 from splitattn.errors import InputError, WeightsError
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights import catalogue, checkpoint, layouts
-from splitattn.weights.catalogue import Preprocessing
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
 from splitattn.weights.layouts import LAYOUTS, MMDET, OFFICIAL, Layout, Spelling
 from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.store import resolve
+from splitattn.weights.resolve import resolve
 from tests.weights.conftest import make_entry
 from tests.weights.networks import SMALL, add_small_model, small_network, spelt
 

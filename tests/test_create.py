@@ -19,10 +19,10 @@ from splitattn.create import (
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.store import resolve
+from splitattn.weights.resolve import resolve
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_timms_names_build_the_same_networks(
 def test_a_tag_in_a_name_loads_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     create_model("timm/resnest14d.gluon_in1k")
     assert warnings_of(caplog) == [
-        "resnest14 is initialised at random: weights='gluon_in1k' has those weights"
+        "resnest14 is initialized at random: weights='gluon_in1k' has those weights"
     ]
     with pytest.raises(WeightsError, match="no weights called 'in21k'"):
         create_model("resnest50d.in21k")
@@ -118,10 +118,10 @@ def test_another_number_of_channels_keeps_the_features_of_a_grey_image(
     path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture, in_chans: int
 ) -> None:
     model = create_model("resnest14", weights=path, in_chans=in_chans).eval()
-    grey = torch.randn(2, 1, 64, 64)
+    gray = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
-        ours = model(grey.expand(-1, in_chans, -1, -1))
-        theirs = trained.eval()(grey.expand(-1, 3, -1, -1))
+        ours = model(gray.expand(-1, in_chans, -1, -1))
+        theirs = trained.eval()(gray.expand(-1, 3, -1, -1))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert warnings_of(caplog) == [
         f"{path}: the first convolution is adapted from 3 to {in_chans} channels"
@@ -212,7 +212,7 @@ def test_a_classifier_of_no_classes_does_not_become_one_of_a_thousand(
 def test_whole_numbers_are_no_weights(
     tmp_path: Path, trained: ResNeSt, kind: torch.dtype, key: str
 ) -> None:
-    path = tmp_path / "quantised.pth"
+    path = tmp_path / "quantized.pth"
     state = dict(trained.state_dict())
     torch.save(state | {key: state[key].to(kind)}, path)
     with pytest.raises(WeightsError) as error:

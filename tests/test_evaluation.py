@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitattn.data.sources import LabelledImages, open_data
+from splitattn.engines.pytorch import TorchEngine
 from splitattn.errors import DataError
 from splitattn.evaluation import Evaluation, Mistake, evaluate, with_classes_of_model
 from splitattn.images.decode import decode
-from splitattn.images.preprocess import normalise, preprocess
-from splitattn.runtimes.pytorch import TorchEngine
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.images.preprocess import normalize, preprocess
+from splitattn.preprocessing import Preprocessing
 from tests.data.datasets import CLASSES, write_class_folders
 
 PREPROCESSING = Preprocessing(size=32, crop_fraction=1.0)
@@ -41,7 +41,7 @@ def model() -> nn.Module:
 @pytest.fixture
 def wide(data: LabelledImages) -> LabelledImages:
     """The data set among eight classes, of which three have images."""
-    classes = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
+    classes = ("black", "blue", "brown", "green", "gray", "pink", "red", "white")
     return with_classes_of_model(data, classes, num_classes=8)
 
 
@@ -96,7 +96,7 @@ def test_the_figures_are_those_of_one_plain_pass(
     images = torch.stack([preprocess(decode(image), PREPROCESSING) for image in wide.images])
     labels = torch.tensor(wide.labels)
     with torch.no_grad():
-        logits = model.eval()(normalise(images, PREPROCESSING))
+        logits = model.eval()(normalize(images, PREPROCESSING))
     order = logits.argsort(1, descending=True)
     assert measured.n == 21
     assert measured.top1 == pytest.approx(100 * (order[:, 0] == labels).float().mean().item())
@@ -144,7 +144,7 @@ def test_unreadable_images_are_named_and_the_rest_is_measured(
 
 
 def test_classes_are_matched_by_name_or_else_by_order(data: LabelledImages) -> None:
-    shuffled = with_classes_of_model(data, ("red", "blue", "grey", "green"), num_classes=4)
+    shuffled = with_classes_of_model(data, ("red", "blue", "gray", "green"), num_classes=4)
     assert [shuffled.classes[label] for label in shuffled.labels] == [
         CLASSES[label] for label in data.labels
     ]
@@ -168,7 +168,7 @@ def many(tmp_path: Path) -> LabelledImages:
     data = open_data(str(write_class_folders(tmp_path / "many", 16)), "val")
     for index in (30, 4, 17, 18):
         Path(str(data.images[index])).write_bytes(b"nothing")
-    classes = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
+    classes = ("black", "blue", "brown", "green", "gray", "pink", "red", "white")
     return with_classes_of_model(data, classes, num_classes=8)
 
 
@@ -201,7 +201,7 @@ def test_the_most_confident_mistakes_are_kept(model: nn.Module, many: LabelledIm
     for index in set(range(48)) - {4, 17, 18, 30}:
         pixels = preprocess(decode(many.images[index]), PREPROCESSING)[None]
         with torch.no_grad():
-            row = model.eval()(normalise(pixels, PREPROCESSING)).softmax(1)[0]
+            row = model.eval()(normalize(pixels, PREPROCESSING)).softmax(1)[0]
         guess, label = int(row.argmax()), many.labels[index]
         if guess != label:
             expected.append((float(row[guess]), index, many.classes[label], many.classes[guess]))

@@ -22,16 +22,16 @@ from splitattn.create import create_model
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.fusion import fuse
 from splitattn.nn.resnest import Dilation, ResNeSt
+from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.pretrained import from_pretrained, push_to_hub, save_pretrained
 from splitattn.weights.card import model_card
-from splitattn.weights.catalogue import Preprocessing, centre_crop
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.hub import CARD_MARK
 from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.weights.store import resolve
+from splitattn.weights.resolve import resolve
 from tests.cli.networks import CLASSES, PREPROCESSING, network
 from tests.hub_server import Hub, environment
-from tests.nn.networks import randomise_norms
+from tests.nn.networks import randomize_norms
 
 METADATA = ModelMetadata(
     model="resnest14",
@@ -53,7 +53,7 @@ def logits(model: nn.Module) -> Tensor:
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of ours."""
     folder = tmp_path_factory.mktemp("ours") / "new" / "folder"
-    save_pretrained(network(), folder, metadata=METADATA, licence="Apache-2.0")
+    save_pretrained(network(), folder, metadata=METADATA, license="Apache-2.0")
     return folder
 
 
@@ -64,7 +64,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = timm.create_model("resnest14d", num_classes=3)
-        randomise_norms(model)
+        randomize_norms(model)
     labels = {"label_names": ["n1", "n2", "n3"], "label_descriptions": {"n1": "tench"}}
     model.pretrained_cfg["crop_pct"] = 1.0
     save_for_hf(model, str(folder), model_config=labels)
@@ -167,7 +167,7 @@ def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
 def test_a_card_that_was_made_here_follows_the_weights(tmp_path: Path) -> None:
     save_pretrained(network(), tmp_path, metadata=METADATA)
     better = replace(METADATA, metrics={"top1": 95.5})
-    save_pretrained(network(), tmp_path, metadata=better, licence="MIT")
+    save_pretrained(network(), tmp_path, metadata=better, license="MIT")
     card = (tmp_path / "README.md").read_text()
     assert "95.5" in card
     assert "91.25" not in card
@@ -180,7 +180,7 @@ def test_a_card_that_was_made_here_follows_the_weights(tmp_path: Path) -> None:
 
 def test_timms_name_of_the_model_is_saved_as_ours(ours: Path, tmp_path: Path) -> None:
     metadata = replace(METADATA, model="timm/resnest14d.gluon_in1k")
-    save_pretrained(network(), tmp_path, metadata=metadata, licence="Apache-2.0")
+    save_pretrained(network(), tmp_path, metadata=metadata, license="Apache-2.0")
     for name in ("README.md", "config.json"):
         assert (tmp_path / name).read_bytes() == (ours / name).read_bytes()
     with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
@@ -204,20 +204,20 @@ def test_a_folder_comes_before_a_tag_of_the_catalogue(
 def test_a_network_for_other_images_is_the_one_in_the_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    grey = timm.create_model("resnest14d", num_classes=3, in_chans=1).eval()
-    save_for_hf(grey, str(tmp_path), model_config={"label_names": ["a", "b", "c"]})
+    gray = timm.create_model("resnest14d", num_classes=3, in_chans=1).eval()
+    save_for_hf(gray, str(tmp_path), model_config={"label_names": ["a", "b", "c"]})
     caplog.clear()  # of what timm says
     model = from_pretrained(tmp_path)
     images = IMAGES[:, :1]
     with torch.inference_mode():
-        torch.testing.assert_close(model(images), grey(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(images), gray(images), atol=1e-5, rtol=1e-5)
     assert not caplog.records
     Classifier(weights=tmp_path, engine="torch")  # images are RGB, so it adapts the network
     assert "adapted from 1 to 3 channels" in caplog.text
 
 
 def changed(**fields: Any) -> ModelMetadata:
-    defaults = {"model": "resnest14", "classes": CLASSES, "preprocessing": centre_crop(64)}
+    defaults = {"model": "resnest14", "classes": CLASSES, "preprocessing": center_crop(64)}
     return ModelMetadata(**defaults | fields)
 
 
@@ -240,11 +240,11 @@ def test_metadata_must_be_true(tmp_path: Path, metadata: ModelMetadata, message:
 
 def test_only_what_can_be_described_is_saved(tmp_path: Path) -> None:
     fused: Any = fuse(network())
-    grey = create_model("resnest14", num_classes=len(CLASSES), in_chans=1)
+    gray = create_model("resnest14", num_classes=len(CLASSES), in_chans=1)
     with pytest.raises(InputError, match="only a ResNeSt as it is trained"):
         save_pretrained(fused, tmp_path, metadata=METADATA)
     with pytest.raises(InputError, match="only networks for RGB images"):
-        save_pretrained(grey, tmp_path, metadata=METADATA)
+        save_pretrained(gray, tmp_path, metadata=METADATA)
     for dilation in get_args(Dilation):
         dilated = create_model("resnest14", num_classes=6, output_stride=16, dilation=dilation)
         with pytest.raises(InputError, match="output_stride 32 can be described, this one has 16"):
@@ -252,7 +252,7 @@ def test_only_what_can_be_described_is_saved(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="output_stride 32 can be described, this one has 16"):
             push_to_hub(dilated, "owner/name", metadata=METADATA)
     with pytest.raises(InputError, match="SPDX identifier"):
-        save_pretrained(network(), tmp_path, metadata=METADATA, licence="a b")
+        save_pretrained(network(), tmp_path, metadata=METADATA, license="a b")
     (tmp_path / "file").touch()
     with pytest.raises(WeightsError, match="cannot write to"):
         save_pretrained(network(), tmp_path / "file", metadata=METADATA)
@@ -272,7 +272,7 @@ def test_what_is_neither_a_folder_nor_a_repository_is_refused(tmp_path: Path) ->
 
 
 def test_what_is_pushed_is_loaded_from_the_hub(hub: Hub) -> None:
-    url = push_to_hub(network(), "owner/cats", metadata=METADATA, licence="MIT", token="secret")
+    url = push_to_hub(network(), "owner/cats", metadata=METADATA, license="MIT", token="secret")
     assert url.startswith(f"{hub.url}/owner/cats/commit/")
     files = hub.repositories["owner/cats"]["main"]
     assert set(files) == {"README.md", "config.json", "model.safetensors"}

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from splitattn.classifier import Classifier, Prediction
     from splitattn.create import create_backbone, create_model, list_models, list_weights
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
-    from splitattn.nn.attention import attention_shares
+    from splitattn.nn.attention_maps import attention_shares
     from splitattn.nn.backbone import Backbone
-    from splitattn.nn.batch_norm import synchronise
+    from splitattn.nn.batch_norm import synchronize
     from splitattn.nn.fusion import fuse
     from splitattn.nn.parity import parity
     from splitattn.nn.resnest import ResNeSt
     from splitattn.nn.split_attention import SplitAttention2d
+    from splitattn.preprocessing import Preprocessing
     from splitattn.pretrained import from_pretrained, push_to_hub, save_pretrained
-    from splitattn.weights.catalogue import Preprocessing
     from splitattn.weights.metadata import ModelMetadata, read_metadata
 
     __version__: str
@@ -33,11 +33,11 @@ _HOMES = {
     "InputError": "errors",
     "ModelMetadata": "weights.metadata",
     "Prediction": "classifier",
-    "Preprocessing": "weights.catalogue",
+    "Preprocessing": "preprocessing",
     "ResNeSt": "nn.resnest",
     "SplitAttention2d": "nn.split_attention",
     "WeightsError": "errors",
-    "attention_shares": "nn.attention",
+    "attention_shares": "nn.attention_maps",
     "create_backbone": "create",
     "create_model": "create",
     "from_pretrained": "pretrained",
@@ -48,7 +48,7 @@ _HOMES = {
     "push_to_hub": "pretrained",
     "read_metadata": "weights.metadata",
     "save_pretrained": "pretrained",
-    "synchronise": "nn.batch_norm",
+    "synchronize": "nn.batch_norm",
 }
 
 __all__ = [
@@ -75,7 +75,7 @@ __all__ = [
     "push_to_hub",
     "read_metadata",
     "save_pretrained",
-    "synchronise",
+    "synchronize",
 ]
 
 

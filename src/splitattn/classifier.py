@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from splitattn.create import load_trained
+from splitattn.engines.engine import Runtime, load_runtime
+from splitattn.engines.exported import is_exported, load_exported
 from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.images.decode import ImageSource, decode
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.preprocess import preprocess
-from splitattn.runtimes.exported import is_exported, load_exported
-from splitattn.runtimes.runtime import Runtime, load_runtime
 from splitattn.weights.download import Progress
-from splitattn.weights.store import check_owner, resolve
+from splitattn.weights.resolve import check_owner, resolve
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from splitattn.weights.checkpoint import (
 )
 from splitattn.weights.layouts import Layout, find_layout
 from splitattn.weights.matching import closest_model, fitting_models
-from splitattn.weights.store import check_owner, published
+from splitattn.weights.resolve import check_owner, published
 
 _PICKLES = (".pth", ".pt")
 _SUFFIXES = (".safetensors", *_PICKLES)

@@ -15,7 +15,7 @@ from splitattn.weights.catalogue import WeightsEntry, entries, named
 from splitattn.weights.checkpoint import Checkpoint, check_fits, read_checkpoint
 from splitattn.weights.hub import is_reference
 from splitattn.weights.matching import HEAD, Widths, first_convolution
-from splitattn.weights.store import ResolvedWeights, resolve
+from splitattn.weights.resolve import ResolvedWeights, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ def create_model(
             `local-dir:path`, which names weights, so that these are loaded; or an architecture of
             your own, which has no weights.
         weights: a tag of the catalogue, the path of a checkpoint in any project's layout or of a
-            folder with one, or an `hf-hub:` or `local-dir:` name; None initialises at random, also
+            folder with one, or an `hf-hub:` or `local-dir:` name; None initializes at random, also
             where the model's name has a tag.
         num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
-            width than that of the weights gets a new classifier, initialised at random.
+            width than that of the weights gets a new classifier, initialized at random.
         in_chans: channels of the input. Another number than that of the weights averages the first
-            convolution's filters over the channels, so that a grey image, or one in which every
+            convolution's filters over the channels, so that a gray image, or one in which every
             channel is the same, gives the same features.
         output_stride, dilation, drop_path, drop_block, dropout: see `ResNeSt`.
 
@@ -166,7 +166,7 @@ def _identified(
         return resolved.model, architecture(resolved.model), resolved.path
     name, tag = named(model)
     if tag and weights is None:
-        logger.warning("%s is initialised at random: weights=%r has those weights", name, tag)
+        logger.warning("%s is initialized at random: weights=%r has those weights", name, tag)
     return name, architecture(name), weights
 
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from splitattn import distributed
 from splitattn.data.loading import Batch, eval_loader
 from splitattn.data.sources import LabelledImages
+from splitattn.engines.engine import Engine
 from splitattn.errors import DataError
-from splitattn.images.preprocess import normalise
-from splitattn.runtimes.runtime import Engine
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.images.preprocess import normalize
+from splitattn.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def _measure(
     for batch in loader:
         problems.append(batch.problems)
         if len(batch.labels):
-            images = normalise(batch.images.to(engine.device), preprocessing)
+            images = normalize(batch.images.to(engine.device), preprocessing)
             logits = engine(images).cpu().double()
             losses.append(F.cross_entropy(logits, batch.labels, reduction="sum").item())
             guesses = logits.topk(min(5, classes)).indices

@@ -10,10 +10,10 @@ from splitattn.errors import InputError, WeightsError
 from splitattn.files import is_file, is_folder, replacing
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights import hub
-from splitattn.weights.card import card_text, check_licence
+from splitattn.weights.card import card_text, check_license
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.store import resolve
+from splitattn.weights.resolve import resolve
 from splitattn.weights.timm_config import CONFIG_NAME, to_config
 
 
@@ -38,7 +38,7 @@ def from_pretrained(source: str | Path) -> ResNeSt:
 
 
 def save_pretrained(
-    model: ResNeSt, folder: str | Path, *, metadata: ModelMetadata, licence: str | None = None
+    model: ResNeSt, folder: str | Path, *, metadata: ModelMetadata, license: str | None = None
 ) -> None:
     """Write `model` into a folder from which this package and timm load it.
 
@@ -51,14 +51,14 @@ def save_pretrained(
         folder: made if it is not there.
         metadata: the name of the model's architecture, its classes, how images become its input,
             and if known how it was trained and what was measured.
-        licence: SPDX identifier, for the card and timm.
+        license: SPDX identifier, for the card and timm.
 
     Raises:
-        InputError: the model is not what `metadata` says, or `licence` is no identifier.
+        InputError: the model is not what `metadata` says, or `license` is no identifier.
         WeightsError: the folder cannot be written.
     """
-    metadata = _checked(model, metadata, licence)
-    _write(model, Path(folder), metadata=metadata, licence=licence, repository=None)
+    metadata = _checked(model, metadata, license)
+    _write(model, Path(folder), metadata=metadata, license=license, repository=None)
 
 
 def push_to_hub(
@@ -66,7 +66,7 @@ def push_to_hub(
     repository: str,
     *,
     metadata: ModelMetadata,
-    licence: str | None = None,
+    license: str | None = None,
     message: str = "Add weights, configuration and model card",
     private: bool = False,
     create_pr: bool = False,
@@ -79,7 +79,7 @@ def push_to_hub(
 
     Args:
         repository: owner/name, made if it is not there; `@branch` may follow, which must be there.
-        metadata, licence: see `save_pretrained`.
+        metadata, license: see `save_pretrained`.
         message: of the commit.
         private: whether a repository that is made shows itself to others.
         create_pr: propose the commit to the owner rather than make it.
@@ -93,9 +93,9 @@ def push_to_hub(
         WeightsError: the server cannot be reached, or refuses.
     """
     target = hub.Repository.parse(repository)
-    metadata = _checked(model, metadata, licence)
+    metadata = _checked(model, metadata, license)
     with TemporaryDirectory() as folder:
-        _write(model, Path(folder), metadata=metadata, licence=licence, repository=target.id)
+        _write(model, Path(folder), metadata=metadata, license=license, repository=target.id)
         return hub.push(
             Path(folder),
             target,
@@ -106,9 +106,9 @@ def push_to_hub(
         )
 
 
-def _checked(model: ResNeSt, metadata: ModelMetadata, licence: str | None) -> ModelMetadata:
+def _checked(model: ResNeSt, metadata: ModelMetadata, license: str | None) -> ModelMetadata:
     """`metadata` with our own name of the model, once it is true of it."""
-    check_licence(licence)
+    check_license(license)
     if not isinstance(model, ResNeSt):
         raise InputError(
             f"only a ResNeSt as it is trained can be saved, got {type(model).__name__}: save it "
@@ -140,15 +140,15 @@ def _write(
     folder: Path,
     *,
     metadata: ModelMetadata,
-    licence: str | None,
+    license: str | None,
     repository: str | None,
 ) -> None:
     weights, card = folder / hub.WEIGHTS_NAMES[0], folder / hub.CARD_NAME
-    texts = {folder / CONFIG_NAME: to_config(metadata, licence=licence)}
+    texts = {folder / CONFIG_NAME: to_config(metadata, license=license)}
     try:
         if not card.exists() or hub.is_generated(card):
             texts[card] = card_text(
-                metadata, filename=weights.name, repository=repository, licence=licence
+                metadata, filename=weights.name, repository=repository, license=license
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_checkpoint(weights, model.state_dict(), metadata)

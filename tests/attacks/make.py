@@ -50,12 +50,12 @@ def png(
     pixels: bytes = b"",
     *,
     depth: int = 8,
-    colour: int = 2,
+    color: int = 2,
     before: bytes = b"",
     end: bytes = chunk(b"IEND", b""),
 ) -> bytes:
     """Of `pixels` with a filter byte before each row; `before` are the chunks before them."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(pixels, 9))
     return b"\x89PNG\r\n\x1a\n" + header + before + data + end
 
@@ -73,7 +73,7 @@ def jpeg(
     scans: int = 1,
     before: bytes = b"",
 ) -> bytes:
-    """Of one colour: each Huffman table has one code of one bit, "nothing more in this block"."""
+    """Of one color: each Huffman table has one code of one bit, "nothing more in this block"."""
     channels = [bytes((i, 0x11, 0)) for i in range(1, components + 1)]
     frame = struct.pack(">BHHB", 8, height, width, components) + b"".join(channels)
     start = bytes((components,)) + b"".join(bytes((i, 0)) for i in range(1, components + 1))
@@ -111,7 +111,7 @@ TILES, TILE_BYTES = 324, 325
 
 
 def webp(width: int, height: int) -> bytes:
-    """Lossless and of one colour."""
+    """Lossless and of one color."""
     size = (width - 1) | (height - 1) << 14 | 1 << 28
     image = b"\x2f" + struct.pack("<I", size) + bytes.fromhex("071011118888fe07")
     body = b"WEBPVP8L" + struct.pack("<I", len(image)) + image + b"\0" * (len(image) % 2)
@@ -119,7 +119,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 def gif(width: int, height: int, frames: int = 1) -> bytes:
-    """Of one colour, whose pixels break off after the first few."""
+    """Of one color, whose pixels break off after the first few."""
     frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0"
     header = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     return header + frame * frames + b"\x3b"
@@ -165,7 +165,7 @@ PLAIN_JPEG = jpeg(8, 8)
 def images() -> list[tuple[str, str, bytes]]:
     bomb = zlib.compress(bytes(4_000_000), 9)
     long_rows = tuple((tag, LONG, 2**31, 8) for tag in (STRIPS, STRIP_BYTES))
-    grey = ((WIDTH, LONG, 1, 16), (LENGTH, LONG, 1, 16), (BITS, 3, 1, 8), (PHOTOMETRIC, 3, 1, 1))
+    gray = ((WIDTH, LONG, 1, 16), (LENGTH, LONG, 1, 16), (BITS, 3, 1, 8), (PHOTOMETRIC, 3, 1, 1))
     tiled = ((TILE_WIDTH, LONG, 1, 60_000), (TILE_LENGTH, LONG, 1, 60_000))
     return [
         ("empty.jpg", "No bytes at all.", b""),
@@ -191,7 +191,7 @@ def images() -> list[tuple[str, str, bytes]]:
         ),
         (
             "profile-bomb.png",
-            "A colour profile that unpacks to 4 MB.",
+            "A color profile that unpacks to 4 MB.",
             png(8, 8, RED_ROW * 8, before=chunk(b"iCCP", b"x\0\0" + bomb)),
         ),
         (
@@ -207,21 +207,21 @@ def images() -> list[tuple[str, str, bytes]]:
         (
             "no-palette.png",
             "Pixels of a palette that is not there.",
-            png(8, 8, (b"\0" + bytes(range(8))) * 8, colour=3),
+            png(8, 8, (b"\0" + bytes(range(8))) * 8, color=3),
         ),
         (
             "16-bit.png",
             "Valid: 16 bits per channel.",
-            png(8, 8, (b"\0" + b"\x80\x80" * 8) * 8, depth=16, colour=0),
+            png(8, 8, (b"\0" + b"\x80\x80" * 8) * 8, depth=16, color=0),
         ),
         (
             "transparent-palette.png",
-            "Valid: a palette, one of its colours transparent.",
+            "Valid: a palette, one of its colors transparent.",
             png(
                 8,
                 8,
                 (b"\0" + bytes(8)) * 8,
-                colour=3,
+                color=3,
                 before=chunk(b"PLTE", b"\xff\0\0") + chunk(b"tRNS", b"\0"),
             ),
         ),
@@ -240,7 +240,7 @@ def images() -> list[tuple[str, str, bytes]]:
                 b"\xff\xda\0\x08\x01\x01\0\x01", b"\xff\x01\xff\xda\0\x08\x01\x01\0\x01"
             ),
         ),
-        ("components.jpg", "Twelve channels of colour.", jpeg(8, 8, components=12)),
+        ("components.jpg", "Twelve channels of color.", jpeg(8, 8, components=12)),
         (
             "cmyk.jpg",
             "Valid: cyan, magenta, yellow and black.",
@@ -289,13 +289,13 @@ def images() -> list[tuple[str, str, bytes]]:
             "2**32 - 1 pixels squared.",
             tiff((WIDTH, LONG, 1, 2**32 - 1), (LENGTH, LONG, 1, 2**32 - 1)),
         ),
-        ("strips.tiff", "2**31 strips.", tiff(*grey, *long_rows)),
-        ("loop.tiff", "Its directory is followed by itself.", tiff(*grey, following=8)),
+        ("strips.tiff", "2**31 strips.", tiff(*gray, *long_rows)),
+        ("loop.tiff", "Its directory is followed by itself.", tiff(*gray, following=8)),
         (
             "tile.tiff",
             "One tile of 3.6 GB for 256 pixels.",
             tiff(
-                *grey,
+                *gray,
                 (COMPRESSION, 3, 1, 5),
                 *tiled,
                 (TILES, LONG, 1, 8),
@@ -306,7 +306,7 @@ def images() -> list[tuple[str, str, bytes]]:
             "rows.tiff",
             "A strip of 2**32 - 1 rows.",
             tiff(
-                *grey,
+                *gray,
                 (COMPRESSION, 3, 1, 5),
                 (STRIPS, LONG, 1, 8),
                 (ROWS, LONG, 1, 2**32 - 1),

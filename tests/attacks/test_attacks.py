@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, features
 
 from splitattn.cli import main
+from splitattn.engines.exported import load_exported
 from splitattn.environment import peak_memory
 from splitattn.errors import InputError
 from splitattn.images.decode import _SHARES, decode
 from splitattn.images.limits import DEFAULT_LIMITS
 from splitattn.images.samples import sample_photographs
-from splitattn.runtimes.exported import load_exported
 from splitattn.training.recipes import load_recipe
 from tests.attacks.make import FOLDER, KINDS, MARKER, README, Attack, attacks, readme
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from splitattn.create import create_model
 from splitattn.nn.resnest import ResNeSt
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
 

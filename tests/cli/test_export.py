@@ -7,8 +7,8 @@ import pytest
 
 from splitattn.classifier import Classifier
 from splitattn.cli import main
+from splitattn.engines.export import ExportError
 from splitattn.images.samples import sample_photographs
-from splitattn.runtimes.export import ExportError
 from tests.cli.networks import CLASSES, write_weights
 
 
@@ -65,7 +65,7 @@ def test_a_failed_parity_is_one_line_and_status_1(
     def fails(*_: object, **__: object) -> None:
         raise ExportError("net.xml was not written: it differs")
 
-    monkeypatch.setattr("splitattn.runtimes.export.export", fails)
+    monkeypatch.setattr("splitattn.engines.export.export", fails)
     status, out, err = run(capsys, "export", "--weights", weights, tmp_path / "net.xml")
     assert (status, out, err) == (1, "", "error: net.xml was not written: it differs\n")
 

@@ -41,7 +41,7 @@ def predict(weights: Path, capsys: pytest.CaptureFixture[str]):
         capsys.readouterr()
         status = 0
         try:
-            # An engine that is loaded at once; tests/runtimes compares all of them.
+            # An engine that is loaded at once; tests/engines compares all of them.
             own = ["--weights", str(weights), "--engine", "torch"]
             main(["predict", *own, *map(str, arguments)])
         except SystemExit as end:

@@ -10,7 +10,7 @@ from splitattn.training.loop import Progress
 def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
     forced: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the environment asks for colours, as notebooks and continuous integration do."""
+    """Also where the environment asks for colors, as notebooks and continuous integration do."""
     if forced:
         monkeypatch.setenv("FORCE_COLOR", "1")
     figures = {"train_loss": 1.5, "val_loss": 1.25, "val_top1": 50.0, "val_top5": 90.0}

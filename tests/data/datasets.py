@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 CLASSES = ("blue", "green", "red")
-_COLOURS = ((40, 60, 220), (40, 200, 60), (220, 50, 40))
+_COLORS = ((40, 60, 220), (40, 200, 60), (220, 50, 40))
 
 
 def picture(label: int, index: int, size: int = 40) -> Image.Image:
-    """Noise about the colour of its class, another noise for every index."""
+    """Noise about the color of its class, another noise for every index."""
     noise = np.random.default_rng((label, index)).normal(0, 40, (size, size, 3))
-    return Image.fromarray((np.array(_COLOURS[label]) + noise).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.array(_COLORS[label]) + noise).clip(0, 255).astype(np.uint8))
 
 
 def encoded(label: int, index: int) -> bytes:

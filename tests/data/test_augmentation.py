@@ -20,7 +20,7 @@ from splitattn.data.augmentation import (
 )
 from splitattn.errors import InputError
 from splitattn.images.preprocess import preprocess
-from splitattn.weights.catalogue import centre_crop
+from splitattn.preprocessing import center_crop
 from tests.data.datasets import picture
 
 EVERYTHING = Augmentation(
@@ -39,7 +39,7 @@ def drawn(transform: Callable[[Image.Image], Tensor], image: Image.Image, seed: 
     return transform(image)
 
 
-def plain_colour(value: int, size: int = 40) -> Image.Image:
+def plain_color(value: int, size: int = 40) -> Image.Image:
     return Image.new("RGB", (size, size), (value, value, value))
 
 
@@ -129,14 +129,14 @@ def test_where_no_efficientnet_crop_fits_the_test_crop_is_taken(size: tuple[int,
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     crop = _EfficientNetCrop(size=32, smallest=0.1, interpolation=v2.InterpolationMode.BICUBIC)
-    expected = preprocess(image, centre_crop(32))
+    expected = preprocess(image, center_crop(32))
     assert torch.equal(v2.functional.pil_to_tensor(crop(image)), expected)
 
 
-def test_lighting_follows_the_principal_axes_of_colour() -> None:
-    lighting, grey = _Lighting(deviation=0.1), torch.full((3, 1, 1), 128, dtype=torch.uint8)
+def test_lighting_follows_the_principal_axes_of_color() -> None:
+    lighting, gray = _Lighting(deviation=0.1), torch.full((3, 1, 1), 128, dtype=torch.uint8)
     torch.manual_seed(0)
-    shifts = torch.stack([lighting(grey).flatten() for _ in range(1500)]).double() - 128
+    shifts = torch.stack([lighting(gray).flatten() for _ in range(1500)]).double() - 128
     axes = np.array(
         [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
     )
@@ -150,26 +150,26 @@ def test_lighting_follows_the_principal_axes_of_colour() -> None:
 def test_lighting_does_not_wrap_around(value: int) -> None:
     transform = training_transform(Augmentation(size=4, lighting=1.0))
     torch.manual_seed(0)
-    pixels = torch.stack([transform(plain_colour(value)) for _ in range(50)]).double()
+    pixels = torch.stack([transform(plain_color(value)) for _ in range(50)]).double()
     # Half of the shifts are cut off; the others are within some deviations of 32.
     assert (pixels == value).double().mean() > 0.2
     assert (pixels - value).abs().max() < 150
 
 
-def test_colour_jitter_varies_brightness_and_leaves_grey_grey() -> None:
+def test_color_jitter_varies_brightness_and_leaves_grey_grey() -> None:
     transform = training_transform(Augmentation(size=8, color_jitter=0.4))
     torch.manual_seed(0)
-    pixels = torch.stack([transform(plain_colour(100)) for _ in range(60)]).double()
+    pixels = torch.stack([transform(plain_color(100)) for _ in range(60)]).double()
     assert torch.equal(pixels[:, 0], pixels[:, 1])
     assert torch.equal(pixels[:, 0], pixels[:, 2])
     assert 58 <= pixels.min() < 75
     assert 125 < pixels.max() <= 142
 
 
-def test_erasing_paints_a_rectangle_in_the_mean_colour() -> None:
+def test_erasing_paints_a_rectangle_in_the_mean_color() -> None:
     transform = training_transform(Augmentation(size=32, random_erasing=1.0))
     for seed in range(5):
-        pixels = drawn(transform, plain_colour(0), seed)
+        pixels = drawn(transform, plain_color(0), seed)
         erased = pixels.bool().any(0)
         assert 0.01 < erased.double().mean() < 0.36
         assert (pixels[:, erased] == torch.tensor([[124], [116], [104]])).all()

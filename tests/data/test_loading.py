@@ -14,7 +14,7 @@ from splitattn.data.sources import LabelledImages, open_data
 from splitattn.errors import DataError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 from tests.data.datasets import encoded, write_class_folders
 
 PREPROCESSING = Preprocessing(size=32, crop_fraction=1.0)

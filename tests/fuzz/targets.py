@@ -24,27 +24,28 @@ from safetensors.torch import save
 
 from splitattn import classifier, evaluation
 from splitattn.architectures import ARCHITECTURES
-from splitattn.benchmark import measure
+from splitattn.bench import measure
 from splitattn.cli import main
 from splitattn.convert import convert
 from splitattn.create import load_trained
 from splitattn.data.sources import open_data
+from splitattn.engines import export
+from splitattn.engines.engine import ENGINES, Runtime, load_runtime
 from splitattn.errors import ImageError, InputError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes import export
-from splitattn.runtimes.runtime import ENGINES, Runtime, load_runtime
+from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.training import loop
 from splitattn.training.checkpoint import State, restore
 from splitattn.training.checkpoint import save as save_training
 from splitattn.training.recipes import PRESETS, load_recipe
-from splitattn.weights.catalogue import Preprocessing, centre_crop, embedded_entry
+from splitattn.weights.catalogue import embedded_entry
 from splitattn.weights.checkpoint import read_checkpoint
 from splitattn.weights.layouts import LAYOUTS
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata, read_metadata
-from splitattn.weights.store import local_path, resolve
+from splitattn.weights.resolve import local_path, resolve
 from tests.attacks.make import FOLDER as ATTACKS
 from tests.data.datasets import encoded, write_shard
 from tests.fuzz.target import Target
@@ -52,7 +53,7 @@ from tests.fuzz.target import Target
 METADATA = ModelMetadata(
     model="resnest14",
     classes=("cat", "tête-à-tête"),
-    preprocessing=centre_crop(224),
+    preprocessing=center_crop(224),
     recipe={"epochs": 3, "schedule": {"warmup": 1}},
     metrics={"top1": 51.5},
 )
@@ -77,8 +78,8 @@ def image_seeds() -> list[bytes]:
         if name in ("WEBP", "AVIF") and not features.check(name.lower()):
             continue
         seeds += [saved(photograph, name, **chosen) for chosen in options.get(name, [{}])]
-        grey = photograph.convert("L").convert("I")
-        seeds += [saved(grey.convert(mode), name) for mode in modes.get(name, ())]
+        gray = photograph.convert("L").convert("I")
+        seeds += [saved(gray.convert(mode), name) for mode in modes.get(name, ())]
     return seeds * 4 + attacks("images/*")
 
 
@@ -91,7 +92,7 @@ def saved(image: Image.Image, name: str, **options: Any) -> bytes:
 def read_image(content: bytes, _: Path) -> None:
     image = decode(content)
     assert image.mode == "RGB"
-    assert preprocess(image, centre_crop(64)).shape == (3, 64, 64)
+    assert preprocess(image, center_crop(64)).shape == (3, 64, 64)
 
 
 def tensors() -> dict[str, torch.Tensor]:

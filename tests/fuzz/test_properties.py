@@ -17,10 +17,10 @@ from PIL import Image
 
 from splitattn.errors import InputError, one_line
 from splitattn.images.decode import decode
+from splitattn.images.paths import SUFFIXES, expand
 from splitattn.images.preprocess import preprocess
-from splitattn.images.sources import SUFFIXES, expand
+from splitattn.preprocessing import Preprocessing
 from splitattn.training.recipes import PRESETS, Recipe, load_recipe
-from splitattn.weights.catalogue import Preprocessing
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 

@@ -125,7 +125,7 @@ def test_adobe_cmyk_jpeg_is_not_inverted() -> None:
     np.testing.assert_allclose(pixel(decode(content)), RED, atol=3)
 
 
-def test_transparent_colours_of_a_palette_lie_on_white() -> None:
+def test_transparent_colors_of_a_palette_lie_on_white() -> None:
     image = Image.new("P", (9, 9), 1)
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.putpixel((0, 0), 0)
@@ -133,14 +133,14 @@ def test_transparent_colours_of_a_palette_lie_on_white() -> None:
     assert (pixel(decoded, 0, 0), pixel(decoded)) == (WHITE, RED)
 
 
-def test_a_transparent_colour_key_lies_on_white() -> None:
+def test_a_transparent_color_key_lies_on_white() -> None:
     image = Image.new("RGB", (9, 9), (1, 2, 3))
     assert pixel(decode(encoded(image, "PNG", transparency=(1, 2, 3)))) == WHITE
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_frame_of_an_animation_is_taken(format: str) -> None:
-    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if format == "WEBP" else {}
     content = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert pixel(decode(content)) == RED

@@ -12,8 +12,8 @@ from timm.data import create_transform
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from splitattn.images.preprocess import InputSizeWarning, at_size, normalise, preprocess
-from splitattn.weights.catalogue import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, centre_crop
+from splitattn.images.preprocess import InputSizeWarning, at_size, normalize, preprocess
+from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, center_crop
 
 PHOTOGRAPHS = {
     name: Image.fromarray(getattr(skimage.data, name)())
@@ -80,7 +80,7 @@ def test_resize_crop_is_that_of_torchvision_and_timm(
         assert torch.equal(actual, pixels(chain(IMAGES[name])))
     whole = create_transform(size, interpolation=interpolation, crop_pct=crop_fraction)
     torch.testing.assert_close(
-        normalise(actual[None], preprocessing)[0], whole(IMAGES[name]), atol=1e-6, rtol=0
+        normalize(actual[None], preprocessing)[0], whole(IMAGES[name]), atol=1e-6, rtol=0
     )
 
 
@@ -100,10 +100,10 @@ def test_pillow_does_not_warn_of_images_that_were_let_pass(
     preprocess(IMAGES["odd"], Preprocessing(size=64, crop_fraction=0.875, order=order))
 
 
-def test_normalise_is_that_of_torchvision() -> None:
+def test_normalize_is_that_of_torchvision() -> None:
     batch = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
     expected = v2.functional.normalize(batch.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
-    actual = normalise(batch, Preprocessing(size=8, crop_fraction=1.0))
+    actual = normalize(batch, Preprocessing(size=8, crop_fraction=1.0))
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
 
 
@@ -120,7 +120,7 @@ def test_another_input_size_than_the_models_own_warns_once() -> None:
 @pytest.mark.parametrize("size", [256, 320, 416])
 def test_the_official_crop_follows_the_size(size: int) -> None:
     with pytest.warns(InputSizeWarning):
-        assert at_size(centre_crop(224), size) == centre_crop(size)
+        assert at_size(center_crop(224), size) == center_crop(size)
 
 
 def test_another_crop_keeps_its_share_at_another_size() -> None:

@@ -16,7 +16,7 @@ def small(
     )
 
 
-def randomise_norms(model: nn.Module) -> None:
+def randomize_norms(model: nn.Module) -> None:
     """Weights and running statistics of all batch norms as after training."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -38,6 +38,6 @@ def wake_residuals(model: nn.Module) -> None:
 
 
 def images(batch: int = 2, height: int = 64, width: int = 64, channels: int = 3) -> torch.Tensor:
-    """Noise, about a colour of its own in every image: pure noise looks all alike to a network."""
-    colours = torch.randn(batch, channels, 1, 1)
-    return colours + torch.randn(batch, channels, height, width)
+    """Noise, about a color of its own in every image: pure noise looks all alike to a network."""
+    colors = torch.randn(batch, channels, 1, 1)
+    return colors + torch.randn(batch, channels, height, width)

@@ -16,10 +16,10 @@ from splitattn.architectures import ARCHITECTURES, TIMM_NAMES, Architecture
 from splitattn.errors import InputError
 from splitattn.nn import batch_norm
 from splitattn.nn.backbone import Backbone
-from splitattn.nn.batch_norm import synchronise
+from splitattn.nn.batch_norm import synchronize
 from splitattn.nn.resnest import Bottleneck, ResNeSt
 
-from .networks import images, randomise_norms, small, wake_residuals
+from .networks import images, randomize_norms, small, wake_residuals
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ def test_equals_timms_features_only(output_stride: int) -> None:
     backbone = Backbone(
         ResNeSt(row, output_stride=output_stride, dilation="timm"), out_indices=range(5)
     )
-    randomise_norms(backbone)
+    randomize_norms(backbone)
     theirs = timm.create_model(
         TIMM_NAMES["resnest14"], pretrained=False, features_only=True, output_stride=output_stride
     )
@@ -312,11 +312,11 @@ def test_a_copy_of_what_is_frozen_is_frozen() -> None:
     assert not [name for name in trained if name.startswith(("conv1", "bn1", "layer1"))]
 
 
-def test_synchronising_leaves_frozen_norms_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synchronizing_leaves_frozen_norms_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch's conversion does not, which docs/backbones.md says."""
     network = Case(architecture=small()).network()
     backbone = Backbone(network, out_indices=(1,), frozen_bn=True)
-    synchronise(backbone)
+    synchronize(backbone)
     # Were they to speak with the others, they would fail here, where there are none.
     monkeypatch.setattr(batch_norm, "world_size", lambda: 2)
     x = images()

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from splitattn.architectures import Architecture
-from splitattn.nn.batch_norm import BatchNorm2d, synchronise
+from splitattn.nn.batch_norm import BatchNorm2d, synchronize
 from splitattn.nn.freezing import freeze, thaw
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
@@ -74,7 +74,7 @@ def test_frozen_it_is_torchvisions_frozen_batch_norm_whatever_train_says() -> No
     assert all(parameter.requires_grad for parameter in norm.parameters())
 
 
-def test_a_single_value_is_normalised_by_the_running_statistics_and_leaves_them() -> None:
+def test_a_single_value_is_normalized_by_the_running_statistics_and_leaves_them() -> None:
     norm = random_norm()
     before = state(norm)
     x = pooled(1)
@@ -177,7 +177,7 @@ def run_norm(share: slice) -> Run:
     """Two steps, on values whose mean is large beside their deviation."""
     torch.manual_seed(1)
     norm = random_norm()
-    synchronise(norm)
+    synchronize(norm)
     for _ in range(2):
         x = (3 * torch.randn(5, 6, 4, 3, dtype=torch.float64) + 100)[share].requires_grad_()
         cotangent = torch.randn(5, 6, 4, 3, dtype=torch.float64)[share]
@@ -192,7 +192,7 @@ def run_network(share: slice, *, checkpointing: bool = False) -> Run:
     torch.manual_seed(2)
     model = ResNeSt(small(), num_classes=5).double().train()
     wake_residuals(model)
-    synchronise(model)
+    synchronize(model)
     model.gradient_checkpointing = checkpointing
     x = images(2, 40, 40).double()[share].requires_grad_()
     cotangent = torch.randn(2, 5, dtype=torch.float64)[share]
@@ -211,13 +211,13 @@ def run_in_single_precision() -> dict[str, Tensor]:
     """Of the second process, after one step: a variance of one beside a mean of ten thousand."""
     torch.manual_seed(3 + dist.get_rank())
     norm = BatchNorm2d(1)
-    synchronise(norm)
+    synchronize(norm)
     norm.momentum = 1.0
     norm(10_000 + torch.randn(8, 1, 16, 16))
     low = torch.randn(2, 4, 5, 5).to(torch.bfloat16).to(memory_format=torch.channels_last)
     low.requires_grad_()
     norm4 = BatchNorm2d(4)
-    synchronise(norm4)
+    synchronize(norm4)
     out = norm4(low)
     out.sum().backward()
     assert low.grad is not None
@@ -240,7 +240,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     }
     if rank == 0:  # alone: the other would be waited for
         norm = random_norm()
-        synchronise(norm)
+        synchronize(norm)
         norm.eval()(pooled(1))
         random_norm()(pooled(2))
     torch.save(found, folder / f"{rank}.pt")
@@ -279,14 +279,14 @@ def test_two_processes_equal_one_with_the_whole_batch(
         torch.testing.assert_close(buffers0[key], expected, atol=1e-10, rtol=0, msg=key)
 
 
-def test_synchronised_statistics_are_sound_in_single_precision(
+def test_synchronized_statistics_are_sound_in_single_precision(
     of_two: list[dict[str, dict[str, Tensor]]],
 ) -> None:
     for found in of_two:
         assert found["single precision"]["variance"].item() == pytest.approx(1, abs=0.1)
 
 
-def test_synchronised_output_and_gradient_keep_precision_and_layout(
+def test_synchronized_output_and_gradient_keep_precision_and_layout(
     of_two: list[dict[str, dict[str, Tensor]]],
 ) -> None:
     for name in ("output", "input gradient"):
@@ -298,7 +298,7 @@ def test_synchronised_output_and_gradient_keep_precision_and_layout(
 def test_a_process_that_is_alone_is_plain_batch_norm() -> None:
     norm = random_norm()
     plain = copy.deepcopy(norm)
-    synchronise(norm)
+    synchronize(norm)
     for batch in (1, 4):
         x = pooled(batch)
         assert torch.equal(norm(x), plain(x))

@@ -23,11 +23,11 @@ def with_frozen_norms(model: ResNeSt) -> nn.Module:
     return model
 
 
-def with_synchronised_norms(model: ResNeSt) -> nn.Module:
+def with_synchronized_norms(model: ResNeSt) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-@pytest.mark.parametrize("convert", [unchanged, with_frozen_norms, with_synchronised_norms])
+@pytest.mark.parametrize("convert", [unchanged, with_frozen_norms, with_synchronized_norms])
 @pytest.mark.parametrize("radix", [0, 1, 2])
 def test_gradients_and_statistics_equal_those_without(
     radix: int, convert: Callable[[ResNeSt], nn.Module]

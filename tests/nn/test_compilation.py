@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from splitattn.architectures import Architecture
 from splitattn.nn.resnest import Bottleneck, ResNeSt
 
-from .networks import images, randomise_norms, small, wake_residuals
+from .networks import images, randomize_norms, small, wake_residuals
 
 every_kind_of_block = pytest.mark.parametrize(
     "architecture",
@@ -32,7 +32,7 @@ needs_compiler = pytest.mark.skipif(
 
 def trained(architecture: Architecture) -> ResNeSt:
     model = ResNeSt(architecture, num_classes=10).eval()
-    randomise_norms(model)
+    randomize_norms(model)
     return model
 
 
@@ -80,7 +80,7 @@ def test_gradient_checkpointing_compiles_too() -> None:
 @needs_compiler
 def test_compiled_kernels_give_the_same_numbers() -> None:
     block = Bottleneck(64, 16, small()).eval()
-    randomise_norms(block)
+    randomize_norms(block)
     x = images(2, 9, 9, channels=64).relu()
     with torch.inference_mode():
         out = torch.compile(block, fullgraph=True)(x)

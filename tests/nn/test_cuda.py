@@ -9,7 +9,7 @@ from torch import nn
 from splitattn.architectures import Architecture
 from splitattn.nn.resnest import ResNeSt
 
-from .networks import images, randomise_norms, wake_residuals
+from .networks import images, randomize_norms, wake_residuals
 from .test_memory_format import LayoutWatch, every_kind_of_block
 
 pytestmark = pytest.mark.gpu
@@ -27,7 +27,7 @@ def _full_float32_precision() -> Iterator[None]:
 @every_kind_of_block
 def test_logits_are_those_of_the_cpu(architecture: Architecture) -> None:
     model = ResNeSt(architecture, num_classes=10).eval()
-    randomise_norms(model)
+    randomize_norms(model)
     x = images(4, 97, 65)
     expected = model(x)
     out = model.cuda()(x.cuda())

@@ -11,7 +11,7 @@ from splitattn.nn import blending
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 
-from .networks import images, randomise_norms, small
+from .networks import images, randomize_norms, small
 
 pytestmark = pytest.mark.gpu
 
@@ -72,7 +72,7 @@ def test_the_kernels_serve_cuda_but_not_float64() -> None:
 
 def network(architecture: Architecture) -> ResNeSt:
     model = ResNeSt(architecture, num_classes=10)
-    randomise_norms(model)
+    randomize_norms(model)
     return model.cuda().to(memory_format=torch.channels_last)
 
 

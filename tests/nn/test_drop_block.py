@@ -17,8 +17,8 @@ def drop_blocks(model: nn.Module) -> dict[str, DropBlock2d]:
 def expected_share(probability: float, height: int, width: int, block: int = 3) -> float:
     """The share that is dropped on average, exactly.
 
-    A position survives if no centre lies within reach of it; positions at the border have fewer
-    possible centres around them.
+    A position survives if no center lies within reach of it; positions at the border have fewer
+    possible centers around them.
     """
     gamma = probability * height * width / block**2
     gamma /= (height - block + 1) * (width - block + 1)
@@ -89,9 +89,9 @@ def test_channels_have_masks_of_their_own() -> None:
 def test_what_is_dropped_are_whole_blocks() -> None:
     out = DropBlock2d(0.02).train()(torch.ones(1, 64, 14, 14))
     dropped = (out == 0).float()
-    centres = -nn.functional.max_pool2d(-dropped, 3, stride=1, padding=1)  # erosion
-    assert centres.any()
-    assert torch.equal(nn.functional.max_pool2d(centres, 3, stride=1, padding=1), dropped)
+    centers = -nn.functional.max_pool2d(-dropped, 3, stride=1, padding=1)  # erosion
+    assert centers.any()
+    assert torch.equal(nn.functional.max_pool2d(centers, 3, stride=1, padding=1), dropped)
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (14, 14), (7, 7), (13, 5)])
@@ -101,13 +101,13 @@ def test_the_dropped_share_is_that_of_the_official_arithmetic(height: int, width
 
 
 def test_the_dropped_share_is_close_to_the_probability() -> None:
-    """Closest on large maps: the centres near the border, which count too, are few there."""
+    """Closest on large maps: the centers near the border, which count too, are few there."""
     for probability in (0.05, 0.1):
         share = measured_share(DropBlock2d(probability).train(), 56, 56)
         assert share == pytest.approx(probability, rel=0.05)
 
 
-def test_renormalisation_preserves_the_mean() -> None:
+def test_renormalization_preserves_the_mean() -> None:
     out = DropBlock2d(0.3).train()(torch.ones(2, 16, 9, 11))
     assert out.mean().item() == pytest.approx(1, abs=1e-6)
     assert out.unique().numel() == 2

@@ -15,7 +15,7 @@ from splitattn.nn.fusion import FORMS, FusedResNeSt, fuse
 from splitattn.nn.parity import parity
 from splitattn.nn.resnest import ResNeSt
 
-from .networks import images, randomise_norms, small
+from .networks import images, randomize_norms, small
 
 both_forms = pytest.mark.parametrize("form", ["branches", "grouped"])
 
@@ -23,7 +23,7 @@ both_forms = pytest.mark.parametrize("form", ["branches", "grouped"])
 def trained(architecture: Architecture, **settings: Any) -> ResNeSt:
     """Evaluation mode, and batch norms as after training."""
     model = ResNeSt(architecture, **{"num_classes": 10, **settings}).eval()
-    randomise_norms(model)
+    randomize_norms(model)
     return model
 
 

@@ -12,7 +12,7 @@ from splitattn.architectures import ARCHITECTURES, TIMM_NAMES, Architecture
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 
-from .networks import images, randomise_norms
+from .networks import images, randomize_norms
 
 PLAIN = Architecture(layers=(3, 4, 6, 3), radix=0, deep_stem=False, avg_down=False, avd=False)
 
@@ -20,7 +20,7 @@ PLAIN = Architecture(layers=(3, 4, 6, 3), radix=0, deep_stem=False, avg_down=Fal
 @torch.inference_mode()
 def assert_equal_outputs(ours: nn.Module, theirs: nn.Module, *sizes: tuple[int, int]) -> None:
     """Loads our random weights into `theirs`, under the same keys, and compares the logits."""
-    randomise_norms(ours)
+    randomize_norms(ours)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
     ours.eval()
@@ -75,7 +75,7 @@ def test_with_deep_stem_and_average_shortcut_it_is_timms_resnet50d() -> None:
 def test_radix_one_gates_like_squeeze_and_excitation() -> None:
     """Every block scales its 3x3 convolution's channels by a sigmoid of their means."""
     model = ResNeSt(dataclasses.replace(PLAIN, radix=1, layers=(1, 1, 1, 1)))
-    randomise_norms(model)
+    randomize_norms(model)
     model.eval()
     gates = {}
 

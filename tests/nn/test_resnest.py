@@ -12,7 +12,7 @@ from splitattn.errors import InputError
 from splitattn.nn.resnest import Bottleneck, ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 
-from .networks import images, randomise_norms, small, wake_residuals
+from .networks import images, randomize_norms, small, wake_residuals
 
 
 def strided_down(size: int, stride: int) -> int:
@@ -124,7 +124,7 @@ def test_a_dilated_map_holds_the_strided_one() -> None:
     """
     row = dataclasses.replace(small(0, layers=(1, 1, 1, 3)), avg_down=False)
     strided, dilated = ResNeSt(row).eval(), ResNeSt(row, output_stride=16).eval()
-    randomise_norms(strided)
+    randomize_norms(strided)
     dilated.load_state_dict(strided.state_dict())
     x = images(2, 193, 161)
     expected = strided.forward_features(x)

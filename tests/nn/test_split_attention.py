@@ -158,7 +158,7 @@ def test_attention_sees_the_mean_over_positions() -> None:
     """The published sizes differ between training and test; a sum would grow with the map."""
     block = random_block(torch.float64, 2, 1).eval()
     flat = torch.randn(1, 32, 1, 1, dtype=torch.float64)
-    with torch.no_grad():  # no borders: a kernel of its centre alone
+    with torch.no_grad():  # no borders: a kernel of its center alone
         block.conv.weight[:, :, [0, 2]] = 0
         block.conv.weight[:, :, :, [0, 2]] = 0
     small, large = block(flat.expand(1, 32, 3, 3)), block(flat.expand(1, 32, 8, 9))

@@ -1,6 +1,6 @@
 """The kernels against plain PyTorch in float64, on whatever device; no test of its own by name.
 
-`test_triton_attention` runs this file in Triton's interpreter, `test_cuda_attention` takes the
+`test_triton_blending` runs this file in Triton's interpreter, `test_cuda_attention` takes the
 comparisons to a GPU.
 """
 
@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from splitattn.nn import blending, triton_attention
+from splitattn.nn import blending, triton_blending
 from splitattn.nn.resnest import ResNeSt
 
-from .networks import images, randomise_norms, small
+from .networks import images, randomize_norms, small
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -78,7 +78,7 @@ def check_pool(
 ) -> None:
     splits = random_maps((batch, radix * channels, *size), dtype, layout, device).requires_grad_()
     grad = torch.randn(batch, channels).to(dtype).to(device)
-    means = triton_attention.pool(splits, radix)
+    means = triton_blending.pool(splits, radix)
     (grad_splits,) = torch.autograd.grad(means, splits, grad)
 
     exact, magnitude = (
@@ -105,7 +105,7 @@ def check_blend(
 ) -> None:
     splits = random_maps((batch, radix * channels, *size), dtype, layout, device).requires_grad_()
     attention = torch.rand(batch, radix * channels, 1, 1).to(dtype).to(device).requires_grad_()
-    blended = triton_attention.blend(splits, attention, radix, average)
+    blended = triton_blending.blend(splits, attention, radix, average)
     grad = torch.randn(blended.shape).to(dtype).to(device)
     found = (blended, *torch.autograd.grad(blended, (splits, attention), grad))
 
@@ -137,16 +137,16 @@ def check_operators(device: str = "cpu") -> None:
         with warnings.catch_warnings():
             # Of its own making: it reads .grad where there is none.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
-            torch.library.opcheck(triton_attention.pool, (splits, 2))
-            torch.library.opcheck(triton_attention.blend, (splits, attention, 2, average))
+            torch.library.opcheck(triton_blending.pool, (splits, 2))
+            torch.library.opcheck(triton_blending.blend, (splits, attention, 2, average))
 
 
 class Ends(nn.Module):
     """Both ends of a block, with nothing between them."""
 
     def forward(self, splits: Tensor, attention: Tensor) -> Tensor:
-        means = triton_attention.pool(splits, 2).repeat(1, 2)[:, :, None, None]
-        return triton_attention.blend(splits, attention * means, 2, 1)
+        means = triton_blending.pool(splits, 2).repeat(1, 2)[:, :, None, None]
+        return triton_blending.blend(splits, attention * means, 2, 1)
 
 
 def check_compilation(backend: str, device: str = "cpu") -> None:
@@ -213,10 +213,10 @@ def test_sizes_at_the_edge(channels: int, size: tuple[int, int]) -> None:
 def test_several_tiles_of_pixels_and_of_channels(
     average: int | None, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_attention, "_TILE", 32)
-    monkeypatch.setattr(triton_attention, "_CHANNELS_IN_A_ROW", 4)
-    monkeypatch.setattr(triton_attention, "_PIXELS_IN_A_ROW", 8)
-    assert triton_attention._tile(5, 20, layout, 32) == (4, 8)
+    monkeypatch.setattr(triton_blending, "_TILE", 32)
+    monkeypatch.setattr(triton_blending, "_CHANNELS_IN_A_ROW", 4)
+    monkeypatch.setattr(triton_blending, "_PIXELS_IN_A_ROW", 8)
+    assert triton_blending._tile(5, 20, layout, 32) == (4, 8)
     kind = {"radix": 2, "dtype": torch.float32, "layout": layout}
     check_pool(1, 5, (5, 4), **kind)
     check_blend(1, 5, (5, 4), average=average, **kind)
@@ -227,28 +227,28 @@ def test_maps_and_gradients_may_lie_anywhere() -> None:
     dense, attention = blend_inputs()
     gaps = torch.zeros(2, 6, 5, 8)[..., ::2].copy_(dense.detach()).requires_grad_()
     for splits in (dense, gaps):
-        blended = triton_attention.blend(splits, attention, 2, 2)
+        blended = triton_blending.blend(splits, attention, 2, 2)
         found = torch.autograd.grad(blended.sum(), (splits, attention))
         expected = blend_and_gradients(splits, attention, torch.ones_like(blended), 2, 2)
         for ours, theirs in zip((blended, *found), expected, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
-    means = triton_attention.pool(gaps, 2)
-    torch.testing.assert_close(means, triton_attention.pool(dense, 2))
+    means = triton_blending.pool(gaps, 2)
+    torch.testing.assert_close(means, triton_blending.pool(dense, 2))
 
 
 def test_an_image_gives_the_same_in_every_batch() -> None:
     splits, attention = (x.detach() for x in blend_inputs())
-    means = triton_attention.pool(splits, 2)
-    blended = triton_attention.blend(splits, attention, 2, 2)
+    means = triton_blending.pool(splits, 2)
+    blended = triton_blending.blend(splits, attention, 2, 2)
     for i in (0, 1):
         alone = splits[i : i + 1], attention[i : i + 1]
-        assert torch.equal(triton_attention.pool(alone[0], 2), means[i : i + 1])
-        assert torch.equal(triton_attention.blend(*alone, 2, 2), blended[i : i + 1])
+        assert torch.equal(triton_blending.pool(alone[0], 2), means[i : i + 1])
+        assert torch.equal(triton_blending.blend(*alone, 2, 2), blended[i : i + 1])
 
 
 def test_gradients_of_gradients_are_refused_rather_than_wrong() -> None:
     splits, attention = blend_inputs()
-    out = triton_attention.blend(splits, attention, 2)
+    out = triton_blending.blend(splits, attention, 2)
     (first,) = torch.autograd.grad(out.square().sum(), splits, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
         first.sum().backward()
@@ -269,7 +269,7 @@ def test_exports_with_a_dynamic_batch() -> None:
 def test_a_network_gives_what_plain_pytorch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs and gradients are as close to those in float64 as plain PyTorch's in float32 are."""
     network = ResNeSt(small(2, 2), num_classes=10).eval()
-    randomise_norms(network)
+    randomize_norms(network)
     x = images(2, 33, 41)
 
     def run(dtype: torch.dtype) -> list[Tensor]:

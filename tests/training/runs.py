@@ -1,4 +1,4 @@
-"""A training that takes a second: three classes of coloured noise and a small network."""
+"""A training that takes a second: three classes of colored noise and a small network."""
 
 from dataclasses import replace
 from pathlib import Path

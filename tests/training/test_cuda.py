@@ -14,7 +14,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture
-def unsynchronised() -> Iterator[None]:
+def unsynchronized() -> Iterator[None]:
     """Whatever makes the processor wait for the GPU is an error."""
     yield
     torch.cuda.set_sync_debug_mode("default")
@@ -42,7 +42,7 @@ def test_a_training_on_a_gpu_resumes_from_where_it_stopped(tmp_path: Path, preci
     assert (run.output / "model.safetensors").exists()
 
 
-@pytest.mark.usefixtures("unsynchronised")
+@pytest.mark.usefixtures("unsynchronized")
 def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path) -> None:
     run = replace(make_run(tmp_path), device=torch.device("cuda"))
     run = with_recipe(run, epochs=2, clip_norm=0.0, mixup_alpha=0.2, cutmix_alpha=0.0)

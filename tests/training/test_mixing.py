@@ -10,7 +10,7 @@ from splitattn.training.recipes import Recipe
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def one_colour_each(size: int = 16) -> Tensor:
+def one_color_each(size: int = 16) -> Tensor:
     """Image i is filled with the number i."""
     return torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, size, size).clone()
 
@@ -37,7 +37,7 @@ def test_mixup_blends_the_batch_with_its_reverse() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_cutmix_targets_are_the_shares_of_pixels(seed: int) -> None:
     torch.manual_seed(seed)
-    images = one_colour_each()
+    images = one_color_each()
     mixed, targets = mix(images, LABELS, 3, Recipe(mixup_alpha=0.0, cutmix_alpha=1.0))
     own = (mixed[0, 0] == 0).float().mean()
     assert set(mixed[0].unique().tolist()) <= {0.0, 3.0}
@@ -47,7 +47,7 @@ def test_cutmix_targets_are_the_shares_of_pixels(seed: int) -> None:
     if len(rows):
         area = (int(rows[-1] - rows[0]) + 1) * (int(columns[-1] - columns[0]) + 1)
         assert area == int((mixed[0, 0] == 3).sum())  # one rectangle
-    assert images.equal(one_colour_each())
+    assert images.equal(one_color_each())
 
 
 def test_where_both_are_on_a_fair_coin_chooses() -> None:
@@ -55,7 +55,7 @@ def test_where_both_are_on_a_fair_coin_chooses() -> None:
     recipe = Recipe(mixup_alpha=1.0, cutmix_alpha=1.0)
     blended = 0
     for _ in range(200):
-        mixed, _ = mix(one_colour_each(4), LABELS, 3, recipe)
+        mixed, _ = mix(one_color_each(4), LABELS, 3, recipe)
         blended += not set(mixed[0].unique().tolist()) <= {0.0, 3.0}
     assert 70 < blended < 130
 

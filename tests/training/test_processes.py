@@ -16,10 +16,10 @@ import torch
 from splitattn.cli import main
 from splitattn.create import load_trained
 from splitattn.data.sources import open_data
+from splitattn.engines.pytorch import TorchEngine
 from splitattn.evaluation import evaluate
-from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.weights.metadata import read_metadata
-from splitattn.weights.store import resolve
+from splitattn.weights.resolve import resolve
 from tests.data.datasets import write_image_folder
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -8,10 +8,11 @@ import pytest
 from splitattn.architectures import ARCHITECTURES
 from splitattn.data.augmentation import Augmentation
 from splitattn.errors import InputError
+from splitattn.preprocessing import Preprocessing
 from splitattn.training.recipes import PRESETS, Recipe, load_recipe
-from splitattn.weights.catalogue import Preprocessing, default_preprocessing, embedded_entry
+from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 from splitattn.weights.metadata import read_metadata
-from splitattn.weights.store import local_path
+from splitattn.weights.resolve import local_path
 
 FAST = [name for name in ARCHITECTURES if name.startswith("resnest50_fast_")]
 PUBLISHED = [f"resnest{depth}" for depth in (14, 26, 50, 101, 200, 269)]

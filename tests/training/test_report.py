@@ -131,7 +131,7 @@ def write(
     measured: Evaluation,
     lines: list[dict[str, Any]] | None = None,
     recipe: dict[str, Any] | None = None,
-    title: str = "resnest14 on colours",
+    title: str = "resnest14 on colors",
 ) -> Page:
     folder.mkdir(exist_ok=True)
     write_report(
@@ -157,7 +157,7 @@ def write(
 def test_the_page_says_what_was_measured(tmp_path: Path, data: LabelledImages) -> None:
     recipe = {"epochs": 3, "weight_decay": 1e-4, "first_train_size": None, "precision": "bfloat16"}
     page = write(tmp_path / "out", data, evaluation(data, 7), recipe=recipe)
-    for figure in ("72.22 %", "94.44 %", "0.5123", "resnest14 on colours", "13 first guesses"):
+    for figure in ("72.22 %", "94.44 %", "0.5123", "resnest14 on colors", "13 first guesses"):
         assert figure in page.text
     assert "Trained for 3 epochs in 1 h 32 min." in page.text
     assert re.search(r"Could not be read\s*3\s*training and validation", page.text)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from splitattn.preprocessing import center_crop
 from splitattn.weights import download
-from splitattn.weights.catalogue import WeightsEntry, centre_crop
+from splitattn.weights.catalogue import WeightsEntry
 
 BODY = bytes(range(256)) * 4096  # 1 MiB: several reads of the client
 
@@ -119,9 +120,9 @@ def make_entry(*urls: str, body: bytes = BODY, **fields: Any) -> WeightsEntry:
         "filename": "weights.pth",
         "urls": urls,
         "sha256": hashlib.sha256(body).hexdigest()[:8],
-        "preprocessing": centre_crop(224),
+        "preprocessing": center_crop(224),
         "class_set": "imagenet1k",
-        "licence": "Apache-2.0",
+        "license": "Apache-2.0",
         "source": "these tests",
     }
     return WeightsEntry(**defaults | fields)

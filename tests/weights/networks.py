@@ -10,7 +10,7 @@ from torch import Tensor
 from splitattn.architectures import ARCHITECTURES
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.layouts import Spelling
-from tests.nn.networks import randomise_norms, small
+from tests.nn.networks import randomize_norms, small
 
 SMALL = "resnest_small"
 Shapes = dict[str, tuple[int, ...]]
@@ -25,7 +25,7 @@ def small_network() -> ResNeSt:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ResNeSt(small(layers=(1, 2, 1, 1)), num_classes=6).eval()
-        randomise_norms(network)
+        randomize_norms(network)
     return network
 
 

@@ -10,18 +10,13 @@ from typer.testing import CliRunner
 
 from splitattn.cli import weights
 from splitattn.errors import InputError, WeightsError
+from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.weights import catalogue
 from splitattn.weights.card import model_card
-from splitattn.weights.catalogue import (
-    MeasuredMetrics,
-    Preprocessing,
-    PublishedMetrics,
-    centre_crop,
-    embedded_entry,
-)
+from splitattn.weights.catalogue import MeasuredMetrics, PublishedMetrics, embedded_entry
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.store import local_path
+from splitattn.weights.resolve import local_path
 from tests.weights.conftest import BODY, make_entry
 
 HOSTILE = (
@@ -41,7 +36,7 @@ def write(path: Path, **fields: Any) -> Path:
     metadata: dict[str, Any] = {
         "model": "resnest14",
         "classes": ("cat", "dog"),
-        "preprocessing": centre_crop(96),
+        "preprocessing": center_crop(96),
     }
     write_checkpoint(path, {"a": torch.zeros(1)}, ModelMetadata(**metadata | fields))
     return path
@@ -74,7 +69,7 @@ def outside_fences(card: str) -> str:
 
 
 def test_a_card_says_what_the_weights_say(path: Path) -> None:
-    card = model_card(write(path, recipe={"epochs": 7}, metrics=METRICS), licence="Apache-2.0")
+    card = model_card(write(path, recipe={"epochs": 7}, metrics=METRICS), license="Apache-2.0")
     data = parsed(card)
     assert data["library_name"] == "splitattn"
     assert data["license"] == "apache-2.0"
@@ -94,7 +89,7 @@ def test_what_the_weights_do_not_say_is_not_invented(path: Path) -> None:
     data = parsed(card)
     assert not {"license", "datasets", "model-index"} & data.keys()
     assert not data["figures"]
-    assert "do not say under which licence" in card
+    assert "do not say under which license" in card
     assert "say nothing about how accurate" in card
     assert "say nothing about how they were trained" in card
 
@@ -194,10 +189,10 @@ def test_many_classes_are_cut_short(path: Path) -> None:
     assert "999 class 999\n... and 3 more" in card
 
 
-@pytest.mark.parametrize("licence", ["", "a b", "mit\nowned: 1", "x" * 200, "<b>"])
-def test_a_licence_is_an_identifier(path: Path, licence: str) -> None:
+@pytest.mark.parametrize("license", ["", "a b", "mit\nowned: 1", "x" * 200, "<b>"])
+def test_a_license_is_an_identifier(path: Path, license: str) -> None:
     with pytest.raises(InputError, match="SPDX identifier"):
-        model_card(write(path), licence=licence)
+        model_card(write(path), license=license)
 
 
 def test_weights_that_say_nothing_get_no_card(tmp_path: Path) -> None:
@@ -215,7 +210,7 @@ def test_the_command_line_writes_cards(tmp_path: Path, path: Path) -> None:
     written = write(path)
     printed = run(str(written), "--license", "MIT")
     assert printed.exit_code == 0
-    assert printed.stdout == model_card(written, licence="MIT")
+    assert printed.stdout == model_card(written, license="MIT")
     output = tmp_path / "README.md"
     assert run(str(written), "--output", str(output)).stdout == ""
     assert output.read_text("utf-8") == model_card(written)

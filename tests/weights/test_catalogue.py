@@ -8,10 +8,10 @@ import torchvision
 
 from splitattn.architectures import ARCHITECTURES
 from splitattn.errors import InputError, WeightsError
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights import catalogue
 from splitattn.weights.catalogue import (
     CATALOGUE,
-    Preprocessing,
     WeightsEntry,
     class_names,
     default_preprocessing,
@@ -20,7 +20,7 @@ from splitattn.weights.catalogue import (
     find_entry,
     named,
 )
-from splitattn.weights.store import is_intact, local_path
+from splitattn.weights.resolve import is_intact, local_path
 from tests.weights.conftest import make_entry
 
 PUBLISHED = [entry for entry in CATALOGUE if not entry.embedded]
@@ -38,7 +38,7 @@ def test_an_entry_names_a_model_a_file_and_its_hash_consistently(entry: WeightsE
     assert all(url.startswith("https://") for url in entry.urls)
     assert all(url.endswith(f"/{entry.filename}") for url in entry.urls)
     assert len(entry.classes) == 1000
-    assert entry.licence == "Apache-2.0"
+    assert entry.license == "Apache-2.0"
     assert entry.published
     assert entry.published.source
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from splitattn.errors import InputError, WeightsError
+from splitattn.preprocessing import center_crop
 from splitattn.weights import checkpoint
-from splitattn.weights.catalogue import centre_crop
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
 from splitattn.weights.matching import check_match
 from splitattn.weights.metadata import ModelMetadata, read_metadata
@@ -27,7 +27,7 @@ from tests.weights.networks import shapes_of
 METADATA = ModelMetadata(
     model="resnest50",
     classes=("cat", "tête-à-tête"),
-    preprocessing=centre_crop(224),
+    preprocessing=center_crop(224),
     recipe={"epochs": 3, "schedule": {"warmup": 1}},
     metrics={"top1": 51.5},
 )

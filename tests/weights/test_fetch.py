@@ -14,7 +14,7 @@ import pytest
 
 from splitattn.errors import WeightsError
 from splitattn.weights import download, store
-from splitattn.weights.store import fetch
+from splitattn.weights.resolve import fetch
 from tests.weights.conftest import (
     BODY,
     Server,
@@ -297,7 +297,7 @@ def test_the_cache_follows_the_platform_unless_told_otherwise(
 
 FETCH_ON_SIGNAL = """
 import sys
-from splitattn.weights.store import fetch
+from splitattn.weights.resolve import fetch
 from tests.weights.conftest import make_entry
 entry = make_entry(sys.argv[1])
 print("ready", flush=True)

@@ -10,14 +10,14 @@ from safetensors.torch import save
 
 from splitattn import libraries
 from splitattn.errors import InputError, WeightsError
-from splitattn.weights.catalogue import centre_crop
+from splitattn.preprocessing import center_crop
 from splitattn.weights.hub import CARD_MARK, Repository, fetch_repository, is_reference, push
 from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.store import resolve
+from splitattn.weights.resolve import resolve
 from splitattn.weights.timm_config import to_config
 from tests.hub_server import Hub, commit_of
 
-METADATA = ModelMetadata(model="resnest14", classes=("cat", "dog"), preprocessing=centre_crop(96))
+METADATA = ModelMetadata(model="resnest14", classes=("cat", "dog"), preprocessing=center_crop(96))
 CONFIG = to_config(METADATA).encode()
 WEIGHTS = save({"fc.bias": torch.zeros(2)})
 FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "README.md": b"# cats"}
@@ -115,7 +115,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub: Hub) -> None:
 def test_a_new_commit_is_noticed(hub: Hub) -> None:
     hub.add("owner/cats", FILES)
     fetch_repository(CATS)
-    newer = FILES | {"config.json": to_config(METADATA, licence="MIT").encode()}
+    newer = FILES | {"config.json": to_config(METADATA, license="MIT").encode()}
     hub.add("owner/cats", newer)
     assert (fetch_repository(CATS) / "config.json").read_bytes() == newer["config.json"]
 

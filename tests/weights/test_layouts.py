@@ -21,7 +21,7 @@ from splitattn.weights.layouts import (
     Spelling,
     find_layout,
     is_deformable,
-    recognise,
+    recognize,
 )
 from splitattn.weights.matching import check_match
 from tests.nn.networks import small
@@ -73,7 +73,7 @@ def own_shapes(model: str, spelling: Spelling) -> Shapes:
 
 def read_as_official(found: Shapes) -> tuple[Shapes, list[str], Spelling]:
     """As `read_checkpoint` reads them: by official key, and the keys that have none."""
-    spelling = recognise(found)
+    spelling = recognize(found)
     officials = {key: spelling.official(key) for key in found if not spelling.is_outside(key)}
     known = {name: found[key] for key, name in officials.items() if name is not None}
     return known, [key for key, name in officials.items() if name is None], spelling
@@ -206,7 +206,7 @@ def test_every_name_that_has_another_has_it_both_ways(spelling: Spelling, key: s
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, database=None)
-def test_a_part_of_a_file_is_recognised_as_long_as_it_has_some_of_the_stem(
+def test_a_part_of_a_file_is_recognized_as_long_as_it_has_some_of_the_stem(
     data: st.DataObject,
 ) -> None:
     spelling = data.draw(st.sampled_from(SPELLINGS))
@@ -216,7 +216,7 @@ def test_a_part_of_a_file_is_recognised_as_long_as_it_has_some_of_the_stem(
     shortcut = [own for key, own in official.items() if key.startswith("layer1.0.downsample.1")]
     kept = data.draw(st.lists(st.sampled_from(sorted(official.values())), max_size=40))
     # Without it, mmdet and mmpretrain without a prefix are told by a few names only.
-    assert recognise({*kept, *stem, *shortcut}) == spelling
+    assert recognize({*kept, *stem, *shortcut}) == spelling
 
 
 NEAR = [pytest.param(s, id=f"{s.layout.names[0]}-{s.prefix}") for s in SPELLINGS]
@@ -269,7 +269,7 @@ def test_only_a_prefix_tells_a_backbone_from_the_model_around_it(spelling: Spell
     }
     whole = own_shapes("resnest14", spelling)
     assert not any(map(spelling.is_outside, whole))
-    assert recognise({*whole, *outside}) == spelling
+    assert recognize({*whole, *outside}) == spelling
     # What is in the backbone, and not of it, is no part of something larger.
     assert not spelling.is_outside(f"{spelling.prefix}layer1.0.conv9.weight")
 
@@ -329,12 +329,12 @@ def test_counters_of_batches_may_be_missing() -> None:
 
 
 def test_something_else_is_taken_for_official() -> None:
-    assert recognise([]) == recognise(["embeddings.weight"]) == OFFICIAL.spelling
+    assert recognize([]) == recognize(["embeddings.weight"]) == OFFICIAL.spelling
     plain = dataclasses.replace(small(), deep_stem=False, avg_down=False)
     assert OFFICIAL.refusal(plain) is None
     # A plain ResNet's shortcuts are those of mmpretrain; its other keys are not.
     resnet = ["conv1.weight", "bn1.weight", "layer1.0.downsample.0.weight", "layer1.0.bn2.weight"]
-    assert recognise(resnet) == OFFICIAL.spelling
+    assert recognize(resnet) == OFFICIAL.spelling
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def refusal(found: Shapes, model: str) -> str:
 
 
 @pytest.mark.parametrize("model", ARCHITECTURES)
-def test_a_checkpoint_is_recognised_by_its_shapes(model: str) -> None:
+def test_a_checkpoint_is_recognized_by_its_shapes(model: str) -> None:
     # These two differ only in where they pool, which no weight shows.
     twins = {"resnest50", "resnest50_fast_2s1x64d"}
     assert set(fitting_models(shapes_of(model))) == (twins if model in twins else {model})

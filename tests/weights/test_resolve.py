@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from splitattn.errors import InputError, WeightsError
+from splitattn.preprocessing import center_crop
 from splitattn.weights import catalogue, store
-from splitattn.weights.catalogue import CATALOGUE, WeightsEntry, centre_crop, find_entry
+from splitattn.weights.catalogue import CATALOGUE, WeightsEntry, find_entry
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.store import ResolvedWeights, identify, resolve, verify
+from splitattn.weights.resolve import ResolvedWeights, identify, resolve, verify
 from tests.weights.conftest import BODY, Server, make_entry, sends
 
 TENSORS = {"fc.bias": torch.zeros(2)}
-METADATA = ModelMetadata(model="resnest26", classes=("cat", "dog"), preprocessing=centre_crop(96))
+METADATA = ModelMetadata(model="resnest26", classes=("cat", "dog"), preprocessing=center_crop(96))
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_a_trained_file_needs_nothing_else(trained: Path) -> None:
         model="resnest26",
         tag=None,
         classes=("cat", "dog"),
-        preprocessing=centre_crop(96),
+        preprocessing=center_crop(96),
     )
     assert resolve(None, trained) == resolve("resnest26", str(trained)) == expected
 
@@ -141,7 +142,7 @@ def test_an_unknown_model_is_refused_whatever_the_weights(trained: Path, tmp_pat
         with pytest.raises(InputError, match="resnest51"):
             resolve("resnest51", weights)
     stranger = tmp_path / "stranger"
-    metadata = ModelMetadata(model="resnest51", classes=(), preprocessing=centre_crop(96))
+    metadata = ModelMetadata(model="resnest51", classes=(), preprocessing=center_crop(96))
     write_checkpoint(stranger, TENSORS, metadata)
     with pytest.raises(InputError, match="resnest51"):
         resolve(None, stranger)

@@ -8,9 +8,10 @@ import pytest
 
 from splitattn.architectures import ARCHITECTURES, TIMM_NAMES
 from splitattn.errors import InputError, WeightsError
-from splitattn.weights.catalogue import Preprocessing, centre_crop, class_names
+from splitattn.preprocessing import Preprocessing, center_crop
+from splitattn.weights.catalogue import class_names
 from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.store import resolve
+from splitattn.weights.resolve import resolve
 from splitattn.weights.timm_config import read_config, to_config
 
 # As `timm.models.save_for_hf` writes it.
@@ -77,7 +78,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
         size=96, crop_fraction=0.75, order="resize-crop", mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)
     )
     metadata = ModelMetadata(model=name, classes=("cat", "café\n"), preprocessing=preprocessing)
-    text = to_config(metadata, licence="Apache-2.0")
+    text = to_config(metadata, license="Apache-2.0")
     config = read_config(write(tmp_path, text))
     assert (config.model, config.classes, config.preprocessing) == (
         name,
@@ -91,8 +92,8 @@ def test_only_what_timm_knows_stands_in_its_part(tmp_path: Path) -> None:
     """timm builds a dataclass of it, which takes no other field."""
     from timm.models import PretrainedCfg
 
-    metadata = ModelMetadata(model="resnest50", classes=("a",), preprocessing=centre_crop(224))
-    config = json.loads(to_config(metadata, licence="Apache-2.0"))
+    metadata = ModelMetadata(model="resnest50", classes=("a",), preprocessing=center_crop(224))
+    config = json.loads(to_config(metadata, license="Apache-2.0"))
     assert PretrainedCfg(**config["pretrained_cfg"]).license == "apache-2.0"
     assert read_config(write(tmp_path, config)).preprocessing.order == "resize-crop"
 
@@ -104,8 +105,8 @@ def test_the_sizes_for_tests_come_first(tmp_path: Path) -> None:
 
 
 def test_one_mean_of_grey_images_is_that_of_every_channel(tmp_path: Path) -> None:
-    grey = changed(mean=[0.4], std=[0.2], input_size=[1, 64, 64])
-    preprocessing = read_config(write(tmp_path, grey)).preprocessing
+    gray = changed(mean=[0.4], std=[0.2], input_size=[1, 64, 64])
+    preprocessing = read_config(write(tmp_path, gray)).preprocessing
     assert (preprocessing.mean, preprocessing.std) == ((0.4,) * 3, (0.2,) * 3)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from splitattn.benchmark.measure import Row
-    from splitattn.benchmark.peaks import Peaks
+    from splitattn.bench.measure import Row
+    from splitattn.bench.peaks import Peaks
 
 
 def bench(
@@ -29,10 +29,10 @@ def bench(
 
     Weights are random, which does not change the speed. Let nothing else run meanwhile.
     """
-    from splitattn.benchmark.measure import Plan, measure
+    from splitattn.bench.measure import Plan, measure
     from splitattn.cli.progress import telling
+    from splitattn.engines.pytorch import choose_device
     from splitattn.environment import describe
-    from splitattn.runtimes.pytorch import choose_device
 
     plan = Plan(
         model=model,
@@ -59,7 +59,7 @@ def bench(
 
 
 def _as_dict(row: "Row") -> dict[str, Any]:
-    from splitattn.benchmark.spread import spread
+    from splitattn.bench.spread import spread
 
     return asdict(row) | spread(row.milliseconds) | {"images_per_second": row.images_per_second}
 
@@ -68,7 +68,7 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from splitattn.benchmark.spread import spread
+    from splitattn.bench.spread import spread
 
     table = Table("network", "form", "engine", "", box=None, pad_edge=False)
     for column in (

@@ -12,9 +12,9 @@ from splitattn.cli.options import Device, Model, Weights
 from splitattn.errors import InputError, one_line
 
 if TYPE_CHECKING:
+    from splitattn.engines.engine import Engine
     from splitattn.evaluation import Evaluation
-    from splitattn.runtimes.runtime import Engine
-    from splitattn.weights.catalogue import Preprocessing
+    from splitattn.preprocessing import Preprocessing
 
 # As many of the most frequent confusions as a screen takes in.
 _CONFUSIONS_SHOWN = 10
@@ -97,10 +97,10 @@ class _Network:
 def _opened(model: str | None, weights: str | None, *, size: int | None, device: str) -> _Network:
     from splitattn.cli.progress import downloading
     from splitattn.create import load_trained
+    from splitattn.engines.exported import is_exported, load_exported
+    from splitattn.engines.pytorch import TorchEngine, choose_device
     from splitattn.images.preprocess import at_size
-    from splitattn.runtimes.exported import is_exported, load_exported
-    from splitattn.runtimes.pytorch import TorchEngine, choose_device
-    from splitattn.weights.store import check_owner, resolve
+    from splitattn.weights.resolve import check_owner, resolve
 
     if weights is not None and is_exported(weights):
         exported = load_exported(weights, device=device)

@@ -51,9 +51,9 @@ def export(
     """
     from splitattn.cli.progress import counting, downloading
     from splitattn.create import load_trained
-    from splitattn.runtimes.export import ExportError, check_arguments, metadata_of_weights
-    from splitattn.runtimes.export import export as write
-    from splitattn.weights.store import resolve
+    from splitattn.engines.export import ExportError, check_arguments, metadata_of_weights
+    from splitattn.engines.export import export as write
+    from splitattn.weights.resolve import resolve
 
     # Before anything is downloaded for it.
     check_arguments(output, format=layout, precision=precision, calibration=calibration)

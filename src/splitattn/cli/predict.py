@@ -67,7 +67,7 @@ def predict(
         raise InputError(f"--output must be a file, got {output}, a folder or device")
     from splitattn.classifier import Classifier
     from splitattn.cli.progress import counting, downloading
-    from splitattn.images.sources import expand
+    from splitattn.images.paths import expand
 
     with downloading() as progress:
         classifier = Classifier(model, weights, device=device, engine=engine, progress=progress)

@@ -57,7 +57,7 @@ def train(
     from splitattn.cli.progress import training_progress
     from splitattn.create import create_model
     from splitattn.data.sources import open_data
-    from splitattn.runtimes.pytorch import choose_device
+    from splitattn.engines.pytorch import choose_device
     from splitattn.training.loop import train as train_network
     from splitattn.training.recipes import load_recipe
     from splitattn.training.run import Run, check_data

@@ -119,7 +119,7 @@ def convert(
 def card(
     target: Annotated[str, typer.Argument(metavar="FILE|MODEL[:TAG]")],
     output: Annotated[Path | None, typer.Option(help="Write the card here, not to stdout.")] = None,
-    licence: Annotated[
+    license: Annotated[
         str | None, typer.Option("--license", help="SPDX identifier, if you know it.")
     ] = None,
 ) -> None:
@@ -127,13 +127,13 @@ def card(
     from splitattn.cli.progress import downloading
     from splitattn.files import replacing
     from splitattn.weights.card import model_card
-    from splitattn.weights.store import fetch as fetched
+    from splitattn.weights.resolve import fetch as fetched
 
     found = _file_or_entry(target)
     if not isinstance(found, Path):
         with downloading() as progress:
             found = fetched(found, progress=progress)
-    text = model_card(found, licence=licence)
+    text = model_card(found, license=license)
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -171,7 +171,7 @@ def _row(entry: WeightsEntry) -> dict[str, object]:
 
 
 def _where(entry: WeightsEntry) -> str:
-    from splitattn.weights.store import local_path
+    from splitattn.weights.resolve import local_path
 
     if not is_file(local_path(entry)):
         return "to download"

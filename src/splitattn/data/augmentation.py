@@ -1,4 +1,4 @@
-"""Training crops and colours: how an image becomes another one of the same class.
+"""Training crops and colors: how an image becomes another one of the same class.
 
 Shapes: C the three channels R, G, B, H and W rows and columns.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from splitattn.errors import InputError
-from splitattn.weights.catalogue import IMAGENET_MEAN, centre_crop
+from splitattn.preprocessing import IMAGENET_MEAN, center_crop
 
 Crop = Literal["random-resized", "efficientnet"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -45,8 +45,8 @@ class Augmentation:
         auto_augment: policy that changes the whole image before the crop: AutoAugment's for
             ImageNet, RandAugment or TrivialAugment.
         color_jitter: by how much brightness, contrast and saturation vary about 1.
-        lighting: deviation of AlexNet's noise along the principal axes of colour.
-        random_erasing: probability that a rectangle is painted over with ImageNet's mean colour.
+        lighting: deviation of AlexNet's noise along the principal axes of color.
+        random_erasing: probability that a rectangle is painted over with ImageNet's mean color.
 
     Raises:
         InputError: a field is outside its range.
@@ -82,7 +82,7 @@ class Augmentation:
 def training_transform(augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
     """An RGB image to uint8 pixels (3, size, size), drawn from torch's CPU generator.
 
-    In the order of the official training: policy, crop, flip, colours, lighting; erasing comes
+    In the order of the official training: policy, crop, flip, colors, lighting; erasing comes
     last. What is switched off costs nothing and draws nothing. The result can be pickled.
     """
     interpolation = v2.InterpolationMode(augmentation.interpolation)
@@ -130,7 +130,7 @@ class _EfficientNetCrop:
     interpolation: v2.InterpolationMode
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        left, top, width, height = self._draw(*image.size) or self._centre(*image.size)
+        left, top, width, height = self._draw(*image.size) or self._center(*image.size)
         crop: Image.Image = v2.functional.resized_crop(
             image, top, left, height, width, [self.size, self.size], self.interpolation
         )
@@ -154,16 +154,16 @@ class _EfficientNetCrop:
             return left, top, width, height
         return None
 
-    def _centre(self, image_width: int, image_height: int) -> tuple[int, int, int, int]:
+    def _center(self, image_width: int, image_height: int) -> tuple[int, int, int, int]:
         """The official test crop: left, top, width and height."""
-        side = centre_crop(self.size).crop_fraction * min(image_width, image_height)
+        side = center_crop(self.size).crop_fraction * min(image_width, image_height)
         left, top = round((image_width - side) / 2), round((image_height - side) / 2)
         return left, top, max(round(left + side) - left, 1), max(round(top + side) - top, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Lighting:
-    """One shift of colour for all pixels, drawn along the principal axes (AlexNet, section 4.1)."""
+    """One shift of color for all pixels, drawn along the principal axes (AlexNet, section 4.1)."""
 
     deviation: float
 

@@ -1,4 +1,4 @@
-"""Labelled images become batches: decoded in workers, carried as bytes, normalised by the user."""
+"""Labelled images become batches: decoded in workers, carried as bytes, normalized by the user."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ from splitattn.data.sources import LabelledImages
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 
 # Unreadable images in a row after which a training gives up: a disk that is gone, not a bad file.
 _GIVE_UP = 100

@@ -15,8 +15,8 @@ from torchvision import datasets
 
 from splitattn.errors import DataError, ImageError, nearest
 from splitattn.images.decode import ImageSource
-from splitattn.images.sources import SUFFIXES
-from splitattn.weights.store import cache_folder
+from splitattn.images.paths import SUFFIXES
+from splitattn.weights.resolve import cache_folder
 
 # What people call the part of a data set that is measured on.
 _ALIASES = {"val": ("val", "validation", "valid", "test"), "train": ("train", "training")}

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from splitattn.images.crop import cropped
-from splitattn.weights.catalogue import Preprocessing, centre_crop
+from splitattn.preprocessing import Preprocessing, center_crop
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -41,7 +41,7 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     return torch.from_numpy(np.array(cut(image, preprocessing))).permute(2, 0, 1)
 
 
-def normalise(batch_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:  # noqa: N803
+def normalize(batch_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:  # noqa: N803
     """uint8 pixels (B, 3, H, W) to float32 with the mean and deviation the network expects."""
     mean = _per_channel(preprocessing.mean, batch_BCHW.device)
     std = _per_channel(preprocessing.std, batch_BCHW.device)
@@ -65,10 +65,10 @@ def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
         stacklevel=2,
     )
     resized = replace(preprocessing, size=size)
-    # The official crop is a function of the size (see `centre_crop`), not a fixed share.
-    official = preprocessing.crop_fraction == centre_crop(preprocessing.size).crop_fraction
+    # The official crop is a function of the size (see `center_crop`), not a fixed share.
+    official = preprocessing.crop_fraction == center_crop(preprocessing.size).crop_fraction
     if official and preprocessing.order == "crop-resize":
-        return replace(resized, crop_fraction=centre_crop(size).crop_fraction)
+        return replace(resized, crop_fraction=center_crop(size).crop_fraction)
     return resized
 
 
@@ -86,12 +86,12 @@ def _resize_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Imag
     resized = math.floor(preprocessing.size / preprocessing.crop_fraction)
     short = min(image.size)
     longest = short * min(_LONGEST_STRIP, _MOST_PIXELS // resized**2)
-    image = _centre(image, min(image.width, longest), min(image.height, longest))
+    image = _center(image, min(image.width, longest), min(image.height, longest))
     size = (resized * image.width // short, resized * image.height // short)
     image = image.resize(size, _FILTERS[preprocessing.interpolation])
-    return _centre(image, preprocessing.size, preprocessing.size)
+    return _center(image, preprocessing.size, preprocessing.size)
 
 
-def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+def _center(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return cropped(image, (left, top, left + width, top + height))

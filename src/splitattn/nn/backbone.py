@@ -98,7 +98,7 @@ class Backbone(Staged):
         InputError: an index is no map's, comes twice or is missing, there is no such stage, or one
             of these is no whole number.
 
-    Input (B, in_chans, H, W) normalised floats; output a list of maps (B, channels[i],
+    Input (B, in_chans, H, W) normalized floats; output a list of maps (B, channels[i],
     ceil(H / strides[i]), ceil(W / strides[i])).
     """
 

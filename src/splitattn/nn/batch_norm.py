@@ -19,13 +19,13 @@ class BatchNorm2d(Freezable, nn.BatchNorm2d):
     """Batch norm (arXiv 1502.03167) for which one value per channel is enough to train.
 
     With one value, as the attention's pooled features have in a batch of one, there is no variance
-    to divide by. It is then normalised with the running statistics, as in evaluation, and these
+    to divide by. It is then normalized with the running statistics, as in evaluation, and these
     stay as they are. With two values and more this is torch's batch norm, number for number.
 
     What that means for training with a batch of one: the statistics of the attention's batch norm
     never move from where they started, which is mean 0 and variance 1 in a new network and the
     weights' own in a loaded one. Gradient accumulation does not change this, since every forward
-    pass still sees one image. `synchronise` does: it makes a value of each process's image.
+    pass still sees one image. `synchronize` does: it makes a value of each process's image.
 
     Frozen, it is a scale and a shift for each channel, as torchvision's `FrozenBatchNorm2d`, under
     the keys and in the precision that the weights have.
@@ -42,13 +42,13 @@ class BatchNorm2d(Freezable, nn.BatchNorm2d):
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
-        self.synchronised = False
+        self.synchronized = False
 
     def forward(self, x: Tensor) -> Tensor:
         # In evaluation the batch may be symbolic, and its size must not be asked for.
         if not self.training:
             return super().forward(x)
-        if self.synchronised and world_size() > 1:
+        if self.synchronized and world_size() > 1:
             return self._over_all_processes(x)
         if x.numel() > x.shape[1]:
             return super().forward(x)
@@ -62,13 +62,13 @@ class BatchNorm2d(Freezable, nn.BatchNorm2d):
         share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * count / (count - 1), share)  # unbiased, as torch keeps it
-        out: Tensor = _Normalisation.apply(
+        out: Tensor = _Normalization.apply(
             x, self.weight, self.bias, mean, variance, count, self.eps
         )
         return out
 
 
-def synchronise(model: nn.Module) -> None:
+def synchronize(model: nn.Module) -> None:
     """Let every `BatchNorm2d` of `model` train on the batches of all processes as on one batch.
 
     Outputs, gradients and running statistics are then those of one process that has the whole
@@ -82,7 +82,7 @@ def synchronise(model: nn.Module) -> None:
     # the same, one gather forward and one sum backward.
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
-            module.synchronised = True
+            module.synchronized = True
 
 
 def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +102,7 @@ def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean_C, (deviations_PC * counts_P1).sum(0) / total, total
 
 
-class _Normalisation(torch.autograd.Function):
+class _Normalization(torch.autograd.Function):
     """Batch norm of x (B, C, H, W) by a mean and a variance that came from x in all processes.
 
     The derivatives are those of arXiv 1502.03167, section 3, in which two sums over the batch
@@ -128,14 +128,14 @@ class _Normalisation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_deviation, count = ctx.saved_tensors
-        normalised = (x - _over_map(mean)) * _over_map(inverse_deviation)
+        normalized = (x - _over_map(mean)) * _over_map(inverse_deviation)
         grad_bias = grad.sum((0, 2, 3), dtype=mean.dtype)
-        grad_weight = (grad * normalised).sum((0, 2, 3))
+        grad_weight = (grad * normalized).sum((0, 2, 3))
         sums = torch.stack((grad_bias, grad_weight))
         dist.all_reduce(sums)
         mean_grad, mean_product = sums / count
-        centred = grad - _over_map(mean_grad) - normalised * _over_map(mean_product)
-        grad_x = (centred * _over_map(weight * inverse_deviation)).to(x.dtype)
+        centerd = grad - _over_map(mean_grad) - normalized * _over_map(mean_product)
+        grad_x = (centerd * _over_map(weight * inverse_deviation)).to(x.dtype)
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 

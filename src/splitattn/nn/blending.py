@@ -2,7 +2,7 @@
 
 On the maps of the first stages an operation costs what it reads and writes. Left to autograd, the
 gradient of the splits is made in pieces, put together and added up: more traffic than the
-backward passes written out here, and those are more than the kernels of `triton_attention` need,
+backward passes written out here, and those are more than the kernels of `triton_blending` need,
 which serve CUDA. Plain PyTorch is the reference for both and serves everywhere else.
 
 Shapes: B batch, R radix, C channels of the block's output, H and W rows and columns.
@@ -55,9 +55,9 @@ def blend(splits: Tensor, attention: Tensor, radix: int, average: int | None = N
         (B, C, H, W), or (B, C, ceil(H / average), ceil(W / average)).
     """
     if _kernels_serve(splits):
-        from splitattn.nn import triton_attention
+        from splitattn.nn import triton_blending
 
-        fused: Tensor = triton_attention.blend(splits, attention, radix, average)
+        fused: Tensor = triton_blending.blend(splits, attention, radix, average)
         return fused
     if _written_out(splits):
         blended: Tensor = _Blend.apply(splits, attention, radix)
@@ -93,9 +93,9 @@ def _kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     try:
-        from splitattn.nn import triton_attention
+        from splitattn.nn import triton_blending
 
-        triton_attention.pool(torch.ones(1, 1, 1, 1, device=device, dtype=dtype), 1)
+        triton_blending.pool(torch.ones(1, 1, 1, 1, device=device, dtype=dtype), 1)
     except torch.OutOfMemoryError:
         raise  # which says nothing about the kernels
     except Exception as error:
@@ -107,9 +107,9 @@ def _kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
 
 def _means(maps: Tensor, radix: int) -> Tensor:
     if _kernels_serve(maps):
-        from splitattn.nn import triton_attention
+        from splitattn.nn import triton_blending
 
-        means: Tensor = triton_attention.pool(maps, radix)
+        means: Tensor = triton_blending.pool(maps, radix)
         return means
     # Pooling first and summing the splits after is the same mean, without a full-size sum.
     return maps.mean((2, 3)).reshape(maps.shape[0], radix, -1).sum(1)

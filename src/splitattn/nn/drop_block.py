@@ -14,7 +14,7 @@ from splitattn.nn.freezing import Freezable
 class DropBlock2d(Freezable):
     """Zeroes square blocks of a feature map while training (arXiv 1810.12890).
 
-    One mask (1, C, H, W) serves the whole batch. A position becomes the centre of a dropped block
+    One mask (1, C, H, W) serves the whole batch. A position becomes the center of a dropped block
     with probability `p * H*W / block**2 / ((H - block + 1) * (W - block + 1))`, and what is kept is
     scaled by `C*H*W / kept`, as in the official Gluon code (resnest/gluon/dropblock.py).
 
@@ -41,7 +41,7 @@ class DropBlock2d(Freezable):
         block = min(self.block_size, smaller - (smaller + 1) % 2)
         valid = (height - block + 1) * (width - block + 1)
         gamma = self.probability * (height * width / block**2 / valid)
-        centres = (torch.rand(1, channels, height, width, device=x.device) < gamma).float()
-        kept = 1 - F.max_pool2d(centres, block, stride=1, padding=block // 2)
+        centers = (torch.rand(1, channels, height, width, device=x.device) < gamma).float()
+        kept = 1 - F.max_pool2d(centers, block, stride=1, padding=block // 2)
         scale = kept.numel() / kept.sum().clamp(min=1)
         return x * (kept * scale).to(x.dtype)

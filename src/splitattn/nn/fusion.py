@@ -42,7 +42,7 @@ FORMS: dict[str, Form] = {
 class FusedResNeSt(nn.Module):
     """What `fuse` makes of a `ResNeSt`; evaluation only.
 
-    Input (B, in_chans, H, W) normalised floats; output (B, num_classes) logits, or pooled features
+    Input (B, in_chans, H, W) normalized floats; output (B, num_classes) logits, or pooled features
     if the network had no classifier.
     """
 

@@ -131,9 +131,9 @@ def _largest(values: list[float]) -> float:
 def _images(model: nn.Module, batch: int, size: int, generator: torch.Generator) -> Tensor:
     weight = next(parameter for parameter in model.parameters() if parameter.ndim == 4)
     shape = (batch, weight.shape[1], size, size)
-    # Noise about a colour of its own: a network finds pure noise all alike.
-    colours = torch.randn(*shape[:2], 1, 1, generator=generator)
-    images = colours + torch.randn(shape, generator=generator)
+    # Noise about a color of its own: a network finds pure noise all alike.
+    colors = torch.randn(*shape[:2], 1, 1, generator=generator)
+    images = colors + torch.randn(shape, generator=generator)
     return images.to(weight.device, weight.dtype)
 
 

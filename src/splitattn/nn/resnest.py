@@ -199,7 +199,7 @@ class ResNeSt(Staged):
     Raises:
         InputError: an argument is outside its range.
 
-    Input (B, in_chans, H, W) normalised floats; output (B, num_classes) logits.
+    Input (B, in_chans, H, W) normalized floats; output (B, num_classes) logits.
     """
 
     def __init__(
@@ -252,16 +252,16 @@ class ResNeSt(Staged):
         self.drop = nn.Dropout(dropout)
         features = architecture.planes * 2**3 * EXPANSION
         self.fc: nn.Module = nn.Linear(features, num_classes) if num_classes else nn.Identity()
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         # Every residual branch starts as zero (arXiv 1706.02677, section 5.1). After all other
-        # initialisation: the official code sets these to zero first and then back to one.
+        # initialization: the official code sets these to zero first and then back to one.
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)

@@ -1,10 +1,10 @@
 # mypy: ignore-errors
 # What follows is Triton's language, compiled for the GPU: Python in its looks only.
-"""The kernels of `triton_attention`: each program reads its tile of the maps once.
+"""The kernels of `triton_blending`: each program reads its tile of the maps once.
 
 A tile is BLOCK_C channels by BLOCK_P pixels of one image; pixels are counted row by row. Strides
 say where the next image, channel and pixel are, so that one kernel serves both memory formats: the
-compiler sees which stride is 1 and lets neighbouring threads read along it.
+compiler sees which stride is 1 and lets neighboring threads read along it.
 
 Arithmetic is float32 whatever the maps are. A sum over all pixels is left as one partial sum for
 each tile, (B, tiles, channels), to be added in a fixed order: atomic additions would add them in

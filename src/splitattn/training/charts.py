@@ -1,4 +1,4 @@
-"""Curves as inline SVG: axes with round numbers, and colours that the page's style decides."""
+"""Curves as inline SVG: axes with round numbers, and colors that the page's style decides."""
 
 import math
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def _labels(ticks: Sequence[float]) -> list[str]:
 
 
 def _drawable(curve: Curve) -> Curve:
-    """`curve` without what is not finite, its neighbours averaged where there are too many."""
+    """`curve` without what is not finite, its neighbors averaged where there are too many."""
     points = [(x, y) for x, y in curve.points if math.isfinite(y)]
     together = max(math.ceil(len(points) / _MOST_POINTS), 1)
     groups = [points[i : i + together] for i in range(0, len(points), together)]

@@ -18,15 +18,15 @@ from torchvision.ops import StochasticDepth
 
 from splitattn import distributed
 from splitattn.data.loading import Batch, derive_seed, epoch_batches, train_loader
+from splitattn.engines.pytorch import TorchEngine
 from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Evaluation, evaluate
 from splitattn.files import remove_leftovers, replacing
-from splitattn.images.preprocess import normalise
-from splitattn.nn.batch_norm import synchronise
+from splitattn.images.preprocess import normalize
+from splitattn.nn.batch_norm import synchronize
 from splitattn.nn.drop_block import DropBlock2d
 from splitattn.nn.freezing import thaw
 from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.training import checkpoint
 from splitattn.training.average import MovingAverage
 from splitattn.training.checkpoint import State, Sums
@@ -147,7 +147,7 @@ class _Training:
         thaw(model)  # what an earlier training of this network froze
         model.freeze_stages(recipe.frozen_stages)
         if recipe.sync_batch_norm:
-            synchronise(model)
+            synchronize(model)
         self.average = MovingAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = make_optimizer(model, recipe)
         self.autocast = autocast_dtype(recipe.precision, run.device)
@@ -281,7 +281,7 @@ class _Training:
         self._settle()
 
     def _step(self, batches: tuple[Batch, ...]) -> None:
-        """One step of the optimiser, from the gradients of one or more parts of a batch."""
+        """One step of the optimizer, from the gradients of one or more parts of a batch."""
         run, recipe, state = self.run, self.run.recipe, self.state
         # Every random choice follows from the seed, the step and the process.
         torch.manual_seed(derive_seed(recipe.seed, state.step, distributed.rank()))
@@ -313,7 +313,7 @@ class _Training:
     def _add_gradients(self, batch: Batch, *, last: bool) -> Tensor:
         """Add the gradients of one part; its summed loss and right guesses."""
         run, recipe = self.run, self.run.recipe
-        images = normalise(batch.images.to(run.device, non_blocking=True), recipe.preprocessing)
+        images = normalize(batch.images.to(run.device, non_blocking=True), recipe.preprocessing)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = batch.labels.to(run.device, non_blocking=True)
         images, targets = mix(images, labels, len(run.train.classes), recipe)

@@ -52,8 +52,8 @@ def _cutmix(images: Tensor, share: float) -> tuple[Tensor, float]:
 
 
 def _span(length: int, share: float) -> tuple[int, int]:
-    centre, half = int(torch.randint(length, ())), int(length * share) / 2
-    return max(round(centre - half), 0), min(round(centre + half), length)
+    center, half = int(torch.randint(length, ())), int(length * share) / 2
+    return max(round(center - half), 0), min(round(center + half), length)
 
 
 def smoothed_loss(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:

@@ -1,4 +1,4 @@
-"""The optimiser: which weights learn, how fast, and which of them decay."""
+"""The optimizer: which weights learn, how fast, and which of them decay."""
 
 import math
 

@@ -13,7 +13,8 @@ from splitattn.architectures import architecture, split_name
 from splitattn.data.augmentation import Augmentation, AutoAugment, Crop, Interpolation
 from splitattn.errors import InputError, nearest
 from splitattn.files import is_file
-from splitattn.weights.catalogue import Preprocessing, centre_crop, default_preprocessing
+from splitattn.preprocessing import Preprocessing, center_crop
+from splitattn.weights.catalogue import default_preprocessing
 
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
 PRESETS = ("plain", "embedded", "paper", "modern", "finetune")
@@ -325,7 +326,7 @@ def _paper(model: str) -> Recipe:
         batch_size=batch_size,
         train_size=train_size,
         test_size=test_size,
-        test_crop_fraction=centre_crop(test_size).crop_fraction,
+        test_crop_fraction=center_crop(test_size).crop_fraction,
         auto_augment="imagenet",
         color_jitter=0.4,
         lighting=0.1,
@@ -338,7 +339,7 @@ def _paper(model: str) -> Recipe:
 
 
 def _modern(model: str) -> Recipe:
-    """What has been learnt about training since: more regularisation, less arithmetic.
+    """What has been learnt about training since: more regularization, less arithmetic.
 
     Source: torchvision's second recipe ("Training SOTA with TorchVision's latest primitives"), with
     fewer epochs. Crops are smaller than test images, for objects look larger in them.
@@ -385,4 +386,4 @@ def _rounded(size: float) -> int:
 
 def _crop_fraction(size: int) -> float:
     # Small images are small already: a crop would leave little.
-    return centre_crop(size).crop_fraction if size >= 128 else 1.0
+    return center_crop(size).crop_fraction if size >= 128 else 1.0

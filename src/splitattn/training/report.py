@@ -28,8 +28,8 @@ _THUMBNAIL = 160
 _MATRIX = 600
 # Full shade still lets black and white letters be read.
 _DEEPEST_SHADE = 0.55
-# Halfway between the accent's two colours in report.css: a picture knows no dark mode.
-_MATRIX_COLOUR = (32, 150, 156)
+# Halfway between the accent's two colors in report.css: a picture knows no dark mode.
+_MATRIX_COLOR = (32, 150, 156)
 
 _STYLE = Path(__file__).with_name("report.css")
 
@@ -309,8 +309,8 @@ def _matrix_picture(evaluation: Evaluation) -> str:
     image = Image.fromarray((255 * np.sqrt(share)).round().astype(np.uint8))
     side = len(counts) * max(_MATRIX // len(counts), 1)
     image = image.resize((side, side), Image.Resampling.NEAREST)
-    image.putpalette(_MATRIX_COLOUR * 256)
-    # One colour, as opaque as the share is large, is right on white and on black.
+    image.putpalette(_MATRIX_COLOR * 256)
+    # One color, as opaque as the share is large, is right on white and on black.
     return _data_uri(image, "png", transparency=bytes(range(256)))
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from splitattn.architectures import TIMM_NAMES, architecture
 from splitattn.errors import InputError, WeightsError, one_line
-from splitattn.weights.catalogue import MeasuredMetrics, Preprocessing, WeightsEntry
+from splitattn.preprocessing import Preprocessing
+from splitattn.weights.catalogue import MeasuredMetrics, WeightsEntry
 from splitattn.weights.hub import CARD_MARK
 from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.weights.store import published
+from splitattn.weights.resolve import published
 
 # A card is for people; `config.json` lists the others.
 _CLASSES_SHOWN = 1000
@@ -28,30 +29,30 @@ _DATASETS = {"imagenet1k": "imagenet-1k"}
 _METRICS = {"top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %", "loss": "loss", "n": "images"}
 
 
-def check_licence(licence: str | None) -> None:
-    """Raise unless `licence` could be an SPDX identifier, or is None.
+def check_license(license: str | None) -> None:
+    """Raise unless `license` could be an SPDX identifier, or is None.
 
     Raises:
         InputError: it could not.
     """
-    if licence is not None and not re.fullmatch(r"[\w.+-]{1,100}", licence, re.ASCII):
+    if license is not None and not re.fullmatch(r"[\w.+-]{1,100}", license, re.ASCII):
         raise InputError(
-            f"a licence must be an SPDX identifier such as Apache-2.0, got {licence!r:.60}"
+            f"a license must be an SPDX identifier such as Apache-2.0, got {license!r:.60}"
         )
 
 
-def model_card(path: Path, *, repository: str | None = None, licence: str | None = None) -> str:
+def model_card(path: Path, *, repository: str | None = None, license: str | None = None) -> str:
     """The model card of the weights file at `path`.
 
     Args:
         repository: owner/name of where the card will be read; None is beside the file.
-        licence: SPDX identifier; None takes that of the catalogue, if the file is one of its.
+        license: SPDX identifier; None takes that of the catalogue, if the file is one of its.
 
     Raises:
-        InputError: `licence` is no identifier.
+        InputError: `license` is no identifier.
         WeightsError: the file cannot be read, or says nothing of itself and is not known either.
     """
-    check_licence(licence)
+    check_license(license)
     metadata, entry = read_metadata(path), published(path)
     if entry and not metadata:
         metadata = ModelMetadata(
@@ -67,7 +68,7 @@ def model_card(path: Path, *, repository: str | None = None, licence: str | None
         filename=path.name,
         entry=entry,
         repository=repository,
-        licence=licence or (entry.licence if entry else None),
+        license=license or (entry.license if entry else None),
     )
 
 
@@ -77,7 +78,7 @@ def card_text(
     filename: str,
     entry: WeightsEntry | None = None,
     repository: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> str:
     """The model card of weights of which `metadata`, and the catalogue's `entry`, are true.
 
@@ -86,7 +87,7 @@ def card_text(
     """
     architecture(metadata.model)
     sections = [
-        _front_matter(metadata, entry, licence),
+        _front_matter(metadata, entry, license),
         CARD_MARK,
         _summary(metadata),
         _usage(metadata, filename, repository),
@@ -94,18 +95,18 @@ def card_text(
         _figures(metadata.metrics, entry),
         _training(metadata.recipe, entry),
         _classes(metadata.classes),
-        _licence(licence),
+        _license(license),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(metadata: ModelMetadata, entry: WeightsEntry | None, licence: str | None) -> str:
+def _front_matter(metadata: ModelMetadata, entry: WeightsEntry | None, license: str | None) -> str:
     tags = ["image-classification", "resnest", "split-attention"]
     if metadata.model in TIMM_NAMES:
         tags.append("timm")
     lines = ["---", "library_name: splitattn", "pipeline_tag: image-classification"]
-    if licence:
-        lines.append(f"license: {_quoted(licence.lower())}")
+    if license:
+        lines.append(f"license: {_quoted(license.lower())}")
     lines += ["tags:", *(f"- {tag}" for tag in tags)]
     if entry and entry.class_set in _DATASETS:
         lines += ["datasets:", f"- {_DATASETS[entry.class_set]}"]
@@ -189,8 +190,8 @@ def _usage(metadata: ModelMetadata, filename: str, repository: str | None) -> st
 def _preprocessing(how: Preprocessing) -> str:
     crop = f"{100 * how.crop_fraction:.4g} % of the shorter side"
     order = {
-        "crop-resize": f"the centre is cut out, {crop}, and then resized",
-        "resize-crop": f"the image is resized and the centre cut out, {crop}",
+        "crop-resize": f"the center is cut out, {crop}, and then resized",
+        "resize-crop": f"the image is resized and the center cut out, {crop}",
     }
     return "\n".join(
         [
@@ -254,9 +255,9 @@ def _classes(classes: tuple[str, ...]) -> str:
     return f"## Classes\n\n{_fenced(chr(10).join(lines), 'text')}"
 
 
-def _licence(licence: str | None) -> str:
-    text = licence or "The weights do not say under which licence they may be used."
-    return f"## Licence\n\n{text}"
+def _license(license: str | None) -> str:
+    text = license or "The weights do not say under which license they may be used."
+    return f"## License\n\n{text}"
 
 
 def _fenced(text: str, language: str) -> str:

@@ -2,75 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cache
-from math import inf
 from pathlib import Path
 from typing import Literal
 
 from splitattn.architectures import split_name
-from splitattn.errors import InputError, WeightsError, nearest
-
-# Far above what any network takes; a file that asks for more would take all memory instead.
-_LARGEST_SIZE = 4096
-_LARGEST_RESIZED = 2 * _LARGEST_SIZE
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from splitattn.errors import WeightsError, nearest
+from splitattn.preprocessing import Preprocessing, center_crop
 
 ClassSet = Literal["imagenet1k", "tiny_imagenet200"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How an image becomes the network's input when it is evaluated: a contract of each model.
-
-    Attributes:
-        size: side of the square input, in pixels.
-        crop_fraction: side of the central crop, as a share of the image's shorter side.
-        interpolation: filter of the (antialiased) resize.
-        order: "crop-resize" cuts the crop out of the original and resizes it to `size` (official
-            ResNeSt); "resize-crop" resizes the shorter side to `size / crop_fraction` and cuts
-            `size` out of that (torchvision, timm, GluonCV).
-        mean, std: per RGB channel, of values scaled to 0..1.
-
-    Raises:
-        InputError: a field is outside its range.
-    """
-
-    size: int
-    crop_fraction: float
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    order: Literal["crop-resize", "resize-crop"] = "crop-resize"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.size <= _LARGEST_SIZE:
-            raise InputError(f"preprocessing size must be 1 to {_LARGEST_SIZE}, got {self.size}")
-        if not 0 < self.crop_fraction <= 1:
-            raise InputError(
-                f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}"
-            )
-        if self.size / self.crop_fraction > _LARGEST_RESIZED:
-            raise InputError(
-                f"size / crop_fraction must be at most {_LARGEST_RESIZED}, "
-                f"got {self.size} / {self.crop_fraction:g}"
-            )
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise InputError(
-                f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}"
-            )
-        if self.order not in ("crop-resize", "resize-crop"):
-            raise InputError(f"order must be 'crop-resize' or 'resize-crop', got {self.order!r}")
-        if (
-            len(self.mean) != 3
-            or len(self.std) != 3
-            or not all(-inf < value < inf for value in self.mean)
-            or not all(0 < value < inf for value in self.std)
-        ):
-            raise InputError(
-                "mean and std must be three numbers each and std positive, "
-                f"got {self.mean} and {self.std}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +53,7 @@ class WeightsEntry:
         sha256: leading hexadecimal digits of the file's hash, eight or more.
         preprocessing: what the published or measured accuracy was measured with.
         class_set: which list of class names the outputs stand for.
-        licence: SPDX identifier.
+        license: SPDX identifier.
         source: who trained the weights.
         published: the publisher's figures.
         measured: this project's own figures.
@@ -127,7 +66,7 @@ class WeightsEntry:
     sha256: str
     preprocessing: Preprocessing
     class_set: ClassSet
-    licence: str
+    license: str
     source: str
     published: PublishedMetrics | None = None
     measured: MeasuredMetrics | None = None
@@ -155,14 +94,6 @@ def class_names(class_set: ClassSet) -> tuple[str, ...]:
     return tuple(path.read_text("utf-8").splitlines())
 
 
-def centre_crop(size: int) -> Preprocessing:
-    """The official test crop: size / (size + 32) of the shorter side, resized bicubically.
-
-    Source: `ECenterCrop` of the official code, which its `verify.py` uses for every size.
-    """
-    return Preprocessing(size=size, crop_fraction=size / (size + 32))
-
-
 _RELEASES = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
 _TIMM_RELEASES = "https://github.com/rwightman/pytorch-image-models/releases/download"
 _README = "ResNeSt README, PyTorch weights (github.com/zhanghang1989/ResNeSt)"
@@ -183,9 +114,9 @@ def _official(
         filename=filename,
         urls=tuple(urls),
         sha256=sha256,
-        preprocessing=centre_crop(size),
+        preprocessing=center_crop(size),
         class_set="imagenet1k",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source="ResNeSt authors, trained with MXNet Gluon and converted to PyTorch",
         published=PublishedMetrics(top1=top1, top5=None, source=source),
     )
@@ -211,7 +142,7 @@ def _gluon(model: str, sha256: str, *, top1: float, top5: float) -> WeightsEntry
             size=224, crop_fraction=0.875, interpolation="bilinear", order="resize-crop"
         ),
         class_set="imagenet1k",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source="GluonCV, converted to PyTorch by timm",
         published=PublishedMetrics(top1=top1, top5=top5, source=_TIMM_RESULTS),
     )
@@ -225,7 +156,7 @@ _EMBEDDED = WeightsEntry(
     sha256="cbe17a5d4fab0f89174d6b1c80e07c41f2b072fade0432c7d40c7f671c580148",
     preprocessing=Preprocessing(size=64, crop_fraction=1.0),
     class_set="tiny_imagenet200",
-    licence="Apache-2.0",
+    license="Apache-2.0",
     source=(
         "this project, by `splitattn train tiny-imagenet-200 --model resnest26_tiny --recipe "
         "embedded --class-names src/splitattn/weights/classes/tiny_imagenet200.txt --output "
@@ -326,4 +257,4 @@ def default_preprocessing(model: str) -> Preprocessing:
         InputError: there is no model of that name.
     """
     candidates = entries(model)
-    return candidates[0].preprocessing if candidates else centre_crop(224)
+    return candidates[0].preprocessing if candidates else center_crop(224)

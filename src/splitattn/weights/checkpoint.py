@@ -21,7 +21,7 @@ from splitattn.architectures import architecture
 from splitattn.errors import WeightsError
 from splitattn.files import replacing
 from splitattn.weights.arrays import load_arrays
-from splitattn.weights.layouts import OFFICIAL, Spelling, recognise
+from splitattn.weights.layouts import OFFICIAL, Spelling, recognize
 from splitattn.weights.matching import Widths, check_layout, check_match
 from splitattn.weights.metadata import (
     METADATA_KEY,
@@ -108,7 +108,7 @@ def check_fits(checkpoint: Checkpoint, network: Mapping[str, Tensor], *, model: 
             raise WeightsError(
                 f"{origin} must hold floating-point numbers, {spelling.own(key)} is of "
                 f"{str(value.dtype).removeprefix('torch.')}: save the network before it is "
-                "quantised"
+                "quantized"
             )
     return widths
 
@@ -147,7 +147,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 def _checkpoint(
     path: Path, tensors: dict[str, Tensor], metadata: ModelMetadata | None
 ) -> Checkpoint:
-    spelling = recognise(tensors)
+    spelling = recognize(tensors)
     officials = {
         key: key if spelling.layout is OFFICIAL else spelling.official(key) for key in tensors
     }

@@ -238,7 +238,7 @@ def find_layout(name: str) -> Layout:
     )
 
 
-def recognise(keys: Collection[str]) -> Spelling:
+def recognize(keys: Collection[str]) -> Spelling:
     """The spelling that knows most of the keys; the official one where none knows more."""
     return max(
         _SPELLINGS,

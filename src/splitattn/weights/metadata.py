@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from splitattn.architectures import split_name
 from splitattn.errors import InputError, WeightsError
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 
 METADATA_KEY = "splitattn"
 

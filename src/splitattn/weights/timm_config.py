@@ -1,6 +1,6 @@
 """`config.json` in timm's shape: what a folder of weights says of itself, to timm and to us.
 
-Read and written from the behaviour of timm 1.0 (`timm.models.save_for_hf` and `local-dir:` names).
+Read and written from the behavior of timm 1.0 (`timm.models.save_for_hf` and `local-dir:` names).
 """
 
 import json
@@ -11,7 +11,8 @@ from typing import Any
 
 from splitattn.architectures import TIMM_NAMES, architecture, split_name
 from splitattn.errors import InputError, WeightsError
-from splitattn.weights.catalogue import Preprocessing, class_names
+from splitattn.preprocessing import Preprocessing
+from splitattn.weights.catalogue import class_names
 from splitattn.weights.metadata import ModelMetadata, unreadable
 
 CONFIG_NAME = "config.json"
@@ -44,14 +45,14 @@ class Config:
     preprocessing: Preprocessing
 
 
-def to_config(metadata: ModelMetadata, *, licence: str | None = None) -> str:
+def to_config(metadata: ModelMetadata, *, license: str | None = None) -> str:
     """The `config.json` for weights of which `metadata` is true, for RGB images.
 
     timm always resizes and then crops. Where we crop first, it sees the same part of the image, but
     not the very same pixels. A model that timm does not have goes by our name, which it refuses.
 
     Args:
-        licence: SPDX identifier, if it is known.
+        license: SPDX identifier, if it is known.
     """
     shape = architecture(metadata.model)
     preprocessing = metadata.preprocessing
@@ -70,8 +71,8 @@ def to_config(metadata: ModelMetadata, *, licence: str | None = None) -> str:
         "first_conv": "conv1.0" if shape.deep_stem else "conv1",
         "classifier": "fc",
     }
-    if licence:
-        pretrained["license"] = licence.lower()
+    if license:
+        pretrained["license"] = license.lower()
     config = {
         "architecture": TIMM_NAMES.get(metadata.model, metadata.model),
         "num_classes": num_classes,
@@ -170,7 +171,7 @@ def _preprocessing(fields: dict[str, Any]) -> Preprocessing:
 def _per_channel(values: object) -> tuple[float, float, float]:
     if not isinstance(values, list) or len(values) not in (1, 3):
         raise TypeError(f"mean and std must be three numbers each, got {values!r:.60}")
-    red, green, blue = values if len(values) == 3 else values * 3  # one for grey images
+    red, green, blue = values if len(values) == 3 else values * 3  # one for gray images
     return _number(red), _number(green), _number(blue)
 
 

@@ -12,6 +12,19 @@ import torch
 from torch import Tensor
 
 from splitattn.data.sources import LabelledImages
+from splitattn.engines.engine import LIBRARIES, EngineRuntime
+from splitattn.engines.exported import load_exported
+from splitattn.engines.pytorch import Exportable, TorchEngine, plain_engine, traced
+from splitattn.engines.quantization import (
+    CALIBRATION_IMAGES,
+    Agreement,
+    calibration_images,
+    compare,
+    comparison_images,
+    quantized_onnx,
+    quantized_openvino,
+    sampled,
+)
 from splitattn.environment import describe
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import replacing
@@ -20,22 +33,9 @@ from splitattn.libraries import require
 from splitattn.nn.fusion import fuse
 from splitattn.nn.parity import Parity, difference
 from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes.exported import load_exported
-from splitattn.runtimes.pytorch import Exportable, TorchEngine, plain_engine, traced
-from splitattn.runtimes.quantisation import (
-    CALIBRATION_IMAGES,
-    Agreement,
-    calibration_images,
-    compare,
-    comparison_images,
-    quantised_onnx,
-    quantised_openvino,
-    sampled,
-)
-from splitattn.runtimes.runtime import LIBRARIES, EngineRuntime
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata, read_metadata
-from splitattn.weights.store import ResolvedWeights
+from splitattn.weights.resolve import ResolvedWeights
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch_export": ".pt2"}
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -137,7 +137,7 @@ def export(
 ) -> ExportReport:
     """Write `model`, fused, for another engine, and prove it on photographs.
 
-    The network takes "images", normalised float32 (B, 3, H, W), and gives "logits", float32
+    The network takes "images", normalized float32 (B, 3, H, W), and gives "logits", float32
     (B, classes), for any B. Its classes and preprocessing travel inside the file, so that
     `predict --weights` needs nothing else. Beside it appears `NAME.parity.json`, the report.
 
@@ -259,23 +259,23 @@ class _Network:
 def _write_onnx(network: _Network, path: Path, precision: str) -> None:
     import onnx
 
-    from splitattn.runtimes.onnx_runtime import convert
+    from splitattn.engines.onnx_runtime import convert
 
     fused = network.fused("onnxruntime", half=precision == "fp16")
     graph = convert(fused, size=network.size, dynamic_size=network.dynamic_size)
     if precision == "int8":
-        graph = quantised_onnx(graph, network.calibration(), network.metadata.preprocessing)
+        graph = quantized_onnx(graph, network.calibration(), network.metadata.preprocessing)
     onnx.helper.set_model_props(graph, {METADATA_KEY: network.metadata.to_json()})
     onnx.save(graph, path)
 
 
 def _write_openvino(network: _Network, path: Path, precision: str) -> None:
-    from splitattn.runtimes.open_vino import convert, save
+    from splitattn.engines.open_vino import convert, save
 
     fused = network.fused("openvino")
     graph = convert(fused, size=network.size, dynamic_size=network.dynamic_size)
     if precision == "int8":
-        graph = quantised_openvino(graph, network.calibration(), network.metadata.preprocessing)
+        graph = quantized_openvino(graph, network.calibration(), network.metadata.preprocessing)
     save(graph, path, metadata=network.metadata, half=precision == "fp16")
 
 

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from splitattn.benchmark import peaks
-from splitattn.benchmark.peaks import measure_peaks
+from splitattn.bench import peaks
+from splitattn.bench.peaks import measure_peaks
 
 
 def test_a_machine_has_peaks() -> None:
@@ -29,7 +29,7 @@ def test_the_best_library_sets_the_peak(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_product_in_eight_bits_is_a_product() -> None:
-    from splitattn.runtimes.open_vino import OpenVinoEngine, product
+    from splitattn.engines.open_vino import OpenVinoEngine, product
 
     torch.manual_seed(0)
     images = torch.randn(1, 64, 1, 64)

@@ -1,4 +1,4 @@
-"""ONNX graphs rewritten for eight bits, before `quantisation` chooses the ranges of numbers."""
+"""ONNX graphs rewritten for eight bits, before `quantization` chooses the ranges of numbers."""
 
 from copy import deepcopy
 from typing import Any

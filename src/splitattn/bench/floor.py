@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from splitattn.benchmark.peaks import Peaks
+from splitattn.bench.peaks import Peaks
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 

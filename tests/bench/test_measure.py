@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from splitattn import environment
-from splitattn.benchmark import ladder
-from splitattn.benchmark.ladder import rungs
-from splitattn.benchmark.measure import Plan, Row, measure
-from splitattn.benchmark.peaks import Peaks
-from splitattn.benchmark.spread import spread
+from splitattn.bench import ladder
+from splitattn.bench.ladder import rungs
+from splitattn.bench.measure import Plan, Row, measure
+from splitattn.bench.peaks import Peaks
+from splitattn.bench.spread import spread
 from splitattn.cli import main
 from splitattn.errors import InputError
 
@@ -36,7 +36,7 @@ def plan(**changes: object) -> Plan:
 @pytest.fixture(autouse=True)
 def _quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = Peaks(multiply_adds={"fp32": 1e9, "int8": 1e9}, copied_bytes=1e9)
-    monkeypatch.setattr("splitattn.benchmark.measure.measure_peaks", lambda _: peaks)
+    monkeypatch.setattr("splitattn.bench.measure.measure_peaks", lambda _: peaks)
 
 
 def test_every_rung_has_a_row_for_each_batch_size() -> None:
@@ -140,7 +140,7 @@ def test_what_ends_while_memory_is_measured_loses_no_more_than_that(
                 done.set_exception(outcome)
             return done
 
-    monkeypatch.setattr("splitattn.benchmark.measure.ProcessPoolExecutor", Here)
+    monkeypatch.setattr("splitattn.bench.measure.ProcessPoolExecutor", Here)
     _, rows = measure(plan(memory=True))
     assert [(row.batch_size, row.peak_memory) for row in rows] == [(1, 7), (2, None)]
     assert "stopped: peak memory is known of 1 of 2 rows" in caplog.text

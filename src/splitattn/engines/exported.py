@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from splitattn.engines.engine import Engine, EngineRuntime
 from splitattn.errors import InputError, WeightsError
 from splitattn.libraries import require
-from splitattn.runtimes.runtime import Engine, EngineRuntime
 from splitattn.weights.metadata import ModelMetadata, unreadable
-from splitattn.weights.store import EXPORTED_SUFFIXES
+from splitattn.weights.resolve import EXPORTED_SUFFIXES
 
 # By the end of a file's name, since neither format has a mark of its own.
 _ENGINES = {".onnx": "onnxruntime", ".xml": "openvino"}
@@ -76,11 +76,11 @@ def _open(path: Path, device: str) -> tuple[Engine, str | None]:
     opened: Engine
     try:
         if path.suffix == ".onnx":
-            from splitattn.runtimes.onnx_runtime import OnnxEngine
+            from splitattn.engines.onnx_runtime import OnnxEngine
 
             opened = OnnxEngine(path, device=device)
             return opened, opened.metadata
-        from splitattn.runtimes.open_vino import OpenVinoEngine
+        from splitattn.engines.open_vino import OpenVinoEngine
 
         opened = OpenVinoEngine(path, device=device)
         return opened, opened.metadata

@@ -5,12 +5,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from splitattn.engines.pytorch import choose_device, compiled_engine, eager_engine
 from splitattn.errors import InputError
-from splitattn.images.preprocess import normalise
+from splitattn.images.preprocess import normalize
 from splitattn.libraries import installed, require
 from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes.pytorch import choose_device, compiled_engine, eager_engine
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 
 # What each engine needs to run a network that is in memory, besides PyTorch.
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ class Engine(Protocol):
     device: torch.device
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
-        """Normalised float32 images (B, 3, H, W), on `device`, to logits (B, classes)."""
+        """Normalized float32 images (B, 3, H, W), on `device`, to logits (B, classes)."""
         ...
 
 
@@ -67,7 +67,7 @@ class EngineRuntime:
 
     Args:
         engine: runs the network; it stays at hand as an attribute.
-        preprocessing: the input size and normalisation that the network expects.
+        preprocessing: the input size and normalization that the network expects.
     """
 
     def __init__(self, engine: Engine, preprocessing: Preprocessing) -> None:
@@ -86,7 +86,7 @@ class EngineRuntime:
     def run(self, batch_BCHW: Tensor) -> Tensor:  # noqa: N803
         """uint8 pixels (B, 3, size, size) to float32 probabilities (B, classes) on the CPU."""
         # Bytes travel to the device, a quarter of the floats.
-        images = normalise(batch_BCHW.to(self.engine.device), self._preprocessing)
+        images = normalize(batch_BCHW.to(self.engine.device), self._preprocessing)
         return self.engine(images).float().softmax(1).cpu()
 
 
@@ -101,7 +101,7 @@ def load_runtime(
 
     Args:
         model: gives logits.
-        preprocessing: the input size and normalisation that the model expects.
+        preprocessing: the input size and normalization that the model expects.
         device: "auto" is CUDA where there is any and the engine can use it, and the CPU elsewhere.
         engine: one of `ENGINES`; "auto" is the fastest that is installed for the device.
 
@@ -125,11 +125,11 @@ def _fastest(device: torch.device) -> str:
 def _load(model: ResNeSt, size: int, device: str, engine: str) -> Engine:
     # Imported here: each loads a library that the others do not need.
     if engine == "openvino":
-        from splitattn.runtimes import open_vino
+        from splitattn.engines import open_vino
 
         return open_vino.network_engine(model, size=size, device=device)
     if engine == "onnxruntime":
-        from splitattn.runtimes import onnx_runtime
+        from splitattn.engines import onnx_runtime
 
         return onnx_runtime.network_engine(model, size=size, device=device)
     if engine == "compile":

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from splitattn.architectures import ARCHITECTURES
-from splitattn.benchmark.floor import Cost, cost, floor_seconds
-from splitattn.benchmark.peaks import Peaks
+from splitattn.bench.floor import Cost, cost, floor_seconds
+from splitattn.bench.peaks import Peaks
 from splitattn.nn.fusion import fuse
 from splitattn.nn.resnest import ResNeSt
 

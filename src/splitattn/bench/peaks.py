@@ -77,7 +77,7 @@ def _numpy_product(side: int) -> Product:
 
 def _openvino_product(side: int, precision: str) -> Product:
     """A 1x1 convolution of as many channels as pixels; in int8 between ranges, as NNCF makes it."""
-    from splitattn.runtimes.open_vino import OpenVinoEngine, product
+    from splitattn.engines.open_vino import OpenVinoEngine, product
 
     engine = OpenVinoEngine(product(side, eight_bits=precision == "int8"))
     images = torch.randn(1, side, 1, side)

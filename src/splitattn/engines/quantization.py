@@ -21,15 +21,15 @@ from torch import Tensor
 
 from splitattn.data.loading import eval_loader
 from splitattn.data.sources import LabelledImages, open_data
+from splitattn.engines.engine import Runtime
 from splitattn.errors import DataError, ImageError
 from splitattn.evaluation import with_classes_of_model
 from splitattn.files import is_folder
 from splitattn.images.decode import decode
-from splitattn.images.preprocess import normalise, preprocess
-from splitattn.images.sources import expand
+from splitattn.images.paths import expand
+from splitattn.images.preprocess import normalize, preprocess
 from splitattn.libraries import telemetry_off
-from splitattn.runtimes.runtime import Runtime
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights.metadata import ModelMetadata
 
 CALIBRATION_IMAGES = 300
@@ -44,12 +44,12 @@ FLOAT_PARTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How a quantised network compares with the one that it was made from.
+    """How a quantized network compares with the one that it was made from.
 
     Attributes:
         n: images that both have labelled.
         same_labels: images that both label alike, in percent.
-        top1, reference_top1: of the quantised network and of the other, in percent; None if the
+        top1, reference_top1: of the quantized network and of the other, in percent; None if the
             images come without labels that the model knows.
     """
 
@@ -168,7 +168,7 @@ def compare(
     )
 
 
-def quantised_onnx(
+def quantized_onnx(
     graph: Any,
     pixels: Sequence[Tensor],
     preprocessing: Preprocessing,
@@ -192,7 +192,7 @@ def quantised_onnx(
     )
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    from splitattn.runtimes.onnx_eight_bits import for_eight_bits
+    from splitattn.engines.onnx_eight_bits import for_eight_bits
 
     class Images(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -204,10 +204,10 @@ def quantised_onnx(
 
     graph = for_eight_bits(graph) if float_parts else deepcopy(graph)
     # PyTorch's exporter has folded and inferred what the pre-processing would; without this mark
-    # each quantisation would print advice to do it.
+    # each quantization would print advice to do it.
     add_pre_process_metadata(graph)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "quantised.onnx"
+        path = Path(folder) / "quantized.onnx"
         quantize_static(
             graph,
             path,
@@ -222,7 +222,7 @@ def quantised_onnx(
         return onnx.load(path)
 
 
-def quantised_openvino(
+def quantized_openvino(
     graph: Any,
     pixels: Sequence[Tensor],
     preprocessing: Preprocessing,
@@ -237,7 +237,7 @@ def quantised_openvino(
         float_parts: what stays in floats; see `find_parts`. With none, NNCF decides everything, as
             it does for other projects' networks.
     """
-    from splitattn.runtimes.open_vino import core, floor_averages
+    from splitattn.engines.open_vino import core, floor_averages
 
     core()  # before those that NNCF makes and drops
     parts = find_parts(_openvino_nodes(graph))
@@ -250,15 +250,15 @@ def quantised_openvino(
     # Not by NNCF's own function, which also silences every handler that listens to it.
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars, on the way of results
-        quantised = nncf.quantize(
+        quantized = nncf.quantize(
             graph,
             nncf.Dataset(pixels, lambda image: _input(image, preprocessing)),
             subset_size=len(pixels),
             ignored_scope=nncf.IgnoredScope(names=_names(float_parts, parts), validate=False),
         )
     if "blend" in float_parts and "pools" not in float_parts:
-        _round_for_all(quantised, parts["pools"])
-    return quantised
+        _round_for_all(quantized, parts["pools"])
+    return quantized
 
 
 def _round_for_all(graph: Any, readers: set[str]) -> None:
@@ -282,7 +282,7 @@ def _round_for_all(graph: Any, readers: set[str]) -> None:
 
 
 def _input(image: Tensor, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    return np.ascontiguousarray(normalise(image[None], preprocessing).numpy())
+    return np.ascontiguousarray(normalize(image[None], preprocessing).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splitattn.engines.pytorch import Exportable
 from splitattn.errors import InputError
 from splitattn.libraries import telemetry_off
 from splitattn.nn.fusion import fuse
 from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes.pytorch import Exportable
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 with telemetry_off():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from splitattn.images.sources import expand
+from splitattn.images.paths import expand
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ import pytest
 
 import splitattn.nn.resnest
 
-assert "splitattn.nn.triton_attention" not in sys.modules
+assert "splitattn.nn.triton_blending" not in sys.modules
 sys.exit(pytest.main(sys.argv[1:]))
 """
 

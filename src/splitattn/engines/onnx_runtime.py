@@ -8,10 +8,10 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from splitattn.engines.pytorch import Exportable, traced
 from splitattn.errors import InputError
 from splitattn.nn.fusion import fuse
 from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes.pytorch import Exportable, traced
 from splitattn.weights.metadata import METADATA_KEY
 
 # The newest that PyTorch writes without converting between versions afterwards.

@@ -19,8 +19,8 @@ from filelock import FileLock
 from splitattn.architectures import architecture, split_name
 from splitattn.errors import WeightsError, nearest
 from splitattn.files import is_file, is_folder
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights.catalogue import (
-    Preprocessing,
     WeightsEntry,
     default_preprocessing,
     embedded_entry,
@@ -228,7 +228,7 @@ def identify(path: Path) -> WeightsEntry:
         WeightsError: it is none of the catalogue's, or cannot be read.
     """
     digest = _digest(path)
-    if entry := _recognised(digest):
+    if entry := _recognized(digest):
         return entry
     raise WeightsError(f"{path} is none of the catalogue's files: its sha256 is {digest}")
 
@@ -239,10 +239,10 @@ def published(path: Path) -> WeightsEntry | None:
     Raises:
         WeightsError: the file cannot be read.
     """
-    return _recognised(_digest(path))
+    return _recognized(_digest(path))
 
 
-def _recognised(digest: str) -> WeightsEntry | None:
+def _recognized(digest: str) -> WeightsEntry | None:
     return next((entry for entry in entries() if digest.startswith(entry.sha256)), None)
 
 

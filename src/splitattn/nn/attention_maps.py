@@ -19,7 +19,7 @@ def attention_shares(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     Args:
         model: a network with `SplitAttention2d` blocks; it is run in evaluation mode.
-        images: (B, in_chans, H, W) normalised floats, on the network's device.
+        images: (B, in_chans, H, W) normalized floats, on the network's device.
 
     Returns:
         By name of the block, in the order in which they run, its attention (B, R, C). The shares of

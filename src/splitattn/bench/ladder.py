@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from splitattn.architectures import TIMM_NAMES, architecture, split_name
+from splitattn.engines.engine import LIBRARIES
+from splitattn.engines.pytorch import Exportable, TorchEngine
+from splitattn.engines.quantization import FLOAT_PARTS, quantized_onnx, quantized_openvino
 from splitattn.errors import InputError
 from splitattn.libraries import installed, require
 from splitattn.nn.fusion import Form, fuse
 from splitattn.nn.resnest import Bottleneck, ResNeSt
-from splitattn.runtimes.pytorch import Exportable, TorchEngine
-from splitattn.runtimes.quantisation import FLOAT_PARTS, quantised_onnx, quantised_openvino
-from splitattn.runtimes.runtime import LIBRARIES
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _CHEAPER = {"resnest50": "resnest50_fast_2s1x64d"}
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Normalised float32 images (B, 3, H, W), on the setting's device, to logits.
+# Normalized float32 images (B, 3, H, W), on the setting's device, to logits.
 Runner = Callable[[Tensor], Tensor]
 
 
@@ -248,12 +248,12 @@ def _onnx(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
     def load(subject: Subject, setting: Setting, path: Path) -> Runner:
         import onnx
 
-        from splitattn.runtimes.onnx_runtime import OnnxEngine, convert
+        from splitattn.engines.onnx_runtime import OnnxEngine, convert
 
         path = path.with_suffix(".onnx")
         if not path.exists():
-            quantise = quantised_onnx if precision == "int8" else None
-            onnx.save(_graph(subject, setting, convert, quantise, "onnx"), path)
+            quantize = quantized_onnx if precision == "int8" else None
+            onnx.save(_graph(subject, setting, convert, quantize, "onnx"), path)
         return OnnxEngine(path, device="cpu")
 
     return load
@@ -261,12 +261,12 @@ def _onnx(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
 
 def _openvino(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
     def load(subject: Subject, setting: Setting, path: Path) -> Runner:
-        from splitattn.runtimes.open_vino import OpenVinoEngine, convert, save
+        from splitattn.engines.open_vino import OpenVinoEngine, convert, save
 
         path = path.with_suffix(".xml")
         if not path.exists():
-            quantise = quantised_openvino if precision == "int8" else None
-            save(_graph(subject, setting, convert, quantise, "openvino"), path)
+            quantize = quantized_openvino if precision == "int8" else None
+            save(_graph(subject, setting, convert, quantize, "openvino"), path)
         return OpenVinoEngine(path, device="cpu")
 
     return load
@@ -276,15 +276,15 @@ def _graph(
     subject: Subject,
     setting: Setting,
     convert: Callable[..., Any],
-    quantise: Callable[..., Any] | None,
+    quantize: Callable[..., Any] | None,
     form: str,
 ) -> Any:
-    """The subject as a graph; peers are quantised as the libraries do it by themselves."""
+    """The subject as a graph; peers are quantized as the libraries do it by themselves."""
     graph = convert(Exportable(subject.build()), size=setting.preprocessing.size)
-    if quantise is None:
+    if quantize is None:
         return graph
     float_parts = FLOAT_PARTS[form] if subject.rewritten else ()
-    return quantise(graph, list(setting.pixels), setting.preprocessing, float_parts=float_parts)
+    return quantize(graph, list(setting.pixels), setting.preprocessing, float_parts=float_parts)
 
 
 _ONNX, _OPENVINO = LIBRARIES["onnxruntime"], LIBRARIES["openvino"]

@@ -6,16 +6,16 @@ from torch import Tensor
 
 from splitattn.architectures import ARCHITECTURES, Architecture
 from splitattn.errors import InputError
-from splitattn.nn.attention import attention_shares
+from splitattn.nn.attention_maps import attention_shares
 from splitattn.nn.fusion import fuse
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
-from tests.nn.networks import images, randomise_norms, small
+from tests.nn.networks import images, randomize_norms, small
 
 
 def network(architecture: Architecture) -> ResNeSt:
     model = ResNeSt(architecture, num_classes=7)
-    randomise_norms(model)
+    randomize_norms(model)
     return model
 
 

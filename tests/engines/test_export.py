@@ -16,36 +16,36 @@ import torch
 
 from splitattn import libraries
 from splitattn.classifier import Classifier
-from splitattn.errors import InputError, WeightsError
-from splitattn.images.decode import decode
-from splitattn.images.preprocess import normalise, preprocess
-from splitattn.images.samples import sample_photographs
-from splitattn.nn.fusion import Form, fuse
-from splitattn.nn.parity import Difference, Parity
-from splitattn.nn.resnest import ResNeSt
-from splitattn.runtimes import export as exporting
-from splitattn.runtimes import onnx_runtime
-from splitattn.runtimes.export import SUFFIXES, ExportError, ExportReport, export
-from splitattn.runtimes.exported import load_exported
-from splitattn.runtimes.onnx_eight_bits import for_eight_bits
-from splitattn.runtimes.onnx_runtime import OnnxEngine
-from splitattn.runtimes.open_vino import OpenVinoEngine, convert, floor_averages, ov
-from splitattn.runtimes.pytorch import Exportable, plain_engine
-from splitattn.runtimes.quantisation import (
+from splitattn.engines import export as exporting
+from splitattn.engines import onnx_runtime
+from splitattn.engines.engine import EngineRuntime
+from splitattn.engines.export import SUFFIXES, ExportError, ExportReport, export
+from splitattn.engines.exported import load_exported
+from splitattn.engines.onnx_eight_bits import for_eight_bits
+from splitattn.engines.onnx_runtime import OnnxEngine
+from splitattn.engines.open_vino import OpenVinoEngine, convert, floor_averages, ov
+from splitattn.engines.pytorch import Exportable, plain_engine
+from splitattn.engines.quantization import (
     Agreement,
     _onnx_nodes,
     _openvino_nodes,
     calibration_images,
     find_parts,
-    quantised_onnx,
-    quantised_openvino,
+    quantized_onnx,
+    quantized_openvino,
 )
-from splitattn.runtimes.runtime import EngineRuntime
+from splitattn.errors import InputError, WeightsError
+from splitattn.images.decode import decode
+from splitattn.images.preprocess import normalize, preprocess
+from splitattn.images.samples import sample_photographs
+from splitattn.nn.fusion import Form, fuse
+from splitattn.nn.parity import Difference, Parity
+from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.metadata import METADATA_KEY
-from tests.data.datasets import CLASSES as COLOURS
+from tests.data.datasets import CLASSES as COLORS
 from tests.data.datasets import write_image_folder
 from tests.nn.networks import small
-from tests.runtimes.networks import CLASSES, METADATA, PREPROCESSING, network, photographs
+from tests.engines.networks import CLASSES, METADATA, PREPROCESSING, network, photographs
 
 TINY = replace(METADATA, preprocessing=replace(PREPROCESSING, size=32))
 # Before, torch.export recorded that half of an image is odd, or even, as that of its example is.
@@ -355,15 +355,15 @@ def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> str:
+def colors(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_image_folder(tmp_path_factory.mktemp("data"), train=4, val=4))
 
 
-def test_int8_in_openvino_keeps_labels_and_says_so(colours: str, tmp_path: Path) -> None:
-    metadata = replace(METADATA, classes=COLOURS)
-    model = knowing(colours)
+def test_int8_in_openvino_keeps_labels_and_says_so(colors: str, tmp_path: Path) -> None:
+    metadata = replace(METADATA, classes=COLORS)
+    model = knowing(colors)
     path = tmp_path / "net.xml"
-    report = export(model, path, metadata=metadata, precision="int8", calibration=colours)
+    report = export(model, path, metadata=metadata, precision="int8", calibration=colors)
     assert report.agreement == Agreement(n=12, same_labels=100, top1=100, reference_top1=100)
     assert report.passed
     kinds = [operation.get_type_name() for operation in ov.Core().read_model(path).get_ops()]
@@ -373,12 +373,12 @@ def test_int8_in_openvino_keeps_labels_and_says_so(colours: str, tmp_path: Path)
     )
     stored = json.loads((tmp_path / "net.xml.parity.json").read_text("utf-8"))
     assert stored["agreement"]["top1"] == 100
-    red = next(Path(colours).glob("val/red/*"))
+    red = next(Path(colors).glob("val/red/*"))
     assert Classifier(weights=path).predict(red, topk=1)[0].label == "red"
 
 
 def knowing(data: str) -> ResNeSt:
-    """A network that knows the colours apart: its classifier looks for the nearest class's mean."""
+    """A network that knows the colors apart: its classifier looks for the nearest class's mean."""
     images = calibration_images(data)
     pixels = torch.stack([preprocess(decode(path), PREPROCESSING) for path in images.images])
     model = ResNeSt(small(), num_classes=0).eval()
@@ -386,13 +386,13 @@ def knowing(data: str) -> ResNeSt:
         {k: v for k, v in network().state_dict().items() if not k.startswith("fc.")}
     )
     with torch.no_grad():
-        features = model(normalise(pixels, PREPROCESSING))
+        features = model(normalize(pixels, PREPROCESSING))
         labels = torch.tensor(images.labels)
-        centres = torch.stack([features[labels == label].mean(0) for label in range(3)])
-        direction = centres - centres.mean(0)
+        centers = torch.stack([features[labels == label].mean(0) for label in range(3)])
+        direction = centers - centers.mean(0)
         model.fc = torch.nn.Linear(features.shape[1], 3)
         model.fc.weight.copy_(direction * (20 / direction.square().sum(1).mean()))
-        model.fc.bias.copy_(-(model.fc.weight * (centres + centres.mean(0)) / 2).sum(1))
+        model.fc.bias.copy_(-(model.fc.weight * (centers + centers.mean(0)) / 2).sum(1))
     model.num_classes = 3
     return model
 
@@ -405,22 +405,22 @@ def test_int8_in_onnx_leaves_attention_alone_in_floats(radix: int, cardinality: 
     suited = for_eight_bits(graph)
     assert graph.SerializeToString() == before
     attention = find_parts(_onnx_nodes(suited))["attention"]
-    quantised = quantised_onnx(graph, list(photographs()), PREPROCESSING)
-    kinds = {output: node.op_type for node in quantised.graph.node for output in node.output}
+    quantized = quantized_onnx(graph, list(photographs()), PREPROCESSING)
+    kinds = {output: node.op_type for node in quantized.graph.node for output in node.output}
     dense = [
-        node for node in quantised.graph.node if node.name in attention and node.op_type == "Conv"
+        node for node in quantized.graph.node if node.name in attention and node.op_type == "Conv"
     ]
     assert len(dense) == 4 * cardinality * (1 + max(radix - 1, 1))
     for node in dense:
-        assert node.input[1] not in kinds, "weights in eight bits would be dequantised"
-    for node in quantised.graph.node:
+        assert node.input[1] not in kinds, "weights in eight bits would be dequantized"
+    for node in quantized.graph.node:
         if "quantize" not in node.op_type.lower() and node.name not in attention:
             # What eight bits calculate reads bytes, and nothing but bytes.
             read = {kinds[name] for name in node.input if name in kinds}
             assert read == {"DequantizeLinear"}, node.name
             assert node.op_type not in ("ReduceMean", "Sub"), "it has no eight bits"
     expected = EngineRuntime(plain_engine(model), PREPROCESSING).run(photographs())
-    got = EngineRuntime(OnnxEngine(quantised.SerializeToString()), PREPROCESSING).run(photographs())
+    got = EngineRuntime(OnnxEngine(quantized.SerializeToString()), PREPROCESSING).run(photographs())
     assert 1e-4 < (got - expected).abs().max() < 0.15
 
 
@@ -441,15 +441,15 @@ def test_operations_for_eight_bits_compute_the_same(radix: int, form: Form, any_
     if radix == 2:
         assert (given["Mul"], left["Mul"]) == (5, 10)
     for images in (photographs(), photographs()[:1, :, 1:, 5:] if any_size else photographs()[:1]):
-        inputs = normalise(images, PREPROCESSING)
+        inputs = normalize(images, PREPROCESSING)
         expected, got = (OnnxEngine(each.SerializeToString())(inputs) for each in (graph, suited))
         assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_onnx_networks_without_float_parts_are_left_to_onnx_runtime() -> None:
     graph = onnx_runtime.convert(Exportable(fuse(network(), target="onnxruntime")), size=40)
-    quantised = quantised_onnx(graph, list(photographs()), PREPROCESSING, float_parts=())
-    assert "ReduceMean" in {node.op_type for node in quantised.graph.node}
+    quantized = quantized_onnx(graph, list(photographs()), PREPROCESSING, float_parts=())
+    assert "ReduceMean" in {node.op_type for node in quantized.graph.node}
 
 
 @pytest.mark.parametrize(("radix", "cardinality"), [(2, 1), (4, 2)])
@@ -459,8 +459,8 @@ def test_int8_in_openvino_rounds_splits_once_and_attention_never(
     model = network(radix, cardinality, layers=(2, 1, 1, 1))
     graph = convert(Exportable(fuse(model, target="openvino")), size=40)
     parts = find_parts(_openvino_nodes(graph))
-    quantised = quantised_openvino(graph, list(photographs()), PREPROCESSING)
-    operations = {each.get_friendly_name(): each for each in quantised.get_ops()}
+    quantized = quantized_openvino(graph, list(photographs()), PREPROCESSING)
+    operations = {each.get_friendly_name(): each for each in quantized.get_ops()}
     splits = [operations[name].input_value(0).get_node() for name in parts["pools"]]
     assert [split.get_type_name() for split in splits] == ["FakeQuantize"] * (
         5 * radix * cardinality
@@ -473,17 +473,17 @@ def test_int8_in_openvino_rounds_splits_once_and_attention_never(
             maker = value.get_node()
             assert maker.get_type_name() != "FakeQuantize" or maker in splits, name
     sides = {10: "floor", 5: "ceil_torch", 3: "ceil_torch"}
-    assert shortcut_averages(quantised) == sides
+    assert shortcut_averages(quantized) == sides
     assert shortcut_averages(graph) == dict.fromkeys(sides, "ceil_torch"), "it stays as it is"
     expected = EngineRuntime(plain_engine(model), PREPROCESSING).run(photographs())
-    got = EngineRuntime(OpenVinoEngine(quantised), PREPROCESSING).run(photographs())
+    got = EngineRuntime(OpenVinoEngine(quantized), PREPROCESSING).run(photographs())
     assert 1e-4 < (got - expected).abs().max() < 0.15
 
 
 def test_openvino_networks_without_float_parts_are_left_to_nncf() -> None:
     graph = convert(Exportable(fuse(network(), target="openvino")), size=40)
-    quantised = quantised_openvino(graph, list(photographs()), PREPROCESSING, float_parts=())
-    assert set(shortcut_averages(quantised).values()) == {"ceil_torch"}
+    quantized = quantized_openvino(graph, list(photographs()), PREPROCESSING, float_parts=())
+    assert set(shortcut_averages(quantized).values()) == {"ceil_torch"}
 
 
 def shortcut_averages(graph: ov.Model) -> dict[int, str]:

@@ -9,9 +9,9 @@ from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
-from splitattn.weights.catalogue import Preprocessing
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights.metadata import ModelMetadata
-from tests.nn.networks import randomise_norms, small
+from tests.nn.networks import randomize_norms, small
 
 CLASSES = ("tabby", 'say "cheese"', "café", "a <b> & c\n", "mug", "sock")
 PREPROCESSING = Preprocessing(
@@ -36,7 +36,7 @@ def network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResNeSt(small(radix, cardinality, layers=layers), num_classes=len(CLASSES)).eval()
-        randomise_norms(model)
+        randomize_norms(model)
         nn.init.normal_(model.fc.weight, std=0.5)
     return model
 

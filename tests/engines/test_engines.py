@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from splitattn import libraries
+from splitattn.engines import runtime
+from splitattn.engines.engine import ENGINES, EngineRuntime, load_runtime
+from splitattn.engines.onnx_runtime import OnnxEngine
+from splitattn.engines.pytorch import TorchEngine, plain_engine
 from splitattn.errors import InputError
 from splitattn.libraries import telemetry_off
-from splitattn.runtimes import runtime
-from splitattn.runtimes.onnx_runtime import OnnxEngine
-from splitattn.runtimes.pytorch import TorchEngine, plain_engine
-from splitattn.runtimes.runtime import ENGINES, EngineRuntime, load_runtime
 from tests.nn.networks import small
-from tests.runtimes.networks import PREPROCESSING, network, photographs
+from tests.engines.networks import PREPROCESSING, network, photographs
 
 # torch.compile starts a C++ compiler, which takes longer than all other engines together.
 ENGINES_TESTED = [
@@ -250,7 +250,7 @@ def test_a_fused_network_of_each_radix_is_what_engines_get() -> None:
 
 SIGNALLED = """
 import gc, os, signal
-from splitattn.runtimes.open_vino import OpenVinoEngine, product
+from splitattn.engines.open_vino import OpenVinoEngine, product
 engines = [OpenVinoEngine(product(8, eight_bits=False)) for _ in range(2)]
 while engines:
     del engines[0]

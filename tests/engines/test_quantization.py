@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitattn.errors import DataError
-from splitattn.images.samples import sample_photographs
-from splitattn.runtimes.quantisation import (
+from splitattn.engines.quantization import (
     Agreement,
     Node,
     calibration_images,
@@ -16,8 +14,10 @@ from splitattn.runtimes.quantisation import (
     find_parts,
     sampled,
 )
+from splitattn.errors import DataError
+from splitattn.images.samples import sample_photographs
 from tests.data.datasets import CLASSES, write_image_folder
-from tests.runtimes.networks import METADATA, PREPROCESSING
+from tests.engines.networks import METADATA, PREPROCESSING
 
 SAMPLES = sample_photographs()[0].parent
 

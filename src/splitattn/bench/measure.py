@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from splitattn import environment
-from splitattn.benchmark.floor import Cost, cost, floor_seconds
-from splitattn.benchmark.ladder import Rung, Runner, Setting, rungs
-from splitattn.benchmark.peaks import Peaks, measure_peaks
+from splitattn.bench.floor import Cost, cost, floor_seconds
+from splitattn.bench.ladder import Rung, Runner, Setting, rungs
+from splitattn.bench.peaks import Peaks, measure_peaks
+from splitattn.engines.pytorch import TorchEngine
 from splitattn.errors import InputError
 from splitattn.images.decode import decode
-from splitattn.images.preprocess import normalise, preprocess
+from splitattn.images.preprocess import normalize, preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.parity import Difference, difference
-from splitattn.runtimes.pytorch import TorchEngine
 from splitattn.weights.catalogue import default_preprocessing
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _costs(chosen: list[Rung], setting: Setting) -> dict[str, Cost]:
 
 def _images(setting: Setting, batch_size: int) -> Tensor:
     photographs = setting.pixels.repeat(-(-batch_size // len(setting.pixels)), 1, 1, 1)
-    return normalise(photographs[:batch_size].to(setting.device), setting.preprocessing)
+    return normalize(photographs[:batch_size].to(setting.device), setting.preprocessing)
 
 
 def _checks(chosen: list[Rung], runners: list[Runner], images: Tensor) -> list[Difference]:
@@ -228,7 +228,7 @@ def _take_turns(
 
 
 def _rotated(order: Sequence[int], by: int) -> list[int]:
-    """Nobody always has the turn after the same neighbour at the same time."""
+    """Nobody always has the turn after the same neighbor at the same time."""
     by %= len(order)
     rotated = [*order[by:], *order[:by]]
     return rotated[::-1] if by % 2 else rotated
