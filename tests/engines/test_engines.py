@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from splitattn import libraries
-from splitattn.engines import runtime
+from splitattn.engines import engine as runtime
 from splitattn.engines.engine import ENGINES, EngineRuntime, load_runtime
 from splitattn.engines.onnx_runtime import OnnxEngine
 from splitattn.engines.pytorch import TorchEngine, plain_engine
 from splitattn.errors import InputError
 from splitattn.libraries import telemetry_off
-from tests.nn.networks import small
 from tests.engines.networks import PREPROCESSING, network, photographs
+from tests.nn.networks import small
 
 # torch.compile starts a C++ compiler, which takes longer than all other engines together.
 ENGINES_TESTED = [

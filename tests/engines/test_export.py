@@ -44,8 +44,8 @@ from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.metadata import METADATA_KEY
 from tests.data.datasets import CLASSES as COLORS
 from tests.data.datasets import write_image_folder
-from tests.nn.networks import small
 from tests.engines.networks import CLASSES, METADATA, PREPROCESSING, network, photographs
+from tests.nn.networks import small
 
 TINY = replace(METADATA, preprocessing=replace(PREPROCESSING, size=32))
 # Before, torch.export recorded that half of an image is odd, or even, as that of its example is.
