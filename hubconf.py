@@ -37,8 +37,8 @@ def _entry_point(name: str) -> _Callable[..., _Any]:
         dropout: float | None = None,
     ) -> _Any:
         from splitattn.create import create_model
+        from splitattn.weights.cache import fetch
         from splitattn.weights.catalogue import find_entry
-        from splitattn.weights.resolve import fetch
 
         weights = None
         if pretrained:

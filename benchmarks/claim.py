@@ -39,9 +39,11 @@ from torch.nn import functional as F
 from splitattn import environment
 from splitattn.architectures import Architecture
 from splitattn.bench.spread import spread
-from splitattn.data.sources import LabelledImages, open_data
+from splitattn.data.labelled import LabelledImages
+from splitattn.data.open import open_data
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
+from splitattn.training.classification import Classification
 from splitattn.training.loop import train
 from splitattn.training.precision import autocast_dtype
 from splitattn.training.recipes import Recipe
@@ -181,16 +183,18 @@ def measured(name: str, seed: int, data: str, runs: Path) -> dict[str, Any]:
     (entrant,) = (entrant for entrant in ENTRANTS if entrant.name == name)
     torch.manual_seed(seed)
     model = entrant.build()
-    run = Run(
-        name=name,
-        recipe=replace(RECIPE, seed=seed),
+    task = Classification(
+        model=name,
         train=first_classes(open_data(data, "train")),
         val=first_classes(open_data(data, "val")),
+    )
+    run = Run(
+        recipe=replace(RECIPE, seed=seed),
         output=runs / f"{name}-{seed}",
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     parameters = sum(weight.numel() for weight in model.parameters())
-    result = train(model, run, resume=True)  # type: ignore[arg-type]  # a Peer does as well
+    result = train(model, task, run, resume=True).details
     return {
         "network": name,
         "what": entrant.what,
@@ -202,7 +206,7 @@ def measured(name: str, seed: int, data: str, runs: Path) -> dict[str, Any]:
         "parameters": parameters,
         "gmacs": gmacs(model),
         "classes": CLASSES,
-        "training_images": len(run.train),
+        "training_images": task.examples,
         "recipe": asdict(run.recipe),
         "environment": environment.describe(),
     }

@@ -102,8 +102,8 @@ def measured(
     files: list[Path], engine: str, weights: Path | None, rounds: int
 ) -> dict[str, object]:
     classifier = Classifier(weights=weights, engine=engine)
-    classifier.runtime.warm_up(BATCH)
-    pixels = torch.stack(
+    classifier.engine.warm_up(BATCH, classifier.preprocessing)
+    pixels = np.stack(
         [preprocess(decode(file), classifier.preprocessing) for file in files[:BATCH]]
     )
     batches = len(files) // BATCH
@@ -122,7 +122,7 @@ def measured(
 
     def run_all() -> None:
         for _ in range(batches):
-            classifier.runtime.run(pixels)
+            classifier.engine.run(pixels, classifier.preprocessing)
 
     def both() -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -144,7 +144,7 @@ def measured(
     ]
     return {
         "model": classifier.model,
-        "engine": classifier.runtime.name,
+        "engine": classifier.engine.name,
         "images": len(files),
         "image_size": [WIDTH, HEIGHT],
         "batch": BATCH,

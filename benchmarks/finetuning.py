@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from splitattn import create_model, environment
-from splitattn.data.sources import open_data
+from splitattn.data.open import open_data
 from splitattn.files import replacing
+from splitattn.training.classification import Classification
 from splitattn.training.loop import train
 from splitattn.training.recipes import Recipe, load_recipe
 from splitattn.training.run import Run
@@ -73,11 +74,11 @@ def main() -> None:
 
 def measured(data: str, start: str, recipe: Recipe, output: Path) -> dict[str, object]:
     entry = embedded_entry()
+    task = Classification(
+        model=entry.model, train=open_data(data, "train"), val=open_data(data, "val")
+    )
     run = Run(
-        name=entry.model,
         recipe=recipe,
-        train=open_data(data, "train"),
-        val=open_data(data, "val"),
         output=output,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
@@ -85,12 +86,10 @@ def measured(data: str, start: str, recipe: Recipe, output: Path) -> dict[str, o
     network = create_model(
         entry.model,
         weights=entry.tag if start == "embedded" else None,
-        num_classes=len(run.train.classes),
-        drop_path=recipe.drop_path,
-        drop_block=recipe.drop_block,
-        dropout=recipe.dropout,
+        num_classes=len(task.train.classes),
+        **recipe.network_arguments(),
     )
-    result = train(network, run, resume=True)
+    result = train(network, task, run, resume=True).details
     log = [json.loads(line) for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
     return {
         "start": start,
@@ -101,7 +100,7 @@ def measured(data: str, start: str, recipe: Recipe, output: Path) -> dict[str, o
         "loss": result.loss,
         "n": result.n,
         "training_seconds": sum(line["seconds"] for line in log if line["kind"] == "epoch"),
-        "training_images": len(run.train),
+        "training_images": task.examples,
         "recipe": asdict(recipe),
         "environment": environment.describe(),
     }

@@ -1,4 +1,4 @@
-"""The measurements in benchmarks/*.json as Markdown tables, for readme_tables.py."""
+"""The measurements in benchmarks/*.json as Markdown, for readme_tables.py and charts.py."""
 
 import json
 import statistics
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.bench.spread import spread
-from splitattn.nn.fusion import FORMS
+from splitattn.engines.table import ENGINES as ENGINE_ROWS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -15,6 +15,9 @@ Row = dict[str, Any]
 
 # The ladder, by what the processors multiply with. The first one's times stand for all.
 LADDERS = {"AMX": "inference_cpu_amx", "AVX-512": "inference_cpu_avx512"}
+
+# The form of the network that each engine gets.
+FORMS = {row.name: row.form for row in ENGINE_ROWS}
 
 # What people run, and what they could run instead.
 NETWORKS = (
@@ -42,7 +45,7 @@ def training() -> str:
         "| ratio (quartiles) | peak memory | measured |",
         "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
-    for row in _read("training_throughput"):
+    for row in read("training_throughput"):
         where, ratio = row["environment"], row["ratio"]
         rates = [f"{rate['median']:.2f}" for rate in row["images_per_second"].values()]
         peaks = " / ".join(f"{peak / 1e9:.1f}" for peak in row["peak_memory_bytes"].values())
@@ -62,7 +65,7 @@ def training() -> str:
 
 def inference() -> str:
     """Milliseconds by engine and network, on one machine; the ratios that matter, on all."""
-    reports = {machine: _read(name) for machine, name in LADDERS.items()}
+    reports = {machine: read(name) for machine, name in LADDERS.items()}
     machine, report = next(iter(reports.items()))
     rows = report["rows"]
     parts = [
@@ -73,10 +76,12 @@ def inference() -> str:
         head = [f"batch {batch}", *(f"{name.replace(' ', ' `')}`" for name in NETWORKS)]
         lines = [_line(head), _line(["---", *("---:" for _ in NETWORKS)])]
         for engine, ways in ENGINES.items():
-            found = [_best(rows, name, ways, batch) for name in NETWORKS]
-            fastest = min(_median(row) for row in found[:2])
+            found = [best(rows, name, ways, batch) for name in NETWORKS]
+            fastest = min(median_milliseconds(row) for row in found[:2])
             cells = [
-                f"**{_median(row):.1f}**" if _median(row) == fastest else f"{_median(row):.1f}"
+                f"**{median_milliseconds(row):.1f}**"
+                if median_milliseconds(row) == fastest
+                else f"{median_milliseconds(row):.1f}"
                 for row in found
             ]
             lines.append(_line([engine, *cells]))
@@ -92,7 +97,7 @@ def ladder() -> str:
     """Every rung is a line."""
     parts = []
     for machine, name in LADDERS.items():
-        report = _read(name)
+        report = read(name)
         rates = report["peaks"]["multiply_adds"]
         peaks = ", ".join(f"{2e-9 * rate:.0f} in {kind}" for kind, rate in rates.items())
         lines = [
@@ -102,11 +107,13 @@ def ladder() -> str:
             f"{peaks} billion operations a second, and moves "
             f"{1e-9 * report['peaks']['copied_bytes']:.1f} GB, read or written, in a copy.",
             "",
-            "| network | form | engine | precision | batch | ms (quartiles) | images/s | x floor "
-            "| peak MB | difference | same labels |",
+            "| network | form | engine | precision | batch | ms (quartiles) | images/s "
+            "| x roofline | peak MB | difference | same labels |",
             "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
-        rungs = sorted(report["rows"], key=lambda row: (row["batch_size"], _median(row)))
+        rungs = sorted(
+            report["rows"], key=lambda row: (row["batch_size"], median_milliseconds(row))
+        )
         parts.append("\n".join([*lines, *map(_rung, rungs)]))
     return "\n\n".join(parts)
 
@@ -122,7 +129,7 @@ def _rung(row: Row) -> str:
             str(row["batch_size"]),
             f"{turns['median']:.1f} ({turns['quartile1']:.1f}-{turns['quartile3']:.1f})",
             f"{1000 * row['batch_size'] / turns['median']:.1f}",
-            f"{turns['median'] / row['floor_milliseconds']:.2f}",
+            f"{turns['median'] / row['roofline_milliseconds']:.2f}",
             "" if memory is None else f"{memory / 1e6:.0f}",
             f"{row['difference']:.0e}",
             f"{row['same_labels']:.0%}",
@@ -138,7 +145,7 @@ def _ladder_origin(report: Row) -> str:
 
 def claim() -> str:
     """Mean and standard deviation over seeds, and what each network costs."""
-    rows, speeds = _read("claim"), {row["network"]: row for row in _read("claim_speed")}
+    rows, speeds = read("claim"), {row["network"]: row for row in read("claim_speed")}
     lines = [
         "| network | | top-1 % | seeds | parameters | GMACs | training images/s "
         "| inference images/s |",
@@ -172,7 +179,7 @@ def claim() -> str:
 
 def finetuning() -> str:
     """The embedded weights against random ones."""
-    rows = _read("finetuning")
+    rows = read("finetuning")
     lines = ["| from | top-1 % | epochs | minutes | seeds |", "|---|---:|---:|---:|---:|"]
     for start, name in (("embedded", "the model inside the package"), ("random", "random weights")):
         own = [row for row in rows if row["start"] == start]
@@ -196,7 +203,7 @@ def eight_bits() -> str:
         "| megabytes |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    reports = [_read(f"eight_bits_{name}") for name in ("openvino", "onnx")]
+    reports = [read(f"eight_bits_{name}") for name in ("openvino", "onnx")]
     for report in reports:
         measured = report["agreement"]
         cells = (
@@ -220,7 +227,7 @@ def end_to_end() -> str:
         "| reached (quartiles) | first label |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    rows = _read("end_to_end")
+    rows = read("end_to_end")
     for row in rows:
         rate, ratio = row["images_per_second"], row["ratio"]
         cells = (
@@ -270,15 +277,103 @@ def _ratios(reports: dict[str, Row]) -> Iterator[str]:
         cells = []
         for machine, batch in columns:
             rows = reports[machine]["rows"]
-            a, b = _best(rows, first, its_ways, batch), _best(rows, second, other_ways, batch)
-            pairs = zip(b["milliseconds"], a["milliseconds"], strict=True)
-            times = spread([theirs / own for theirs, own in pairs])
+            times = speedup(rows, (first, its_ways), (second, other_ways), batch)
             quartiles = f"{times['quartile1']:.2f}-{times['quartile3']:.2f}"
             cells.append(f"**{times['median']:.2f}** ({quartiles})")
         yield _line([name, *cells])
 
 
-def _best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: int) -> Row:
+def speedup(
+    rows: list[Row],
+    ours: tuple[str, Iterable[tuple[str, str]]],
+    theirs: tuple[str, Iterable[tuple[str, str]]],
+    batch: int,
+) -> dict[str, float]:
+    """How many times as fast the first network is: the spread of the ratios of paired turns."""
+    a, b = best(rows, *ours, batch), best(rows, *theirs, batch)
+    pairs = zip(b["milliseconds"], a["milliseconds"], strict=True)
+    return spread([other / own for other, own in pairs])
+
+
+def speed() -> str:
+    """The README's chart of the ladder, and its ratios on every machine."""
+    ours, twin, *_ = NETWORKS
+    fp32 = tuple(way for ways in ENGINES.values() for way in ways if way[1] == "fp32")
+    reports = {machine: read(name) for machine, name in LADDERS.items()}
+    machine, first = next(iter(reports.items()))
+    batches = first["plan"]["batch_sizes"]
+    head = ["speedup over timm's `resnest50d`", *(f"batch {batch}" for batch in batches)]
+    lines = [_line(head), _line(["---", *("---:" for _ in batches)])]
+    for name, ways in (
+        ("int8, both in OpenVINO", ENGINES["OpenVINO int8"]),
+        ("fp32, each in its fastest engine", fp32),
+    ):
+        for other, report in reports.items():
+            ratios = (speedup(report["rows"], (ours, ways), (twin, ways), n) for n in batches)
+            lines.append(_line([f"{name}, {other}", *(f"{x['median']:.2f}" for x in ratios)]))
+    return "\n".join(
+        (
+            "![Milliseconds per image of ResNeSt-50 in each engine, splitattn and timm]"
+            "(docs/charts/inference.svg)",
+            "",
+            f"The chart is of the machine with {machine} ({_device(first['environment'])}).",
+            "",
+            *lines,
+        )
+    )
+
+
+STARTUP = {
+    "first label": "`predict`, the model inside the package",
+    "resnest50": "`predict`, a ResNeSt-50",
+    "export resnest50": "`export` of a ResNeSt-50 to ONNX, with its parity report",
+    "timm script": "a timm script that labels one photograph",
+}
+
+
+def startup() -> str:
+    """Whole processes, from start to end."""
+    report = read("startup")
+    lines = ["| process | seconds (quartiles) | peak memory |", "|---|---:|---:|"]
+    for name, case in report["cases"].items():
+        seconds = spread(case["seconds"])
+        lines.append(
+            _line(
+                (
+                    STARTUP.get(name, name),
+                    f"{seconds['median']:.2f} "
+                    f"({seconds['quartile1']:.2f}-{seconds['quartile3']:.2f})",
+                    f"{statistics.median(case['peak_memory']) / 1e6:.0f} MB",
+                )
+            )
+        )
+    where = report["environment"]
+    lines += [
+        "",
+        f"Whole processes, n = {len(next(iter(report['cases'].values()))['seconds'])}; "
+        f"{where['processor']}, {where['cores']} cores, {_origin(where, 'onnxruntime')}.",
+    ]
+    return "\n".join(lines)
+
+
+def startup_chart() -> str:
+    """The README's chart of starting up."""
+    cases = read("startup")["cases"]
+    first, peer = (
+        statistics.median(cases[name]["seconds"]) for name in ("first label", "timm script")
+    )
+    memory = statistics.median(cases["first label"]["peak_memory"]) / 1e6
+    return "\n".join(
+        (
+            "![Seconds and peak memory of whole processes](docs/charts/startup.svg)",
+            "",
+            f"`splitattn predict photo.jpg` takes {first:.2f} s and {memory:.0f} MB from start to "
+            f"end. A script that labels one photograph with timm takes {peer:.2f} s.",
+        )
+    )
+
+
+def best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: int) -> Row:
     """The fastest way of a network; ours in the form that `fuse` gives the engine by itself."""
     found = [
         row
@@ -288,10 +383,10 @@ def _best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch:
         and (row["engine"], row["precision"]) in ways
         and row["form"] == (FORMS.get(row["engine"]) if network in OURS else "as trained")
     ]
-    return min(found, key=_median)
+    return min(found, key=median_milliseconds)
 
 
-def _median(row: Row) -> float:
+def median_milliseconds(row: Row) -> float:
     return statistics.median(row["milliseconds"])
 
 
@@ -328,7 +423,7 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _read(name: str) -> Any:
+def read(name: str) -> Any:
     return json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
 
 

@@ -2,8 +2,9 @@
 
 usage: python scripts/readme_tables.py [--check]
 
-Rewrites the text between the markers in README.md and docs/benchmarks.md; with --check changes
-nothing and exits with status 1 if that text is stale. Needs the extra [dev], for fvcore.
+Rewrites the text between the markers in README.md, docs/models.md and docs/benchmarks.md; with
+--check changes nothing and exits with status 1 if that text is stale. Needs the extra [dev], for
+fvcore.
 """
 
 import argparse
@@ -16,15 +17,17 @@ import measured_tables
 import torch
 
 from splitattn.architectures import ARCHITECTURES
+from splitattn.classifier import Classifier
 from splitattn.errors import WeightsError
+from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
+from splitattn.weights.cache import local_path
 from splitattn.weights.catalogue import (
     PublishedMetrics,
     default_preprocessing,
     embedded_entry,
     entries,
 )
-from splitattn.weights.resolve import local_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,19 +126,35 @@ def embedded() -> str:
     return text
 
 
+def demo() -> str:
+    """What scripts/demo.sh prints."""
+    script = (ROOT / "scripts" / "demo.sh").read_text(encoding="utf-8")
+    classifier = Classifier(engine="onnxruntime")  # the only engine in the demo's environment
+    lines = ["```text"]
+    for name in re.findall(r"\w+\.jpg", script):
+        path = next(path for path in sample_photographs() if path.name == name)
+        lines.append(name)
+        lines += [
+            f"{100 * guess.probability:8.2f} %  {guess.label}"
+            for guess in classifier.predict(path, topk=3)
+        ]
+    return "\n".join([*lines, "```"])
+
+
 DOCUMENTS = {
     ROOT / "README.md": {
-        "models": models,
+        "demo": demo,
+        "speed": measured_tables.speed,
+        "startup": measured_tables.measured(measured_tables.startup_chart),
         "embedded": embedded,
-        "inference": measured_tables.inference,
-        "training": measured_tables.training,
-        "claim": measured_tables.claim,
     },
+    ROOT / "docs" / "models.md": {"models": models, "embedded": embedded},
     ROOT / "docs" / "benchmarks.md": {
         table.__name__: measured_tables.measured(table)
         for table in (
             measured_tables.inference,
             measured_tables.ladder,
+            measured_tables.startup,
             measured_tables.eight_bits,
             measured_tables.end_to_end,
             measured_tables.training,

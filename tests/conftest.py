@@ -1,30 +1,44 @@
-"""What every test may rely on: a fixed seed, CUDA where it is asked for, a hub of one's own."""
+"""What every test may rely on: a fixed seed, CUDA where it is asked for, a hub of one's own.
+
+Tests in `without_torch` also run where PyTorch is not installed.
+"""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from tests import hub_server
+if TYPE_CHECKING:
+    from tests.hub_server import Hub
+
+_HAS_TORCH = find_spec("torch") is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
-    torch.manual_seed(0)
+    if _HAS_TORCH:
+        import torch
+
+        torch.manual_seed(0)
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Hub]":
     """A hub of one's own, empty, and the only one that huggingface_hub knows."""
+    from tests import hub_server
+
     with hub_server.serving(tmp_path / "huggingface" / "hub") as running:
         hub_server.ask(running, monkeypatch)
         yield running

@@ -77,17 +77,52 @@ def test_size_is_the_published_one(name: str) -> None:
     assert len(model.state_dict()) == PUBLISHED[name].state_entries
 
 
+OWN = {
+    "plain": PLAIN_RESNET50,
+    "SE-like": dataclasses.replace(PLAIN_RESNET50, radix=1, cardinality=2),
+    "grouped": dataclasses.replace(PLAIN_RESNET50, cardinality=32),
+    "no first shortcut": Architecture(layers=(2, 1, 1, 1), planes=16, stem_width=32),
+}
+
+
 @pytest.mark.parametrize(
-    "row",
-    [
-        *(pytest.param(row, id=name) for name, row in ARCHITECTURES.items()),
-        pytest.param(PLAIN_RESNET50, id="plain"),
-        pytest.param(dataclasses.replace(PLAIN_RESNET50, radix=1, cardinality=2), id="SE-like"),
-        pytest.param(dataclasses.replace(PLAIN_RESNET50, cardinality=32), id="grouped"),
-    ],
+    "row", [*ARCHITECTURES.values(), *OWN.values()], ids=[*ARCHITECTURES, *OWN]
 )
-def test_parameters_are_counted_right_without_building_the_network(row: Architecture) -> None:
-    assert row.parameters() == parameter_count(row)
+def test_shapes_and_parameters_are_those_of_the_network(row: Architecture) -> None:
+    network = without_storage(row)
+    assert_same_shapes(row.shapes(), network)
+    assert row.parameters() == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("radix", [0, 1, 2, 4])
+@pytest.mark.parametrize("cardinality", [1, 2, 4])
+@pytest.mark.parametrize("avd_first", [False, True])
+@pytest.mark.parametrize("avg_down", [False, True])
+@pytest.mark.parametrize("deep_stem", [False, True])
+def test_shapes_are_those_of_the_network_for_every_combination_of_fields(
+    radix: int, cardinality: int, avd_first: bool, avg_down: bool, deep_stem: bool
+) -> None:
+    row = Architecture(
+        layers=(1, 2, 1, 1),
+        radix=radix,
+        cardinality=cardinality,
+        bottleneck_width=48,
+        deep_stem=deep_stem,
+        stem_width=8,
+        avg_down=avg_down,
+        avd_first=avd_first,
+        planes=16,
+    )
+    for num_classes, in_chans in ((7, 5), (0, 1)):
+        with torch.device("meta"):
+            network = ResNeSt(row, num_classes=num_classes, in_chans=in_chans)
+        assert_same_shapes(row.shapes(num_classes, in_chans), network)
+
+
+def assert_same_shapes(shapes: dict[str, tuple[int, ...]], network: ResNeSt) -> None:
+    """The same keys in the same order, and the same shapes."""
+    built = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    assert list(shapes.items()) == list(built.items())
 
 
 def test_depth_152_has_its_blocks() -> None:

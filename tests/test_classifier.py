@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from splitattn.classifier import Classifier, Prediction
+from splitattn.engines.engine import Engine
 from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.images.limits import Limits
 from splitattn.weights.checkpoint import write_checkpoint
@@ -99,23 +100,6 @@ def test_an_image_that_fails_is_answered_in_its_place(classifier: Classifier) ->
         classifier.predict(["missing.jpg", PHOTOGRAPHS[0]])
 
 
-def test_order_is_kept_when_decoding_is_not(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    second_is_decoded = threading.Event()
-
-    def load(source: bytes) -> ImageError:
-        if source == b"first":
-            assert second_is_decoded.wait(10)
-        if source == b"second":
-            second_is_decoded.set()
-        return ImageError(source.decode())
-
-    monkeypatch.setattr(classifier, "_load", load)
-    results = classifier.predict_stream([b"first", b"second", b"third"], workers=2)
-    assert [str(result) for result in results] == ["first", "second", "third"]
-
-
 def test_sources_are_read_two_batches_ahead_and_no_further(classifier: Classifier) -> None:
     read = 0
 
@@ -165,19 +149,15 @@ def grown(classifier: Classifier, count: int) -> int:
         tracemalloc.stop()
 
 
-class Indifferent:
-    """A runtime that costs nothing."""
+class Indifferent(Engine):
+    """An engine that costs nothing."""
 
-    name = "indifferent"
-
-    def warm_up(self, batch_size: int) -> None: ...
-
-    def run(self, batch: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(batch), len(CLASSES)), 1 / len(CLASSES))
+    def _infer(self, images_BCHW: np.ndarray) -> np.ndarray:
+        return np.zeros((len(images_BCHW), len(CLASSES)), np.float32)
 
 
 def test_memory_stays_flat(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "runtime", Indifferent())
+    monkeypatch.setattr(classifier, "engine", Indifferent("indifferent"))
     # One small image's pixels are 3 kB: two thousand of them would be 6 MB.
     assert grown(classifier, 2_300) < 500_000
 
@@ -212,9 +192,9 @@ def test_numbers_are_checked_at_once(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"device": "tpu9000"}, "device 'tpu9000' cannot be used"),
-        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
-        ({"engine": "steam"}, "engine must be one of auto, torch, .*, got 'steam'"),
+        ({"device": "tpu9000", "engine": "torch"}, "device 'tpu9000' cannot be used"),
+        ({"device": "cuda:99", "engine": "torch"}, "device 'cuda:99' cannot be used"),
+        ({"engine": "steam"}, "engine must be one of auto, openvino, .*, got 'steam'"),
     ],
 )
 def test_a_device_or_engine_that_is_not_there_is_one_line(
@@ -245,6 +225,6 @@ def test_class_names_must_be_as_many_as_the_outputs(tmp_path: Path) -> None:
 
 def test_warming_up_changes_nothing(classifier: Classifier) -> None:
     before = classifier.predict(PHOTOGRAPHS[0])
-    classifier.runtime.warm_up(2)
+    classifier.engine.warm_up(2, classifier.preprocessing)
     assert classifier.predict(PHOTOGRAPHS[0]) == before
-    assert classifier.runtime.name.startswith("torch ")
+    assert classifier.engine.name.startswith("torch ")

@@ -16,13 +16,13 @@ from splitattn.convert import convert
 from splitattn.create import create_backbone, create_model, load_trained
 from splitattn.errors import InputError, WeightsError
 from splitattn.preprocessing import Preprocessing
-from splitattn.weights import catalogue, checkpoint, layouts
-from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
-from splitattn.weights.layouts import LAYOUTS, MMDET, OFFICIAL, Layout, Spelling
+from splitattn.weights import catalogue, layouts
+from splitattn.weights.checkpoint import read_tensors, write_checkpoint
+from splitattn.weights.layouts import LAYOUTS, MMDET, OFFICIAL, KeyMapping, Layout
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.resolve import resolve
 from tests.weights.conftest import make_entry
-from tests.weights.networks import SMALL, add_small_model, small_network, spelt
+from tests.weights.networks import SMALL, add_small_model, renamed, small_network
 
 NAMES = [layout.names[0] for layout in LAYOUTS]
 METADATA = ModelMetadata(
@@ -92,9 +92,9 @@ def test_every_layout_becomes_every_other(
     convert(source, path, to=first.names[-1])
     convert(path, path, to=second.names[-1])
     kept = headless(state) if MMDET in (first, second) else state
-    read = read_checkpoint(path)
-    assert read.spelling == second.spelling
-    assert bits(read.state_dict) == bits(kept)
+    read = read_tensors(path)
+    assert read.key_mapping == second.key_mapping
+    assert bits(read.tensors) == bits(kept)
     assert read.metadata == METADATA
 
 
@@ -128,13 +128,13 @@ def test_what_a_file_has_no_place_for_is_told(tmp_path: Path, source: Path) -> N
 def test_a_file_can_become_itself(tmp_path: Path, source: Path, state: dict[str, Tensor]) -> None:
     convert(source, source, to="mmpretrain")
     assert "backbone.stem.0.conv.weight" in safetensors.torch.load_file(source)
-    assert bits(read_checkpoint(source).state_dict) == bits(state)
+    assert bits(read_tensors(source).tensors) == bits(state)
     assert list(tmp_path.iterdir()) == [source]
 
 
 def test_arrays_of_detectron2_are_read(tmp_path: Path, state: dict[str, Tensor]) -> None:
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].float()
-    arrays = {k: v.numpy() for k, v in spelt(state, layouts.DETECTRON2.spelling).items()}
+    arrays = {k: v.numpy() for k, v in renamed(state, layouts.DETECTRON2.key_mapping).items()}
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"model": arrays, "matching_heuristics": True}))
     done = convert(path, tmp_path / "a.pth", to="official")
@@ -177,14 +177,14 @@ def test_a_full_disk_gets_one_line(
 def test_what_does_not_read_back_the_same_never_appears(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = checkpoint.save_file
+    save = safetensors.torch.save_file
 
     def faulty(tensors: dict[str, Tensor], *rest: object) -> None:
         tensors["bn1.bias"] = tensors["bn1.bias"].clone()
         tensors["bn1.bias"].view(torch.uint8)[0] ^= 1
         save(tensors, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "save_file", faulty)
+    monkeypatch.setattr(safetensors.torch, "save_file", faulty)
     old = source.read_bytes()
     assert "did not read back as it was written" in refusal(source, source, to="timm")
     assert source.read_bytes() == old
@@ -196,10 +196,10 @@ def test_what_does_not_read_back_the_same_never_appears(
 def test_near_misses_are_refused_with_the_keys(
     tmp_path: Path, state: dict[str, Tensor], layout: Layout, model: str | None
 ) -> None:
-    whole = spelt(state, layout.spelling)
+    whole = renamed(state, layout.key_mapping)
     path, target = tmp_path / "a.pth", tmp_path / "b.pth"
     for official in ("bn1.weight", "layer4.0.conv3.weight", "layer2.1.conv2.bn0.running_var"):
-        key = layout.spelling.own(official)
+        key = layout.key_mapping.own(official)
         for near_miss, told in (
             ({k: v for k, v in whole.items() if k != key}, f"missing ({key})"),
             ({f"{k}s" if k == key else k: v for k, v in whole.items()}, f"unexpected ({key}s)"),
@@ -325,7 +325,7 @@ def test_help_names_the_layouts() -> None:
 def test_other_projects_files_make_networks(
     tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = read_checkpoint(source).state_dict
+    state = read_tensors(source).tensors
     for layout in LAYOUTS:
         convert(source, path := tmp_path / "a.pth", to=layout.names[0])
         caplog.clear()
@@ -345,7 +345,7 @@ def test_other_projects_files_make_networks(
 def test_other_projects_files_that_do_not_fit_are_told_in_their_own_names(
     tmp_path: Path, state: dict[str, Tensor]
 ) -> None:
-    found = spelt(state, layouts.DETECTRON2.spelling)
+    found = renamed(state, layouts.DETECTRON2.key_mapping)
     found["backbone.bottom_up.res2.0.conv2.extra"] = torch.zeros(1)
     del found["backbone.bottom_up.stem.conv1_3.norm.bias"]
     torch.save({"model": found}, tmp_path / "a.pth")
@@ -361,14 +361,14 @@ def test_other_projects_files_cannot_be_of_a_network_that_they_lack(
     """They would load, and compute something else than in that project."""
     fast = f"{SMALL}_fast"
     monkeypatch.setitem(ARCHITECTURES, fast, replace(ARCHITECTURES[SMALL], avd_first=True))
-    torch.save(spelt(state, layouts.MMDET.spelling), tmp_path / "a.pth")
+    torch.save(renamed(state, layouts.MMDET.key_mapping), tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=f"mmdet .* cannot hold {fast}: .*avd_first"):
         create_model(fast, weights=tmp_path / "a.pth")
 
 
 def test_other_projects_classifiers_label_images(tmp_path: Path) -> None:
     torch.save(
-        {"state_dict": spelt(small_network().state_dict(), layouts.MMPRETRAIN.spelling)},
+        {"state_dict": renamed(small_network().state_dict(), layouts.MMPRETRAIN.key_mapping)},
         tmp_path / "a.pth",
     )
     network = load_trained(resolve(SMALL, tmp_path / "a.pth")).eval()
@@ -380,16 +380,16 @@ def test_other_projects_classifiers_label_images(tmp_path: Path) -> None:
 # A whole model of each project: where its backbone is, and some of what it has besides.
 WHOLE = {
     "mmdetection": (
-        Spelling(layout=MMDET, prefix="backbone."),
+        KeyMapping(layout=MMDET, prefix="backbone."),
         ["neck.lateral_convs.0.conv.weight", "rpn_head.rpn_conv.weight", "bbox_head.fc_cls.bias"],
     ),
     "mmsegmentation": (
-        Spelling(layout=MMDET, prefix="backbone."),
+        KeyMapping(layout=MMDET, prefix="backbone."),
         ["data_preprocessor.mean", "decode_head.conv_seg.weight"],
     ),
-    "mmpretrain": (layouts.MMPRETRAIN.spelling, ["data_preprocessor.mean"]),
+    "mmpretrain": (layouts.MMPRETRAIN.key_mapping, ["data_preprocessor.mean"]),
     "detectron2": (
-        layouts.DETECTRON2.spelling,
+        layouts.DETECTRON2.key_mapping,
         ["backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight", "pixel_mean"],
     ),
 }
@@ -399,9 +399,9 @@ WHOLE = {
 def test_a_backbone_is_taken_out_of_a_whole_model(
     tmp_path: Path, state: dict[str, Tensor], project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spelling, others = WHOLE[project]
+    key_mapping, others = WHOLE[project]
     path = tmp_path / "whole.pth"
-    backbone = spelt(headless(state), spelling)
+    backbone = renamed(headless(state), key_mapping)
     torch.save({"state_dict": backbone | {key: torch.zeros(2) for key in others}}, path)
     ours = create_backbone(SMALL, weights=path)
     for key, value in ours.state_dict().items():
@@ -413,7 +413,7 @@ def test_a_backbone_is_taken_out_of_a_whole_model(
     assert done.dropped == (told,)
     assert bits(torch.load(done.path, weights_only=True)) == bits(headless(state))
     # What is wrong in the backbone itself is refused as ever.
-    odd = f"{spelling.prefix}layer1.0.conv9.weight"
+    odd = f"{key_mapping.prefix}layer1.0.conv9.weight"
     torch.save(backbone | {"neck.weight": torch.zeros(2), odd: torch.zeros(2)}, path)
     with pytest.raises(WeightsError) as error:
         create_backbone(SMALL, weights=path)
@@ -421,8 +421,8 @@ def test_a_backbone_is_taken_out_of_a_whole_model(
 
 
 def test_detectron2s_classifier_labels_images(tmp_path: Path) -> None:
-    bare = Spelling(layout=layouts.DETECTRON2, prefix="")
-    found = spelt(small_network().state_dict(), bare)
+    bare = KeyMapping(layout=layouts.DETECTRON2, prefix="")
+    found = renamed(small_network().state_dict(), bare)
     assert {"linear.weight", "linear.bias"} < found.keys()
     torch.save({"model": found}, tmp_path / "a.pth")
     network = load_trained(resolve(SMALL, tmp_path / "a.pth")).eval()

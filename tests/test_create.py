@@ -7,19 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from splitattn.architectures import ARCHITECTURES, Architecture
+from splitattn.architectures import ARCHITECTURES, Architecture, list_models
 from splitattn.classifier import Classifier
-from splitattn.create import (
-    create_backbone,
-    create_model,
-    list_models,
-    list_weights,
-    load_trained,
-)
+from splitattn.create import create_backbone, create_model, load_trained
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 from splitattn.preprocessing import Preprocessing
+from splitattn.weights.catalogue import list_weights
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.resolve import resolve
@@ -233,12 +228,15 @@ def test_whole_numbers_are_no_weights(
 def test_impossible_arguments_are_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         create_model("resnest14", **arguments)
+    # Before weights are looked for, too.
+    with pytest.raises(InputError, match=message):
+        create_model("resnest14", weights="nowhere.safetensors", **arguments)
 
 
 def test_a_checkpoint_without_a_head_cannot_label_images(tmp_path: Path, trained: ResNeSt) -> None:
     headless = {k: v for k, v in trained.state_dict().items() if not k.startswith("fc.")}
     write_checkpoint(tmp_path / "headless.safetensors", headless)
-    with pytest.raises(WeightsError, match="has no classifier and cannot label images"):
+    with pytest.raises(WeightsError, match="has no classifier, so it cannot label images"):
         Classifier("resnest14", tmp_path / "headless.safetensors")
 
 
@@ -277,7 +275,7 @@ def test_a_backbone_is_what_its_arguments_say(
     assert len(warnings_of(caplog)) == 1  # of the stem
     dilated = create_backbone("resnest14", output_stride=16, dilation="timm", drop_path=0.3)
     assert isinstance(dilated.layer4[0].conv2, SplitAttention2d)
-    assert dilated.layer4[0].conv2.average is None
+    assert dilated.layer4[0].conv2.pool_stride is None
     assert dilated.layer4[0].drop_path.p == 0.3
 
 

@@ -212,8 +212,8 @@ def test_a_network_for_other_images_is_the_one_in_the_folder(
     with torch.inference_mode():
         torch.testing.assert_close(model(images), gray(images), atol=1e-5, rtol=1e-5)
     assert not caplog.records
-    Classifier(weights=tmp_path, engine="torch")  # images are RGB, so it adapts the network
-    assert "adapted from 1 to 3 channels" in caplog.text
+    with pytest.raises(WeightsError, match="takes images of 1 channels, and photographs have 3"):
+        Classifier(weights=tmp_path)
 
 
 def changed(**fields: Any) -> ModelMetadata:

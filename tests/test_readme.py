@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.examples import PHOTOS, blocks, furnish
+from splitattn.images.samples import sample_photographs
+from tests.examples import blocks, furnish
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,9 +36,11 @@ def test_python_examples_do_what_they_say(
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3
-    a_line = r" *\d+\.\d%  [A-Za-z].*|batch .*| +\d+ +96 .* 100%"
+    a_line = r" *\d+\.\d%  [A-Za-z].*|\d+\.\d % of 4 images"
+    assert len(printed) == example.count("topk=3") * 3 + example.count(" images")
     assert all(re.fullmatch(a_line, line) for line in printed)
+    if "splitattn.export" in example:
+        assert (desk / "model.onnx.parity.json").is_file()
     for name, shape in re.findall(r"^(\w+) = .*  # (\(.*\))$", example, re.MULTILINE):
         tensor = names[name]
         assert isinstance(tensor, torch.Tensor)
@@ -78,10 +81,6 @@ def measures_every_image(_: str, desk: Path) -> None:
     assert 0 <= measured["top1"] <= measured["top5"] <= 100
 
 
-def measures_the_exported_file(output: str, _: Path) -> None:
-    assert re.search(r"^top-1 \d+\.\d\d % .* n 4$", output, re.MULTILINE), output
-
-
 def trains(output: str, desk: Path) -> None:
     assert re.fullmatch(
         r"run/model\.safetensors: top-1 .* of 4 images; run/report\.html shows how\n", output
@@ -94,6 +93,12 @@ def trains(output: str, desk: Path) -> None:
 
 def tunes(output: str, _: Path) -> None:
     assert output.startswith("tuned/model.safetensors: top-1 ")
+
+
+def tunes_ten_epochs(output: str, desk: Path) -> None:
+    assert output.startswith("flowers/model.safetensors: top-1 ")
+    lines = (desk / "flowers" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["kind"] for line in lines].count("epoch") == 10
 
 
 def labels_with_the_trained_classes(output: str, _: Path) -> None:
@@ -118,18 +123,17 @@ SHOWS = {
         writes_a_csv_row_per_photo
     ),
     "find photos -name '*.jpg' | splitattn predict - --format json": prints_an_object_per_photo,
-    "splitattn predict photo.jpg --engine openvino": labels_a_photo,
+    "splitattn evaluate dataset/ --json > measured.json": measures_every_image,
+    "splitattn train dataset/ --output tuned --set epochs=2 --set batch_size=4": tunes,
+    "splitattn predict photo.jpg --weights tuned": labels_with_the_trained_classes,
     "splitattn export model.onnx": exports,
     "splitattn predict photo.jpg --weights model.onnx": labels_a_photo,
-    "splitattn evaluate dataset/ --weights model.onnx": measures_the_exported_file,
-    "splitattn evaluate dataset/ --json > measured.json": measures_every_image,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml": trains,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml --resume": trains,
     (
-        "splitattn train dataset/ --output tuned --model resnest26_tiny --weights tiny_imagenet "
-        "--recipe finetune --set batch_size=4"
-    ): tunes,
-    "splitattn predict photo.jpg --weights run/model.safetensors": labels_with_the_trained_classes,
+        "splitattn train dataset/ --output flowers --model resnest26_tiny --recipe finetune "
+        "--set batch_size=4"
+    ): tunes_ten_epochs,
     "splitattn weights convert run/model.safetensors backbone.pth --to detectron2": converts,
     "splitattn models": lists("resnest50_fast_4s2x40d", "27,483,240"),
     "splitattn weights": lists("resnest269:in1k", "84.54"),
@@ -162,11 +166,12 @@ def test_quick_start_is_two_scripts_that_any_shell_can_read() -> None:
         subprocess.run(["sh", "-n", script], check=True)
 
 
-def test_the_demo_names_photographs_that_scikit_image_ships() -> None:
+def test_the_readme_shows_every_photograph_of_the_demo() -> None:
     demo = (ROOT / "scripts" / "demo.sh").read_text(encoding="utf-8")
-    photos = re.findall(r"\w+\.(?:png|jpg)", demo)
-    assert len(photos) == 4
-    assert all((PHOTOS / photo).is_file() for photo in photos)
+    photographs = re.findall(r"\w+\.jpg", demo)
+    assert set(photographs) <= {path.name for path in sample_photographs()}
+    (shown,) = (block for block in blocks(README, "text") if photographs[0] in block)
+    assert re.findall(r"^\w+\.jpg$", shown, re.MULTILINE) == photographs
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)#]+)\)", README))

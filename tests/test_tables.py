@@ -1,14 +1,16 @@
 """Tables of measurements say what the files say."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import charts
 import measured_tables
 import pytest
-
-from splitattn.nn.fusion import FORMS
 
 WHERE = {
     "date": "2026-01-02",
@@ -122,7 +124,7 @@ def ladder(times: Callable[[str, str, str, str], list[float]]) -> dict[str, Any]
                 "precision": precision,
                 "batch_size": 1,
                 "milliseconds": times(network, form, engine, precision),
-                "floor_milliseconds": 5.0,
+                "roofline_milliseconds": 5.0,
                 "peak_memory": 500e6,
                 "difference": 1e-6,
                 "same_labels": 1.0,
@@ -142,7 +144,7 @@ def test_the_form_of_the_engine_and_the_best_format_stand_for_a_network(
     def times(network: str, form: str, engine: str, _: str) -> list[float]:
         if network == "timm resnest50d":
             return [60.0] * 3 if engine == "torch NCHW" else [80.0] * 3
-        return [40.0] * 3 if form == FORMS["torch"] else [30.0] * 3
+        return [40.0] * 3 if form == "branches" else [30.0] * 3
 
     first, second = measured_tables.LADDERS.values()
     other = ladder(lambda *rung: [2 * turn for turn in times(*rung)])
@@ -185,6 +187,50 @@ def test_a_ratio_is_that_of_turns_of_one_round(stored: Callable[[str, Any], None
     for engine, expected in (("OpenVINO", 3), ("ONNX Runtime", 4)):
         line = cells(table, f"ResNeSt-50-fast int8 against ResNet-50-D int8, {engine}")
         assert line[1] == f"**{expected}.00** ({expected}.00-{expected}.00)"
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_the_chart_of_speed_says_milliseconds_per_image(
+    batch: int, stored: Callable[[str, Any], None]
+) -> None:
+    def times(network: str, *_: str) -> list[float]:
+        return [30.0 * batch] * 3 if network.startswith("splitattn") else [40.0 * batch] * 3
+
+    report = ladder(times)
+    report["plan"]["batch_sizes"] = [batch]
+    for row in report["rows"]:
+        row["batch_size"] = batch
+    for name in measured_tables.LADDERS.values():
+        stored(name, report)
+    chart = charts.inference("AMX")
+    bars = re.findall(r'<text class="(best|)" x="[\d.]+" y="\d+">([\d.]+)</text>', chart)
+    assert bars == [("best", "30.0"), ("", "40.0")] * len(measured_tables.ENGINES)
+    widths = re.findall(r'<rect class="(ours|peer)" x="170.0" .*?width="([\d.]+)"', chart)
+    ours, peers = ({float(w) for style, w in widths if style == kind} for kind in ("ours", "peer"))
+    assert ours.pop() / peers.pop() == pytest.approx(30 / 40, abs=1e-3)
+    assert "a processor, 2 threads" in chart
+    assert measured_tables.speed().count("1.33") == 2 * len(measured_tables.LADDERS)
+
+
+def test_starting_up_is_told_in_seconds_and_memory(stored: Callable[[str, Any], None]) -> None:
+    assert "startup.json" in measured_tables.measured(measured_tables.startup)()
+    cases = {
+        "first label": {"seconds": [0.8, 0.9, 1.0], "peak_memory": [200e6] * 3},
+        "timm script": {"seconds": [7.0, 8.0, 9.0], "peak_memory": [900e6] * 3},
+    }
+    stored("startup", {"cases": cases, "environment": WHERE | {"cores": 2}})
+    table = measured_tables.startup()
+    assert cells(table, "a timm script that labels one photograph")[0] == "8.00 (7.50-8.50)"
+    assert "takes 0.90 s and 200 MB" in measured_tables.startup_chart()
+    chart = charts.startup()
+    assert re.findall(r">([\d.]+)</text>", chart) == ["0.90", "8.00", "200", "900"]
+
+
+def test_charts_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, charts.__file__, "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_eight_bits_are_told_with_what_they_cost(stored: Callable[[str, Any], None]) -> None:

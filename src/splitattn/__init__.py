@@ -7,10 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from splitattn.architectures import Architecture
+    from splitattn.architectures import Architecture, list_models
     from splitattn.classifier import Classifier, Prediction
-    from splitattn.create import create_backbone, create_model, list_models, list_weights
+    from splitattn.create import create_backbone, create_model
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
+    from splitattn.exporting import ExportReport, export
+    from splitattn.launch import TrainingResult, train
     from splitattn.nn.attention_maps import attention_shares
     from splitattn.nn.backbone import Backbone
     from splitattn.nn.batch_norm import synchronize
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from splitattn.nn.split_attention import SplitAttention2d
     from splitattn.preprocessing import Preprocessing
     from splitattn.pretrained import from_pretrained, push_to_hub, save_pretrained
+    from splitattn.transforms import transform
+    from splitattn.weights.catalogue import list_weights
     from splitattn.weights.metadata import ModelMetadata, read_metadata
+    from splitattn.workflows import NetworkEvaluation, evaluate
 
     __version__: str
 
@@ -29,26 +34,33 @@ _HOMES = {
     "Backbone": "nn.backbone",
     "Classifier": "classifier",
     "DataError": "errors",
+    "ExportReport": "exporting",
     "ImageError": "errors",
     "InputError": "errors",
     "ModelMetadata": "weights.metadata",
+    "NetworkEvaluation": "workflows",
     "Prediction": "classifier",
     "Preprocessing": "preprocessing",
     "ResNeSt": "nn.resnest",
     "SplitAttention2d": "nn.split_attention",
+    "TrainingResult": "launch",
     "WeightsError": "errors",
     "attention_shares": "nn.attention_maps",
     "create_backbone": "create",
     "create_model": "create",
+    "evaluate": "workflows",
+    "export": "exporting",
     "from_pretrained": "pretrained",
     "fuse": "nn.fusion",
-    "list_models": "create",
-    "list_weights": "create",
+    "list_models": "architectures",
+    "list_weights": "weights.catalogue",
     "parity": "nn.parity",
     "push_to_hub": "pretrained",
     "read_metadata": "weights.metadata",
     "save_pretrained": "pretrained",
     "synchronize": "nn.batch_norm",
+    "transform": "transforms",
+    "train": "launch",
 }
 
 __all__ = [
@@ -56,17 +68,22 @@ __all__ = [
     "Backbone",
     "Classifier",
     "DataError",
+    "ExportReport",
     "ImageError",
     "InputError",
     "ModelMetadata",
+    "NetworkEvaluation",
     "Prediction",
     "Preprocessing",
     "ResNeSt",
     "SplitAttention2d",
+    "TrainingResult",
     "WeightsError",
     "attention_shares",
     "create_backbone",
     "create_model",
+    "evaluate",
+    "export",
     "from_pretrained",
     "fuse",
     "list_models",
@@ -76,6 +93,8 @@ __all__ = [
     "read_metadata",
     "save_pretrained",
     "synchronize",
+    "train",
+    "transform",
 ]
 
 
@@ -85,7 +104,13 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("splitattn")
     elif name in _HOMES:
-        value = getattr(import_module(f"splitattn.{_HOMES[name]}"), name)
+        try:
+            value = getattr(import_module(f"splitattn.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            import_module("splitattn.libraries").require(f"splitattn.{name}", "torch")
+            raise
     else:
         raise AttributeError(f"module 'splitattn' has no attribute {name!r}")
     globals()[name] = value

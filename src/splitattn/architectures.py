@@ -4,9 +4,43 @@ Source: "ResNeSt: Split-Attention Networks", arXiv 2004.08955. Each idea of the 
 switching one off shows what it does; with all of them off the network is a plain ResNet.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
+from typing import Literal, get_args
 
 from splitattn.errors import InputError, nearest
+
+# What the first block of a dilated stage does: see `splitattn.nn.resnest.ResNeSt`.
+Dilation = Literal["official", "timm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """The geometry of one bottleneck block.
+
+    Attributes:
+        name: of the block, "layer1.0" for the first one; its state-dict keys begin with it.
+        in_channels: channels of the input.
+        planes: nominal bottleneck channels; the output has four times as many.
+        stride: spatial reduction of the block.
+        dilation: of the 3x3 convolution.
+        pool: a 3x3 average pooling (avd) takes the stride over from the 3x3 convolution.
+        blur_shortcut: the shortcut begins with a 2x2 average pooling of stride 1.
+    """
+
+    name: str
+    in_channels: int
+    planes: int
+    stride: int
+    dilation: int
+    pool: bool
+    blur_shortcut: bool
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that leave the block."""
+        return 4 * self.planes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,44 +99,135 @@ class Architecture:
         first = 4 * self.planes
         return first, 2 * first, 4 * first, 8 * first
 
+    def stages(
+        self, *, output_stride: int = 32, dilation: Dilation = "official"
+    ) -> Iterator[tuple[BlockShape, ...]]:
+        """The blocks of each of the four stages, in the order in which they run.
+
+        Args:
+            output_stride: 32; with 16 or 8 the last stages dilate where they would have reduced.
+            dilation: what the first block of a dilated stage does.
+
+        Raises:
+            InputError: an argument is outside its range.
+        """
+        if output_stride not in (8, 16, 32):
+            raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        if dilation not in get_args(Dilation):
+            raise InputError(f"dilation must be official or timm, got {dilation!r}")
+        return self._stages(output_stride, dilation)
+
+    def _stages(self, output_stride: int, rule: Dilation) -> Iterator[tuple[BlockShape, ...]]:
+        reached_stride = 4  # of the stem
+        channels = self.stem_channels
+        dilation = 1
+        for stage, depth in enumerate(self.layers):
+            stride = 1 if stage == 0 else 2
+            first_dilation = dilation
+            dilated = reached_stride * stride > output_stride
+            if dilated:
+                dilation, stride = dilation * stride, 1
+            reached_stride *= stride
+            as_timm = dilated and rule == "timm"
+            blocks = []
+            for i in range(depth):
+                first = i == 0
+                block = BlockShape(
+                    name=f"layer{stage + 1}.{i}",
+                    in_channels=channels,
+                    planes=self.planes * 2**stage,
+                    stride=stride if first else 1,
+                    dilation=first_dilation if first else dilation,
+                    pool=self.avd and first and stage > 0 and not as_timm,
+                    blur_shortcut=first and as_timm,
+                )
+                blocks.append(block)
+                channels = block.out_channels
+            yield tuple(blocks)
+
     def group_width(self, planes: int) -> int:
         """Channels that enter the 3x3 convolution of a block of so many planes, over all groups."""
         return int(planes * self.bottleneck_width / 64) * self.cardinality
 
-    def parameters(self, num_classes: int = 1000) -> int:
-        """Parameters of the network with that many classes, counted without building it."""
+    def shapes(self, num_classes: int = 1000, in_chans: int = 3) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor in the network's state dict, by official key and in its order.
 
-        def conv(inputs: int, outputs: int, size: int, groups: int = 1) -> int:
-            return inputs * outputs * size**2 // groups
-
-        def norm(channels: int) -> int:
-            return 2 * channels
-
-        channels = self.stem_channels
-        count = norm(channels)
+        Args:
+            num_classes: outputs of the classifier; 0 leaves the classifier out.
+            in_chans: channels of the images.
+        """
+        stem = self.stem_width
         if self.deep_stem:
-            stem = self.stem_width
-            count += conv(3, stem, 3) + conv(stem, stem, 3) + conv(stem, channels, 3)
-            count += 2 * norm(stem)
+            shapes = {
+                **_conv("conv1.0", in_chans, stem, 3),
+                **_norm("conv1.1", stem),
+                **_conv("conv1.3", stem, stem, 3),
+                **_norm("conv1.4", stem),
+                **_conv("conv1.6", stem, self.stem_channels, 3),
+            }
         else:
-            count += conv(3, channels, 7)
+            shapes = _conv("conv1", in_chans, self.stem_channels, 7)
+        shapes |= _norm("bn1", self.stem_channels)
+        channels = self.stem_channels
         for stage, depth in enumerate(self.layers):
-            out = self.stage_channels[stage]
-            width = self.group_width(self.planes * 2**stage)
-            if self.radix:
-                splits = width * self.radix
-                hidden = max(splits // 4, 32)
-                spatial = conv(width, splits, 3, self.radix * self.cardinality) + norm(splits)
-                spatial += conv(width, hidden, 1, self.cardinality) + hidden + norm(hidden)
-                spatial += conv(hidden, splits, 1, self.cardinality) + splits
-            else:
-                spatial = conv(width, width, 3, self.cardinality) + norm(width)
-            block = norm(width) + spatial + conv(width, out, 1) + norm(out)
-            shortcut = conv(channels, out, 1) + norm(out) if stage or channels != out else 0
-            count += depth * block + shortcut
-            count += conv(channels, width, 1) + (depth - 1) * conv(out, width, 1)
-            channels = out
-        return count + (channels + 1) * num_classes
+            for block in range(depth):
+                shapes |= self._block_shapes(stage, block, channels)
+                channels = self.stage_channels[stage]
+        if num_classes:
+            shapes |= {"fc.weight": (num_classes, channels), "fc.bias": (num_classes,)}
+        return shapes
+
+    def _block_shapes(self, stage: int, block: int, in_channels: int) -> dict[str, tuple[int, ...]]:
+        name = f"layer{stage + 1}.{block}"
+        width, out_channels = self.group_width(self.planes * 2**stage), self.stage_channels[stage]
+        shapes = _conv(f"{name}.conv1", in_channels, width, 1) | _norm(f"{name}.bn1", width)
+        if self.radix:
+            shapes |= self._attention_shapes(f"{name}.conv2", width)
+        else:
+            shapes |= _conv(f"{name}.conv2", width, width, 3, self.cardinality)
+            shapes |= _norm(f"{name}.bn2", width)
+        shapes |= _conv(f"{name}.conv3", width, out_channels, 1)
+        shapes |= _norm(f"{name}.bn3", out_channels)
+        reduces = stage > 0 and block == 0
+        if reduces or in_channels != out_channels:
+            first = 1 if self.avg_down else 0  # after the pooling
+            shapes |= _conv(f"{name}.downsample.{first}", in_channels, out_channels, 1)
+            shapes |= _norm(f"{name}.downsample.{first + 1}", out_channels)
+        return shapes
+
+    def _attention_shapes(self, name: str, width: int) -> dict[str, tuple[int, ...]]:
+        splits = width * self.radix
+        hidden = max(splits // 4, 32)
+        return {
+            **_conv(f"{name}.conv", width, splits, 3, self.radix * self.cardinality),
+            **_norm(f"{name}.bn0", splits),
+            **_conv(f"{name}.fc1", width, hidden, 1, self.cardinality),
+            f"{name}.fc1.bias": (hidden,),
+            **_norm(f"{name}.bn1", hidden),
+            **_conv(f"{name}.fc2", hidden, splits, 1, self.cardinality),
+            f"{name}.fc2.bias": (splits,),
+        }
+
+    def parameters(self, num_classes: int = 1000) -> int:
+        """Count the parameters of the network with that many classes, without building it."""
+        return sum(
+            prod(shape)
+            for key, shape in self.shapes(num_classes).items()
+            if key.endswith((".weight", ".bias"))  # the rest are statistics of batch norm
+        )
+
+
+def _conv(
+    name: str, inputs: int, outputs: int, size: int, groups: int = 1
+) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs // groups, size, size)}
+
+
+def _norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+    per_channel = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{part}": (channels,) for part in per_channel} | {
+        f"{name}.num_batches_tracked": ()
+    }
 
 
 def _fast(radix: int, cardinality: int, bottleneck_width: int) -> Architecture:
@@ -168,6 +293,11 @@ def split_name(name: str) -> tuple[str, str | None]:
         hint = nearest(bare, [*ARCHITECTURES, *_OUR_NAMES]) or "; `splitattn models` lists them"
         raise InputError(f"no model is called {name!r:.60}{hint}")
     return model, tag if point else None
+
+
+def list_models() -> list[str]:
+    """Names of all models, in table order."""
+    return list(ARCHITECTURES)
 
 
 def architecture(name: str) -> Architecture:

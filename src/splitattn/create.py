@@ -1,37 +1,23 @@
-"""A name and weights become a ready network."""
+"""Builds a network by its name and loads weights into it."""
 
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from torch import Tensor, nn
 
-from splitattn.architectures import ARCHITECTURES, Architecture, architecture
+from splitattn.architectures import Architecture, Dilation, architecture
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.backbone import Backbone
-from splitattn.nn.resnest import Dilation, ResNeSt
-from splitattn.weights.catalogue import WeightsEntry, entries, named
-from splitattn.weights.checkpoint import Checkpoint, check_fits, read_checkpoint
+from splitattn.nn.resnest import ResNeSt
+from splitattn.weights.catalogue import named
+from splitattn.weights.checkpoint import Checkpoint, check_fits, read_tensors
 from splitattn.weights.hub import is_reference
-from splitattn.weights.matching import HEAD, Widths, first_convolution
+from splitattn.weights.matching import HEAD, Fit
 from splitattn.weights.resolve import ResolvedWeights, resolve
 
 logger = logging.getLogger(__name__)
-
-
-def list_models() -> list[str]:
-    """Names of all models, in table order."""
-    return list(ARCHITECTURES)
-
-
-def list_weights(model: str | None = None) -> list[WeightsEntry]:
-    """Catalogue entries of `model`, or of all models; the first of a model is its default.
-
-    Raises:
-        InputError: there is no such model.
-    """
-    return list(entries(model))
 
 
 def create_model(
@@ -51,29 +37,27 @@ def create_model(
     Args:
         model: a name out of `list_models()`, or timm's name of the same network
             (`timm/resnest50d.in1k`); `hf-hub:owner/name`, `hf-hub:owner/name@revision` or
-            `local-dir:path`, which names weights, so that these are loaded; or an architecture of
+            `local-dir:path`, whose weights are loaded; or an architecture of
             your own, which has no weights.
         weights: a tag of the catalogue, the path of a checkpoint in any project's layout or of a
-            folder with one, or an `hf-hub:` or `local-dir:` name; None initializes at random, also
-            where the model's name has a tag.
-        num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
-            width than that of the weights gets a new classifier, initialized at random.
-        in_chans: channels of the input. Another number than that of the weights averages the first
-            convolution's filters over the channels, so that a gray image, or one in which every
-            channel is the same, gives the same features.
+            folder with one, such as a training's output, or an `hf-hub:` or `local-dir:` name; None
+            initializes at random, even if the model's name has a tag.
+        num_classes: outputs of the classifier; None takes the number in the weights, or else 1000.
+            If it differs from the weights, the classifier is new and initialized at random.
+        in_chans: channels of the input. If it differs from the weights, the filters of the first
+            convolution are averaged over the channels. An image whose channels are all the same
+            then gives the same features as before.
         output_stride, dilation, drop_path, drop_block, dropout: see `ResNeSt`.
 
     Raises:
         InputError: an argument is outside its range, or there is no such model.
-        WeightsError: the weights cannot be had or do not fit the model.
+        WeightsError: the weights cannot be found or downloaded, or do not fit the model.
     """
-    name, shape, weights = _identified(model, weights)
-    trained = None if weights is None else _read(resolve(name, weights).path, name)
-    if num_classes is None:
-        num_classes = (trained.widths.classes if trained else 0) or 1000
+    name, shape, weights = _identify(model, weights)
+    # Build the network first: bad arguments then fail before any download.
     network = ResNeSt(
         shape,
-        num_classes=num_classes,
+        num_classes=1000 if num_classes is None else num_classes,
         in_chans=in_chans,
         output_stride=output_stride,
         dilation=dilation,
@@ -81,7 +65,10 @@ def create_model(
         drop_block=drop_block,
         dropout=dropout,
     )
-    if trained:
+    if weights is not None:
+        trained = _read(resolve(name, weights).path, name)
+        if num_classes is None and trained.fit.num_classes:
+            _set_num_classes(network, trained.fit.num_classes)
         _load(network, trained)
     return network
 
@@ -98,7 +85,7 @@ def create_backbone(
     frozen_bn: bool = False,
     drop_path: float = 0.0,
 ) -> Backbone:
-    """Build the part of a network that gives feature maps, in training mode, and load weights.
+    """Build a network without its classifier, in training mode, and load weights.
 
     Args:
         model, weights, in_chans: see `create_model`; a classifier among the weights is left out.
@@ -107,9 +94,9 @@ def create_backbone(
 
     Raises:
         InputError: an argument is outside its range, or there is no such model.
-        WeightsError: the weights cannot be had or do not fit the model.
+        WeightsError: the weights cannot be found or downloaded, or do not fit the model.
     """
-    name, shape, weights = _identified(model, weights)
+    name, shape, weights = _identify(model, weights)
     network = ResNeSt(
         shape,
         num_classes=0,
@@ -118,8 +105,8 @@ def create_backbone(
         dilation=dilation,
         drop_path=drop_path,
     )
-    # It may refuse, so it comes before weights are fetched, unless the model's own name says which:
-    # then they are here, as they say what to build. They still reach it, in the same layers.
+    # Build the backbone first: bad arguments then fail before any download. It shares its layers
+    # with `network`, so it gets the weights too.
     backbone = Backbone(
         network, out_indices=out_indices, frozen_stages=frozen_stages, frozen_bn=frozen_bn
     )
@@ -129,34 +116,34 @@ def create_backbone(
 
 
 def load_trained(resolved: ResolvedWeights, *, in_chans: int | None = 3) -> ResNeSt:
-    """The network of `resolved` as it was trained, its own classifier included.
+    """Build the network of `resolved` as it was trained, with its own classifier.
 
     Args:
-        in_chans: see `create_model`; None takes that of the weights.
+        in_chans: see `create_model`; None takes the number in the weights.
 
     Raises:
         WeightsError: the file is damaged, does not fit the model, or has no classifier.
     """
     trained = _read(resolved.path, resolved.model)
-    widths = trained.widths
-    if not widths.classes:
+    fit = trained.fit
+    if not fit.num_classes:
         raise WeightsError(
             f"{resolved.path} has no classifier and cannot label images: train one on it, or name "
             "other weights"
         )
     network = ResNeSt(
         architecture(resolved.model),
-        num_classes=widths.classes,
-        in_chans=widths.channels if in_chans is None else in_chans,
+        num_classes=fit.num_classes,
+        in_chans=fit.in_chans if in_chans is None else in_chans,
     )
     _load(network, trained)
     return network
 
 
-def _identified(
+def _identify(
     model: str | Architecture, weights: str | Path | None
 ) -> tuple[str, Architecture, str | Path | None]:
-    """Our own name of the model, its shape, and the weights to load, which a name may stand for."""
+    """The model's own name, its architecture, and the weights to load, which its name may mean."""
     if isinstance(model, Architecture):
         if weights is not None:
             raise InputError("weights need a model's name, got an Architecture; load them yourself")
@@ -172,30 +159,35 @@ def _identified(
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """A checkpoint that fits its model, and for how many classes and channels it is."""
+    """A checkpoint that fits its model, and its number of classes and channels."""
 
-    checkpoint: Checkpoint
-    widths: Widths
+    checkpoint: Checkpoint[Tensor]
+    fit: Fit
 
 
 def _read(path: Path, model: str) -> _Trained:
-    """The file's weights, which are the model's: any network of it that is built can take them."""
-    checkpoint = read_checkpoint(path)
-    with torch.device("meta"):
-        network = ResNeSt(architecture(model))
-    widths = check_fits(checkpoint, network.state_dict(), model=model)
-    if left_out := checkpoint.surroundings_in_words:
+    """Read weights that fit the model."""
+    checkpoint = read_tensors(path)
+    fit = check_fits(checkpoint, model)
+    if left_out := checkpoint.ignored_in_words:
         logger.warning("%s: %s are left out", path, left_out)
-    return _Trained(checkpoint=checkpoint, widths=widths)
+    return _Trained(checkpoint=checkpoint, fit=fit)
+
+
+def _set_num_classes(network: ResNeSt, num_classes: int) -> None:
+    """Replace a classifier of another number of classes by one that weights are loaded into."""
+    if num_classes != network.num_classes:
+        network.num_classes = num_classes
+        network.fc = nn.Linear(network.architecture.stage_channels[-1], num_classes)
 
 
 def _load(network: ResNeSt, trained: _Trained) -> None:
-    """Load the weights; a classifier or stem of another width is replaced, with a warning."""
-    checkpoint, widths = trained.checkpoint, trained.widths
-    state, own = checkpoint.state_dict, network.state_dict()
-    stem = first_convolution(own)
+    """Load the weights. A classifier or a stem of another size is replaced, with a warning."""
+    checkpoint, fit = trained.checkpoint, trained.fit
+    state, own = checkpoint.tensors, network.state_dict()
+    stem = next(iter(own))
     loaded = {key: state[key] for key in own if key in state}
-    if widths.classes != network.num_classes:
+    if fit.num_classes != network.num_classes:
         loaded = {key: value for key, value in loaded.items() if key not in HEAD}
         if network.num_classes:
             logger.warning(
@@ -204,13 +196,13 @@ def _load(network: ResNeSt, trained: _Trained) -> None:
                 network.num_classes,
             )
     in_chans = own[stem].shape[1]
-    if widths.channels != in_chans:
+    if fit.in_chans != in_chans:
         logger.warning(
             "%s: the first convolution is adapted from %d to %d channels",
             checkpoint.path,
-            widths.channels,
+            fit.in_chans,
             in_chans,
         )
         mean = state[stem].float().mean(1, keepdim=True)
-        loaded[stem] = mean.expand_as(own[stem]) * (widths.channels / in_chans)
+        loaded[stem] = mean.expand_as(own[stem]) * (fit.in_chans / in_chans)
     network.load_state_dict(own | loaded)

@@ -1,24 +1,25 @@
-"""Several processes that act as one, as `torchrun` starts them; or one process, which is the rule.
+"""Several processes that act as one, as `torchrun` starts them.
 
-Everything here does nothing, at no cost, where there is only one process.
+With one process, everything here does nothing and costs nothing: PyTorch is not even imported.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from splitattn.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 T = TypeVar("T")
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[None]:
+def processes(device: "torch.device") -> Iterator[None]:
     """Join the other processes that `torchrun` started, for the length of the block.
 
     For `torchrun --max-restarts` to work, its environment needs
@@ -34,6 +35,9 @@ def processes(device: torch.device) -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or world_size() > 1:
         yield
         return
+    import torch
+    import torch.distributed as dist
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # gloo beside nccl: what is agreed on the CPU need not wait for the GPU.
@@ -58,6 +62,8 @@ def own_device(name: str) -> str:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or name not in ("auto", "cuda"):
         return name
+    import torch
+
     local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if gpus and local_rank >= gpus:
         raise InputError(
@@ -69,12 +75,12 @@ def own_device(name: str) -> str:
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return dist.get_rank() if _together() else 0
+    return int(_group().get_rank()) if _together() else 0
 
 
 def world_size() -> int:
     """How many processes act as one."""
-    return dist.get_world_size() if _together() else 1
+    return int(_group().get_world_size()) if _together() else 1
 
 
 def gathered(value: T) -> list[T]:
@@ -82,22 +88,22 @@ def gathered(value: T) -> list[T]:
     if not _together():
         return [value]
     values: list[T] = [value] * world_size()
-    dist.all_gather_object(values, value)
+    _group().all_gather_object(values, value)
     return values
 
 
-def summed(values: Tensor) -> Tensor:
+def summed(values: "Tensor") -> "Tensor":
     """The sum over all processes of each of `values`, which is changed in place."""
     if _together():
-        dist.all_reduce(values)
+        _group().all_reduce(values)
     return values
 
 
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
+def copy_from_first(tensors: "Iterable[Tensor]") -> None:
     """Give `tensors`, in place, the values that they have in the first process."""
     if _together():
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            _group().broadcast(tensor, src=0)
 
 
 def restarted() -> bool:
@@ -109,14 +115,14 @@ def restarted() -> bool:
 def first_process_first() -> Iterator[None]:
     """Run the block in the first process of a machine, and then in all others."""
     if _together() and int(os.environ.get("LOCAL_RANK", "0")):
-        dist.barrier()
+        _group().barrier()
         yield
         return
     try:
         yield
     finally:
         if _together():
-            dist.barrier()
+            _group().barrier()
 
 
 def cores_per_process() -> int:
@@ -126,5 +132,11 @@ def cores_per_process() -> int:
     return max(1, min(8, (cores or 1) // here - 1))
 
 
+def _group() -> Any:
+    return sys.modules["torch.distributed"]
+
+
 def _together() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    """Whether this process has joined others; before PyTorch is imported, it cannot have."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and bool(dist.is_available() and dist.is_initialized())

@@ -3,36 +3,46 @@
 import os
 import platform
 import subprocess
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
-_REQUIRED = ("splitattn", "torch", "torchvision", "pillow")
-_OPTIONAL = ("timm", "triton", "onnxruntime", "openvino", "nncf")
+_LIBRARIES = (
+    "splitattn",
+    "numpy",
+    "pillow",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "torch",
+    "torchvision",
+    "timm",
+    "triton",
+)
 
 
 def describe() -> dict[str, str | int | None]:
     """Versions, hardware, date, and the commit if this is a checkout; ready for JSON.
 
-    "threads" is how many PyTorch computes with in this process; "gpu" and "cuda" are None where
-    PyTorch sees no CUDA device, and an optional library's version where it is not installed.
+    "threads" is how many threads PyTorch uses in this process; "gpu" and "cuda" name the CUDA
+    device that PyTorch sees. All three are None if this process has not imported PyTorch. A
+    library's version is None if it is not installed.
     """
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if torch else None,
         "gpu": gpu,
-        "cuda": torch.version.cuda if gpu else None,
+        "cuda": torch.version.cuda if torch and gpu else None,
         "system": platform.system(),
         "python": platform.python_version(),
-        **{name: version(name) for name in _REQUIRED},
-        **{name: _version(name) for name in _OPTIONAL},
+        **{name: _version(name) for name in _LIBRARIES},
     }
 
 

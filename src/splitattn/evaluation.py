@@ -1,27 +1,26 @@
 """Measuring a classifier: every image of a data set exactly once."""
 
 import heapq
-import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
+from numpy.typing import NDArray
 
 from splitattn import distributed
-from splitattn.data.loading import Batch, eval_loader
-from splitattn.data.sources import LabelledImages
-from splitattn.engines.engine import Engine
+from splitattn.data.eval_batches import EvalBatch, eval_batches
+from splitattn.data.labelled import LabelledImages
+from splitattn.engines.engine import Engine, softmax
 from splitattn.errors import DataError
-from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
 
-logger = logging.getLogger(__name__)
+Array = NDArray[Any]
 
-# As many as a page shows; the others are forgotten as soon as they are measured.
+# As many as a report shows. The others are forgotten as soon as they are measured.
 _MISTAKES_KEPT = 24
 
 
@@ -31,7 +30,7 @@ class Mistake:
 
     Attributes:
         index: of the image in the data set.
-        name: how a report calls it.
+        name: what a report calls the image.
         label: name of its class.
         guess: name of the class that was guessed.
         probability: of the guess, from 0 to 1.
@@ -53,20 +52,20 @@ class Evaluation:
         confusion: (C, C) counts; rows are labels, columns are first guesses.
         top5_by_class: (C,) images of each label that is among the five first guesses.
         loss: mean cross-entropy, in nats.
-        mistakes: the wrong first guesses of the highest probability, at most 24, the highest first.
+        mistakes: the wrong first guesses of the highest probability, at most 24, highest first.
         problems: a line for each image that could not be read; they are counted nowhere else.
     """
 
     classes: tuple[str, ...]
-    confusion: Tensor
-    top5_by_class: Tensor
+    confusion: NDArray[np.int64]
+    top5_by_class: NDArray[np.int64]
     loss: float
     mistakes: tuple[Mistake, ...]
     problems: tuple[str, ...]
 
     @property
     def n(self) -> int:
-        """Images that were measured."""
+        """Number of images that were measured."""
         return int(self.confusion.sum())
 
     @property
@@ -91,84 +90,57 @@ class Evaluation:
 
     def confusions(self) -> list[tuple[str, str, int]]:
         """Label, wrong first guess and number of images, the most frequent first."""
-        wrong = self.confusion.clone().fill_diagonal_(0)
+        wrong = self.confusion.copy()
+        np.fill_diagonal(wrong, 0)
+        labels, guesses = wrong.nonzero()
         return sorted(
             (
                 (self.classes[label], self.classes[guess], int(wrong[label, guess]))
-                for label, guess in wrong.nonzero().tolist()
+                for label, guess in zip(labels.tolist(), guesses.tolist(), strict=True)
             ),
             key=lambda confusion: -confusion[2],
         )
-
-
-def with_classes_of_model(
-    data: LabelledImages, classes: tuple[str, ...] | None, *, num_classes: int
-) -> LabelledImages:
-    """`data` with the model's classes, so that its labels are indices of the model's outputs.
-
-    Classes are matched by name where the model knows all names of the data set. Else, for folders
-    called by WordNet ids say, there must be as many, in the same order.
-
-    Args:
-        classes: the model's names by output index, or None if it has none.
-        num_classes: how many outputs the model has.
-
-    Raises:
-        DataError: the classes are not the model's.
-    """
-    if classes and set(data.classes) <= set(classes):
-        index = {name: i for i, name in enumerate(classes)}
-        labels = [index[data.classes[label]] for label in data.labels]
-        return replace(data, classes=classes, labels=labels)
-    strange = [name for name in data.classes if name not in (classes or ())]
-    # Where some names are the model's, the others are not the model's under another name.
-    if len(data.classes) != num_classes or len(strange) < len(data.classes):
-        raise DataError(
-            f"the data set must have the model's {num_classes} classes, got "
-            f"{len(data.classes)}, such as {strange[0]!r}; name the weights trained on it"
-        )
-    if classes:
-        logger.warning("class names differ from the model's: matched by their order")
-    return replace(data, classes=classes or data.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Share:
     """What one process measured, batch by batch.
 
-    Loss and problems are kept by batch: put together, they are the same however many processes
-    there were.
+    Loss and problems are kept by batch, so the merged result does not depend on the number of
+    processes.
     """
 
-    confusion: Tensor
-    top5_by_class: Tensor
+    confusion: NDArray[np.int64]
+    top5_by_class: NDArray[np.int64]
     losses: list[float]
     mistakes: list[Mistake]
     problems: list[tuple[str, ...]]
 
 
-def evaluate(
+def measure(
     engine: Engine,
     data: LabelledImages,
     preprocessing: Preprocessing,
     *,
     batch_size: int = 64,
-    workers: int = 1,
-    on_images: Callable[[int], None] = lambda _: None,
+    workers: int | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
 ) -> Evaluation:
     """Measure a network on every image of `data`.
 
-    Several processes share the batches and all give the same result, that of one process.
+    Several processes share the batches, and all return the same result as one process would.
 
     Args:
         engine: runs the network; its outputs are the classes of `data`.
-        on_images: told how many more images this process has done, for a progress bar; what it
+        preprocessing: how images become the network's input.
+        workers: threads that decode images; None chooses from the number of processors.
+        on_images: told how many more images this process has done, of how many in all; what it
             raises ends the measurement.
 
     Raises:
         DataError: no image could be read.
     """
-    loader = eval_loader(
+    batches = eval_batches(
         data,
         preprocessing,
         batch_size=batch_size,
@@ -176,36 +148,35 @@ def evaluate(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    share = _measure(engine, loader, data, preprocessing, on_images)
+    with closing(batches):
+        share = _measure(engine, batches, data, preprocessing, on_images)
     return _merged(data.classes, distributed.gathered(share))
 
 
-@torch.inference_mode()
 def _measure(
     engine: Engine,
-    loader: Iterable[Batch],
+    batches: Iterable[EvalBatch],
     data: LabelledImages,
     preprocessing: Preprocessing,
-    on_images: Callable[[int], None],
+    on_images: Callable[[int, int], None],
 ) -> _Share:
     classes = len(data.classes)
-    confusion = torch.zeros(classes, classes, dtype=torch.long)
-    top5_by_class = torch.zeros(classes, dtype=torch.long)
+    confusion = np.zeros((classes, classes), np.int64)
+    top5_by_class = np.zeros(classes, np.int64)
     losses: list[float] = []
     mistakes: list[Mistake] = []
     problems: list[tuple[str, ...]] = []
-    for batch in loader:
+    for batch in batches:
         problems.append(batch.problems)
         if len(batch.labels):
-            images = normalize(batch.images.to(engine.device), preprocessing)
-            logits = engine(images).cpu().double()
-            losses.append(F.cross_entropy(logits, batch.labels, reduction="sum").item())
-            guesses = logits.topk(min(5, classes)).indices
-            confusion.index_put_((batch.labels, guesses[:, 0]), torch.tensor(1), accumulate=True)
+            logits = engine.run(batch.images, preprocessing).astype(np.float64)
+            losses.append(_cross_entropy(logits, batch.labels))
+            guesses = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+            np.add.at(confusion, (batch.labels, guesses[:, 0]), 1)
             found = (guesses == batch.labels[:, None]).any(1)
-            top5_by_class += batch.labels[found].bincount(minlength=classes)
+            top5_by_class += np.bincount(batch.labels[found], minlength=classes)
             mistakes = _worst(mistakes + _mistakes(logits, guesses[:, 0], batch, data))
-        on_images(len(batch.labels) + len(batch.problems))
+        on_images(len(batch.labels) + len(batch.problems), len(data))
     return _Share(
         confusion=confusion,
         top5_by_class=top5_by_class,
@@ -215,11 +186,20 @@ def _measure(
     )
 
 
-def _mistakes(logits: Tensor, guesses: Tensor, batch: Batch, data: LabelledImages) -> list[Mistake]:
+def _cross_entropy(logits: Array, labels: Array) -> float:
+    """Summed over the batch, in nats."""
+    highest = logits.max(1)
+    log_sums = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
+    return float((log_sums - logits[np.arange(len(labels)), labels]).sum())
+
+
+def _mistakes(
+    logits: Array, guesses: Array, batch: EvalBatch, data: LabelledImages
+) -> list[Mistake]:
     """The wrong ones of `guesses` (B,), by logits (B, C)."""
-    probabilities = logits.softmax(1).gather(1, guesses[:, None])[:, 0]
-    # Logits that are not numbers give no guess to be confident of, nor an order.
-    wrong = (guesses != batch.labels) & ~probabilities.isnan()
+    probabilities = softmax(logits)[np.arange(len(guesses)), guesses]
+    # Logits that are NaN give no guess to be confident of.
+    wrong = (guesses != batch.labels) & ~np.isnan(probabilities)
     columns = (batch.indices, batch.labels, guesses, probabilities)
     return [
         Mistake(
@@ -245,13 +225,13 @@ def _merged(classes: tuple[str, ...], shares: list[_Share]) -> Evaluation:
     # Batches were dealt in turn, so taking them in turn restores the order of the data.
     turns = zip_longest(*(share.problems for share in shares), fillvalue=())
     problems = tuple(problem for turn in turns for batch in turn for problem in batch)
-    confusion = torch.stack([share.confusion for share in shares]).sum(0)
+    confusion = np.sum([share.confusion for share in shares], axis=0)
     if not confusion.any():
         raise DataError(f"evaluation needs readable images, got none; the first: {problems[0]}")
     return Evaluation(
         classes=classes,
         confusion=confusion,
-        top5_by_class=torch.stack([share.top5_by_class for share in shares]).sum(0),
+        top5_by_class=np.sum([share.top5_by_class for share in shares], axis=0),
         # A plain sum would depend on its order, and so on the number of processes.
         loss=math.fsum(loss for share in shares for loss in share.losses) / int(confusion.sum()),
         mistakes=tuple(_worst(mistake for share in shares for mistake in share.mistakes)),

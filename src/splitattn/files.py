@@ -38,6 +38,11 @@ def is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder. A device or a pipe does not count: it could block."""
+    return is_file(path) or is_folder(path)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes left in `folder`.
 

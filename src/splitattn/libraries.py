@@ -8,15 +8,9 @@ from types import ModuleType
 
 from splitattn.errors import InputError
 
-_EXTRAS = {
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnxruntime": "onnx",
-    "openvino": "openvino",
-    "nncf": "openvino",
-    "huggingface_hub": "hub",
-    "timm": "dev",
-}
+# What to install for a library, where that is more than the library. No index has splitattn, so an
+# extra of it would not work for everyone.
+_PACKAGES = {"torch": "torch torchvision"}
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -29,14 +23,14 @@ def require(purpose: str, *libraries: str) -> None:
     """Raise unless all libraries that `purpose` needs are installed.
 
     Raises:
-        InputError: the message names the extra to install.
+        InputError: a library is missing; the message has the command that installs it.
     """
     missing = [library for library in libraries if not installed(library)]
     if missing:
-        extras = ",".join(dict.fromkeys(_EXTRAS[library] for library in missing))
+        packages = " ".join(_PACKAGES.get(library, library) for library in missing).split()
         raise InputError(
             f"{purpose} needs {' and '.join(missing)}, not installed here: "
-            f"pip install 'splitattn[{extras}]'"
+            f"pip install {' '.join(dict.fromkeys(packages))}"
         )
 
 

@@ -1,7 +1,11 @@
-"""How an image becomes a network's input: the contract that each model's weights come with."""
+"""How an image becomes a network's input: the contract that each model's weights come with.
 
-from dataclasses import dataclass
-from math import inf
+This module computes with sizes and boxes only; `splitattn.images` applies them to pixels.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from math import ceil, floor, inf
 from typing import Literal
 
 from splitattn.errors import InputError
@@ -10,8 +14,20 @@ from splitattn.errors import InputError
 _LARGEST_SIZE = 4096
 _LARGEST_RESIZED = 2 * _LARGEST_SIZE
 
+# An image longer than this many times its shorter side, or larger than this when resized, is cut
+# first. Otherwise a file of a few bytes would grow to gigabytes.
+_LONGEST_STRIP = 100
+_MOST_PIXELS = 2**27
+
+# Left, top, right and bottom, in pixels.
+Box = tuple[int, int, int, int]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class InputSizeWarning(UserWarning):
+    """A model is evaluated at another input size than the one it was measured at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +90,78 @@ def center_crop(size: int) -> Preprocessing:
     Source: `ECenterCrop` of the official code, which its `verify.py` uses for every size.
     """
     return Preprocessing(size=size, crop_fraction=size / (size + 32))
+
+
+def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
+    """`preprocessing` with another input `size`, and an `InputSizeWarning` if that changes it."""
+    if size == preprocessing.size:
+        return preprocessing
+    warnings.warn(
+        f"the model was measured at input size {preprocessing.size}, not {size}; "
+        "its accuracy will differ",
+        InputSizeWarning,
+        stacklevel=2,
+    )
+    resized = replace(preprocessing, size=size)
+    # The official crop is a function of the size (see `center_crop`), not a fixed share.
+    official = preprocessing.crop_fraction == center_crop(preprocessing.size).crop_fraction
+    if official and preprocessing.order == "crop-resize":
+        return replace(resized, crop_fraction=center_crop(size).crop_fraction)
+    return resized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """The three steps from an image to the network's input, in this order.
+
+    Attributes:
+        crop: the part of the image that is kept.
+        resized: width and height to which that part is resized.
+        final_crop: the part of the resized image that is kept: size x size pixels.
+    """
+
+    crop: Box
+    resized: tuple[int, int]
+    final_crop: Box
+
+
+def geometry(width: int, height: int, preprocessing: Preprocessing) -> Geometry:
+    """The crops and the resize for an image of `width` x `height` pixels.
+
+    "crop-resize" is the official ResNeSt evaluation (`ECenterCrop` in resnest/torch/datasets).
+    "resize-crop" is torchvision's `Resize` and `CenterCrop`. There, an image more than 100 times
+    as long as its shorter side is cut first, which can move its pixels.
+    """
+    size, short = preprocessing.size, min(width, height)
+    if preprocessing.order == "crop-resize":
+        side = preprocessing.crop_fraction * short
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        right, bottom = (max(round(start + side), start + 1) for start in (left, top))
+        return Geometry(
+            crop=(left, top, right, bottom), resized=(size, size), final_crop=(0, 0, size, size)
+        )
+    target = floor(size / preprocessing.crop_fraction)
+    longest = short * min(_LONGEST_STRIP, _MOST_PIXELS // target**2)
+    kept = min(width, longest), min(height, longest)
+    resized = target * kept[0] // short, target * kept[1] // short
+    return Geometry(
+        crop=_center(width, height, *kept),
+        resized=resized,
+        final_crop=_center(*resized, size, size),
+    )
+
+
+def least_side(preprocessing: Preprocessing) -> int:
+    """Pixels that the shorter side of an image must keep if it is reduced before `geometry`.
+
+    The part of the reduced image that the network sees then has at least twice `size` pixels a
+    side, so that the final resize hardly differs from that of the whole image. Pillow's
+    `Image.thumbnail(reducing_gap=2)` follows the same rule.
+    """
+    return ceil(2 * preprocessing.size / preprocessing.crop_fraction)
+
+
+def _center(outer_width: int, outer_height: int, width: int, height: int) -> Box:
+    """The box of `width` x `height` pixels in the middle."""
+    left, top = round((outer_width - width) / 2), round((outer_height - height) / 2)
+    return left, top, left + width, top + height

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, features
 
 from splitattn.cli import main
-from splitattn.engines.exported import load_exported
 from splitattn.environment import peak_memory
 from splitattn.errors import InputError
 from splitattn.images.decode import _SHARES, decode
 from splitattn.images.limits import DEFAULT_LIMITS
 from splitattn.images.samples import sample_photographs
+from splitattn.opening import open_network
 from splitattn.training.recipes import load_recipe
 from tests.attacks.make import FOLDER, KINDS, MARKER, README, Attack, attacks, readme
 
@@ -162,7 +162,7 @@ def test_data_are_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) ->
 def test_an_exported_network_is_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
     path = FOLDER / attack.path
     with pytest.raises(InputError) as error:
-        load_exported(path)
+        open_network(weights=path)
     assert "root:" not in str(error.value)  # of /etc/passwd
     refused(*call(capfd, "predict", str(sample_photographs()[0]), "--weights", str(path)))
     refused(*call(capfd, "evaluate", "data", "--weights", str(path)))

@@ -5,10 +5,12 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitattn import environment
 from splitattn.bench import ladder
@@ -18,6 +20,8 @@ from splitattn.bench.peaks import Peaks
 from splitattn.bench.spread import spread
 from splitattn.cli import main
 from splitattn.errors import InputError
+from splitattn.images.preprocess import normalize
+from splitattn.preprocessing import Preprocessing
 
 
 def plan(**changes: object) -> Plan:
@@ -25,7 +29,7 @@ def plan(**changes: object) -> Plan:
         "model": "resnest26_tiny",
         "size": 32,
         "rounds": 2,
-        "peers": False,
+        "ladder": True,
         "batch_sizes": (1, 2),
         "only": "branches, torch fp32",
         "memory": False,
@@ -34,9 +38,11 @@ def plan(**changes: object) -> Plan:
 
 
 @pytest.fixture(autouse=True)
-def _quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No peers, and peak rates that need no measuring."""
     peaks = Peaks(multiply_adds={"fp32": 1e9, "int8": 1e9}, copied_bytes=1e9)
     monkeypatch.setattr("splitattn.bench.measure.measure_peaks", lambda _: peaks)
+    monkeypatch.setattr(ladder, "_peers", lambda _: ())
 
 
 def test_every_rung_has_a_row_for_each_batch_size() -> None:
@@ -47,17 +53,17 @@ def test_every_rung_has_a_row_for_each_batch_size() -> None:
     ]
     for row in rows:
         assert len(row.milliseconds) == 2
-        assert row.floor_milliseconds > 0
+        assert row.roofline_milliseconds > 0
         assert row.difference < 1e-5
         assert row.same_labels == 1
 
 
 def test_what_computes_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def negated(subject: ladder.Subject, *_: object) -> Callable[[Tensor], Tensor]:
-        network = subject.build()
+        network = subject.module()
         return lambda images: -network(images)
 
-    wrong = ladder.Engine(name="torch", precision="fp32", load=negated)
+    wrong = ladder.Way(engine="torch", precision="fp32", load=negated)
     monkeypatch.setattr(ladder, "_ON_CPU", (wrong,))
     _, (row,) = measure(plan(batch_sizes=(2,)))
     assert row.difference == pytest.approx(2, rel=0.1)
@@ -81,7 +87,7 @@ def test_engines_that_are_not_installed_are_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ladder, "installed", lambda *libraries: "openvino" not in libraries)
-    engines = {rung.engine.name for rung in rungs("resnest14", "cpu", peers=False)}
+    engines = {rung.way.engine for rung in rungs("resnest14", "cpu", ladder=True)}
     assert engines == {"torch", "compile", "onnxruntime"}
     assert [record.getMessage() for record in caplog.records] == [
         "left out: openvino fp32, which needs openvino",
@@ -89,10 +95,10 @@ def test_engines_that_are_not_installed_are_left_out_and_named(
     ]
 
 
-def test_forms_of_a_network_have_one_floor() -> None:
+def test_forms_of_a_network_have_one_roofline() -> None:
     _, rows = measure(plan(only="torch fp32", batch_sizes=(1,)))
     assert len(rows) == 3
-    assert len({row.floor_milliseconds for row in rows}) == 1
+    assert len({row.roofline_milliseconds for row in rows}) == 1
 
 
 def test_figures_are_those_of_the_turns() -> None:
@@ -103,7 +109,7 @@ def test_figures_are_those_of_the_turns() -> None:
         precision="fp32",
         batch_size=4,
         milliseconds=(50.0, 10.0, 20.0, 40.0, 30.0),
-        floor_milliseconds=3.0,
+        roofline_milliseconds=3.0,
         peak_memory=None,
         difference=0.0,
         same_labels=1.0,
@@ -156,21 +162,68 @@ def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
     assert 5e7 < row.peak_memory < own - 0.5 * ballast.nbytes
 
 
+PEERS = ladder._peers
+
+
 def test_peers_are_measured_with_our_weights() -> None:
-    twin = next(
-        rung.subject
-        for rung in rungs("resnest14d", "cpu", peers=True)  # timm's name, of which there is one
-        if rung.subject.name == "timm resnest14d"
-    )
-    ours = next(rung.subject for rung in rungs("resnest14", "cpu", peers=False))
+    twin = next(subject for subject in PEERS("resnest14") if subject.name == "timm resnest14d")
+    ours = rungs("resnest14d", "cpu", ladder=True)[0].subject  # timm's name of the same network
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(twin.build()(images), ours.build()(images), rtol=0, atol=1e-4)
+        torch.testing.assert_close(twin.module()(images), ours.module()(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime int8", "openvino fp32"])
+def test_a_peer_runs_in_other_engines(engine: str, tmp_path: Path) -> None:
+    peer = ladder.Subject(name="peer", form="as trained", trained=SmallPeer)
+    way = next(way for way in ladder._ON_CPU if f"{way.engine} {way.precision}" == engine)
+    preprocessing = Preprocessing(size=32, crop_fraction=1.0)
+    setting = ladder.Setting(
+        device=torch.device("cpu"),
+        pixels=list(np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)),
+        preprocessing=preprocessing,
+        folder=tmp_path,
+    )
+    run = ladder.Rung(subject=peer, way=way).load(setting)
+    images = torch.from_numpy(normalize(np.stack(setting.pixels), preprocessing))
+    with torch.inference_mode():
+        expected = SmallPeer()(images)
+    tolerance = 0.3 if "int8" in engine else 1e-4
+    error = (run(images) - expected).abs().max() / expected.abs().max()
+    assert error < tolerance
+    assert "int8" not in engine or error > 1e-4, "it was not quantized"
+
+
+class SmallPeer(nn.Module):
+    """Stands for a network of another project: it does not call its input "images"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu().mean((2, 3))
+
+
+def test_without_the_ladder_each_engine_has_one_line_per_precision() -> None:
+    found = [(rung.way.engine, rung.way.precision) for rung in rungs("resnest14", "cpu")]
+    assert found == [
+        ("torch", "fp32"),
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "int8"),
+        ("openvino", "fp32"),
+        ("openvino", "int8"),
+    ]
 
 
 def test_the_verb_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     bench("--json")
-    report = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert err == "measuring 1 line at batch 1, 2 rounds each\n"
+    report = json.loads(out)
     (row,) = report["rows"]
     assert row["median"] == pytest.approx(sum(row["milliseconds"]) / 2)
     assert torch.__version__.startswith(report["environment"]["torch"])
@@ -189,7 +242,7 @@ def test_the_verb_prints_a_line_for_each_rung(
 
 def bench(*options: str) -> None:
     numbers = ["--size=32", "--rounds=2", "--batch-size=1"]
-    switches = ["--no-peers", "--no-memory", "--only=branches, torch fp32"]
+    switches = ["--only=torch fp32"]
     with pytest.raises(SystemExit) as leaving:
         main(["bench", "--model=resnest26_tiny", *numbers, *switches, *options])
     assert leaving.value.code in (0, None)
@@ -211,5 +264,5 @@ def test_nonsense_is_refused(changes: dict[str, object], complaint: str) -> None
 
 
 def test_an_unknown_rung_is_refused() -> None:
-    with pytest.raises(InputError, match="must hold the text"):
+    with pytest.raises(InputError, match="--only must be part of a label"):
         measure(plan(only="tensorflow"))

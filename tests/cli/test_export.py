@@ -7,7 +7,7 @@ import pytest
 
 from splitattn.classifier import Classifier
 from splitattn.cli import main
-from splitattn.engines.export import ExportError
+from splitattn.exporting import ExportError
 from splitattn.images.samples import sample_photographs
 from tests.cli.networks import CLASSES, write_weights
 
@@ -65,7 +65,7 @@ def test_a_failed_parity_is_one_line_and_status_1(
     def fails(*_: object, **__: object) -> None:
         raise ExportError("net.xml was not written: it differs")
 
-    monkeypatch.setattr("splitattn.engines.export.export", fails)
+    monkeypatch.setattr("splitattn.exporting.export", fails)
     status, out, err = run(capsys, "export", "--weights", weights, tmp_path / "net.xml")
     assert (status, out, err) == (1, "", "error: net.xml was not written: it differs\n")
 
@@ -73,8 +73,8 @@ def test_a_failed_parity_is_one_line_and_status_1(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("net",), "an exported file must end in one of .onnx, .xml, .pt2, got net"),
-        (("net.onnx", "--precision", "int8"), "int8 needs images to calibrate on, got none"),
+        (("net",), "an exported file must end in one of .xml, .onnx, .pt2, got net"),
+        (("net.onnx", "--precision", "int8"), "int8 needs images to calibrate on"),
         (("net.onnx", "--format", "openvino"), "must end in .xml, got net.onnx"),
     ],
 )

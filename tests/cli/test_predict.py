@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,13 +206,13 @@ def test_an_interrupted_run_leaves_the_old_output(
 ) -> None:
     output = tmp_path / "results.json"
     output.write_text("old")
-    label = Classifier._label
+    stream = Classifier._stream
 
-    def interrupted(self: Classifier, batch: list, topk: int):
-        yield next(label(self, batch, topk))
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        yield next(stream(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Classifier, "_label", interrupted)
+    monkeypatch.setattr(Classifier, "_stream", interrupted)
     answer = predict(photos, "--format", "json", "--output", output)
     assert answer.status == 130
     assert output.read_text() == "old"

@@ -9,7 +9,7 @@ from splitattn.cli import main
 from tests.data.datasets import picture, write_image_folder
 
 SMALL = [
-    "--model=resnest14",
+    *("--model=resnest14", "--recipe=plain"),
     *("--set=epochs=2", "--set=batch_size=8", "--set=train_size=32", "--set=test_size=32"),
     *("--set=warmup_epochs=1", "--workers=0"),
 ]

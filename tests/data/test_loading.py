@@ -9,15 +9,12 @@ import pytest
 import torch
 
 from splitattn.data.augmentation import Augmentation
-from splitattn.data.loading import Batch, derive_seed, epoch_batches, eval_loader, train_loader
-from splitattn.data.sources import LabelledImages, open_data
+from splitattn.data.labelled import LabelledImages
+from splitattn.data.loading import Batch, derive_seed, epoch_batches, train_loader
+from splitattn.data.open import open_data
 from splitattn.errors import DataError
-from splitattn.images.decode import decode
-from splitattn.images.preprocess import preprocess
-from splitattn.preprocessing import Preprocessing
 from tests.data.datasets import encoded, write_class_folders
 
-PREPROCESSING = Preprocessing(size=32, crop_fraction=1.0)
 AUGMENTATION = Augmentation(size=32, crop_scale=0.3)
 
 
@@ -50,27 +47,6 @@ def spoil(data: LabelledImages, *indices: int) -> list[str]:
     for path in paths:
         path.write_bytes(path.read_bytes()[:60])
     return [str(path) for path in paths]
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_evaluation_sees_every_image_once_in_order(data: LabelledImages, batch_size: int) -> None:
-    batches = list(eval_loader(data, PREPROCESSING, batch_size=batch_size, workers=0))
-    expected = torch.stack([preprocess(decode(image), PREPROCESSING) for image in data.images])
-    assert torch.equal(joined(batches), expected)
-    assert joined(batches, "labels").tolist() == list(data.labels)
-    assert joined(batches, "indices").tolist() == list(range(len(data)))
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 9])
-def test_processes_share_the_batches_of_one(data: LabelledImages, world_size: int) -> None:
-    alone = [b.indices.tolist() for b in eval_loader(data, PREPROCESSING, batch_size=4, workers=0)]
-    shares = [
-        eval_loader(data, PREPROCESSING, batch_size=4, workers=0, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    assert [len(share) for share in shares] == sorted(map(len, shares), reverse=True)
-    together = sorted(batch.indices.tolist() for share in shares for batch in share)
-    assert together == alone
 
 
 def test_an_epoch_is_a_permutation_without_the_rest() -> None:
@@ -171,7 +147,6 @@ def test_loading_leaves_the_random_state_as_it_was(data: LabelledImages, workers
     torch.manual_seed(11)
     before = torch.get_rng_state()
     epoch(data, workers=workers)
-    list(eval_loader(data, PREPROCESSING, batch_size=4, workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -191,28 +166,9 @@ def test_a_transform_that_fails_leaves_the_random_state_too(data: LabelledImages
 
 def test_workers_may_be_spawned(data: LabelledImages) -> None:
     """As on macOS and Windows: what they get must survive pickling."""
-    evaluation = eval_loader(data, PREPROCESSING, batch_size=8, workers=0)
-    training = train_loader(data, AUGMENTATION, batches=[[0]], workers=0, seed=5, epoch=0)
-    for loader in (evaluation, training):
-        copied = pickle.loads(pickle.dumps(loader.dataset))
-        assert torch.equal(copied[3].image, loader.dataset[3].image)
-
-
-def test_evaluation_names_an_unreadable_image_and_leaves_it_out(data: LabelledImages) -> None:
-    [broken] = spoil(data, 2)
-    batches = list(eval_loader(data, PREPROCESSING, batch_size=3, workers=0))
-    assert [len(batch.labels) for batch in batches] == [2, 3, 3, 3, 3, 3, 3]
-    assert batches[0].indices.tolist() == [0, 1]
-    [problem] = batches[0].problems
-    assert problem.startswith(f"{broken}: the image is damaged")
-
-
-def test_a_batch_of_nothing_but_unreadable_images_is_empty(tmp_path: Path) -> None:
-    data = open_data(str(write_class_folders(tmp_path / "data", 1)), "val")
-    spoil(data, 0, 1, 2)
-    [batch] = eval_loader(data, PREPROCESSING, batch_size=3, workers=0)
-    assert len(batch.labels) == len(batch.indices) == 0
-    assert len(batch.problems) == 3
+    loader = train_loader(data, AUGMENTATION, batches=[[0]], workers=0, seed=5, epoch=0)
+    copied = pickle.loads(pickle.dumps(loader.dataset))
+    assert torch.equal(copied[3].image, loader.dataset[3].image)
 
 
 def test_training_takes_the_next_readable_image_instead(data: LabelledImages) -> None:

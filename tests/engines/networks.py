@@ -2,13 +2,17 @@
 
 from functools import cache
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
+from splitattn.engines.engine import softmax
 from splitattn.images.decode import decode
-from splitattn.images.preprocess import preprocess
+from splitattn.images.preprocess import normalize, preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
+from splitattn.opening import TrainedNetwork
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.metadata import ModelMetadata
 from tests.nn.networks import randomize_norms, small
@@ -41,7 +45,33 @@ def network(
     return model
 
 
+def trained(model: ResNeSt | None = None, metadata: ModelMetadata = METADATA) -> TrainedNetwork:
+    """`model` as it is opened from a file; without one, `network()`."""
+    model = network() if model is None else model
+    return TrainedNetwork(
+        architecture=model.architecture,
+        tensors={key: value.numpy() for key, value in model.state_dict().items()},
+        metadata=metadata,
+        weights="none",
+    )
+
+
 @cache
-def photographs() -> Tensor:
+def photographs() -> NDArray[np.uint8]:
     """uint8 (5, 3, 40, 40)."""
-    return torch.stack([preprocess(decode(path), PREPROCESSING) for path in sample_photographs()])
+    return np.stack([preprocess(decode(path), PREPROCESSING) for path in sample_photographs()])
+
+
+def plain_logits(
+    pixels: NDArray[np.uint8] | None = None, model: ResNeSt | None = None
+) -> NDArray[np.float32]:
+    """Logits of the torch network, as it was trained."""
+    pixels = photographs() if pixels is None else pixels
+    images = torch.from_numpy(normalize(pixels, PREPROCESSING))
+    with torch.inference_mode():
+        return (network() if model is None else model).eval()(images).numpy()
+
+
+def plain_probabilities() -> NDArray[np.float32]:
+    """Probabilities of the torch network on the photographs."""
+    return softmax(plain_logits())

@@ -1,67 +1,152 @@
 import builtins
-import copy
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from splitattn import libraries
-from splitattn.engines import engine as runtime
-from splitattn.engines.engine import ENGINES, EngineRuntime, load_runtime
+from splitattn.engines import open_vino, table
+from splitattn.engines.engine import Engine, FileSettings, softmax
 from splitattn.engines.onnx_runtime import OnnxEngine
-from splitattn.engines.pytorch import TorchEngine, plain_engine
+from splitattn.engines.pytorch import TorchEngine
 from splitattn.errors import InputError
 from splitattn.libraries import telemetry_off
-from tests.engines.networks import PREPROCESSING, network, photographs
+from tests.engines.networks import (
+    METADATA,
+    PREPROCESSING,
+    network,
+    photographs,
+    plain_logits,
+    plain_probabilities,
+    trained,
+)
 from tests.nn.networks import small
 
 # torch.compile starts a C++ compiler, which takes longer than all other engines together.
-ENGINES_TESTED = [
-    "torch",
-    "openvino",
-    "onnxruntime",
-    pytest.param("compile", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
-]
+SLOW = {"compile": [pytest.mark.slow, pytest.mark.timeout(600)]}
+EVERY_ENGINE = [pytest.param(row.name, marks=SLOW.get(row.name, ())) for row in table.ENGINES]
 
 
-@pytest.fixture(scope="module", params=ENGINES_TESTED)
-def loaded(request: pytest.FixtureRequest) -> EngineRuntime:
-    return load_runtime(network(), PREPROCESSING, device="cpu", engine=request.param)
+@pytest.fixture(scope="module", params=EVERY_ENGINE)
+def loaded(request: pytest.FixtureRequest) -> Engine:
+    return trained().load(request.param, "cpu")
 
 
-@pytest.fixture(scope="module")
-def expected() -> torch.Tensor:
-    probabilities = EngineRuntime(plain_engine(network()), PREPROCESSING).run(photographs())
-    assert probabilities.argmax(1).unique().numel() > 1, "the photographs must differ to it"
-    assert 0.2 < probabilities.max() < 0.999
-    return probabilities
+def probabilities(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return softmax(engine.run(pixels, PREPROCESSING))
 
 
-def test_threads_may_share_an_engine(loaded: EngineRuntime, expected: torch.Tensor) -> None:
+def assert_close(outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)
+
+
+def test_the_photographs_differ_to_the_network() -> None:
+    expected = plain_probabilities()
+    assert len(set(expected.argmax(1))) > 1
+    assert 0.2 < expected.max() < 0.999
+
+
+def test_every_engine_labels_photographs_as_the_plain_network(loaded: Engine) -> None:
+    expected = plain_probabilities()
+    outputs = probabilities(loaded, photographs())
+    assert outputs.dtype == np.float32
+    assert_close(outputs, expected)
+    # Alone, in pairs and in batches that are not full, the answers are the same.
+    for size in (1, 2):
+        starts = range(0, len(photographs()), size)
+        parts = [probabilities(loaded, photographs()[i : i + size]) for i in starts]
+        assert_close(np.concatenate(parts), expected)
+    # What an engine returned stays as it was when the engine goes on.
+    assert_close(outputs, expected)
+
+
+def test_threads_may_share_an_engine(loaded: Engine) -> None:
+    expected = plain_probabilities()
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(loaded.run, [photographs()] * 24))
-    for probabilities in answers:
-        torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+        answers = list(pool.map(lambda _: probabilities(loaded, photographs()), range(24)))
+    for outputs in answers:
+        assert_close(outputs, expected)
 
 
-def test_batches_of_any_size_may_come_in_any_order(
-    loaded: EngineRuntime, expected: torch.Tensor
-) -> None:
-    pixels = photographs()
+def test_batches_of_any_size_may_come_in_any_order(loaded: Engine) -> None:
+    expected = plain_probabilities()
     for size in (1, 1, 3, 1, 3, 3, 2, 2, 1):
-        torch.testing.assert_close(loaded.run(pixels[:size]), expected[:size], atol=1e-5, rtol=0)
+        assert_close(probabilities(loaded, photographs()[:size]), expected[:size])
+
+
+def test_every_engine_says_what_it_is(loaded: Engine) -> None:
+    loaded.warm_up(2, PREPROCESSING)
+    assert loaded.name.endswith(" on cpu")
+    assert any(digit in loaded.name for digit in "123456789"), "its version is missing"
 
 
 def test_images_of_another_size_are_refused_each_time() -> None:
-    engine = load_runtime(network(), PREPROCESSING, device="cpu", engine="openvino").engine
-    larger = torch.zeros(1, 3, PREPROCESSING.size + 32, PREPROCESSING.size + 32)
+    engine = trained().load("openvino", "cpu")
+    larger = np.zeros((1, 3, PREPROCESSING.size + 32, PREPROCESSING.size + 32), np.float32)
     for _ in range(3):
         with pytest.raises(RuntimeError):
-            engine(larger)
+            engine.logits(larger)
+
+
+class Doubling(Engine):
+    """Takes batches of one size only."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__("doubling", batch=batch)
+        self.batches: list[int] = []
+
+    def _infer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.batches.append(len(images))
+        return 2 * images.reshape(len(images), 3)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_pytorch_on_cuda_runs_the_form_for_cuda(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "_cuda_devices", lambda: 1)
+    monkeypatch.setattr(table, "_torch_sees_cuda", lambda: True)
+    row = table.find_engine("torch")
+    assert row.form_on(device) == row.cuda_form
+    assert row.form_on("cpu") == row.form
+    assert table.find_engine("openvino").form_on("auto") == table.find_engine("openvino").form
+
+
+def test_openvino_compiles_a_fixed_shape_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net.xml"
+    row = table.find_engine("openvino")
+    settings = FileSettings(metadata=METADATA, batch=2)
+    row.load_file_module().write(trained().fold(row.form), path, settings)
+    compiled: list[object] = []
+    compile_model = open_vino._compile
+
+    def counted(model: object) -> object:
+        compiled.append(model)
+        return compile_model(model)
+
+    monkeypatch.setattr(open_vino, "_compile", counted)
+    engine = open_vino.OpenVinoEngine(path)
+    for _ in range(3):
+        engine.run(photographs()[:2], PREPROCESSING)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
+def test_a_fixed_batch_is_filled_up(count: int) -> None:
+    engine = Doubling(4)
+    images = np.arange(3 * count, dtype=np.float32).reshape(count, 3, 1, 1)
+    np.testing.assert_array_equal(engine.logits(images), 2 * images.reshape(count, 3))
+    assert set(engine.batches) == {4 if count else 0}
 
 
 @pytest.fixture
@@ -77,29 +162,8 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return hidden
 
 
-def test_every_engine_labels_photographs_as_the_plain_network(
-    loaded: EngineRuntime, expected: torch.Tensor
-) -> None:
-    probabilities = loaded.run(photographs())
-    assert probabilities.dtype == torch.float32
-    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-    assert probabilities.argmax(1).equal(expected.argmax(1))
-    # Alone, in pairs and in batches that are not full, the answers are the same.
-    for size in (1, 2):
-        parts = torch.cat([loaded.run(part) for part in photographs().split(size)])
-        torch.testing.assert_close(parts, expected, atol=1e-5, rtol=0)
-    # What an engine gave stays as it was when the engine goes on.
-    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-
-
-def test_every_engine_says_what_it_is(loaded: EngineRuntime) -> None:
-    loaded.warm_up(2)
-    assert loaded.name.endswith(" on cpu")
-    assert any(digit in loaded.name for digit in "123456789"), "its version is missing"
-
-
 def test_telemetry_stays_unloaded() -> None:
-    load_runtime(network(), PREPROCESSING, device="cpu", engine="openvino")
+    trained().load("openvino", "cpu")
     assert "openvino" in sys.modules
     assert "openvino_telemetry" not in sys.modules
     with telemetry_off(), pytest.raises(ImportError):
@@ -107,35 +171,24 @@ def test_telemetry_stays_unloaded() -> None:
     assert "openvino_telemetry" not in sys.modules, "others may import it as before"
 
 
-def test_the_model_stays_as_it_is() -> None:
-    model = copy.deepcopy(network()).train()
-    before = copy.deepcopy(model.state_dict())
-    load_runtime(model, PREPROCESSING, device="cpu", engine="torch").run(photographs())
-    plain_engine(model)
-    assert model.training
-    assert model.state_dict().keys() == before.keys()
-    for key, value in model.state_dict().items():
-        assert value.equal(before[key])
-        assert value.stride() == before[key].stride()
-
-
 def test_pytorch_computes_in_channels_last() -> None:
-    engine = TorchEngine(network(seed=1), torch.device("cpu"))
+    model = network(seed=1)
+    engine = TorchEngine(model, torch.device("cpu"))
     seen: list[torch.Tensor] = []
-    handle = network(seed=1).layer1.register_forward_hook(lambda *call: seen.append(call[-1]))
-    with torch.inference_mode():
-        engine(torch.zeros(2, 3, 40, 40))
+    handle = model.layer1.register_forward_hook(lambda *call: seen.append(call[-1]))
+    engine.run(photographs(), PREPROCESSING)
     handle.remove()
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_pytorch_normalizes_bytes_as_numpy_does() -> None:
+    engine = TorchEngine(network(seed=1), torch.device("cpu"))
+    assert_close(engine.run(photographs(), PREPROCESSING), plain_logits(model=network(seed=1)))
+
+
 @pytest.mark.parametrize(
     ("missing", "taken"),
-    [
-        ((), "openvino"),
-        (("openvino",), "onnxruntime"),
-        (("openvino", "onnxscript"), "torch"),
-    ],
+    [((), "openvino"), (("openvino",), "onnxruntime"), (("openvino", "onnx"), "torch")],
 )
 def test_auto_takes_the_fastest_that_is_installed(
     missing: tuple[str, ...],
@@ -143,40 +196,38 @@ def test_auto_takes_the_fastest_that_is_installed(
     hide: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    order = {"cpu": ("openvino", "onnxruntime", "torch")}
-    monkeypatch.setattr(runtime, "FASTEST", order)
+    monkeypatch.setattr(table, "_cuda_devices", lambda: 0)
     hide(*missing)
-    assert runtime._fastest(torch.device("cpu")) == taken
-    assert runtime._fastest(torch.device("meta")) == "torch", "a device without an order of its own"
+    assert table.fastest_engine("cpu").name == taken
+    assert table.fastest_engine("auto").name == taken
 
 
-def test_every_engine_in_the_order_exists() -> None:
-    for engines in runtime.FASTEST.values():
-        assert set(engines) <= set(ENGINES) - {"auto"}
-        assert engines[-1] == "torch", "nothing else is always installed"
+def test_auto_takes_pytorch_where_it_sees_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_cuda_devices", lambda: 1)
+    monkeypatch.setattr(table, "_torch_sees_cuda", lambda: True)
+    assert table.fastest_engine("auto").name == "torch"
+    assert table.fastest_engine("cuda:1").name == "torch"
+    assert table.fastest_engine("cpu").name != "torch"
+    monkeypatch.setattr(table, "_torch_sees_cuda", lambda: False)
+    assert table.fastest_engine("auto").name != "torch", "PyTorch was built without CUDA"
 
 
-@pytest.mark.parametrize(
-    ("engine", "missing", "complaint"),
-    [
-        ("openvino", ["openvino"], r"engine openvino needs openvino, .*'splitattn\[openvino\]'"),
-        ("onnxruntime", ["onnxruntime"], r"needs onnxruntime, .*install 'splitattn\[onnx\]'"),
-        ("onnxruntime", ["onnx", "onnxscript"], r"needs onnx and onnxscript, .*\[onnx\]'"),
-    ],
-)
-def test_a_missing_library_is_one_line_that_names_the_extra(
-    engine: str, missing: list[str], complaint: str, hide: Callable[..., None]
+@pytest.mark.parametrize("missing", [["openvino"], ["onnxruntime"], ["onnxruntime", "onnx"]])
+def test_a_missing_library_is_one_line_with_the_command(
+    missing: list[str], hide: Callable[..., None]
 ) -> None:
     hide(*missing)
+    engine = "openvino" if "openvino" in missing else "onnxruntime"
+    complaint = rf"engine {engine} needs {' and '.join(missing)}.*pip install {' '.join(missing)}"
     with pytest.raises(InputError, match=complaint) as raised:
-        load_runtime(network(), PREPROCESSING, engine=engine)
+        trained().load(engine)
     assert str(raised.value).isprintable()
 
 
 @pytest.mark.parametrize(
     ("engine", "device", "complaint"),
     [
-        ("steam", "cpu", "engine must be one of auto, torch, .*, got 'steam'"),
+        ("steam", "cpu", "engine must be one of auto, openvino, .*, got 'steam'"),
         ("openvino", "cuda", "engine openvino runs on cpu, got device 'cuda'"),
         ("onnxruntime", "mps", "engine onnxruntime runs on cpu, .*, got device 'mps'"),
         ("torch", "tpu9000", "device 'tpu9000' cannot be used"),
@@ -186,7 +237,7 @@ def test_an_engine_that_does_not_run_there_is_one_line(
     engine: str, device: str, complaint: str
 ) -> None:
     with pytest.raises(InputError, match=complaint) as raised:
-        load_runtime(network(), PREPROCESSING, engine=engine, device=device)
+        trained().load(engine, device)
     assert str(raised.value).isprintable()
 
 
@@ -200,6 +251,9 @@ def test_onnx_runtime_says_when_it_fell_back_to_the_processor(
 
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
+
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(shape=["batch", 3, 40, 40])]
 
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
@@ -222,7 +276,7 @@ def test_cuda_computes_without_tf32_and_else_as_a_person_chose(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     engine = TorchEngine(Network(), torch.device("cpu"))
     engine.device = torch.device("cuda")
-    engine(torch.zeros(1, 3, 2, 2))
+    engine._logits(torch.zeros(1, 3, 2, 2))
     assert seen == [(False, True, False)]
     assert torch.backends.cudnn.allow_tf32
 
@@ -235,23 +289,23 @@ def test_compiling_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     with pytest.raises(InputError, match="engine compile needs a C\\+\\+ compiler, found none"):
-        load_runtime(network(), PREPROCESSING, device="cpu", engine="compile")
+        trained().load("compile", "cpu")
 
 
-def test_a_fused_network_of_each_radix_is_what_engines_get() -> None:
-    """Nothing here depends on radix 2, the commonest."""
-    for radix in (1, 4):
-        model = network(radix)
-        assert model.architecture == small(radix)
-        plain = EngineRuntime(plain_engine(model), PREPROCESSING).run(photographs())
-        eager = load_runtime(model, PREPROCESSING, device="cpu", engine="torch")
-        torch.testing.assert_close(eager.run(photographs()), plain, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("radix", [0, 1, 4])
+def test_engines_take_networks_of_any_radix(radix: int) -> None:
+    model = network(radix)
+    assert model.architecture == small(radix)
+    expected = softmax(plain_logits(model=model))
+    for engine in ("torch", "onnxruntime"):
+        assert_close(probabilities(trained(model).load(engine, "cpu"), photographs()), expected)
 
 
 SIGNALLED = """
 import gc, os, signal
-from splitattn.engines.open_vino import OpenVinoEngine, product
-engines = [OpenVinoEngine(product(8, eight_bits=False)) for _ in range(2)]
+from splitattn.engines.open_vino import OpenVinoEngine
+from tests.engines.networks import trained
+engines = [trained().load("openvino", "cpu") for _ in range(2)]
 while engines:
     del engines[0]
     gc.collect()
@@ -261,6 +315,6 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_a_signal_after_the_last_network_is_handled() -> None:
-    """With a core for each, their plug-ins would leave a stack for signals that is gone."""
+    """With a core for each network, their plug-ins would restore a signal stack that is gone."""
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

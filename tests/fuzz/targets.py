@@ -22,30 +22,31 @@ import torch
 from PIL import Image, features
 from safetensors.torch import save
 
-from splitattn import classifier, evaluation
+from splitattn import exporting, workflows
 from splitattn.architectures import ARCHITECTURES
 from splitattn.bench import measure
 from splitattn.cli import main
 from splitattn.convert import convert
 from splitattn.create import load_trained
-from splitattn.data.sources import open_data
-from splitattn.engines import export
-from splitattn.engines.engine import ENGINES, Runtime, load_runtime
+from splitattn.data.open import open_data
+from splitattn.engines.engine import Engine
+from splitattn.engines.table import engine_names
 from splitattn.errors import ImageError, InputError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
 from splitattn.images.samples import sample_photographs
-from splitattn.nn.resnest import ResNeSt
-from splitattn.preprocessing import Preprocessing, center_crop
+from splitattn.opening import TrainedNetwork
+from splitattn.preprocessing import center_crop
 from splitattn.training import loop
-from splitattn.training.checkpoint import State, restore
-from splitattn.training.checkpoint import save as save_training
 from splitattn.training.recipes import PRESETS, load_recipe
+from splitattn.training.resume import State, restore
+from splitattn.training.resume import save as save_training
+from splitattn.weights.cache import local_path
 from splitattn.weights.catalogue import embedded_entry
 from splitattn.weights.checkpoint import read_checkpoint
 from splitattn.weights.layouts import LAYOUTS
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata, read_metadata
-from splitattn.weights.resolve import local_path, resolve
+from splitattn.weights.resolve import resolve
 from tests.attacks.make import FOLDER as ATTACKS
 from tests.data.datasets import encoded, write_shard
 from tests.fuzz.target import Target
@@ -107,7 +108,10 @@ def torch_seeds() -> list[bytes]:
             stream = io.BytesIO()
             torch.save(content, stream, _use_new_zipfile_serialization=zipped)
             seeds.append(stream.getvalue())
-    return seeds * 8 + attacks("weights/*.p*")
+    training = {"identity": {}, "metadata": METADATA.to_json(), "model": tensors()}
+    stream = io.BytesIO()
+    torch.save(training, stream)
+    return [*seeds * 8, *[stream.getvalue()] * 4, *attacks("weights/*.p*")]
 
 
 def safetensors_seeds() -> list[bytes]:
@@ -131,10 +135,10 @@ def read_weights(content: bytes, folder: Path) -> None:
 def layout_seeds() -> list[bytes]:
     """Files of every layout, with keys as they should be and hardly a number."""
     with torch.device("meta"):
-        keys = list(ResNeSt(ARCHITECTURES["resnest14"]).state_dict())
+        keys = list(ARCHITECTURES["resnest14"].shapes())
     seeds = []
     for layout in LAYOUTS:
-        names = [name for key in keys if (name := layout.spelling.own(key))]
+        names = [name for key in keys if (name := layout.key_mapping.own(key))]
         stream = io.BytesIO()
         torch.save({layout.wrapper or "model": dict.fromkeys(names, torch.ones(1))}, stream)
         arrays = {"model": dict.fromkeys(names, np.ones(1, np.float32))}
@@ -373,18 +377,22 @@ def _no_work(folder: Path) -> Iterator[None]:
     def stop(*_: object, **__: object) -> None:
         raise InputError("stopped where the work begins")
 
-    def load_plain(network: ResNeSt, own: Preprocessing, *, device: str, engine: str) -> Runtime:
-        plain = "torch" if engine in ("auto", *ENGINES) else engine
-        return load_runtime(network, own, device=device, engine=plain)
+    load = TrainedNetwork.load
+
+    def load_plain(
+        network: TrainedNetwork, engine: str, device: str, *, size: int | None = None
+    ) -> Engine:
+        plain = "torch" if engine in engine_names() else engine
+        return load(network, plain, device, size=size)
 
     own = {"SPLITATTN_OFFLINE": "1", "SPLITATTN_CACHE": str(folder / "cache"), "COLUMNS": "100"}
     with (
         patch.dict(os.environ, own),
         patch.object(loop, "train", stop),
         patch.object(measure, "measure", stop),
-        patch.object(export, "export", stop),
-        patch.object(evaluation, "evaluate", stop),
-        patch.object(classifier, "load_runtime", load_plain),
+        patch.object(exporting, "export_network", stop),
+        patch.object(workflows, "measure", stop),
+        patch.object(TrainedNetwork, "load", load_plain),
     ):
         yield
 

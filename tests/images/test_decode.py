@@ -13,7 +13,7 @@ import skimage.data
 from PIL import IcoImagePlugin, Image, features
 
 from splitattn.errors import ImageError, InputError
-from splitattn.images.decode import decode
+from splitattn.images.decode import decode, decode_reduced
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from tests.attacks.make import icon, jpeg, segment
 
@@ -386,3 +386,124 @@ def test_corrupted_bytes_give_an_image_or_an_image_error(format: str) -> None:
             content[rng.randrange(min(len(content), 400))] = rng.randrange(256)
         with suppress(ImageError):
             assert decode(bytes(content), limits=limits).mode == "RGB"
+
+
+@pytest.fixture(scope="module")
+def large() -> Image.Image:
+    """A photograph of 1600 x 1200 pixels, with detail in each of them."""
+    photograph = Image.fromarray(skimage.data.coffee()).resize((1600, 1200))
+    noise = np.random.default_rng(0).normal(0, 8, (1200, 1600, 3))
+    return Image.fromarray((np.asarray(photograph) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("least_side", "size"),
+    [
+        (1, (200, 150)),
+        (150, (200, 150)),
+        (151, (400, 300)),
+        (300, (400, 300)),
+        (600, (800, 600)),
+        (601, (1600, 1200)),
+        (5000, (1600, 1200)),
+    ],
+)
+def test_a_jpeg_is_reduced_no_further_than_to_the_least_side(
+    large: Image.Image, least_side: int, size: tuple[int, int]
+) -> None:
+    assert decode_reduced(encoded(large, "JPEG"), least_side).image.size == size
+
+
+@pytest.mark.parametrize("size", [(800, 624), (1000, 500), (256, 256)])
+def test_a_jpeg_of_less_than_half_a_megapixel_is_decoded_in_full(
+    large: Image.Image, size: tuple[int, int]
+) -> None:
+    reduced = decode_reduced(encoded(large.resize(size), "JPEG"), 32)
+    assert (reduced.scale == 1) == (size[0] * size[1] < 500_000)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (801, 603), (1599, 450), (333, 1111)])
+@pytest.mark.parametrize("least_side", [1, 5, 30, 111, 225])
+def test_sides_that_eight_does_not_divide_are_reduced_alike(
+    large: Image.Image, size: tuple[int, int], least_side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitattn.images.decode._LARGE", 0)
+    reduced = decode_reduced(encoded(large.resize(size), "JPEG"), least_side)
+    scale = next((scale for scale in (8, 4, 2) if min(size) >= scale * least_side), 1)
+    assert (reduced.whole, reduced.scale) == (size, scale)
+    assert reduced.image.size == (-(-size[0] // scale), -(-size[1] // scale))
+    assert min(reduced.image.size) >= min(least_side, *size)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_reduced_pixels_are_those_of_the_reduced_picture(
+    large: Image.Image, mode: str, progressive: bool
+) -> None:
+    content = encoded(large.convert(mode), "JPEG", quality=95, progressive=progressive)
+    reduced = decode_reduced(content, 300).image
+    expected = decode(content).reduce(4)  # the mean of 4 x 4 pixels
+    assert (reduced.mode, reduced.size) == ("RGB", (400, 300))
+    difference = np.abs(np.asarray(reduced, dtype=int) - np.asarray(expected))
+    assert difference.mean() < 1
+    assert np.quantile(difference, 0.999) <= 8
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_reduced_picture_is_upright_too(large: Image.Image, orientation: int) -> None:
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](np.asarray(large))))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(stored, "JPEG", quality=95, exif=exif)
+    upright = decode_reduced(encoded(large, "JPEG", quality=95), 300).image
+    reduced = decode_reduced(content, 300)
+    assert (reduced.whole, reduced.scale) == ((1600, 1200), 4)
+    assert reduced.image.size == (400, 300)
+    difference = np.abs(np.asarray(reduced.image, dtype=int) - np.asarray(upright))
+    assert difference.mean() < 1
+
+
+def test_a_file_of_two_pictures_is_reduced_as_well(large: Image.Image) -> None:
+    """As phones write them, with a preview behind the photograph."""
+    content = encoded(large, "MPO", save_all=True, append_images=[large.reduce(4)])
+    assert Image.open(io.BytesIO(content)).format == "MPO"
+    assert decode_reduced(content, 300).image.size == (400, 300)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP"])
+def test_other_formats_are_decoded_exactly(large: Image.Image, format: str) -> None:
+    content = encoded(large.reduce(4), format)
+    exact = np.asarray(decode(content))
+    reduced = decode_reduced(content, 10)
+    assert (reduced.whole, reduced.scale) == ((400, 300), 1)
+    np.testing.assert_array_equal(np.asarray(reduced.image), exact)
+
+
+def test_a_pillow_image_of_the_callers_is_not_reduced(large: Image.Image) -> None:
+    opened = Image.open(io.BytesIO(encoded(large, "JPEG")))
+    assert decode_reduced(opened, 10).image.size == opened.size == large.size
+
+
+def test_limits_count_the_pixels_of_the_whole_picture(large: Image.Image) -> None:
+    limits = Limits(max_pixels=1600 * 1200 - 1)
+    with pytest.raises(ImageError, match="got 1600 x 1200"):
+        decode_reduced(encoded(large, "JPEG"), 10, limits=limits)
+    whole = Limits(max_pixels=1600 * 1200)
+    assert decode_reduced(encoded(large, "JPEG"), 10, limits=whole).image.size == (200, 150)
+    with pytest.raises(ImageError, match="a CMYK JPEG image may have 1 to 960,000 pixels"):
+        decode_reduced(encoded(large.convert("CMYK"), "JPEG"), 10, limits=whole)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_damaged_jpeg_is_refused_when_reduced_as_well(
+    large: Image.Image, progressive: bool
+) -> None:
+    content = encoded(large, "JPEG", progressive=progressive)
+    with pytest.raises(ImageError, match="damaged"):
+        decode_reduced(content[: len(content) // 2], 10)
+
+
+def test_an_upright_picture_is_not_the_callers_own(photograph: Image.Image) -> None:
+    decoded = decode(photograph)
+    decoded.putpixel((0, 0), RED)
+    assert photograph.getpixel((0, 0)) != RED

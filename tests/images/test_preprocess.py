@@ -1,5 +1,5 @@
+import io
 import math
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,10 @@ from timm.data import create_transform
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from splitattn.images.preprocess import InputSizeWarning, at_size, normalize, preprocess
-from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, center_crop
+from splitattn.data import normalization
+from splitattn.images.decode import decode, decode_reduced
+from splitattn.images.preprocess import normalize, preprocess, preprocess_reduced
+from splitattn.preprocessing import Preprocessing, least_side
 
 PHOTOGRAPHS = {
     name: Image.fromarray(getattr(skimage.data, name)())
@@ -28,8 +30,8 @@ IMAGES = PHOTOGRAPHS | {
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def pixels(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def official(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
@@ -49,8 +51,9 @@ def test_crop_resize_is_the_official_evaluation(name: str, size: int, interpolat
     )
     expected = pixels(official(IMAGES[name], size, FILTERS[interpolation]))
     actual = preprocess(IMAGES[name], preprocessing)
-    assert (actual.dtype, actual.shape) == (torch.uint8, (3, size, size))
-    assert torch.equal(actual, expected)
+    assert (actual.dtype, actual.shape) == (np.uint8, (3, size, size))
+    assert actual.flags.c_contiguous
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -77,9 +80,9 @@ def test_resize_crop_is_that_of_torchvision_and_timm(
         chain = transforms.Compose(
             [transforms.Resize(resized, interpolation=mode), transforms.CenterCrop(size)]
         )
-        assert torch.equal(actual, pixels(chain(IMAGES[name])))
+        np.testing.assert_array_equal(actual, pixels(chain(IMAGES[name])))
     whole = create_transform(size, interpolation=interpolation, crop_pct=crop_fraction)
-    torch.testing.assert_close(
+    np.testing.assert_allclose(
         normalize(actual[None], preprocessing)[0], whole(IMAGES[name]), atol=1e-6, rtol=0
     )
 
@@ -88,8 +91,8 @@ def test_resize_crop_is_that_of_torchvision_and_timm(
 def test_a_long_strip_does_not_grow_to_gigabytes(order: str) -> None:
     strip = Image.new("RGB", (2_000_000, 1), "red")
     preprocessing = Preprocessing(size=64, crop_fraction=1.0, order=order)
-    expected = torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 64)
-    assert torch.equal(preprocess(strip, preprocessing), expected)
+    expected = np.broadcast_to(np.array([255, 0, 0]).reshape(3, 1, 1), (3, 64, 64))
+    np.testing.assert_array_equal(preprocess(strip, preprocessing), expected)
 
 
 @pytest.mark.parametrize("order", ["crop-resize", "resize-crop"])
@@ -100,33 +103,70 @@ def test_pillow_does_not_warn_of_images_that_were_let_pass(
     preprocess(IMAGES["odd"], Preprocessing(size=64, crop_fraction=0.875, order=order))
 
 
-def test_normalize_is_that_of_torchvision() -> None:
-    batch = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
-    expected = v2.functional.normalize(batch.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
-    actual = normalize(batch, Preprocessing(size=8, crop_fraction=1.0))
-    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+@pytest.mark.parametrize("order", ["crop-resize", "resize-crop"])
+@pytest.mark.parametrize(("size", "side"), [(64, 1000), (64, 999), (96, 1203), (224, 1100)])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_reduced_photograph_gives_nearly_the_pixels_of_the_whole_one(
+    name: str, order: str, size: int, side: int, orientation: int
+) -> None:
+    """A crop that is half a pixel of the reduced photograph off changes some pixels by 100."""
+    photograph = PHOTOGRAPHS[name]
+    scale = side / min(photograph.size)
+    large = photograph.resize((round(photograph.width * scale), round(photograph.height * scale)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    large.save(stream, "JPEG", quality=95, exif=exif)
+    preprocessing = Preprocessing(size=size, crop_fraction=0.875, order=order)
+    reduced = decode_reduced(stream.getvalue(), least_side(preprocessing))
+    assert reduced.scale > 1
+    exact = preprocess(decode(stream.getvalue()), preprocessing)
+    fast = preprocess_reduced(reduced, preprocessing)
+    assert (fast.dtype, fast.shape) == (np.uint8, (3, size, size))
+    assert fast.flags.c_contiguous
+    difference = np.abs(np.subtract(exact, fast, dtype=int))
+    if orientation == 1 or not any(length % reduced.scale for length in large.size):
+        assert difference.max() <= 20
+        assert difference.mean() < 0.6
+    else:  # the pixel that is not whole has changed sides, so all are off by a part of one
+        assert difference.max() <= 48
+        assert difference.mean() < 4
 
 
-def test_another_input_size_than_the_models_own_warns_once() -> None:
-    own = Preprocessing(size=224, crop_fraction=0.875)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        sizes = [at_size(own, 256).size for _ in range(3)]
-    assert sizes == [256] * 3
-    assert [warning.category for warning in caught] == [InputSizeWarning]
-    assert at_size(own, 224) is own
+def test_a_photograph_that_was_not_reduced_gives_its_own_pixels() -> None:
+    preprocessing = Preprocessing(size=64, crop_fraction=0.875)
+    reduced = decode_reduced(np.asarray(PHOTOGRAPHS["coffee"]), 1)
+    expected = preprocess(PHOTOGRAPHS["coffee"], preprocessing)
+    np.testing.assert_array_equal(preprocess_reduced(reduced, preprocessing), expected)
 
 
-@pytest.mark.parametrize("size", [256, 320, 416])
-def test_the_official_crop_follows_the_size(size: int) -> None:
-    with pytest.warns(InputSizeWarning):
-        assert at_size(center_crop(224), size) == center_crop(size)
+EVERY_VALUE = np.arange(256, dtype=np.uint8).repeat(6).reshape(256, 3, 1, 2)
+CONTRACTS = (
+    Preprocessing(size=8, crop_fraction=1.0),
+    Preprocessing(size=8, crop_fraction=1.0, mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 0.2)),
+)
 
 
-def test_another_crop_keeps_its_share_at_another_size() -> None:
-    own = Preprocessing(size=224, crop_fraction=0.875, order="resize-crop")
-    with pytest.warns(InputSizeWarning):
-        assert at_size(own, 256).crop_fraction == 0.875
+@pytest.mark.parametrize("preprocessing", CONTRACTS)
+def test_normalize_is_that_of_torchvision(preprocessing: Preprocessing) -> None:
+    expected = v2.functional.normalize(
+        torch.from_numpy(EVERY_VALUE).float() / 255, preprocessing.mean, preprocessing.std
+    )
+    actual = normalize(EVERY_VALUE, preprocessing)
+    assert (actual.dtype, actual.flags.c_contiguous) == (np.float32, True)
+    np.testing.assert_allclose(actual, expected, atol=1e-6, rtol=0)
+    on_a_device = normalization.normalize(torch.from_numpy(EVERY_VALUE), preprocessing)
+    torch.testing.assert_close(on_a_device, expected, atol=1e-6, rtol=0)
+
+
+def test_normalize_gives_contiguous_arrays_for_pixels_in_any_order() -> None:
+    """An engine would copy others, or read them wrongly."""
+    rows_last = np.ascontiguousarray(EVERY_VALUE.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    assert not rows_last.flags.c_contiguous
+    actual = normalize(rows_last, CONTRACTS[0])
+    assert actual.flags.c_contiguous
+    np.testing.assert_array_equal(actual, normalize(EVERY_VALUE, CONTRACTS[0]))
 
 
 @pytest.mark.parametrize("length", [1_000, 100_000])
@@ -134,7 +174,7 @@ def test_a_strip_is_cut_the_shorter_the_larger_it_becomes(
     length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """100 times as long as wide; of that, one that would be enlarged to gigabytes leaves less."""
-    monkeypatch.setattr("splitattn.images.preprocess._MOST_PIXELS", 40 * 100**2)
+    monkeypatch.setattr("splitattn.preprocessing._MOST_PIXELS", 40 * 100**2)
     strip = Image.new("RGB", (length, length // 100))
     sizes: list[tuple[int, int]] = []
     resize = Image.Image.resize

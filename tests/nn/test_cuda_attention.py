@@ -25,6 +25,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
+@pytest.fixture(autouse=True)
+def _asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLITATTN_TRITON", "1")
+
+
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blending, "_kernels_serve", lambda _: False)
 
@@ -45,8 +50,8 @@ def test_operators_equal_float64(
     channels, size = maps
     kind = {"radix": radix, "dtype": dtype, "layout": layout, "device": "cuda"}
     cases.check_pool(4, channels, size, **kind)
-    for average in (None, 1, 2):
-        cases.check_blend(4, channels, size, average=average, **kind)
+    for pool_stride in (None, 1, 2):
+        cases.check_blend(4, channels, size, pool_stride=pool_stride, **kind)
 
 
 def test_operators_keep_pytorchs_rules() -> None:
@@ -62,12 +67,14 @@ def test_operators_export_with_a_dynamic_batch() -> None:
     cases.check_export("cuda")
 
 
-def test_the_kernels_serve_cuda_but_not_float64() -> None:
+def test_the_kernels_serve_cuda_but_not_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = torch.ones(1, 2, 3, 3, device="cuda")
     assert blending._kernels_serve(maps)
     assert not blending._kernels_serve(maps.double())
     out = blending.blend(maps.requires_grad_(), torch.ones(1, 2, 1, 1, device="cuda"), 2)
     assert "splitattn_blend" in type(out.grad_fn).__name__
+    monkeypatch.delenv("SPLITATTN_TRITON")
+    assert not blending._kernels_serve(maps)
 
 
 def network(architecture: Architecture) -> ResNeSt:

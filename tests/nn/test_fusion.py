@@ -11,7 +11,8 @@ from torch import nn
 
 from splitattn.architectures import ARCHITECTURES, Architecture
 from splitattn.errors import InputError
-from splitattn.nn.fusion import FORMS, FusedResNeSt, fuse
+from splitattn.nn.backbone import Backbone
+from splitattn.nn.fusion import fuse
 from splitattn.nn.parity import parity
 from splitattn.nn.resnest import ResNeSt
 
@@ -98,6 +99,39 @@ def test_every_setting_of_the_network_is_kept(settings: dict[str, Any], form: st
     assert fused.num_classes == model.num_classes
 
 
+@both_forms
+@pytest.mark.parametrize("indices", [(1, 2, 3, 4), (0, 2), (3, 1), (0,)], ids=str)
+@torch.inference_mode()
+def test_a_backbone_keeps_its_feature_maps(indices: tuple[int, ...], form: str) -> None:
+    model = trained(small(2, 2, layers=(1, 2, 1, 1)), output_stride=16, dilation="timm")
+    backbone = Backbone(model.double(), out_indices=indices).eval()
+    fused = fuse(backbone, form=form)
+    assert (fused.out_indices, fused.channels, fused.strides) == (
+        backbone.out_indices,
+        backbone.channels,
+        backbone.strides,
+    )
+    x = images(2, 43, 64).double()
+    for ours, theirs in zip(fused(x), backbone(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_norms_may_have_an_epsilon_of_their_own() -> None:
+    model = trained(small()).double()
+    for i, module in enumerate(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        module.eps = (1e-3, 1e-5, 0.1)[i % 3]
+    report = parity(model, fuse(model), batch_sizes=(2,), image_sizes=(40,))
+    assert report.relative < 1e-12, report
+
+
+def test_another_classifier_is_copied() -> None:
+    model = trained(small())
+    model.fc = nn.Sequential(nn.Linear(512, 8), nn.Tanh(), nn.Linear(8, 3))
+    fused = fuse(model)
+    assert_same_function(model, fused)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in fused.parameters()}
+
+
 @pytest.mark.parametrize("radix", [2, 4])
 @pytest.mark.parametrize("cardinality", [1, 2])
 def test_branches_are_free_of_groups_splits_and_softmax(radix: int, cardinality: int) -> None:
@@ -148,17 +182,12 @@ def test_the_precision_is_kept(dtype: torch.dtype) -> None:
     assert {parameter.dtype for parameter in fused.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("target", FORMS)
-def test_there_is_a_form_for_every_target(target: str) -> None:
-    assert isinstance(fuse(trained(small()), target=target), FusedResNeSt)
-
-
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
         (lambda: fuse(fuse(trained(small()))), "already fused"),
-        (lambda: fuse(nn.Linear(1, 1)), "needs a ResNeSt, got Linear"),
-        (lambda: fuse(trained(small()), target="tpu"), "target must be one of .*got 'tpu'"),
+        (lambda: fuse(fuse(Backbone(trained(small())))), "already fused"),
+        (lambda: fuse(nn.Linear(1, 1)), "needs a ResNeSt or a Backbone, got Linear"),
         (lambda: fuse(trained(small()), form="round"), "branches or grouped, got 'round'"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from splitattn.errors import InputError
-from splitattn.nn.resnest import Bottleneck, ResNeSt
+from splitattn.nn.resnest import Bottleneck, DropPath, ResNeSt
 
 from .networks import images, small, wake_residuals
 
@@ -86,6 +86,22 @@ def test_stochastic_depth_drops_the_residual_of_single_images(downsample: bool) 
     assert not torch.equal(out, block(x))
 
 
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_same_seed_drops_the_same_images_as_in_torchvision(
+    p: float, dtype: torch.dtype
+) -> None:
+    x = torch.randn(BATCH, 3, 2, 2, dtype=dtype)
+    found = []
+    for layer in (DropPath(p), StochasticDepth(p, "row")):
+        torch.manual_seed(1)
+        found.append((layer.train()(x), torch.rand(1)))
+        assert torch.equal(layer.eval()(x), x)
+    (ours, our_next), (theirs, their_next) = found
+    assert torch.equal(ours, theirs)
+    assert torch.equal(our_next, their_next)
+
+
 def test_the_dropped_share_is_the_probability() -> None:
     block, x = random_block(downsample=False, drop_path=0.2)
     dropped = sum(((block(x) - x).abs().amax((1, 2, 3)) < 1e-5).sum().item() for _ in range(20)) / (
@@ -97,7 +113,7 @@ def test_the_dropped_share_is_the_probability() -> None:
 def test_stochastic_depth_grows_linearly_with_depth() -> None:
     model = ResNeSt(small(layers=(2, 1, 3, 1)), drop_path=0.3)
     probabilities = [
-        block.drop_path.p if isinstance(block.drop_path, StochasticDepth) else 0.0
+        block.drop_path.p if isinstance(block.drop_path, DropPath) else 0.0
         for block in blocks_of(model)
     ]
     assert probabilities == pytest.approx([0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])

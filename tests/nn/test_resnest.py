@@ -82,9 +82,9 @@ def test_official_first_block_of_a_dilated_stage_still_averages(
 ) -> None:
     model = ResNeSt(small(layers=(2, 2, 2, 2)), output_stride=output_stride)
     first_stage, *later_stages = model.stages()
-    assert [block.conv2.average for block in first_stage] == [None, None]
+    assert [block.conv2.pool_stride for block in first_stage] == [None, None]
     for stage, stride in zip(later_stages, pool_strides, strict=True):
-        assert [block.conv2.average for block in stage] == [stride, None]
+        assert [block.conv2.pool_stride for block in stage] == [stride, None]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_timms_first_block_of_a_dilated_stage_averages_its_shortcut_instead(
     model = ResNeSt(small(layers=(2, 2, 2, 2)), output_stride=output_stride, dilation="timm")
     _, *later_stages = model.stages()
     for stage, stride in zip(later_stages, pool_strides, strict=True):
-        assert [block.conv2.average for block in stage] == [stride, None]
+        assert [block.conv2.pool_stride for block in stage] == [stride, None]
         pool, _, _ = stage[0].downsample
         x = torch.ones(1, 1, 3, 4)
         expected = torch.tensor([[1, 1, 1, 0.5], [1, 1, 1, 0.5], [0.5, 0.5, 0.5, 0.25]])
@@ -108,7 +108,7 @@ def test_what_stands_between_attention_and_average_keeps_them_apart(avd_first: b
     architecture = dataclasses.replace(small(), avd_first=avd_first)
     model = ResNeSt(architecture, drop_block=0.0 if avd_first else 0.1)
     *_, last_stage = model.stages()
-    assert last_stage[0].conv2.average is None
+    assert last_stage[0].conv2.pool_stride is None
     pool = last_stage[0].avd
     assert isinstance(pool, nn.AvgPool2d)
     assert (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)

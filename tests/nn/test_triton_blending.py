@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from splitattn.nn import blending
 
@@ -49,6 +50,21 @@ def test_plain_pytorch_serves_the_cpu(dtype: torch.dtype) -> None:
     assert not blending._kernels_serve(torch.ones(1, 2, 3, 3, dtype=dtype))
 
 
+@pytest.mark.parametrize(
+    ("setting", "serve"), [(None, False), ("", False), ("0", False), ("1", True)]
+)
+def test_the_kernels_serve_cuda_only_if_the_environment_asks_for_them(
+    setting: str | None, serve: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPLITATTN_TRITON", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("SPLITATTN_TRITON", setting)
+    monkeypatch.setattr(blending, "_kernels_work", lambda *_: True)
+    with FakeTensorMode():  # needs no GPU
+        maps = torch.ones(1, 2, 3, 3, device="cuda")
+        assert blending._kernels_serve(maps) is serve
+
+
 @needs_triton
 @pytest.mark.parametrize("installed", [True, False])
 def test_kernels_that_cannot_run_are_done_without(
@@ -76,7 +92,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(
 ) -> None:
     """The interpreter runs Python; only the compiler knows what Triton's language allows.
 
-    The target is an A100, the maps bfloat16 in channels_last, the average strided.
+    The target is an A100, the maps bfloat16 in channels_last, the pooling strided.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -85,7 +101,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(triton_kernels, f"{kernel}_kernel")
-    constants = {"RADIX": 2, "AVERAGE": 2, "BLOCK_C": 64, "BLOCK_P": 32}
+    constants = {"RADIX": 2, "POOL_STRIDE": 2, "BLOCK_C": 64, "BLOCK_P": 32}
     constants |= {name: 1 for name in function.arg_names if name.endswith("channel_stride")}
     maps = {"splits", "attention", "blended", "grad", "grad_splits"}
     signature = {

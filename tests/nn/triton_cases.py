@@ -36,17 +36,19 @@ def random_maps(
     return (1 + torch.randn(shape)).to(dtype).to(device).contiguous(memory_format=layout)
 
 
-def blended_plainly(splits: Tensor, attention: Tensor, radix: int, average: int | None) -> Tensor:
+def blended_plainly(
+    splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None
+) -> Tensor:
     weighted = (splits * attention).unflatten(1, (radix, -1)).sum(1)
-    return weighted if average is None else nn.AvgPool2d(3, average, padding=1)(weighted)
+    return weighted if pool_stride is None else nn.AvgPool2d(3, pool_stride, padding=1)(weighted)
 
 
 def blend_and_gradients(
-    splits: Tensor, attention: Tensor, grad: Tensor, radix: int, average: int | None
+    splits: Tensor, attention: Tensor, grad: Tensor, radix: int, pool_stride: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `blend` ought to give: the reference in float64, by autograd."""
     splits, attention = (x.double().detach().requires_grad_() for x in (splits, attention))
-    blended = blended_plainly(splits, attention, radix, average)
+    blended = blended_plainly(splits, attention, radix, pool_stride)
     return blended.detach(), *torch.autograd.grad(blended, (splits, attention), grad.double())
 
 
@@ -98,21 +100,21 @@ def check_blend(
     size: tuple[int, int],
     *,
     radix: int,
-    average: int | None,
+    pool_stride: int | None,
     dtype: torch.dtype,
     layout: torch.memory_format,
     device: str = "cpu",
 ) -> None:
     splits = random_maps((batch, radix * channels, *size), dtype, layout, device).requires_grad_()
     attention = torch.rand(batch, radix * channels, 1, 1).to(dtype).to(device).requires_grad_()
-    blended = triton_blending.blend(splits, attention, radix, average)
+    blended = triton_blending.blend(splits, attention, radix, pool_stride)
     grad = torch.randn(blended.shape).to(dtype).to(device)
     found = (blended, *torch.autograd.grad(blended, (splits, attention), grad))
 
     inputs = splits.detach(), attention.detach(), grad
-    exact = blend_and_gradients(*inputs, radix, average)
-    magnitudes = blend_and_gradients(*(x.double().abs() for x in inputs), radix, average)
-    window = 1 if average is None else 9
+    exact = blend_and_gradients(*inputs, radix, pool_stride)
+    magnitudes = blend_and_gradients(*(x.double().abs() for x in inputs), radix, pool_stride)
+    window = 1 if pool_stride is None else 9
     for out, expected, magnitude, terms in zip(
         found, exact, magnitudes, (radix * window, window, window * size[0] * size[1]), strict=True
     ):
@@ -132,13 +134,13 @@ def blend_inputs(
 
 def check_operators(device: str = "cpu") -> None:
     """Schemas, fake implementations and autograd, as PyTorch itself checks them."""
-    for layout, average in zip(LAYOUTS, (None, 2), strict=True):
+    for layout, pool_stride in zip(LAYOUTS, (None, 2), strict=True):
         splits, attention = blend_inputs(layout, device)
         with warnings.catch_warnings():
             # Of its own making: it reads .grad where there is none.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
             torch.library.opcheck(triton_blending.pool, (splits, 2))
-            torch.library.opcheck(triton_blending.blend, (splits, attention, 2, average))
+            torch.library.opcheck(triton_blending.blend, (splits, attention, 2, pool_stride))
 
 
 class Ends(nn.Module):
@@ -184,34 +186,36 @@ def test_pool_equals_float64(radix: int, dtype: torch.dtype, layout: torch.memor
 
 
 @every_kind_of_map
-@pytest.mark.parametrize("average", [None, 1, 2])
+@pytest.mark.parametrize("pool_stride", [None, 1, 2])
 def test_blend_equals_float64(
-    average: int | None, dtype: torch.dtype, layout: torch.memory_format
+    pool_stride: int | None, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    check_blend(2, 3, (7, 5), radix=2, average=average, dtype=dtype, layout=layout)
+    check_blend(2, 3, (7, 5), radix=2, pool_stride=pool_stride, dtype=dtype, layout=layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("average", [None, 1, 2])
+@pytest.mark.parametrize("pool_stride", [None, 1, 2])
 @pytest.mark.parametrize("radix", [1, 4])
 def test_blend_equals_float64_with_another_radix(
-    radix: int, average: int | None, layout: torch.memory_format
+    radix: int, pool_stride: int | None, layout: torch.memory_format
 ) -> None:
-    check_blend(1, 3, (5, 4), radix=radix, average=average, dtype=torch.float32, layout=layout)
+    check_blend(
+        1, 3, (5, 4), radix=radix, pool_stride=pool_stride, dtype=torch.float32, layout=layout
+    )
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (1, 1)), (4, (1, 1)), (1, (2, 2)), (4, (1, 6))])
 def test_sizes_at_the_edge(channels: int, size: tuple[int, int]) -> None:
     kind = {"radix": 2, "dtype": torch.float32, "layout": torch.channels_last}
     check_pool(1, channels, size, **kind)
-    for average in (None, 1, 2):
-        check_blend(1, channels, size, average=average, **kind)
+    for pool_stride in (None, 1, 2):
+        check_blend(1, channels, size, pool_stride=pool_stride, **kind)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("average", [None, 1, 2])
+@pytest.mark.parametrize("pool_stride", [None, 1, 2])
 def test_several_tiles_of_pixels_and_of_channels(
-    average: int | None, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    pool_stride: int | None, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_blending, "_TILE", 32)
     monkeypatch.setattr(triton_blending, "_CHANNELS_IN_A_ROW", 4)
@@ -219,7 +223,7 @@ def test_several_tiles_of_pixels_and_of_channels(
     assert triton_blending._tile(5, 20, layout, 32) == (4, 8)
     kind = {"radix": 2, "dtype": torch.float32, "layout": layout}
     check_pool(1, 5, (5, 4), **kind)
-    check_blend(1, 5, (5, 4), average=average, **kind)
+    check_blend(1, 5, (5, 4), pool_stride=pool_stride, **kind)
 
 
 def test_maps_and_gradients_may_lie_anywhere() -> None:

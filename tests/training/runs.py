@@ -1,14 +1,19 @@
 """A training that takes a second: three classes of colored noise and a small network."""
 
+import json
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from splitattn.architectures import Architecture
 from splitattn.create import create_model
-from splitattn.data.sources import open_data
+from splitattn.data.open import open_data
 from splitattn.nn.resnest import ResNeSt
+from splitattn.training.classification import Classification
 from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
 from tests.data.datasets import write_image_folder
@@ -35,32 +40,44 @@ RECIPE = Recipe(
 )
 
 
-def make_run(folder: Path, recipe: Recipe = RECIPE, *, train: int = 16) -> Run:
-    """Images of three classes below `folder`/data, the output in `folder`/out."""
+def make_task(folder: Path, *, train: int = 16) -> Classification:
+    """Images of three classes below `folder`/data."""
     data = folder / "data"
     if not data.exists():
         write_image_folder(data, train=train, val=4)
-    return Run(
-        name="resnest14",
-        recipe=recipe,
-        train=open_data(str(data), "train"),
-        val=open_data(str(data), "val"),
-        output=folder / "out",
-        device=torch.device("cpu"),
-        workers=0,
+    return Classification(
+        model="small", train=open_data(str(data), "train"), val=open_data(str(data), "val")
     )
+
+
+def make_run(folder: Path, recipe: Recipe = RECIPE) -> Run:
+    """On the CPU, in this process, the output in `folder`/out."""
+    return Run(recipe=recipe, output=folder / "out", device=torch.device("cpu"), workers=0)
 
 
 def network(recipe: Recipe = RECIPE) -> ResNeSt:
     torch.manual_seed(recipe.seed)
-    return create_model(
-        ARCHITECTURE,
-        num_classes=3,
-        drop_path=recipe.drop_path,
-        drop_block=recipe.drop_block,
-        dropout=recipe.dropout,
-    )
+    return create_model(ARCHITECTURE, num_classes=3, **recipe.network_arguments())
 
 
-def with_recipe(run: Run, **values: object) -> Run:
-    return replace(run, recipe=replace(run.recipe, **values))  # type: ignore[arg-type]
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not k.endswith(("seconds", "_per_second"))}
+        for line in lines
+    ]
+
+
+def forkserver() -> ForkServerContext:
+    """Starts processes in no time, as forks of one that has loaded everything.
+
+    A fork of the tests' own process, whose threads have computed, may hang.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.runs", "tests.training.regression"])
+    return context
+
+
+def with_recipe(run: Run, **values: Any) -> Run:
+    return replace(run, recipe=replace(run.recipe, **values))

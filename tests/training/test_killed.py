@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,21 +14,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitattn.training.loop import Progress, train
+from splitattn.training.loop import train
+from splitattn.training.task import Step
 from tests.data.datasets import write_image_folder
-from tests.training.runs import make_run, network, with_recipe
+from tests.training.runs import forkserver, make_run, make_task, network, with_recipe
 
 KILLS = 10
 
 
 def _train(folder: Path, steps: Connection) -> None:
     torch.set_num_threads(1)
-    run = with_recipe(make_run(folder, train=18), epochs=8)
+    task = make_task(folder, train=18)
+    run = with_recipe(make_run(folder), epochs=8)
 
-    def tell(progress: Progress) -> None:
-        steps.send(progress.step)
+    def tell(step: Step) -> None:
+        steps.send(step.step)
 
-    train(network(), replace(run, checkpoint_minutes=0.0), resume=True, on_step=tell)
+    train(network(), task, replace(run, checkpoint_minutes=0.0), resume=True, on_step=tell)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -39,6 +40,7 @@ def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path, number: i
     command = [
         *(sys.executable, "-m", "splitattn", "train", str(tmp_path / "data")),
         *("--output", str(tmp_path / "out"), "--model=resnest14", "--workers=2", "--device=cpu"),
+        "--recipe=plain",
         *("--set=train_size=32", "--set=test_size=32", "--set=batch_size=8"),
         *("--set=epochs=500", "--set=warmup_epochs=0"),
     ]
@@ -57,10 +59,7 @@ def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path, number: i
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    # A fork of a process that has loaded everything starts in no time; a fork of this one, whose
-    # threads have computed, may hang.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.runs", "splitattn.training.loop"])
+    context = forkserver()
 
     def start(folder: Path) -> tuple[BaseProcess, Connection]:
         ours, theirs = context.Pipe(duplex=False)

@@ -1,7 +1,5 @@
 """Training learns, stops, goes on bit for bit, and leaves a file that needs nothing else."""
 
-import errno
-import json
 import math
 import signal
 from copy import deepcopy
@@ -9,22 +7,39 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
 from splitattn.create import create_model
 from splitattn.errors import DataError, InputError, WeightsError
-from splitattn.evaluation import Evaluation, evaluate
-from splitattn.training import loop
-from splitattn.training.loop import Progress, train
+from splitattn.evaluation import Evaluation, measure
+from splitattn.training import classification
+from splitattn.training.classification import Classification
+from splitattn.training.loop import train
 from splitattn.training.recipes import Recipe, load_recipe
 from splitattn.training.run import Run
+from splitattn.training.task import Step
 from splitattn.weights.checkpoint import read_checkpoint
-from splitattn.weights.metadata import read_metadata
+from splitattn.weights.metadata import ModelMetadata, read_metadata
 from tests.data.datasets import CLASSES, picture
-from tests.training.runs import RECIPE, make_run, network, with_recipe
+from tests.training.runs import (
+    ARCHITECTURE,
+    RECIPE,
+    log_of,
+    make_run,
+    make_task,
+    network,
+    with_recipe,
+)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Classification:
+    return make_task(tmp_path)
 
 
 @pytest.fixture
@@ -32,7 +47,10 @@ def run(tmp_path: Path) -> Run:
     return make_run(tmp_path)
 
 
-def test_training_learns_and_its_file_classifies_alone(run: Run) -> None:
+def test_training_learns_and_its_file_classifies_alone(
+    task: Classification, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
     recipe = Recipe(
         epochs=5,
         batch_size=4,
@@ -42,85 +60,71 @@ def test_training_learns_and_its_file_classifies_alone(run: Run) -> None:
         train_size=32,
         test_size=32,
         crop_scale=0.5,
-        saved_precision="float16",
+        saved_precision="fp16",
     )
     run = replace(run, recipe=recipe)
-    torch.manual_seed(0)
-    model = create_model("resnest14", num_classes=3)
-    measured = train(model, run)
-    assert measured.top1 >= 90
+    model = network(recipe)
+    measured = train(model, task, run)
+    assert measured.figures["top1"] >= 90
     path = run.output / "model.safetensors"
     metadata = read_metadata(path)
     assert metadata is not None
     assert metadata.classes == CLASSES
     assert metadata.recipe == asdict(recipe)
-    assert metadata.metrics == {
-        "top1": measured.top1,
-        "top5": measured.top5,
-        "loss": measured.loss,
-        "n": 12,
-    }
+    assert metadata.metrics == {**measured.figures, "n": 12}
     assert path.stat().st_size < 2.1 * sum(weight.numel() for weight in model.parameters())
     classifier = Classifier(weights=path)
     guesses = [classifier.predict(picture(label, 1000), topk=1)[0] for label in (0, 1, 2)]
     assert [guess.label for guess in guesses] == list(CLASSES)
 
 
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log, without what depends on the clock."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    clock = ("seconds", "images_per_second")
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
-
-
 @pytest.mark.parametrize("stopped_at", ["in the middle of an epoch", "while measuring"])
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
-    run: Run, tmp_path: Path, stopped_at: str, caplog: pytest.LogCaptureFixture
+    task: Classification,
+    run: Run,
+    tmp_path: Path,
+    stopped_at: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole, interrupted = network(), network()
-    measured = train(whole, replace(run, output=tmp_path / "whole"))
-    assert run.steps_per_epoch == 6
+    measured = train(whole, task, replace(run, output=tmp_path / "whole"))
+    assert task.examples // RECIPE.batch_size == 6
     step = 8 if stopped_at == "in the middle of an epoch" else 11
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: Step) -> None:
         if progress.step == step:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(interrupted, run, on_step=stop)
+        train(interrupted, task, run, on_step=stop)
     assert f"stopped and saved after step {step + 1} of 18; --resume continues" in caplog.text
     resumed = network(replace(RECIPE, seed=99))  # a new process need not remember anything
     seen: list[int] = []
-    again = train(resumed, run, resume=True, on_step=lambda progress: seen.append(progress.step))
+    again = train(
+        resumed, task, run, resume=True, on_step=lambda progress: seen.append(progress.step)
+    )
     assert seen == list(range(step + 1, 18))
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
     assert log_of(run.output) == log_of(tmp_path / "whole")
-    assert again.loss == measured.loss
+    assert again.figures == measured.figures
     for name in ("model.safetensors", "best.safetensors"):
         assert (run.output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_sigterm_saves_and_leaves_with_its_exit_status(run: Run) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as raised:
-        train(network(), run, on_step=lambda _: signal.raise_signal(signal.SIGTERM))
-    assert raised.value.code == 128 + signal.SIGTERM
-    assert torch.load(run.checkpoint)["state"]["step"] == 1
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_what_an_earlier_training_froze_learns_again(run: Run) -> None:
+def test_what_an_earlier_training_froze_learns_again(task: Classification, run: Run) -> None:
     recipe = replace(RECIPE, epochs=1, warmup_epochs=0.0)
     model = network(recipe)
     model.freeze_stages(5)
     before = deepcopy(model.state_dict())
-    train(model, replace(run, recipe=recipe))
+    train(model, task, replace(run, recipe=recipe))
     same = [key for key, value in model.state_dict().items() if torch.equal(value, before[key])]
     assert not [key for key in same if key.endswith(("conv1.weight", "running_mean"))]
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(run: Run, tmp_path: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    task: Classification, run: Run, tmp_path: Path
+) -> None:
     # With frozen norms, in which the images of a batch do not meet.
     recipe = Recipe(
         epochs=1,
@@ -138,6 +142,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run: Run, tmp_path: 
         output = tmp_path / str(batch_per_device)
         train(
             model,
+            task,
             replace(run, recipe=recipe, output=output, batch_per_device=batch_per_device),
         )
         weights.append(model.fc.state_dict()["weight"])
@@ -152,26 +157,29 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run: Run, tmp_path: 
     assert rates == [0.1 * 6 / 256]
 
 
-def test_training_with_batches_of_one_is_possible(run: Run) -> None:
+def test_training_with_batches_of_one_is_possible(tmp_path: Path, run: Run) -> None:
+    task = make_task(tmp_path, train=4)
     run = with_recipe(run, batch_size=1, mixup_alpha=0.0, cutmix_alpha=0.0, epochs=2)
     run = replace(run, recipe=replace(run.recipe, warmup_epochs=0.0, learning_rate=0.1))
-    measured = train(network(run.recipe), run)
-    assert math.isfinite(measured.loss)
+    measured = train(network(run.recipe), task, run)
+    assert math.isfinite(measured.figures["loss"])
 
 
-def test_the_best_epoch_is_kept_beside_the_last(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_epoch_is_kept_beside_the_last(
+    task: Classification, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A real training may get no better, or never worse: these are the figures of one that does.
     right_by_class = iter([(2, 1, 1), (4, 3, 3), (4, 2, 2)])
 
     def told(*arguments: Any, **options: Any) -> Evaluation:
-        measured = evaluate(*arguments, **options)
-        right = torch.tensor(next(right_by_class))
-        wrong = torch.diag(measured.confusion.sum(1) - right).roll(1, 1)
-        return replace(measured, confusion=torch.diag(right) + wrong)
+        measured = measure(*arguments, **options)
+        right = np.array(next(right_by_class))
+        wrong = np.roll(np.diag(measured.confusion.sum(1) - right), 1, axis=1)
+        return replace(measured, confusion=np.diag(right) + wrong)
 
-    monkeypatch.setattr(loop, "evaluate", told)
+    monkeypatch.setattr(classification, "measure", told)
     run = with_recipe(run, epochs=3)
-    train(network(), run)
+    train(network(), task, run)
     top1 = [line["val_top1"] for line in log_of(run.output) if line["kind"] == "epoch"]
     assert top1 == pytest.approx([100 / 3, 1000 / 12, 800 / 12])
     best, last = (read_checkpoint(run.output / f"{name}.safetensors") for name in ("best", "model"))
@@ -179,15 +187,21 @@ def test_the_best_epoch_is_kept_beside_the_last(run: Run, monkeypatch: pytest.Mo
         assert kept.metadata is not None
         assert kept.metadata.metrics["top1"] == figure
         assert kept.metadata.recipe == asdict(run.recipe)
-    assert any(not torch.equal(w, last.state_dict[k]) for k, w in best.state_dict.items())
+    assert any(not np.array_equal(w, last.tensors[k]) for k, w in best.tensors.items())
 
 
-def test_what_a_training_leaves_says_how_it_came_about(run: Run) -> None:
+def test_what_a_training_leaves_says_how_it_came_about(task: Classification, run: Run) -> None:
     run = with_recipe(run, epochs=2)
-    train(network(), run)
+    train(network(), task, run)
     assert load_recipe(str(run.output / "recipe.toml"), model="resnest14") == run.recipe
+    saved = torch.load(run.checkpoint)
+    metadata = ModelMetadata.from_json(saved["metadata"])
+    result = read_metadata(run.output / "model.safetensors")
+    assert result is not None
+    assert metadata == replace(result, metrics={})
+    assert saved["identity"]["classes"] == list(CLASSES)
     report = (run.output / "report.html").read_text()
-    assert "resnest14" in report
+    assert "small on 3 classes" in report
     assert "trivial" in report
     lines = log_of(run.output)
     assert [line["kind"] for line in lines].count("epoch") == 2
@@ -196,101 +210,96 @@ def test_what_a_training_leaves_says_how_it_came_about(run: Run) -> None:
     assert not (run.output / "unreadable.txt").exists()
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_old_checkpoint_whole(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = replace(run, checkpoint_minutes=0.0)
-    saves: list[int] = []
-    write = torch.save
-
-    def fail_later(content: dict[str, Any], path: Path) -> None:
-        saves.append(content["state"]["step"])
-        write(content, path)
-        if len(saves) == 4:
-            with path.open("r+b") as file:
-                file.truncate(1000)
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", fail_later)
-    with pytest.raises(InputError, match=r"folder to write to, got .*: No space left on device"):
-        train(network(), run)
-    monkeypatch.undo()
-    assert torch.load(run.checkpoint)["state"]["step"] == saves[-2] == 3
-    assert not list(run.output.glob(".*.tmp"))
-    train(network(), run, resume=True)
-
-
-def test_the_seed_decides_everything(run: Run, tmp_path: Path) -> None:
+def test_the_seed_decides_everything(task: Classification, run: Run, tmp_path: Path) -> None:
     run = replace(run, recipe=replace(RECIPE, epochs=2))
     models = []
     for seed in (0, 0, 1):
         recipe = replace(run.recipe, seed=seed)
         models.append(network(recipe))
         train(
-            models[-1], replace(run, recipe=recipe, output=tmp_path / str(len(models)), workers=1)
+            models[-1],
+            task,
+            replace(run, recipe=recipe, output=tmp_path / str(len(models)), workers=1),
         )
     weights = [model.fc.state_dict()["weight"] for model in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_an_output_folder_with_a_training_in_it_is_not_overwritten(run: Run) -> None:
+def test_an_output_folder_with_a_training_in_it_is_not_overwritten(
+    task: Classification, run: Run
+) -> None:
     run = replace(run, recipe=replace(RECIPE, epochs=2))
-    train(network(), run)
+    train(network(), task, run)
     before = (run.output / "last.pt").read_bytes()
     with pytest.raises(InputError, match="add --resume to continue it"):
-        train(network(), run)
-    with pytest.raises(InputError, match="as it began, got another learning_rate"):
-        train(network(), replace(run, recipe=replace(run.recipe, learning_rate=0.5)), resume=True)
+        train(network(), task, run)
+    with pytest.raises(
+        InputError, match=r"other settings: learning_rate was 1\.0, now 0\.5; drop it or"
+    ):
+        train(
+            network(),
+            task,
+            replace(run, recipe=replace(run.recipe, learning_rate=0.5)),
+            resume=True,
+        )
     assert (run.output / "last.pt").read_bytes() == before
-    with pytest.raises(InputError, match="as it began, got another model"):
-        train(network(), replace(run, name="resnest26"), resume=True)
+    with pytest.raises(InputError, match="model was small, now larger;"):
+        train(network(), replace(task, model="larger"), run, resume=True)
     swapped = ("green", "blue", "red")
-    other = replace(run, train=run.train.renamed(swapped), val=run.val.renamed(swapped))
-    with pytest.raises(InputError, match="as it began, got another classes"):
-        train(network(), other, resume=True)
-    larger = create_model("resnest14", num_classes=3, drop_path=0.1, drop_block=0.1)
+    other = replace(task, train=task.train.renamed(swapped), val=task.val.renamed(swapped))
+    with pytest.raises(InputError, match="other settings: classes differ; drop it or use a new"):
+        train(network(), other, run, resume=True)
+    larger = create_model(
+        replace(ARCHITECTURE, planes=32), num_classes=3, **RECIPE.network_arguments()
+    )
     with pytest.raises(WeightsError, match="no checkpoint of this training") as raised:
-        train(larger, run, resume=True)
+        train(larger, task, run, resume=True)
     assert "\n" not in str(raised.value)
     (run.output / "last.pt").write_bytes(before[:1000])
     with pytest.raises(WeightsError, match="no checkpoint of this training") as raised:
-        train(network(), run, resume=True)
+        train(network(), task, run, resume=True)
     assert "\n" not in str(raised.value)
 
 
-def test_drop_block_grows_epoch_by_epoch(run: Run) -> None:
+@pytest.mark.parametrize(("epochs", "shares"), [(1, [0.1]), (3, [0.0, 0.05, 0.1])])
+def test_drop_block_grows_epoch_by_epoch_to_its_full_share(
+    task: Classification, run: Run, epochs: int, shares: list[float]
+) -> None:
+    run = with_recipe(run, epochs=epochs, warmup_epochs=0.0)
     model = network()
     seen: dict[int, float] = {}
 
-    def note(progress: Progress) -> None:
+    def note(progress: Step) -> None:
         seen[progress.epoch] = float(model.layer4[0].drop_block1.probability)
 
-    train(model, run, on_step=note)
-    assert seen == pytest.approx({0: 0.0, 1: 0.05, 2: 0.1})
+    train(model, task, run, on_step=note)
+    assert seen == pytest.approx(dict(enumerate(shares)))
 
 
-def test_a_loss_that_explodes_stops_with_advice(run: Run) -> None:
+def test_a_loss_that_explodes_stops_with_advice(task: Classification, run: Run) -> None:
     run = with_recipe(run, learning_rate=1e-9, epochs=5)
     model = network()
     model.fc.bias.data = torch.tensor([0.0, 0.0, 1000.0])
     seen: list[float] = []
     with pytest.raises(InputError, match=r"stay below 11, got [\d.]+ at step 9 with .*clip_norm"):
-        train(model, run, on_step=lambda progress: seen.append(progress.loss))
+        train(model, task, run, on_step=lambda progress: seen.append(progress.figures["loss"]))
     assert len(seen) == 9
     assert not (run.output / "model.safetensors").exists()
 
 
-def test_weights_that_are_not_finite_are_not_saved_as_a_result(run: Run) -> None:
+def test_weights_that_are_not_finite_are_not_saved_as_a_result(
+    task: Classification, run: Run
+) -> None:
     run = with_recipe(run, epochs=1, warmup_epochs=0.0, ema_decay=0.0)
     model = network()
 
-    def spoil(progress: Progress) -> None:
+    def spoil(progress: Step) -> None:
         if progress.step == progress.steps - 1:
             model.fc.bias.data.fill_(math.nan)
 
     with pytest.raises(InputError, match=r"stay finite, got nan in validation after step 6"):
-        train(model, run, on_step=spoil)
+        train(model, task, run, on_step=spoil)
     assert not (run.output / "model.safetensors").exists()
 
 
@@ -307,76 +316,64 @@ def test_any_batch_per_device_makes_equal_parts(
     assert batch_size / 2 < real.recipe.batch_size <= batch_size
 
 
-def test_images_that_stand_alone_cannot_be_mixed(run: Run) -> None:
+def test_images_that_stand_alone_cannot_be_mixed(task: Classification, run: Run) -> None:
     with pytest.raises(DataError, match="at least 2 images on a device at once, got 1"):
-        train(network(), replace(run, batch_per_device=1))
+        train(network(), task, replace(run, batch_per_device=1))
 
 
 @pytest.mark.parametrize("name", ["drop_path", "drop_block"])
-def test_a_recipe_says_nothing_of_a_network_that_is_not_so(run: Run, name: str) -> None:
+def test_a_recipe_says_nothing_of_a_network_that_is_not_so(
+    task: Classification, run: Run, name: str
+) -> None:
     without = network(replace(RECIPE, **{name: 0.0}))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=f"built with the recipe's {name}, 0.1, got one without"):
-        train(without, run)
+        train(without, task, run)
     with pytest.raises(InputError, match=f"built with the recipe's {name}, 0.0, got one with;"):
-        train(network(), with_recipe(run, **{name: 0.0}))
+        train(network(), task, with_recipe(run, **{name: 0.0}))
     assert not run.output.exists()
 
 
-def test_a_training_does_not_go_on_with_other_images(run: Run) -> None:
+def test_a_training_does_not_go_on_with_other_images(task: Classification, run: Run) -> None:
     run = with_recipe(run, epochs=2)
-    train(network(), run)
-    fewer = replace(run.train, labels=list(run.train.labels)[:-1])
-    with pytest.raises(InputError, match="as it began, got another images"):
-        train(network(), replace(run, train=fewer), resume=True)
+    train(network(), task, run)
+    fewer = replace(task.train, labels=list(task.train.labels)[:-1])
+    with pytest.raises(InputError, match="cannot resume with other settings: images differ"):
+        train(network(), replace(task, train=fewer), run, resume=True)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_low_precision_resumes_bit_for_bit_too(run: Run, tmp_path: Path, precision: str) -> None:
-    run = with_recipe(run, precision=precision, epochs=2, saved_precision="float16")
-    train(network(), replace(run, output=tmp_path / "whole"))
-
-    def stop(progress: Progress) -> None:
-        if progress.step == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(network(), run, on_step=stop)
-    train(network(), run, resume=True)
-    ours, theirs = (f / "model.safetensors" for f in (run.output, tmp_path / "whole"))
-    assert ours.read_bytes() == theirs.read_bytes()
-
-
-def test_a_loss_that_is_not_finite_stops_with_advice(run: Run) -> None:
+def test_a_loss_that_is_not_finite_stops_with_advice(task: Classification, run: Run) -> None:
     model = network()
     nn.init.constant_(model.fc.bias, math.inf)
     with pytest.raises(InputError, match=r"at step 0 with learning rate .*lower learning_rate"):
-        train(model, run)
+        train(model, task, run)
     assert not (run.output / "last.pt").exists()
 
 
-def test_data_that_does_not_fit_is_refused_before_anything_is_spent(run: Run) -> None:
+def test_data_that_does_not_fit_is_refused_before_anything_is_spent(
+    task: Classification, run: Run
+) -> None:
     with pytest.raises(DataError, match="one full batch of 512 images, got 48"):
-        train(network(), replace(run, recipe=replace(RECIPE, batch_size=512)))
-    other = replace(run.val, classes=("blue", "green", "yellow"))
+        train(network(), task, replace(run, recipe=replace(RECIPE, batch_size=512)))
+    other = replace(task.val, classes=("blue", "green", "yellow"))
     with pytest.raises(DataError, match="2 in only one of them: red, yellow"):
-        train(network(), replace(run, val=other))
+        train(network(), replace(task, val=other), run)
     with pytest.raises(DataError, match="must be different images, got the same ones for both"):
-        train(network(), replace(run, val=run.train))
-    one = replace(run.train, classes=("blue",), labels=[0] * len(run.train))
+        train(network(), replace(task, val=task.train), run)
+    one = replace(task.train, classes=("blue",), labels=[0] * len(task.train))
     with pytest.raises(DataError, match="at least two classes, got only 'blue'"):
-        train(network(), replace(run, train=one))
+        train(network(), replace(task, train=one), run)
     assert not run.output.exists()
     run.output.write_text("a file, not a folder")
     with pytest.raises(InputError, match="output must be a folder to write to"):
-        train(network(), run)
+        train(network(), task, run)
 
 
 def test_a_few_unreadable_images_are_listed_and_many_stop_the_run(tmp_path: Path) -> None:
-    run = make_run(tmp_path, replace(RECIPE, epochs=2), train=34)
-    run = with_recipe(run, batch_size=51)
-    broken = [Path(str(run.train.images[i])) for i in (0, 50)]
+    task = make_task(tmp_path, train=34)
+    run = make_run(tmp_path, replace(RECIPE, epochs=2, batch_size=51))
+    broken = [Path(str(task.train.images[i])) for i in (0, 50)]
     broken[0].write_bytes(b"nothing")
-    train(network(), run)
+    train(network(), task, run)
     epochs = [line for line in log_of(run.output) if line["kind"] == "epoch"]
     assert [line["unreadable"] for line in epochs] == [1, 1]
     [line] = (run.output / "unreadable.txt").read_text().splitlines()
@@ -385,6 +382,6 @@ def test_a_few_unreadable_images_are_listed_and_many_stop_the_run(tmp_path: Path
     broken[1].write_bytes(b"nothing")
     run = replace(run, output=tmp_path / "again")
     with pytest.raises(DataError, match=r"at most 1 % of the 102 images in train .*got 2 so far"):
-        train(network(), run)
+        train(network(), task, run)
     lines = (run.output / "unreadable.txt").read_text().splitlines()
     assert {line.split(": ")[1] for line in lines} == {str(path) for path in broken}

@@ -15,9 +15,9 @@ import torch
 
 from splitattn.cli import main
 from splitattn.create import load_trained
-from splitattn.data.sources import open_data
+from splitattn.data.open import open_data
 from splitattn.engines.pytorch import TorchEngine
-from splitattn.evaluation import evaluate
+from splitattn.evaluation import measure
 from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
 from tests.data.datasets import write_image_folder
@@ -107,7 +107,7 @@ def test_two_processes_measure_exactly_what_one_measures(folder: Path, together:
     assert metadata is not None
     data = open_data(str(folder / "data"), "val")
     engine = TorchEngine(load_trained(resolved).eval(), torch.device("cpu"))
-    alone = evaluate(engine, data, metadata.preprocessing, workers=0)
+    alone = measure(engine, data, metadata.preprocessing, workers=1)
     assert metadata.metrics == {
         "top1": alone.top1,
         "top5": alone.top5,

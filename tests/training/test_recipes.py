@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from splitattn.architectures import ARCHITECTURES
+from splitattn.create import create_model
 from splitattn.data.augmentation import Augmentation
 from splitattn.errors import InputError
 from splitattn.preprocessing import Preprocessing
-from splitattn.training.recipes import PRESETS, Recipe, load_recipe
+from splitattn.training.recipes import PRESETS, Recipe, default_model, load_recipe
+from splitattn.weights.cache import local_path
 from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 from splitattn.weights.metadata import read_metadata
-from splitattn.weights.resolve import local_path
 
 FAST = [name for name in ARCHITECTURES if name.startswith("resnest50_fast_")]
 PUBLISHED = [f"resnest{depth}" for depth in (14, 26, 50, 101, 200, 269)]
@@ -21,12 +22,12 @@ OF_PAPER = [*PUBLISHED, *FAST]
 
 def test_a_file_changes_the_plain_recipe_and_overrides_change_the_file(tmp_path: Path) -> None:
     path = tmp_path / "short.toml"
-    path.write_text('epochs = 10\nlearning_rate = 1\nprecision = "bfloat16"\n')
-    expected = Recipe(epochs=10, learning_rate=1.0, precision="bfloat16")
+    path.write_text('epochs = 10\nlearning_rate = 1\nprecision = "bf16"\n')
+    expected = Recipe(epochs=10, learning_rate=1.0, precision="bf16")
     assert load_recipe(str(path), model="resnest50") == expected
-    overrides = ["epochs=7", "precision=float32", "first_train_size = 64", "sync_batch_norm=true"]
+    overrides = ["epochs=7", "precision=fp32", "first_train_size = 64", "sync_batch_norm=true"]
     assert load_recipe(str(path), overrides, model="resnest50") == replace(
-        expected, epochs=7, precision="float32", first_train_size=64, sync_batch_norm=True
+        expected, epochs=7, precision="fp32", first_train_size=64, sync_batch_norm=True
     )
 
 
@@ -73,12 +74,12 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, m
         ("momentum=1.0", "momentum must be between 0 and 1"),
         (
             "precision=int3",
-            "precision must be one of float32, bfloat16, float16, auto, got 'int3'",
+            "precision must be one of fp32, bf16, fp16, auto, got 'int3'",
         ),
         ("auto_augment=imagnet", "got 'imagnet'; did you mean 'imagenet'"),
         ("crop=efficient", "got 'efficient'; did you mean 'efficientnet'"),
         ("interpolation=3", "interpolation must be str, got 3"),
-        ("saved_precision=float8", "saved_precision must be one of float32, float16"),
+        ("saved_precision=float8", "saved_precision must be one of fp32, fp16"),
         ("warmup_epochs=1000", "warmup_epochs must be 0 or more, below epochs"),
         ("first_train_size=512", "first_train_size must be from 32 to train_size, which is 224"),
         ("first_train_size=16", "first_train_size must be from 32 to train_size"),
@@ -132,6 +133,15 @@ def test_the_size_grows_from_the_first_to_the_last_epoch() -> None:
     assert all(size % 8 == 0 for size in sizes[1:-1])
     assert [recipe.augmentation(epoch).size for epoch in range(9)] == sizes
     assert {Recipe().size_in(epoch) for epoch in range(90)} == {224}
+
+
+def test_with_one_epoch_the_size_is_the_last_and_drop_block_removes_its_full_share() -> None:
+    recipe = Recipe(
+        epochs=1, warmup_epochs=0.0, first_train_size=64, train_size=128, drop_block=0.1
+    )
+    assert recipe.size_in(0) == 128
+    assert recipe.drop_block_in(0) == 0.1
+    assert recipe.augmentation(0).size == 128
 
 
 def test_a_recipe_says_how_images_are_prepared() -> None:
@@ -214,7 +224,7 @@ def test_the_paper_recipes_agree_in_everything_else(model: str) -> None:
         clip_norm=0.0,
         layer_decay=1.0,
         frozen_stages=0,
-        precision="float32",
+        precision="fp32",
         **{
             name: getattr(recipe, name)
             for name in (
@@ -315,5 +325,34 @@ def test_the_embedded_recipe_is_the_one_that_the_shipped_file_says() -> None:
     metadata = read_metadata(local_path(entry))
     assert metadata is not None
     recipe = asdict(load_recipe("embedded", model=entry.model))
+    # The file was written when precisions had other names.
+    names = {"bfloat16": "bf16", "float16": "fp16"}
+    written = {k: names.get(v, v) for k, v in metadata.recipe.items()}
     # Fields that came later have to be off, as the plain recipe leaves them.
-    assert recipe == asdict(Recipe()) | metadata.recipe
+    assert recipe == asdict(Recipe()) | written
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_default_model_is_the_embedded_one_for_recipes_that_start_from_weights(
+    preset: str, tmp_path: Path
+) -> None:
+    tuned = embedded_entry().model
+    recipe = load_recipe(preset)
+    assert recipe.pretrained == (preset == "finetune")
+    assert default_model(recipe) == (tuned if preset == "finetune" else "resnest50")
+    assert recipe == load_recipe(preset, model=default_model(recipe))
+    # A file says it by its preset or by itself, and an override over both.
+    path = tmp_path / "mine.toml"
+    path.write_text(f'preset = "{preset}"\n')
+    assert load_recipe(str(path)) == recipe
+    path.write_text(f'preset = "{preset}"\npretrained = true\n')
+    assert load_recipe(str(path), model="resnest50").pretrained
+    assert not load_recipe(str(path), ["pretrained=false"], model="resnest50").pretrained
+
+
+def test_network_arguments_build_the_network_that_the_recipe_means() -> None:
+    recipe = Recipe(drop_path=0.2, drop_block=0.1, dropout=0.3)
+    network = create_model("resnest14", **recipe.network_arguments())
+    assert network.drop.p == 0.3
+    assert network.layer4[-1].drop_path.p == pytest.approx(0.2)
+    assert float(network.layer4[-1].drop_block1.probability) == pytest.approx(0.1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from splitattn.architectures import ARCHITECTURES
 from splitattn.nn.resnest import ResNeSt
-from splitattn.weights.layouts import Spelling
+from splitattn.weights.layouts import KeyMapping
 from tests.nn.networks import randomize_norms, small
 
 SMALL = "resnest_small"
@@ -31,11 +31,9 @@ def small_network() -> ResNeSt:
 
 @cache
 def shapes_of(model: str) -> Shapes:
-    with torch.device("meta"):
-        network = ResNeSt(ARCHITECTURES[model])
-    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    return ARCHITECTURES[model].shapes()
 
 
-def spelt(state: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tensor]:
-    """The state dict as a file of that spelling has it, without what the layout has no name for."""
-    return {own: value for key, value in state.items() if (own := spelling.own(key))}
+def renamed(state: Mapping[str, Tensor], key_mapping: KeyMapping) -> dict[str, Tensor]:
+    """The state dict by the keys of a file. What the layout has no name for is left out."""
+    return {own: value for key, value in state.items() if (own := key_mapping.own(key))}

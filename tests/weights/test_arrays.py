@@ -16,7 +16,7 @@ import torch
 
 from splitattn.errors import WeightsError
 from splitattn.weights import arrays
-from splitattn.weights.checkpoint import read_checkpoint
+from splitattn.weights.checkpoint import read_tensors
 
 ARRAYS = {
     "float32": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
@@ -33,7 +33,7 @@ ARRAYS = {
 def read(folder: Path, content: bytes) -> dict[str, torch.Tensor]:
     path = folder / "model.pkl"
     path.write_bytes(content)
-    return read_checkpoint(path).state_dict
+    return read_tensors(path).tensors
 
 
 def refusal(folder: Path, content: bytes) -> str:

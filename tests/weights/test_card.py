@@ -12,11 +12,11 @@ from splitattn.cli import weights
 from splitattn.errors import InputError, WeightsError
 from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.weights import catalogue
+from splitattn.weights.cache import local_path
 from splitattn.weights.card import model_card
 from splitattn.weights.catalogue import MeasuredMetrics, PublishedMetrics, embedded_entry
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.resolve import local_path
 from tests.weights.conftest import BODY, make_entry
 
 HOSTILE = (

@@ -10,6 +10,7 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.errors import InputError, WeightsError
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights import catalogue
+from splitattn.weights.cache import is_intact, local_path
 from splitattn.weights.catalogue import (
     CATALOGUE,
     WeightsEntry,
@@ -20,7 +21,6 @@ from splitattn.weights.catalogue import (
     find_entry,
     named,
 )
-from splitattn.weights.resolve import is_intact, local_path
 from tests.weights.conftest import make_entry
 
 PUBLISHED = [entry for entry in CATALOGUE if not entry.embedded]

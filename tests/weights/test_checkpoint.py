@@ -11,18 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from splitattn.architectures import ARCHITECTURES
 from splitattn.errors import InputError, WeightsError
 from splitattn.preprocessing import center_crop
 from splitattn.weights import checkpoint
-from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
+from splitattn.weights.checkpoint import read_checkpoint, read_tensors, write_checkpoint
 from splitattn.weights.matching import check_match
 from splitattn.weights.metadata import ModelMetadata, read_metadata
-from tests.weights.networks import shapes_of
 
 METADATA = ModelMetadata(
     model="resnest50",
@@ -62,15 +63,15 @@ def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 )
 def test_prefixes_are_removed(tmp_path: Path, prefix: str) -> None:
     torch.save(prefixed(weights_ := weights(), prefix), tmp_path / "a.pth")
-    assert_same(read_checkpoint(tmp_path / "a.pth").state_dict, weights_)
+    assert_same(read_tensors(tmp_path / "a.pth").tensors, weights_)
     safetensors.torch.save_file(prefixed(weights_, prefix), tmp_path / "b")
-    assert_same(read_checkpoint(tmp_path / "b").state_dict, weights_)
+    assert_same(read_tensors(tmp_path / "b").tensors, weights_)
 
 
 def test_only_whole_prefixes_are_removed(tmp_path: Path) -> None:
     found = {"submodule.a": 1, "layer1.0._orig_mod.conv1.weight": 2, "layer1.module.b": 3}
     torch.save({key: torch.tensor(value) for key, value in found.items()}, tmp_path / "a")
-    state = read_checkpoint(tmp_path / "a").state_dict
+    state = read_tensors(tmp_path / "a").tensors
     assert list(state) == ["submodule.a", "layer1.0.conv1.weight", "layer1.module.b"]
 
 
@@ -78,13 +79,13 @@ def test_only_whole_prefixes_are_removed(tmp_path: Path) -> None:
 def test_wrappers_are_opened(tmp_path: Path, wrapper: str) -> None:
     state = weights()
     torch.save({"epoch": 3, "arch": "resnest50", wrapper: state}, tmp_path / "a.pth")
-    assert_same(read_checkpoint(tmp_path / "a.pth").state_dict, state)
+    assert_same(read_tensors(tmp_path / "a.pth").tensors, state)
 
 
 def test_nested_wrappers_are_opened(tmp_path: Path) -> None:
     state = weights()
     torch.save({"model": {"state_dict": OrderedDict(prefixed(state, "module."))}}, tmp_path / "a")
-    assert_same(read_checkpoint(tmp_path / "a").state_dict, state)
+    assert_same(read_tensors(tmp_path / "a").tensors, state)
 
 
 def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
         {"model": nn.Linear(2, 2).state_dict(), "model_ema": averaged.state_dict(), "ema": 0.999},
         tmp_path / "a.pth",
     )
-    state = read_checkpoint(tmp_path / "a.pth").state_dict
+    state = read_tensors(tmp_path / "a.pth").tensors
     assert_same(state, averaged.module.state_dict())
 
 
@@ -106,7 +107,7 @@ def test_a_wrapper_without_weights_is_passed_over(
 ) -> None:
     state = weights()
     torch.save(beside | {wrapper: state}, tmp_path / "a.pth")
-    assert_same(read_checkpoint(tmp_path / "a.pth").state_dict, state)
+    assert_same(read_tensors(tmp_path / "a.pth").tensors, state)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -114,15 +115,15 @@ def test_a_wrapper_without_weights_is_passed_over(
 def test_the_content_decides_and_not_the_name(tmp_path: Path, name: str, zipped: bool) -> None:
     state = weights()
     torch.save(state, tmp_path / name, _use_new_zipfile_serialization=zipped)
-    assert_same(read_checkpoint(tmp_path / name).state_dict, state)
+    assert_same(read_tensors(tmp_path / name).tensors, state)
     assert read_metadata(tmp_path / name) is None
 
 
 def test_safetensors_under_another_name_is_read(tmp_path: Path) -> None:
     state = weights()
     write_checkpoint(tmp_path / "a.pth", state, METADATA)
-    read = read_checkpoint(tmp_path / "a.pth")
-    assert_same(read.state_dict, state)
+    read = read_tensors(tmp_path / "a.pth")
+    assert_same(read.tensors, state)
     assert read.metadata == METADATA
 
 
@@ -140,7 +141,7 @@ def test_views_are_written_as_what_they_show(tmp_path: Path) -> None:
     }
     write_checkpoint(tmp_path / "a", state)
     expected = {key: value.detach() for key, value in state.items()}
-    assert_same(read_checkpoint(tmp_path / "a").state_dict, expected)
+    assert_same(read_tensors(tmp_path / "a").tensors, expected)
 
 
 class Payload:
@@ -294,7 +295,7 @@ def test_a_tensor_larger_than_its_numbers_is_not_weights(tmp_path: Path) -> None
     torch.save({"fc.bias": torch.zeros(1).expand(2**40)}, path)
     assert "no weights" in refusal(path)
     torch.save({"fc.bias": torch.arange(6.0).view(2, 3).T}, path)
-    assert_same(read_checkpoint(path).state_dict, {"fc.bias": torch.arange(6.0).view(2, 3).T})
+    assert_same(read_tensors(path).tensors, {"fc.bias": torch.arange(6.0).view(2, 3).T})
 
 
 def test_names_of_tensors_cannot_write_to_the_terminal(tmp_path: Path) -> None:
@@ -302,8 +303,8 @@ def test_names_of_tensors_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     safetensors.torch.save_file({"\x1b[31m\n" + "x" * 10_000: torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match=r"\\x1b\[31m\\n") as error:
         check_match(
-            {key: tuple(v.shape) for key, v in read_checkpoint(path).state_dict.items()},
-            shapes_of("resnest50"),
+            read_checkpoint(path).shapes,
+            ARCHITECTURES["resnest50"],
             model="resnest50",
             origin=str(path),
         )
@@ -372,7 +373,7 @@ def test_an_interrupted_write_leaves_the_old_file(
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(path, weights())
     assert list(tmp_path.iterdir()) == [path]
-    assert_same(read_checkpoint(path).state_dict, old)
+    assert_same(read_tensors(path).tensors, old)
 
 
 def test_the_file_is_on_the_disk_before_it_has_its_name(
@@ -397,8 +398,10 @@ def test_a_file_that_cannot_be_written_gets_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(WeightsError, match="No space left"):
-        write_checkpoint(tmp_path / "a", weights())
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    for tensors in (weights(), {"fc.bias": np.zeros(2)}):
+        with pytest.raises(WeightsError, match="No space left"):
+            write_checkpoint(tmp_path / "a", tensors)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -444,3 +447,46 @@ def test_a_file_may_know_its_model_by_timms_name(tmp_path: Path) -> None:
     # One that only a later version knows is for whoever builds the network to refuse.
     write_checkpoint(path, weights(), replace(METADATA, model="resnest999"))
     assert read_checkpoint(path).metadata == replace(METADATA, model="resnest999")
+
+
+def test_numbers_keep_their_type_as_arrays_except_bfloat16(tmp_path: Path) -> None:
+    values = torch.tensor([[0.1, -0.0, 3e38], [float("inf"), float("-inf"), 1e-40]])
+    state = {
+        "bfloat16": values.bfloat16(),
+        "scalar": torch.tensor(1.5, dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 3, dtype=torch.bfloat16),
+        "float16": torch.ones(3).half(),
+        "float64": torch.ones(2, 2).double(),
+        "counter": torch.tensor(2**53 + 1),
+    }
+    write_checkpoint(tmp_path / "a.safetensors", state)
+    torch.save(state, tmp_path / "a.pth")
+    for name in ("a.safetensors", "a.pth"):
+        arrays = read_checkpoint(tmp_path / name).tensors
+        tensors = read_tensors(tmp_path / name).tensors
+        assert arrays.keys() == tensors.keys() == state.keys()
+        for key, value in state.items():
+            as_array = value.float() if value.dtype == torch.bfloat16 else value
+            np.testing.assert_array_equal(arrays[key], as_array.numpy(), strict=True)
+            assert tensors[key].dtype == value.dtype
+            assert torch.equal(tensors[key], value)
+
+
+def test_numbers_that_numpy_lacks_get_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_checkpoint(path, {"fc.bias": torch.ones(2).to(torch.float8_e4m3fn)})
+    assert "fc.bias is of F8_E4M3: save it as float32" in refusal(path)
+
+
+def test_the_same_file_comes_of_arrays_and_of_tensors(tmp_path: Path) -> None:
+    state = {"conv1.0.weight": torch.randn(2, 3, 4).mT, "bn1.num_batches_tracked": torch.tensor(7)}
+    write_checkpoint(tmp_path / "tensors", state, METADATA)
+    arrays = {key: value.numpy() for key, value in state.items()}
+    write_checkpoint(tmp_path / "arrays", arrays, METADATA)
+    assert (tmp_path / "tensors").read_bytes() == (tmp_path / "arrays").read_bytes()
+
+
+def test_a_tensor_that_asks_to_be_negated_is_read_negated(tmp_path: Path) -> None:
+    negative = torch._neg_view(torch.ones(2))
+    torch.save({"fc.bias": negative}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth").tensors["fc.bias"].tolist() == [-1, -1]

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from splitattn.errors import WeightsError
-from splitattn.weights import download, store
-from splitattn.weights.resolve import fetch
+from splitattn.weights import cache as cache_module
+from splitattn.weights import download
+from splitattn.weights.cache import fetch
 from tests.weights.conftest import (
     BODY,
     Server,
@@ -289,15 +290,15 @@ def test_the_cache_follows_the_platform_unless_told_otherwise(
 ) -> None:
     monkeypatch.delenv("SPLITATTN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.cache_folder() == tmp_path / "splitattn"
+    assert cache_module.cache_folder() == tmp_path / "splitattn"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert store.cache_folder() == tmp_path / ".cache" / "splitattn"
+    assert cache_module.cache_folder() == tmp_path / ".cache" / "splitattn"
 
 
 FETCH_ON_SIGNAL = """
 import sys
-from splitattn.weights.resolve import fetch
+from splitattn.weights.cache import fetch
 from tests.weights.conftest import make_entry
 entry = make_entry(sys.argv[1])
 print("ready", flush=True)
@@ -331,7 +332,7 @@ def test_two_processes_that_want_the_same_file_download_it_once(server: Server) 
 def test_an_embedded_file_is_found_in_the_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    monkeypatch.setattr(cache_module, "__file__", str(tmp_path / "cache.py"))
     entry = make_entry()
     with pytest.raises(WeightsError, match="missing or damaged"):
         fetch(entry)

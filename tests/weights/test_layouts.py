@@ -17,8 +17,8 @@ from splitattn.weights.layouts import (
     MMDET,
     MMPRETRAIN,
     OFFICIAL,
+    KeyMapping,
     Layout,
-    Spelling,
     find_layout,
     is_deformable,
     recognize,
@@ -28,8 +28,8 @@ from tests.nn.networks import small
 from tests.weights.networks import Shapes, shapes_of
 
 FOREIGN = [layout for layout in LAYOUTS if layout is not OFFICIAL]
-SPELLINGS = [
-    Spelling(layout=layout, prefix=prefix) for layout in LAYOUTS for prefix in layout.prefixes
+KEY_MAPPINGS = [
+    KeyMapping(layout=layout, prefix=prefix) for layout in LAYOUTS for prefix in layout.prefixes
 ]
 HEAD = {"fc.weight", "fc.bias"}
 
@@ -66,30 +66,29 @@ HELD = {layout.names[0]: set(ARCHITECTURES) - FAST for layout in FOREIGN} | {
 }
 
 
-def own_shapes(model: str, spelling: Spelling) -> Shapes:
-    """As a file of that spelling would have them."""
-    return {own: shape for key, shape in shapes_of(model).items() if (own := spelling.own(key))}
+def own_shapes(model: str, key_mapping: KeyMapping) -> Shapes:
+    """As a file with those keys would have them."""
+    return {own: shape for key, shape in shapes_of(model).items() if (own := key_mapping.own(key))}
 
 
-def read_as_official(found: Shapes) -> tuple[Shapes, list[str], Spelling]:
+def read_as_official(found: Shapes) -> tuple[Shapes, list[str], KeyMapping]:
     """As `read_checkpoint` reads them: by official key, and the keys that have none."""
-    spelling = recognize(found)
-    officials = {key: spelling.official(key) for key in found if not spelling.is_outside(key)}
+    key_mapping = recognize(found)
+    officials = {key: key_mapping.official(key) for key in found if not key_mapping.is_outside(key)}
     known = {name: found[key] for key, name in officials.items() if name is not None}
-    return known, [key for key, name in officials.items() if name is None], spelling
+    return known, [key for key, name in officials.items() if name is None], key_mapping
 
 
 def refusal(found: Shapes, model: str) -> str:
-    known, strangers, spelling = read_as_official(found)
-    expected = shapes_of(model)
+    known, unexpected, key_mapping = read_as_official(found)
     with pytest.raises(WeightsError) as error:
         check_match(
             known,
-            expected,
+            ARCHITECTURES[model],
             model=model,
             origin="file.pth",
-            spelling=spelling,
-            strangers=strangers,
+            key_mapping=key_mapping,
+            unexpected=unexpected,
         )
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -100,11 +99,11 @@ def test_names_are_those_that_the_projects_code_gives(row: str) -> None:
     official, *others = row.split()
     for layout, own in zip((MMPRETRAIN, MMDET, DETECTRON2), others, strict=True):
         if own == "-":
-            assert layout.spelling.own(official) is None
+            assert layout.key_mapping.own(official) is None
         else:
-            assert layout.spelling.own(official) == own
-            assert layout.spelling.official(own) == official
-    assert OFFICIAL.spelling.own(official) == OFFICIAL.spelling.official(official) == official
+            assert layout.key_mapping.own(official) == own
+            assert layout.key_mapping.official(own) == official
+    assert OFFICIAL.key_mapping.own(official) == OFFICIAL.key_mapping.official(official) == official
 
 
 def test_the_list_written_by_hand_has_every_kind_of_module() -> None:
@@ -120,12 +119,12 @@ def test_the_norm_after_the_stem_is_no_norm_of_a_block() -> None:
     """`bn1` is the name of three different modules in the official layout."""
     for layout in FOREIGN:
         names = {
-            layout.spelling.own(f"{module}.weight")
+            layout.key_mapping.own(f"{module}.weight")
             for module in ("bn1", "layer1.0.bn1", "layer1.0.conv2.bn1")
         }
         assert len(names) == 3
         assert all(
-            name and "stem" not in name for name in names - {layout.spelling.own("bn1.weight")}
+            name and "stem" not in name for name in names - {layout.key_mapping.own("bn1.weight")}
         )
 
 
@@ -145,13 +144,13 @@ def test_a_layout_holds_a_variant_and_gives_it_back_or_says_why_not(
         if layout is not MMDET or key not in HEAD
     }
     for prefix in layout.prefixes:
-        spelling = Spelling(layout=layout, prefix=prefix)
-        own = own_shapes(model, spelling)
+        key_mapping = KeyMapping(layout=layout, prefix=prefix)
+        own = own_shapes(model, key_mapping)
         assert len(own) == len(official)
-        known, strangers, found = read_as_official(own)
-        assert found == spelling
+        known, unexpected, found = read_as_official(own)
+        assert found == key_mapping
         assert known == official
-        assert not strangers
+        assert not unexpected
 
 
 @pytest.mark.parametrize(
@@ -175,10 +174,10 @@ def test_what_a_layout_lacks_is_told(
 
 
 def test_plain_blocks_have_a_name_in_detectron2() -> None:
-    spelling = DETECTRON2.spelling
-    assert spelling.own("layer3.1.conv2.weight") == "backbone.bottom_up.res4.1.conv2.weight"
-    assert spelling.own("layer3.1.bn2.bias") == "backbone.bottom_up.res4.1.conv2.norm.bias"
-    assert MMDET.spelling.own("layer3.1.bn2.bias") is None
+    key_mapping = DETECTRON2.key_mapping
+    assert key_mapping.own("layer3.1.conv2.weight") == "backbone.bottom_up.res4.1.conv2.weight"
+    assert key_mapping.own("layer3.1.bn2.bias") == "backbone.bottom_up.res4.1.conv2.norm.bias"
+    assert MMDET.key_mapping.own("layer3.1.bn2.bias") is None
 
 
 PARTS = st.sampled_from(
@@ -194,14 +193,14 @@ KEYS = st.one_of(
 )
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("key_mapping", KEY_MAPPINGS)
 @given(key=KEYS)
 @settings(max_examples=200, deadline=None, database=None)
-def test_every_name_that_has_another_has_it_both_ways(spelling: Spelling, key: str) -> None:
-    if (official := spelling.official(key)) is not None:
-        assert spelling.own(official) == key
-    if spelling.layout is not OFFICIAL and (own := spelling.own(key)) is not None:
-        assert spelling.official(own) == key
+def test_every_name_that_has_another_has_it_both_ways(key_mapping: KeyMapping, key: str) -> None:
+    if (official := key_mapping.official(key)) is not None:
+        assert key_mapping.own(official) == key
+    if key_mapping.layout is not OFFICIAL and (own := key_mapping.own(key)) is not None:
+        assert key_mapping.official(own) == key
 
 
 @given(data=st.data())
@@ -209,22 +208,22 @@ def test_every_name_that_has_another_has_it_both_ways(spelling: Spelling, key: s
 def test_a_part_of_a_file_is_recognized_as_long_as_it_has_some_of_the_stem(
     data: st.DataObject,
 ) -> None:
-    spelling = data.draw(st.sampled_from(SPELLINGS))
+    key_mapping = data.draw(st.sampled_from(KEY_MAPPINGS))
     model = data.draw(st.sampled_from(["resnest14", "resnest26"]))
-    official = {key: own for key in shapes_of(model) if (own := spelling.own(key))}
+    official = {key: own for key in shapes_of(model) if (own := key_mapping.own(key))}
     stem = [own for key, own in official.items() if key.startswith(("conv1.", "bn1."))]
     shortcut = [own for key, own in official.items() if key.startswith("layer1.0.downsample.1")]
     kept = data.draw(st.lists(st.sampled_from(sorted(official.values())), max_size=40))
     # Without it, mmdet and mmpretrain without a prefix are told by a few names only.
-    assert recognize({*kept, *stem, *shortcut}) == spelling
+    assert recognize({*kept, *stem, *shortcut}) == key_mapping
 
 
-NEAR = [pytest.param(s, id=f"{s.layout.names[0]}-{s.prefix}") for s in SPELLINGS]
+NEAR = [pytest.param(s, id=f"{s.layout.names[0]}-{s.prefix}") for s in KEY_MAPPINGS]
 
 
-@pytest.mark.parametrize("spelling", NEAR)
-def test_one_key_gone_is_told_as_the_file_would_have_it(spelling: Spelling) -> None:
-    whole = own_shapes("resnest14", spelling)
+@pytest.mark.parametrize("key_mapping", NEAR)
+def test_one_key_gone_is_told_as_the_file_would_have_it(key_mapping: KeyMapping) -> None:
+    whole = own_shapes("resnest14", key_mapping)
     for key in whole:
         if key.endswith("num_batches_tracked"):
             continue
@@ -233,9 +232,9 @@ def test_one_key_gone_is_told_as_the_file_would_have_it(spelling: Spelling) -> N
         assert "unexpected" not in message
 
 
-@pytest.mark.parametrize("spelling", NEAR)
-def test_one_key_renamed_is_told_both_ways(spelling: Spelling) -> None:
-    whole = own_shapes("resnest14", spelling)
+@pytest.mark.parametrize("key_mapping", NEAR)
+def test_one_key_renamed_is_told_both_ways(key_mapping: KeyMapping) -> None:
+    whole = own_shapes("resnest14", key_mapping)
     for key in list(whole)[::7]:
         found = {k + "x" if k == key else k: v for k, v in whole.items()}
         message = refusal(found, "resnest14")
@@ -246,37 +245,37 @@ def test_one_key_renamed_is_told_both_ways(spelling: Spelling) -> None:
 @pytest.mark.parametrize("layout", FOREIGN, ids=lambda layout: layout.names[0])
 def test_an_official_name_in_another_projects_file_is_a_stranger(layout: Layout) -> None:
     """As scripts leave it behind that rename most of the keys."""
-    whole = own_shapes("resnest14", layout.spelling)
-    own = layout.spelling.own("bn1.weight")
+    whole = own_shapes("resnest14", layout.key_mapping)
+    own = layout.key_mapping.own("bn1.weight")
     left = f"{layout.prefixes[0]}bn1.weight"
     message = refusal({left if k == own else k: v for k, v in whole.items()}, "resnest14")
     assert f"missing ({own}), 1 are unexpected ({left})" in message
 
 
 # What detectors, segmentors and classifiers have around a backbone.
-SURROUNDINGS = (
+OUTSIDE = (
     *("neck.lateral_convs.0.conv.weight", "rpn_head.rpn_conv.weight", "decode_head.conv_seg.bias"),
     *("backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight", "pixel_mean"),
     *("data_preprocessor.mean", "fpn_output2.weight", "linear.weight", "bn1.weight"),
 )
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_only_a_prefix_tells_a_backbone_from_the_model_around_it(spelling: Spelling) -> None:
-    outside = {key for key in SURROUNDINGS if spelling.is_outside(key)}
+@pytest.mark.parametrize("key_mapping", KEY_MAPPINGS)
+def test_only_a_prefix_tells_a_backbone_from_the_model_around_it(key_mapping: KeyMapping) -> None:
+    outside = {key for key in OUTSIDE if key_mapping.is_outside(key)}
     assert outside == {
-        key for key in SURROUNDINGS if spelling.prefix and not key.startswith(spelling.prefix)
+        key for key in OUTSIDE if key_mapping.prefix and not key.startswith(key_mapping.prefix)
     }
-    whole = own_shapes("resnest14", spelling)
-    assert not any(map(spelling.is_outside, whole))
-    assert recognize({*whole, *outside}) == spelling
+    whole = own_shapes("resnest14", key_mapping)
+    assert not any(map(key_mapping.is_outside, whole))
+    assert recognize({*whole, *outside}) == key_mapping
     # What is in the backbone, and not of it, is no part of something larger.
-    assert not spelling.is_outside(f"{spelling.prefix}layer1.0.conv9.weight")
+    assert not key_mapping.is_outside(f"{key_mapping.prefix}layer1.0.conv9.weight")
 
 
-@pytest.mark.parametrize("spelling", NEAR)
-def test_one_shape_changed_is_told_with_both(spelling: Spelling) -> None:
-    whole = own_shapes("resnest14", spelling)
+@pytest.mark.parametrize("key_mapping", NEAR)
+def test_one_shape_changed_is_told_with_both(key_mapping: KeyMapping) -> None:
+    whole = own_shapes("resnest14", key_mapping)
     for key, shape in list(whole.items())[::7]:
         found = (*shape, 2)
         message = refusal(whole | {key: found}, "resnest14")
@@ -286,10 +285,10 @@ def test_one_shape_changed_is_told_with_both(spelling: Spelling) -> None:
 
 @pytest.mark.parametrize("layout", FOREIGN, ids=lambda layout: layout.names[0])
 def test_another_models_file_is_told_with_its_name(layout: Layout) -> None:
-    message = refusal(own_shapes("resnest50", layout.spelling), "resnest26")
+    message = refusal(own_shapes("resnest50", layout.key_mapping), "resnest26")
     # And not with that of resnest50_fast_2s1x64d, which has the same shapes: it cannot be that.
     assert message.endswith("it is a checkpoint of resnest50: name that model")
-    some = layout.spelling.own("layer1.2.conv1.weight")
+    some = layout.key_mapping.own("layer1.2.conv1.weight")
     assert f"unexpected ({some}, " in message
 
 
@@ -303,7 +302,7 @@ def test_another_models_file_is_told_with_its_name(layout: Layout) -> None:
 )
 def test_deformable_convolutions_are_another_network(layout: Layout, offset: str) -> None:
     assert is_deformable(offset)
-    found = own_shapes("resnest26", layout.spelling) | {offset: (27,)}
+    found = own_shapes("resnest26", layout.key_mapping) | {offset: (27,)}
     message = refusal(found, "resnest26")
     assert f"unexpected ({offset})" in message
     assert "deformable convolutions (DCN), which no model here has" in message
@@ -314,27 +313,27 @@ def test_counters_of_batches_may_be_missing() -> None:
     for layout in LAYOUTS:
         found = {
             key: shape
-            for key, shape in own_shapes("resnest14", layout.spelling).items()
+            for key, shape in own_shapes("resnest14", layout.key_mapping).items()
             if not key.endswith("num_batches_tracked")
         }
-        known, strangers, spelling = read_as_official(found)
-        assert spelling == layout.spelling
+        known, unexpected, key_mapping = read_as_official(found)
+        assert key_mapping == layout.key_mapping
         check_match(
             known,
-            shapes_of("resnest14"),
+            ARCHITECTURES["resnest14"],
             model="resnest14",
             origin="",
-            strangers=strangers,
+            unexpected=unexpected,
         )
 
 
 def test_something_else_is_taken_for_official() -> None:
-    assert recognize([]) == recognize(["embeddings.weight"]) == OFFICIAL.spelling
+    assert recognize([]) == recognize(["embeddings.weight"]) == OFFICIAL.key_mapping
     plain = dataclasses.replace(small(), deep_stem=False, avg_down=False)
     assert OFFICIAL.refusal(plain) is None
     # A plain ResNet's shortcuts are those of mmpretrain; its other keys are not.
     resnet = ["conv1.weight", "bn1.weight", "layer1.0.downsample.0.weight", "layer1.0.bn2.weight"]
-    assert recognize(resnet) == OFFICIAL.spelling
+    assert recognize(resnet) == OFFICIAL.key_mapping
 
 
 @pytest.mark.parametrize(

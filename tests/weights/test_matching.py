@@ -1,27 +1,16 @@
 from dataclasses import replace
-from functools import cache
 
 import pytest
-import torch
 
 from splitattn.architectures import ARCHITECTURES
 from splitattn.errors import WeightsError
-from splitattn.nn.resnest import ResNeSt
-from splitattn.weights.matching import Widths, check_match, fitting_models
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-@cache
-def shapes_of(model: str) -> Shapes:
-    with torch.device("meta"):
-        network = ResNeSt(ARCHITECTURES[model])
-    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+from splitattn.weights.matching import Fit, check_match, fitting_models
+from tests.weights.networks import Shapes, shapes_of
 
 
 def refusal(found: Shapes, model: str) -> str:
     with pytest.raises(WeightsError) as error:
-        check_match(found, shapes_of(model), model=model, origin="file.pth")
+        check_match(found, ARCHITECTURES[model], model=model, origin="file.pth")
     message = str(error.value)
     assert "\n" not in message
     assert message.startswith(f"file.pth does not fit {model}: ")
@@ -37,14 +26,14 @@ def test_a_checkpoint_is_recognized_by_its_shapes(model: str) -> None:
 
 def test_a_models_own_checkpoint_fits() -> None:
     shapes = shapes_of("resnest14")
-    check_match(shapes, shapes, model="resnest14", origin="file.pth")
+    check_match(shapes, ARCHITECTURES["resnest14"], model="resnest14", origin="file.pth")
 
 
 def test_batch_counters_may_be_missing() -> None:
     shapes = shapes_of("resnest14")
     old = {key: shape for key, shape in shapes.items() if "num_batches_tracked" not in key}
     assert len(old) < len(shapes)
-    check_match(old, shapes, model="resnest14", origin="file.pth")
+    check_match(old, ARCHITECTURES["resnest14"], model="resnest14", origin="file.pth")
 
 
 def test_a_checkpoint_of_another_model_is_told_with_its_name() -> None:
@@ -83,9 +72,7 @@ def without(found: Shapes, *keys: str) -> Shapes:
 @pytest.mark.parametrize("plain", [False, True])
 def test_classes_and_channels_are_the_files_own_affair(plain: bool) -> None:
     architecture = replace(ARCHITECTURES["resnest14"], deep_stem=not plain)
-    with torch.device("meta"):
-        network = ResNeSt(architecture, num_classes=7, in_chans=5)
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    expected = architecture.shapes()
     stem = "conv1.weight" if plain else "conv1.0.weight"
     outputs, _, *kernel = expected[stem]
     found = expected | {
@@ -94,8 +81,8 @@ def test_classes_and_channels_are_the_files_own_affair(plain: bool) -> None:
         "fc.bias": (3,),
     }
     for checkpoint, classes in ((found, 3), (without(found, "fc.weight", "fc.bias"), 0)):
-        widths = check_match(checkpoint, expected, model="resnest14", origin="file.pth")
-        assert widths == Widths(classes=classes, channels=1)
+        fit = check_match(checkpoint, architecture, model="resnest14", origin="file.pth")
+        assert fit == Fit(num_classes=classes, in_chans=1)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import torch
 
 from splitattn.errors import InputError, WeightsError
 from splitattn.preprocessing import center_crop
-from splitattn.weights import catalogue, store
+from splitattn.weights import cache as cache_module
+from splitattn.weights import catalogue
+from splitattn.weights.cache import identify, verify
 from splitattn.weights.catalogue import CATALOGUE, WeightsEntry, find_entry
-from splitattn.weights.checkpoint import write_checkpoint
-from splitattn.weights.metadata import ModelMetadata
-from splitattn.weights.resolve import ResolvedWeights, identify, resolve, verify
+from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
+from splitattn.weights.metadata import ModelMetadata, read_metadata
+from splitattn.weights.resolve import ResolvedWeights, resolve
 from tests.weights.conftest import BODY, Server, make_entry, sends
 
 TENSORS = {"fc.bias": torch.zeros(2)}
@@ -20,7 +22,7 @@ METADATA = ModelMetadata(model="resnest26", classes=("cat", "dog"), preprocessin
 def embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WeightsEntry:
     """A catalogue in which resnest14 is embedded."""
     entry = make_entry(model="resnest14", tag="tiny", class_set="tiny_imagenet200")
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    monkeypatch.setattr(cache_module, "__file__", str(tmp_path / "cache.py"))
     monkeypatch.setattr(
         catalogue, "CATALOGUE", (entry, *(other for other in CATALOGUE if other.urls))
     )
@@ -195,4 +197,64 @@ def test_an_exported_network_is_no_weights(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(BODY)
     for model in (None, "resnest14"):
-        assert "name the weights that it was exported from" in refusal(model, path)
+        assert "Pass the weights it was exported from" in refusal(model, path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A training's folder that has only its checkpoint."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    content = {
+        "model": {"fc.bias": torch.zeros(2)},
+        "ema": {"fc.bias": torch.ones(2)},
+        "optimizer": {"state": {}},
+        "identity": {"recipe": {"epochs": 3}},
+        "metadata": METADATA.to_json(),
+    }
+    torch.save(content, folder / "last.pt")
+    return folder
+
+
+def test_a_trainings_folder_is_weights_the_best_file_first(run: Path) -> None:
+    for name in ("last.pt", "best.safetensors", "model.safetensors"):
+        if name != "last.pt":
+            write_checkpoint(run / name, TENSORS, METADATA)
+        resolved = resolve(weights=run)
+        assert resolved.path == run / name
+        assert (resolved.model, resolved.classes) == ("resnest26", ("cat", "dog"))
+        assert resolve("resnest26", str(run)) == resolved
+    assert "belongs to resnest26, not to resnest50" in refusal("resnest50", run)
+
+
+def test_a_trainings_checkpoint_is_weights_and_says_what_they_are(run: Path) -> None:
+    path = run / "last.pt"
+    resolved = resolve(None, path)
+    assert resolved == ResolvedWeights(
+        path=path,
+        model="resnest26",
+        tag=None,
+        classes=("cat", "dog"),
+        preprocessing=METADATA.preprocessing,
+    )
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.metadata == read_metadata(path) == METADATA
+    assert {key: value.tolist() for key, value in checkpoint.tensors.items()} == {
+        "fc.bias": [1, 1]  # the EMA's
+    }
+
+
+def test_without_an_ema_a_trainings_checkpoint_gives_the_networks_weights(run: Path) -> None:
+    content = torch.load(run / "last.pt", weights_only=True)
+    del content["ema"]
+    torch.save(content, run / "last.pt")
+    assert read_checkpoint(run / "last.pt").tensors["fc.bias"].tolist() == [0, 0]
+
+
+def test_a_trainings_checkpoint_without_metadata_needs_the_model(run: Path) -> None:
+    path = run / "last.pt"
+    torch.save(torch.load(path, weights_only=True) | {"metadata": None}, path)
+    assert "name the model" in refusal(None, path)
+    assert resolve("resnest26", path).classes is None
+    torch.save(torch.load(path, weights_only=True) | {"metadata": "{}"}, path)
+    assert "malformed metadata: 'model' is missing" in refusal("resnest26", path)

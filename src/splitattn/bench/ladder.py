@@ -1,24 +1,29 @@
-"""The rungs of the ladder: each is a network, ours or a peer's, in an engine."""
+"""The ladder: each rung is a network, ours or a peer's, in an engine."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from splitattn.architectures import TIMM_NAMES, architecture, split_name
-from splitattn.engines.engine import LIBRARIES
-from splitattn.engines.pytorch import Exportable, TorchEngine
-from splitattn.engines.quantization import FLOAT_PARTS, quantized_onnx, quantized_openvino
+from splitattn.engines.engine import Engine, FileSettings
+from splitattn.engines.pytorch import traced
+from splitattn.engines.table import find_engine
 from splitattn.errors import InputError
-from splitattn.libraries import installed, require
-from splitattn.nn.fusion import Form, fuse
+from splitattn.graph.folding import FoldedNetwork, Form
+from splitattn.libraries import installed
+from splitattn.nn.fusion import FusedResNeSt
 from splitattn.nn.resnest import Bottleneck, ResNeSt
+from splitattn.opening import TrainedNetwork
 from splitattn.preprocessing import Preprocessing
+from splitattn.weights.metadata import ModelMetadata
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +31,7 @@ logger = logging.getLogger(__name__)
 _CHEAPER = {"resnest50": "resnest50_fast_2s1x64d"}
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_AS_TRAINED = "as trained"
 
 # Normalized float32 images (B, 3, H, W), on the setting's device, to logits.
 Runner = Callable[[Tensor], Tensor]
@@ -37,13 +43,13 @@ class Setting:
 
     Attributes:
         device: "cpu" or "cuda".
-        pixels: photographs, uint8 (N, 3, size, size), for calibration.
+        pixels: photographs, uint8 (3, size, size) each, for calibration.
         preprocessing: how they become the networks' input.
-        folder: keeps converted networks, which take long to make.
+        folder: keeps exported networks, which take long to make.
     """
 
     device: torch.device
-    pixels: Tensor
+    pixels: Sequence[NDArray[np.uint8]]
     preprocessing: Preprocessing
     folder: Path
 
@@ -53,37 +59,39 @@ class Subject:
     """A network that is measured. Its weights are random: speed does not depend on them.
 
     Attributes:
-        name: whose it is and what they call it.
-        ours: whether it is this project's.
-        form: "as trained", or how it is rewritten: "branches" or "grouped".
-        trained: makes it as it is trained, in evaluation mode: what is right.
-        build: makes it as it is run.
+        name: the project and its name of the network.
+        form: "as trained", or the form of its rewrite: "branches" or "grouped".
+        trained: makes the network as it is trained, in evaluation mode: the reference.
+        folded: makes the rewritten network; None for a network that runs as trained.
     """
 
     name: str
-    ours: bool
     form: str
     trained: Callable[[], nn.Module]
-    build: Callable[[], nn.Module]
+    folded: Callable[[], FoldedNetwork] | None = None
 
     @property
-    def rewritten(self) -> bool:
-        """Whether it went through `fuse`."""
-        return self.form != "as trained"
+    def is_ours(self) -> bool:
+        """Whether it is this project's."""
+        return self.name.startswith("splitattn ")
+
+    def module(self) -> nn.Module:
+        """The network as PyTorch runs it."""
+        return FusedResNeSt(self.folded()) if self.folded else self.trained()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class Way:
     """A way to run a network.
 
     Attributes:
-        name: of the library or, for PyTorch, of the way.
+        engine: name of the engine or, for PyTorch, of the way.
         precision: of most of the arithmetic: "fp32", "bf16" or "int8".
-        load: gets a subject, a setting, and a path without suffix for a converted network.
+        load: takes a subject, a setting, and a path without suffix for an exported network.
         libraries: that it needs besides PyTorch.
     """
 
-    name: str
+    engine: str
     precision: str
     load: Callable[[Subject, Setting, Path], Runner]
     libraries: tuple[str, ...] = ()
@@ -94,85 +102,97 @@ class Rung:
     """One line of the ladder."""
 
     subject: Subject
-    engine: Engine
+    way: Way
 
     @property
     def label(self) -> str:
         """All of it in one line."""
-        return (
-            f"{self.subject.name}, {self.subject.form}, {self.engine.name} {self.engine.precision}"
-        )
+        return f"{self.subject.name}, {self.subject.form}, {self.way.engine} {self.way.precision}"
 
     def load(self, setting: Setting) -> Runner:
-        """The network ready to run."""
+        """The network, ready to run."""
         name = "".join(letter if letter.isalnum() else "-" for letter in self.label)
-        return self.engine.load(self.subject, setting, setting.folder / name)
+        return self.way.load(self.subject, setting, setting.folder / name)
 
 
-def rungs(model: str, device: str, *, peers: bool = True, only: str = "") -> list[Rung]:
-    """The ladder of `model`, as far as its engines are installed; a warning names what is not.
+def rungs(model: str, device: str, *, ladder: bool = False, only: str = "") -> list[Rung]:
+    """What is measured, as far as libraries are installed; a warning names what is left out.
 
     Args:
         model: name of our network.
         device: "cpu" or "cuda".
-        peers: whether other projects' networks take part.
+        ladder: also every form, torch.compile, the cheaper variant, and the networks of timm and
+            torchvision. Otherwise the network in each engine, in the form that it runs fastest.
         only: text that a rung's label must hold.
 
     Raises:
-        InputError: there is no such model or no such rung, or timm is missing for its peers.
+        InputError: there is no such model or no such rung.
     """
     model, _ = split_name(model)
-    if peers:
-        require("a comparison with peers", "timm")
-    ladder = [
-        Rung(subject=subject, engine=engine)
-        for subject in (*_ours(model), *(_peers(model) if peers else ()))
-        for engine in (_ON_CPU if device == "cpu" else _ON_CUDA)
-        if _worth_measuring(subject, engine)
-    ]
-    chosen = [rung for rung in ladder if only in rung.label]
+    ways = _ON_CPU if device == "cpu" else _ON_CUDA
+    if ladder:
+        subjects = [*_ours(model), *_peers(model)]
+        every = [
+            Rung(subject=subject, way=way)
+            for subject in subjects
+            for way in ways
+            if _worth_measuring(subject, way)
+        ]
+    else:
+        every = [
+            Rung(subject=_rewritten(model, _fastest_form(way, device)), way=way)
+            for way in ways
+            if way.engine not in ("compile", "torch NCHW")
+        ]
+    chosen = [rung for rung in every if only in rung.label]
     if not chosen:
-        raise InputError(
-            f"a rung must hold the text to choose by, such as {ladder[0].label!r}; got {only!r}"
-        )
-    able = [rung for rung in chosen if installed(*rung.engine.libraries)]
-    for engine in dict.fromkeys(rung.engine for rung in chosen if rung not in able):
-        needed = " and ".join(engine.libraries)
-        logger.warning("left out: %s %s, which needs %s", engine.name, engine.precision, needed)
+        raise InputError(f"--only must be part of a label such as {every[0].label!r}, got {only!r}")
+    able = [rung for rung in chosen if installed(*rung.way.libraries)]
+    for way in dict.fromkeys(rung.way for rung in chosen if rung not in able):
+        needed = " and ".join(way.libraries)
+        logger.warning("left out: %s %s, which needs %s", way.engine, way.precision, needed)
     return able
 
 
 def _ours(model: str) -> Iterator[Subject]:
     forms: tuple[Form, ...] = ("branches", "grouped")
     for name in filter(None, (model, _CHEAPER.get(model))):
-        trained = partial(_random, name)
-        yield _as_trained(f"splitattn {name}", trained, ours=True)
+        yield Subject(name=f"splitattn {name}", form=_AS_TRAINED, trained=partial(_random, name))
         for form in forms:
-            yield Subject(
-                name=f"splitattn {name}",
-                ours=True,
-                form=form,
-                trained=trained,
-                build=partial(_fused, name, form),
-            )
+            yield _rewritten(name, form)
+
+
+def _rewritten(model: str, form: Form) -> Subject:
+    return Subject(
+        name=f"splitattn {model}",
+        form=form,
+        trained=partial(_random, model),
+        folded=partial(_folded, model, form),
+    )
 
 
 def _peers(model: str) -> Iterator[Subject]:
-    if model in TIMM_NAMES:
-        yield _as_trained(f"timm {TIMM_NAMES[model]}", partial(_twin, model))
-    yield _as_trained("timm resnet50d", partial(_timm, "resnet50d"))
-    yield _as_trained("torchvision resnet50", _torchvision)
+    if not installed("timm"):
+        logger.warning("left out: timm's networks, which need timm")
+    else:
+        if model in TIMM_NAMES:
+            twin = partial(_twin, model)
+            yield Subject(name=f"timm {TIMM_NAMES[model]}", form=_AS_TRAINED, trained=twin)
+        resnet50d = partial(_timm, "resnet50d")
+        yield Subject(name="timm resnet50d", form=_AS_TRAINED, trained=resnet50d)
+    yield Subject(name="torchvision resnet50", form=_AS_TRAINED, trained=_torchvision)
 
 
-def _as_trained(name: str, build: Callable[[], nn.Module], *, ours: bool = False) -> Subject:
-    return Subject(name=name, ours=ours, form="as trained", trained=build, build=build)
+def _fastest_form(way: Way, device: str) -> Form:
+    row = find_engine("torch" if way.engine.startswith("torch") else way.engine)
+    return row.cuda_form if device == "cuda" else row.form
 
 
-def _worth_measuring(subject: Subject, engine: Engine) -> bool:
-    """Nobody would run ours un-rewritten but in PyTorch, nor rewritten in the slower format."""
-    if not subject.ours:
+def _worth_measuring(subject: Subject, way: Way) -> bool:
+    """Nobody runs our network as trained but in PyTorch, nor rewritten in the slower format."""
+    if not subject.is_ours:
         return True
-    return engine.name != "torch NCHW" if subject.rewritten else engine.name == "torch"
+    return way.engine == "torch" if subject.folded is None else way.engine != "torch NCHW"
 
 
 def _random(name: str) -> ResNeSt:
@@ -185,8 +205,18 @@ def _random(name: str) -> ResNeSt:
     return model
 
 
-def _fused(name: str, form: Form) -> nn.Module:
-    return fuse(_random(name), form=form)
+def _folded(model: str, form: Form) -> FoldedNetwork:
+    network = _random(model)
+    return TrainedNetwork(
+        architecture=network.architecture,
+        tensors={key: value.numpy() for key, value in network.state_dict().items()},
+        metadata=_metadata(model, Preprocessing(size=224, crop_fraction=1.0)),
+        weights="random",
+    ).fold(form)
+
+
+def _metadata(model: str, preprocessing: Preprocessing) -> ModelMetadata:
+    return ModelMetadata(model=model, classes=(), preprocessing=preprocessing)
 
 
 def _twin(model: str) -> nn.Module:
@@ -213,94 +243,132 @@ def _torchvision() -> nn.Module:
 
 def _eager(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
     def load(subject: Subject, setting: Setting, _: Path) -> Runner:
-        return _cast(TorchEngine(_network(subject, precision), setting.device), precision)
+        return _channels_last(subject.module(), setting.device, precision)
 
     return load
 
 
 def _compiled(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
     def load(subject: Subject, setting: Setting, _: Path) -> Runner:
-        network = _network(subject, precision)
+        network = subject.module()
         network.compile(dynamic=False)
-        return _cast(TorchEngine(network, setting.device), precision)
+        return _channels_last(network, setting.device, precision)
 
     return load
 
 
 def _contiguous(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
     def load(subject: Subject, setting: Setting, _: Path) -> Runner:
-        return _cast(_network(subject, precision).to(setting.device), precision)
+        network = subject.module().to(setting.device, _DTYPES[precision])
+        return lambda images: network(images.to(_DTYPES[precision]))
 
     return load
 
 
-def _network(subject: Subject, precision: str) -> nn.Module:
-    return subject.build().to(_DTYPES[precision])
+def _channels_last(network: nn.Module, device: torch.device, precision: str) -> Runner:
+    network = network.to(device, _DTYPES[precision]).to(memory_format=torch.channels_last)
+
+    def run(images: Tensor) -> Tensor:
+        images = images.to(_DTYPES[precision], memory_format=torch.channels_last)
+        logits: Tensor = network(images)
+        return logits
+
+    return run
 
 
-def _cast(run: Runner, precision: str) -> Runner:
-    if precision == "fp32":
-        return run
-    return lambda images: run(images.to(_DTYPES[precision]))
+def _in_engine(engine: Engine) -> Runner:
+    return lambda images: torch.from_numpy(engine.logits(images.numpy()))
+
+
+def _settings(subject: Subject, setting: Setting, precision: str) -> FileSettings:
+    return FileSettings(
+        metadata=_metadata(subject.name, setting.preprocessing),
+        precision=precision,
+        calibration=setting.pixels,
+    )
 
 
 def _onnx(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
     def load(subject: Subject, setting: Setting, path: Path) -> Runner:
         import onnx
 
-        from splitattn.engines.onnx_runtime import OnnxEngine, convert
+        from splitattn.engines import onnx_runtime
 
         path = path.with_suffix(".onnx")
-        if not path.exists():
-            quantize = quantized_onnx if precision == "int8" else None
-            onnx.save(_graph(subject, setting, convert, quantize, "onnx"), path)
-        return OnnxEngine(path, device="cpu")
+        settings = _settings(subject, setting, precision)
+        if not path.exists() and subject.folded:
+            onnx_runtime.write(subject.folded(), path, settings)
+        elif not path.exists():
+            model = _exported(subject, setting)
+            if precision == "int8":
+                images = settings.calibration_images()
+                model = onnx_runtime.quantize(model, images, floats=[])
+            onnx.save(model, path)
+        return _in_engine(onnx_runtime.OnnxEngine(path, device="cpu"))
 
     return load
 
 
 def _openvino(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
     def load(subject: Subject, setting: Setting, path: Path) -> Runner:
-        from splitattn.engines.open_vino import OpenVinoEngine, convert, save
+        from splitattn.engines import open_vino
 
         path = path.with_suffix(".xml")
-        if not path.exists():
-            quantize = quantized_openvino if precision == "int8" else None
-            save(_graph(subject, setting, convert, quantize, "openvino"), path)
-        return OpenVinoEngine(path, device="cpu")
+        settings = _settings(subject, setting, precision)
+        if not path.exists() and subject.folded:
+            open_vino.write(subject.folded(), path, settings)
+        elif not path.exists():
+            exported = _exported(subject, setting).SerializeToString()
+            model = open_vino.core().read_model(exported)
+            if precision == "int8":
+                model = open_vino.quantize(model, settings.calibration_images(), floats=[])
+            open_vino.save(model, path)
+        return _in_engine(open_vino.OpenVinoEngine(path, device="cpu"))
 
     return load
 
 
-def _graph(
-    subject: Subject,
-    setting: Setting,
-    convert: Callable[..., Any],
-    quantize: Callable[..., Any] | None,
-    form: str,
-) -> Any:
-    """The subject as a graph; peers are quantized as the libraries do it by themselves."""
-    graph = convert(Exportable(subject.build()), size=setting.preprocessing.size)
-    if quantize is None:
-        return graph
-    float_parts = FLOAT_PARTS[form] if subject.rewritten else ()
-    return quantize(graph, list(setting.pixels), setting.preprocessing, float_parts=float_parts)
+def _exported(subject: Subject, setting: Setting) -> Any:
+    """A peer's network as PyTorch's own exporter writes it to ONNX."""
+    program = torch.onnx.export(
+        traced(_Peer(subject.trained()), setting.preprocessing.size),
+        input_names=["images"],
+        output_names=["logits"],
+        opset_version=20,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
 
 
-_ONNX, _OPENVINO = LIBRARIES["onnxruntime"], LIBRARIES["openvino"]
+class _Peer(nn.Module):
+    """Calls the input "images", whatever the network calls it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
+
+
 _ON_CPU = (
-    Engine(name="torch", precision="fp32", load=_eager("fp32")),
-    Engine(name="torch NCHW", precision="fp32", load=_contiguous("fp32")),
-    Engine(name="compile", precision="fp32", load=_compiled("fp32")),
-    Engine(name="onnxruntime", precision="fp32", load=_onnx("fp32"), libraries=_ONNX),
-    Engine(name="onnxruntime", precision="int8", load=_onnx("int8"), libraries=_ONNX),
-    Engine(name="openvino", precision="fp32", load=_openvino("fp32"), libraries=_OPENVINO),
-    Engine(
-        name="openvino", precision="int8", load=_openvino("int8"), libraries=(*_OPENVINO, "nncf")
+    Way(engine="torch", precision="fp32", load=_eager("fp32")),
+    Way(engine="torch NCHW", precision="fp32", load=_contiguous("fp32")),
+    Way(engine="compile", precision="fp32", load=_compiled("fp32")),
+    Way(engine="onnxruntime", precision="fp32", load=_onnx("fp32")),
+    Way(engine="onnxruntime", precision="int8", load=_onnx("int8")),
+    Way(engine="openvino", precision="fp32", load=_openvino("fp32"), libraries=("openvino",)),
+    Way(
+        engine="openvino",
+        precision="int8",
+        load=_openvino("int8"),
+        libraries=("openvino", "nncf"),
     ),
 )
 _ON_CUDA = (
-    Engine(name="torch", precision="bf16", load=_eager("bf16")),
-    Engine(name="torch NCHW", precision="bf16", load=_contiguous("bf16")),
-    Engine(name="compile", precision="bf16", load=_compiled("bf16")),
+    Way(engine="torch", precision="bf16", load=_eager("bf16")),
+    Way(engine="torch NCHW", precision="bf16", load=_contiguous("bf16")),
+    Way(engine="compile", precision="bf16", load=_compiled("bf16")),
 )

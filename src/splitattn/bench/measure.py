@@ -7,23 +7,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from splitattn import environment
-from splitattn.bench.floor import Cost, cost, floor_seconds
 from splitattn.bench.ladder import Rung, Runner, Setting, rungs
 from splitattn.bench.peaks import Peaks, measure_peaks
-from splitattn.engines.pytorch import TorchEngine
+from splitattn.bench.roofline import Cost, cost, roofline_seconds
+from splitattn.differences import Difference, difference
 from splitattn.errors import InputError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalize, preprocess
 from splitattn.images.samples import sample_photographs
-from splitattn.nn.parity import Difference, difference
 from splitattn.weights.catalogue import default_preprocessing
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Row:
         network, form, engine, precision: the rung.
         batch_size: images at once.
         milliseconds: of each timed turn; the n-th turns of all rungs were within one round.
-        floor_milliseconds: the least time that the machine needs for the network as trained.
+        roofline_milliseconds: the least time that the machine needs for the network as trained.
         peak_memory: bytes, of a process that loads and runs nothing else or, on CUDA, of its
             tensors; None where it was not measured. Memory that only loading took is not counted.
         difference: the largest difference of a logit from the network as trained, in float32 on
@@ -54,7 +55,7 @@ class Row:
     precision: str
     batch_size: int
     milliseconds: tuple[float, ...]
-    floor_milliseconds: float
+    roofline_milliseconds: float
     peak_memory: int | None
     difference: float
     same_labels: float
@@ -80,7 +81,7 @@ class Plan:
         size: of the images, in pixels; None takes the model's own.
         rounds: timed turns of each rung.
         device: "cpu" or "cuda".
-        peers: whether other projects' networks take part.
+        ladder: measure every form and other projects' networks too, see `rungs`.
         only: text that a rung's label must hold.
         memory: whether peak memory is measured, each time in a process of its own.
 
@@ -93,7 +94,7 @@ class Plan:
     size: int | None = None
     rounds: int = 20
     device: str = "cpu"
-    peers: bool = True
+    ladder: bool = False
     only: str = ""
     memory: bool = True
 
@@ -109,7 +110,7 @@ class Plan:
 
     def rungs(self) -> list[Rung]:
         """The rungs that take part."""
-        return rungs(self.model, self.device, peers=self.peers, only=self.only)
+        return rungs(self.model, self.device, ladder=self.ladder, only=self.only)
 
 
 def measure(
@@ -145,21 +146,21 @@ def measure(
                 checks = _checks(chosen, runners, images)
                 seconds = _take_turns(plan, runners, images, on_step)
             for rung, check, turns in zip(chosen, checks, seconds, strict=True):
-                floor = floor_seconds(
+                least = roofline_seconds(
                     costs[rung.subject.name],
                     peaks,
-                    precision=rung.engine.precision,
+                    precision=rung.way.precision,
                     batch_size=batch_size,
                 )
                 rows.append(
                     Row(
                         network=rung.subject.name,
                         form=rung.subject.form,
-                        engine=rung.engine.name,
-                        precision=rung.engine.precision,
+                        engine=rung.way.engine,
+                        precision=rung.way.precision,
                         batch_size=batch_size,
                         milliseconds=tuple(round(1000 * turn, 3) for turn in turns),
-                        floor_milliseconds=1000 * floor,
+                        roofline_milliseconds=1000 * least,
                         peak_memory=None,
                         difference=check.relative,
                         same_labels=check.same_labels,
@@ -177,7 +178,7 @@ def _setting(plan: Plan, folder: Path) -> Setting:
     photographs = [preprocess(decode(path), preprocessing) for path in sample_photographs()]
     return Setting(
         device=torch.device(plan.device),
-        pixels=torch.stack(photographs),
+        pixels=photographs,
         preprocessing=preprocessing,
         folder=folder,
     )
@@ -191,8 +192,8 @@ def _costs(chosen: list[Rung], setting: Setting) -> dict[str, Cost]:
 
 
 def _images(setting: Setting, batch_size: int) -> Tensor:
-    photographs = setting.pixels.repeat(-(-batch_size // len(setting.pixels)), 1, 1, 1)
-    return normalize(photographs[:batch_size].to(setting.device), setting.preprocessing)
+    photographs = np.stack(list(islice(cycle(setting.pixels), batch_size)))
+    return torch.from_numpy(normalize(photographs, setting.preprocessing)).to(setting.device)
 
 
 def _checks(chosen: list[Rung], runners: list[Runner], images: Tensor) -> list[Difference]:
@@ -200,11 +201,14 @@ def _checks(chosen: list[Rung], runners: list[Runner], images: Tensor) -> list[D
     expected: dict[str, Tensor] = {}
     for rung in chosen:
         if rung.subject.name not in expected:
-            plain = TorchEngine(rung.subject.trained(), images.device)
+            plain = rung.subject.trained().to(images.device)
             expected[rung.subject.name] = plain(images)
-    size = images.shape[-1]
     return [
-        difference(expected[rung.subject.name], run(images), size)
+        difference(
+            expected[rung.subject.name].float().cpu().numpy(),
+            run(images).float().cpu().numpy(),
+            image_size=images.shape[-1],
+        )
         for rung, run in zip(chosen, runners, strict=True)
     ]
 
@@ -214,8 +218,13 @@ def _take_turns(
 ) -> list[list[float]]:
     """Seconds of each turn, by rung."""
     seconds: list[list[float]] = [[] for _ in runners]
+    begun = time.perf_counter()
     for turn in range(plan.rounds):
-        on_step(f"batch {len(images)}, round {turn + 1} of {plan.rounds}")
+        left = ""
+        if turn:
+            seconds_a_round = (time.perf_counter() - begun) / turn
+            left = f", {seconds_a_round * (plan.rounds - turn):.0f} s left"
+        on_step(f"batch {len(images)}, round {turn + 1} of {plan.rounds}{left}")
         for i in _rotated(range(len(runners)), turn):
             time.sleep(_REST_SECONDS)
             runners[i](images)

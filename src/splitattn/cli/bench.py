@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from splitattn.bench.measure import Row
+    from splitattn.bench.measure import Plan, Row
     from splitattn.bench.peaks import Peaks
 
 
@@ -20,15 +20,26 @@ def bench(
     size: Annotated[int | None, typer.Option(help="Input size, if not the model's own.")] = None,
     rounds: Annotated[int, typer.Option(help="Turns that each network is timed for.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    peers: Annotated[bool, typer.Option(help="Measure other projects' networks too.")] = True,
-    only: Annotated[str, typer.Option(help="Text that a line of the ladder must hold.")] = "",
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, one by one.")] = True,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder", help="Every form of the network, and those of timm and torchvision. Long."
+        ),
+    ] = False,
+    only: Annotated[str, typer.Option(help="Measure only lines with this text.")] = "",
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure peak memory too, in a process for each line.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure the ladder: networks in every engine, taking turns, and the machine's own limit.
+    """Measure how fast a network runs here, in each installed engine.
 
-    Weights are random, which does not change the speed. Let nothing else run meanwhile.
+    The engines take turns, so that a machine that slows down slows all of them. Weights are random,
+    which does not change the speed. Let nothing else run meanwhile.
     """
+    from splitattn.libraries import require
+
+    require("bench", "torch")
     from splitattn.bench.measure import Plan, measure
     from splitattn.cli.progress import telling
     from splitattn.engines.pytorch import choose_device
@@ -40,10 +51,11 @@ def bench(
         size=size,
         rounds=rounds,
         device=choose_device(device).type,
-        peers=peers,
+        ladder=ladder,
         only=only,
         memory=memory,
     )
+    typer.echo(_announcement(plan), err=True)
     with telling(shown=sys.stderr.isatty()) as tell:
         peaks, rows = measure(plan, on_step=tell)
     if as_json:
@@ -56,6 +68,14 @@ def bench(
         typer.echo(json.dumps(report))
     else:
         _print_table(peaks, rows)
+
+
+def _announcement(plan: "Plan") -> str:
+    batches = " and ".join(map(str, plan.batch_sizes))
+    memory = ", then peak memory" if plan.memory else ""
+    count = len(plan.rungs())
+    lines = f"{count} line" if count == 1 else f"{count} lines"
+    return f"measuring {lines} at batch {batches}, {plan.rounds} rounds each{memory}"
 
 
 def _as_dict(row: "Row") -> dict[str, Any]:
@@ -76,7 +96,7 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
         "ms",
         "quartiles",
         "images/s",
-        "x floor",
+        "x roofline",
         "MB",
         "difference",
         "same labels",
@@ -93,7 +113,7 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
             f"{row.median:.1f}",
             f"{turns['quartile1']:.1f}-{turns['quartile3']:.1f}",
             f"{row.images_per_second:.1f}",
-            f"{row.median / row.floor_milliseconds:.2f}",
+            f"{row.median / row.roofline_milliseconds:.2f}",
             "" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
             f"{row.difference:.0e}",
             f"{row.same_labels:.0%}",

@@ -2,26 +2,24 @@
 
 import json
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitattn.cli.options import Device, Model, Weights
-from splitattn.errors import InputError, one_line
+from splitattn.cli.options import Device, Engine, Model, Output, Weights, Workers
+from splitattn.errors import one_line
 
 if TYPE_CHECKING:
-    from splitattn.engines.engine import Engine
-    from splitattn.evaluation import Evaluation
-    from splitattn.preprocessing import Preprocessing
+    from splitattn.workflows import NetworkEvaluation
 
 # As many of the most frequent confusions as a screen takes in.
 _CONFUSIONS_SHOWN = 10
 
 
 def evaluate(
-    data: Annotated[str, typer.Argument(help="Folder, Parquet shards or torchvision:NAME.")],
+    data: Annotated[
+        str, typer.Argument(help="Folder, Parquet shards, CSV file or torchvision:NAME.")
+    ],
     model: Model = None,
     weights: Weights = None,
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "val",
@@ -30,43 +28,37 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 1,
+    engine: Engine = "auto",
+    workers: Workers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    output: Output = None,
 ) -> None:
     """Measure top-1, top-5 and loss over every image once, class by class.
 
     Exit status 1 if some images could not be read; the others are measured all the same.
     """
-    from splitattn.cli.progress import counting
-    from splitattn.data.sources import open_data
-    from splitattn.environment import describe
-    from splitattn.evaluation import evaluate as measure
-    from splitattn.evaluation import with_classes_of_model
+    from splitattn.cli.output import check_output, write_output
+    from splitattn.cli.progress import counting, downloading
+    from splitattn.workflows import evaluate as measure
 
-    network = _opened(model, weights, size=size, device=device)
-    images = with_classes_of_model(
-        open_data(data, split), network.classes, num_classes=network.num_classes
-    )
-    with counting(len(images), shown=sys.stderr.isatty()) as advance:
+    check_output(output)
+    with downloading() as progress, counting(shown=sys.stderr.isatty()) as advance:
         measured = measure(
-            network.engine,
-            images,
-            network.preprocessing,
+            data,
+            model=model,
+            weights=weights,
+            split=split,
+            size=size,
+            engine=engine,
+            device=device,
             batch_size=batch_size,
             workers=workers,
+            progress=progress,
             on_images=advance,
         )
-    origin = {
-        "model": network.model,
-        "weights": network.weights,
-        "engine": network.engine.name,
-        "data": data,
-        "split": split,
-        "size": network.preprocessing.size,
-    }
-    if as_json:
-        typer.echo(json.dumps(origin | {"environment": describe()} | _as_dict(measured)))
-    else:
+    if as_json or output:
+        write_output(json.dumps(_as_dict(measured)) + "\n", output)
+    if not as_json:
         _print_tables(measured)
     for problem in measured.problems:
         typer.echo(f"error: {problem}", err=True)
@@ -74,66 +66,17 @@ def evaluate(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Network:
-    """What is measured.
+def _as_dict(measured: "NetworkEvaluation") -> dict[str, Any]:
+    from splitattn.environment import describe
 
-    Attributes:
-        model, weights: the names of its architecture, and of the tag or file.
-        classes: by output index, or None if the weights come without names.
-        num_classes: its outputs.
-        preprocessing: how images become its input.
-        engine: runs it.
-    """
-
-    model: str
-    weights: str
-    classes: tuple[str, ...] | None
-    num_classes: int
-    preprocessing: "Preprocessing"
-    engine: "Engine"
-
-
-def _opened(model: str | None, weights: str | None, *, size: int | None, device: str) -> _Network:
-    from splitattn.cli.progress import downloading
-    from splitattn.create import load_trained
-    from splitattn.engines.exported import is_exported, load_exported
-    from splitattn.engines.pytorch import TorchEngine, choose_device
-    from splitattn.images.preprocess import at_size
-    from splitattn.weights.resolve import check_owner, resolve
-
-    if weights is not None and is_exported(weights):
-        exported = load_exported(weights, device=device)
-        metadata = exported.metadata
-        check_owner(Path(weights), metadata.model, model)
-        if size not in (None, metadata.preprocessing.size):
-            raise InputError(
-                f"{weights} takes images of {metadata.preprocessing.size} pixels, got --size "
-                f"{size}: leave it out, or name the weights that it was exported from"
-            )
-        return _Network(
-            model=metadata.model,
-            weights=weights,
-            classes=metadata.classes,
-            num_classes=len(metadata.classes),
-            preprocessing=metadata.preprocessing,
-            engine=exported.runtime.engine,
-        )
-    with downloading() as progress:
-        resolved = resolve(model, weights, progress=progress)
-    network = load_trained(resolved)
-    return _Network(
-        model=resolved.model,
-        weights=resolved.tag or str(resolved.path),
-        classes=resolved.classes,
-        num_classes=network.num_classes,
-        preprocessing=at_size(resolved.preprocessing, size or resolved.preprocessing.size),
-        engine=TorchEngine(network.eval(), choose_device(device)),
-    )
-
-
-def _as_dict(measured: "Evaluation") -> dict[str, Any]:
     return {
+        "model": measured.model,
+        "weights": measured.weights,
+        "engine": measured.engine,
+        "data": measured.data,
+        "split": measured.split,
+        "size": measured.size,
+        "environment": describe(),
         "n": measured.n,
         "top1": measured.top1,
         "top5": measured.top5,
@@ -147,7 +90,7 @@ def _as_dict(measured: "Evaluation") -> dict[str, Any]:
     }
 
 
-def _print_tables(measured: "Evaluation") -> None:
+def _print_tables(measured: "NetworkEvaluation") -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -7,19 +7,14 @@ from typing import Annotated
 
 import typer
 
-from splitattn.cli.options import Model, Weights
+from splitattn.cli.options import Model, Weights, Workers
+from splitattn.engines.table import formats
 
-
-class Format(StrEnum):
-    """What the file is."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-    TORCH_EXPORT = "torch_export"
+_ENDINGS = ", ".join(f"{row.suffix} ({name})" for name, row in formats().items())
 
 
 class Precision(StrEnum):
-    """What its numbers are."""
+    """What the file's numbers are."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -27,50 +22,58 @@ class Precision(StrEnum):
 
 
 def export(
-    output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The file: .onnx, .xml (OpenVINO) or .pt2.")
-    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help=f"The file: {_ENDINGS}.")],
     model: Model = None,
     weights: Weights = None,
     layout: Annotated[
-        Format | None, typer.Option("--format", help="By default, by the ending of OUT.")
+        str | None,
+        typer.Option("--format", help=f"{', '.join(formats())}. [default: by the ending of OUT]"),
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="What its numbers are.")] = Precision.FP32,
+    precision: Annotated[
+        Precision, typer.Option(help="What the file's numbers are.")
+    ] = Precision.FP32,
     calibration: Annotated[
         str | None, typer.Option(metavar="DATA", help="DATA or any folder of images, for int8.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="The only batch size that the file takes. [default: any]", min=1),
     ] = None,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Take images of other sizes too.")
     ] = False,
-    workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 1,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="ONNX operator version, 11 to 20. [default: 13, for old runtimes]"),
+    ] = None,
+    workers: Workers = None,
 ) -> None:
     """Write a network for another engine; `predict --weights OUT` runs it.
 
-    It is compared with the network on photographs first. Exit status 1 if it differs, and then
-    there is no file.
+    The file is compared with the network on photographs first. If it differs, the exit status is 1
+    and there is no file.
     """
     from splitattn.cli.progress import counting, downloading
-    from splitattn.create import load_trained
-    from splitattn.engines.export import ExportError, check_arguments, metadata_of_weights
-    from splitattn.engines.export import export as write
-    from splitattn.weights.resolve import resolve
+    from splitattn.exporting import ExportError
+    from splitattn.exporting import export as write
 
-    # Before anything is downloaded for it.
-    check_arguments(output, format=layout, precision=precision, calibration=calibration)
-    with downloading() as progress:
-        resolved = resolve(model, weights, progress=progress)
-    network = load_trained(resolved)
     try:
-        with counting(None, shown=precision is Precision.INT8 and sys.stderr.isatty()) as advance:
+        with (
+            downloading() as progress,
+            counting(shown=precision is Precision.INT8 and sys.stderr.isatty()) as advance,
+        ):
             report = write(
-                network,
                 output,
-                metadata=metadata_of_weights(resolved, num_classes=network.num_classes),
+                model=model,
+                weights=weights,
                 format=layout,
-                precision=precision,
+                precision=precision.value,
                 calibration=calibration,
+                batch_size=batch_size,
                 dynamic_size=dynamic_size,
+                opset=opset,
                 workers=workers,
+                progress=progress,
                 on_images=advance,
             )
     except ExportError as error:
@@ -80,6 +83,6 @@ def export(
     if report.agreement:
         typer.echo(report.agreement)
     typer.echo(
-        f"{report.path}: {resolved.model} in {report.precision}, {report.size / 2**20:.1f} MiB, "
+        f"{report.path}: {report.model} in {report.precision}, {report.size / 2**20:.1f} MiB, "
         f"measured in {report.engine}"
     )

@@ -1,15 +1,28 @@
-"""Options that several verbs have, and mean the same by."""
+"""Options that several verbs share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from splitattn.engines.table import engine_names
+
 Model = Annotated[
     str | None,
-    typer.Option(help="Which model, or hf-hub:OWNER/NAME; by default the one that ships inside."),
+    typer.Option(help="Which model, or hf-hub:OWNER/NAME. [default: the one that ships inside]"),
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(help="A tag, file, folder or hf-hub:OWNER/NAME; by default the model's first."),
+    typer.Option(
+        help="A tag, file, folder or hf-hub:OWNER/NAME. [default: the model's first]",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Engine = Annotated[str, typer.Option(help=f"What runs the network: {', '.join(engine_names())}.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Threads that decode images. [default: chosen from the CPU count]", min=1),
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Write the results to this file instead of stdout.")
+]

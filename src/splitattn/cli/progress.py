@@ -1,69 +1,64 @@
-"""Progress on stderr: a bar where a person watches, lines where a file does."""
+"""Progress on stderr: a bar where a person watches, lines where a file does.
+
+Rich is imported only if there is something to show.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from splitattn.training.loop import Progress as Step
+    from splitattn.training.task import Epoch, Step
     from splitattn.weights.download import Progress as Download
 
 
 @contextmanager
 def training_progress(
-    epochs: int, *, shown: bool = True
-) -> Iterator[tuple[Callable[["Step"], None], Callable[[dict[str, Any]], None]]]:
+    *, shown: bool = True
+) -> Iterator[tuple[Callable[["Step"], None], Callable[["Epoch"], None]]]:
     """A bar over the whole training with its figures and time left, and a line for each epoch."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     console = Console(stderr=True, highlight=False, quiet=not shown)
     bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+        TextColumn("{task.fields[epoch]}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  top-1 {task.fields[top1]:.1f} %"),
-        TextColumn("lr {task.fields[lr]:.4f}  {task.fields[rate]:.0f} images/s"),
+        TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
         console=console,
         # Rich takes FORCE_COLOR, which notebooks and CI set, for a terminal; theirs would fill up.
         disable=not (shown and sys.stderr.isatty()),
         transient=True,
     )
-    task = bar.add_task("", total=None, epoch=1, loss=0.0, top1=0.0, lr=0.0, rate=0.0)
+    task = bar.add_task("", total=None, epoch="", figures="")
     smoothed: dict[str, float] = {}
 
     def on_step(step: "Step") -> None:
-        now = {"loss": step.loss, "top1": step.top1, "rate": step.images / step.seconds}
+        now = {**step.figures, "rate": step.examples / step.seconds}
         for name, value in now.items():  # over about twenty steps
             smoothed[name] = smoothed.get(name, value) * 0.95 + value * 0.05
+        figures = [form.text(smoothed[k]) for k, form in step.formats.items() if k in smoothed]
+        figures += [f"lr {step.learning_rate:.4f}", f"{smoothed['rate']:.0f} {step.unit}/s"]
         bar.update(
             task,
             total=step.steps,
             completed=step.step + 1,
-            epoch=step.epoch + 1,
-            lr=step.learning_rate,
-            loss=smoothed["loss"],
-            top1=smoothed["top1"],
-            rate=smoothed["rate"],
+            epoch=f"epoch {step.epoch + 1}/{step.epochs}",
+            figures="  ".join(figures),
         )
 
-    def on_epoch(line: dict[str, Any]) -> None:
+    def on_epoch(epoch: "Epoch") -> None:
         console.print(
-            f"epoch {line['epoch'] + 1}/{epochs}  {line['size']} px  "
-            f"loss {line['train_loss']:.3f}  val loss {line['val_loss']:.3f}  "
-            f"top-1 {line['val_top1']:.2f} %  top-5 {line['val_top5']:.2f} %  "
-            f"{line['seconds']:.0f} s",
+            f"epoch {epoch.epoch + 1}/{epoch.epochs}  {epoch.text}  {epoch.line['seconds']:.0f} s",
             soft_wrap=True,
         )
 
@@ -72,8 +67,20 @@ def training_progress(
 
 
 @contextmanager
-def counting(total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left; the function that it gives counts that many more images."""
+def counting(*, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar with rate and time left; the function counts that many more images, of how many."""
+    if not shown:
+        yield _ignore
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     bar = Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -81,25 +88,39 @@ def counting(total: int | None, *, shown: bool) -> Iterator[Callable[[int], None
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not shown,
         # On one terminal results appear above the bar; a pipe must get them as they are.
         redirect_stdout=sys.stdout.isatty(),
     )
-    task = bar.add_task("", total=total, rate=0.0)
+    task = bar.add_task("", total=None, rate=0.0)
+
+    def count(more: int, total: int | None = None) -> None:
+        bar.update(task, advance=more, total=total, rate=bar.tasks[task].speed or 0.0)
+
     with bar:
-        yield lambda n: bar.update(task, advance=n, rate=bar.tasks[task].speed or 0.0)
+        yield count
 
 
 @contextmanager
 def downloading() -> Iterator["Download"]:
     """A bar that appears once something is downloaded, with speed and time left."""
+    if not sys.stderr.isatty():
+        yield lambda _, __: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     bar = Progress(
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
         transient=True,
     )
     task = bar.add_task("", total=None, visible=False)
@@ -112,6 +133,13 @@ def downloading() -> Iterator["Download"]:
 @contextmanager
 def telling(*, shown: bool) -> Iterator[Callable[[str], None]]:
     """One line that says what is being done, and gives way to the next."""
+    from rich.console import Console
+    from rich.markup import escape
+
     console = Console(stderr=True, highlight=False, quiet=not shown)
     with console.status("") as status:
         yield lambda what: status.update(escape(what))
+
+
+def _ignore(_: int, __: int | None = None) -> None:
+    """Counts nothing, because nobody watches."""

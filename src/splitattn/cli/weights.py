@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from splitattn.errors import InputError
-from splitattn.files import is_file
+from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
 # A point alone does not make a file: there is timm's resnest50d.in1k.
@@ -56,13 +56,13 @@ def verify(
     targets: Annotated[list[str], typer.Argument(metavar="PATH|MODEL[:TAG]...")],
 ) -> None:
     """Compare files with the hashes in the catalogue; exit status 1 if one is wrong."""
-    from splitattn.weights import store
+    from splitattn.weights import cache
 
     def answer(target: str) -> str:
         found = _file_or_entry(target)
         if isinstance(found, Path):
-            return f"{found}: ok, it is {store.identify(found).name}"
-        return f"{found.name}: ok, sha256 {store.verify(found)}"
+            return f"{found}: ok, it is {cache.identify(found).name}"
+        return f"{found.name}: ok, sha256 {cache.verify(found)}"
 
     _answer_each(targets, answer)
 
@@ -73,12 +73,12 @@ def fetch(
 ) -> None:
     """Download weights into the cache and print where they are; exit status 1 if one fails."""
     from splitattn.cli.progress import downloading
-    from splitattn.weights import store
+    from splitattn.weights import cache
 
     def answer(target: str) -> str:
         entry = _entry(target)
         with downloading() as progress:
-            return str(store.fetch(entry, progress=progress))
+            return str(cache.fetch(entry, progress=progress))
 
     _answer_each(targets, answer)
 
@@ -99,6 +99,9 @@ def convert(
     ] = None,
 ) -> None:
     """Write weights as another project names them; values do not change."""
+    from splitattn.libraries import require
+
+    require("weights convert", "torch")
     from splitattn.convert import convert as write
 
     done = write(source, target, to=to, model=model)
@@ -126,8 +129,8 @@ def card(
     """Write the model card of a file: Markdown, with metadata for the Hugging Face hub."""
     from splitattn.cli.progress import downloading
     from splitattn.files import replacing
+    from splitattn.weights.cache import fetch as fetched
     from splitattn.weights.card import model_card
-    from splitattn.weights.resolve import fetch as fetched
 
     found = _file_or_entry(target)
     if not isinstance(found, Path):
@@ -158,6 +161,10 @@ def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:
 
 def _file_or_entry(target: str) -> Path | WeightsEntry:
     path = Path(target)
+    if is_folder(path):
+        from splitattn.weights.resolve import weights_file
+
+        return weights_file(path)
     return path if path.suffix in _FILE_SUFFIXES or is_file(path) else _entry(target)
 
 
@@ -171,7 +178,7 @@ def _row(entry: WeightsEntry) -> dict[str, object]:
 
 
 def _where(entry: WeightsEntry) -> str:
-    from splitattn.weights.resolve import local_path
+    from splitattn.weights.cache import local_path
 
     if not is_file(local_path(entry)):
         return "to download"

@@ -1,1 +1,1 @@
-"""One string names a data set; here it becomes labelled images, and those become batches."""
+"""Data sets by name, and the batches that evaluation and training take from them."""

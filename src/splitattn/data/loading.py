@@ -1,4 +1,4 @@
-"""Labelled images become batches: decoded in workers, carried as bytes, normalized by the user."""
+"""Training batches: decoded and augmented in worker processes, uint8 until they are normalized."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from splitattn.data.augmentation import Augmentation, training_transform
-from splitattn.data.sources import LabelledImages
+from splitattn.data.labelled import LabelledImages
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import decode
-from splitattn.images.preprocess import preprocess
-from splitattn.preprocessing import Preprocessing
 
 # Unreadable images in a row after which a training gives up: a disk that is gone, not a bad file.
 _GIVE_UP = 100
@@ -31,8 +29,8 @@ class Batch:
         images: (B, 3, H, W), uint8.
         labels: (B,), int64.
         indices: (B,), int64: where in the data set each image stands.
-        problems: a line for each image that could not be read. It is missing here when evaluating;
-            when training the next readable one is in its place.
+        problems: a line for each image that could not be read; the next readable one is in its
+            place.
     """
 
     images: Tensor
@@ -52,25 +50,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    image: Tensor | None
+    image: Tensor
     label: int
     index: int
     problem: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _EvalItems(Dataset[_Item]):
-    data: LabelledImages
-    preprocessing: Preprocessing
-
-    def __getitem__(self, index: int) -> _Item:
-        label = self.data.labels[index]
-        try:
-            image = decode(self.data.images[index], name=self.data.names[index])
-        except ImageError as error:
-            return _Item(image=None, label=label, index=index, problem=str(error))
-        pixels = preprocess(image, self.preprocessing)
-        return _Item(image=pixels, label=label, index=index, problem="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,32 +161,9 @@ def train_loader(
     While it is iterated, it raises:
         DataError: a hundred images in a row cannot be read.
     """
-    items = _TrainItems(
+    items: Dataset[Any] = _TrainItems(
         data=data, transform=training_transform(augmentation), seed=seed, epoch=epoch
     )
-    return _loader(items, batches, workers)
-
-
-def eval_loader(
-    data: LabelledImages,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader[Batch]:
-    """Every image of `data` once, in order, as `preprocessing` says.
-
-    Of several processes each takes every `world_size`-th batch, from that of its `rank` on, so
-    that an image is in the same batch however many there are.
-    """
-    starts = range(rank * batch_size, len(data), world_size * batch_size)
-    batches = [list(range(start, min(start + batch_size, len(data)))) for start in starts]
-    return _loader(_EvalItems(data=data, preprocessing=preprocessing), batches, workers)
-
-
-def _loader(items: Dataset[Any], batches: Iterable[list[int]], workers: int) -> _Loader:
     return _Loader(
         items,
         batch_sampler=batches,
@@ -222,12 +182,10 @@ def _collate(items: Iterable[_Item | DataError]) -> Batch | DataError:
         if isinstance(item, DataError):
             return item
         found.append(item)
-    images = [item.image for item in found if item.image is not None]
-    read = [item for item in found if item.image is not None]
     return Batch(
-        images=torch.stack(images) if images else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
-        labels=torch.tensor([item.label for item in read], dtype=torch.long),
-        indices=torch.tensor([item.index for item in read], dtype=torch.long),
+        images=torch.stack([item.image for item in found]),
+        labels=torch.tensor([item.label for item in found], dtype=torch.long),
+        indices=torch.tensor([item.index for item in found], dtype=torch.long),
         problems=tuple(item.problem for item in found if item.problem),
     )
 

@@ -1,137 +1,106 @@
-"""The interface that every engine has, and the choice of one."""
+"""What every engine does: a batch of images becomes logits.
 
-from typing import Protocol
+Shapes: B batch, C channels, H and W rows and columns.
+"""
 
-import torch
-from torch import Tensor
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from splitattn.engines.pytorch import choose_device, compiled_engine, eager_engine
-from splitattn.errors import InputError
+import numpy as np
+from numpy.typing import NDArray
+
 from splitattn.images.preprocess import normalize
-from splitattn.libraries import installed, require
-from splitattn.nn.resnest import ResNeSt
 from splitattn.preprocessing import Preprocessing
+from splitattn.weights.metadata import ModelMetadata
 
-# What each engine needs to run a network that is in memory, besides PyTorch.
-LIBRARIES: dict[str, tuple[str, ...]] = {
-    "torch": (),
-    "compile": (),
-    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
-    "openvino": ("openvino",),
-}
-ENGINES = ("auto", *LIBRARIES)
-
-# What "auto" takes on each kind of device: the first that is installed. ONNX Runtime is not among
-# them: a network in memory would be converted for seconds at every start.
-FASTEST: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "torch")}
+Array = NDArray[Any]
+Images = NDArray[np.float32]
+Logits = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
 
-class Runtime(Protocol):
-    """A loaded network that turns pixels into probabilities.
+class Engine(ABC):
+    """A network that is ready to run. Threads may share it.
 
-    Attributes:
+    Args:
         name: the engine, its version and its device, for people and reports.
+        batch: the only batch size that the network takes; None takes any. Other batches are then
+            cut and filled up.
+        size: the only height and width of images that the network takes; None takes any.
     """
 
-    name: str
+    def __init__(self, name: str, *, batch: int | None = None, size: int | None = None) -> None:
+        self.name = name
+        self.batch = batch
+        self.size = size
 
-    def warm_up(self, batch_size: int) -> None:
-        """Do what only the first batch of this size pays for."""
+    def logits(self, images_BCHW: Images) -> Logits:
+        """Normalized float32 images (B, C, H, W) to float32 logits (B, classes).
 
-    def run(self, batch_BCHW: Tensor) -> Tensor:  # noqa: N803
-        """uint8 pixels (B, 3, size, size) to float32 probabilities (B, classes) on the CPU.
-
-        The probabilities of an image do not depend on the rest of its batch.
+        The logits of an image do not depend on the rest of its batch.
         """
-        ...
+        return self._in_batches(self._infer, images_BCHW)
+
+    def run(self, pixels_BCHW: Pixels, preprocessing: Preprocessing) -> Logits:
+        """uint8 pixels (B, C, H, W) to logits (B, classes)."""
+        return self.logits(normalize(pixels_BCHW, preprocessing))
+
+    @abstractmethod
+    def _infer(self, images_BCHW: Images) -> Logits:
+        """`logits` for a batch of a size that the network takes."""
+
+    def _in_batches(self, infer: Callable[[Array], Logits], images: Array) -> Logits:
+        if self.batch is None or len(images) in (0, self.batch):
+            return infer(images)
+        starts = range(0, len(images), self.batch)
+        parts = [images[start : start + self.batch] for start in starts]
+        missing = self.batch - len(parts[-1])
+        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], missing, axis=0)])
+        return np.concatenate([infer(part) for part in parts])[: len(images)]
+
+    def warm_up(self, batch_size: int, preprocessing: Preprocessing) -> None:
+        """Do what only the first batches of this size pay for."""
+        size = preprocessing.size
+        blank = np.zeros((batch_size, len(preprocessing.mean), size, size), np.uint8)
+        for _ in range(2):  # an engine may prepare for a size only when it comes again
+            self.run(blank, preprocessing)
 
 
-class Engine(Protocol):
-    """A loaded network by itself: floats in, logits out.
+@dataclass(frozen=True, kw_only=True)
+class FileSettings:
+    """How a network is written to a file.
 
     Attributes:
-        name: the engine, its version and its device, for people and reports.
-        device: where it takes the images.
+        metadata: what the file says about itself: model, classes, preprocessing.
+        precision: "fp32", "fp16" or "int8".
+        batch: the only batch size that the file takes; None takes any.
+        dynamic_size: take images of other heights and widths too.
+        opset: version of the ONNX operators; None is the lowest that will do.
+        calibration: pixels (C, H, W) of the images from which int8 takes its ranges.
     """
 
-    name: str
-    device: torch.device
+    metadata: ModelMetadata
+    precision: str = "fp32"
+    batch: int | None = None
+    dynamic_size: bool = False
+    opset: int | None = None
+    calibration: Sequence[Pixels] = ()
 
-    def __call__(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
-        """Normalized float32 images (B, 3, H, W), on `device`, to logits (B, classes)."""
-        ...
+    @property
+    def size(self) -> int | None:
+        """Height and width of the images, or None for any."""
+        return None if self.dynamic_size else self.metadata.preprocessing.size
 
-
-class EngineRuntime:
-    """The runtime of any engine: what comes before and after the network is the same for all.
-
-    Args:
-        engine: runs the network; it stays at hand as an attribute.
-        preprocessing: the input size and normalization that the network expects.
-    """
-
-    def __init__(self, engine: Engine, preprocessing: Preprocessing) -> None:
-        self.name = engine.name
-        self.engine = engine
-        self._preprocessing = preprocessing
-
-    def warm_up(self, batch_size: int) -> None:
-        """Do what only the first batch of this size pays for."""
-        size = self._preprocessing.size
-        blank = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8)
-        for _ in range(2):  # an engine may prepare for a size only when it comes again
-            self.run(blank)
-
-    @torch.inference_mode()
-    def run(self, batch_BCHW: Tensor) -> Tensor:  # noqa: N803
-        """uint8 pixels (B, 3, size, size) to float32 probabilities (B, classes) on the CPU."""
-        # Bytes travel to the device, a quarter of the floats.
-        images = normalize(batch_BCHW.to(self.engine.device), self._preprocessing)
-        return self.engine(images).float().softmax(1).cpu()
+    def calibration_images(self) -> list[Images]:
+        """The calibration images (1, C, H, W), normalized."""
+        preprocessing = self.metadata.preprocessing
+        return [normalize(pixels[None], preprocessing) for pixels in self.calibration]
 
 
-def load_runtime(
-    model: ResNeSt,
-    preprocessing: Preprocessing,
-    *,
-    device: str = "auto",
-    engine: str = "auto",
-) -> EngineRuntime:
-    """Load `model`, which stays as it is, into an engine, fused.
-
-    Args:
-        model: gives logits.
-        preprocessing: the input size and normalization that the model expects.
-        device: "auto" is CUDA where there is any and the engine can use it, and the CPU elsewhere.
-        engine: one of `ENGINES`; "auto" is the fastest that is installed for the device.
-
-    Raises:
-        InputError: there is no such engine or device, the engine does not run on it, or a library
-            is missing.
-    """
-    if engine not in ENGINES:
-        raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if engine == "auto":
-        engine = _fastest(choose_device(device))
-    require(f"engine {engine}", *LIBRARIES[engine])
-    return EngineRuntime(_load(model, preprocessing.size, device, engine), preprocessing)
-
-
-def _fastest(device: torch.device) -> str:
-    candidates = FASTEST.get(device.type, ("torch",))
-    return next(engine for engine in candidates if installed(*LIBRARIES[engine]))
-
-
-def _load(model: ResNeSt, size: int, device: str, engine: str) -> Engine:
-    # Imported here: each loads a library that the others do not need.
-    if engine == "openvino":
-        from splitattn.engines import open_vino
-
-        return open_vino.network_engine(model, size=size, device=device)
-    if engine == "onnxruntime":
-        from splitattn.engines import onnx_runtime
-
-        return onnx_runtime.network_engine(model, size=size, device=device)
-    if engine == "compile":
-        return compiled_engine(model, device=device)
-    return eager_engine(model, device=device)
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """Probabilities (B, classes) of logits (B, classes)."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    shares: NDArray[Any] = powers / powers.sum(1, keepdims=True)
+    return shares

@@ -1,136 +1,185 @@
-"""ONNX Runtime as an engine, and networks as ONNX graphs."""
+"""ONNX Runtime as an engine.
 
+The library `onnx` is imported only to write a model, so that an exported file opens sooner.
+"""
+
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from splitattn.engines.pytorch import Exportable, traced
+from splitattn.engines.engine import Engine, FileSettings, Images, Logits
 from splitattn.errors import InputError
-from splitattn.nn.fusion import fuse
-from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.metadata import METADATA_KEY
 
-# The newest that PyTorch writes without converting between versions afterwards.
-OPSET = 20
+if TYPE_CHECKING:
+    from splitattn.graph.folding import FoldedNetwork
+
+# Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
+FLOAT_PARTS = ("attention",)
 
 _SILENT = 4  # of severities: what goes wrong is raised, and need not be printed too
 
 
-class OnnxEngine:
-    """Runs an ONNX graph.
+class OnnxEngine(Engine):
+    """Runs an ONNX model.
 
     Args:
-        graph: a file, or its bytes; input "images", output "logits".
+        model: a file, or its bytes; input "images", output "logits".
         device: "auto", "cpu" or "cuda".
+        weights: those that `model` lacks, by name.
 
     Attributes:
-        metadata: what the graph says about itself, or None.
+        metadata: what the file says about itself, or None.
 
     Raises:
         InputError: this build of ONNX Runtime does not run on the device.
-        Exception: the graph is damaged; ONNX Runtime has many errors, without a common base.
+        Exception: the file is damaged. ONNX Runtime raises many kinds of errors.
     """
 
-    def __init__(self, graph: Path | bytes, *, device: str = "auto") -> None:
-        self.device = torch.device("cpu")  # CUDA's provider copies by itself
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        device: str = "auto",
+        weights: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
         providers = _providers(device)
         options = ort.SessionOptions()
         options.log_severity_level = _SILENT
-        self._session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+        # The session reads the arrays where they are, so they must live as long as it does.
+        self._weights = {
+            name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()
+        }
+        if self._weights:
+            names, values = zip(*self._weights.items(), strict=True)
+            options.add_external_initializers(list(names), list(values))
+        self._session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
         used = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         if used == "cpu" and len(providers) > 1:
-            # It then takes the next provider, and says so in a log at most.
+            # ONNX Runtime falls back to the next provider, and at most logs it.
             raise InputError(
-                f"engine onnxruntime cannot use device {device!r}, it found no CUDA libraries that "
-                "fit: install those of its version, or take engine torch"
+                f"engine onnxruntime cannot use device {device!r}: it found no CUDA libraries of "
+                "its version; install them, or use --engine torch"
             )
-        self.name = f"ONNX Runtime {ort.__version__} on {used}"
-        self.metadata: str | None = self._session.get_modelmeta().custom_metadata_map.get(
-            METADATA_KEY
-        )
+        shape = self._session.get_inputs()[0].shape
+        batch, _, size, _ = (side if isinstance(side, int) else None for side in shape)
+        super().__init__(f"ONNX Runtime {ort.__version__} on {used}", batch=batch, size=size)
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self.metadata: str | None = properties.get(METADATA_KEY)
 
-    def __call__(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
-        (logits,) = self._session.run(
-            ["logits"], {"images": np.ascontiguousarray(images_BCHW.numpy())}
-        )
-        return torch.from_numpy(logits)
-
-
-def network_engine(model: ResNeSt, *, size: int, device: str = "auto") -> OnnxEngine:
-    """`model`, fused, in ONNX Runtime; `model` stays as it is.
-
-    Args:
-        size: of its images, in pixels.
-        device: "auto", "cpu" or "cuda".
-
-    Raises:
-        InputError: this build of ONNX Runtime does not run on the device.
-    """
-    _providers(device)  # before the minute that a conversion may take
-    graph = convert(Exportable(fuse(model, target="onnxruntime")), size=size)
-    return OnnxEngine(graph.SerializeToString(), device=device)
+    def _infer(self, images_BCHW: Images) -> Logits:
+        (logits,) = self._session.run(["logits"], {"images": np.ascontiguousarray(images_BCHW)})
+        out: Logits = logits
+        return out
 
 
-def convert(network: Exportable, *, size: int, dynamic_size: bool = False) -> Any:
-    """The network as an `onnx.ModelProto`: "images" (B, 3, H, W) to "logits" (B, classes).
+def load(network: "FoldedNetwork", *, size: int, device: str) -> OnnxEngine:
+    """See `table.EngineModule`."""
+    from splitattn.graph.onnx_model import to_onnx
 
-    Args:
-        size: of its images, in pixels.
-        dynamic_size: it takes images of other heights and widths too.
-    """
-    program = torch.onnx.export(
-        traced(network, size=size, dynamic_size=dynamic_size),
-        input_names=["images"],
-        output_names=["logits"],
-        opset_version=OPSET,
-        verbose=False,
+    _providers(device)  # refuse the device before anything is written
+    weights: dict[str, NDArray[Any]] = {}
+    model = to_onnx(network, size=size, external=weights)
+    return OnnxEngine(model.SerializeToString(), device=device, weights=weights)
+
+
+def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
+    """See `table.FileEngineModule`."""
+    import onnx
+
+    from splitattn.graph.onnx_model import OPSET, parts, to_onnx
+
+    model = to_onnx(
+        network,
+        size=settings.size,
+        batch=settings.batch,
+        half=settings.precision == "fp16",
+        eight_bit=settings.precision == "int8",
+        opset=OPSET if settings.opset is None else settings.opset,
     )
-    assert program is not None
-    graph = program.model_proto
-    _forget_origin(graph)
-    _name_axes(graph)
-    return graph
+    if settings.precision == "int8":
+        names = parts(node.name for node in model.graph.node)
+        floats = [name for part in FLOAT_PARTS for name in names[part]]
+        model = quantize(model, settings.calibration_images(), floats=floats)
+    onnx.helper.set_model_props(model, {METADATA_KEY: settings.metadata.to_json()})
+    onnx.save(model, path)
 
 
-def _forget_origin(graph: Any) -> None:
-    """Remove the notes on where each part came from: they hold paths of this machine."""
-    values = (*graph.graph.input, *graph.graph.output, *graph.graph.value_info)
-    for part in (graph.graph, *graph.graph.node, *graph.graph.initializer, *values):
-        del part.metadata_props[:]
+def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[OnnxEngine, str | None]:
+    """See `table.FileEngineModule`."""
+    del trusted
+    engine = OnnxEngine(path, device=device)
+    return engine, engine.metadata
 
 
-def _name_axes(graph: Any) -> None:
-    """Call the free axes by what they are; PyTorch numbers them."""
-    (images,) = graph.graph.input
-    names = {
-        axis.dim_param: name
-        for axis, name in zip(
-            images.type.tensor_type.shape.dim, ("batch", "", "height", "width"), strict=True
-        )
-        if axis.dim_param
-    }
-    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
-        for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param in names:
-                axis.dim_param = names[axis.dim_param]
+def quantize(model: Any, images: list[Images], *, floats: list[str]) -> Any:
+    """`model` in eight bits, as pairs of QuantizeLinear and DequantizeLinear.
+
+    Weights are rounded per output channel, activations per tensor.
+
+    Args:
+        model: an `onnx.ModelProto`.
+        images: normalized calibration images (1, C, H, W).
+        floats: names of the nodes that stay floats.
+    """
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = iter(images)
+
+        def get_next(self) -> dict[str, Images] | None:
+            image = next(self._left, None)
+            return None if image is None else {"images": image}
+
+    # The model needs no pre-processing. Without this mark each quantization prints advice to do it.
+    add_pre_process_metadata(model)
+    logger = logging.getLogger()
+    level = logger.level
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "quantized.onnx"
+        try:
+            quantize_static(
+                model,
+                path,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                # Processors without VNNI add products of these types in 16 bits, which overflow
+                # unless weights have 7 bits.
+                reduce_range=True,
+                nodes_to_exclude=floats,
+            )
+        finally:
+            logger.setLevel(level)
+        return onnx.load(path)
 
 
 def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
     kind, _, index = device.partition(":")
-    able = "CUDAExecutionProvider" in ort.get_available_providers()
-    if kind == "auto":
-        kind = "cuda" if able and torch.cuda.is_available() else "cpu"
-    if kind == "cpu":
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if kind in ("auto", "cpu"):
         return ["CPUExecutionProvider"]
-    if kind != "cuda" or not able:
+    if kind != "cuda" or not has_cuda:
         raise InputError(
-            f"engine onnxruntime runs on cpu, or on cuda where onnxruntime-gpu is installed, "
-            f"got device {device!r}; take engine torch"
+            "engine onnxruntime runs on cpu, and on cuda where onnxruntime-gpu is installed, "
+            f"got device {device!r}; use --engine torch"
         )
-    # As everywhere here, no TF32: results would depend on the size of the batch.
+    # No TF32, as everywhere here: with it, results would depend on the size of the batch.
     options = {"device_id": index or "0", "use_tf32": "0"}
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]

@@ -1,114 +1,137 @@
-"""PyTorch as an engine, eager and compiled."""
+"""PyTorch as an engine."""
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
-from splitattn.errors import InputError
-from splitattn.nn.fusion import fuse
-from splitattn.nn.resnest import ResNeSt
+from splitattn.data.normalization import normalize
+from splitattn.engines.engine import Engine, FileSettings, Images, Logits, Pixels
+from splitattn.errors import InputError, WeightsError
+from splitattn.nn.fusion import FusedResNeSt
+from splitattn.preprocessing import Preprocessing
+from splitattn.weights.metadata import METADATA_KEY
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from splitattn.graph.folding import FoldedNetwork
+
+# Height and width of a map of the last stage, in pixels of the image.
+_REDUCTION = 32
 
 
-class TorchEngine:
-    """Runs a network as it is, channels last, on one device.
+class TorchEngine(Engine):
+    """Runs a module, channels last, on one device.
 
     Args:
         network: gives logits; in evaluation mode. It is moved to the device, in place.
         device: where.
+        name: what reports call the engine, without its version and device.
+        batch, size: the only ones that the module takes, see `Engine`; None takes any.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        *,
+        name: str = "torch",
+        batch: int | None = None,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(f"{name} {torch.__version__} on {device}", batch=batch, size=size)
         self.device = device
-        self.name = f"torch {torch.__version__} on {device}"
         self._network = network.to(device).to(memory_format=torch.channels_last)
 
-    def __call__(self, images_BCHW: Tensor) -> Tensor:  # noqa: N803
-        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)  # noqa: N806
+    def run(self, pixels_BCHW: Pixels, preprocessing: Preprocessing) -> Logits:
+        def infer(pixels: Pixels) -> Logits:
+            # Bytes travel to the device, a quarter of the floats.
+            on_device = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+            return self._logits(normalize(on_device, preprocessing))
+
+        return self._in_batches(infer, pixels_BCHW)
+
+    def _infer(self, images_BCHW: Images) -> Logits:
+        images = torch.from_numpy(np.ascontiguousarray(images_BCHW))
+        return self._logits(images.to(self.device))
+
+    @torch.inference_mode()
+    def _logits(self, images: Tensor) -> Logits:
+        images = images.contiguous(memory_format=torch.channels_last)
         with _full_precision(self.device):
-            logits: Tensor = self._network(images_BCHW)
-        return logits
+            logits: Tensor = self._network(images)
+        out: Logits = logits.float().cpu().numpy()
+        return out
 
 
-def eager_engine(model: ResNeSt, *, device: str = "auto") -> TorchEngine:
-    """`model`, fused, in PyTorch; `model` stays as it is.
-
-    Raises:
-        InputError: there is no such device.
-    """
-    where = choose_device(device)
-    return TorchEngine(fuse(model, target="cuda" if where.type == "cuda" else "torch"), where)
+def load(network: "FoldedNetwork", *, size: int, device: str) -> TorchEngine:
+    """See `table.EngineModule`. Images may have any size."""
+    del size
+    return TorchEngine(FusedResNeSt(network), choose_device(device))
 
 
-def compiled_engine(model: ResNeSt, *, device: str = "auto") -> TorchEngine:
-    """`model`, fused and compiled by `torch.compile`; `model` stays as it is.
-
-    The first batch of a size waits for the compiler. After a second size, any size will do.
-
-    Raises:
-        InputError: there is no such device, or no C++ compiler.
-    """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    where = choose_device(device)
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
+def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
+    """See `table.FileEngineModule`. The file is an archive of `torch.export`."""
+    size = settings.metadata.preprocessing.size
+    if settings.dynamic_size and size <= _REDUCTION:
         raise InputError(
-            "engine compile needs a C++ compiler, found none: install g++, or take engine torch"
-        ) from error
-    network = fuse(model, target="cuda" if where.type == "cuda" else "compile")
-    network.compile()
-    engine = TorchEngine(network, where)
-    engine.name = f"torch.compile {torch.__version__} on {where}"
-    return engine
+            f"--dynamic-size with torch_export needs images of more than {_REDUCTION} pixels, got "
+            f"{size}; leave it out, or export to ONNX"
+        )
+    module = _Exportable(FusedResNeSt(network), half=settings.precision == "fp16")
+    program = traced(module, size, batch=settings.batch, dynamic_size=settings.dynamic_size)
+    extra = {f"{METADATA_KEY}.json": settings.metadata.to_json()}
+    torch.export.save(program, path, extra_files=extra)
 
 
-def plain_engine(model: ResNeSt) -> TorchEngine:
-    """A copy of `model` on the CPU, neither fused nor compiled: what all others must equal."""
-    return TorchEngine(copy.deepcopy(model).eval(), torch.device("cpu"))
+def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[TorchEngine, str | None]:
+    """See `table.FileEngineModule`.
+
+    Raises:
+        WeightsError: the file is not trusted. `torch.export.load` unpickles what it finds, so a
+            hostile file could run code.
+    """
+    if not trusted:
+        raise WeightsError(
+            f"{path} could run code when it is loaded, as every torch.export archive can: load it "
+            "yourself with torch.export.load if you trust it, or export to ONNX"
+        )
+    extra = {f"{METADATA_KEY}.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    (images,) = (node for node in program.graph.nodes if node.target == "images")
+    shape = images.meta["val"].shape
+    batch, _, size, _ = (side if isinstance(side, int) else None for side in shape)
+    engine = TorchEngine(program.module(), choose_device(device), batch=batch, size=size)
+    return engine, extra[f"{METADATA_KEY}.json"]
 
 
-class Exportable(nn.Module):
-    """A network that takes "images", with float32 at both ends whatever it computes in."""
-
-    def __init__(self, network: nn.Module, *, half: bool = False) -> None:
-        super().__init__()
-        # Not in channels_last: torch.export would write the strides down, as operations.
-        self.network = network.to(memory_format=torch.contiguous_format)
-        if half:
-            self.network.half()
-        self.half_precision = half
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.half_precision:
-            half_logits: Tensor = self.network(images.half())
-            return half_logits.float()
-        logits: Tensor = self.network(images)
-        return logits
-
-
-def traced(network: Exportable, *, size: int, dynamic_size: bool = False) -> ExportedProgram:
-    """The network as a program of `torch.export`, for batches of any size.
+def traced(
+    module: nn.Module, size: int, *, batch: int | None = None, dynamic_size: bool = False
+) -> "ExportedProgram":
+    """`module` as a program of `torch.export` that takes "images".
 
     Args:
-        size: of its images, in pixels.
-        dynamic_size: it takes images of other heights and widths too, of more than 32 pixels.
+        size: height and width of the images, in pixels.
+        batch: the only batch size; None takes any.
+        dynamic_size: take images of other heights and widths too, of more than 32 pixels.
     """
-    # A length of one counts as fixed: there must be more images, and in the last stage more pixels.
-    side = max(size, 64) if dynamic_size else size
-    images = torch.zeros(2, 3, side, side)
-    free = (0, 2, 3) if dynamic_size else (0,)
+    from torch.export import Dim, export
+
+    # A length of one counts as fixed: a dynamic batch needs two images, a dynamic size two maps.
+    side = max(size, 2 * _REDUCTION) if dynamic_size else size
+    images = torch.zeros(batch or 2, 3, side, side)
+    free = [*((0,) if batch is None else ()), *((2, 3) if dynamic_size else ())]
     shapes = {"images": dict.fromkeys(free, Dim.DYNAMIC)}
     with torch.no_grad():
-        return torch.export.export(network, (images,), dynamic_shapes=shapes)
+        return export(module, (images,), dynamic_shapes=shapes)
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is any, and the CPU elsewhere; else the name as PyTorch knows it.
+    """ "auto" is CUDA where there is any, and else the CPU; other names are PyTorch's.
 
     Raises:
         InputError: there is no such device.
@@ -124,12 +147,31 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+class _Exportable(nn.Module):
+    """A network that takes "images", with float32 at both ends whatever it computes in."""
+
+    def __init__(self, network: nn.Module, *, half: bool) -> None:
+        super().__init__()
+        # Not in channels_last: torch.export would record the strides as operations.
+        self.network = network.to(memory_format=torch.contiguous_format)
+        if half:
+            self.network.half()
+        self.half_precision = half
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.half_precision:
+            half_logits: Tensor = self.network(images.half())
+            return half_logits.float()
+        logits: Tensor = self.network(images)
+        return logits
+
+
 def _full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """No TF32, cuDNN's default: with it, results would depend on the size of the batch."""
+    """No TF32 in cuDNN: with it, results would depend on the size of the batch."""
     if device.type != "cuda":
         return nullcontext()
     cudnn = torch.backends.cudnn
-    # All that is not named would be set to a default, against what a person chose.
+    # Settings that are not named here would be reset to their defaults.
     return cudnn.flags(
         enabled=cudnn.enabled,
         benchmark=cudnn.benchmark,

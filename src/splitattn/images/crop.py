@@ -2,11 +2,11 @@
 
 from PIL import Image
 
-Box = tuple[int, int, int, int]
+from splitattn.preprocessing import Box
 
 
 def cropped(image: Image.Image, box: Box) -> Image.Image:
-    """The pixels from left, top to right, bottom; `image` itself if that is all of it.
+    """The pixels inside `box`; `image` itself if that is all of it.
 
     As `Image.crop`, which warns about large images, though `Limits` has already let them pass.
     """

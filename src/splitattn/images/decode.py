@@ -1,4 +1,4 @@
-"""Whatever holds a picture becomes an upright RGB image, within limits, or one line of error."""
+"""Decode paths, URLs, bytes and arrays to upright RGB images, within limits."""
 
 import io
 import re
@@ -6,18 +6,19 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import IcoImagePlugin, Image, ImageOps, JpegImagePlugin
+from PIL import ExifTags, IcoImagePlugin, Image, ImageOps, JpegImagePlugin
 
 from splitattn.errors import ImageError
-from splitattn.images.crop import Box, cropped
-from splitattn.images.fetch import fetch, is_url
+from splitattn.images.crop import cropped
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
+from splitattn.images.paths import is_url
+from splitattn.preprocessing import Box
 
 ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 
@@ -36,6 +37,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _OLD_HEADER = 12  # bytes of the bitmap header whose sides have 16 bits
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 
+# Pixels from which `decode_reduced` reduces. Smaller files decode in milliseconds, and reducing
+# them could change a label for no gain.
+_LARGE = 500_000
+
 # Side of the tiles in which the pixels of a large image are converted, so that what a conversion
 # needs besides its result stays small.
 _TILE = 1024
@@ -44,6 +49,21 @@ _TILE = 1024
 # exceeds, for such files do not say.
 _FULL_SCALES = {"I": (65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0)}
 _WHITE = (255, 255, 255, 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced:
+    """A decoded image that may be smaller than the whole one.
+
+    Attributes:
+        image: upright, RGB.
+        whole: width and height of the whole image, upright.
+        scale: how many of its pixels a side make one of `image`: 1, 2, 4 or 8.
+    """
+
+    image: Image.Image
+    whole: tuple[int, int]
+    scale: int
 
 
 def decode(
@@ -64,30 +84,62 @@ def decode(
         ImageError: `source` is not an image, is broken, or is over a limit; the message is one
             line that names the source.
     """
+    return decode_reduced(source, None, limits=limits, name=name).image
+
+
+def decode_reduced(
+    source: ImageSource,
+    least_side: int | None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str | None = None,
+) -> Reduced:
+    """Decode like `decode`, but JPEG files of half a megapixel or more at 1/2, 1/4 or 1/8 size.
+
+    That is several times as fast, and changes pixels slightly. Pillow images and arrays, which are
+    decoded already, and files in other formats keep their size.
+
+    Args:
+        source, limits, name: see `decode`. Limits count the pixels of the whole image.
+        least_side: pixels that the shorter side keeps at least (`preprocessing.least_side` computes
+            them); None does not reduce.
+
+    Raises:
+        ImageError: see `decode`.
+    """
     try:
-        return _decode(source, limits)
+        return _decode(source, limits, least_side)
     except ImageError as error:
         raise ImageError(f"{name or _name(source)}: {error}") from error.__cause__
 
 
-def _decode(source: ImageSource, limits: Limits) -> Image.Image:
+def _decode(source: ImageSource, limits: Limits, least_side: int | None) -> Reduced:
     if isinstance(source, Image.Image):
+        _check_size(source, limits)
         with _damage_reported():
-            return _to_rgb(_loaded(source, limits))
+            return _whole(_to_rgb(_loaded(source)))
     if isinstance(source, np.ndarray):
-        return _to_rgb(_loaded(_from_array(source), limits))
+        image = _from_array(source)
+        _check_size(image, limits)
+        return _whole(_to_rgb(image))
     if isinstance(source, str) and is_url(source):
+        from splitattn.images.fetch import fetch  # not needed for files
+
         source = fetch(source, limits=limits)
     if isinstance(source, bytes):
         _check_bytes(len(source), limits)
         with io.BytesIO(source) as stream:
-            return _from_stream(stream, limits)
+            return _from_stream(stream, limits, least_side)
     if isinstance(source, str | Path):
-        return _from_file(Path(source), limits)
+        return _from_file(Path(source), limits, least_side)
     raise ImageError(
         "an image must be a path, a URL, bytes, an array or a Pillow image, "
         f"got {type(source).__name__}"
     )
+
+
+def _whole(image: Image.Image) -> Reduced:
+    return Reduced(image=image, whole=image.size, scale=1)
 
 
 def _name(source: ImageSource) -> str:
@@ -98,7 +150,7 @@ def _name(source: ImageSource) -> str:
     return "array" if isinstance(source, np.ndarray) else type(source).__name__
 
 
-def _from_file(path: Path, limits: Limits) -> Image.Image:
+def _from_file(path: Path, limits: Limits, least_side: int | None) -> Reduced:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -108,7 +160,7 @@ def _from_file(path: Path, limits: Limits) -> Image.Image:
             raise ImageError("expected an image file, got a pipe or device")
         _check_bytes(status.st_size, limits)
         with path.open("rb") as stream:
-            return _from_stream(stream, limits)
+            return _from_stream(stream, limits, least_side)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -126,10 +178,18 @@ def _check_bytes(size: int, limits: Limits) -> None:
         raise ImageError(f"an image may have at most {limits.max_bytes:,} bytes, got {size:,}")
 
 
-def _from_stream(stream: IO[bytes], limits: Limits) -> Image.Image:
+def _from_stream(stream: IO[bytes], limits: Limits, least_side: int | None) -> Reduced:
     with _damage_reported():
-        # Without names on the way: of a large image, each step sees the last one's pixels alone.
-        return _to_rgb(_loaded(_open(stream, limits), limits))
+        opened = [_open(stream, limits)]
+        _check_size(opened[0], limits)
+        whole = opened[0].size
+        scale = _reduce(opened[0], least_side) if least_side else 1
+        stored = opened[0].size
+        # Out of the list, without a name: each step frees the pixels of the one before.
+        image = _to_rgb(_loaded(opened.pop()))
+    if image.size != stored:  # turned by a quarter
+        whole = whole[::-1]
+    return Reduced(image=image, whole=whole, scale=scale)
 
 
 @contextmanager
@@ -146,9 +206,11 @@ def _damage_reported() -> Iterator[None]:
 
 def _open(stream: IO[bytes], limits: Limits) -> Image.Image:
     """Read the header. As `Image.open`, whose warning about large images `Limits` replaces."""
-    Image.init()
+    Image.preinit()
     prefix = stream.read(16)
     for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()  # loads the plug-ins of rarer formats, which takes time
         factory, accepts = Image.OPEN.get(name, (None, None))
         if factory is None or (accepts is not None and accepts(prefix) is not True):
             continue
@@ -228,10 +290,23 @@ def _check_pixels(size: tuple[int, int], kind: str, limits: Limits) -> None:
         )
 
 
-def _loaded(image: Image.Image, limits: Limits) -> Image.Image:
-    """`image` with its pixels in memory, if it is within limits."""
+def _check_size(image: Image.Image, limits: Limits) -> None:
     kind = image.format or ""
     _check_pixels(image.size, f"CMYK {kind}" if image.mode == "CMYK" else kind, limits)
+
+
+def _reduce(image: Image.Image, least_side: int) -> int:
+    """Make a JPEG decoder skip the finest detail. Returns the scale; 1 for all other formats."""
+    if image.width * image.height < _LARGE:
+        return 1
+    whole, short = image.width, min(image.size)
+    scale = next((scale for scale in (8, 4, 2) if short >= scale * least_side), 1)
+    image.draft(None, (image.width // scale, image.height // scale))
+    return 1 if image.width == whole else scale
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """`image` with its pixels in memory."""
     image.load()
     # The decoder of this format keeps two more copies for as long as its image lives.
     return image.copy() if image.format == "WEBP" else image
@@ -262,9 +337,10 @@ def _tiles(image: Image.Image) -> Iterator[Box]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Broken EXIF data says nothing about the pixels, and it too can raise anything.
+    # Broken EXIF data can raise anything, but the pixels may be good all the same.
     with suppress(Exception):
-        return ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would make a copy
+            return ImageOps.exif_transpose(image)
     return image
 
 

@@ -11,11 +11,6 @@ from splitattn.images.limits import DEFAULT_LIMITS, Limits
 _CHUNK = 64 * 1024
 
 
-def is_url(source: str) -> bool:
-    """Whether `source` is an http(s) URL rather than a path."""
-    return source.lower().startswith(("http://", "https://"))
-
-
 def fetch(url: str, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """Download `url`.
 

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from splitattn.files import is_folder
-from splitattn.images.fetch import is_url
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2"}
     | {".ppm", ".pgm", ".pbm", ".ico"}
 )
+
+
+def is_url(source: str) -> bool:
+    """Whether `source` is an http(s) URL rather than a path."""
+    return source.lower().startswith(("http://", "https://"))
 
 
 def expand(paths: Iterable[str], stdin: Iterable[str] = ()) -> Iterator[str]:

@@ -1,97 +1,76 @@
-"""The evaluation preprocessing contract: how an image becomes a network's input.
+"""The evaluation preprocessing: an RGB image becomes a network's input.
 
 Shapes: B batch, C the three channels R, G, B, H and W rows and columns.
 """
 
-import math
-import warnings
-from dataclasses import replace
-from functools import cache
+from math import ceil, floor
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from splitattn.images.crop import cropped
-from splitattn.preprocessing import Preprocessing, center_crop
+from splitattn.images.decode import Reduced
+from splitattn.preprocessing import Preprocessing, geometry
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-# A strip longer than this many times its width, or larger than this when enlarged, is cut before,
-# or a file of a few bytes would grow to gigabytes.
-_LONGEST_STRIP = 100
-_MOST_PIXELS = 2**27
 
 
-class InputSizeWarning(UserWarning):
-    """A model is evaluated at another input size than the one it was measured at."""
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Crop and resize an RGB image as `preprocessing` says.
 
-
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """An RGB image to the uint8 pixels (3, size, size) that the network sees.
-
-    "crop-resize" is the official ResNeSt evaluation (ECenterCrop in resnest/torch/datasets) and
-    "resize-crop" torchvision's `Resize` and `CenterCrop`, pixel for pixel. A strip more than a
-    hundred times as long as it is wide is cut before it is resized, which can move its pixels.
+    Returns:
+        uint8 pixels (3, size, size), contiguous. They equal those of the official ResNeSt code
+        ("crop-resize") or of torchvision ("resize-crop"); see `splitattn.preprocessing.geometry`.
     """
-    cut = _crop_resize if preprocessing.order == "crop-resize" else _resize_crop
-    return torch.from_numpy(np.array(cut(image, preprocessing))).permute(2, 0, 1)
+    steps = geometry(*image.size, preprocessing)
+    image = cropped(image, steps.crop)
+    image = image.resize(steps.resized, _FILTERS[preprocessing.interpolation])
+    return _pixels(cropped(image, steps.final_crop))
 
 
-def normalize(batch_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:  # noqa: N803
-    """uint8 pixels (B, 3, H, W) to float32 with the mean and deviation the network expects."""
-    mean = _per_channel(preprocessing.mean, batch_BCHW.device)
-    std = _per_channel(preprocessing.std, batch_BCHW.device)
-    return (batch_BCHW.float() / 255 - mean) / std
+def preprocess_reduced(reduced: Reduced, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Crop and resize an image that was decoded at reduced size.
+
+    The crop is where it is in the whole image, to a fraction of a pixel. If EXIF data turn the
+    image and the scale does not divide its sides, it may be off by less than one reduced pixel.
+
+    Returns:
+        Nearly the pixels that `preprocess` gives for the whole image, and exactly those if it was
+        not reduced.
+    """
+    if reduced.scale == 1:
+        return preprocess(reduced.image, preprocessing)
+    steps = geometry(*reduced.whole, preprocessing)
+    left, top, right, bottom = (side / reduced.scale for side in steps.crop)
+    # Cut to whole pixels first: a resize would look at what lies beyond the crop.
+    around = (floor(left), floor(top), ceil(right), ceil(bottom))
+    inside = (left - around[0], top - around[1], right - around[0], bottom - around[1])
+    image = cropped(reduced.image, around)
+    image = image.resize(steps.resized, _FILTERS[preprocessing.interpolation], inside)
+    return _pixels(cropped(image, steps.final_crop))
 
 
-@cache  # making them anew for every batch would let a GPU's queue run dry
-@torch.inference_mode(False)
-def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device).view(1, 3, 1, 1)
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
-    """`preprocessing` with another input `size`, and an `InputSizeWarning` if that changes it."""
-    if size == preprocessing.size:
-        return preprocessing
-    warnings.warn(
-        f"the model was measured at input size {preprocessing.size}, not {size}; "
-        "its accuracy will differ",
-        InputSizeWarning,
-        stacklevel=2,
-    )
-    resized = replace(preprocessing, size=size)
-    # The official crop is a function of the size (see `center_crop`), not a fixed share.
-    official = preprocessing.crop_fraction == center_crop(preprocessing.size).crop_fraction
-    if official and preprocessing.order == "crop-resize":
-        return replace(resized, crop_fraction=center_crop(size).crop_fraction)
-    return resized
+def normalize(
+    pixels_BCHW: NDArray[np.uint8],  # noqa: N803
+    preprocessing: Preprocessing,
+) -> NDArray[np.float32]:
+    """Scale uint8 pixels (B, 3, H, W) to 0..1, subtract the mean and divide by the deviation.
 
-
-def _crop_resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    crop = preprocessing.crop_fraction * min(image.size)
-    left, top = (round((side - crop) / 2) for side in image.size)
-    right, bottom = (max(round(start + crop), start + 1) for start in (left, top))
-    size = (preprocessing.size, preprocessing.size)
-    return cropped(image, (left, top, right, bottom)).resize(
-        size, _FILTERS[preprocessing.interpolation]
-    )
-
-
-def _resize_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    resized = math.floor(preprocessing.size / preprocessing.crop_fraction)
-    short = min(image.size)
-    longest = short * min(_LONGEST_STRIP, _MOST_PIXELS // resized**2)
-    image = _center(image, min(image.width, longest), min(image.height, longest))
-    size = (resized * image.width // short, resized * image.height // short)
-    image = image.resize(size, _FILTERS[preprocessing.interpolation])
-    return _center(image, preprocessing.size, preprocessing.size)
-
-
-def _center(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return cropped(image, (left, top, left + width, top + height))
+    Returns:
+        float32, contiguous, within 1e-6 of torchvision's `Normalize`.
+    """
+    std = np.array(preprocessing.std).reshape(3, 1, 1)
+    mean = np.array(preprocessing.mean).reshape(3, 1, 1)
+    # One multiplication and one addition, rather than two divisions and a subtraction.
+    scale, shift = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+    images_BCHW = np.multiply(pixels_BCHW, scale, dtype=np.float32, order="C")  # noqa: N806
+    images_BCHW += shift  # noqa: N806
+    return images_BCHW

@@ -119,8 +119,13 @@ class Backbone(Staged):
                 f"frozen_stages must be 0 (none), 1 (the stem) to {last + 1} (all up to the last "
                 f"map), got {frozen_stages!r:.60}"
             )
-        shape = network.architecture
-        self._every_channels = (shape.stem_channels, *shape.stage_channels)
+        self.architecture = network.architecture
+        self.output_stride = network.output_stride
+        self.dilation = network.dilation
+        self._every_channels = (
+            self.architecture.stem_channels,
+            *self.architecture.stage_channels,
+        )
         self._every_stride = tuple(min(2 ** (i + 1), network.output_stride) for i in range(MAPS))
         self.out_indices = indices
         self.channels = tuple(self._every_channels[i] for i in indices)

@@ -2,14 +2,18 @@
 
 On the maps of the first stages an operation costs what it reads and writes. Left to autograd, the
 gradient of the splits is made in pieces, put together and added up: more traffic than the
-backward passes written out here, and those are more than the kernels of `triton_blending` need,
-which serve CUDA. Plain PyTorch is the reference for both and serves everywhere else.
+backward passes written out here, and those are more than the Triton kernels of `triton_blending`
+need. Plain PyTorch is the reference for both.
+
+The Triton kernels run on CUDA, and only if the environment says SPLITATTN_TRITON=1: no GPU has run
+their tests yet.
 
 Shapes: B batch, R radix, C channels of the block's output, H and W rows and columns.
 """
 
 import importlib.util
 import logging
+import os
 from functools import cache
 from typing import Any
 
@@ -42,28 +46,29 @@ def pool(maps: Tensor, radix: int = 1) -> tuple[Tensor, Tensor]:
     return maps, _means(maps, radix)
 
 
-def blend(splits: Tensor, attention: Tensor, radix: int, average: int | None = None) -> Tensor:
+def blend(splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None = None) -> Tensor:
     r""":math:`\sum_r a_r \odot U_r`, in the memory format of the splits.
 
     Args:
         splits: :math:`U`, (B, R*C, H, W), radix-major.
         attention: :math:`a`, (B, R*C, 1, 1), radix-major.
         radix: R.
-        average: stride of a 3x3 average of the result, the block's `avd`; None takes none.
+        pool_stride: stride of a 3x3 average pooling of the result, the block's `avd`; None leaves
+            it out.
 
     Returns:
-        (B, C, H, W), or (B, C, ceil(H / average), ceil(W / average)).
+        (B, C, H, W), or (B, C, ceil(H / pool_stride), ceil(W / pool_stride)).
     """
     if _kernels_serve(splits):
         from splitattn.nn import triton_blending
 
-        fused: Tensor = triton_blending.blend(splits, attention, radix, average)
+        fused: Tensor = triton_blending.blend(splits, attention, radix, pool_stride)
         return fused
     if _written_out(splits):
         blended: Tensor = _Blend.apply(splits, attention, radix)
     else:
         blended = _blended(splits, attention, radix)
-    return blended if average is None else F.avg_pool2d(blended, 3, average, padding=1)
+    return blended if pool_stride is None else F.avg_pool2d(blended, 3, pool_stride, padding=1)
 
 
 def _recorded() -> bool:
@@ -76,14 +81,18 @@ def _written_out(maps: Tensor) -> bool:
 
 
 def _kernels_serve(maps: Tensor) -> bool:
-    """The switch between Triton's kernels and plain PyTorch.
+    """Whether Triton's kernels run instead of plain PyTorch: on CUDA, with SPLITATTN_TRITON=1.
 
     Compilers get plain PyTorch: they fuse it with the batch norm and ReLU before it, which then
     write no map at all, and a file that is exported needs no operator of ours.
     """
     in_float32 = maps.dtype in (torch.float32, torch.float16, torch.bfloat16)
     return (
-        maps.is_cuda and in_float32 and not _recorded() and _kernels_work(maps.device, maps.dtype)
+        maps.is_cuda
+        and os.environ.get("SPLITATTN_TRITON") == "1"
+        and in_float32
+        and not _recorded()
+        and _kernels_work(maps.device, maps.dtype)
     )
 
 

@@ -1,14 +1,4 @@
-"""The exact inference rewrite: the same outputs from fewer and plainer operations.
-
-Four rewrites, none of which changes the function:
-
-- In evaluation batch norm is a fixed scale and shift, so it goes into the convolution before it.
-- A softmax does not notice what is subtracted from all of its logits. Subtracting the last split's
-  saves that part of the last dense layer; with radix 2 a single sigmoid is left.
-- A grouped convolution is many dense ones side by side. With the 1x1 convolution before it cut into
-  the same groups, a block is R*K independent branches: the paper's figure 2, as it is drawn.
-- An average of a weighted sum is the weighted sum of averages. Where a block averages after its
-  attention, the splits are averaged first, and a quarter of the pixels is left to be weighted.
+"""The folded inference network of `graph.folding`, as PyTorch modules.
 
 Shapes: B batch, R radix, K cardinality, C channels of the block's output, D of the attention's
 hidden layer, H and W rows and columns.
@@ -16,45 +6,42 @@ hidden layer, H and W rows and columns.
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Literal
+from typing import overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from splitattn.errors import InputError
-from splitattn.nn.resnest import Bottleneck, ResNeSt
-from splitattn.nn.split_attention import SplitAttention2d
-
-Form = Literal["branches", "grouped"]
-
-# What each engine runs faster, or as fast, by benchmarks/inference_cpu_*.json (but for int8 in ONNX
-# Runtime where there is AMX, see docs/log.md); "cuda" is expected and not measured.
-FORMS: dict[str, Form] = {
-    "torch": "branches",
-    "compile": "branches",
-    "onnxruntime": "branches",
-    "openvino": "branches",
-    "cuda": "grouped",
-}
+from splitattn.graph import folding
+from splitattn.graph.folding import EPSILON, FoldedNetwork, Form, fold
+from splitattn.nn.backbone import Backbone
+from splitattn.nn.resnest import ResNeSt
 
 
 class FusedResNeSt(nn.Module):
-    """What `fuse` makes of a `ResNeSt`; evaluation only.
+    """A folded network as a PyTorch module; evaluation only.
+
+    Args:
+        network: what to run.
+        head: takes the place of its classifier: pooled features (B, C) to outputs.
 
     Input (B, in_chans, H, W) normalized floats; output (B, num_classes) logits, or pooled features
-    if the network had no classifier.
+    if there is neither a classifier nor a head.
     """
 
-    def __init__(self, model: ResNeSt, form: Form) -> None:
+    def __init__(self, network: FoldedNetwork, *, head: nn.Module | None = None) -> None:
         super().__init__()
-        self.num_classes = model.num_classes
-        self.stem = _folded(model.conv1, model.bn1, model.relu, model.maxpool)
+        self.num_classes = network.num_classes
+        self.stem = nn.Sequential(*_stem(network), nn.MaxPool2d(3, 2, 1))
         self.stages = nn.Sequential(
-            *(_FusedBottleneck(block, form) for stage in model.stages() for block in stage)
+            *(_FusedBottleneck(block) for stage in network.stages for block in stage)
         )
-        self.avgpool = model.avgpool
-        self.fc = model.fc
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = _classifier(network) if head is None else head
+        self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.avgpool(self.stages(self.stem(x))).flatten(1)
@@ -62,122 +49,144 @@ class FusedResNeSt(nn.Module):
         return logits
 
 
-def fuse(model: ResNeSt, *, target: str = "torch", form: Form | None = None) -> FusedResNeSt:
-    """The exact inference rewrite of `model`.
+class FusedBackbone(nn.Module):
+    """What `fuse` makes of a `Backbone`; evaluation only.
+
+    Attributes:
+        out_indices, channels, strides: those of the backbone.
+
+    Input (B, in_chans, H, W) normalized floats; output the backbone's list of feature maps.
+    """
+
+    def __init__(self, backbone: Backbone, network: FoldedNetwork) -> None:
+        super().__init__()
+        self.out_indices = backbone.out_indices
+        self.channels = backbone.channels
+        self.strides = backbone.strides
+        self.stem = nn.Sequential(*_stem(network))
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(_FusedBottleneck(block) for block in stage)) for stage in network.stages
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        maps = [x]
+        x = self.maxpool(x)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return [maps[index] for index in self.out_indices]
+
+
+@overload
+def fuse(model: ResNeSt, *, form: Form | None = ...) -> FusedResNeSt: ...
+
+
+@overload
+def fuse(model: Backbone, *, form: Form | None = ...) -> FusedBackbone: ...
+
+
+def fuse(model: ResNeSt | Backbone, *, form: Form | None = None) -> FusedResNeSt | FusedBackbone:
+    """The exact inference rewrite of `model`, as `graph.folding` describes it.
 
     Outputs are those of `model.eval()` up to rounding: the weights are computed in float64 and
     rounded once. `splitattn.parity` measures the difference.
 
     Args:
         model: stays as it is; the result shares nothing with it.
-        target: the engine that will run the result; it decides between the two forms of the 3x3
-            convolution.
-        form: decides it instead: "branches" of dense convolutions, or one "grouped" convolution.
+        form: of the 3x3 convolution: "branches" of dense convolutions, or one "grouped"
+            convolution. None takes branches on a CPU and else the grouped convolution.
 
     Raises:
-        InputError: there is no such target or form, or `model` is fused already or no ResNeSt.
+        InputError: there is no such form, or `model` is fused already, or neither a ResNeSt nor a
+            Backbone.
     """
-    if isinstance(model, FusedResNeSt):
+    if isinstance(model, FusedResNeSt | FusedBackbone):
         raise InputError("fuse needs a network with batch norm, got one that is already fused")
-    if not isinstance(model, ResNeSt):
-        raise InputError(f"fuse needs a ResNeSt, got {type(model).__name__}")
-    if target not in FORMS:
-        raise InputError(f"target must be one of {', '.join(FORMS)}, got {target!r}")
+    if not isinstance(model, ResNeSt | Backbone):
+        raise InputError(f"fuse needs a ResNeSt or a Backbone, got {type(model).__name__}")
     if form not in (None, "branches", "grouped"):
         raise InputError(f"form must be branches or grouped, got {form!r}")
-    fused = FusedResNeSt(deepcopy(model).double().eval(), form or FORMS[target])
-    fused.to(model.bn1.weight.dtype).eval().requires_grad_(False)
+    weight = model.bn1.weight
+    network = fold(
+        model.architecture,
+        _arrays(model),
+        form=form or ("branches" if weight.device.type == "cpu" else "grouped"),
+        output_stride=model.output_stride,
+        dilation=model.dilation,
+        stages=len([*model.stages()]),
+        dtype=np.float64,
+    )
+    fused: FusedResNeSt | FusedBackbone
+    if isinstance(model, Backbone):
+        fused = FusedBackbone(model, network)
+    else:
+        fused = FusedResNeSt(network, head=deepcopy(model.fc))
+        fused.num_classes = model.num_classes
+    fused.to(weight.device, weight.dtype).eval().requires_grad_(False)
     # Convolutions take the format of their weights, so any input soon is in channels_last.
     return fused.to(memory_format=torch.channels_last)
 
 
+def _arrays(model: nn.Module) -> dict[str, NDArray[np.float64]]:
+    """The state dict in float64."""
+    arrays = {key: value.double().cpu().numpy() for key, value in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            # Folding knows one epsilon; a module may have its own.
+            key = f"{name}.running_var"
+            arrays[key] = arrays[key] + (module.eps - EPSILON)
+    # Any module may stand in the classifier's place, and it is copied rather than folded.
+    return {key: array for key, array in arrays.items() if not key.startswith("fc.")}
+
+
 class _FusedBottleneck(nn.Module):
-    def __init__(self, block: nn.Module, form: Form) -> None:
+    def __init__(self, block: folding.Block) -> None:
         super().__init__()
-        assert isinstance(block, Bottleneck)
-        nothing = nn.Identity()
-        before, after = (block.avd, nothing) if block.avd_first else (nothing, block.avd)
-        conv1 = _folded(block.conv1, block.bn1, block.relu, before)
-        if isinstance(block.conv2, SplitAttention2d):
-            if block.conv2.average is not None:
-                after = nn.AvgPool2d(3, block.conv2.average, padding=1)
-            self.conv2 = _split_attention(conv1, block.conv2, form, after)
-        else:
-            assert block.bn2 is not None
-            self.conv2 = _folded(*conv1, block.conv2, block.bn2, block.relu, after)
-        self.conv3 = _folded(block.conv3, block.bn3)
-        self.shortcut = _folded(block.downsample)
+        self.groups = nn.ModuleList(_group(group) for group in block.groups)
+        self.conv3 = _convolution(block.conv3)
+        self.shortcut = nn.Sequential(
+            *(
+                _average(step) if isinstance(step, folding.AveragePool) else _convolution(step)
+                for step in block.shortcut
+            )
+        )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.conv3(self.conv2(x)).add_(self.shortcut(x)))
+        groups = [group(x) for group in self.groups]
+        residual = self.conv3(groups[0] if len(groups) == 1 else torch.cat(groups, 1))
+        out: Tensor = self.relu(residual.add_(self.shortcut(x)))
         return out
 
 
-class _Branches(nn.Module):
-    """One cardinal group: a dense branch for each split, joined by attention."""
+class _FusedSplitAttention(nn.Module):
+    """`folding.SplitAttention` with attention, in either form."""
 
-    def __init__(
-        self, branches: list[nn.Sequential], attention: "_Attention", average: nn.Module
-    ) -> None:
+    def __init__(self, group: folding.SplitAttention, attention: folding.Attention) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(branches)
-        self.attention = attention
-        self.average = average
+        self.branches = nn.ModuleList(_branch(branch) for branch in group.branches)
+        self.radix = attention.radix
+        self.attention = _Attention(attention)
+        self.pool = _average(group.pool)
 
     def forward(self, x: Tensor) -> Tensor:
-        splits = [branch(x) for branch in self.branches]
-        out: Tensor = self.attention(splits, [self.average(split) for split in splits])
-        return out
-
-
-class _CardinalGroups(nn.Module):
-    """Independent groups whose outputs (B, C/K, H, W) stand one after another."""
-
-    def __init__(self, groups: list[_Branches]) -> None:
-        super().__init__()
-        self.groups = nn.ModuleList(groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([group(x) for group in self.groups], 1)
-
-
-class _Grouped(nn.Module):
-    """All groups and splits in one convolution, whose output is taken apart."""
-
-    def __init__(
-        self,
-        convolutions: nn.Sequential,
-        radix: int,
-        attention: "_Attention",
-        average: nn.Module,
-    ) -> None:
-        super().__init__()
-        self.convolutions = convolutions
-        self.radix = radix
-        self.attention = attention
-        self.average = average
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.convolutions(x)
-        averages = self.average(maps)
-        out: Tensor = self.attention(maps.chunk(self.radix, 1), averages.chunk(self.radix, 1))
+        splits: Sequence[Tensor] = [branch(x) for branch in self.branches]
+        averaged: Sequence[Tensor] = [self.pool(split) for split in splits]
+        if len(splits) < self.radix:
+            splits, averaged = (maps[0].chunk(self.radix, 1) for maps in (splits, averaged))
+        out: Tensor = self.attention(splits, averaged)
         return out
 
 
 class _Attention(nn.Module):
-    """Weights from splits, R maps (B, C, H, W); with them, the blend of maps of any one size.
+    """Shares from splits, R maps (B, C, H, W); with them, the blend of maps of any one size."""
 
-    Args:
-        fc1: pooled features (B, C, 1, 1) to (B, D, 1, 1).
-        fc2: for each split but the last, (B, D, 1, 1) to its logits (B, C, 1, 1) less those of the
-            last one; with radix 1, to the logits of its gate.
-    """
-
-    def __init__(self, fc1: nn.Conv2d, fc2: list[nn.Conv2d]) -> None:
+    def __init__(self, attention: folding.Attention) -> None:
         super().__init__()
-        self.fc1 = fc1
-        self.fc2 = nn.ModuleList(fc2)
+        self.fc1 = _convolution(attention.fc1)
+        self.fc2 = nn.ModuleList(_convolution(layer) for layer in attention.fc2)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, splits: Sequence[Tensor], blended: Sequence[Tensor]) -> Tensor:
@@ -209,99 +218,69 @@ def _shares(logits: list[Tensor]) -> list[Tensor]:
     return [power / total for power in powers]
 
 
-def _split_attention(
-    conv1: nn.Sequential, block: SplitAttention2d, form: Form, average: nn.Module
-) -> nn.Module:
-    """The block from its input to the end; `conv1` is all that comes before the 3x3 part."""
-    first, *between = conv1
-    conv2 = fuse_conv_bn_eval(block.conv, block.bn0)
-    fc1 = fuse_conv_bn_eval(block.fc1, block.bn1)
-    fc2 = _relative_logits(block)
-    if form == "grouped":
-        convolutions = nn.Sequential(*conv1, conv2, block.relu)
-        return _Grouped(convolutions, block.radix, _Attention(fc1, fc2), average)
-    # Radix-major: branch r * K + k is split r of cardinal group k.
-    branches = [
-        nn.Sequential(entry, *between, spatial, block.relu)
-        for entry, spatial in zip(
-            *(_cut(conv, block.radix * block.cardinality) for conv in (first, conv2)), strict=True
-        )
-    ]
-    attentions = zip(*(_cut(layer, block.cardinality) for layer in (fc1, *fc2)), strict=True)
-    groups = [
-        _Branches(branches[k :: block.cardinality], _Attention(own_fc1, own_fc2), average)
-        for k, (own_fc1, *own_fc2) in enumerate(attentions)
-    ]
-    return groups[0] if len(groups) == 1 else _CardinalGroups(groups)
+def _classifier(network: FoldedNetwork) -> nn.Module:
+    if network.classifier is None:
+        return nn.Identity()
+    classes, features = network.classifier.weight.shape
+    linear = nn.Linear(features, classes, device="meta")
+    arrays = (network.classifier.weight, network.classifier.bias)
+    linear.weight, linear.bias = (nn.Parameter(torch.tensor(x)) for x in arrays)
+    return linear
 
 
-def _relative_logits(block: SplitAttention2d) -> list[nn.Conv2d]:
-    """The last dense layer, taken apart as `_Attention` needs it."""
-    if block.radix == 1:
-        return [block.fc2]
-    assert block.fc2.bias is not None
-    # Its outputs are cardinality-major: (K, R, C / K).
-    grouped = (block.cardinality, block.radix, -1)
-    weight = block.fc2.weight.view(*grouped, *block.fc2.weight.shape[1:])
-    bias = block.fc2.bias.view(grouped)
-    return [
-        _convolution(
-            block.fc2,
-            (weight[:, split] - weight[:, -1]).flatten(0, 1),
-            (bias[:, split] - bias[:, -1]).flatten(),
-            groups=block.cardinality,
-        )
-        for split in range(block.radix - 1)
-    ]
+def _stem(network: FoldedNetwork) -> list[nn.Module]:
+    return [layer for conv in network.stem for layer in (_convolution(conv), _relu())]
 
 
-def _cut(conv: nn.Module, parts: int) -> list[nn.Conv2d]:
-    """Dense convolutions that each give their part of the output channels of `conv`.
-
-    They share its input if `conv` is dense, and have their own part of it if it has `parts` groups.
-    """
-    assert isinstance(conv, nn.Conv2d)
-    assert conv.bias is not None
-    return [
-        _convolution(conv, weight, bias)
-        for weight, bias in zip(conv.weight.chunk(parts), conv.bias.chunk(parts), strict=True)
-    ]
+def _group(group: folding.SplitAttention) -> nn.Module:
+    if group.attention is not None:
+        return _FusedSplitAttention(group, group.attention)
+    (branch,) = group.branches
+    return nn.Sequential(_branch(branch), _average(group.pool))
 
 
-def _convolution(like: nn.Conv2d, weight: Tensor, bias: Tensor, groups: int = 1) -> nn.Conv2d:
-    """A convolution with the strides of `like`, which is square, as all here are."""
-    assert not isinstance(like.padding, str)
-    conv = nn.Conv2d(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        like.kernel_size[0],
-        like.stride[0],
-        like.padding[0],
-        like.dilation[0],
-        groups,
+def _branch(branch: folding.Branch) -> nn.Module:
+    return nn.Sequential(
+        _convolution(branch.conv1),
+        _relu(),
+        _average(branch.pool),
+        _convolution(branch.conv2),
+        _relu(),
+    )
+
+
+def _relu() -> nn.Module:
+    return nn.ReLU(inplace=True)
+
+
+def _average(pool: folding.AveragePool | None) -> nn.Module:
+    if pool is None:
+        return nn.Identity()
+    before, after = pool.padding
+    if before != after:
+        pad = nn.ZeroPad2d((before, after, before, after))
+        return nn.Sequential(pad, nn.AvgPool2d(pool.size, pool.stride))
+    return nn.AvgPool2d(
+        pool.size,
+        pool.stride,
+        padding=before,
+        ceil_mode=pool.partial,
+        count_include_pad=not pool.partial,
+    )
+
+
+def _convolution(conv: folding.Convolution) -> nn.Conv2d:
+    outputs, inputs, size, _ = conv.weight.shape
+    module = nn.Conv2d(
+        inputs * conv.groups,
+        outputs,
+        size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
         device="meta",
     )
-    conv.weight, conv.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-    return conv
-
-
-def _folded(*modules: nn.Module | None) -> nn.Sequential:
-    """The modules one after another, each batch norm folded into the convolution before it.
-
-    What does nothing is left out.
-    """
-    flat = [
-        leaf
-        for module in modules
-        for leaf in (module if isinstance(module, nn.Sequential) else [module])
-        if leaf is not None and not isinstance(leaf, nn.Identity)
-    ]
-    folded: list[nn.Module] = []
-    for module in flat:
-        if isinstance(module, nn.BatchNorm2d):
-            conv = folded.pop()
-            assert isinstance(conv, nn.Conv2d)
-            folded.append(fuse_conv_bn_eval(conv, module))
-        else:
-            folded.append(module)
-    return nn.Sequential(*folded)
+    # Copies: branches are parts of one array.
+    module.weight, module.bias = (nn.Parameter(torch.tensor(x)) for x in (conv.weight, conv.bias))
+    return module

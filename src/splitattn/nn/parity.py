@@ -1,67 +1,13 @@
-"""How equal two networks are, measured."""
+"""How equal two modules are, measured on random images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from splitattn.differences import Parity, difference
 from splitattn.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """What was measured on one batch.
-
-    Attributes:
-        batch_size, image_size: of the batch; images are square, in pixels.
-        absolute: the largest difference of two outputs.
-        relative: that, as a share of the largest output of the reference.
-        same_labels: images whose largest output is the same one, as a share of the batch.
-    """
-
-    batch_size: int
-    image_size: int
-    absolute: float
-    relative: float
-    same_labels: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """A report that prints as a table.
-
-    Attributes:
-        differences: one for each batch.
-    """
-
-    differences: tuple[Difference, ...]
-
-    @property
-    def absolute(self) -> float:
-        """The largest absolute difference of all batches."""
-        return _largest([row.absolute for row in self.differences])
-
-    @property
-    def relative(self) -> float:
-        """The largest relative difference of all batches."""
-        return _largest([row.relative for row in self.differences])
-
-    @property
-    def same_labels(self) -> float:
-        """The share of images, over all batches, that get the same label."""
-        images = sum(row.batch_size for row in self.differences)
-        return sum(row.same_labels * row.batch_size for row in self.differences) / images
-
-    def __str__(self) -> str:
-        header = "batch  pixels  absolute  relative  same labels"
-        rows = (
-            f"{row.batch_size:5d}  {row.image_size:6d}  {row.absolute:8.1e}  {row.relative:8.1e}"
-            f"  {row.same_labels:11.0%}"
-            for row in self.differences
-        )
-        return "\n".join((header, *rows))
 
 
 def parity(
@@ -96,42 +42,17 @@ def parity(
         for image_size in image_sizes:
             for batch_size in batch_sizes:
                 images = _images(reference, batch_size, image_size, generator)
-                differences.append(difference(reference(images), candidate(images), image_size))
+                expected, outputs = (
+                    network(images).double().cpu().numpy() for network in (reference, candidate)
+                )
+                differences.append(difference(expected, outputs, image_size=image_size))
     return Parity(differences=tuple(differences))
-
-
-def difference(expected: Tensor, got: Tensor, image_size: int) -> Difference:
-    """Compare outputs (B, outputs) for one batch of images.
-
-    Raises:
-        InputError: the shapes differ.
-    """
-    if expected.shape != got.shape:
-        raise InputError(
-            f"parity needs outputs of one shape, got {tuple(expected.shape)} and {tuple(got.shape)}"
-        )
-    expected, got = expected.double().cpu(), got.double().cpu()
-    absolute = (expected - got).abs().max()
-    # With nothing to compare with, any difference is infinite.
-    relative = absolute / expected.abs().max() if absolute else absolute
-    return Difference(
-        batch_size=len(expected),
-        image_size=image_size,
-        absolute=absolute.item(),
-        relative=relative.item(),
-        same_labels=(expected.argmax(1) == got.argmax(1)).double().mean().item(),
-    )
-
-
-def _largest(values: list[float]) -> float:
-    """Not a number if one of them is none, unlike Python's max."""
-    return torch.tensor(values, dtype=torch.float64).max().item()
 
 
 def _images(model: nn.Module, batch: int, size: int, generator: torch.Generator) -> Tensor:
     weight = next(parameter for parameter in model.parameters() if parameter.ndim == 4)
     shape = (batch, weight.shape[1], size, size)
-    # Noise about a color of its own: a network finds pure noise all alike.
+    # Noise around a color of its own: pure noise looks all alike to a network.
     colors = torch.randn(*shape[:2], 1, 1, generator=generator)
     images = colors + torch.randn(shape, generator=generator)
     return images.to(weight.device, weight.dtype)

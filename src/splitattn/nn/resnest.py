@@ -6,15 +6,14 @@ With every idea of the paper switched off, keys and outputs are those of torchvi
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, get_args
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
-from splitattn.architectures import Architecture
+from splitattn.architectures import Architecture, Dilation
 from splitattn.errors import InputError
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.drop_block import DropBlock2d
@@ -23,12 +22,31 @@ from splitattn.nn.split_attention import SplitAttention2d
 
 EXPANSION = 4
 
-# The two readings of a dilated stage: see `ResNeSt`.
-Dilation = Literal["official", "timm"]
 
+class DropPath(Freezable):
+    """Stochastic depth (arXiv 1603.09382): drops whole images of a residual branch while training.
 
-class DropPath(Freezable, StochasticDepth):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's stochastic depth (arXiv 1603.09382), which can be frozen."""
+    What is kept is divided by the probability of keeping it. Random numbers are drawn as in
+    torchvision's `StochasticDepth` in mode "row", so the same seed drops the same images.
+
+    Args:
+        p: probability of dropping an image, at least 0 and below 1.
+
+    Input and output (B, C, H, W).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = 1 - self.p
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(kept).div_(kept)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
 
 
 class Bottleneck(nn.Module):
@@ -83,7 +101,7 @@ class Bottleneck(nn.Module):
                 dilation=dilation,
                 radix=architecture.radix,
                 cardinality=cardinality,
-                average=stride if blended else None,
+                pool_stride=stride if blended else None,
             )
         else:
             self.conv2 = nn.Conv2d(
@@ -106,7 +124,7 @@ class Bottleneck(nn.Module):
         self.drop_block1, self.drop_block2, self.drop_block3 = (
             DropBlock2d(drop_block) if drop_block else nn.Identity() for _ in range(3)
         )
-        self.drop_path = DropPath(drop_path, "row") if drop_path else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = _shortcut(
@@ -215,10 +233,7 @@ class ResNeSt(Staged):
         dropout: float | None = None,
     ) -> None:
         super().__init__()
-        if output_stride not in (8, 16, 32):
-            raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-        if dilation not in get_args(Dilation):
-            raise InputError(f"dilation must be official or timm, got {dilation!r}")
+        stages = architecture.stages(output_stride=output_stride, dilation=dilation)
         if num_classes < 0 or in_chans < 1:
             raise InputError(
                 "num_classes must be 0 or more and in_chans 1 or more, "
@@ -236,17 +251,31 @@ class ResNeSt(Staged):
         self.architecture = architecture
         self.num_classes = num_classes
         self.output_stride = output_stride
+        self.dilation = dilation
 
         self.conv1 = _stem(in_chans, architecture)
         self.bn1 = BatchNorm2d(architecture.stem_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
-        stages = _stages(
-            architecture, output_stride, dilation, drop_path=drop_path, drop_block=drop_block
-        )
-        for number, stage in enumerate(stages, start=1):
-            self.add_module(f"layer{number}", stage)
+        depth = max(sum(architecture.layers) - 1, 1)
+        block_drop_path = (drop_path * i / depth for i in count())
+        for number, shapes in enumerate(stages, start=1):
+            blocks = (
+                Bottleneck(
+                    shape.in_channels,
+                    shape.planes,
+                    architecture,
+                    stride=shape.stride,
+                    dilation=shape.dilation,
+                    pool=shape.pool,
+                    blur_shortcut=shape.blur_shortcut,
+                    drop_path=next(block_drop_path),
+                    drop_block=drop_block if number >= 3 else 0.0,
+                )
+                for shape in shapes
+            )
+            self.add_module(f"layer{number}", Stage(*blocks))
 
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.drop = nn.Dropout(dropout)
@@ -304,49 +333,6 @@ def _stem(in_chans: int, architecture: Architecture) -> nn.Module:
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width * 2, 3, padding=1, bias=False),
     )
-
-
-def _stages(
-    architecture: Architecture,
-    output_stride: int,
-    rule: Dilation,
-    *,
-    drop_path: float,
-    drop_block: float,
-) -> Iterator[Stage]:
-    """The four stages; from `output_stride` on they dilate where they would have reduced."""
-    blocks = sum(architecture.layers)
-    block_drop_path = iter([drop_path * i / max(blocks - 1, 1) for i in range(blocks)])
-    reached_stride = 4  # of the stem
-    channels = architecture.stem_channels
-    dilation = 1
-    for stage, depth in enumerate(architecture.layers):
-        planes = architecture.planes * 2**stage
-        stride = 1 if stage == 0 else 2
-        first_dilation = dilation
-        dilated = reached_stride * stride > output_stride
-        if dilated:
-            dilation, stride = dilation * stride, 1
-        reached_stride *= stride
-        as_timm = dilated and rule == "timm"
-        layer = Stage()
-        for i in range(depth):
-            first = i == 0
-            layer.append(
-                Bottleneck(
-                    channels,
-                    planes,
-                    architecture,
-                    stride=stride if first else 1,
-                    dilation=first_dilation if first else dilation,
-                    pool=first and stage > 0 and not as_timm,
-                    blur_shortcut=first and as_timm,
-                    drop_path=next(block_drop_path),
-                    drop_block=drop_block if stage >= 2 else 0.0,
-                )
-            )
-            channels = planes * EXPANSION
-        yield layer
 
 
 def _shortcut(

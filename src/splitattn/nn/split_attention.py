@@ -35,14 +35,14 @@ class SplitAttention2d(nn.Module):
         radix: R, the number of splits.
         cardinality: K, the number of cardinal groups.
         reduction: the attention's hidden width is `max(in_channels * R // reduction, 32)`.
-        average: stride of a 3x3 average pooling of the output (paper section 3.2), which costs
-            least as part of the blend; None leaves it out.
+        pool_stride: stride of a 3x3 average pooling of the output (paper section 3.2), which costs
+            least as part of the blend; None leaves the pooling out.
 
     Raises:
         InputError: the channels cannot be divided among the groups, or the kernel is even.
 
     Input (B, in_channels, H, W), output (B, out_channels, H / stride, W / stride), each side again
-    divided by `average`, in the input's memory format.
+    divided by `pool_stride`, in the input's memory format.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SplitAttention2d(nn.Module):
         radix: int = 2,
         cardinality: int = 1,
         reduction: int = 4,
-        average: int | None = None,
+        pool_stride: int | None = None,
     ) -> None:
         super().__init__()
         if radix < 1 or cardinality < 1:
@@ -75,7 +75,7 @@ class SplitAttention2d(nn.Module):
                 raise InputError(f"{name} must be a multiple of {groups}, got {channels}")
         self.radix = radix
         self.cardinality = cardinality
-        self.average = average
+        self.pool_stride = pool_stride
         self.conv = nn.Conv2d(
             in_channels,
             out_channels * radix,
@@ -97,7 +97,7 @@ class SplitAttention2d(nn.Module):
         logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC[:, :, None, None]))))
         # CUDA's autocast gives a float32 softmax, which would widen the largest maps of the block.
         attention = self.attend(logits).to(splits.dtype)
-        return blend(splits, attention, self.radix, self.average)
+        return blend(splits, attention, self.radix, self.pool_stride)
 
     def attend(self, logits: Tensor) -> Tensor:
         """(B, R*C, 1, 1) logits, cardinality-major, to radix-major attention of that shape."""

@@ -1,7 +1,7 @@
 """`blending` for CUDA: operators that read the largest maps of a block once, written in Triton.
 
     pool             mean over the pixels of the sum of the splits
-    blend            weighted sum of the splits, and the 3x3 average that may follow it
+    blend            weighted sum of the splits, and the 3x3 average pooling that may follow it
     blend_backward   both gradients of `blend`
 
 Sums are in float32 and in an order that depends on nothing but the shape, so a result does not
@@ -24,7 +24,7 @@ from torch import Tensor
 from splitattn.nn.triton_kernels import blend_backward_kernel, blend_kernel, pool_kernel
 
 # A program's tile, in values, and the warps that share it: 16 values a thread are two loads of 16
-# bytes in half precision. An average keeps nine reads for each value in flight, so its tiles are
+# bytes in half precision. The pooling keeps nine reads for each value in flight, so its tiles are
 # half as large. Shared memory holds only what the warps add up. Untuned: no GPU has run them yet.
 _TILE = 4096
 _WARPS = 8
@@ -60,13 +60,13 @@ def pool(splits: Tensor, radix: int) -> Tensor:
 
 
 @torch.library.custom_op("splitattn::blend", mutates_args=())
-def blend(splits: Tensor, attention: Tensor, radix: int, average: int | None = None) -> Tensor:
+def blend(splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None = None) -> Tensor:
     """`blending.blend`: the same arguments and result, but both gradients in one pass."""
     layout = _layout(splits)
     splits = splits.contiguous(memory_format=layout)
-    blended = _empty_blend(splits, radix, average)
+    blended = _empty_blend(splits, radix, pool_stride)
     batch, channels, out_rows, out_columns = blended.shape
-    values = _TILE if average is None else _TILE // 2
+    values = _TILE if pool_stride is None else _TILE // 2
     block_c, block_p = _tile(channels, out_rows * out_columns, layout, values)
     tiles = _ceil_div(out_rows * out_columns, block_p)
     with _device(splits):
@@ -83,7 +83,7 @@ def blend(splits: Tensor, attention: Tensor, radix: int, average: int | None = N
             out_rows * out_columns,
             tiles,
             RADIX=radix,
-            AVERAGE=average or 0,
+            POOL_STRIDE=pool_stride or 0,
             BLOCK_C=block_c,
             BLOCK_P=block_p,
             num_warps=_WARPS,
@@ -93,7 +93,7 @@ def blend(splits: Tensor, attention: Tensor, radix: int, average: int | None = N
 
 @torch.library.custom_op("splitattn::blend_backward", mutates_args=())
 def blend_backward(
-    grad: Tensor, splits: Tensor, attention: Tensor, radix: int, average: int | None
+    grad: Tensor, splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the splits (B, R*C, H, W) and of the attention (B, R*C, 1, 1)."""
     layout = _layout(splits)
@@ -120,7 +120,7 @@ def blend_backward(
             grad_columns,
             tiles,
             RADIX=radix,
-            AVERAGE=average or 0,
+            POOL_STRIDE=pool_stride or 0,
             BLOCK_C=block_c,
             BLOCK_P=block_p,
             num_warps=_WARPS,
@@ -165,10 +165,10 @@ def _ceil_div(value: int, divisor: int) -> int:
     return -(-value // divisor)
 
 
-def _empty_blend(splits: Tensor, radix: int, average: int | None) -> Tensor:
+def _empty_blend(splits: Tensor, radix: int, pool_stride: int | None) -> Tensor:
     batch, channels, rows, columns = splits.shape
-    if average is not None:
-        rows, columns = (rows - 1) // average + 1, (columns - 1) // average + 1
+    if pool_stride is not None:
+        rows, columns = (rows - 1) // pool_stride + 1, (columns - 1) // pool_stride + 1
     return torch.empty(
         (batch, channels // radix, rows, columns),
         dtype=splits.dtype,
@@ -184,17 +184,17 @@ def _fake_pool(splits: Tensor, radix: int) -> Tensor:
 
 @blend.register_fake
 def _fake_blend(
-    splits: Tensor, attention: Tensor, radix: int, average: int | None = None
+    splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None = None
 ) -> Tensor:
     del attention
-    return _empty_blend(splits, radix, average)
+    return _empty_blend(splits, radix, pool_stride)
 
 
 @blend_backward.register_fake
 def _fake_blend_backward(
-    grad: Tensor, splits: Tensor, attention: Tensor, radix: int, average: int | None
+    grad: Tensor, splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None
 ) -> tuple[Tensor, Tensor]:
-    del grad, radix, average
+    del grad, radix, pool_stride
     dense = splits.contiguous(memory_format=_layout(splits))
     return torch.empty_like(dense), attention.new_empty(attention.shape)
 
@@ -214,13 +214,13 @@ def _remember_blend(
     ctx: Any, inputs: tuple[Tensor, Tensor, int, int | None], output: Tensor
 ) -> None:
     del output
-    splits, attention, ctx.radix, ctx.average = inputs
+    splits, attention, ctx.radix, ctx.pool_stride = inputs
     ctx.save_for_backward(splits, attention)
 
 
 def _blend_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     splits, attention = ctx.saved_tensors
-    gradients = blend_backward(grad, splits, attention, ctx.radix, ctx.average)
+    gradients = blend_backward(grad, splits, attention, ctx.radix, ctx.pool_stride)
     return *gradients, None, None
 
 

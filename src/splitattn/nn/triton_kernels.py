@@ -10,8 +10,8 @@ Arithmetic is float32 whatever the maps are. A sum over all pixels is left as on
 each tile, (B, tiles, channels), to be added in a fixed order: atomic additions would add them in
 the order in which programs happen to end.
 
-AVERAGE is the stride of the 3x3 average that follows the blend (padding 1, zeros of the padding
-counted), or 0 where none follows.
+POOL_STRIDE is the stride of the 3x3 average pooling that follows the blend (padding 1, zeros of the
+padding counted), or 0 where none follows.
 """
 
 import triton
@@ -66,7 +66,7 @@ def blend_kernel(
     out_pixels,
     tiles,
     RADIX: tl.constexpr,
-    AVERAGE: tl.constexpr,
+    POOL_STRIDE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -80,15 +80,15 @@ def blend_kernel(
     total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     for r in tl.static_range(RADIX):
         split = splits + image * image_stride + (r * channels + c)[:, None] * channel_stride
-        if AVERAGE == 0:
+        if POOL_STRIDE == 0:
             value = tl.load(split + (p * pixel_stride)[None, :], mask=inside, other=0.0)
             value = value.to(tl.float32)
         else:
             # The attention is the same all over the window, so it waits until that is summed.
             value = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
             for tap in tl.static_range(9):
-                row = (p // out_columns) * AVERAGE + tap // 3 - 1
-                column = (p % out_columns) * AVERAGE + tap % 3 - 1
+                row = (p // out_columns) * POOL_STRIDE + tap // 3 - 1
+                column = (p % out_columns) * POOL_STRIDE + tap % 3 - 1
                 exists = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
                 there = ((row * columns + column) * pixel_stride)[None, :]
                 value += tl.load(split + there, mask=inside & exists[None, :], other=0.0).to(
@@ -121,7 +121,7 @@ def blend_backward_kernel(
     grad_columns,
     tiles,
     RADIX: tl.constexpr,
-    AVERAGE: tl.constexpr,
+    POOL_STRIDE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -136,19 +136,19 @@ def blend_backward_kernel(
     inside = (c < channels)[:, None] & (p < pixels)[None, :]
 
     source = grad + image * grad_image_stride + (c * grad_channel_stride)[:, None]
-    if AVERAGE == 0:
+    if POOL_STRIDE == 0:
         reached = tl.load(source + (p * grad_pixel_stride)[None, :], mask=inside, other=0.0)
         reached = reached.to(tl.float32)
     else:
         reached = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-        # Windows i cover the rows from i * AVERAGE - 1 to i * AVERAGE + 1. Those that cover this
-        # row start at the first of these, and there are at most 2 // AVERAGE + 1 of them.
-        first_row = (p // columns + AVERAGE - 2) // AVERAGE
-        last_row = (p // columns + 1) // AVERAGE
-        first_column = (p % columns + AVERAGE - 2) // AVERAGE
-        last_column = (p % columns + 1) // AVERAGE
-        for down in tl.static_range(2 // AVERAGE + 1):
-            for right in tl.static_range(2 // AVERAGE + 1):
+        # Windows i cover the rows from i * POOL_STRIDE - 1 to i * POOL_STRIDE + 1. Those that cover
+        # this row start at the first of these, and there are at most 2 // POOL_STRIDE + 1 of them.
+        first_row = (p // columns + POOL_STRIDE - 2) // POOL_STRIDE
+        last_row = (p // columns + 1) // POOL_STRIDE
+        first_column = (p % columns + POOL_STRIDE - 2) // POOL_STRIDE
+        last_column = (p % columns + 1) // POOL_STRIDE
+        for down in tl.static_range(2 // POOL_STRIDE + 1):
+            for right in tl.static_range(2 // POOL_STRIDE + 1):
                 row = first_row + down
                 column = first_column + right
                 exists = (row >= 0) & (row <= last_row) & (row < grad_rows)

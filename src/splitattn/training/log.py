@@ -1,7 +1,8 @@
-"""Where a training writes what happens: a file of JSON lines, and TensorBoard where there is one.
+"""The log of a training: a file of JSON lines, and TensorBoard if it is installed.
 
-What happened is a list of lines, its history. A line of kind "train" tells of the steps since the
-one before, a line of kind "epoch" of a whole epoch and the measurement after it.
+The history of a training is a list of lines. A line of kind "train" has the figures of the steps
+since the line before, a line of kind "epoch" those of a whole epoch (`train_NAME`) and of the
+measurement after it (`val_NAME`).
 """
 
 import json
@@ -15,17 +16,6 @@ from splitattn.files import replacing
 
 logger = logging.getLogger(__name__)
 
-# The figures of a line that TensorBoard draws, by kind, and what it calls them.
-_SCALARS = {
-    "train": {
-        "loss": "train/loss",
-        "top1": "train/top1",
-        "learning_rate": "train/learning_rate",
-        "images_per_second": "train/images_per_second",
-    },
-    "epoch": {"val_loss": "val/loss", "val_top1": "val/top1", "val_top5": "val/top5"},
-}
-
 
 def write_log(path: Path, history: Iterable[Mapping[str, Any]]) -> None:
     """Write `history` as JSON lines, in place of what `path` held.
@@ -38,7 +28,7 @@ def write_log(path: Path, history: Iterable[Mapping[str, Any]]) -> None:
 
 
 class TensorBoard:
-    """The figures of a training as TensorBoard's curves; nothing where it is not installed.
+    """The figures of a training as TensorBoard's curves; nothing if it is not installed.
 
     Args:
         folder: for the event file.
@@ -65,10 +55,17 @@ class TensorBoard:
         """Add the figures of one line, `step` steps into the whole training."""
         if self._writer is None:
             return
-        for key, tag in _SCALARS[line["kind"]].items():
-            self._writer.add_scalar(tag, line[key], step)
+        for tag, value in _scalars(line).items():
+            self._writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
         """Write what is still in memory."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that are drawn: of steps all of them, of epochs what was measured."""
+    if line["kind"] == "train":
+        return {f"train/{k}": v for k, v in line.items() if k not in ("kind", "step", "epoch")}
+    return {f"val/{k.removeprefix('val_')}": v for k, v in line.items() if k.startswith("val_")}

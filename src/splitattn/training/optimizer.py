@@ -5,12 +5,8 @@ import math
 import torch
 from torch import nn
 
-from splitattn.nn.resnest import ResNeSt
 from splitattn.training.recipes import Recipe
-
-# From the stem, 0, to the classifier: what `layer_decay` counts.
-_CLASSIFIER = 5
-_STEM = ("conv1", "bn1")
+from splitattn.training.stages import HEAD, depths
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -26,22 +22,23 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return peak * (1 + math.cos(math.pi * progress)) / 2
 
 
-def make_optimizer(model: ResNeSt, recipe: Recipe) -> torch.optim.SGD:
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """Nesterov SGD over the weights that are not frozen.
 
-    Only the weights of convolutions and dense layers decay. The kind of the module decides, not its
-    name: by name, the official code decays six norms. Each group says in `scale` by what to
-    multiply the learning rate: `recipe.layer_decay` to the power of its distance from the
-    classifier.
+    Only the weights of convolutions and dense layers decay. The class of the module decides, not
+    its name: by name, the official code decays six norms. Each group has a `scale` for the learning
+    rate: `recipe.layer_decay` to the power of its distance from the head, 1 for layer4 to 5 for the
+    stem. The head is everything that is neither stem nor stage (see `stages`).
     """
+    depth_of = depths(model)
     decayed = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         if weight.requires_grad:
             decay = recipe.weight_decay if id(weight) in decayed else 0.0
-            scale = recipe.layer_decay ** (_CLASSIFIER - _depth(name))
+            scale = recipe.layer_decay ** (HEAD - depth_of.get(id(weight), HEAD))
             groups.setdefault((scale, decay), []).append(weight)
     return torch.optim.SGD(
         [
@@ -58,10 +55,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give each group of weights its share of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-
-
-def _depth(name: str) -> int:
-    """How far from the stem, 0, a parameter is; the classifier is the farthest."""
-    if name.startswith("layer"):
-        return int(name[len("layer")])
-    return 0 if name.partition(".")[0] in _STEM else _CLASSIFIER

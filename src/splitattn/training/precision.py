@@ -4,7 +4,7 @@ import torch
 
 from splitattn.training.recipes import Precision
 
-_FORMATS: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_FORMATS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

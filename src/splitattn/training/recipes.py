@@ -14,9 +14,10 @@ from splitattn.data.augmentation import Augmentation, AutoAugment, Crop, Interpo
 from splitattn.errors import InputError, nearest
 from splitattn.files import is_file
 from splitattn.preprocessing import Preprocessing, center_crop
-from splitattn.weights.catalogue import default_preprocessing
+from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 
-Precision = Literal["float32", "bfloat16", "float16", "auto"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+TaskName = Literal["classification"]
 PRESETS = ("plain", "embedded", "paper", "modern", "finetune")
 
 
@@ -25,6 +26,9 @@ class Recipe:
     """Nesterov SGD with warm-up and cosine, label smoothing and mixup (paper section 5.1).
 
     Attributes:
+        task: what is learned.
+        pretrained: training starts from weights: the model's default ones unless others are named.
+            Otherwise it starts at random unless weights are named.
         epochs: passes over the training images.
         batch_size: images per step, over all devices and accumulated micro-batches together.
         learning_rate: at the peak, for a batch of 256; other batches scale it linearly.
@@ -32,12 +36,12 @@ class Recipe:
         momentum: of Nesterov's method.
         weight_decay: on the weights of convolutions and the classifier, never on biases and norms.
         clip_norm: longest gradient of all weights together; longer ones are shortened; 0 is off.
-        layer_decay: each stage from the classifier towards the stem multiplies the learning rate
-            by this once more; 1 is off.
-        frozen_stages: how many of stem, layer1, ..., layer4 stay as they are, from the front; the
-            same count as that of `Backbone`.
-        ema_decay: of the moving average of the weights, which is what is measured and saved; 0 is
-            off.
+        layer_decay: the learning rate of layer4 is multiplied by this, that of layer3 by its
+            square, and so on to the stem; 1 is off.
+        frozen_stages: how many of stem, layer1, ..., layer4 are frozen, from the front, as in
+            `Backbone`.
+        ema_decay: of the exponential moving average (EMA) of the weights, which is then what is
+            measured and saved; 0 is off.
         label_smoothing: probability mass taken from the label and spread over all classes.
         mixup_alpha: of the Beta distribution that mixes each batch with its reverse; 0 is off.
         cutmix_alpha: of the Beta distribution of the share of each image that shows another one; 0
@@ -51,10 +55,11 @@ class Recipe:
             images, as in `Augmentation`.
         dropout: probability of dropping a pooled feature; None leaves it to the architecture.
         drop_path: stochastic depth of the last block.
-        drop_block: share that DropBlock removes in the end; it grows from zero, epoch by epoch.
+        drop_block: share that DropBlock removes in the last epoch; it grows from zero, epoch by
+            epoch.
         sync_batch_norm: whether batch norm takes its statistics over all devices.
         precision: of the arithmetic in the forward and backward passes; weights stay float32.
-            "auto" is bfloat16 where the device computes it in hardware, float32 elsewhere.
+            "auto" is bf16 on devices that compute it in hardware, fp32 elsewhere.
         saved_precision: of the convolution and classifier weights in the resulting file.
         seed: decides every random choice.
 
@@ -62,6 +67,8 @@ class Recipe:
         InputError: a value is outside its range, or two of them exclude each other.
     """
 
+    task: TaskName = "classification"
+    pretrained: bool = False
     epochs: int = 90
     batch_size: int = 256
     learning_rate: float = 0.1
@@ -90,8 +97,8 @@ class Recipe:
     drop_path: float = 0.0
     drop_block: float = 0.0
     sync_batch_norm: bool = False
-    precision: Precision = "float32"
-    saved_precision: Literal["float32", "float16"] = "float32"
+    precision: Precision = "fp32"
+    saved_precision: Literal["fp32", "fp16"] = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -154,10 +161,26 @@ class Recipe:
         """How images are prepared when the network is measured."""
         return Preprocessing(size=self.test_size, crop_fraction=self.test_crop_fraction)
 
+    def network_arguments(self) -> dict[str, Any]:
+        """What the network must be built with: keyword arguments of `create_model`."""
+        return {
+            "drop_path": self.drop_path,
+            "drop_block": self.drop_block,
+            "dropout": self.dropout,
+        }
+
+    def progress(self, epoch: int) -> float:
+        """From 0 in the first epoch to 1 in the last; 1 if there is only one."""
+        return epoch / (self.epochs - 1) if self.epochs > 1 else 1.0
+
+    def drop_block_in(self, epoch: int) -> float:
+        """Share that DropBlock removes in `epoch`, counted from 0."""
+        return self.drop_block * self.progress(epoch)
+
     def size_in(self, epoch: int) -> int:
         """Side of the training crops in `epoch`, counted from 0."""
-        progress = epoch / max(self.epochs - 1, 1)
-        size = self.starting_size + progress * (self.train_size - self.starting_size)
+        growth = self.progress(epoch) * (self.train_size - self.starting_size)
+        size = self.starting_size + growth
         if size in (self.starting_size, self.train_size):
             return int(size)
         return max(self.starting_size, min(round(size / 8) * 8, self.train_size))
@@ -196,20 +219,27 @@ _UNPARSABLE = (ValueError, RecursionError)
 # Many times the longest preset, which has fewer than a thousand. Of a.a.a.a.a..., the parser takes
 # time as the square of the length: half a second for this much.
 _MOST_CHARACTERS = 10_000
+_FROM_SCRATCH = "resnest50"
 
 
-def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str) -> Recipe:
+def load_recipe(
+    name_or_file: str, overrides: Iterable[str] = (), *, model: str | None = None
+) -> Recipe:
     """A preset by name or a TOML file of fields, with `key=value` overrides applied.
 
     A file changes the plain recipe, or the preset that its key `preset` names.
 
     Args:
-        model: architecture that it is for; some presets depend on it.
+        model: architecture that it is for; some presets depend on it. None is the recipe's
+            `default_model`.
 
     Raises:
         InputError: no such preset, file or model, an unknown key (the message names the nearest),
             a value of the wrong type or outside its range, or a model without a paper recipe.
     """
+    if model is None:
+        overrides = list(overrides)
+        model = default_model(load_recipe(name_or_file, overrides, model=_FROM_SCRATCH))
     path = Path(name_or_file)
     if name_or_file in PRESETS:
         recipe = _preset(name_or_file, model)
@@ -228,10 +258,15 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = (), *, model: str)
         try:
             values[key.strip()] = _parsed(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            values[key.strip()] = text.strip()  # a bare word, such as bfloat16
+            values[key.strip()] = text.strip()  # a bare word, such as bf16
         except _UNPARSABLE as error:
             raise InputError(f"--set must be key=value, got {override[:60]!r}: {error}") from error
     return _with(recipe, values)
+
+
+def default_model(recipe: Recipe) -> str:
+    """The model to train if none is named: the embedded one if the recipe starts from weights."""
+    return embedded_entry().model if recipe.pretrained else _FROM_SCRATCH
 
 
 def _from_file(path: Path, model: str) -> Recipe:
@@ -294,8 +329,8 @@ _EMBEDDED = Recipe(
     first_train_size=48,
     test_size=64,
     crop_scale=0.5,
-    precision="bfloat16",
-    saved_precision="float16",
+    precision="bf16",
+    saved_precision="fp16",
 )
 
 # Batch, training size and test size of each published model. Sources: scripts/gluon/README.md of
@@ -365,6 +400,7 @@ def _finetune(model: str) -> Recipe:
     """From weights to another data set in a few epochs, with smaller steps near the stem."""
     size = default_preprocessing(model).size
     return Recipe(
+        pretrained=True,
         epochs=10,
         batch_size=64,
         learning_rate=0.1,

@@ -1,8 +1,8 @@
-"""Reading a plain pickle of NumPy arrays, as detectron2 writes them, without running any of it.
+"""Reads plain pickles of NumPy arrays, as detectron2 writes them, without running their code.
 
-A pickle is a program that calls what it names. Here the few names that arrays need are stand-ins
-that only note down what they are given, and every other name is refused; NumPy sees the bytes of an
-array once its type and shape have been checked.
+A pickle is a program that calls functions by name. This reader knows only the few names that arrays
+need, replaces each with a stand-in that records its arguments, and refuses every other name. An
+array's type and shape are checked before NumPy sees its bytes.
 """
 
 import math
@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-# Kind and size of the numbers that both libraries have.
+# Kind and size of the numbers that a layer can hold.
 _TYPES = frozenset({"u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8"})
 
 
 class _Type:
-    """Notes down a dtype."""
+    """Records a dtype."""
 
     __slots__ = ("code", "order")
 
@@ -32,7 +31,7 @@ class _Type:
 
 
 class _Array:
-    """Notes down an array."""
+    """Records an array."""
 
     __slots__ = ("content", "fortran", "shape", "type")
 
@@ -41,13 +40,16 @@ class _Array:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The one written in Python: a few bytes can make that in C take all memory for its memo."""
+    """The standard library's unpickler in Python.
+
+    The one in C allocates its memo by an index in the file: a few bytes could take all memory.
+    """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file, encoding="latin1")  # bytes of Python 2
         self._copies_left = size
         self.arrays: list[_Array] = []
-        # Of this object alone, so that nothing which a file does to them outlives it.
+        # New for each file, so that a file that changes them affects no other.
         self._stand_ins: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: self._array(),
             ("numpy.core.numeric", "_frombuffer"): self._from_buffer,
@@ -55,7 +57,7 @@ class _Unpickler(pickle._Unpickler):
             ("numpy", "dtype"): lambda code, *_: _Type(code),
             ("collections", "OrderedDict"): self._dictionary,
             ("__builtin__", "bytes"): lambda *_: b"",  # in old protocols; others are encoded
-            ("_codecs", "encode"): lambda text, *_: text,  # by `_tensor`, once
+            ("_codecs", "encode"): lambda text, *_: text,  # by `_numbers`, once
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -73,7 +75,7 @@ class _Unpickler(pickle._Unpickler):
         return array
 
     def _dictionary(self, *items: Any) -> dict[Any, Any]:
-        # A call is a few bytes, and could copy what the rest of the file holds.
+        # A call takes a few bytes and may copy everything else in the file: limit the copies.
         self._copies_left -= sum(map(len, items))
         if self._copies_left < 0:
             raise pickle.UnpicklingError("dictionaries larger than their file")
@@ -86,35 +88,37 @@ class _Unpickler(pickle._Unpickler):
 
 
 def load_arrays(file: BinaryIO, size: int) -> Any:
-    """What is pickled in `file`, of `size` bytes; arrays in (nested) dictionaries become tensors.
+    """Unpickle `file`, of `size` bytes: arrays, in dictionaries that may be nested.
 
     Raises:
-        pickle.UnpicklingError: it names something besides arrays, or arrays of no numbers.
-        Exception: it is damaged, in any way there is.
+        pickle.UnpicklingError: it has objects other than arrays, or arrays of non-numbers.
+        Exception: it is damaged; the type depends on the damage.
     """
     unpickler = _Unpickler(file, size)
     content = unpickler.load()
-    # Many arrays could share the same bytes; whole ones are never larger than their file.
+    # Many arrays could share the same bytes; complete ones are never larger than their file.
     if sum(len(array.content) for array in unpickler.arrays) > size:
         raise pickle.UnpicklingError("arrays larger than their file")
-    return _with_tensors(content, {})
+    return _with_arrays(content, {})
 
 
-def _with_tensors(value: Any, done: dict[int, Any]) -> Any:
-    """A copy of `value` with tensors in it; `done` has copies of what repeats or holds itself."""
+def _with_arrays(value: Any, done: dict[int, Any]) -> Any:
+    """A copy of `value` with real arrays. `done` has the copies so far: values may repeat or nest
+    in themselves.
+    """
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, _Array):
-        done[id(value)] = _tensor(value)
+        done[id(value)] = _numbers(value)
     elif isinstance(value, dict):
         copy = done[id(value)] = {}
-        copy.update((key, _with_tensors(item, done)) for key, item in value.items())
+        copy.update((key, _with_arrays(item, done)) for key, item in value.items())
     else:
         return value
     return done[id(value)]
 
 
-def _tensor(array: _Array) -> Tensor:
+def _numbers(array: _Array) -> NDArray[Any]:
     kind, shape, content = array.type, array.shape, array.content
     if not isinstance(kind, _Type) or kind.code not in _TYPES or kind.order not in tuple("<>|="):
         raise pickle.UnpicklingError("an array of something besides numbers")
@@ -125,4 +129,4 @@ def _tensor(array: _Array) -> Tensor:
     if not whole or math.prod(shape) * numbers.itemsize != len(content):
         raise pickle.UnpicklingError("an array that is not of its shape")
     values = np.frombuffer(content, numbers).reshape(shape, order="F" if array.fortran else "C")
-    return torch.from_numpy(np.array(values, numbers.newbyteorder("="), order="C"))
+    return np.array(values, numbers.newbyteorder("="), order="C")

@@ -15,10 +15,10 @@ from typing import Any
 from splitattn.architectures import TIMM_NAMES, architecture
 from splitattn.errors import InputError, WeightsError, one_line
 from splitattn.preprocessing import Preprocessing
+from splitattn.weights.cache import published
 from splitattn.weights.catalogue import MeasuredMetrics, WeightsEntry
 from splitattn.weights.hub import CARD_MARK
 from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.weights.resolve import published
 
 # A card is for people; `config.json` lists the others.
 _CLASSES_SHOWN = 1000

@@ -203,6 +203,15 @@ def entries(model: str | None = None) -> tuple[WeightsEntry, ...]:
     return tuple(entry for entry in CATALOGUE if entry.model == name)
 
 
+def list_weights(model: str | None = None) -> list[WeightsEntry]:
+    """Catalogue entries of `model`, or of all models. The first of a model is its default.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    return list(entries(model))
+
+
 def find_entry(model: str, tag: str | None = None) -> WeightsEntry:
     """The entry of `model` called `tag`; without a tag the one in the model's name, or its first.
 

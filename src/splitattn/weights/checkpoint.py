@@ -1,224 +1,233 @@
-"""Reading and writing files of tensors. No file, whatever it holds, can run code by being read."""
+"""Reads and writes files of tensors: as NumPy arrays, or as PyTorch's tensors."""
 
 import errno
-import os
-import pickle
+import json
 import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save_file
 
 from splitattn.architectures import architecture
 from splitattn.errors import WeightsError
 from splitattn.files import replacing
-from splitattn.weights.arrays import load_arrays
-from splitattn.weights.layouts import OFFICIAL, Spelling, recognize
-from splitattn.weights.matching import Widths, check_layout, check_match
+from splitattn.weights.layouts import OFFICIAL, KeyMapping, recognize
+from splitattn.weights.matching import Fit, check_layout, check_match
 from splitattn.weights.metadata import (
     METADATA_KEY,
     ModelMetadata,
     damaged,
     is_safetensors,
     metadata_of,
+    training_metadata_of,
     unreadable,
 )
+from splitattn.weights.pickles import load_pickle
 
-# Where training scripts put the state dict; where several are present, averaged weights come first.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = NDArray[Any]
+T = TypeVar("T", bound="Array | Tensor")
+
+# Where training scripts, ours too, put the state dict, best first: EMA weights come before others.
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 _MOST_WRAPPERS = 32
-# What DataParallel puts before every key, and torch.compile before those of what it compiled.
+# DataParallel puts `module.` before every key; torch.compile puts `_orig_mod.` before the keys of
+# what it compiled.
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
-# The counter that torch's AveragedModel keeps beside the weights it averages.
+# The counter that torch's AveragedModel keeps beside the weights.
 _NOT_WEIGHTS = frozenset({"n_averaged"})
-
-_ZIP_MAGIC = b"PK\x03\x04"
-_PICKLE_MAGIC = b"\x80"
-# The number that torch.save, before it wrote zip files, pickled before all else.
-_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
+# Real numbers that a layer can be loaded from.
+_DTYPES = frozenset(
+    {
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "bool"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+    }
+)
+_NUMPY_FLOATS = frozenset({"float64", "float32", "float16"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A file's tensors, and what it says about itself.
+class Checkpoint(Generic[T]):
+    """The tensors and the metadata of a file.
 
     Attributes:
         path: the file.
-        state_dict: tensors by official key.
-        metadata: what it says about itself, if it says anything.
-        spelling: how the file writes its keys.
-        strangers: keys, as in the file, that its layout does not have and whose tensors are left
-            out. Every key of the official layout is taken as it is.
-        surroundings: keys, as in the file, of the larger model that this network is the backbone
-            of, such as a detector's neck and heads; their tensors are left out too.
+        tensors: by official key; NumPy arrays, or PyTorch's tensors on the CPU.
+        metadata: the file's metadata, if it has any.
+        key_mapping: how the file names its keys.
+        unexpected: the file's keys that its layout does not have. Their tensors are left out. The
+            official layout takes every key.
+        ignored: the file's keys that belong to a larger model around the backbone, such as a
+            detector's neck and heads. Their tensors are left out too.
     """
 
     path: Path
-    state_dict: dict[str, Tensor]
+    tensors: dict[str, T]
     metadata: ModelMetadata | None
-    spelling: Spelling
-    strangers: tuple[str, ...]
-    surroundings: tuple[str, ...]
+    key_mapping: KeyMapping
+    unexpected: tuple[str, ...]
+    ignored: tuple[str, ...]
 
     @property
-    def surroundings_in_words(self) -> str:
-        """How many tensors `surroundings` names, and the first of them; empty if there is none."""
-        if not (count := len(self.surroundings)):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `tensors`."""
+        return {key: tuple(value.shape) for key, value in self.tensors.items()}
+
+    @property
+    def ignored_in_words(self) -> str:
+        """How many keys are ignored, and the first of them; empty if there is none."""
+        if not (count := len(self.ignored)):
             return ""
-        names = ", ".join(key[:80] for key in self.surroundings[:3])
+        names = ", ".join(key[:80] for key in self.ignored[:3])
         more = ", ..." if count > 3 else ""
         tensors = "tensor" if count == 1 else "tensors"
         return f"{count} {tensors} of the larger model around the backbone ({names}{more})"
 
 
-def check_fits(checkpoint: Checkpoint, network: Mapping[str, Tensor], *, model: str) -> Widths:
-    """Raise unless a checkpoint is one of the model, for however many classes and channels.
-
-    Args:
-        network: the state dict of such a network, for any number of classes and channels, on any
-            device, `meta` too.
-        model: its name.
+def check_fits(checkpoint: Checkpoint[Any], model: str) -> Fit:
+    """Raise unless a checkpoint fits the model, with any number of classes and channels.
 
     Returns:
-        For how many classes and channels the checkpoint is.
+        The number of classes and channels in the checkpoint.
 
     Raises:
-        WeightsError: it is not, or has whole numbers where the network computes with fractions.
+        WeightsError: keys or shapes differ, or a tensor holds integers instead of floats.
     """
-    origin, spelling = str(checkpoint.path), checkpoint.spelling
-    check_layout(spelling, architecture(model), model=model, origin=origin)
-    widths = check_match(
-        {key: tuple(value.shape) for key, value in checkpoint.state_dict.items()},
-        {key: tuple(value.shape) for key, value in network.items()},
+    origin, key_mapping = str(checkpoint.path), checkpoint.key_mapping
+    check_layout(key_mapping, architecture(model), model=model, origin=origin)
+    fit = check_match(
+        checkpoint.shapes,
+        architecture(model),
         model=model,
         origin=origin,
-        spelling=spelling,
-        strangers=checkpoint.strangers,
+        key_mapping=key_mapping,
+        unexpected=checkpoint.unexpected,
     )
-    for key, value in checkpoint.state_dict.items():
-        if network[key].is_floating_point() and not value.is_floating_point():
+    for key, value in checkpoint.tensors.items():
+        dtype = _dtype(value)
+        if "float" not in dtype and not key.endswith("num_batches_tracked"):
             raise WeightsError(
-                f"{origin} must hold floating-point numbers, {spelling.own(key)} is of "
-                f"{str(value.dtype).removeprefix('torch.')}: save the network before it is "
-                "quantized"
+                f"{origin} must hold floating-point numbers, {key_mapping.own(key)} is of "
+                f"{dtype}: save the network before it is quantized"
             )
-    return widths
+    return fit
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file onto the CPU, whatever it is called and however it names its tensors.
+def read_checkpoint(path: str | Path) -> Checkpoint[Array]:
+    """Read a file into NumPy arrays. Safetensors need no PyTorch.
 
-    It is a safetensors file, one of `torch.save`, or a pickle of NumPy arrays. Wrappers
-    (`state_dict`, `model`, `ema`, ...) are opened and prefixes (`module.`, `_orig_mod.`) removed,
-    so that the keys are those of the module that was trained; those of another project become
-    official ones.
+    The file is safetensors, a file of `torch.save`, or a pickle of NumPy arrays, under any name.
+    Wrappers (`state_dict`, `model`, `ema`, ...) are opened, prefixes (`module.`, `_orig_mod.`) are
+    removed, and other projects' keys become official ones. NumPy has no bfloat16: such tensors
+    become float32. All other numbers keep their type.
 
     Raises:
+        InputError: the file needs PyTorch, which is not installed.
         WeightsError: the file cannot be read, is damaged, holds no weights, or holds anything
-            besides tensors and plain containers (which torch refuses to unpickle).
+            besides tensors and plain containers.
     """
-    path = Path(path)
+    return _read(Path(path), "numpy", _as_array)
+
+
+def read_tensors(path: str | Path) -> "Checkpoint[Tensor]":
+    """Read a file into PyTorch's tensors of the file's own types, on the CPU.
+
+    Everything else is as in `read_checkpoint`.
+    """
+    return _read(Path(path), "pt", _as_tensor)
+
+
+def _read(
+    path: Path, framework: Literal["numpy", "pt"], convert: Callable[[Any], T]
+) -> Checkpoint[T]:
     try:
         if is_safetensors(path):
-            return _read_safetensors(path)
-        return _checkpoint(path, _state_dict(_unpickle(path), path), None)
+            content, metadata = _read_safetensors(path, framework)
+        else:
+            content = load_pickle(path)
+            metadata = training_metadata_of(path, content)
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _read_safetensors(path: Path) -> Checkpoint:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = metadata_of(path, file.metadata())
-    except SafetensorError as error:
-        raise damaged(path) from error
-    return _checkpoint(path, _state_dict(tensors, path), metadata)
-
-
-def _checkpoint(
-    path: Path, tensors: dict[str, Tensor], metadata: ModelMetadata | None
-) -> Checkpoint:
-    spelling = recognize(tensors)
+    tensors = {key: convert(value) for key, value in _state_dict(content, path).items()}
+    key_mapping = recognize(tensors)
     officials = {
-        key: key if spelling.layout is OFFICIAL else spelling.official(key) for key in tensors
+        key: key if key_mapping.layout is OFFICIAL else key_mapping.official(key) for key in tensors
     }
     nameless = [key for key, name in officials.items() if name is None]
     return Checkpoint(
         path=path,
-        state_dict={name: tensors[key] for key, name in officials.items() if name is not None},
+        tensors={name: tensors[key] for key, name in officials.items() if name is not None},
         metadata=metadata,
-        spelling=spelling,
-        strangers=tuple(key for key in nameless if not spelling.is_outside(key)),
-        surroundings=tuple(filter(spelling.is_outside, nameless)),
+        key_mapping=key_mapping,
+        unexpected=tuple(key for key in nameless if not key_mapping.is_outside(key)),
+        ignored=tuple(filter(key_mapping.is_outside, nameless)),
     )
 
 
-def _unpickle(path: Path) -> Any:
-    # Opened here, because torch.load would go by the name. Its warnings (of TorchScript archives,
-    # of pickle protocols) precede errors that say the same.
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        start = file.read(64)
-        _check_magic(start, path)
-        if start.startswith(_ZIP_MAGIC):
-            _check_archive(file, path)
-        file.seek(0)
-        return _load(file, start, path)
-
-
-def _check_magic(start: bytes, path: Path) -> None:
-    if not start:
-        raise WeightsError(f"{path} is an empty file: get the weights again")
-    if not start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
-        raise WeightsError(
-            f"{path} is not a weights file: it must be safetensors or written by torch.save"
-        )
-
-
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Raise if the records of a zip archive are more than its bytes, as torch would unpack them."""
+def _read_safetensors(
+    path: Path, framework: Literal["numpy", "pt"]
+) -> tuple[dict[str, Any], ModelMetadata | None]:
     try:
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(record.file_size for record in archive.infolist())
-    except Exception as error:  # damaged bytes make zipfile fail in any way there is
-        raise _damaged(path) from error
-    if unpacked > path.stat().st_size:
-        raise WeightsError(
-            f"{path} is compressed, which torch.save does not do, and would unpack to "
-            f"{unpacked:,} bytes: unpack it and save its state_dict again"
-        )
+        with safe_open(path, framework=framework) as file:
+            metadata = metadata_of(path, file.metadata())
+            keys = list(file.keys())
+            if framework == "pt":
+                return {key: file.get_tensor(key) for key in keys}, metadata
+            return _read_arrays(path, file, keys), metadata
+    except SafetensorError as error:
+        raise damaged(path) from error
 
 
-def _load(file: BinaryIO, start: bytes, path: Path) -> Any:
-    try:
-        if start.startswith(_PICKLE_MAGIC) and _TORCH_MAGIC not in start:
-            return load_arrays(file, os.fstat(file.fileno()).st_size)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is damaged or holds objects besides tensors or arrays, which could run code: "
-            "save its state_dict alone, or as safetensors"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # damaged bytes make torch fail in any way there is
-        raise _damaged(path) from error
+def _read_arrays(path: Path, file: Any, keys: list[str]) -> dict[str, Array]:
+    """The tensors of the safetensors file at `path`, open as `file`, as NumPy arrays."""
+    arrays = {}
+    offsets = None
+    for key in keys:
+        part = file.get_slice(key)
+        dtype = part.get_dtype()
+        if dtype == "BF16":
+            offsets = _data_offsets(path) if offsets is None else offsets
+            arrays[key] = _read_bfloat16(path, offsets[key], part.get_shape())
+            continue
+        try:
+            arrays[key] = file.get_tensor(key)
+        except (AttributeError, TypeError) as error:  # safetensors looks the type up in NumPy
+            raise WeightsError(
+                f"{path} must have numbers of a type that NumPy has, {key[:80]} is of {dtype}: "
+                "save it as float32"
+            ) from error
+    return arrays
 
 
-def _damaged(path: Path) -> WeightsError:
-    return WeightsError(f"{path} is truncated, damaged or not a file of torch.save: get it again")
+def _data_offsets(path: Path) -> dict[str, int]:
+    """Where each tensor of a safetensors file, whose header has been checked, begins in bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        key: 8 + length + entry["data_offsets"][0]
+        for key, entry in header.items()
+        if key != "__metadata__"
+    }
 
 
-def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+def _read_bfloat16(path: Path, offset: int, shape: list[int]) -> Array:
+    """A tensor of bfloat16 as float32, of which bfloat16 is the upper half."""
+    upper = np.fromfile(path, "<u2", prod(shape), offset=offset)
+    return (upper.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Any]:
     tensors = _unwrap(content, set())
     if not tensors:
         raise WeightsError(
@@ -234,12 +243,12 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     return bare
 
 
-def _unwrap(content: Any, seen: set[int]) -> dict[str, Tensor]:
+def _unwrap(content: Any, seen: set[int]) -> dict[str, Any]:
     """The innermost state dict, or an empty one if there is none.
 
-    A wrapper may hold something else, as the settings of an average do that was never kept.
+    A wrapper without weights is passed over: "ema" may hold the settings of an EMA.
     """
-    # A hostile dictionary can hold itself, or others more often than there is time for.
+    # A hostile dictionary can hold itself, or hold others too often to visit them all.
     if not isinstance(content, Mapping) or id(content) in seen or len(seen) == _MOST_WRAPPERS:
         return {}
     seen.add(id(content))
@@ -248,38 +257,68 @@ def _unwrap(content: Any, seen: set[int]) -> dict[str, Tensor]:
             return weights
     weights = {key: value for key, value in content.items() if key not in _NOT_WEIGHTS}
     for key, value in weights.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or not _plain(value):
+        if not isinstance(key, str) or not _is_plain(value):
             return {}
     return weights
 
 
-def _plain(tensor: Tensor) -> bool:
-    """Whether the tensor holds numbers that a layer can take: dense, real, and all there."""
-    dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-    if not dense or tensor.is_complex():
+def _is_plain(value: object) -> bool:
+    """Whether `value` is an array or a tensor that a layer can take: real, dense and complete."""
+    if isinstance(value, np.ndarray):
+        return _dtype(value) in _DTYPES
+    torch = sys.modules.get("torch")  # without it, nothing can be its tensor
+    if torch is None or not isinstance(value, torch.Tensor) or _dtype(value) not in _DTYPES:
         return False
-    # One number in a file can be shown as a tensor of any size, which would be copied in full.
-    return tensor.nbytes <= tensor.untyped_storage().nbytes()
+    if value.layout != torch.strided or value.is_meta:
+        return False
+    # A file can show one number as a tensor of any size, which a copy would fill.
+    return bool(value.nbytes <= value.untyped_storage().nbytes())
+
+
+def _dtype(value: Any) -> str:
+    """The name of the type, the same for arrays and tensors."""
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _as_array(value: Any) -> Array:
+    if isinstance(value, np.ndarray):
+        return value
+    dtype = _dtype(value)
+    if "float" in dtype and dtype not in _NUMPY_FLOATS:
+        value = value.float()
+    array: Array = value.numpy(force=True)
+    return array
+
+
+def _as_tensor(value: Any) -> "Tensor":
+    if isinstance(value, np.ndarray):
+        import torch
+
+        return torch.from_numpy(value)
+    tensor: Tensor = value
+    return tensor
 
 
 def write_checkpoint(
-    path: str | Path, state_dict: Mapping[str, Tensor], metadata: ModelMetadata | None = None
+    path: str | Path,
+    tensors: "Mapping[str, Array] | Mapping[str, Tensor]",
+    metadata: ModelMetadata | None = None,
 ) -> None:
-    """Write a safetensors file, whole or not at all.
+    """Write a safetensors file from arrays or tensors, whole or not at all.
 
-    The file appears under its name once it is on the disk; an interrupted write leaves an older
-    file of that name as it was.
+    The file gets its name once it is on the disk. After an interrupted write, an older file of that
+    name is still there.
 
     Raises:
         WeightsError: the file cannot be written.
     """
     with writing(Path(path)) as temporary:
-        save_safetensors(temporary, state_dict, metadata)
+        save_safetensors(temporary, tensors, metadata)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """`files.replacing`, where what keeps weights from being written is an error in one line.
+    """Wrap `files.replacing`: a file that cannot be written is an error of one line.
 
     Raises:
         WeightsError: the file cannot be written.
@@ -293,30 +332,46 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def save_safetensors(
-    path: Path, state_dict: Mapping[str, Tensor], metadata: ModelMetadata | None
+    path: Path,
+    tensors: "Mapping[str, Array] | Mapping[str, Tensor]",
+    metadata: ModelMetadata | None,
 ) -> None:
     """Write a safetensors file in place.
 
     Raises:
         OSError, SafetensorError: the file cannot be written.
     """
-    # safetensors takes neither views (channels_last weights are views to it) nor device memory.
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    save_file(tensors, path, {METADATA_KEY: metadata.to_json()} if metadata else None)
+    header = {METADATA_KEY: metadata.to_json()} if metadata else None
+    # safetensors takes neither views (channels_last weights are views) nor memory of a device.
+    contiguous: dict[str, Any] = {key: _contiguous(value) for key, value in tensors.items()}
+    if all(isinstance(value, np.ndarray) for value in contiguous.values()):
+        save_file(contiguous, path, header)
+    else:
+        from safetensors.torch import save_file as save_tensors
+
+        save_tensors(contiguous, path, header)
 
 
-def save_pickle(path: Path, state_dict: Mapping[str, Tensor], wrapper: str | None) -> None:
+def _contiguous(value: "Array | Tensor") -> "Array | Tensor":
+    if isinstance(value, np.ndarray):
+        return np.asarray(value, order="C")
+    return value.detach().cpu().contiguous()
+
+
+def save_pickle(path: Path, state_dict: "Mapping[str, Tensor]", wrapper: str | None) -> None:
     """Write a file of `torch.save` in place: the state dict, or a dict with it under `wrapper`.
 
     Raises:
         OSError: the file cannot be written.
     """
-    # Copies, for torch.save writes all of the memory that a tensor is a part of.
+    import torch
+
+    # torch.save writes all of the memory that a tensor is a view of, so copy each.
     tensors = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in state_dict.items()
     }
     try:
         torch.save({wrapper: tensors} if wrapper else tensors, path)
-    except RuntimeError as error:  # how torch's own writer says that the disk is full
+    except RuntimeError as error:  # torch's writer reports a full disk like this
         raise OSError(errno.EIO, " ".join(str(error).split())) from error

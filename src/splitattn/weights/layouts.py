@@ -1,7 +1,7 @@
-"""How each project names the tensors of a ResNeSt, as a table; nothing here needs torch.
+"""How each project names the tensors of a ResNeSt, as a table.
 
-The networks are the same everywhere, and so are the tensors: only their names differ. The official
-names are those of `nn/`; every other name exists in this module alone.
+All projects have the same networks and tensors; only the names differ. The official names are those
+of `nn/`. Every other name appears in this module alone.
 
 Sources: resnest/torch and resnest/d2 of github.com/zhanghang1989/ResNeSt;
 mmpretrain/models/backbones/{resnest,resnet}.py; mmdet/models/backbones/resnest.py and
@@ -122,9 +122,9 @@ class Layout:
         return {own: official for official, own in self.modules.items()}
 
     @property
-    def spelling(self) -> "Spelling":
-        """How the project itself writes its files."""
-        return Spelling(layout=self, prefix=self.prefixes[0])
+    def key_mapping(self) -> "KeyMapping":
+        """The mapping of the files that the project itself writes."""
+        return KeyMapping(layout=self, prefix=self.prefixes[0])
 
     def refusal(self, architecture: Architecture) -> str | None:
         """Why the layout cannot hold such a network, or None if it can."""
@@ -135,8 +135,13 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spelling:
-    """How the keys of one file are written: a layout, and which of its prefixes."""
+class KeyMapping:
+    """Maps the keys of one file to official keys and back.
+
+    Attributes:
+        layout: the names in the file.
+        prefix: the one of the layout's prefixes that the file has.
+    """
 
     layout: Layout
     prefix: str
@@ -152,9 +157,9 @@ class Spelling:
         return name and f"{name}.{tensor}"
 
     def own(self, official: str) -> str | None:
-        """The file's name of the official key, or None if the layout has none: `official` undone.
+        """The file's name of an official key, or None if it has none: the inverse of `official`.
 
-        The official layout keeps every key as it is, whether a network of ours has it or not.
+        The official layout keeps every key, also those that no network here has.
         """
         if self.layout is OFFICIAL:
             return official
@@ -165,7 +170,7 @@ class Spelling:
         return name and f"{self.prefix}{name}.{tensor}"
 
     def is_outside(self, key: str) -> bool:
-        """Whether `key` is of a larger model, of which what has the prefix is the backbone."""
+        """Whether `key` belongs to a larger model around the backbone, which has the prefix."""
         return not key.startswith(self.prefix) and self.official(key) is None
 
 
@@ -218,8 +223,8 @@ DETECTRON2 = Layout(
 )
 LAYOUTS = (OFFICIAL, MMPRETRAIN, MMDET, DETECTRON2)
 
-_SPELLINGS = tuple(
-    Spelling(layout=layout, prefix=prefix) for layout in LAYOUTS for prefix in layout.prefixes
+_KEY_MAPPINGS = tuple(
+    KeyMapping(layout=layout, prefix=prefix) for layout in LAYOUTS for prefix in layout.prefixes
 )
 
 
@@ -238,11 +243,11 @@ def find_layout(name: str) -> Layout:
     )
 
 
-def recognize(keys: Collection[str]) -> Spelling:
-    """The spelling that knows most of the keys; the official one where none knows more."""
+def recognize(keys: Collection[str]) -> KeyMapping:
+    """The mapping that knows the most of `keys`; the official one if none knows more."""
     return max(
-        _SPELLINGS,
-        key=lambda spelling: sum(spelling.official(key) is not None for key in keys),
+        _KEY_MAPPINGS,
+        key=lambda mapping: sum(mapping.official(key) is not None for key in keys),
     )
 
 

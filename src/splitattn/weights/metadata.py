@@ -1,4 +1,4 @@
-"""What a trained file says about itself: kept inside it, read without touching its tensors."""
+"""Metadata inside a weights file: model, classes, preprocessing, recipe and metrics."""
 
 import json
 from collections.abc import Mapping
@@ -13,23 +13,25 @@ from splitattn.errors import InputError, WeightsError
 from splitattn.preprocessing import Preprocessing
 
 METADATA_KEY = "splitattn"
+# Keys that tell a training's checkpoint (`last.pt`) from other files. `metadata` is JSON or None.
+_TRAINING_KEYS = ("identity", "metadata")
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMetadata:
-    """Everything, besides its tensors, that using a trained file needs.
+    """What is needed to use a weights file, besides its tensors.
 
     Attributes:
         model: name of the architecture.
         classes: class names, by output index.
         preprocessing: how images were evaluated.
         recipe: how the weights were trained.
-        metrics: what was measured on them.
+        metrics: what was measured with them.
 
     Raises:
-        InputError: a field is of another kind, or a recipe or metrics could not be written as JSON.
+        InputError: a field has another type, or recipe or metrics cannot be written as JSON.
     """
 
     model: str
@@ -60,9 +62,9 @@ class ModelMetadata:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelMetadata":
-        """The inverse of `to_json`; keys of a later version are passed over.
+        """The inverse of `to_json`. Unknown keys, of a later version, are ignored.
 
-        The model goes by our own name, whichever the text has.
+        Another project's name of the model becomes our own.
 
         Raises:
             WeightsError: the text is not JSON, or a field is missing or unusable.
@@ -85,7 +87,7 @@ class ModelMetadata:
 def _our_name(name: str) -> str:
     try:
         return split_name(name)[0]
-    except InputError:  # of a later version: who needs its architecture will say so
+    except InputError:  # of a later version; building the network reports it
         return name
 
 
@@ -109,7 +111,7 @@ def _expect(kind: type[T], value: object) -> T:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the content of `path`, whatever its name, begins as a safetensors file does.
+    """Whether the file at `path` begins as a safetensors file does. Its name does not count.
 
     Raises:
         OSError: the file cannot be read.
@@ -120,42 +122,71 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_metadata(path: str | Path) -> ModelMetadata | None:
-    """What the file says about itself, or None if it says nothing. Its tensors are not loaded.
+    """The metadata in a weights file or a training's checkpoint, or None if it has none.
+
+    A checkpoint (`last.pt`) is read whole, with PyTorch; of other files the tensors are not read.
 
     Raises:
+        InputError: the file is a checkpoint and PyTorch is not installed.
         WeightsError: the file cannot be read, or is damaged.
     """
     path = Path(path)
     try:
-        if not is_safetensors(path):
-            return None
-        with safe_open(path, framework="numpy") as file:
-            return metadata_of(path, file.metadata())
+        if is_safetensors(path):
+            with safe_open(path, framework="numpy") as file:
+                return metadata_of(path, file.metadata())
+        return _read_training_metadata(path)
     except OSError as error:
         raise unreadable(path, error) from error
     except SafetensorError as error:
         raise damaged(path) from error
 
 
+def _read_training_metadata(path: Path) -> ModelMetadata | None:
+    # Imported here: most callers have a safetensors file, and need no NumPy.
+    from splitattn.weights.pickles import load_pickle, pickle_in_zip
+
+    pickled = pickle_in_zip(path)
+    if not all(key.encode() in pickled for key in _TRAINING_KEYS):
+        return None  # without loading hundreds of megabytes
+    return training_metadata_of(path, load_pickle(path))
+
+
+def training_metadata_of(path: Path, content: object) -> ModelMetadata | None:
+    """The metadata in `content`, of the file `path`, if it is a training's checkpoint.
+
+    Raises:
+        WeightsError: they are malformed.
+    """
+    if not isinstance(content, dict) or not content.keys() >= set(_TRAINING_KEYS):
+        return None
+    text = content["metadata"]
+    return _parse(path, text) if isinstance(text, str) else None
+
+
 def metadata_of(path: Path, header: Mapping[str, str] | None) -> ModelMetadata | None:
-    """The metadata among the string pairs in the header of the safetensors file `path`, if any.
+    """The metadata in `header`, the string pairs of the safetensors file `path`, if it has any.
 
     Raises:
         WeightsError: they are malformed.
     """
     if not header or METADATA_KEY not in header:
         return None
+    return _parse(path, header[METADATA_KEY])
+
+
+def _parse(path: Path, text: str) -> ModelMetadata:
     try:
-        return ModelMetadata.from_json(header[METADATA_KEY])
+        return ModelMetadata.from_json(text)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}; write the file again") from error
 
 
 def unreadable(path: Path, error: OSError) -> WeightsError:
-    """The error for a file that the system does not let us read."""
+    """The error for a file that the system refuses to read."""
     return WeightsError(f"cannot read weights from {path}: {error.strerror or error}")
 
 
 def damaged(path: Path) -> WeightsError:
-    """The error for a safetensors file that breaks off or contradicts itself."""
+    """The error for a safetensors file that is truncated or inconsistent."""
     return WeightsError(f"{path} is a truncated or damaged safetensors file: get it again")

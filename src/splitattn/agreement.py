@@ -1,0 +1,88 @@
+"""How many labels stay when a network is rounded to eight bits."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitattn.data.eval_batches import eval_batches
+from splitattn.data.labelled import LabelledImages
+from splitattn.engines.engine import Engine
+from splitattn.errors import DataError
+from splitattn.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How the labels of a quantized network compare with those of the network it came from.
+
+    Attributes:
+        n: images that both have labelled.
+        same_labels: images that both label alike, in percent.
+        top1, reference_top1: of the quantized network and of the other, in percent; None if the
+            images come without labels that the network knows.
+    """
+
+    n: int
+    same_labels: float
+    top1: float | None
+    reference_top1: float | None
+
+    def __str__(self) -> str:
+        line = f"{self.same_labels:.2f} % of {self.n} images labelled alike"
+        if self.top1 is None or self.reference_top1 is None:
+            return line
+        lost = self.reference_top1 - self.top1
+        return f"top-1 {self.reference_top1:.2f} % -> {self.top1:.2f} % ({-lost:+.2f}), {line}"
+
+
+def compare(
+    reference: Engine,
+    candidate: Engine,
+    data: LabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    labelled: bool,
+    batch_size: int = 32,
+    workers: int | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+) -> Agreement:
+    """Label every image of `data` with both networks.
+
+    Args:
+        labelled: the labels of `data` are indices of the networks' outputs.
+        workers: threads that decode images; None chooses from the number of processors.
+        on_images: told how many more images are done, of how many in all.
+
+    Raises:
+        DataError: no image can be read.
+    """
+    n = same = right = reference_right = 0
+    batches = eval_batches(data, preprocessing, batch_size=batch_size, workers=workers)
+    with closing(batches):
+        for batch in batches:
+            if len(batch.labels):
+                expected, guesses = (
+                    _guesses(engine.run(batch.images, preprocessing))
+                    for engine in (reference, candidate)
+                )
+                n += len(batch.labels)
+                same += int(((guesses == expected) & (guesses >= 0)).sum())
+                right += int((guesses == batch.labels).sum())
+                reference_right += int((expected == batch.labels).sum())
+            on_images(len(batch.labels) + len(batch.problems), len(data))
+    if not n:
+        raise DataError(f"a comparison needs readable images, got none in {data.origin}")
+    return Agreement(
+        n=n,
+        same_labels=100 * same / n,
+        top1=100 * right / n if labelled else None,
+        reference_top1=100 * reference_right / n if labelled else None,
+    )
+
+
+def _guesses(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The first guess for each image; -1, which is nobody's label, where a logit is NaN."""
+    return np.where(np.isnan(logits).any(1), -1, logits.argmax(1))

@@ -1,0 +1,25 @@
+"""Normalization in PyTorch, on the device where the network is."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from splitattn.preprocessing import Preprocessing
+
+
+def normalize(pixels_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:  # noqa: N803
+    """Scale uint8 pixels (B, 3, H, W) to 0..1, subtract the mean and divide by the deviation.
+
+    Returns:
+        float32, on the device of the pixels. `images.preprocess.normalize` does it in NumPy.
+    """
+    mean = _per_channel(preprocessing.mean, pixels_BCHW.device)
+    std = _per_channel(preprocessing.std, pixels_BCHW.device)
+    return (pixels_BCHW.float() / 255 - mean) / std
+
+
+@cache  # new tensors for every batch would stall a GPU
+@torch.inference_mode(False)
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -1,0 +1,66 @@
+"""`DATA`, one string, names a data set of any kind and opens it."""
+
+from glob import glob
+from pathlib import Path
+
+from splitattn.data.csv_files import open_csv
+from splitattn.data.folders import open_folder
+from splitattn.data.labelled import LabelledImages
+from splitattn.data.parquet import open_parquet
+from splitattn.data.torchvision_sets import open_torchvision
+from splitattn.errors import DataError
+
+_TORCHVISION = "torchvision:"
+
+
+def open_data(data: str, split: str, class_names: Path | None = None) -> LabelledImages:
+    """Open one split of a data set.
+
+    Args:
+        data: one of
+
+            - a folder in ImageFolder layout: `train/` and `val/` with class folders in them, or
+              class folders directly;
+            - a folder, file or glob of Parquet shards in the Hugging Face image layout;
+            - a CSV file with the columns `path` and `label`, and `split` if it has several;
+            - `torchvision:NAME`, which is downloaded.
+        split: "train" or "val". A data set without splits gives all its images for either.
+        class_names: a text file with a name for each class, one a line, in the order of labels,
+            for data sets that call their classes by number.
+
+    Raises:
+        DataError: there is no such data set or split, it holds no images, or the names do not fit.
+        InputError: a library that reads it is not installed.
+    """
+    images = _open(data, split)
+    return images.renamed(_read_names(class_names)) if class_names else images
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"class names must be a text file, got {path}: {error}") from error
+
+
+def _open(data: str, split: str) -> LabelledImages:
+    if data.startswith(_TORCHVISION):
+        return open_torchvision(data.removeprefix(_TORCHVISION), split)
+    try:
+        root = Path(data).expanduser()
+        if root.is_dir():
+            shards = sorted(root.glob("*.parquet"))
+            return open_parquet(shards, split) if shards else open_folder(root, split)
+        if root.suffix.lower() == ".csv" and root.is_file():
+            return open_csv(root, split)
+        shards = sorted(Path(name) for name in glob(str(root), recursive=True))  # noqa: PTH207
+    except (OSError, RuntimeError) as error:  # not ours to read, not a file name, no such home
+        raise DataError(
+            f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"
+        ) from error
+    if shards and all(shard.suffix == ".parquet" for shard in shards):
+        return open_parquet(shards, split)
+    raise DataError(
+        "data must be a folder, Parquet shards, a CSV file or torchvision:NAME, "
+        f"got {data!r}: no such thing"
+    )

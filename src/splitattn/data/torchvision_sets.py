@@ -1,0 +1,78 @@
+"""Classification data sets of torchvision, by name."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from splitattn.data.labelled import LabelledImages
+from splitattn.data.splits import split_names
+from splitattn.errors import DataError, ImageError, nearest
+from splitattn.images.decode import ImageSource
+from splitattn.libraries import require
+
+if TYPE_CHECKING:
+    from torchvision import datasets
+
+
+class _TorchvisionImages(Sequence[ImageSource]):
+    """The images of a torchvision data set, without their labels."""
+
+    def __init__(self, dataset: "datasets.VisionDataset") -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> ImageSource:  # type: ignore[override]
+        try:
+            image: ImageSource = self._dataset[index][0]
+        except Exception as error:  # it reads and decodes by itself
+            raise ImageError(f"the data set's image {index} cannot be read: {error}") from error
+        return image
+
+
+def open_torchvision(name: str, split: str) -> LabelledImages:
+    """Open `split` of torchvision's data set `name`, downloaded into the cache.
+
+    Raises:
+        DataError: torchvision has no such data set or cannot open it, or it has no class labels.
+        InputError: torch or torchvision is not installed.
+    """
+    require(f"torchvision:{name}", "torch", "torchvision")
+    from torchvision import datasets
+
+    from splitattn.weights.cache import cache_folder
+
+    factory: Callable[..., Any] | None = getattr(datasets, name, None)
+    if factory is None or name not in datasets.__all__:
+        raise DataError(
+            f"no torchvision data set is called {name!r}{nearest(name, list(datasets.__all__))}"
+        )
+    parameters = inspect.signature(factory).parameters
+    refusals = []
+    for alias in split_names(split):  # each data set has its own name for a split
+        wanted = {"download": True, "train": split == "train", "split": alias}
+        arguments = {key: value for key, value in wanted.items() if key in parameters}
+        try:
+            dataset = factory(str(cache_folder() / "torchvision" / name), **arguments)
+            break
+        except Exception as error:
+            refusals.append(" ".join(str(error).split()))
+    else:
+        raise DataError(f"torchvision cannot open {name}, split {split!r}: {refusals[0]}")
+    # torchvision has no one name for the labels.
+    labels = getattr(dataset, "targets", getattr(dataset, "_labels", None))
+    if labels is None:
+        labels = [label for _, label in getattr(dataset, "_samples", ())]
+    classes = tuple(
+        name if isinstance(name, str) else name[0] for name in getattr(dataset, "classes", ())
+    )
+    if not classes or not len(labels):
+        raise DataError(f"data must be for classification, got {name}, which has no class labels")
+    return LabelledImages(
+        origin=f"{name} {arguments}",
+        classes=classes,
+        images=_TorchvisionImages(dataset),
+        labels=[int(label) for label in labels],
+        names=[f"{name} {split}[{index}]" for index in range(len(labels))],
+    )

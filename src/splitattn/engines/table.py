@@ -1,0 +1,220 @@
+"""Which engines there are: one row each. Everything that lists engines reads this table.
+
+To add an engine, write a module with the functions of `EngineModule`, or of `FileEngineModule` if
+it has files of its own, and add a row here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+from splitattn.errors import InputError, nearest
+from splitattn.libraries import installed, require
+
+if TYPE_CHECKING:
+    from splitattn.engines.engine import Engine, FileSettings
+    from splitattn.graph.folding import FoldedNetwork, Form
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+
+class EngineModule(Protocol):
+    """What the module of an engine has."""
+
+    def load(self, network: "FoldedNetwork", *, size: int, device: str) -> "Engine":
+        """`network` in this engine.
+
+        Args:
+            size: height and width of the images, in pixels.
+            device: "auto" or a device by name.
+
+        Raises:
+            InputError: the engine does not run on the device.
+        """
+        ...
+
+
+class FileEngineModule(EngineModule, Protocol):
+    """What the module of an engine has if its row names a file format."""
+
+    def write(self, network: "FoldedNetwork", path: Path, settings: "FileSettings") -> None:
+        """Write `network` to `path` in the engine's format."""
+        ...
+
+    def open_file(
+        self, path: Path, *, device: str, trusted: bool = False
+    ) -> "tuple[Engine, str | None]":
+        """A file that `write` wrote, and the metadata inside it, if it has any.
+
+        Args:
+            trusted: this very process wrote the file.
+
+        Raises:
+            InputError: the engine does not run on the device, or the file is refused as it is not
+                trusted.
+            Exception: the file is damaged.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRow:
+    """One engine.
+
+    Attributes:
+        name: what the command line calls it.
+        module: where it is implemented; imported on first use.
+        libraries: what it needs.
+        form: the form of the 3x3 convolution that it runs fastest on a CPU, by the measurements in
+            benchmarks/.
+        cuda_form: the same on CUDA: expected, not measured.
+        best_on: kinds of device on which "auto" takes it. Earlier rows come first.
+        format: what `export --format` calls its files; None if it has none.
+        suffix: the ending of these files.
+        precisions: of these files, each with the libraries that writing it needs besides.
+        opsets: versions of the ONNX operators that these files may have.
+    """
+
+    name: str
+    module: str
+    libraries: tuple[str, ...]
+    form: "Form" = "branches"
+    cuda_form: "Form" = "grouped"
+    best_on: tuple[str, ...] = ()
+    format: str | None = None
+    suffix: str | None = None
+    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    opsets: Sequence[int] = ()
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether all its libraries are."""
+        return installed(*self.libraries)
+
+    def form_on(self, device: str) -> "Form":
+        """The form that the engine runs fastest on "auto" or a device by name."""
+        on_cuda = "cuda" in self.best_on and device_kind(device) == "cuda"
+        return self.cuda_form if on_cuda or device.startswith("cuda") else self.form
+
+    def load_module(self) -> EngineModule:
+        """The engine's module.
+
+        Raises:
+            InputError: a library is missing.
+        """
+        require(f"engine {self.name}", *self.libraries)
+        return cast("EngineModule", import_module(self.module))
+
+    def load_file_module(self) -> FileEngineModule:
+        """The module of an engine that has a file format.
+
+        Raises:
+            InputError: a library is missing.
+        """
+        return cast("FileEngineModule", self.load_module())
+
+
+ENGINES: tuple[EngineRow, ...] = (
+    EngineRow(
+        name="openvino",
+        module="splitattn.engines.open_vino",
+        libraries=("openvino",),
+        best_on=("cpu",),
+        format="openvino",
+        suffix=".xml",
+        precisions={"fp32": (), "fp16": (), "int8": ("nncf",)},
+    ),
+    EngineRow(
+        name="onnxruntime",
+        module="splitattn.engines.onnx_runtime",
+        libraries=("onnxruntime", "onnx"),
+        best_on=("cpu",),
+        format="onnx",
+        suffix=".onnx",
+        precisions={"fp32": (), "fp16": (), "int8": ()},
+        opsets=range(11, 21),
+    ),
+    EngineRow(
+        name="torch",
+        module="splitattn.engines.pytorch",
+        libraries=("torch",),
+        best_on=("cuda", "cpu"),
+        format="torch_export",
+        suffix=".pt2",
+        precisions={"fp32": (), "fp16": ()},
+    ),
+    EngineRow(name="compile", module="splitattn.engines.torch_compile", libraries=("torch",)),
+)
+
+
+def engine_names() -> list[str]:
+    """What `--engine` takes."""
+    return ["auto", *(row.name for row in ENGINES)]
+
+
+def find_engine(name: str) -> EngineRow:
+    """The engine called `name`.
+
+    Raises:
+        InputError: there is none.
+    """
+    for row in ENGINES:
+        if row.name == name:
+            return row
+    names = engine_names()
+    raise InputError(
+        f"engine must be one of {', '.join(names)}, got {name!r:.60}{nearest(name, names)}"
+    )
+
+
+def device_kind(device: str) -> str:
+    """The kind of a device by name; "auto" is "cuda" where PyTorch sees CUDA, and else "cpu"."""
+    if device != "auto":
+        return device.partition(":")[0]
+    return "cuda" if installed("torch") and _cuda_devices() and _torch_sees_cuda() else "cpu"
+
+
+def fastest_engine(device: str) -> EngineRow:
+    """The fastest engine that is installed for "auto" or a device by name."""
+    kind = device_kind(device)
+    for row in ENGINES:
+        if kind in row.best_on and row.is_installed:
+            return row
+    return find_engine("torch")  # which knows more devices than this table
+
+
+def file_engine(path: str | Path) -> EngineRow | None:
+    """The engine whose files end as `path` does, or None."""
+    suffix = Path(path).suffix
+    return next((row for row in ENGINES if row.suffix and row.suffix == suffix), None)
+
+
+def formats() -> dict[str, EngineRow]:
+    """What `export --format` takes."""
+    return {row.format: row for row in ENGINES if row.format}
+
+
+@cache
+def _cuda_devices() -> int:
+    """How many GPUs the CUDA driver has. Unlike importing torch, asking it costs nothing."""
+    from ctypes import CDLL, byref, c_int
+
+    count = c_int(0)
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = CDLL(library)
+            if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(byref(count)) == 0:
+                return count.value
+        except (OSError, AttributeError):
+            continue
+    return 0
+
+
+def _torch_sees_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

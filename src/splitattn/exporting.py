@@ -1,0 +1,364 @@
+"""Networks as files for other engines. A file appears only if it computes what the network does."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from splitattn.agreement import Agreement, compare
+from splitattn.data.calibration import (
+    calibration_images,
+    comparison_images,
+    package_photographs,
+    sampled,
+)
+from splitattn.data.labelled import LabelledImages
+from splitattn.differences import Difference, Parity, difference
+from splitattn.engines.engine import Engine, FileSettings, softmax
+from splitattn.engines.table import PRECISIONS, EngineRow, file_engine, formats
+from splitattn.environment import describe
+from splitattn.errors import InputError, WeightsError
+from splitattn.files import replacing
+from splitattn.graph.reference import Reference
+from splitattn.images.preprocess import normalize
+from splitattn.libraries import require
+from splitattn.opening import TrainedNetwork, open_exported, open_weights
+from splitattn.preprocessing import Preprocessing
+from splitattn.weights.download import Progress
+
+# How far a probability may be from the plain network's, at any batch size. A label can then differ
+# only where the plain network's best two probabilities are within twice that.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
+# Eight bits move probabilities further, so labels decide: this many percent must stay.
+LEAST_AGREEMENT = 90.0
+
+_CALIBRATION_IMAGES = 300
+# The first whose QuantizeLinear rounds each output channel by itself.
+_INT8_OPSET = 13
+_BATCH_SIZES = (1, 2, 5)
+# With a dynamic size, a larger size is tried too: by the reduction of the last stage and one more,
+# so that one of the two is odd.
+_LARGER_BY = 33
+
+
+class ExportError(InputError):
+    """An exported network does not compute what it should; its file was discarded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was exported, and how equal it is to the network.
+
+    Attributes:
+        path: the file.
+        model: name of the network's architecture.
+        format, precision: of the file.
+        engine: what ran the file for this report.
+        size: bytes of all files that belong to it.
+        parity: differences of probabilities on photographs, by batch.
+        agreement: labels of an int8 network compared with those of the fp32 network.
+    """
+
+    path: Path
+    model: str
+    format: str
+    precision: str
+    engine: str
+    size: int
+    parity: Parity
+    agreement: Agreement | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file may be used."""
+        if self.agreement:
+            return self.agreement.same_labels >= LEAST_AGREEMENT
+        # Each of them, because a difference that is NaN must not pass.
+        return all(row.absolute <= TOLERANCES[self.precision] for row in self.parity.differences)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is stored beside the file, ready for JSON."""
+        return {
+            "file": self.path.name,
+            "model": self.model,
+            "format": self.format,
+            "precision": self.precision,
+            "engine": self.engine,
+            "bytes": self.size,
+            "tolerance": TOLERANCES.get(self.precision),
+            "batches": [asdict(row) for row in self.parity.differences],
+            "least_agreement": LEAST_AGREEMENT if self.agreement else None,
+            "agreement": asdict(self.agreement) if self.agreement else None,
+            "environment": describe(),
+        }
+
+
+def export(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    format: str | None = None,
+    precision: str = "fp32",
+    calibration: str | None = None,
+    batch_size: int | None = None,
+    dynamic_size: bool = False,
+    opset: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+) -> ExportReport:
+    """Write a network for another engine, and compare the file with the network on photographs.
+
+    The file takes "images", normalized float32 (B, 3, H, W), and gives "logits", float32
+    (B, classes). It carries its classes and preprocessing, so `predict --weights FILE` needs
+    nothing else. The report is stored beside it as `NAME.parity.json`.
+
+    Args:
+        path: of the file; an OpenVINO network has its weights in a `.bin` file beside it.
+        model, weights: which network, see `Classifier`.
+        format: "onnx", "openvino" or "torch_export"; None goes by the ending of `path`.
+        precision: "fp32"; "fp16", in which ONNX and torch.export also compute, while OpenVINO only
+            stores weights in it; or "int8", for ONNX and OpenVINO.
+        calibration: DATA or any folder of images, for int8: ranges come from up to 300 training
+            images, and labels are compared on all validation images. Parity is measured on its
+            images too, or else on the five that ship with the package.
+        batch_size: the only batch size that the file takes, which some engines run faster; None
+            takes any.
+        dynamic_size: take images of other heights and widths too.
+        opset: version of the ONNX operators, 11 to 20; None is 13, which ONNX Runtime 1.16 and
+            OpenCV 4.8 read.
+        workers: threads that decode images; None chooses from the number of processors.
+        progress: follows the download of weights, if there is one.
+        on_images: told how many more validation images are done, of how many in all.
+
+    Raises:
+        InputError: an argument is wrong, a library is missing, or the file cannot be written.
+        WeightsError: the weights cannot be had or do not fit.
+        DataError: the calibration images cannot be used.
+        ExportError: the file would compute something else; it is discarded.
+    """
+    path = Path(path)
+    check_arguments(
+        path,
+        format=format,
+        precision=precision,
+        calibration=calibration,
+        batch_size=batch_size,
+        opset=opset,
+    )
+    return export_network(
+        open_weights(model, weights, progress=progress),
+        path,
+        format=format,
+        precision=precision,
+        calibration=calibration,
+        batch_size=batch_size,
+        dynamic_size=dynamic_size,
+        opset=opset,
+        workers=workers,
+        on_images=on_images,
+    )
+
+
+def export_network(
+    network: TrainedNetwork,
+    path: Path,
+    *,
+    format: str | None = None,
+    precision: str = "fp32",
+    calibration: str | None = None,
+    batch_size: int | None = None,
+    dynamic_size: bool = False,
+    opset: int | None = None,
+    workers: int | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+) -> ExportReport:
+    """As `export`, for a network that is open."""
+    row = check_arguments(
+        path,
+        format=format,
+        precision=precision,
+        calibration=calibration,
+        batch_size=batch_size,
+        opset=opset,
+    )
+    images = package_photographs() if calibration is None else calibration_images(calibration)
+    preprocessing = network.metadata.preprocessing
+    settings = FileSettings(
+        metadata=network.metadata,
+        precision=precision,
+        batch=batch_size,
+        dynamic_size=dynamic_size,
+        opset=opset,
+        calibration=(
+            sampled(images, preprocessing, _CALIBRATION_IMAGES) if precision == "int8" else ()
+        ),
+    )
+    with _appearing(path) as made:
+        row.load_file_module().write(network.fold(row.form), made, settings)
+        candidate = _reopened(row, made)
+        agreement = None
+        if calibration is not None and precision == "int8":
+            data, labelled = comparison_images(calibration, network.metadata.classes)
+            agreement = compare(
+                network.load("onnxruntime", "cpu"),
+                candidate,
+                data,
+                preprocessing,
+                labelled=labelled,
+                workers=workers,
+                on_images=on_images,
+            )
+        report = ExportReport(
+            path=path,
+            model=network.metadata.model,
+            format=row.format or "",
+            precision=precision,
+            engine=candidate.name,
+            size=sum(file.stat().st_size for file in made.parent.iterdir()),
+            parity=_parity(network, candidate, images, settings),
+            agreement=agreement,
+        )
+        if not report.passed:
+            raise _failure(report)
+        stored = made.with_name(f"{path.name}.parity.json")
+        stored.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def check_arguments(
+    path: Path,
+    *,
+    format: str | None,
+    precision: str,
+    calibration: str | None,
+    batch_size: int | None,
+    opset: int | None,
+) -> EngineRow:
+    """The engine that the file is for, once the arguments of `export` go together.
+
+    Raises:
+        InputError: they do not, or a library is missing.
+    """
+    known = formats()
+    row = file_engine(path) if format is None else known.get(format)
+    if row is None and format is None:
+        endings = ", ".join(str(row.suffix) for row in known.values())
+        raise InputError(f"an exported file must end in one of {endings}, got {path}")
+    if row is None:
+        raise InputError(f"format must be one of {', '.join(known)}, got {format!r:.60}")
+    if path.suffix != row.suffix:
+        raise InputError(f"a file in format {row.format} must end in {row.suffix}, got {path}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r:.60}")
+    if precision not in row.precisions:
+        able = " or ".join(name for name, other in known.items() if precision in other.precisions)
+        raise InputError(
+            f"format {row.format} must be {' or '.join(row.precisions)}, got {precision}; "
+            f"use {able}"
+        )
+    if precision == "int8" and calibration is None:
+        raise InputError("int8 needs images to calibrate on: pass --calibration DATA or a folder")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch size must be at least 1, got {batch_size}")
+    if opset is not None and not row.opsets:
+        raise InputError(f"--opset belongs to ONNX files, got {opset} for {path.name}")
+    lowest = _INT8_OPSET if precision == "int8" else 0
+    if opset is not None and (opset not in row.opsets or opset < lowest):
+        first = max(row.opsets[0], lowest)
+        raise InputError(f"opset must be {first} to {row.opsets[-1]} for {precision}, got {opset}")
+    weights = path.with_suffix(".bin")
+    if row.format == "openvino" and weights.exists() and not path.exists():
+        raise InputError(
+            f"the weights of {path.name} would replace {weights}, which belongs to something else: "
+            "choose another name, or remove that file"
+        )
+    require(f"format {row.format}", *row.libraries, *row.precisions[precision])
+    return row
+
+
+def _reopened(row: EngineRow, path: Path) -> Engine:
+    """The file just written, as its users will run it."""
+    try:
+        engine, _ = open_exported(row, path, device="cpu", trusted=True)
+    except WeightsError as error:
+        raise ExportError(f"{path.name} was not written: it could not be loaded again") from error
+    return engine
+
+
+def _parity(
+    network: TrainedNetwork, candidate: Engine, images: LabelledImages, settings: FileSettings
+) -> Parity:
+    """Differences of probabilities on the same photographs, one alone and several at once."""
+    reference = network.reference()
+    preprocessing = network.metadata.preprocessing
+    sizes = [preprocessing.size]
+    if settings.dynamic_size:
+        sizes.append(preprocessing.size + _LARGER_BY)
+    return Parity(
+        differences=tuple(
+            row
+            for size in sizes
+            for row in _differences(reference, candidate, images, replace(preprocessing, size=size))
+        )
+    )
+
+
+def _differences(
+    reference: Reference, candidate: Engine, images: LabelledImages, preprocessing: Preprocessing
+) -> list[Difference]:
+    most = max(_BATCH_SIZES)
+    pictures = sampled(images, preprocessing, most)
+    pixels = np.stack((pictures * most)[:most])
+    expected = softmax(reference(normalize(pixels, preprocessing)))
+    try:
+        found = [softmax(candidate.run(pixels[:n], preprocessing)) for n in _BATCH_SIZES]
+    except Exception as error:  # engines raise many kinds of errors
+        raise ExportError(
+            f"the network was not written: in {candidate.name} it does not take images of "
+            f"{preprocessing.size} pixels; leave out --dynamic-size, or use another format"
+        ) from error
+    return [difference(expected[: len(one)], one, image_size=preprocessing.size) for one in found]
+
+
+def _failure(report: ExportReport) -> ExportError:
+    if report.agreement:
+        fault = (
+            f"{LEAST_AGREEMENT:g} % of the labels must stay, "
+            f"got {report.agreement.same_labels:.2f} %: "
+            "calibrate on images like those it will see, or use fp16"
+        )
+    else:
+        fault = (
+            f"probabilities must be within {TOLERANCES[report.precision]:g} of the network's, "
+            f"got {report.parity.absolute:.2g}: use fp32, or another format"
+        )
+    return ExportError(f"{report.path} was not written: in {report.engine} {fault}")
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A path of that name in a temporary folder, whose files appear beside `path` in the end.
+
+    The file that people open comes last. If it has a second file, an older one of the two goes
+    first, so that it never stands beside another's weights.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"an exported network is a file, got {path}, a folder")
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            yield Path(folder) / path.name
+            files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+            if path.with_suffix(".bin") in [path.with_name(file.name) for file in files]:
+                path.unlink(missing_ok=True)
+            for file in files:
+                with replacing(path.with_name(file.name)) as temporary:
+                    file.replace(temporary)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""The inference network without PyTorch: folded in NumPy, written as ONNX."""

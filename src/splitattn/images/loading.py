@@ -1,0 +1,94 @@
+"""Decode and preprocess any number of images in threads, in batches and in order."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice, repeat
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitattn.errors import ImageError, InputError
+from splitattn.images.decode import ImageSource, decode_reduced
+from splitattn.images.limits import DEFAULT_LIMITS, Limits
+from splitattn.images.preprocess import preprocess_reduced
+from splitattn.preprocessing import Preprocessing, least_side
+
+Decoding = Literal["exact", "fast"]
+LazySource = ImageSource | Callable[[], ImageSource]
+Loaded = NDArray[np.uint8] | ImageError
+
+
+def load_batches(
+    sources: Iterable[LazySource],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    decoding: Decoding = "exact",
+    names: Iterable[str] | None = None,
+) -> Generator[list[Loaded], None, None]:
+    """Decode and preprocess images in threads, ahead of the consumer.
+
+    `sources` is read no further than two batches ahead, so memory does not grow with the number of
+    images. Closing the generator ends its threads.
+
+    Args:
+        sources: images, as `decode` takes them, or functions that return one; a function is called
+            in a thread and may raise `ImageError`.
+        preprocessing: how an image becomes the network's input.
+        batch_size: images in each batch; the last may have fewer.
+        workers: threads that decode; None takes a few more than there are processors.
+        limits: what is refused before it is decoded.
+        decoding: "fast" decodes large JPEG files at reduced size (see `preprocessing.least_side`).
+        names: what errors call the images; by default their paths.
+
+    Yields:
+        For each image, in order, its uint8 pixels (3, size, size), or the error that says why it
+        has none.
+
+    Raises:
+        InputError: a number is less than 1, or `decoding` is neither "exact" nor "fast".
+        ValueError: there are not as many names as sources.
+    """
+    for name, number in (("batch_size", batch_size), ("workers", workers)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
+    if decoding not in get_args(Decoding):
+        raise InputError(f"decoding must be 'exact' or 'fast', got {decoding!r}")
+    least = least_side(preprocessing) if decoding == "fast" else None
+
+    def load(source: LazySource, name: str | None) -> Loaded:
+        try:
+            reduced = decode_reduced(
+                source() if callable(source) else source, least, limits=limits, name=name
+            )
+        except ImageError as error:
+            return error
+        return preprocess_reduced(reduced, preprocessing)
+
+    named = zip(sources, repeat(None)) if names is None else zip(sources, names, strict=True)
+    return _batches(load, named, batch_size, workers)
+
+
+def _batches(
+    load: Callable[[LazySource, str | None], Loaded],
+    named: Iterable[tuple[LazySource, str | None]],
+    batch_size: int,
+    workers: int | None,
+) -> Generator[list[Loaded], None, None]:
+    remaining = iter(named)
+    loading: deque[Future[Loaded]] = deque()
+    pool = ThreadPoolExecutor(workers, "splitattn-decode")
+    try:
+        while True:
+            ahead = islice(remaining, 2 * batch_size - len(loading))
+            loading.extend(pool.submit(load, source, name) for source, name in ahead)
+            if not loading:
+                return
+            now = min(batch_size, len(loading))
+            yield [loading.popleft().result() for _ in range(now)]
+    finally:
+        pool.shutdown(cancel_futures=True)

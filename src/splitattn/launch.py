@@ -1,0 +1,203 @@
+"""One call from a data set to a trained network: names become a network, data and a task."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitattn import distributed
+from splitattn.create import create_model
+from splitattn.data.open import open_data
+from splitattn.engines.pytorch import choose_device
+from splitattn.errors import InputError
+from splitattn.training import loop
+from splitattn.training.classification import Classification
+from splitattn.training.recipes import Recipe, TaskName, default_model, load_recipe
+from splitattn.training.run import Run
+from splitattn.training.task import Epoch, Step, Task
+from splitattn.weights.catalogue import find_entry, named
+from splitattn.weights.hub import is_reference
+from splitattn.weights.resolve import resolve
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training measured and where it wrote.
+
+    Attributes:
+        output: the folder; as `weights=` it stands for the result in it.
+        figures: what was measured after the last epoch, by name: for classification "loss" in
+            nats, "top1" and "top5" in percent.
+        summary: the same in one line.
+        details: everything else that was measured: for classification an `Evaluation`.
+    """
+
+    output: Path
+    figures: dict[str, float]
+    summary: str
+    details: Any
+
+    @property
+    def weights(self) -> Path:
+        """The weights after the last epoch."""
+        return self.output / "model.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        """The weights after the best epoch, for tasks with a figure that decides."""
+        return self.output / "best.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The page with curves, figures and mistakes."""
+        return self.output / "report.html"
+
+
+def train(
+    data: str | Path,
+    output: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    recipe: str = "finetune",
+    overrides: Iterable[str] = (),
+    class_names: Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    batch_per_device: int = 128,
+    checkpoint_minutes: float = 5.0,
+    on_step: Callable[[Step], None] = lambda _: None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> TrainingResult:
+    """Train a network on a data set.
+
+    What is written into `output` is said in `training.loop.train`. Ctrl-C and SIGTERM save a
+    checkpoint and leave. If `torchrun` started several processes, each of them calls this with the
+    same arguments.
+
+    Args:
+        data: a folder with `train/` and `val/`, Parquet shards, or `torchvision:NAME` (see
+            `open_data`).
+        output: folder for the result: a new one unless `resume`.
+        model: name of the architecture; None takes that of the weights, or else the embedded model
+            if the recipe starts from weights and resnest50 if not.
+        weights: what to start from: a tag of the catalogue, a file, a folder or `hf-hub:NAME`. None
+            takes the model's default weights if the recipe starts from weights (`pretrained`, as
+            `finetune` does), or else random ones.
+        recipe: plain, paper, modern, finetune, embedded, or a TOML file.
+        overrides: changes of the recipe, each `key=value`.
+        class_names: a text file that names the classes, one a line, in label order.
+        resume: continue the training in `output`, if there is one; it then needs no weights.
+        device: "auto" (CUDA if there is any, else the CPU), or a device as PyTorch names it.
+        workers: processes that decode images; None chooses from the CPU count.
+        batch_per_device: most images that a device takes at once. Larger batches are accumulated.
+        checkpoint_minutes: time between checkpoints within an epoch.
+        on_step: called after each step.
+        on_epoch: called after each epoch.
+
+    Raises:
+        InputError: an argument cannot be used, or see `training.loop.train`.
+        DataError: the data set cannot be opened or does not fit the recipe.
+        WeightsError: the weights cannot be had or do not fit the model.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    if model is not None and is_reference(model):
+        if weights is not None:
+            resolve(model, weights)  # raises: two weights are named
+        model, weights = None, model
+    name = _name(model, weights)  # wrong names first of all
+    chosen = load_recipe(recipe, overrides, model=name)
+    name = name or default_model(chosen)
+    here = choose_device(distributed.own_device(device))
+    prepare = TASKS[chosen.task]
+    with distributed.processes(here):
+        with distributed.first_process_first():  # it may download what the others then find
+            task, build = prepare(str(data), class_names, name, chosen)
+        run = Run(
+            recipe=chosen,
+            output=Path(output),
+            device=here,
+            workers=distributed.cores_per_process() if workers is None else workers,
+            batch_per_device=batch_per_device,
+            checkpoint_minutes=checkpoint_minutes,
+        )
+        if resume and run.checkpoint.exists():
+            start = None  # the checkpoint has all weights
+        else:
+            start = _start(model or name, weights, chosen)
+        loop.check(task, run.with_real_batch())
+        torch.manual_seed(chosen.seed)
+        with distributed.first_process_first():
+            network = build(start)
+        measured = loop.train(network, task, run, resume=resume, on_step=on_step, on_epoch=on_epoch)
+    return TrainingResult(
+        output=run.output,
+        figures=measured.figures,
+        summary=task.summary(measured),
+        details=measured.details,
+    )
+
+
+def _name(model: str | None, weights: str | Path | None) -> str | None:
+    """Our name of the model, or None if neither it nor weights are named."""
+    if model is not None:
+        return named(model)[0]
+    return None if weights is None else resolve(None, weights).model
+
+
+def _start(model: str, weights: str | Path | None, recipe: Recipe) -> str | Path | None:
+    """The weights to start from, or None for random ones.
+
+    Raises:
+        InputError: the recipe would freeze random weights.
+        WeightsError: the recipe starts from weights, and the model has none.
+    """
+    if weights is not None:
+        return weights
+    if recipe.pretrained:
+        return find_entry(model).tag
+    if recipe.frozen_stages:
+        raise InputError(
+            f"frozen_stages must be 0 without weights, got {recipe.frozen_stages}: random layers "
+            "would stay random; add --weights"
+        )
+    if named(model)[1]:
+        logger.warning("%s starts at random: the recipe takes no weights; add --weights", model)
+    return None
+
+
+# Makes a task, and what builds its network from weights or, with None, at random.
+Prepare = Callable[
+    [str, Path | None, str, Recipe], tuple[Task[Any], Callable[[str | Path | None], nn.Module]]
+]
+
+
+def _classification(
+    data: str, class_names: Path | None, model: str, recipe: Recipe
+) -> tuple[Classification, Callable[[str | Path | None], nn.Module]]:
+    task = Classification(
+        model=model,
+        train=open_data(data, "train", class_names),
+        val=open_data(data, "val", class_names),
+    )
+
+    def build(weights: str | Path | None) -> nn.Module:
+        return create_model(
+            model,
+            weights=weights,
+            num_classes=len(task.train.classes),
+            **recipe.network_arguments(),
+        )
+
+    return task, build
+
+
+# A new task is one row here, one name in `recipes.TaskName` and one module with its `Task`.
+TASKS: dict[TaskName, Prepare] = {"classification": _classification}

@@ -1,0 +1,278 @@
+"""The one door: whatever names a network becomes one that runs, with all that is known about it.
+
+A network is named by a model and a tag, a file of weights in any layout, a training's folder, an
+`hf-hub:` or `local-dir:` name, or a file that `export` wrote.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitattn.architectures import Architecture, architecture
+from splitattn.engines.engine import Engine
+from splitattn.engines.table import EngineRow, fastest_engine, file_engine, find_engine
+from splitattn.errors import InputError, WeightsError
+from splitattn.graph.folding import FoldedNetwork, Form, fold
+from splitattn.graph.reference import Reference
+from splitattn.preprocessing import Preprocessing, at_size
+from splitattn.weights.checkpoint import check_fits, read_checkpoint
+from splitattn.weights.download import Progress
+from splitattn.weights.metadata import ModelMetadata, unreadable
+from splitattn.weights.resolve import check_owner, resolve
+
+TASK = "classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedNetwork:
+    """A network that is ready to run.
+
+    Attributes:
+        engine: runs it.
+        model: name of its architecture.
+        weights: tag, path or `hf-hub:` name of its weights.
+        classes: class names by output index.
+        preprocessing: how images become its input.
+        task: what its outputs are: "classification".
+    """
+
+    engine: Engine
+    model: str
+    weights: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    task: str = TASK
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """A network as it was trained: the tensors, and what is known about them.
+
+    Attributes:
+        architecture: the network's shape.
+        tensors: the state dict, by official key.
+        metadata: model, classes, preprocessing, and recipe and metrics where the file says them.
+        weights: tag, path or `hf-hub:` name by which it was asked for.
+    """
+
+    architecture: Architecture
+    tensors: Mapping[str, NDArray[Any]]
+    metadata: ModelMetadata
+    weights: str
+
+    def fold(self, form: Form) -> FoldedNetwork:
+        """The inference network."""
+        return fold(self.architecture, self.tensors, form=form)
+
+    def reference(self) -> Reference:
+        """The plain network, which every engine must equal."""
+        return Reference(self.architecture, self.tensors)
+
+    def load(
+        self, engine: str = "auto", device: str = "auto", *, size: int | None = None
+    ) -> Engine:
+        """The network in an engine.
+
+        Args:
+            engine: a name out of `engines.table`; "auto" is the fastest that is installed.
+            device: "auto" or a device by name.
+            size: height and width of the images, in pixels; None takes the preprocessing's.
+
+        Raises:
+            InputError: there is no such engine or device, the engine does not run on the device,
+                or a library is missing.
+        """
+        row = fastest_engine(device) if engine == "auto" else find_engine(engine)
+        module = row.load_module()
+        network = self.fold(row.form_on(device))
+        size = self.metadata.preprocessing.size if size is None else size
+        return module.load(network, size=size, device=device)
+
+
+def open_network(
+    model: str | None = None,
+    weights: str | Path | None = None,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    size: int | None = None,
+    progress: Progress | None = None,
+) -> OpenedNetwork:
+    """Open the network that a person means.
+
+    Args:
+        model: name of a model, or an `hf-hub:` or `local-dir:` name; None takes the model that the
+            weights belong to.
+        weights: a tag of the catalogue, a file, a folder, an `hf-hub:` or `local-dir:` name, or an
+            exported file; None takes the model's default weights, and without a model those that
+            ship inside the package.
+        engine: what runs it; "auto" is the fastest that is installed, or an exported file's own.
+        device: "auto" is CUDA where PyTorch sees it, and else the CPU.
+        size: height and width of the images, if not the network's own.
+        progress: follows the download of weights, if there is one.
+
+    Raises:
+        InputError: there is no such model, engine or device, or a library is missing.
+        WeightsError: the weights cannot be found, verified or matched to the model.
+    """
+    if engine != "auto":
+        find_engine(engine)  # wrong names fail before anything is downloaded
+    if weights is not None and (row := file_engine(weights)):
+        return _open_exported(row, Path(weights), model, engine=engine, device=device, size=size)
+    trained = open_weights(model, weights, progress=progress)
+    preprocessing = trained.metadata.preprocessing
+    if size is not None:
+        preprocessing = at_size(preprocessing, size)
+    return OpenedNetwork(
+        engine=trained.load(engine, device, size=preprocessing.size),
+        model=trained.metadata.model,
+        weights=trained.weights,
+        classes=trained.metadata.classes,
+        preprocessing=preprocessing,
+    )
+
+
+def open_weights(
+    model: str | None = None,
+    weights: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+) -> TrainedNetwork:
+    """The trained network that a person means: see `open_network` for the arguments.
+
+    Raises:
+        InputError: there is no such model.
+        WeightsError: the weights cannot be found, verified or matched to the model, have no
+            classifier, or are not for RGB images.
+    """
+    if weights is not None and file_engine(weights):
+        raise WeightsError(
+            f"{weights} is an exported network; only predict and evaluate accept it. Pass the "
+            "weights it was exported from."
+        )
+    resolved = resolve(model, weights, progress=progress)
+    checkpoint = read_checkpoint(resolved.path)
+    found = check_fits(checkpoint, resolved.model)
+    if not found.num_classes:
+        raise WeightsError(
+            f"{resolved.path} has no classifier, so it cannot label images: fine-tune it first, or "
+            "name other weights"
+        )
+    if found.in_chans != 3:
+        raise WeightsError(
+            f"{resolved.path} takes images of {found.in_chans} channels, and photographs have 3: "
+            "name weights for RGB images"
+        )
+    classes = resolved.classes or tuple(map(str, range(found.num_classes)))
+    if len(classes) != found.num_classes:
+        raise WeightsError(
+            f"{resolved.path} must name each of its {found.num_classes} classes, it names "
+            f"{len(classes)}; write the file again"
+        )
+    own = checkpoint.metadata
+    return TrainedNetwork(
+        architecture=architecture(resolved.model),
+        tensors=checkpoint.tensors,
+        weights=resolved.tag or str(resolved.path),
+        metadata=ModelMetadata(
+            model=resolved.model,
+            classes=classes,
+            preprocessing=resolved.preprocessing,
+            recipe=own.recipe if own else {},
+            metrics=own.metrics if own else {},
+        ),
+    )
+
+
+def _open_exported(
+    row: EngineRow, path: Path, model: str | None, *, engine: str, device: str, size: int | None
+) -> OpenedNetwork:
+    if engine not in ("auto", row.name):
+        raise InputError(
+            f"{path} runs in engine {row.name}, got {engine!r}: leave out --engine, or name the "
+            "weights it was exported from"
+        )
+    opened, metadata = open_exported(row, path, device=device)
+    preprocessing = metadata.preprocessing
+    check_owner(path, metadata.model, model)
+    if size is not None and opened.size not in (None, size):
+        raise InputError(
+            f"{path} takes images of {opened.size} pixels, got --size {size}: leave it out, or "
+            "export it with --dynamic-size"
+        )
+    if size is not None:
+        preprocessing = at_size(preprocessing, size)
+    return OpenedNetwork(
+        engine=opened,
+        model=metadata.model,
+        weights=str(path),
+        classes=metadata.classes,
+        preprocessing=preprocessing,
+    )
+
+
+def open_exported(
+    row: EngineRow, path: Path, *, device: str = "auto", trusted: bool = False
+) -> tuple[Engine, ModelMetadata]:
+    """Open an exported file and try it on blank images.
+
+    Args:
+        row: the engine that the file is for.
+        trusted: this process has just written the file.
+
+    Raises:
+        InputError: the engine is not installed, or does not run on the device.
+        WeightsError: the file cannot be read, is damaged, or was not written by `export`.
+    """
+    module = row.load_file_module()
+    _check_start(path)
+    try:
+        engine, text = module.open_file(path, device=device, trusted=trusted)
+    except InputError:
+        raise
+    except Exception as error:  # damaged bytes make the libraries raise anything
+        missing = path.suffix == ".xml" and not path.with_suffix(".bin").exists()
+        fault = f"needs {path.stem}.bin beside it" if missing else "is damaged"
+        raise WeightsError(f"{path} {fault}: export it again") from error
+    if text is None:
+        raise WeightsError(
+            f"{path} does not say what its outputs mean: only files that splitattn export wrote do"
+        )
+    try:
+        metadata = ModelMetadata.from_json(text)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}; export it again") from error
+    _try(engine, path, metadata)
+    return engine, metadata
+
+
+def _check_start(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    # OpenVINO would try every format that it knows on anything else.
+    if path.suffix == ".xml" and not (start.startswith(b"<?xml") and b"<net " in start):
+        raise WeightsError(f"{path} is damaged or no OpenVINO network: export it again")
+
+
+def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:
+    """Raise unless the network takes images and has a name for each output."""
+    size = metadata.preprocessing.size
+    pixels = np.zeros((engine.batch or 2, 3, size, size), np.uint8)
+    try:
+        logits = engine.run(pixels, metadata.preprocessing)
+    except Exception as error:  # as above
+        raise WeightsError(
+            f"{path} does not take images of {size} pixels, as it says: export it again"
+        ) from error
+    if logits.shape != (len(pixels), len(metadata.classes)):
+        raise WeightsError(
+            f"{path} must name each of its outputs, it names {len(metadata.classes)} and gives "
+            f"{tuple(logits.shape)} for {len(pixels)} images: export it again"
+        )

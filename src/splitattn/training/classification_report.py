@@ -1,0 +1,194 @@
+"""What a classifier's report shows: figures, confusions, the most confident mistakes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from splitattn.data.labelled import LabelledImages
+from splitattn.errors import ImageError
+from splitattn.evaluation import Evaluation, Mistake
+from splitattn.images.decode import decode
+from splitattn.training.report import Chart, Headline, Report, data_uri, table, text
+
+# A table of more classes than this is no longer read but only looked at.
+_CLASSES_IN_TABLE = 30
+_CONFUSIONS_SHOWN = 20
+_CLASSES_SHOWN = 10
+_PROBLEMS_SHOWN = 50
+# In pixels.
+_THUMBNAIL = 160
+_MATRIX = 600
+# Full shade still lets black and white letters be read.
+_DEEPEST_SHADE = 0.55
+# Halfway between the accent's two colors in report.css: a picture knows no dark mode.
+_MATRIX_COLOR = (32, 150, 156)
+
+
+_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "size": ("size", "d"),
+    "train_loss": ("training loss", ".4f"),
+    "train_top1": ("training top-1 %", ".2f"),
+    "val_loss": ("validation loss", ".4f"),
+    "val_top1": ("validation top-1 %", ".2f"),
+    "val_top5": ("validation top-5 %", ".2f"),
+}
+
+
+def classification_report(
+    title: str, evaluation: Evaluation, data: LabelledImages, *, unreadable: int
+) -> Report:
+    """What there is to show of a trained classifier.
+
+    Args:
+        evaluation: of the trained network.
+        data: what was measured; it gives the pictures of mistakes. Those that can no longer be read
+            are left out.
+        unreadable: images of the training and validation split that could not be read.
+    """
+    return Report(
+        title=title,
+        headlines=_headlines(evaluation, unreadable),
+        details=_problems(evaluation.problems),
+        charts=(
+            Chart(title="Loss", unit="nats", figure="loss"),
+            Chart(title="Top-1", unit="%", figure="top1"),
+        ),
+        columns=_COLUMNS,
+        sections=(_confusion(evaluation), _mistakes(evaluation.mistakes, data)),
+    )
+
+
+def _headlines(evaluation: Evaluation, unreadable: int) -> list[Headline]:
+    right = int(np.trace(np.asarray(evaluation.confusion)))
+    found = int(np.asarray(evaluation.top5_by_class).sum())
+    rows = [
+        ("Top-1", f"{evaluation.top1:.2f}<small> %</small>", f"{right:,} first guesses are right"),
+        ("Top-5", f"{evaluation.top5:.2f}<small> %</small>", f"{found:,} among five guesses"),
+        ("Loss", f"{evaluation.loss:.4f}", "mean cross-entropy, in nats"),
+        ("Images measured", f"{evaluation.n:,}", f"of {len(evaluation.classes):,} classes"),
+        ("Could not be read", f"{unreadable:,}", "training and validation images"),
+    ]
+    return [Headline(name=name, value=value, note=note) for name, value, note in rows]
+
+
+def _problems(problems: Sequence[str]) -> str:
+    if not problems:
+        return ""
+    lines = [f"<li>{text(problem)}</li>" for problem in problems[:_PROBLEMS_SHOWN]]
+    if len(problems) > _PROBLEMS_SHOWN:
+        lines.append(f"<li>and {len(problems) - _PROBLEMS_SHOWN:,} more</li>")
+    return f"""<details><summary>Validation images that could not be read</summary>
+<ul>
+{"".join(lines)}</ul>
+</details>
+"""
+
+
+def _confusion(evaluation: Evaluation) -> str:
+    few = len(evaluation.classes) <= _CLASSES_IN_TABLE
+    return f"""<section>
+<h2>Confusion</h2>
+<p class="quiet">A row for each label, a column for each first guess. The shade is the share of the
+label's images.</p>
+{_matrix_table(evaluation) if few else _matrix_summary(evaluation)}</section>
+"""
+
+
+def _matrix_table(evaluation: Evaluation) -> str:
+    names = [text(name) for name in evaluation.classes]
+    counts = evaluation.confusion.tolist()
+    head = "".join(
+        f'<th class="guess" scope="col" title="{name}"><span>{name}</span></th>' for name in names
+    )
+    rows = "".join(
+        _matrix_row(name, label, row)
+        for label, (name, row) in enumerate(zip(names, counts, strict=True))
+    )
+    wide = " wide" if len(names) > 8 else ""
+    return f"""<div class="scroll"><table class="matrix{wide}">
+<thead><tr><th class="name">label</th><th>images</th>{head}<th class="recall">recall %</th></tr>
+</thead>
+<tbody>
+{rows}</tbody>
+</table></div>
+"""
+
+
+def _matrix_row(name: str, label: int, counts: Sequence[int]) -> str:
+    total = sum(counts)
+    cells = []
+    for guess, count in enumerate(counts):
+        kind = "right" if guess == label else "" if count else "none"
+        shade = _DEEPEST_SHADE * count / max(total, 1)
+        cells.append(f'<td class="cell {kind}" style="--share:{shade:.3f}">{count}</td>')
+    recall = f"{100 * counts[label] / total:.1f}" if total else "-"
+    return (
+        f'<tr><th class="name" scope="row" title="{name}">{name}</th><td>{total}</td>'
+        f'{"".join(cells)}<td class="recall">{recall}</td></tr>\n'
+    )
+
+
+def _matrix_summary(evaluation: Evaluation) -> str:
+    totals = {name: n for name, n, _, _ in evaluation.by_class()}
+    confusions = [
+        [text(label), text(guess), str(count), f"{100 * count / totals[label]:.1f}"]
+        for label, guess, count in evaluation.confusions()[:_CONFUSIONS_SHOWN]
+    ]
+    worst = [
+        [text(name), str(n), f"{top1:.1f}", f"{top5:.1f}"]
+        for name, n, top1, top5 in sorted(evaluation.by_class(), key=lambda row: row[2])
+    ][:_CLASSES_SHOWN]
+    return f"""<div class="columns">
+<div>
+<h3>Most frequent</h3>
+{table(["label", "taken for", "images", "% of label"], confusions, names=2)}</div>
+<div>
+<h3>Classes of the lowest top-1</h3>
+{table(["class", "images", "top-1 %", "top-5 %"], worst, names=1)}</div>
+<div>
+<h3>All {len(evaluation.classes):,} classes</h3>
+<img class="picture" alt="Confusion matrix" src="{_matrix_picture(evaluation)}">
+</div>
+</div>
+"""
+
+
+def _matrix_picture(evaluation: Evaluation) -> str:
+    counts = np.asarray(evaluation.confusion)
+    share = counts / counts.sum(1, keepdims=True).clip(min=1)
+    # The root makes rare confusions visible beside the diagonal.
+    image = Image.fromarray((255 * np.sqrt(share)).round().astype(np.uint8))
+    side = len(counts) * max(_MATRIX // len(counts), 1)
+    image = image.resize((side, side), Image.Resampling.NEAREST)
+    image.putpalette(_MATRIX_COLOR * 256)
+    # One color, as opaque as the share is large, is right on white and on black.
+    return data_uri(image, "png", transparency=bytes(range(256)))
+
+
+def _mistakes(mistakes: Sequence[Mistake], data: LabelledImages) -> str:
+    figures = [_mistake(mistake, data) for mistake in mistakes]
+    if not any(figures):
+        return ""
+    return f"""<section>
+<h2>Most confident mistakes</h2>
+<p class="quiet">The first guess and its probability, and below it the label. Some of these labels
+may be the ones that are wrong.</p>
+<div class="mistakes">
+{"".join(figures)}</div>
+</section>
+"""
+
+
+def _mistake(mistake: Mistake, data: LabelledImages) -> str:
+    try:
+        image = decode(data.images[mistake.index], name=mistake.name)
+    except ImageError:
+        return ""
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    name, label, guess = map(text, (mistake.name, mistake.label, mistake.guess))
+    picture = data_uri(image, "jpeg", quality=85)
+    return f"""<figure title="{name}"><img alt="{label}" src="{picture}">
+<figcaption><span><b title="{guess}">{guess}</b>{100 * mistake.probability:.1f} %</span>
+<span class="quiet" title="{label}">is {label}</span></figcaption></figure>
+"""

@@ -1,0 +1,138 @@
+"""A network and everything that changes it: one step of the optimizer at a time."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any, Generic
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from splitattn import distributed
+from splitattn.data.loading import derive_seed
+from splitattn.errors import InputError
+from splitattn.nn.batch_norm import synchronize
+from splitattn.training.ema import EMA
+from splitattn.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from splitattn.training.pending import Pending
+from splitattn.training.precision import autocast_dtype
+from splitattn.training.run import Run
+from splitattn.training.task import Batch, Task
+
+# Of float16's gradients: if even that does not keep them finite, every step is skipped.
+_SMALLEST_SCALE = 1e-4
+
+
+class Learner(Generic[Batch]):
+    """A network on its device, with optimizer, EMA, precision and the other processes.
+
+    Args:
+        network: changed in place.
+        task: gives the loss.
+        run: with the batch as it will be (see `Run.with_real_batch`).
+
+    Attributes:
+        candidate: what is measured and written, in evaluation mode.
+    """
+
+    def __init__(self, network: nn.Module, task: Task[Batch], run: Run) -> None:
+        recipe = run.recipe
+        self.task, self.run = task, run
+        self.network = network.to(run.device).to(memory_format=torch.channels_last)
+        task.prepare(network, recipe)
+        if recipe.sync_batch_norm:
+            synchronize(network)
+        self.ema = EMA(network, recipe.ema_decay) if recipe.ema_decay else None
+        self.optimizer = make_optimizer(network, recipe)
+        self.autocast = autocast_dtype(recipe.precision, run.device)
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=self.autocast is torch.float16)
+        self.candidate = deepcopy(network).eval()
+        self._parallel: DistributedDataParallel | None = None
+        if distributed.world_size() > 1:
+            devices = [run.device] if run.device.type == "cuda" else None
+            self._parallel = DistributedDataParallel(network, device_ids=devices)
+
+    def step(self, number: int, batches: Sequence[Batch], steps_per_epoch: int) -> Pending:
+        """One step of the optimizer, from the gradients of one or more micro-batches.
+
+        Args:
+            number: of the step in the whole training, from 0.
+        """
+        recipe = self.run.recipe
+        # Every random choice follows from the seed, the step and the process.
+        torch.manual_seed(derive_seed(recipe.seed, number, distributed.rank()))
+        rate = learning_rate(recipe, number, steps_per_epoch)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()
+        totals: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            sums = self._add_gradients(batch, last=i == len(batches) - 1)
+            totals = {name: totals[name] + value if i else value for name, value in sums.items()}
+        if recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema:
+            self.ema.update(self.network)
+        summed = distributed.summed(torch.stack([*totals.values()]))
+        return Pending(number, rate, [*totals], summed)
+
+    def _add_gradients(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
+        """Add the gradients of one micro-batch; its summed figures."""
+        run, task = self.run, self.task
+        # Processes add their gradients up once, with those of the last micro-batch.
+        alone = self._parallel.no_sync() if self._parallel and not last else nullcontext()
+        try:
+            with alone:
+                loss, sums = task.forward(self._forward, batch, run)
+                scaled = self.scaler.scale(loss / run.accumulation)
+                scaled.backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"a batch must fit into the device's memory, got {run.batch_per_device} "
+                f"{task.unit} at once; set --batch-per-device lower"
+            ) from error
+        return {name: _scalar(value, run.device) for name, value in sums.items()}
+
+    def _forward(self, *inputs: Any) -> Any:
+        """The network in the recipe's precision, its gradients summed over all processes."""
+        enabled = self.autocast is not None
+        with torch.autocast(self.run.device.type, self.autocast, enabled=enabled):
+            return (self._parallel or self.network)(*inputs)
+
+    @property
+    def skips_every_step(self) -> bool:
+        """Whether float16's gradients overflow at any scale."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_SCALE
+
+    def update_candidate(self) -> None:
+        """Let `candidate` have the present weights: the EMA's if there is one.
+
+        They are rounded as the file will hold them. Each process has running statistics of its own
+        last step: those of the first are taken.
+        """
+        source = self.ema.module if self.ema else self.network
+        self.candidate.load_state_dict(self.as_saved(source))
+        distributed.copy_from_first(self.candidate.state_dict().values())
+
+    def as_saved(self, network: nn.Module) -> dict[str, Tensor]:
+        """The weights in the format of the file; biases and norms stay float32."""
+        halve = self.run.recipe.saved_precision == "fp16"
+        state = network.state_dict()
+        return {k: v.half() if halve and v.ndim > 1 else v for k, v in state.items()}
+
+    def parts(self) -> dict[str, Any]:
+        """Everything that changes and has a state dict, by its key in a checkpoint."""
+        parts = {
+            "model": self.network,
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+            "task": self.task,
+        }
+        return parts | ({"ema": self.ema.module} if self.ema else {})
+
+
+def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
+    return value.float() if isinstance(value, Tensor) else torch.full((), value, device=device)

@@ -1,0 +1,173 @@
+"""`last.pt`: everything that a training needs to continue as if it had never stopped.
+
+It is written by `torch.save` and holds tensors and plain values only, so that
+`torch.load(path, weights_only=True)` reads it. Its keys:
+
+- `model`: the network's state dict;
+- `ema`: the averaged network's state dict, with the same keys; only if the recipe averages;
+- `optimizer`, `scaler`, `task`: their state dicts;
+- `identity`: what must be the same to resume: `task`, `recipe` (every field), and what the task
+  adds; classification adds `model` (its name), `classes` and `images`;
+- `metadata`: what the resulting file will say about itself, as `ModelMetadata.to_json()`, without
+  measured figures; None for a task whose files say nothing;
+- `state`, `epoch`, `recent`: see `State`;
+- `launch`: which start of `torchrun` wrote it, or None.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitattn import distributed
+from splitattn.errors import InputError, WeightsError
+from splitattn.files import replacing
+from splitattn.training.output import unwritable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Over some steps: the task's summed figures, examples, seconds."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    examples: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            figures={k: self.figures.get(k, 0.0) + v for k, v in other.figures.items()},
+            examples=self.examples + other.examples,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(kw_only=True)
+class State:
+    """Where a training stands, besides its weights. No random state: the step decides all of it.
+
+    Attributes:
+        step: steps done.
+        history: lines of the log.
+        epoch: sums over this epoch so far.
+        recent: sums since the last line of the log.
+        best: the best value so far of the figure that decides, negated if lower is better.
+    """
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    epoch: Sums = field(default_factory=Sums)
+    recent: Sums = field(default_factory=Sums)
+    best: float = -float("inf")
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that are trained, measured and logged."""
+        return sum(line["kind"] == "epoch" for line in self.history)
+
+
+def save(
+    path: Path,
+    identity: dict[str, Any],
+    state: State,
+    parts: Mapping[str, dict[str, Any]],
+    *,
+    metadata: str | None = None,
+) -> None:
+    """Write all of it, whole or not at all.
+
+    Args:
+        identity: what must be the same to resume: plain values.
+        parts: state dicts by name.
+        metadata: see above.
+
+    Raises:
+        InputError: the file cannot be written; an older one stays as it was.
+    """
+    rest = {**vars(state)}
+    sums = {name: vars(rest.pop(name)) for name in ("epoch", "recent")}
+    content = {
+        **parts,
+        "identity": identity,
+        "metadata": metadata,
+        "state": rest,
+        **sums,
+        "launch": _launch(),
+    }
+    try:
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):  # how torch reports a full disk
+            raise
+        raise unwritable(path.parent, error) from error
+
+
+def restore(path: Path, identity: dict[str, Any], parts: Mapping[str, Any]) -> State:
+    """Load `path` into `parts`, objects with `load_state_dict`, and return the rest.
+
+    Raises:
+        InputError: it belongs to another training; the message says what differs.
+        WeightsError: it is damaged, or no checkpoint of a training.
+    """
+    try:
+        content = _load(path)
+        changed = _changed(content["identity"], identity)
+        if not changed:
+            for name, part in parts.items():
+                part.load_state_dict(content[name])
+            state = State(**content["state"])
+            state.epoch = Sums(**content["epoch"])
+            state.recent = Sums(**content["recent"])
+            return state
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # whatever damaged bytes make torch raise
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{path} is no checkpoint of this training ({reason}); use a new --output"
+        ) from error
+    them = "it" if len(changed) == 1 else "them"
+    raise InputError(
+        f"cannot resume with other settings: {', '.join(changed)}; drop {them} or use a new "
+        "--output"
+    )
+
+
+def _launch() -> str | None:
+    """What `torchrun` calls this start of all processes, restarts included; None without it."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def of_this_launch(path: Path) -> bool:
+    """Whether the checkpoint was written since `torchrun` was called: it restarts by itself."""
+    try:
+        return distributed.restarted() and _load(path).get("launch") == _launch()
+    except Exception:  # whatever damaged bytes make torch raise
+        return False
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _changed(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """What differs, as words: fields of the recipe and names with both values, others by name."""
+    pairs = [(k, found.get(k), v) for k, v in expected.items() if k != "recipe"]
+    began = found["recipe"]
+    pairs += [(k, began.get(k), v) for k, v in expected["recipe"].items()]
+    return [_difference(*pair) for pair in pairs if pair[1] != pair[2]]
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(now, list | dict):
+        return f"{name} differ"
+    return f"{name} was {_shown(before)}, now {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)[:60]

@@ -1,0 +1,51 @@
+"""A network's preprocessing as a transform for a `DataLoader` of one's own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitattn.images.decode import ImageSource, decode
+from splitattn.images.preprocess import normalize, preprocess
+from splitattn.libraries import require
+from splitattn.preprocessing import Preprocessing
+from splitattn.weights.resolve import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """An image becomes the normalized tensor (3, size, size) that a network expects.
+
+    Attributes:
+        preprocessing: how.
+    """
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: ImageSource) -> "Tensor":
+        """The tensor, float32, of a Pillow image, path, array or encoded bytes.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        import torch
+
+        pixels = preprocess(decode(image), self.preprocessing)
+        return torch.from_numpy(normalize(pixels[None], self.preprocessing)[0])
+
+
+def transform(model: str | None = None, weights: str | Path | None = None) -> Transform:
+    """The evaluation transform of a network: pass it to `ImageFolder(..., transform=...)`.
+
+    Args:
+        model, weights: which network, see `Classifier`; weights are downloaded if need be, because
+            they say how images become their input.
+
+    Raises:
+        InputError: there is no such model, or PyTorch is missing.
+        WeightsError: the weights cannot be found or verified.
+    """
+    require("transform", "torch")
+    return Transform(preprocessing=resolve(model, weights).preprocessing)

@@ -1,0 +1,170 @@
+"""Where the catalogue's files are on this machine: found, verified and downloaded.
+
+Environment:
+    SPLITATTN_CACHE: folder for downloads; by default `splitattn` in XDG_CACHE_HOME or ~/.cache.
+    SPLITATTN_MIRROR: base URL that replaces scheme and host of every download; paths stay.
+    SPLITATTN_OFFLINE: 1 forbids the network.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from splitattn.errors import WeightsError
+from splitattn.files import exists
+from splitattn.weights.catalogue import WeightsEntry, entries
+from splitattn.weights.download import Progress, cache_writes, download, file_sha256, offline
+from splitattn.weights.metadata import unreadable
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """The folder for downloads. It may not exist yet.
+
+    Raises:
+        WeightsError: no variable names a folder, and this user has no home folder.
+    """
+    if folder := os.environ.get("SPLITATTN_CACHE"):
+        return Path(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "splitattn"
+    try:
+        return Path.home() / ".cache" / "splitattn"
+    except RuntimeError as error:
+        raise WeightsError(
+            "this user has no home folder to keep weights in: set SPLITATTN_CACHE to a folder"
+        ) from error
+
+
+def local_path(entry: WeightsEntry) -> Path:
+    """The path of the entry's file, which may not have been downloaded yet."""
+    if entry.embedded:
+        return Path(__file__).parent / "embedded" / entry.filename
+    return cache_folder() / entry.filename
+
+
+def verify(entry: WeightsEntry) -> str:
+    """The SHA-256 of the entry's file on this machine, if it is the right one.
+
+    Raises:
+        WeightsError: the file is missing, cannot be read, or has another hash.
+    """
+    path = local_path(entry)
+    if not exists(path):
+        raise WeightsError(f"{entry.name} is not on this machine: it would be {path}")
+    digest = _digest(path)
+    if not digest.startswith(entry.sha256):
+        raise WeightsError(
+            f"{entry.name} must have a sha256 that begins {entry.sha256}, but {path} has {digest}: "
+            "delete the file and get it again"
+        )
+    return digest
+
+
+def identify(path: Path) -> WeightsEntry:
+    """The catalogue entry with the hash of the file at `path`.
+
+    Raises:
+        WeightsError: there is none, or the file cannot be read.
+    """
+    digest = _digest(path)
+    if entry := _recognized(digest):
+        return entry
+    raise WeightsError(f"{path} is none of the catalogue's files: its sha256 is {digest}")
+
+
+def published(path: Path) -> WeightsEntry | None:
+    """The catalogue entry with the hash of the file at `path`, or None.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    return _recognized(_digest(path))
+
+
+def _recognized(digest: str) -> WeightsEntry | None:
+    return next((entry for entry in entries() if digest.startswith(entry.sha256)), None)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def is_intact(entry: WeightsEntry) -> bool:
+    """Whether the entry's file is on this machine and has the entry's hash.
+
+    Raises:
+        WeightsError: the file is there and cannot be read.
+    """
+    path = local_path(entry)
+    return exists(path) and _digest(path).startswith(entry.sha256)
+
+
+def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: float = 30.0) -> Path:
+    """Download the entry's file if it is not on this machine yet, and verify its hash.
+
+    A cached file with another hash is downloaded again. Processes that want the same file at the
+    same time download it once.
+
+    Args:
+        entry: what to fetch.
+        progress: follows the download.
+        timeout: seconds to wait for a connection, or for more data on one.
+
+    Raises:
+        WeightsError: the file cannot be downloaded; the cache then has no part of it.
+    """
+    path = local_path(entry)
+    if is_intact(entry):
+        return path
+    if entry.embedded:
+        raise WeightsError(f"the embedded weights {path} are missing or damaged: install again")
+    if offline():
+        state = "damaged" if exists(path) else "not"
+        raise WeightsError(
+            f"{entry.name} is {state} in the cache and SPLITATTN_OFFLINE forbids to download it: "
+            f"put {entry.filename} (sha256 {entry.sha256}...) at {path}, or give --weights PATH"
+        )
+    urls = [_mirrored(url) for url in entry.urls]
+    with _locked(path):
+        # Another process may have downloaded the file while this one waited for the lock.
+        if not is_intact(entry):
+            if exists(path):
+                logger.warning("%s does not have its hash: downloading it again", path)
+            download(urls, path, sha256=entry.sha256, progress=progress, timeout=timeout)
+    return path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock_folder = path.parent / ".locks"
+    with cache_writes(path.parent):
+        lock_folder.mkdir(parents=True, exist_ok=True)
+        from filelock import FileLock  # needed only for a download
+
+        lock = FileLock(lock_folder / f"{path.name}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _mirrored(url: str) -> str:
+    mirror = os.environ.get("SPLITATTN_MIRROR")
+    if not mirror:
+        return url
+    try:
+        scheme = urlsplit(mirror).scheme
+    except ValueError:
+        scheme = ""
+    if scheme not in ("http", "https"):
+        raise WeightsError(f"SPLITATTN_MIRROR must begin with http:// or https://, got {mirror!r}")
+    return mirror.rstrip("/") + urlsplit(url).path

@@ -1,0 +1,85 @@
+"""What a verb of the command line does, in one call from Python."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitattn.data.labelled import with_classes_of_model
+from splitattn.data.open import open_data
+from splitattn.evaluation import Evaluation, measure
+from splitattn.opening import open_network
+from splitattn.weights.download import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkEvaluation(Evaluation):
+    """What was measured, and of which network.
+
+    Attributes:
+        model, weights: the network, as `Classifier` names it.
+        engine: what ran it: engine, version and device.
+        data, split: the images.
+        size: height and width of the images that the network saw, in pixels.
+    """
+
+    model: str
+    weights: str
+    engine: str
+    data: str
+    split: str
+    size: int
+
+
+def evaluate(
+    data: str,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    split: str = "val",
+    size: int | None = None,
+    engine: str = "auto",
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+) -> NetworkEvaluation:
+    """Measure top-1, top-5 and loss over every image of `data`, each exactly once.
+
+    Args:
+        data: a folder, Parquet shards, a CSV file or `torchvision:NAME`, see `splitattn evaluate`.
+        model, weights, engine, device: which network in which engine, see `Classifier`.
+        split: which part of the data.
+        size: height and width of the images, if not the network's own.
+        batch_size: images that the network sees at once.
+        workers: threads that decode images; None chooses from the number of processors.
+        progress: follows the download of weights, if there is one.
+        on_images: told how many more images are done, of how many in all.
+
+    Raises:
+        InputError: there is no such model, engine or device, or a library is missing.
+        WeightsError: the weights cannot be had or do not fit.
+        DataError: the data cannot be opened, has other classes, or no image could be read.
+    """
+    images = open_data(data, split)
+    network = open_network(
+        model, weights, engine=engine, device=device, size=size, progress=progress
+    )
+    images = with_classes_of_model(images, network.classes)
+    measured = measure(
+        network.engine,
+        images,
+        network.preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        on_images=on_images,
+    )
+    return NetworkEvaluation(
+        **vars(measured),
+        model=network.model,
+        weights=network.weights,
+        engine=network.engine.name,
+        data=data,
+        split=split,
+        size=network.preprocessing.size,
+    )

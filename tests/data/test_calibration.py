@@ -1,0 +1,61 @@
+"""Images for calibrating and comparing, without any engine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from splitattn.data.calibration import (
+    calibration_images,
+    comparison_images,
+    package_photographs,
+    sampled,
+)
+from splitattn.errors import DataError
+from splitattn.images.samples import sample_photographs
+from splitattn.preprocessing import Preprocessing
+from tests.data.datasets import CLASSES, write_image_folder
+
+SAMPLES = sample_photographs()[0].parent
+PREPROCESSING = Preprocessing(size=40, crop_fraction=0.9)
+
+
+def test_labels_of_the_networks_classes_count(tmp_path: Path) -> None:
+    data = str(write_image_folder(tmp_path, train=1, val=1))
+    assert comparison_images(data, CLASSES)[1]
+    assert not comparison_images(data, ("tabby", "mug"))[1]
+
+
+def test_any_folder_of_images_calibrates(tmp_path: Path) -> None:
+    assert len(calibration_images(str(SAMPLES))) == 5
+    images, labelled = comparison_images(str(SAMPLES), CLASSES)
+    assert (len(images), labelled) == (5, False)
+    (tmp_path / "notes.txt").touch()
+    for data in (tmp_path, tmp_path / "missing", SAMPLES / "rocket.jpg"):
+        with pytest.raises(DataError) as raised:
+            calibration_images(str(data))
+        assert str(raised.value).isprintable()
+
+
+def test_training_images_calibrate_and_validation_images_compare(tmp_path: Path) -> None:
+    data = str(write_image_folder(tmp_path, train=2, val=1))
+    assert len(calibration_images(data)) == 6
+    assert len(comparison_images(data, CLASSES)[0]) == 3
+
+
+def test_the_sample_is_always_the_same_and_passes_over_broken_images(tmp_path: Path) -> None:
+    data = calibration_images(str(write_image_folder(tmp_path, train=3, val=1)))
+    first, second = (sampled(data, PREPROCESSING, 4) for _ in range(2))
+    assert len(first) == 4
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+    assert len({int(one.sum()) for one in first}) == 4, "images must not be drawn twice"
+    for name in data.names[1:]:
+        Path(name).write_bytes(b"broken")
+    assert len(sampled(data, PREPROCESSING, 4)) == 1
+    Path(data.names[0]).unlink()
+    with pytest.raises(DataError, match="calibration needs readable images, got none; the first: "):
+        sampled(data, PREPROCESSING, 4)
+
+
+def test_the_packages_own_photographs_can_be_sampled() -> None:
+    assert len(sampled(package_photographs(), PREPROCESSING, 10)) == 5

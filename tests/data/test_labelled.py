@@ -1,0 +1,34 @@
+"""Labels of a data set become indices of a model's outputs."""
+
+from pathlib import Path
+
+import pytest
+
+from splitattn.data.labelled import LabelledImages, with_classes_of_model
+from splitattn.data.open import open_data
+from splitattn.errors import DataError
+from tests.data.datasets import CLASSES, write_class_folders
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> LabelledImages:
+    return open_data(str(write_class_folders(tmp_path / "data", 2)), "val")
+
+
+def test_classes_are_matched_by_name_or_else_by_order(data: LabelledImages) -> None:
+    shuffled = with_classes_of_model(data, ("red", "blue", "gray", "green"))
+    assert [shuffled.classes[label] for label in shuffled.labels] == [
+        CLASSES[label] for label in data.labels
+    ]
+    renamed = with_classes_of_model(data, ("a", "b", "c"))
+    assert renamed.classes == ("a", "b", "c")
+    assert renamed.labels == data.labels
+    assert with_classes_of_model(data, ("0", "1", "2")) == data, "outputs without names"
+    with pytest.raises(DataError, match="the model's 4 classes, got 3, such as 'blue'"):
+        with_classes_of_model(data, ("a", "b", "c", "d"))
+
+
+def test_one_strange_name_among_known_ones_is_refused(data: LabelledImages) -> None:
+    """By order, `green` would silently become `blue`."""
+    with pytest.raises(DataError, match="such as 'red'"):
+        with_classes_of_model(data, ("green", "blue", "pink"))

@@ -1,0 +1,82 @@
+"""Labels of two networks, compared over every image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from splitattn.agreement import Agreement, compare
+from splitattn.data.calibration import comparison_images
+from splitattn.engines.engine import Engine
+from splitattn.errors import DataError
+from splitattn.preprocessing import Preprocessing
+from tests.data.datasets import CLASSES, write_image_folder
+
+PREPROCESSING = Preprocessing(size=40, crop_fraction=0.9)
+
+
+class Oracle(Engine):
+    """Answers with the classes that it was given, one after another."""
+
+    def __init__(self, answers: list[int]) -> None:
+        super().__init__("oracle")
+        self.left = list(answers)
+
+    def _infer(self, images_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
+        own, self.left = self.left[: len(images_BCHW)], self.left[len(images_BCHW) :]
+        return np.eye(3, dtype=np.float32)[own]
+
+
+def test_labels_and_agreement_are_counted_over_every_image(tmp_path: Path) -> None:
+    data = write_image_folder(tmp_path, train=1, val=2)
+    (tmp_path / "val" / "red" / "0.png").write_bytes(b"broken")
+    images, labelled = comparison_images(str(data), CLASSES)
+    seen: list[tuple[int, int]] = []
+    measured = compare(
+        Oracle([0, 0, 1, 0, 2]),
+        Oracle([0, 1, 1, 0, 0]),
+        images,
+        PREPROCESSING,
+        labelled=labelled,
+        batch_size=4,
+        on_images=lambda more, total: seen.append((more, total)),
+    )
+    assert measured == Agreement(n=5, same_labels=60, top1=40, reference_top1=80)
+    assert seen == [(4, 6), (2, 6)]
+    assert str(measured) == "top-1 80.00 % -> 40.00 % (-40.00), 60.00 % of 5 images labelled alike"
+
+
+def test_labels_of_other_classes_do_not_count(tmp_path: Path) -> None:
+    data = str(write_image_folder(tmp_path, train=1, val=1))
+    images, labelled = comparison_images(data, ("tabby", "mug"))
+    measured = compare(
+        Oracle([0, 1, 2]), Oracle([0, 1, 1]), images, PREPROCESSING, labelled=labelled
+    )
+    assert (measured.top1, measured.reference_top1) == (None, None)
+    assert str(measured) == "66.67 % of 3 images labelled alike"
+
+
+class Broken(Engine):
+    """Gives no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__("broken")
+
+    def _infer(self, images_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.full((len(images_BCHW), 3), np.nan, np.float32)
+
+
+def test_logits_that_are_not_numbers_agree_with_nothing(tmp_path: Path) -> None:
+    data = str(write_image_folder(tmp_path, train=1, val=1))
+    images, labelled = comparison_images(data, CLASSES)
+    measured = compare(Broken(), Broken(), images, PREPROCESSING, labelled=labelled)
+    assert measured == Agreement(n=3, same_labels=0, top1=0, reference_top1=0)
+
+
+def test_a_comparison_needs_a_readable_image(tmp_path: Path) -> None:
+    images, labelled = comparison_images(str(write_image_folder(tmp_path, train=1, val=1)), CLASSES)
+    for name in images.names:
+        Path(name).write_bytes(b"broken")
+    with pytest.raises(DataError, match="a comparison needs readable images, got none"):
+        compare(Oracle([]), Oracle([]), images, PREPROCESSING, labelled=labelled)

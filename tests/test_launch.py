@@ -1,0 +1,165 @@
+"""`splitattn.train`: which model and which weights a call means, and what it returns."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+import splitattn
+from splitattn import launch
+from splitattn.architectures import ARCHITECTURES
+from splitattn.convert import convert
+from splitattn.errors import InputError, WeightsError
+from splitattn.opening import open_weights
+from splitattn.training import loop
+from splitattn.training.recipes import TaskName
+from splitattn.training.run import Run
+from splitattn.training.task import Measurement, Task
+from splitattn.weights.catalogue import embedded_entry
+from splitattn.weights.metadata import read_metadata
+from tests.data.datasets import write_image_folder
+from tests.training.runs import ARCHITECTURE
+
+SMALL = ("train_size=32", "test_size=32", "batch_size=4", "epochs=1", "warmup_epochs=0")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_image_folder(tmp_path / "data", train=2, val=1)
+
+
+def test_one_call_trains_and_the_next_starts_from_its_folder(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    texts: list[str] = []
+    run = splitattn.train(
+        data,
+        tmp_path / "run",
+        model="small",
+        recipe="plain",
+        overrides=SMALL,
+        workers=0,
+        on_epoch=lambda epoch: texts.append(epoch.text),
+    )
+    assert isinstance(run, splitattn.TrainingResult)
+    assert run.weights == tmp_path / "run" / "model.safetensors"
+    for path in (run.weights, run.best_weights, run.report):
+        assert path.is_file()
+    assert set(run.figures) == {"loss", "top1", "top5"}
+    assert run.details.n == 3
+    assert run.summary == f"top-1 {run.figures['top1']:.2f} %, top-5 100.00 % of 3 images"
+    assert texts[0].startswith("32 px  loss ")
+    metadata = read_metadata(run.weights)
+    assert metadata is not None
+    assert metadata.metrics == {**run.figures, "n": 3}
+    # The folder stands for the result, and the checkpoint for what was trained so far.
+    for weights in (run.output, run.output / "last.pt"):
+        opened = open_weights(weights=weights)
+        assert opened.metadata.classes == metadata.classes
+        assert set(opened.tensors) == set(ARCHITECTURE.shapes(3))
+    converted = convert(run.output, tmp_path / "backbone.pth", to="mmdet")
+    assert converted.models == ("small",)
+
+    # The weights say which model they are of.
+    tuned = splitattn.train(
+        data, tmp_path / "tuned", weights=run.weights, overrides=SMALL, workers=0
+    )
+    metadata = read_metadata(tuned.weights)
+    assert metadata is not None
+    assert metadata.model == "small"
+    assert metadata.recipe["pretrained"]
+    # To resume, neither weights nor the model's own ones are looked for.
+    again = splitattn.train(
+        data, tmp_path / "tuned", model="small", overrides=SMALL, workers=0, resume=True
+    )
+    assert again.figures == tuned.figures
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Task[Any], Run]]:
+    """What would be trained: the network, the task, the run; nothing is."""
+    seen: list[tuple[Any, Task[Any], Run]] = []
+
+    def stop(network: nn.Module, task: Task[Any], run: Run, **_: object) -> Measurement:
+        seen.append((network, task, run))
+        return Measurement(figures={"loss": 0.0}, details=type("Evaluation", (), {"n": 0}))
+
+    monkeypatch.setattr(loop, "train", stop)
+    return seen
+
+
+def test_fine_tuning_starts_from_the_embedded_weights_unless_something_is_named(
+    tmp_path: Path, data: Path, started: list[tuple[Any, Any, Run]]
+) -> None:
+    splitattn.train(data, tmp_path / "run", overrides=["batch_size=4"])
+    [(network, task, run)] = started
+    entry = embedded_entry()
+    assert task.model == entry.model
+    assert run.recipe.pretrained
+    trained = splitattn.create_model(entry.model, weights=entry.tag)
+    assert torch.equal(network.layer4[0].conv1.weight, trained.layer4[0].conv1.weight)
+    assert network.num_classes == 3
+
+
+def test_other_recipes_start_at_random_and_with_resnest50(
+    tmp_path: Path, data: Path, started: list[tuple[Any, Any, Run]]
+) -> None:
+    splitattn.train(data, tmp_path / "run", recipe="plain", overrides=["batch_size=4"])
+    [(network, task, run)] = started
+    assert task.model == "resnest50"
+    assert not run.recipe.pretrained
+    assert not network.layer4[0].bn3.weight.any()  # as it is initialized
+
+
+def test_a_file_may_say_that_training_starts_from_weights(
+    tmp_path: Path, data: Path, started: list[tuple[Any, Any, Run]]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("pretrained = true\nbatch_size = 4\n")
+    splitattn.train(data, tmp_path / "run", recipe=str(path))
+    [(network, task, _)] = started
+    assert task.model == embedded_entry().model
+    assert network.layer4[0].bn3.weight.any()
+
+
+def test_the_network_is_built_as_the_recipe_says(
+    tmp_path: Path, data: Path, started: list[tuple[Any, Any, Run]]
+) -> None:
+    overrides = ["batch_size=4", "drop_path=0.2", "dropout=0.5"]
+    splitattn.train(data, tmp_path / "run", model="resnest14", recipe="plain", overrides=overrides)
+    [(network, _, _)] = started
+    assert network.drop.p == 0.5
+    assert network.layer4[-1].drop_path.p == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (
+            {"model": "resnest50_fast_0s1x64d"},
+            WeightsError,
+            "no weights of resnest50_fast_0s1x64d are published",
+        ),
+        (
+            {"recipe": "plain", "overrides": ["frozen_stages=1"]},
+            InputError,
+            "frozen_stages must be 0 without weights, got 1",
+        ),
+        ({"model": "resnet50"}, InputError, "did you mean 'resnest50'"),
+        ({"recipe": "finetun"}, InputError, "did you mean 'finetune'"),
+        ({"device": "quantum"}, InputError, "device 'quantum' cannot be used"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    tmp_path: Path, data: Path, arguments: dict[str, Any], kind: type[InputError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        splitattn.train(data, tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_task_that_a_recipe_may_name_is_in_the_table() -> None:
+    assert set(launch.TASKS) == set(get_args(TaskName))

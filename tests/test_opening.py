@@ -1,0 +1,96 @@
+"""The one door: whatever names a network opens it, and what does not fit is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from splitattn.create import create_model
+from splitattn.errors import InputError, WeightsError
+from splitattn.exporting import export
+from splitattn.images.preprocess import normalize
+from splitattn.opening import open_network, open_weights
+from splitattn.preprocessing import InputSizeWarning
+from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.metadata import ModelMetadata
+from tests.cli.networks import CLASSES, PREPROCESSING, network, write_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights under every kind of name."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_weights(folder / "model.safetensors")
+    torch.save({"state_dict": network().state_dict()}, folder / "plain.pth")
+    export(folder / "net.onnx", weights=folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "", "net.onnx"])
+def test_a_file_a_folder_and_an_export_open_alike(name: str, folder: Path) -> None:
+    opened = open_network(weights=folder / name, engine="onnxruntime", device="cpu")
+    assert (opened.model, opened.classes) == ("resnest14", CLASSES)
+    assert opened.preprocessing == PREPROCESSING
+    assert opened.task == "classification"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    images = torch.from_numpy(normalize(pixels, PREPROCESSING))
+    with torch.inference_mode():
+        expected = network()(images).numpy()
+    outputs = opened.engine.run(pixels, opened.preprocessing)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5 * abs(expected).max(), rtol=0)
+
+
+def test_weights_that_say_nothing_need_a_model(folder: Path) -> None:
+    with pytest.raises(WeightsError, match="does not say which model"):
+        open_weights(weights=folder / "plain.pth")
+    trained = open_weights("resnest14", folder / "plain.pth")
+    assert trained.metadata.classes == ("0", "1", "2", "3", "4", "5")
+
+
+def test_without_a_name_the_embedded_model_opens() -> None:
+    trained = open_weights()
+    assert trained.metadata.model.startswith("resnest")
+    assert len(trained.metadata.classes) == len(trained.tensors["fc.bias"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"in_chans": 4}, "takes images of 4 channels, and photographs have 3"),
+        ({"num_classes": 0}, "has no classifier"),
+        ({"num_classes": 5}, "must name each of its 5 classes, it names 6"),
+    ],
+)
+def test_weights_that_cannot_label_photographs_are_refused(
+    changes: dict[str, int], complaint: str, tmp_path: Path
+) -> None:
+    model = create_model("resnest14", **{"num_classes": 6} | changes)
+    path = tmp_path / "odd.safetensors"
+    metadata = ModelMetadata(model="resnest14", classes=CLASSES, preprocessing=PREPROCESSING)
+    write_checkpoint(path, model.state_dict(), metadata)
+    for use in (open_weights, open_network):
+        with pytest.raises(WeightsError, match=complaint) as raised:
+            use(weights=path)
+        assert str(raised.value).isprintable()
+
+
+def test_another_size_warns_and_an_exported_file_refuses_it(folder: Path) -> None:
+    with pytest.warns(InputSizeWarning):
+        opened = open_network(weights=folder, size=48, engine="onnxruntime")
+    assert opened.preprocessing.size == 48
+    with pytest.raises(InputError, match="takes images of 32 pixels, got --size 48"):
+        open_network(weights=folder / "net.onnx", size=48)
+
+
+def test_an_exported_file_of_dynamic_size_takes_another_size(folder: Path, tmp_path: Path) -> None:
+    export(tmp_path / "net.onnx", weights=folder / "model.safetensors", dynamic_size=True)
+    with pytest.warns(InputSizeWarning):
+        opened = open_network(weights=tmp_path / "net.onnx", size=48)
+    pixels = np.zeros((1, 3, 48, 48), np.uint8)
+    assert opened.engine.run(pixels, opened.preprocessing).shape == (1, len(CLASSES))
+
+
+def test_an_unknown_engine_fails_before_anything_is_read(folder: Path) -> None:
+    with pytest.raises(InputError, match="engine must be one of"):
+        open_network(weights=folder / "missing.safetensors", engine="steam")

@@ -1,0 +1,190 @@
+"""The loop knows no task: what it guarantees holds for a regression by a network of one's own."""
+
+import errno
+import json
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from splitattn.errors import InputError
+from splitattn.training.loop import train
+from splitattn.training.task import Epoch, Measurement, Step
+from tests.training.regression import RECIPE, Regression, Regressor, make_run, train_together
+from tests.training.runs import forkserver, log_of
+
+
+def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([3.0, 1.0, 2.0])
+    losses: list[float] = []
+    epochs: list[Epoch] = []
+    measure = Regression.measure
+
+    def measured(*arguments: Any) -> Measurement:
+        assert measure(*arguments).figures["distance"] > 0
+        return Measurement(figures={"distance": next(told)})
+
+    monkeypatch.setattr(Regression, "measure", measured)
+    network = Regressor()
+    found = train(
+        network,
+        Regression(),
+        make_run(tmp_path),
+        on_step=lambda step: losses.append(step.figures["loss"]),
+        on_epoch=epochs.append,
+    )
+    assert found.figures == {"distance": 2.0}
+    assert losses[-1] < 0.7 * losses[0]
+    best, last = (load_file(tmp_path / f"{name}.safetensors") for name in ("best", "model"))
+    assert last.keys() == network.state_dict().keys()
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in last.items())
+    assert any(not torch.equal(best[key], last[key]) for key in last)
+    lines = log_of(tmp_path)
+    assert [line["val_distance"] for line in lines if line["kind"] == "epoch"] == [3.0, 1.0, 2.0]
+    assert {"loss", "loss_square", "loss_linear", "learning_rate"} <= lines[0].keys()
+    raw = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert raw["vectors_per_second"] > 0
+    assert [epoch.text.split("  ")[1:] for epoch in epochs][1] == ["distance 1.000"]
+    assert "regression" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("step", [6, 9], ids=["in the middle of an epoch", "before measuring"])
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, step: int, precision: str
+) -> None:
+    recipe = replace(RECIPE, precision=precision, saved_precision="fp16")  # type: ignore[arg-type]
+    run = make_run(tmp_path / "stopped", recipe)
+    train(Regressor(), Regression(), replace(run, output=tmp_path / "whole"))
+
+    def stop(done: Step) -> None:
+        if done.step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train(Regressor(), Regression(), run, on_step=stop)
+    train(Regressor(), Regression(), run, resume=True)
+    assert log_of(run.output) == log_of(tmp_path / "whole")
+    for name in ("model.safetensors", "best.safetensors"):
+        assert (run.output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_sigterm_saves_and_leaves_with_its_exit_status(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    run = make_run(tmp_path)
+    stop = lambda _: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    with pytest.raises(SystemExit) as raised:
+        train(Regressor(), Regression(), run, on_step=stop)
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert torch.load(run.checkpoint)["state"]["step"] == 1
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_old_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(make_run(tmp_path), checkpoint_minutes=0.0)
+    saves: list[int] = []
+    write = torch.save
+
+    def fail_later(content: dict[str, Any], path: Path) -> None:
+        saves.append(content["state"]["step"])
+        write(content, path)
+        if len(saves) == 4:
+            with path.open("r+b") as file:
+                file.truncate(1000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail_later)
+    with pytest.raises(InputError, match=r"folder to write to, got .*: No space left on device"):
+        train(Regressor(), Regression(), run)
+    monkeypatch.undo()
+    assert torch.load(run.checkpoint)["state"]["step"] == saves[-2] == 3
+    assert not list(run.output.glob(".*.tmp"))
+    train(Regressor(), Regression(), run, resume=True)
+
+
+def test_the_checkpoint_holds_weights_and_average_under_the_keys_of_the_network(
+    tmp_path: Path,
+) -> None:
+    network = Regressor()
+    train(network, Regression(), make_run(tmp_path))
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert set(content) == {
+        *("model", "ema", "optimizer", "scaler", "task"),
+        *("identity", "metadata", "state", "epoch", "recent", "launch"),
+    }
+    assert content["model"].keys() == content["ema"].keys() == network.state_dict().keys()
+    assert not torch.equal(content["model"]["layers.0.bias"], content["ema"]["layers.0.bias"])
+    # The result is the average.
+    assert torch.equal(content["ema"]["layers.0.bias"], network.state_dict()["layers.0.bias"])
+    assert content["identity"]["task"] == "regression"
+    assert content["identity"]["vectors"] == 60
+    assert content["metadata"] is None
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    losses: dict[int, list[float]] = {12: [], 4: [], 1: []}
+    for parts, seen in losses.items():
+        run = make_run(tmp_path / str(parts), batch_per_device=parts)
+        task = Regression(noise=0.0)
+        train(Regressor(), task, run, on_step=lambda step, to=seen: to.append(step.figures["loss"]))
+    assert len(losses[12]) == 15
+    assert losses[4] == pytest.approx(losses[12], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[12], rel=1e-4)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    """Each takes its half of a batch in two parts."""
+    train(Regressor(), Regression(noise=0.0), make_run(tmp_path / "one"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        forkserver().Process(target=train_together, args=(rank, port, tmp_path / "two"))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=100)
+    assert [process.exitcode for process in processes] == [0, 0]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6)
+    ours, theirs = log_of(tmp_path / "two"), log_of(tmp_path / "one")
+    for our_line, their_line in zip(ours, theirs, strict=True):
+        assert our_line.pop("kind") == their_line.pop("kind")
+        assert our_line == pytest.approx(their_line, rel=1e-4)
+
+
+def test_another_task_is_another_training(tmp_path: Path) -> None:
+    class Other(Regression):
+        name = "another"
+
+    train(Regressor(), Regression(), make_run(tmp_path))
+    with pytest.raises(InputError, match="task was regression, now another; drop it or use a new"):
+        train(Regressor(), Other(), make_run(tmp_path), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 64}, "one full batch of 64 vectors, got 60; set batch_size lower"),
+        ({"frozen_stages": 1}, "frozen_stages must be 0 for a network without ResNeSt stages"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    run = make_run(tmp_path / "out", replace(RECIPE, **changes))
+    with pytest.raises(InputError, match=message):
+        train(Regressor(), Regression(), run)
+    assert not run.output.exists()

@@ -1,0 +1,140 @@
+"""What works where PyTorch is not installed, and what other files say there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from splitattn.architectures import ARCHITECTURES
+from splitattn.weights.cache import local_path
+from splitattn.weights.catalogue import embedded_entry
+
+# A module that is None in sys.modules cannot be imported, and find_spec does not find it.
+SETUP = """
+import json, sys
+sys.modules |= dict.fromkeys(("torch", "torchvision", "pyarrow"))
+"""
+
+
+def run(script: str, *arguments: str | Path) -> Any:
+    """What the script prints as JSON, run without PyTorch, torchvision and pyarrow."""
+    command = [sys.executable, "-W", "error", "-c", SETUP + script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_embedded_weights_are_read() -> None:
+    found = run(
+        """
+import splitattn
+from splitattn.weights.checkpoint import check_fits, read_checkpoint
+from splitattn.weights.resolve import resolve
+resolved = resolve()
+checkpoint = read_checkpoint(resolved.path)
+fit = check_fits(checkpoint, resolved.model)
+print(json.dumps({
+    "models": splitattn.list_models(),
+    "weights": len(splitattn.list_weights()),
+    "path": str(resolved.path),
+    "classes": len(resolved.classes),
+    "fit": [fit.num_classes, fit.in_chans],
+    "metadata": splitattn.read_metadata(resolved.path) == checkpoint.metadata != None,
+    "types": sorted({type(value).__module__ for value in checkpoint.tensors.values()}),
+    "sum": float(checkpoint.tensors["fc.weight"].astype("f8").sum()),
+}))
+"""
+    )
+    path = local_path(embedded_entry())
+    head = safetensors.torch.load_file(path)["fc.weight"]
+    assert found == {
+        "models": list(ARCHITECTURES),
+        "weights": 14,
+        "path": str(path),
+        "classes": 200,
+        "fit": [200, 3],
+        "metadata": True,
+        "types": ["numpy"],
+        "sum": pytest.approx(float(head.double().sum())),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["models"], "resnest50_fast_2s2x40d"),
+        (["weights"], "resnest26_tiny:tiny_imagenet"),
+        (["weights", "card", "resnest26_tiny"], "# resnest26_tiny"),
+        (["weights", "verify", "resnest26_tiny"], "resnest26_tiny:tiny_imagenet: ok, sha256"),
+        (["weights", "fetch", "resnest26_tiny"], ".safetensors"),
+    ],
+)
+def test_the_command_line_works(arguments: list[str], printed: str) -> None:
+    status, out = run(
+        """
+import contextlib, io
+from splitattn.cli import main
+out = io.StringIO()
+with contextlib.redirect_stdout(out):
+    try:
+        main(sys.argv[1:])
+    except SystemExit as end:
+        status = end.code or 0
+print(json.dumps([status, out.getvalue()]))
+""",
+        *arguments,
+    )
+    assert status == 0
+    assert printed in out
+
+
+def test_pth_files_say_how_to_install_pytorch(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"fc.bias": torch.zeros(2)}, path)
+    errors = run(
+        """
+from splitattn.errors import InputError
+from splitattn.weights.checkpoint import read_checkpoint
+from splitattn.weights.resolve import resolve
+errors = []
+for call in (lambda: read_checkpoint(sys.argv[1]), lambda: resolve("resnest50")):
+    try:
+        call()
+    except InputError as error:
+        errors.append(str(error))
+print(json.dumps(errors))
+""",
+        path,
+    )
+    rest = (
+        " is a file of PyTorch, as .pth files are: reading it needs torch, not installed here: "
+        "pip install torch torchvision"
+    )
+    # The second one comes before the file is downloaded.
+    assert errors == [f"{path}{rest}", f"resnest50-528c19ca.pth{rest}"]
+
+
+def test_arrays_are_written_and_read(tmp_path: Path) -> None:
+    same = run(
+        """
+import numpy as np
+from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
+arrays = {
+    "conv1.0.weight": np.arange(24, dtype=np.float16).reshape(2, 3, 4).T,  # a view
+    "bn1.num_batches_tracked": np.array(7),
+}
+write_checkpoint(sys.argv[1], arrays)
+read = read_checkpoint(sys.argv[1]).tensors
+print(json.dumps([
+    read.keys() == arrays.keys(),
+    *(read[k].dtype == v.dtype and bool((read[k] == v).all()) for k, v in arrays.items()),
+]))
+""",
+        tmp_path / "a.safetensors",
+    )
+    assert same == [True, True, True]
