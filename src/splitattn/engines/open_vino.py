@@ -169,7 +169,8 @@ def _share_rounded_inputs(model: "ov.Model", readers: set[str]) -> None:
 
 
 def _model(network: FoldedNetwork, *, size: int | None, batch: int | None = None) -> "ov.Model":
-    onnx_model = to_onnx(network, size=size, batch=batch)
+    # Average pooling stays what it is: as convolutions, int8 would round it.
+    onnx_model = to_onnx(network, size=size, batch=batch, average_pools=True)
     return core().read_model(onnx_model.SerializeToString())
 
 

@@ -44,6 +44,7 @@ def to_onnx(
     opset: int = OPSET,
     half: bool = False,
     eight_bit: bool = False,
+    average_pools: bool = False,
     outputs: Sequence[str] | None = None,
     external: dict[str, NDArray[Any]] | None = None,
 ) -> ModelProto:
@@ -55,9 +56,6 @@ def to_onnx(
     - "features", (B, channels): the mean over pixels of the last map.
     - "stem", "layer1", ..., "layer4": feature maps 0 to 4. "stem" comes before max pooling.
 
-    Averages that count zeros beyond the map (avd) are depthwise convolutions with equal weights:
-    OpenCV's average pooling does not count them (seen in 4.8).
-
     Args:
         size: H and W of the images, in pixels; None takes any.
         batch: B; None takes any.
@@ -66,6 +64,9 @@ def to_onnx(
         eight_bit: write the form that ONNX Runtime has fast eight-bit kernels for. The function is
             the same. Averages over whole windows are depthwise convolutions as well; a blend of
             two splits is g a + (1 - g) b instead of b + g (a - b).
+        average_pools: write averages that count zeros beyond the map (avd) as AveragePool. By
+            default they are depthwise convolutions with equal weights, because OpenCV's average
+            pooling does not count these zeros (seen in 4.8).
         outputs: what to give, in this order; None gives the logits, or the features where there is
             no classifier.
         external: takes the weights, by name, which the model then lacks: for an engine that is
@@ -90,7 +91,14 @@ def to_onnx(
     graph = model.graph
     shape = (network.in_chans, size or "height", size or "width")
     graph.input.append(_float32("images", batch, *shape))
-    writer = _Writer(graph, opset=opset, half=half, eight_bit=eight_bit, external=external)
+    writer = _Writer(
+        graph,
+        opset=opset,
+        half=half,
+        eight_bit=eight_bit,
+        average_pools=average_pools,
+        external=external,
+    )
     found = _write_network(writer, network, size, asked)
     for name in asked:
         tensor = found[name]
@@ -179,12 +187,14 @@ class _Writer:
         opset: int,
         half: bool,
         eight_bit: bool,
+        average_pools: bool,
         external: dict[str, NDArray[Any]] | None,
     ) -> None:
         self._graph = graph
         self._opset = opset
         self.half = half
         self.eight_bit = eight_bit
+        self._average_pools = average_pools
         self._external = external
 
     def node(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:
@@ -254,13 +264,16 @@ class _Writer:
         }
         # Where all windows are whole, say so: not every engine rounds up well.
         ragged = pool.partial and (x.side is None or (x.side - pool.size) % pool.stride != 0)
-        if before or after or (self.eight_bit and not ragged):
+        padded = bool(before or after)
+        if (padded and not self._average_pools) or (self.eight_bit and not ragged):
             equal = np.full((x.channels, 1, pool.size, pool.size), pool.size**-2)
             weight = self.weights(f"{name}.weight", equal)
             self.node("Conv", name, x.name, weight, group=x.channels, **windows)
         else:
             if ragged:
                 windows["ceil_mode"] = 1
+            if padded:
+                windows["count_include_pad"] = 1
             self.node("AveragePool", name, x.name, **windows)
         rest = pool.stride - 1 if ragged else 0
         side = _reduced(x.side, pool.size, pool.stride, before + after + rest)
