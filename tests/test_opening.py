@@ -1,4 +1,4 @@
-"""The one door: whatever names a network opens it, and what does not fit is refused."""
+"""Every kind of name opens the same network, and what does not fit is refused."""
 
 from pathlib import Path
 

@@ -40,7 +40,7 @@ def telemetry_off() -> Iterator[None]:
 
     Both send their use to Google Analytics unless somebody objected, from the import on. Labelling
     an image on one's own machine is nobody else's business, and SPLITATTN_OFFLINE forbids it too.
-    Both do without where `openvino_telemetry` is not installed, and so it seems in here.
+    Both work without the library `openvino_telemetry`, and this block hides it.
     """
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]
     before = modules.get(_TELEMETRY)

@@ -1,4 +1,4 @@
-"""The one door: whatever names a network becomes one that runs, with all that is known about it.
+"""Opens a network by any of its names: engine, classes, preprocessing and where it came from.
 
 A network is named by a model and a tag, a file of weights in any layout, a training's folder, an
 `hf-hub:` or `local-dir:` name, or a file that `export` wrote.

@@ -169,7 +169,7 @@ def test_a_file_is_identified_by_its_hash(
     monkeypatch.setattr(catalogue, "CATALOGUE", (entry,))
     (tmp_path / "renamed").write_bytes(BODY)
     assert identify(tmp_path / "renamed") is entry
-    with pytest.raises(WeightsError, match="none of the catalogue's files"):
+    with pytest.raises(WeightsError, match="matches no file of the catalogue"):
         identify(bare)
     with pytest.raises(WeightsError, match="No such file"):
         identify(tmp_path / "missing")

@@ -377,7 +377,7 @@ def _modern(model: str) -> Recipe:
     """What has been learnt about training since: more regularization, less arithmetic.
 
     Source: torchvision's second recipe ("Training SOTA with TorchVision's latest primitives"), with
-    fewer epochs. Crops are smaller than test images, for objects look larger in them.
+    fewer epochs. Crops are smaller than test images, because cropping enlarges objects.
     """
     size = default_preprocessing(model).size
     return Recipe(

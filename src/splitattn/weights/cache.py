@@ -74,7 +74,7 @@ def identify(path: Path) -> WeightsEntry:
     digest = _digest(path)
     if entry := _recognized(digest):
         return entry
-    raise WeightsError(f"{path} is none of the catalogue's files: its sha256 is {digest}")
+    raise WeightsError(f"{path} matches no file of the catalogue: its sha256 is {digest}")
 
 
 def published(path: Path) -> WeightsEntry | None:
@@ -129,7 +129,7 @@ def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: flo
     if offline():
         state = "damaged" if exists(path) else "not"
         raise WeightsError(
-            f"{entry.name} is {state} in the cache and SPLITATTN_OFFLINE forbids to download it: "
+            f"{entry.name} is {state} in the cache and SPLITATTN_OFFLINE forbids downloading it: "
             f"put {entry.filename} (sha256 {entry.sha256}...) at {path}, or give --weights PATH"
         )
     urls = [_mirrored(url) for url in entry.urls]

@@ -130,7 +130,7 @@ def fetch_repository(repository: Repository, *, progress: Progress | None = None
         return folder
     if offline():
         raise WeightsError(
-            f"{repository} is not in the cache and SPLITATTN_OFFLINE forbids to download it: "
+            f"{repository} is not in the cache and SPLITATTN_OFFLINE forbids downloading it: "
             "fetch it where there is a network, or name a local folder"
         )
     raise WeightsError(f"{repository} must hold {' or '.join(WEIGHTS_NAMES)}, it holds neither")

@@ -119,18 +119,20 @@ def weights_file(path: Path) -> Path:
     Raises:
         WeightsError: the folder has no weights.
     """
-    if not is_folder(path):
-        return path
+    return _best_in(path) if is_folder(path) else path
+
+
+def _best_in(folder: Path) -> Path:
     for name in _NAMES_IN_FOLDER:
-        if exists(path / name):
-            return path / name
+        if exists(folder / name):
+            return folder / name
     raise WeightsError(
-        f"{path} must be a folder with {' or '.join(_NAMES_IN_FOLDER)}, and has none of them"
+        f"{folder} must be a folder with {' or '.join(_NAMES_IN_FOLDER)}, and has none of them"
     )
 
 
 def _resolve_folder(folder: Path, model: str | None) -> ResolvedWeights:
-    path = weights_file(folder)
+    path = _best_in(folder)
     # Metadata inside the weights file override `config.json`.
     if not exists(folder / CONFIG_NAME) or read_metadata(path):
         return _resolve_file(path, model)
