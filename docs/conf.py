@@ -51,7 +51,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(?!splitattn\b).*"),
     # In signatures alone, of what the reference documents.
-    ("py:class", r"splitattn\..*\.(?:Augmentation|FusedResNeSt|Mistake|Stage)"),
+    ("py:class", r"splitattn\..*\.(?:Augmentation|Batch|Mistake|Report|Stage|Transform)"),
+    ("py:class", r"splitattn\..*\.Fused(?:Backbone|ResNeSt)"),
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
