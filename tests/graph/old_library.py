@@ -1,8 +1,8 @@
-"""Run a model in the library of this interpreter, which may be an old one: no other imports.
+"""Run models in the library of this interpreter, which may be an old one: no other imports.
 
     old_library.py onnxruntime|cv2 FOLDER
 
-FOLDER holds `model.onnx` and `images.npy`, and gets `logits.npy`.
+Each folder in FOLDER holds `model.onnx` and `images.npy`, and gets `logits.npy`.
 """
 
 import sys
@@ -10,17 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-library, folder = sys.argv[1], Path(sys.argv[2])
-images = np.load(folder / "images.npy")
-path = str(folder / "model.onnx")
-if library == "onnxruntime":
+
+def run_onnxruntime(path, images):
     import onnxruntime
 
     (logits,) = onnxruntime.InferenceSession(path).run(["logits"], {"images": images})
-else:
+    return logits
+
+
+def run_cv2(path, images):
     import cv2
 
     network = cv2.dnn.readNetFromONNX(path)
     network.setInput(images)
-    logits = network.forward()
-np.save(folder / "logits.npy", logits)
+    return network.forward()
+
+
+if __name__ == "__main__":
+    run = {"onnxruntime": run_onnxruntime, "cv2": run_cv2}[sys.argv[1]]
+    for folder in Path(sys.argv[2]).iterdir():
+        logits = run(str(folder / "model.onnx"), np.load(folder / "images.npy"))
+        np.save(folder / "logits.npy", logits)
