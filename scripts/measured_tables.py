@@ -250,6 +250,42 @@ def end_to_end() -> str:
     return "\n".join(lines)
 
 
+def decoding() -> str:
+    """Large photographs decoded in full and at reduced scale, by what the network sees."""
+    report = read("decoding")[-1]
+    lines = [
+        "| network's input | exact, ms | fast, ms | speedup (quartiles) | mean change of a pixel |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    large = {
+        json.dumps(row["preprocessing"]): row
+        for row in report["pixels"][::-1]
+        if row["set"] == "12 megapixels"
+    }
+    for row in report["times"]:
+        how, ratio = row["preprocessing"], row["ratio"]
+        milliseconds = (1000 * row["seconds_per_image"][n]["median"] for n in ("exact", "fast"))
+        cells = (
+            f"{how['size']} px, {how['crop_fraction']:.0%} of the image, {how['order']}",
+            *(f"{value:.0f}" for value in milliseconds),
+            f"**{ratio['median']:.2f}** ({ratio['quartile1']:.2f}-{ratio['quartile3']:.2f})",
+            f"{large[json.dumps(how)]['mean_change']:.2f} of 255",
+        )
+        lines.append(_line(cells))
+    labels = "; ".join(
+        f"{row['set']}: {row['labels_kept']} of {row['images']} labels kept, "
+        f"probabilities changed by at most {row['largest_probability_change']:.3f}"
+        for row in report["labels"]
+    )
+    first, where = report["times"][0], report["environment"]
+    lines += [
+        "",
+        f"{first['images']} photographs of 12 megapixels, one thread, n = {first['rounds']}; "
+        f"{where['processor']}, {_origin(where, 'pillow')}. {labels}.",
+    ]
+    return "\n".join(lines)
+
+
 def _ratios(reports: dict[str, Row]) -> Iterator[str]:
     """How many times as fast ours is, turn by turn, where both ran in the same round."""
     ours, twin, fast, plain, _ = NETWORKS

@@ -157,6 +157,7 @@ DOCUMENTS = {
             measured_tables.startup,
             measured_tables.eight_bits,
             measured_tables.end_to_end,
+            measured_tables.decoding,
             measured_tables.training,
             measured_tables.claim,
             measured_tables.finetuning,

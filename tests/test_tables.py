@@ -212,6 +212,33 @@ def test_the_chart_of_speed_says_milliseconds_per_image(
     assert measured_tables.speed().count("1.33") == 2 * len(measured_tables.LADDERS)
 
 
+def test_decoding_is_told_by_the_input_of_the_network(stored: Callable[[str, Any], None]) -> None:
+    how = {"size": 224, "crop_fraction": 0.875, "order": "crop-resize", "interpolation": "bicubic"}
+    spread = {"median": 2.5, "quartile1": 2.25, "quartile3": 2.75}
+    seconds = {"exact": {"median": 0.125}, "fast": {"median": 0.05}}
+    report = {
+        "environment": WHERE | {"pillow": "12.0"},
+        "times": [
+            {"preprocessing": how, "images": 24, "rounds": 7, "ratio": spread}
+            | {"seconds_per_image": seconds}
+        ],
+        "pixels": [
+            {"set": "12 megapixels", "preprocessing": how, "mean_change": 0.25},
+            {"set": "others", "preprocessing": how, "mean_change": 9.0},
+        ],
+        "labels": [
+            {"set": "others", "labels_kept": 99, "images": 100}
+            | {"largest_probability_change": 0.0125}
+        ],
+    }
+    stored("decoding", [report])
+    table = measured_tables.decoding()
+    first = "224 px, 88% of the image, crop-resize"
+    assert cells(table, first) == ["125", "50", "**2.50** (2.25-2.75)", "0.25 of 255"]
+    assert "24 photographs of 12 megapixels, one thread, n = 7" in table
+    assert "others: 99 of 100 labels kept, probabilities changed by at most 0.013." in table
+
+
 def test_starting_up_is_told_in_seconds_and_memory(stored: Callable[[str, Any], None]) -> None:
     assert "startup.json" in measured_tables.measured(measured_tables.startup)()
     cases = {
