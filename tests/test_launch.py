@@ -13,6 +13,7 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.convert import convert
 from splitattn.errors import InputError, WeightsError
 from splitattn.opening import open_weights
+from splitattn.preprocessing import Preprocessing
 from splitattn.training import loop
 from splitattn.training.recipes import TaskName
 from splitattn.training.run import Run
@@ -123,6 +124,35 @@ def test_a_file_may_say_that_training_starts_from_weights(
     [(network, task, _)] = started
     assert task.model == embedded_entry().model
     assert network.layer4[0].bn3.weight.any()
+
+
+def test_training_prepares_images_as_the_weights_expect(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    arguments: dict[str, Any] = {"recipe": "plain", "workers": 0}
+    own = ("test_crop_fraction=0.8", "test_order=resize-crop", "test_interpolation=bilinear")
+    own += ("mean=[0.5, 0.5, 0.5]", "std=[0.25, 0.5, 1]")
+    first = splitattn.train(
+        data, tmp_path / "first", model="small", overrides=(*SMALL, *own), **arguments
+    )
+    again: dict[str, Any] = {"weights": first.output, "overrides": SMALL, **arguments}
+    tuned = splitattn.train(data, tmp_path / "tuned", **again)
+    found = [read_metadata(run.weights) for run in (first, tuned)]
+    expected = Preprocessing(
+        size=32,
+        crop_fraction=0.8,
+        interpolation="bilinear",
+        order="resize-crop",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.5, 1.0),
+    )
+    assert [metadata.preprocessing for metadata in found if metadata] == [expected, expected]
+    # Resumed, it needs neither the weights nor to be told.
+    done = splitattn.train(
+        data, tmp_path / "tuned", model="small", overrides=SMALL, resume=True, **arguments
+    )
+    assert done.figures == tuned.figures
 
 
 def test_the_network_is_built_as_the_recipe_says(

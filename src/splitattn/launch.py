@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from splitattn.training.run import Run
 from splitattn.training.task import Epoch, Step, Task
 from splitattn.weights.catalogue import find_entry, named
 from splitattn.weights.hub import is_reference
+from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def train(
             if the recipe starts from weights and resnest50 if not.
         weights: what to start from: a tag of the catalogue, a file, a folder or `hf-hub:NAME`. None
             takes the model's default weights if the recipe starts from weights (`pretrained`, as
-            `finetune` does), or else random ones.
+            `finetune` does), or else random ones. What the recipe leaves open of mean, deviation,
+            filter and crop is then as these weights expect.
         recipe: plain, paper, modern, finetune, embedded, or a TOML file.
         overrides: changes of the recipe, each `key=value`.
         class_names: a text file that names the classes, one a line, in label order.
@@ -128,13 +130,19 @@ def train(
             batch_per_device=batch_per_device,
             checkpoint_minutes=checkpoint_minutes,
         )
-        if resume and run.checkpoint.exists():
-            start = None  # the checkpoint has all weights
-        else:
-            start = _start(model or name, weights, chosen)
+        resumes = resume and run.checkpoint.exists()
+        # A checkpoint has all weights.
+        start = None if resumes else _start(model or name, weights, chosen)
         loop.check(task, run.with_real_batch())
-        torch.manual_seed(chosen.seed)
         with distributed.first_process_first():
+            expected = chosen.preprocessing
+            if resumes and (began := read_metadata(run.checkpoint)):
+                expected = began.preprocessing
+            elif start is not None:
+                found = resolve(name, start)
+                start, expected = found.path, found.preprocessing
+            run = replace(run, recipe=chosen.starting_from(expected))
+            torch.manual_seed(chosen.seed)
             network = build(start)
         measured = loop.train(network, task, run, resume=resume, on_step=on_step, on_epoch=on_epoch)
     return TrainingResult(

@@ -102,6 +102,11 @@ def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
         InputSizeWarning,
         stacklevel=2,
     )
+    return rescaled(preprocessing, size)
+
+
+def rescaled(preprocessing: Preprocessing, size: int) -> Preprocessing:
+    """`preprocessing` for another input `size`, by the same rule of cropping."""
     resized = replace(preprocessing, size=size)
     # The official crop is a function of the size (see `center_crop`), not a fixed share.
     official = preprocessing.crop_fraction == center_crop(preprocessing.size).crop_fraction

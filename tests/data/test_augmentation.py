@@ -167,12 +167,14 @@ def test_color_jitter_varies_brightness_and_leaves_grey_grey() -> None:
 
 
 def test_erasing_paints_a_rectangle_in_the_mean_color() -> None:
-    transform = training_transform(Augmentation(size=32, random_erasing=1.0))
-    for seed in range(5):
-        pixels = drawn(transform, plain_color(0), seed)
+    imagenet = Augmentation(size=32, random_erasing=1.0)
+    other = replace(imagenet, mean=(0.2, 0.4, 0.6))
+    for seed in range(6):
+        augmentation, color = [(imagenet, [124, 116, 104]), (other, [51, 102, 153])][seed % 2]
+        pixels = drawn(training_transform(augmentation), plain_color(0), seed)
         erased = pixels.bool().any(0)
         assert 0.01 < erased.double().mean() < 0.36
-        assert (pixels[:, erased] == torch.tensor([[124], [116], [104]])).all()
+        assert (pixels[:, erased] == torch.tensor(color)[:, None]).all()
         rows, columns = erased.any(1), erased.any(0)
         assert int(erased.sum()) == int(rows.sum() * columns.sum())
 

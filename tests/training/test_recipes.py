@@ -9,7 +9,7 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.create import create_model
 from splitattn.data.augmentation import Augmentation
 from splitattn.errors import InputError
-from splitattn.preprocessing import Preprocessing
+from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.training.recipes import PRESETS, Recipe, default_model, load_recipe
 from splitattn.weights.cache import local_path
 from splitattn.weights.catalogue import default_preprocessing, embedded_entry
@@ -51,7 +51,8 @@ def test_a_file_may_change_a_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("model", ["resnest50", "resnest200", "resnest269"])
 def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, model: str) -> None:
-    recipe = load_recipe(preset, ["seed=9223372036854775807", "weight_decay=1e-20"], model=model)
+    overrides = ["seed=9223372036854775807", "weight_decay=1e-20", "mean=[0.5, 0, 1e-3]"]
+    recipe = load_recipe(preset, overrides, model=model)
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml())
     assert load_recipe(str(path), model="resnest14") == recipe
@@ -85,6 +86,12 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, m
         ("first_train_size=16", "first_train_size must be from 32 to train_size"),
         ("test_size=99999", "size must be 1 to 4096, got 99999"),
         ("test_crop_fraction=0", "test_crop_fraction must be above 0, at most 1, got 0.0"),
+        ("test_interpolation=nearest", "test_interpolation must be one of bilinear, bicubic, got"),
+        ("mean=0.5", "mean must be a list of three numbers, such as [0.5, 0.5, 0.5], got 0.5"),
+        ("std=[1, 1]", "std must be a list of three numbers"),
+        ("std=[1, 1, true]", "std must be a list of three numbers"),
+        ("std=[1, 1, 0]", "std positive"),
+        ("mean=[0, nan, 0]", "mean and std must be three numbers each"),
         ("crop_scale=0", "crop_scale must be above 0"),
         ("color_jitter=1.5", "color_jitter must be from 0 to 1"),
         ("lighting=-0.1", "lighting must be from 0 to 1"),
@@ -283,9 +290,46 @@ def test_a_model_is_measured_at_its_own_size(preset: str, model: str) -> None:
     recipe = load_recipe(preset, model=model)
     size = default_preprocessing(model).size
     assert recipe.test_size == size
-    assert recipe.test_crop_fraction == (size / (size + 32) if size >= 128 else 1.0)
     if preset == "finetune":
         assert recipe.size_in(0) == recipe.train_size == size
+        assert recipe.test_crop_fraction is None  # that of the weights
+    else:
+        assert recipe.test_crop_fraction == (size / (size + 32) if size >= 128 else 1.0)
+
+
+@pytest.mark.parametrize("model", ["resnest14", "resnest50", "resnest269", "resnest26_tiny"])
+def test_fine_tuning_prepares_images_as_the_weights_expect(
+    model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = default_preprocessing(model)
+    recipe = load_recipe("finetune", model=model).starting_from(expected)
+    assert recipe.preprocessing == expected
+    # The official crop follows the size, and a size of one's own needs no warning.
+    larger = replace(load_recipe("finetune", model="resnest50"), test_size=288)
+    larger = larger.starting_from(default_preprocessing("resnest50"))
+    assert larger.preprocessing == center_crop(288)
+    assert not caplog.messages
+
+
+def test_what_a_recipe_sets_replaces_what_the_weights_expect_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = Preprocessing(
+        size=224,
+        crop_fraction=0.95,
+        interpolation="bilinear",
+        order="resize-crop",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+    overrides = ["test_interpolation=bicubic", "std=[0.5, 0.5, 0.5]", "mean=[0, 1, 0.25]"]
+    recipe = load_recipe("plain", overrides, model="resnest50").starting_from(expected)
+    assert recipe.preprocessing == replace(expected, interpolation="bicubic", mean=(0.0, 1.0, 0.25))
+    assert recipe.starting_from(expected) == recipe
+    assert caplog.messages[:2] == [
+        "recipe: test_interpolation is bicubic, but the weights to start from expect bilinear",
+        "recipe: mean is (0.0, 1.0, 0.25), but the weights to start from expect (0.5, 0.5, 0.5)",
+    ]
 
 
 @pytest.mark.parametrize(

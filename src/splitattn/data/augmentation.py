@@ -46,7 +46,8 @@ class Augmentation:
             ImageNet, RandAugment or TrivialAugment.
         color_jitter: by how much brightness, contrast and saturation vary about 1.
         lighting: deviation of AlexNet's noise along the principal axes of color.
-        random_erasing: probability that a rectangle is painted over with ImageNet's mean color.
+        random_erasing: probability that a rectangle is painted over with `mean`.
+        mean: color that the network takes for 0: values of R, G and B from 0 to 1.
 
     Raises:
         InputError: a field is outside its range.
@@ -60,6 +61,7 @@ class Augmentation:
     color_jitter: float = 0.0
     lighting: float = 0.0
     random_erasing: float = 0.0
+    mean: tuple[float, float, float] = IMAGENET_MEAN
 
     def __post_init__(self) -> None:
         rules = {
@@ -110,7 +112,7 @@ def training_transform(augmentation: Augmentation) -> Callable[[Image.Image], Te
     if augmentation.lighting:
         steps.append(_Lighting(deviation=augmentation.lighting))
     if augmentation.random_erasing:
-        mean = [round(255 * value) for value in IMAGENET_MEAN]
+        mean = [round(255 * value) for value in augmentation.mean]
         steps.append(v2.RandomErasing(p=augmentation.random_erasing, value=mean))
     transform: Callable[[Image.Image], Tensor] = v2.Compose(steps)
     return transform

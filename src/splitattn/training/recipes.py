@@ -1,23 +1,34 @@
 """How a network is trained: a frozen recipe, presets by name, files and overrides."""
 
 import json
+import logging
 import math
 import reprlib
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from splitattn.architectures import architecture, split_name
 from splitattn.data.augmentation import Augmentation, AutoAugment, Crop, Interpolation
 from splitattn.errors import InputError, nearest
 from splitattn.files import is_file
-from splitattn.preprocessing import Preprocessing, center_crop
+from splitattn.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    center_crop,
+    rescaled,
+)
 from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
+Order = Literal["crop-resize", "resize-crop"]
 TaskName = Literal["classification"]
+logger = logging.getLogger(__name__)
+
 PRESETS = ("plain", "embedded", "paper", "modern", "finetune")
 
 
@@ -50,6 +61,12 @@ class Recipe:
         first_train_size: side in the first epoch; it grows evenly, in steps of 8 pixels.
         test_size: side of the images when the network is measured.
         test_crop_fraction: side of the central crop then, as a share of the image's shorter side.
+            None, here and in the next four fields, takes what the weights to start from expect. At
+            random weights it is 1.
+        test_interpolation, test_order: filter and order of cropping and resizing then, as in
+            `Preprocessing`; at random weights "bicubic" and "crop-resize".
+        mean, std: of each channel, of values scaled to 0..1, in training and when the network is
+            measured; at random weights those of ImageNet.
         crop_scale: smallest share of an image's area that a training crop covers.
         crop, interpolation, auto_augment, color_jitter, lighting, random_erasing: of the training
             images, as in `Augmentation`.
@@ -85,7 +102,11 @@ class Recipe:
     train_size: int = 224
     first_train_size: int | None = None
     test_size: int = 224
-    test_crop_fraction: float = 1.0
+    test_crop_fraction: float | None = None
+    test_interpolation: Interpolation | None = None
+    test_order: Order | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     crop_scale: float = 0.08
     crop: Crop = "random-resized"
     interpolation: Interpolation = "bilinear"
@@ -103,7 +124,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
+            value = getattr(self, name)
+            if value not in choices and not (value is None and name in _OPTIONAL):
                 raise InputError(
                     f"recipe: {name} must be one of {', '.join(choices)}, got {value!r}"
                     f"{nearest(str(value), choices)}"
@@ -128,7 +150,10 @@ class Recipe:
                 f"from 32 to train_size, which is {self.train_size}",
             ),
             "test_size": (self.test_size >= 32, "at least 32"),
-            "test_crop_fraction": (0 < self.test_crop_fraction <= 1, "above 0, at most 1"),
+            "test_crop_fraction": (
+                self.test_crop_fraction is None or 0 < self.test_crop_fraction <= 1,
+                "above 0, at most 1",
+            ),
             "dropout": (self.dropout is None or 0 <= self.dropout < 1, "0 or more, below 1"),
             "drop_path": (0 <= self.drop_path < 1, "0 or more, below 1"),
             "drop_block": (0 <= self.drop_block < 1, "0 or more, below 1"),
@@ -159,7 +184,29 @@ class Recipe:
     @property
     def preprocessing(self) -> Preprocessing:
         """How images are prepared when the network is measured."""
-        return Preprocessing(size=self.test_size, crop_fraction=self.test_crop_fraction)
+        return Preprocessing(
+            size=self.test_size,
+            crop_fraction=1.0 if self.test_crop_fraction is None else self.test_crop_fraction,
+            interpolation=self.test_interpolation or "bicubic",
+            order=self.test_order or "crop-resize",
+            mean=IMAGENET_MEAN if self.mean is None else self.mean,
+            std=IMAGENET_STD if self.std is None else self.std,
+        )
+
+    def starting_from(self, expected: Preprocessing) -> "Recipe":
+        """The recipe with the preprocessing of the weights to start from, where it leaves it open.
+
+        A warning names what the recipe sets to another value.
+        """
+        expected = rescaled(expected, self.test_size)
+        values = {field: getattr(expected, name) for field, name in _FROM_WEIGHTS.items()}
+        for field, value in values.items():
+            own = getattr(self, field)
+            if own not in (None, value):
+                logger.warning(
+                    "recipe: %s is %s, but the weights to start from expect %s", field, own, value
+                )
+        return replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
 
     def network_arguments(self) -> dict[str, Any]:
         """What the network must be built with: keyword arguments of `create_model`."""
@@ -196,6 +243,7 @@ class Recipe:
             color_jitter=self.color_jitter,
             lighting=self.lighting,
             random_erasing=self.random_erasing,
+            mean=self.preprocessing.mean,
         )
 
     def to_toml(self) -> str:
@@ -208,10 +256,28 @@ class Recipe:
         return "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items() if v is not None)
 
 
-_HINTS = get_type_hints(Recipe)
+# Fields that the weights to start from decide, and what `Preprocessing` calls them.
+_FROM_WEIGHTS = {
+    "test_crop_fraction": "crop_fraction",
+    "test_interpolation": "interpolation",
+    "test_order": "order",
+    "mean": "mean",
+    "std": "std",
+}
+
+
+def _without_none(hint: Any) -> Any:
+    (kind,) = (arm for arm in get_args(hint) if arm is not NoneType)
+    return kind
+
+
+_ALL_HINTS = get_type_hints(Recipe)
+_OPTIONAL = {
+    k for k, hint in _ALL_HINTS.items() if isinstance(hint, UnionType) or NoneType in get_args(hint)
+}
+_HINTS = {k: _without_none(hint) if k in _OPTIONAL else hint for k, hint in _ALL_HINTS.items()}
 _CHOICES = {k: list(get_args(hint)) for k, hint in _HINTS.items() if get_origin(hint) is Literal}
-_OPTIONAL = {"first_train_size": int, "dropout": float}
-_KINDS = {k: str if k in _CHOICES else _OPTIONAL.get(k, hint) for k, hint in _HINTS.items()}
+_KINDS = {k: str if k in _CHOICES else get_origin(hint) or hint for k, hint in _HINTS.items()}
 
 
 # Bytes that are no text, no TOML, numbers of thousands of digits, lists in lists in lists.
@@ -299,9 +365,22 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
         kind = _KINDS[key]
         if kind is float and type(value) is int and abs(value) < 2**63:
             values[key] = value = float(value)
+        if kind is tuple:
+            values[key] = value = _numbers(key, value)
         if type(value) is not kind:
             raise InputError(f"recipe: {key} must be {kind.__name__}, got {reprlib.repr(value)}")
     return replace(recipe, **values)
+
+
+def _numbers(key: str, value: object) -> tuple[float, ...]:
+    """A list of three numbers, one a channel."""
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != 3 or any(type(number) not in (int, float) for number in numbers):
+        raise InputError(
+            f"recipe: {key} must be a list of three numbers, such as [0.5, 0.5, 0.5], "
+            f"got {reprlib.repr(value)}"
+        )
+    return tuple(float(number) for number in numbers)
 
 
 def _preset(name: str, model: str) -> Recipe:
@@ -328,6 +407,7 @@ _EMBEDDED = Recipe(
     train_size=56,
     first_train_size=48,
     test_size=64,
+    test_crop_fraction=1.0,
     crop_scale=0.5,
     precision="bf16",
     saved_precision="fp16",
@@ -409,7 +489,6 @@ def _finetune(model: str) -> Recipe:
         mixup_alpha=0.0,
         train_size=size,
         test_size=size,
-        test_crop_fraction=_crop_fraction(size),
         crop_scale=0.35,
         precision="auto",
     )
