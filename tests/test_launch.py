@@ -108,9 +108,11 @@ def test_fine_tuning_starts_from_the_embedded_weights_unless_something_is_named(
 def test_other_recipes_start_at_random_and_with_resnest50(
     tmp_path: Path, data: Path, started: list[tuple[Any, Any, Run]]
 ) -> None:
-    splitattn.train(data, tmp_path / "run", recipe="plain", overrides=["batch_size=4"])
+    overrides = ["batch_size=4", "batch_per_device=2"]
+    splitattn.train(data, tmp_path / "run", recipe="plain", overrides=overrides)
     [(network, task, run)] = started
     assert task.model == "resnest50"
+    assert run.batch_per_device == 2
     assert not run.recipe.pretrained
     assert not network.layer4[0].bn3.weight.any()  # as it is initialized
 

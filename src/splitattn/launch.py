@@ -72,7 +72,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
-    batch_per_device: int = 128,
+    batch_per_device: int | None = None,
     checkpoint_minutes: float = 5.0,
     on_step: Callable[[Step], None] = lambda _: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
@@ -100,6 +100,7 @@ def train(
         device: "auto" (CUDA if there is any, else the CPU), or a device as PyTorch names it.
         workers: processes that decode images; None chooses from the CPU count.
         batch_per_device: most images that a device takes at once. Larger batches are accumulated.
+            None takes the recipe's.
         checkpoint_minutes: time between checkpoints within an epoch.
         on_step: called after each step.
         on_epoch: called after each epoch.
@@ -127,7 +128,7 @@ def train(
             output=Path(output),
             device=here,
             workers=distributed.cores_per_process() if workers is None else workers,
-            batch_per_device=batch_per_device,
+            batch_per_device=batch_per_device or chosen.batch_per_device,
             checkpoint_minutes=checkpoint_minutes,
         )
         resumes = resume and run.checkpoint.exists()

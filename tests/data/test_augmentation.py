@@ -64,7 +64,7 @@ def test_crop_and_flip_alone_are_those_of_torchvision() -> None:
 def test_the_order_is_that_of_the_official_training() -> None:
     names = [type(step).__name__ for step in training_transform(EVERYTHING).transforms]  # type: ignore[attr-defined]
     assert names == [
-        "AutoAugment",
+        "ImageNetPolicies",
         "_EfficientNetCrop",
         "RandomHorizontalFlip",
         "ColorJitter",

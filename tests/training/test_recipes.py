@@ -69,6 +69,7 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, m
         ("epochs=true", "epochs must be int, got True"),
         ("epochs", "--set must be key=value, got 'epochs'"),
         ("batch_size=0", "batch_size must be 1 to 1000000, got 0"),
+        ("batch_per_device=0", "batch_per_device must be at least 1, got 0"),
         ("batch_size=1", "mixup_alpha must be 0 where batch_size is 1"),
         ("learning_rate=nan", "learning_rate must be a finite number, got nan"),
         ("weight_decay=inf", "weight_decay must be a finite number, got inf"),
@@ -175,20 +176,31 @@ def test_other_presets_are_for_every_model(preset: str, model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "batch_size", "peak", "train_size", "test_size", "fraction", "drop_block", "dropout"),
+    (
+        "model",
+        "batch_size",
+        "devices",
+        "peak",
+        "train_size",
+        "test_size",
+        "fraction",
+        "drop_block",
+        "dropout",
+    ),
     [
-        ("resnest14", 1024, 0.4, 224, 224, 0.875, 0.0, None),
-        ("resnest26", 1024, 0.4, 224, 224, 0.875, 0.1, None),
-        ("resnest50", 8192, 3.2, 224, 224, 0.875, 0.1, None),
-        ("resnest50_fast_2s2x40d", 8192, 3.2, 224, 224, 0.875, 0.1, None),
-        ("resnest101", 4096, 1.6, 224, 256, 0.8889, 0.1, None),
-        ("resnest200", 2048, 0.8, 256, 320, 0.9091, 0.1, 0.2),
-        ("resnest269", 2048, 0.8, 320, 416, 0.9286, 0.1, 0.2),
+        ("resnest14", 1024, 8, 0.4, 224, 224, 0.875, 0.0, None),
+        ("resnest26", 1024, 8, 0.4, 224, 224, 0.875, 0.1, None),
+        ("resnest50", 8192, 64, 3.2, 224, 224, 0.875, 0.1, None),
+        ("resnest50_fast_2s2x40d", 8192, 64, 3.2, 224, 224, 0.875, 0.1, None),
+        ("resnest101", 4096, 64, 1.6, 224, 256, 0.8889, 0.1, None),
+        ("resnest200", 2048, 64, 0.8, 256, 320, 0.9091, 0.1, 0.2),
+        ("resnest269", 2048, 64, 0.8, 320, 416, 0.9286, 0.1, 0.2),
     ],
 )
 def test_the_paper_recipe_is_that_of_the_published_logs(
     model: str,
     batch_size: int,
+    devices: int,
     peak: float,
     train_size: int,
     test_size: int,
@@ -198,6 +210,7 @@ def test_the_paper_recipe_is_that_of_the_published_logs(
 ) -> None:
     recipe = load_recipe("paper", model=model)
     assert (recipe.batch_size, recipe.train_size) == (batch_size, train_size)
+    assert recipe.batch_per_device == batch_size / devices
     assert recipe.learning_rate * recipe.batch_size / 256 == pytest.approx(peak)
     assert recipe.size_in(0) == train_size
     assert recipe.test_size == test_size
@@ -236,6 +249,7 @@ def test_the_paper_recipes_agree_in_everything_else(model: str) -> None:
             name: getattr(recipe, name)
             for name in (
                 "batch_size",
+                "batch_per_device",
                 "train_size",
                 "test_size",
                 "test_crop_fraction",

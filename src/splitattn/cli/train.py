@@ -41,11 +41,13 @@ def train(
         typer.Option("--resume", help="Continue the training in the output folder, if any."),
     ] = False,
     batch_per_device: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Most images that a device takes at once. Larger batches are accumulated.", min=1
+            help="Most images that a device takes at once; default: the recipe's. Larger batches "
+            "are accumulated.",
+            min=1,
         ),
-    ] = 128,
+    ] = None,
     checkpoint_minutes: Annotated[
         float, typer.Option(help="Time between checkpoints within an epoch.", min=0.0)
     ] = 5.0,

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from splitattn.data.auto_augment import ImageNetPolicies
 from splitattn.errors import InputError
 from splitattn.preprocessing import IMAGENET_MEAN, center_crop
 
@@ -20,7 +21,12 @@ Crop = Literal["random-resized", "efficientnet"]
 Interpolation = Literal["bilinear", "bicubic"]
 AutoAugment = Literal["none", "imagenet", "rand", "trivial"]
 
-_POLICIES = {"imagenet": v2.AutoAugment, "rand": v2.RandAugment, "trivial": v2.TrivialAugmentWide}
+_BILINEAR = v2.InterpolationMode.BILINEAR
+_POLICIES: dict[AutoAugment, Callable[[], Callable[[Any], Any]]] = {
+    "imagenet": ImageNetPolicies,
+    "rand": lambda: v2.RandAugment(interpolation=_BILINEAR),
+    "trivial": lambda: v2.TrivialAugmentWide(interpolation=_BILINEAR),
+}
 
 # Deviations of ImageNet's pixels along their principal axes, in 0..255 units, and those axes as
 # columns, with rows R, G, B (AlexNet, section 4.1; the values that every later code hands on).
@@ -42,8 +48,9 @@ class Augmentation:
         crop: "random-resized" draws the crop's area and aspect (torchvision), "efficientnet" its
             height and aspect (`ERandomCrop` of the official code).
         interpolation: filter of the (antialiased) resize from the crop to `size`.
-        auto_augment: policy that changes the whole image before the crop: AutoAugment's for
-            ImageNet, RandAugment or TrivialAugment.
+        auto_augment: policy that changes the whole image before the crop: "imagenet" is
+            AutoAugment's for ImageNet with the official code's values, "rand" and "trivial" are
+            torchvision's RandAugment and TrivialAugment.
         color_jitter: by how much brightness, contrast and saturation vary about 1.
         lighting: deviation of AlexNet's noise along the principal axes of color.
         random_erasing: probability that a rectangle is painted over with `mean`.
@@ -90,8 +97,7 @@ def training_transform(augmentation: Augmentation) -> Callable[[Image.Image], Te
     interpolation = v2.InterpolationMode(augmentation.interpolation)
     steps: list[Callable[[Any], Any]] = []
     if augmentation.auto_augment != "none":
-        policy = _POLICIES[augmentation.auto_augment]
-        steps.append(policy(interpolation=v2.InterpolationMode.BILINEAR))
+        steps.append(_POLICIES[augmentation.auto_augment]())
     if augmentation.crop == "efficientnet":
         steps.append(
             _EfficientNetCrop(

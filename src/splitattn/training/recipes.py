@@ -42,6 +42,8 @@ class Recipe:
             Otherwise it starts at random unless weights are named.
         epochs: passes over the training images.
         batch_size: images per step, over all devices and accumulated micro-batches together.
+        batch_per_device: most images that a device takes at once, and so what batch norm takes its
+            statistics over. A larger share of the batch is accumulated.
         learning_rate: at the peak, for a batch of 256; other batches scale it linearly.
         warmup_epochs: epochs over which it rises from zero.
         momentum: of Nesterov's method.
@@ -88,6 +90,7 @@ class Recipe:
     pretrained: bool = False
     epochs: int = 90
     batch_size: int = 256
+    batch_per_device: int = 128
     learning_rate: float = 0.1
     warmup_epochs: float = 5.0
     momentum: float = 0.9
@@ -133,6 +136,7 @@ class Recipe:
         rules = {
             "epochs": (1 <= self.epochs <= 100_000, "1 to 100000"),
             "batch_size": (1 <= self.batch_size <= 1_000_000, "1 to 1000000"),
+            "batch_per_device": (self.batch_per_device >= 1, "at least 1"),
             "learning_rate": (0 < self.learning_rate <= 1e6, "above 0, at most 1000000"),
             "warmup_epochs": (0 <= self.warmup_epochs < self.epochs, "0 or more, below epochs"),
             "momentum": (0 < self.momentum < 1, "between 0 and 1, for Nesterov's method"),
@@ -413,15 +417,16 @@ _EMBEDDED = Recipe(
     saved_precision="fp16",
 )
 
-# Batch, training size and test size of each published model. Sources: scripts/gluon/README.md of
-# the official code and the resnest*.sh logs of GluonCV. Networks of the ablation follow resnest50.
+# Batch, batch of a device, training size and test size of each published model. Sources:
+# scripts/gluon/README.md of the official code and the resnest*.sh logs of GluonCV. Networks of the
+# ablation follow resnest50.
 _PAPER = {
-    "resnest14": (1024, 224, 224),
-    "resnest26": (1024, 224, 224),
-    "resnest50": (8192, 224, 224),
-    "resnest101": (4096, 224, 256),
-    "resnest200": (2048, 256, 320),
-    "resnest269": (2048, 320, 416),
+    "resnest14": (1024, 128, 224, 224),
+    "resnest26": (1024, 128, 224, 224),
+    "resnest50": (8192, 128, 224, 224),
+    "resnest101": (4096, 64, 224, 256),
+    "resnest200": (2048, 32, 256, 320),
+    "resnest269": (2048, 32, 320, 416),
 }
 
 
@@ -435,10 +440,11 @@ def _paper(model: str) -> Recipe:
             f"recipe: paper must be for a model that the paper trained, {', '.join(_PAPER)} or "
             f"resnest50_fast_*, got {model}; use modern"
         )
-    batch_size, train_size, test_size = _PAPER[row]
+    batch_size, batch_per_device, train_size, test_size = _PAPER[row]
     recipe = Recipe(
         epochs=270,
         batch_size=batch_size,
+        batch_per_device=batch_per_device,
         train_size=train_size,
         test_size=test_size,
         test_crop_fraction=center_crop(test_size).crop_fraction,

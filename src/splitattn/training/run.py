@@ -21,7 +21,7 @@ class Run:
         device: where this process computes.
         workers: processes that load data, for this process.
         batch_per_device: most examples that a device takes at once. A larger share of the recipe's
-            batch is cut into equal parts, whose gradients are accumulated. 128 is the paper's.
+            batch is cut into equal parts, whose gradients are accumulated.
         checkpoint_minutes: time between checkpoints within an epoch.
     """
 
