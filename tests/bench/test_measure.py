@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from splitattn import environment
 from splitattn.bench import ladder
 from splitattn.bench.ladder import rungs
-from splitattn.bench.measure import Plan, Row, measure
+from splitattn.bench.measure import Plan, Row, expected_seconds, measure
 from splitattn.bench.peaks import Peaks
 from splitattn.bench.spread import spread
 from splitattn.cli import main
+from splitattn.engines.table import EngineRow
 from splitattn.errors import InputError
 from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
@@ -58,13 +59,21 @@ def test_every_rung_has_a_row_for_each_batch_size() -> None:
         assert row.same_labels == 1
 
 
+def test_the_expected_time_grows_with_rounds_lines_and_memory() -> None:
+    short = expected_seconds(plan())
+    assert expected_seconds(plan(only="torch fp32")) > short
+    assert expected_seconds(plan(memory=True)) == pytest.approx(short + 12, abs=2)
+    assert expected_seconds(plan(only="branches, openvino int8")) > short + 10
+    assert expected_seconds(plan(rounds=100_000)) > 10 * short
+
+
 def test_what_computes_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def negated(subject: ladder.Subject, *_: object) -> Callable[[Tensor], Tensor]:
         network = subject.module()
         return lambda images: -network(images)
 
     wrong = ladder.Way(engine="torch", precision="fp32", load=negated)
-    monkeypatch.setattr(ladder, "_ON_CPU", (wrong,))
+    monkeypatch.setattr(ladder, "_ways", lambda _: (wrong,))
     _, (row,) = measure(plan(batch_sizes=(2,)))
     assert row.difference == pytest.approx(2, rel=0.1)
     assert row.same_labels == 0
@@ -176,7 +185,7 @@ def test_peers_are_measured_with_our_weights() -> None:
 @pytest.mark.parametrize("engine", ["onnxruntime int8", "openvino fp32"])
 def test_a_peer_runs_in_other_engines(engine: str, tmp_path: Path) -> None:
     peer = ladder.Subject(name="peer", form="as trained", trained=SmallPeer)
-    way = next(way for way in ladder._ON_CPU if f"{way.engine} {way.precision}" == engine)
+    way = next(way for way in ladder._ways("cpu") if f"{way.engine} {way.precision}" == engine)
     preprocessing = Preprocessing(size=32, crop_fraction=1.0)
     setting = ladder.Setting(
         device=torch.device("cpu"),
@@ -212,17 +221,35 @@ def test_without_the_ladder_each_engine_has_one_line_per_precision() -> None:
     found = [(rung.way.engine, rung.way.precision) for rung in rungs("resnest14", "cpu")]
     assert found == [
         ("torch", "fp32"),
-        ("onnxruntime", "fp32"),
-        ("onnxruntime", "int8"),
         ("openvino", "fp32"),
         ("openvino", "int8"),
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "int8"),
     ]
+
+
+def test_an_engine_with_a_file_format_has_lines_without_being_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toy = EngineRow(
+        name="toy",
+        module="tests.engines.toy",
+        libraries=("onnxruntime",),
+        format="toy",
+        suffix=".toy",
+        precisions={"fp32": ()},
+    )
+    monkeypatch.setattr(ladder, "ENGINES", (toy,))
+    monkeypatch.setattr(ladder, "find_engine", lambda _: toy)
+    _, (row,) = measure(plan(only="toy", ladder=False, batch_sizes=(2,)))
+    assert (row.engine, row.precision) == ("toy", "fp32")
+    assert row.difference < 1e-5
 
 
 def test_the_verb_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     bench("--json")
     out, err = capsys.readouterr()
-    assert err == "measuring 1 line at batch 1, 2 rounds each\n"
+    assert err == "measuring 1 line at batch 1, 2 rounds each: about 1 minute\n"
     report = json.loads(out)
     (row,) = report["rows"]
     assert row["median"] == pytest.approx(sum(row["milliseconds"]) / 2)

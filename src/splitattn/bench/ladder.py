@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from splitattn.architectures import TIMM_NAMES, architecture, split_name
 from splitattn.engines.engine import Engine, FileSettings
 from splitattn.engines.pytorch import traced
-from splitattn.engines.table import find_engine
+from splitattn.engines.table import ENGINES, EngineRow, find_engine
 from splitattn.errors import InputError
 from splitattn.graph.folding import FoldedNetwork, Form
 from splitattn.libraries import installed
@@ -89,12 +89,14 @@ class Way:
         precision: of most of the arithmetic: "fp32", "bf16" or "int8".
         load: takes a subject, a setting, and a path without suffix for an exported network.
         libraries: that it needs besides PyTorch.
+        seconds_to_load: a ResNeSt-50, about, on two cores.
     """
 
     engine: str
     precision: str
     load: Callable[[Subject, Setting, Path], Runner]
     libraries: tuple[str, ...] = ()
+    seconds_to_load: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def rungs(model: str, device: str, *, ladder: bool = False, only: str = "") -> l
         InputError: there is no such model or no such rung.
     """
     model, _ = split_name(model)
-    ways = _ON_CPU if device == "cpu" else _ON_CUDA
+    ways = _ways(device)
     if ladder:
         subjects = [*_ours(model), *_peers(model)]
         every = [
@@ -191,7 +193,7 @@ def _fastest_form(way: Way, device: str) -> Form:
 def _worth_measuring(subject: Subject, way: Way) -> bool:
     """Nobody runs our network as trained but in PyTorch, nor rewritten in the slower format."""
     if not subject.is_ours:
-        return True
+        return way.engine in _IN_TORCH or way.engine in _PEER_WRITERS
     return way.engine == "torch" if subject.folded is None else way.engine != "torch NCHW"
 
 
@@ -280,52 +282,53 @@ def _in_engine(engine: Engine) -> Runner:
     return lambda images: torch.from_numpy(engine.logits(images.numpy()))
 
 
-def _settings(subject: Subject, setting: Setting, precision: str) -> FileSettings:
-    return FileSettings(
-        metadata=_metadata(subject.name, setting.preprocessing),
-        precision=precision,
-        calibration=setting.pixels,
-    )
+_IN_TORCH = {"torch": _eager, "torch NCHW": _contiguous, "compile": _compiled}
 
 
-def _onnx(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
+def _from_file(row: EngineRow, precision: str) -> Callable[[Subject, Setting, Path], Runner]:
+    """In an engine that has a file format; the file is written only once."""
+
     def load(subject: Subject, setting: Setting, path: Path) -> Runner:
-        import onnx
-
-        from splitattn.engines import onnx_runtime
-
-        path = path.with_suffix(".onnx")
-        settings = _settings(subject, setting, precision)
-        if not path.exists() and subject.folded:
-            onnx_runtime.write(subject.folded(), path, settings)
-        elif not path.exists():
-            model = _exported(subject, setting)
-            if precision == "int8":
-                images = settings.calibration_images()
-                model = onnx_runtime.quantize(model, images, floats=[])
-            onnx.save(model, path)
-        return _in_engine(onnx_runtime.OnnxEngine(path, device="cpu"))
+        assert row.suffix
+        path = path.with_suffix(row.suffix)
+        module = row.load_file_module()
+        if not path.exists():
+            settings = FileSettings(
+                metadata=_metadata(subject.name, setting.preprocessing),
+                precision=precision,
+                calibration=setting.pixels,
+            )
+            if subject.folded:
+                module.write(subject.folded(), path, settings)
+            else:
+                _PEER_WRITERS[row.name](_exported(subject, setting), path, settings)
+        engine, _ = module.open_file(path, device=setting.device.type, trusted=True)
+        return _in_engine(engine)
 
     return load
 
 
-def _openvino(precision: str) -> Callable[[Subject, Setting, Path], Runner]:
-    def load(subject: Subject, setting: Setting, path: Path) -> Runner:
-        from splitattn.engines import open_vino
+def _write_onnx(model: Any, path: Path, settings: FileSettings) -> None:
+    import onnx
 
-        path = path.with_suffix(".xml")
-        settings = _settings(subject, setting, precision)
-        if not path.exists() and subject.folded:
-            open_vino.write(subject.folded(), path, settings)
-        elif not path.exists():
-            exported = _exported(subject, setting).SerializeToString()
-            model = open_vino.core().read_model(exported)
-            if precision == "int8":
-                model = open_vino.quantize(model, settings.calibration_images(), floats=[])
-            open_vino.save(model, path)
-        return _in_engine(open_vino.OpenVinoEngine(path, device="cpu"))
+    from splitattn.engines import onnx_runtime
 
-    return load
+    if settings.precision == "int8":
+        model = onnx_runtime.quantize(model, settings.calibration_images(), floats=[])
+    onnx.save(model, path)
+
+
+def _write_openvino(model: Any, path: Path, settings: FileSettings) -> None:
+    from splitattn.engines import open_vino
+
+    converted = open_vino.core().read_model(model.SerializeToString())
+    if settings.precision == "int8":
+        converted = open_vino.quantize(converted, settings.calibration_images(), floats=[])
+    open_vino.save(converted, path)
+
+
+# How the networks of other projects get into an engine. Other engines measure ours only.
+_PEER_WRITERS = {"onnxruntime": _write_onnx, "openvino": _write_openvino}
 
 
 def _exported(subject: Subject, setting: Setting) -> Any:
@@ -353,22 +356,30 @@ class _Peer(nn.Module):
         return logits
 
 
-_ON_CPU = (
-    Way(engine="torch", precision="fp32", load=_eager("fp32")),
-    Way(engine="torch NCHW", precision="fp32", load=_contiguous("fp32")),
-    Way(engine="compile", precision="fp32", load=_compiled("fp32")),
-    Way(engine="onnxruntime", precision="fp32", load=_onnx("fp32")),
-    Way(engine="onnxruntime", precision="int8", load=_onnx("int8")),
-    Way(engine="openvino", precision="fp32", load=_openvino("fp32"), libraries=("openvino",)),
-    Way(
-        engine="openvino",
-        precision="int8",
-        load=_openvino("int8"),
-        libraries=("openvino", "nncf"),
-    ),
-)
-_ON_CUDA = (
-    Way(engine="torch", precision="bf16", load=_eager("bf16")),
-    Way(engine="torch NCHW", precision="bf16", load=_contiguous("bf16")),
-    Way(engine="compile", precision="bf16", load=_compiled("bf16")),
-)
+def _ways(device: str) -> list[Way]:
+    """PyTorch's ways, then on a CPU the file format of each other engine of the table."""
+    precision = "fp32" if device == "cpu" else "bf16"
+    ways = [
+        Way(
+            engine=name,
+            precision=precision,
+            load=load(precision),
+            seconds_to_load=30.0 if name == "compile" else 2.0,
+        )
+        for name, load in _IN_TORCH.items()
+    ]
+    if device == "cpu":
+        ways += [
+            Way(
+                engine=row.name,
+                precision=precision,
+                load=_from_file(row, precision),
+                libraries=(*row.libraries, *row.precisions[precision]),
+                seconds_to_load=15.0 if precision == "int8" else 2.0,
+            )
+            for row in ENGINES
+            if "torch" not in row.libraries
+            for precision in ("fp32", "int8")
+            if precision in row.precisions
+        ]
+    return ways

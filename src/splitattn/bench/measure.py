@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Between turns: an engine lets its threads spin for a while after it is done.
 _REST_SECONDS = 0.02
+# About what the machine's peak rates take, and the peak memory of one row, on two cores.
+_PEAKS_SECONDS, _MEMORY_SECONDS = 10.0, 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,32 @@ class Plan:
     def rungs(self) -> list[Rung]:
         """The rungs that take part."""
         return rungs(self.model, self.device, ladder=self.ladder, only=self.only)
+
+
+def expected_seconds(plan: Plan) -> float:
+    """About how long `measure` will take, from one turn of the network as trained.
+
+    Raises:
+        InputError: the plan names what is not there.
+    """
+    chosen = plan.rungs()
+    with TemporaryDirectory() as folder:
+        setting = _setting(plan, Path(folder))
+    network = chosen[0].subject.trained().to(setting.device)
+    turns = []
+    for batch_size in plan.batch_sizes:
+        images = _images(setting, batch_size)
+        with torch.inference_mode():
+            network(images)
+            begin = time.perf_counter()
+            network(images)
+            _finished(images.device)
+        turns.append(time.perf_counter() - begin)
+    loading = sum(rung.way.seconds_to_load for rung in chosen)
+    # A turn is two runs. The checks before the first round cost as much as one.
+    running = sum(2 * (plan.rounds + 1) * len(chosen) * turn for turn in turns)
+    memory = _MEMORY_SECONDS * len(chosen) * len(turns) if plan.memory else 0.0
+    return _PEAKS_SECONDS + loading + running + memory
 
 
 def measure(

@@ -1,6 +1,7 @@
 """`splitattn bench`: how fast do networks run on this machine?"""
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +41,7 @@ def bench(
     from splitattn.libraries import require
 
     require("bench", "torch")
-    from splitattn.bench.measure import Plan, measure
+    from splitattn.bench.measure import Plan, expected_seconds, measure
     from splitattn.cli.progress import telling
     from splitattn.engines.pytorch import choose_device
     from splitattn.environment import describe
@@ -55,7 +56,7 @@ def bench(
         only=only,
         memory=memory,
     )
-    typer.echo(_announcement(plan), err=True)
+    typer.echo(_announcement(plan, expected_seconds(plan)), err=True)
     with telling(shown=sys.stderr.isatty()) as tell:
         peaks, rows = measure(plan, on_step=tell)
     if as_json:
@@ -70,12 +71,16 @@ def bench(
         _print_table(peaks, rows)
 
 
-def _announcement(plan: "Plan") -> str:
+def _announcement(plan: "Plan", seconds: float) -> str:
     batches = " and ".join(map(str, plan.batch_sizes))
     memory = ", then peak memory" if plan.memory else ""
     count = len(plan.rungs())
     lines = f"{count} line" if count == 1 else f"{count} lines"
-    return f"measuring {lines} at batch {batches}, {plan.rounds} rounds each{memory}"
+    minutes = math.ceil(seconds / 60)
+    return (
+        f"measuring {lines} at batch {batches}, {plan.rounds} rounds each{memory}: "
+        f"about {minutes} minute{'s' * (minutes > 1)}"
+    )
 
 
 def _as_dict(row: "Row") -> dict[str, Any]:
