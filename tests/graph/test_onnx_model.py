@@ -14,11 +14,16 @@ import pytest
 from numpy.typing import NDArray
 
 from splitattn.architectures import ARCHITECTURES
+from splitattn.create import create_model
 from splitattn.errors import InputError
 from splitattn.graph.folding import FoldedNetwork, fold
 from splitattn.graph.onnx_model import MAPS, OPSETS, PARTS, parts, to_onnx
+from splitattn.images.decode import decode
+from splitattn.images.preprocess import normalize, preprocess
+from splitattn.images.samples import sample_photographs
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.resnest import ResNeSt
+from splitattn.weights.catalogue import embedded_entry
 from tests.nn.networks import small
 
 from .networks import (
@@ -106,6 +111,17 @@ def test_every_setting_of_the_network_keeps_its_outputs(setting: str, form: str)
             output.name for output in assert_equal(model, network, eight_bit=eight_bit).graph.output
         )
         assert name == ("logits" if model.num_classes else "features")
+
+
+@both_forms
+def test_trained_weights_keep_their_outputs_on_photographs(form: str) -> None:
+    entry = embedded_entry()
+    model = create_model(entry.model, weights=entry.tag).eval()
+    pixels = [preprocess(decode(path), entry.preprocessing) for path in sample_photographs()]
+    batch = normalize(np.stack(pixels), entry.preprocessing)
+    written = to_onnx(folded(model, form=form), size=entry.preprocessing.size)
+    (got,), (expected,) = run(written, batch), outputs_of(model, batch)
+    assert relative_difference(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize("eight_bit", [False, True])
