@@ -161,6 +161,8 @@ def test_arrays_of_bytes_and_of_fractions_mean_the_same(shape: tuple[int, ...]) 
     [
         np.zeros((2, 9, 9, 3), np.uint8),
         np.zeros((3, 9, 9), np.uint8),
+        np.zeros((9, 9, 2), np.uint8),
+        np.zeros((9, 9, 3), np.int16),
         np.zeros(9, np.uint8),
         np.zeros((0, 9), np.uint8),
         np.zeros((9, 9, 3), np.int64),
@@ -170,7 +172,7 @@ def test_arrays_of_bytes_and_of_fractions_mean_the_same(shape: tuple[int, ...]) 
     ],
 )
 def test_other_arrays_are_refused(array: np.ndarray) -> None:
-    with pytest.raises(ImageError, match="array"):
+    with pytest.raises(ImageError, match=r"array|channels"):
         decode(array)
 
 
@@ -371,7 +373,7 @@ def test_tiles_leave_no_seams(mode: str, monkeypatch: pytest.MonkeyPatch) -> Non
         image = image.quantize(16)
         image.info["transparency"] = bytes(range(0, 256, 16))
     whole = decode(image)
-    monkeypatch.setattr("splitattn.images.decode._TILE", 16)
+    monkeypatch.setattr("splitattn.images.raster._TILE", 16)
     np.testing.assert_array_equal(np.asarray(decode(image)), np.asarray(whole))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from PIL import ExifTags, IcoImagePlugin, Image, ImageOps, JpegImagePlugin
 
 from splitattn.errors import ImageError
 from splitattn.images.crop import cropped
+from splitattn.images.header import Header, read_header
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
+from splitattn.images.npy import NPY, read_npy
 from splitattn.images.paths import is_url
-from splitattn.preprocessing import Box
+from splitattn.images.raster import Raster, from_array, from_pillow, is_deep, tiles
 
 ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 
@@ -30,6 +32,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 # pixel on the way: a file of 34 bytes could else ask for gigabytes. Of an icon, Pillow counts twice
 # the pixels, and would warn of many.
 _SHARES = {"WEBP": 1 / 2, "AVIF": 1 / 2, "CMYK JPEG": 1 / 2, "ICO": 1 / 4, "JPEG2000": 1 / 3}
+# RGB of 16 bits per channel is read twice.
+_SHARES["48-bit"] = 1 / 2
 # A pass over all pixels may cost ten bytes of a file. Ten scans are usual, libtiff's limit is this.
 _MOST_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
@@ -41,13 +45,6 @@ _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 # them could change a label for no gain.
 _LARGE = 500_000
 
-# Side of the tiles in which the pixels of a large image are converted, so that what a conversion
-# needs besides its result stays small.
-_TILE = 1024
-
-# The brightest value of images with more than 8 bits per channel: the smallest that no pixel
-# exceeds, for such files do not say.
-_FULL_SCALES = {"I": (65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0)}
 _WHITE = (255, 255, 255, 255)
 
 
@@ -67,24 +64,33 @@ class Reduced:
 
 
 def decode(
-    source: ImageSource, *, limits: Limits = DEFAULT_LIMITS, name: str | None = None
+    source: ImageSource,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str | None = None,
+    white_level: float | None = None,
 ) -> Image.Image:
     """Decode `source` to RGB, 8 bits per channel, turned upright as its EXIF data says.
 
-    Transparency is laid on white, of an animation the first frame is taken, and more than 8 bits
-    per channel are scaled to 8.
+    Transparency is laid on white, and of an animation the first frame is taken. More than 8 bits
+    per channel are scaled to 8: by the number of bits or the largest value that the header states,
+    or else by the smallest usual scale (8, 10, 12, 14 or 16 bits; floats to 1) that all but one in
+    a thousand pixels keep to. What is brighter than white becomes white.
 
     Args:
         source: a path, an http(s) URL, an encoded file's bytes, an array (H, W), (H, W, 1),
-            (H, W, 3) or (H, W, 4) of uint8 or of floats from 0 to 1, or a Pillow image.
+            (H, W, 3) or (H, W, 4) of uint8, uint16 or floats from 0 to 1, or a Pillow image. A file
+            may also be such an array in NumPy's `.npy` format.
         limits: what is refused before it is decoded.
         name: what errors call the source; by default its path.
+        white_level: the value of full brightness in images of more than 8 bits per channel; None
+            takes it from each image.
 
     Raises:
         ImageError: `source` is not an image, is broken, or is over a limit; the message is one
             line that names the source.
     """
-    return decode_reduced(source, None, limits=limits, name=name).image
+    return decode_reduced(source, None, limits=limits, name=name, white_level=white_level).image
 
 
 def decode_reduced(
@@ -93,6 +99,7 @@ def decode_reduced(
     *,
     limits: Limits = DEFAULT_LIMITS,
     name: str | None = None,
+    white_level: float | None = None,
 ) -> Reduced:
     """Decode like `decode`, but JPEG files of half a megapixel or more at 1/2, 1/4 or 1/8 size.
 
@@ -100,46 +107,102 @@ def decode_reduced(
     decoded already, and files in other formats keep their size.
 
     Args:
-        source, limits, name: see `decode`. Limits count the pixels of the whole image.
+        source, limits, name, white_level: see `decode`. Limits count the pixels of the whole image.
         least_side: pixels that the shorter side keeps at least (`preprocessing.least_side` computes
             them); None does not reduce.
 
     Raises:
         ImageError: see `decode`.
     """
+    with _named(source, name) as called:
+        found = _decode(source, limits, least_side, white_level, called)
+        with _damage_reported():
+            return Reduced(image=_to_rgb(found.pixels), whole=found.whole, scale=found.scale)
+
+
+def decode_planes(
+    source: ImageSource,
+    channels: int,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str | None = None,
+    white_level: float | None = None,
+) -> NDArray[np.float32]:
+    """Decode `source` with all bits that it has, for a network of `channels` channels.
+
+    For one channel, colors become their luma and transparency is laid on white. Otherwise the
+    image must have exactly these channels: gray and transparency are 2, RGB and transparency 4,
+    CMYK 4, and an array (H, W, C) has C.
+
+    Args:
+        source, name, white_level: see `decode`.
+        limits: the pixels of all channels count.
+
+    Returns:
+        float32 (channels, H, W) from 0 to 1, upright.
+
+    Raises:
+        ImageError: see `decode`, or the image has another number of channels.
+    """
+    limits = replace(limits, max_pixels=max(limits.max_pixels // channels, 1))
+    with _named(source, name) as called:
+        pixels = _decode(source, limits, None, white_level, called).pixels
+        with _damage_reported():
+            return _raster(pixels, called).planes(channels)
+
+
+@contextmanager
+def _named(source: ImageSource, name: str | None) -> Iterator[str]:
+    called = name or _name(source)
     try:
-        return _decode(source, limits, least_side)
+        yield called
     except ImageError as error:
-        raise ImageError(f"{name or _name(source)}: {error}") from error.__cause__
+        raise ImageError(f"{called}: {error}") from error.__cause__
 
 
-def _decode(source: ImageSource, limits: Limits, least_side: int | None) -> Reduced:
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    """`pixels` are upright; a Pillow image has 8 bits per channel. See `Reduced` for the others."""
+
+    pixels: Image.Image | Raster
+    whole: tuple[int, int]
+    scale: int = 1
+
+
+def _decode(
+    source: ImageSource,
+    limits: Limits,
+    least_side: int | None,
+    white_level: float | None,
+    name: str,
+) -> _Decoded:
     if isinstance(source, Image.Image):
         _check_size(source, limits)
         with _damage_reported():
-            return _whole(_to_rgb(_loaded(source)))
+            header = read_header(source, b"")
+            image = _upright(_loaded(source))
+        return _whole(_with_all_bits(image, None, header, white_level, name))
     if isinstance(source, np.ndarray):
-        image = _from_array(source)
-        _check_size(image, limits)
-        return _whole(_to_rgb(image))
+        return _whole(_from_array(source, limits, white_level, name))
     if isinstance(source, str) and is_url(source):
         from splitattn.images.fetch import fetch  # not needed for files
 
         source = fetch(source, limits=limits)
+    elif isinstance(source, str | Path):
+        source = _read_file(Path(source), limits)
     if isinstance(source, bytes):
         _check_bytes(len(source), limits)
-        with io.BytesIO(source) as stream:
-            return _from_stream(stream, limits, least_side)
-    if isinstance(source, str | Path):
-        return _from_file(Path(source), limits, least_side)
+        if source.startswith(NPY):
+            return _whole(_from_array(read_npy(source), limits, white_level, name))
+        return _from_content(source, limits, least_side, white_level, name)
     raise ImageError(
         "an image must be a path, a URL, bytes, an array or a Pillow image, "
         f"got {type(source).__name__}"
     )
 
 
-def _whole(image: Image.Image) -> Reduced:
-    return Reduced(image=image, whole=image.size, scale=1)
+def _whole(pixels: Image.Image | Raster) -> _Decoded:
+    return _Decoded(pixels=pixels, whole=pixels.size)
 
 
 def _name(source: ImageSource) -> str:
@@ -150,7 +213,7 @@ def _name(source: ImageSource) -> str:
     return "array" if isinstance(source, np.ndarray) else type(source).__name__
 
 
-def _from_file(path: Path, limits: Limits, least_side: int | None) -> Reduced:
+def _read_file(path: Path, limits: Limits) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -159,15 +222,14 @@ def _from_file(path: Path, limits: Limits, least_side: int | None) -> Reduced:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("expected an image file, got a pipe or device")
         _check_bytes(status.st_size, limits)
-        with path.open("rb") as stream:
-            return _from_stream(stream, limits, least_side)
-    except ImageError:
-        raise
+        return path.read_bytes()
     except FileNotFoundError:
         raise ImageError("no such file; check the path") from None
     except OSError as error:
         raise ImageError(f"the file cannot be read: {error.strerror or error}") from None
     except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
         raise ImageError(f"not a path: {error}") from None
 
 
@@ -178,18 +240,55 @@ def _check_bytes(size: int, limits: Limits) -> None:
         raise ImageError(f"an image may have at most {limits.max_bytes:,} bytes, got {size:,}")
 
 
-def _from_stream(stream: IO[bytes], limits: Limits, least_side: int | None) -> Reduced:
+def _from_content(
+    content: bytes, limits: Limits, least_side: int | None, white_level: float | None, name: str
+) -> _Decoded:
     with _damage_reported():
-        opened = [_open(stream, limits)]
+        opened = [_open(content, limits)]
         _check_size(opened[0], limits)
+        header = read_header(opened[0], content)
+        lower = None
+        if header.lower_tiles:
+            _check_pixels(opened[0].size, "48-bit", limits)
+            lower = _lower_bytes(content, header, limits)
         whole = opened[0].size
         scale = _reduce(opened[0], least_side) if least_side else 1
         stored = opened[0].size
         # Out of the list, without a name: each step frees the pixels of the one before.
-        image = _to_rgb(_loaded(opened.pop()))
+        image = _upright(_loaded(opened.pop()))
     if image.size != stored:  # turned by a quarter
         whole = whole[::-1]
-    return Reduced(image=image, whole=whole, scale=scale)
+    pixels = _with_all_bits(image, lower, header, white_level, name)
+    return _Decoded(pixels=pixels, whole=whole, scale=scale)
+
+
+def _lower_bytes(content: bytes, header: Header, limits: Limits) -> Image.Image:
+    image: Any = _open(content, limits)
+    image.tile = header.lower_tiles
+    image.load()
+    if header.gray_alpha:
+        _, gray, _, alpha = image.split()
+        image = Image.merge("RGBA", (gray, gray, gray, alpha))
+    return _upright(image)
+
+
+def _with_all_bits(
+    image: Image.Image,
+    lower: Image.Image | None,
+    header: Header,
+    white_level: float | None,
+    name: str,
+) -> Image.Image | Raster:
+    if lower is None and not is_deep(image.mode):
+        return image
+    return from_pillow(
+        image,
+        lower=lower,
+        white=header.white if white_level is None else white_level,
+        bits=header.bits,
+        unsigned=header.unsigned,
+        name=name,
+    )
 
 
 @contextmanager
@@ -204,10 +303,10 @@ def _damage_reported() -> Iterator[None]:
         raise ImageError(f"the image is damaged or of an unknown kind: {error}") from error
 
 
-def _open(stream: IO[bytes], limits: Limits) -> Image.Image:
+def _open(content: bytes, limits: Limits) -> Image.Image:
     """Read the header. As `Image.open`, whose warning about large images `Limits` replaces."""
     Image.preinit()
-    prefix = stream.read(16)
+    prefix, stream = content[:16], io.BytesIO(content)
     for name in FORMATS:
         if name not in Image.OPEN:
             Image.init()  # loads the plug-ins of rarer formats, which takes time
@@ -221,33 +320,50 @@ def _open(stream: IO[bytes], limits: Limits) -> Image.Image:
             return icon.frame(0)
         image = factory(stream, "")
         if isinstance(image, JpegImagePlugin.JpegImageFile):
-            _check_scans(image, stream)
+            _check_scans(image, content)
         return image
     raise ImageError(f"expected an image ({', '.join(FORMATS)}), got something else")
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
+def _from_array(
+    array: NDArray[Any], limits: Limits, white_level: float | None, name: str
+) -> Image.Image | Raster:
+    if array.ndim not in (2, 3) or not array.size:
+        raise ImageError(f"an array must be (H, W) or (H, W, C), got {array.shape}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
-        raise ImageError(
-            f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}"
-        )
-    if np.issubdtype(array.dtype, np.floating):
+    height, width, *channels = array.shape
+    _check_pixels((width, height), "", limits)
+    if array.dtype == np.uint8 and channels in ([], [3], [4]):
+        return Image.fromarray(np.ascontiguousarray(array))
+    white = white_level
+    if np.issubdtype(array.dtype, np.floating) and white is None:
         low, high = float(array.min()), float(array.max())
         if not 0 <= low <= high <= 1:  # not a number fails this too
-            raise ImageError(f"floats must be from 0 to 1, got {low:g} to {high:g}; use uint8")
-        array = (array * 255).round().astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise ImageError(f"an array must be uint8 or floats from 0 to 1, got {array.dtype}")
-    return Image.fromarray(np.ascontiguousarray(array))
+            raise ImageError(
+                f"an array of floats must be from 0 to 1, got {low:g} to {high:g}; use uint8, or "
+                "set white_level"
+            )
+        white = 1.0
+    elif array.dtype == np.uint8:
+        white = 255.0
+    elif not np.issubdtype(array.dtype, np.floating) and array.dtype != np.uint16:
+        raise ImageError(f"an array must be uint8, uint16 or floats from 0 to 1, got {array.dtype}")
+    return from_array(array, white=white, name=name)
 
 
-def _check_scans(image: JpegImagePlugin.JpegImageFile, stream: IO[bytes]) -> None:
+def _raster(pixels: Image.Image | Raster, name: str) -> Raster:
+    if isinstance(pixels, Raster):
+        return pixels
+    if pixels.mode in ("P", "PA", "La", "RGBa") or "transparency" in pixels.info:
+        pixels = pixels.convert("RGBA" if pixels.has_transparency_data else "RGB")
+    elif pixels.mode not in ("1", "L", "LA", "RGB", "RGBA", "CMYK"):
+        pixels = pixels.convert("RGB")
+    return from_pillow(pixels, white=None, name=name)
+
+
+def _check_scans(image: JpegImagePlugin.JpegImageFile, content: bytes) -> None:
     """Raise if decoding would go over the pixels too often."""
-    stream.seek(0)
-    content = stream.read()
     position = scans = 0
     while found := _JPEG_MARKER.search(content, position):
         position = found.end()
@@ -312,28 +428,18 @@ def _loaded(image: Image.Image) -> Image.Image:
     return image.copy() if image.format == "WEBP" else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = _upright(image)
-    deep = image.mode == "F" or image.mode.startswith("I")
-    if not deep and not image.has_transparency_data:
+def _to_rgb(image: Image.Image | Raster) -> Image.Image:
+    if isinstance(image, Raster):
+        return image.rgb()
+    if not image.has_transparency_data:
         return image.convert("RGB")
-    full_scale = _full_scale(image) if deep else 0.0
     rgb = Image.new("RGB", image.size)
-    for box in _tiles(image):
-        tile = cropped(image, box)
-        if deep:
-            tile = _to_8_bit(tile, full_scale)
-        if tile.has_transparency_data:
-            tile = tile.convert("RGBA")
-            tile = Image.alpha_composite(Image.new("RGBA", tile.size, _WHITE), tile)
-        rgb.paste(tile.convert("RGB"), box)
+    for box in tiles(*image.size):
+        tile = cropped(image, box).convert("RGBA")
+        rgb.paste(
+            Image.alpha_composite(Image.new("RGBA", tile.size, _WHITE), tile).convert("RGB"), box
+        )
     return rgb
-
-
-def _tiles(image: Image.Image) -> Iterator[Box]:
-    for top in range(0, image.height, _TILE):
-        for left in range(0, image.width, _TILE):
-            yield left, top, min(left + _TILE, image.width), min(top + _TILE, image.height)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -342,18 +448,3 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would make a copy
             return ImageOps.exif_transpose(image)
     return image
-
-
-def _full_scale(image: Image.Image) -> float:
-    """What is white in an image of more than 8 bits per channel."""
-    brightest = max(float(_values(cropped(image, box)).max()) for box in _tiles(image))
-    full_scales = _FULL_SCALES.get(image.mode, (65535.0,))
-    return next((scale for scale in full_scales if brightest <= scale), brightest)
-
-
-def _to_8_bit(image: Image.Image, full_scale: float) -> Image.Image:
-    return Image.fromarray((_values(image) * (255 / full_scale)).round().astype(np.uint8))
-
-
-def _values(image: Image.Image) -> NDArray[np.float32]:
-    return np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(min=0)

@@ -1,0 +1,114 @@
+"""What a file's header says about its samples: how many bits, and which value is white."""
+
+import re
+import struct
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from splitattn.errors import ImageError
+
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT, _S_MAX_SAMPLE_VALUE = 258, 281, 339, 341
+_UNSIGNED = 1
+
+# Pillow keeps the upper 8 bits of several channels of 16. It reads the lower 8 instead if it takes
+# the two bytes in the other order.
+_SWAPPED = {f"{mode};16B": f"{mode};16L" for mode in ("RGB", "RGBA", "RGBX")}
+_SWAPPED |= {swapped: mode for mode, swapped in _SWAPPED.items()}
+# Of gray with transparency it reads all four bytes as they are.
+_GRAY_ALPHA = "LA;16B"
+_SWAPPED[_GRAY_ALPHA] = "RGBA"
+_NATIVE = ";16L" if sys.byteorder == "little" else ";16B"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What is said about the samples.
+
+    Attributes:
+        white: the value of full brightness, if it is said.
+        bits: how many bits of 16 are significant, if a PNG says it.
+        unsigned: integers of 32 bits have no sign.
+        lower_tiles: for Pillow's `tile`, to read the lower bytes of 16-bit samples; None if Pillow
+            reads all bits.
+        gray_alpha: with these tiles, Pillow reads both bytes of gray, then both of transparency.
+    """
+
+    white: float | None
+    bits: int | None
+    unsigned: bool
+    lower_tiles: list[Any] | None
+    gray_alpha: bool
+
+
+def read_header(image: Image.Image, content: bytes) -> Header:
+    """What is said about the samples of `image`, which is opened but not loaded.
+
+    Args:
+        content: the file's bytes.
+
+    Raises:
+        ImageError: Pillow would misread them.
+    """
+    tags = getattr(image, "tag_v2", {})
+    tiles = list(getattr(image, "tile", ()))
+    ways = [_raw_mode(tile) for tile in tiles]
+    if 16 in _numbers(tags, _BITS_PER_SAMPLE) and any(way in ("R", "G", "B", "A") for way in ways):
+        raise ImageError(
+            "16-bit TIFF images must store their channels together (PlanarConfiguration 1), "
+            "got them apart; convert the file"
+        )
+    lower = None
+    if tiles and all(way in _SWAPPED for way in ways):
+        lower = [
+            (*tile[:3], _with_raw_mode(tile, _SWAPPED[way]))
+            for tile, way in zip(tiles, ways, strict=True)
+        ]
+    return Header(
+        white=_white(image, tags),
+        bits=_significant_bits(content) if image.format == "PNG" else None,
+        unsigned=_numbers(tags, _SAMPLE_FORMAT) in ([], [_UNSIGNED]) and bool(tags),
+        lower_tiles=lower,
+        gray_alpha=_GRAY_ALPHA in ways,
+    )
+
+
+def _white(image: Image.Image, tags: Any) -> float | None:
+    if image.format in ("PPM", "JPEG2000"):
+        return 65535.0  # Pillow scales these to 16 bits
+    if most := [*_numbers(tags, _S_MAX_SAMPLE_VALUE), *_numbers(tags, _MAX_SAMPLE_VALUE)]:
+        return max(most) if max(most) > 0 else None
+    bits = max(_numbers(tags, _BITS_PER_SAMPLE), default=16)
+    # Many files use fewer bits than the whole bytes that they say.
+    return None if bits % 8 == 0 else 2.0**bits - 1
+
+
+def _significant_bits(content: bytes) -> int | None:
+    """By the chunk sBIT of a PNG."""
+    position = 8
+    while len(head := content[position : position + 8]) == 8 and head[4:] != b"IDAT":
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"sBIT":
+            bits = max(content[position + 8 : position + 8 + length] or b"\0")
+            return bits if 8 <= bits < 16 else None
+        position += 12 + length
+    return None
+
+
+def _numbers(tags: Any, tag: int) -> list[float]:
+    found = tags.get(tag, ())
+    values = found if isinstance(found, tuple) else (found,)
+    return [float(value) for value in values]
+
+
+def _raw_mode(tile: Any) -> str:
+    arguments = tile[3]
+    mode = arguments if isinstance(arguments, str) else arguments[0]
+    return re.sub(";16N$", _NATIVE, str(mode))
+
+
+def _with_raw_mode(tile: Any, mode: str) -> Any:
+    return mode if isinstance(tile[3], str) else (mode, *tile[3][1:])

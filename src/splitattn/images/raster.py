@@ -1,0 +1,230 @@
+"""Pixels with every bit that a file has, and which of their values is white.
+
+Shapes: H, W rows and columns, C channels.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from splitattn.errors import ImageError
+from splitattn.images.crop import cropped
+from splitattn.preprocessing import Box
+
+logger = logging.getLogger(__name__)
+
+# Side of the tiles in which large images are converted: a conversion then takes little memory
+# besides its result.
+_TILE = 1024
+
+# The largest values of 8, 10, 12, 14, 16, 24, 31 and 32 bits.
+_WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 31, 32))
+# Of a thousand pixels, one may be brighter than white: dead pixels and reflections.
+_OVEREXPOSED = 1000
+# Floats may also exceed white by this factor: resizing and calibration overshoot.
+_OVERSHOOT = 1.25
+
+# What share of the pixels decides for all.
+_MOST = 0.9
+
+# ITU-R 601-2, as Pillow's conversion from "RGB" to "L".
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """The pixels of an image, before anything is rounded to eight bits.
+
+    Attributes:
+        size: width and height.
+        channels: how many.
+        alpha: whether the last channel is transparency.
+        samples: the values inside a box, (H, W) or (H, W, C), of any type of number.
+        white: the value that means full brightness; None if the file does not say.
+        bits: how many bits of 16 are significant, if the file says it.
+        name: what the log calls the image.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    alpha: bool = False
+    samples: Callable[[Box], NDArray[Any]] = field(repr=False)
+    white: float | None
+    bits: int | None = None
+    name: str = "an image"
+
+    @cached_property
+    def _white(self) -> float:
+        if self.white is not None:
+            return self.white
+        return self._likely_white() if self.bits is None else self._white_of_bits(self.bits)
+
+    def fractions(self, box: Box) -> NDArray[np.float32]:
+        """The pixels inside `box`, (H, W, C), from 0 to 1. What is brighter than white is 1."""
+        values = np.nan_to_num(self.samples(box).astype(np.float32)) / np.float32(self._white)
+        return values.clip(0, 1).reshape(*values.shape[:2], self.channels)
+
+    def opaque(self, box: Box) -> NDArray[np.float32]:
+        """As `fractions`, with transparency laid on white: (H, W, 1) or (H, W, 3)."""
+        values = self.fractions(box)
+        if not self.alpha:
+            return values
+        alpha = values[..., -1:]
+        laid: NDArray[np.float32] = values[..., :-1] * alpha + (1 - alpha)
+        return laid
+
+    def rgb(self) -> Image.Image:
+        """The image in RGB, 8 bits per channel.
+
+        Raises:
+            ImageError: it has neither gray nor RGB channels.
+        """
+        if self.channels - self.alpha not in (1, 3):
+            raise ImageError(
+                f"an RGB network takes images of 1, 3 or 4 channels, got {self.channels}"
+            )
+        image = Image.new("RGB", self.size)
+        for box in tiles(*self.size):
+            pixels = (self.opaque(box) * 255).round().astype(np.uint8)
+            tile = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+            image.paste(tile.convert("RGB"), box)
+        return image
+
+    def planes(self, channels: int) -> NDArray[np.float32]:
+        """All pixels, (`channels`, H, W), from 0 to 1.
+
+        One channel is gray: colors become their luma, and transparency is laid on white.
+
+        Raises:
+            ImageError: the image has another number of channels.
+        """
+        gray = channels == 1 and self.channels - self.alpha in (1, 3)
+        if not gray and self.channels != channels:
+            raise ImageError(
+                f"the network takes images of {channels} channels, got {self.channels}"
+            )
+        planes_CHW = np.empty((channels, *self.size[::-1]), np.float32)  # noqa: N806
+        for box in tiles(*self.size):
+            values = self.opaque(box) if gray else self.fractions(box)
+            if gray and values.shape[2] == 3:
+                values = (values @ _LUMA)[..., None]
+            left, top, right, bottom = box
+            planes_CHW[:, top:bottom, left:right] = values.transpose(2, 0, 1)
+        return planes_CHW
+
+    def _white_of_bits(self, bits: int) -> float:
+        """65535 if the significant bits are the upper ones, as PNG asks for; else their largest.
+
+        The lower bits are then zeros, or repeat the upper ones.
+        """
+        scaled = pixels = 0
+        for box in tiles(*self.size):
+            values = self.samples(box)
+            lower = values & ((1 << (16 - bits)) - 1)
+            scaled += int(((lower == 0) | (lower == values >> bits)).sum())
+            pixels += values.size
+        return 65535.0 if scaled > _MOST * pixels else 2.0**bits - 1
+
+    def _likely_white(self) -> float:
+        """The smallest usual white that hardly any pixel exceeds.
+
+        The brightest pixel does not decide: one in a thousand may be brighter.
+        """
+        floats = np.issubdtype(self.samples((0, 0, 1, 1)).dtype, np.floating)
+        whites = np.array([1.0, *_WHITES] if floats else _WHITES)
+        limits = whites * (_OVERSHOOT if floats else 1)
+        brighter = np.zeros(len(limits), int)
+        for box in tiles(*self.size):
+            values = np.nan_to_num(self.samples(box))
+            peaks = values.reshape(*values.shape[:2], -1).max(2)
+            brighter += [int((peaks > limit).sum()) for limit in limits]
+        pixels = self.size[0] * self.size[1]
+        fits = brighter <= min(max(1, pixels // _OVEREXPOSED), pixels - 1)
+        white = float(whites[fits.argmax() if fits.any() else -1])
+        if white not in (1, 65535):
+            _say_white(white, self.name)
+        return white
+
+
+@cache  # once for each value: a data set of such files would repeat it for every image
+def _say_white(white: float, name: str) -> None:
+    logger.warning(
+        "%s does not say which value is white: by its pixels %g; set white_level if that is wrong",
+        name,
+        white,
+    )
+
+
+def tiles(width: int, height: int) -> Iterator[Box]:
+    """Boxes that together cover an image."""
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            yield left, top, min(left + _TILE, width), min(top + _TILE, height)
+
+
+def from_pillow(
+    image: Image.Image,
+    *,
+    white: float | None,
+    bits: int | None = None,
+    unsigned: bool = False,
+    lower: Image.Image | None = None,
+    name: str = "an image",
+) -> Raster:
+    """The pixels of a Pillow image of any mode but a palette's.
+
+    Args:
+        white, bits: see `Raster`; of modes with 8 bits white is known.
+        unsigned: integers of 32 bits have no sign, though Pillow gives them one.
+        lower: the lower bytes of 16-bit samples, of which `image` has the upper ones.
+    """
+    mode = image.mode
+
+    def samples(box: Box) -> NDArray[Any]:
+        values: NDArray[Any] = np.asarray(cropped(image, box))
+        if lower is not None:
+            values = values * np.uint16(256) + np.asarray(cropped(lower, box))
+        elif unsigned and mode == "I":
+            values = values.view(np.uint32)
+        return values
+
+    if lower is None and not is_deep(mode):
+        white = 1.0 if mode == "1" else 255.0
+    return Raster(
+        size=image.size,
+        channels=len(image.getbands()),
+        alpha=mode in ("LA", "RGBA"),
+        samples=samples,
+        white=white,
+        bits=bits,
+        name=name,
+    )
+
+
+def from_array(array: NDArray[Any], *, white: float | None, name: str) -> Raster:
+    """The pixels of an array (H, W) or (H, W, C). A fourth channel is transparency for RGB."""
+    height, width, *channels = array.shape
+
+    def samples(box: Box) -> NDArray[Any]:
+        left, top, right, bottom = box
+        return array[top:bottom, left:right]
+
+    return Raster(
+        size=(width, height),
+        channels=channels[0] if channels else 1,
+        alpha=channels == [4],
+        samples=samples,
+        white=white,
+        name=name,
+    )
+
+
+def is_deep(mode: str) -> bool:
+    """Whether images of this mode of Pillow have more than 8 bits per channel."""
+    return mode == "F" or mode.startswith("I")

@@ -1,0 +1,185 @@
+"""Images of more than 8 bits: which value is white."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from splitattn.errors import ImageError
+from splitattn.images.decode import decode, decode_planes
+from tests.attacks.make import chunk
+
+
+def png(values: np.ndarray, before: bytes = b"") -> bytes:
+    """A PNG of 16 bits per channel: gray, gray and alpha, RGB or RGBA."""
+    height, width, channels = values.shape
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + before
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def encoded(values: np.ndarray, format: str = "TIFF", **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, format, **options)
+    return stream.getvalue()
+
+
+def tiff(values: bytes, bits: int, channels: int = 1, planar: int = 1) -> bytes:
+    """A little-endian TIFF of one row of 8 pixels."""
+    photometric = 1 if channels == 1 else 2
+    shorts = {256: 8, 257: 1, 259: 1, 262: photometric, 277: channels, 278: 1, 284: planar}
+    table = 10 + 12 * 10 + 4
+    strips = channels if planar == 2 else 1
+    bits_at, offsets_at, counts_at = table, table + 2 * channels, table + 2 * channels + 4 * strips
+    at = counts_at + 4 * strips
+    lengths = [len(values) // strips] * strips
+    entries = {tag: struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in shorts.items()}
+    many = {258: (3, channels, bits_at, bits), 273: (4, strips, offsets_at, at)}
+    many[279] = (4, strips, counts_at, lengths[0])
+    for tag, (kind, count, where, value) in many.items():
+        entries[tag] = struct.pack("<HHII", tag, kind, count, value if count == 1 else where)
+    return (
+        struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+        + b"".join(entry for _, entry in sorted(entries.items()))
+        + bytes(4)
+        + struct.pack(f"<{channels}H", *[bits] * channels)
+        + struct.pack(f"<{strips}I", *(at + i * lengths[0] for i in range(strips)))
+        + struct.pack(f"<{strips}I", *lengths)
+        + values
+    )
+
+
+def ramp(white: float, dtype: type = np.uint16) -> np.ndarray:
+    """From black to white in 64 columns."""
+    return (np.linspace(0, 1, 64)[None].repeat(64, 0) * white).astype(dtype)
+
+
+EXPECTED = np.linspace(0, 255, 64)[None].repeat(64, 0)
+
+
+def assert_ramp(content: bytes | np.ndarray | Image.Image, tolerance: float = 1.5) -> None:
+    decoded = np.asarray(decode(content), float)
+    np.testing.assert_allclose(decoded, EXPECTED[..., None].repeat(3, 2), atol=tolerance)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fewer_bits_in_16_are_as_bright_as_16(bits: int, channels: int) -> None:
+    values = ramp(2**bits - 1)
+    of_png = png(values[..., None].repeat(channels, 2))
+    assert_ramp(of_png)
+    if channels == 1:
+        assert_ramp(encoded(values))
+        assert_ramp(Image.fromarray(values))
+        assert_ramp(values)
+        assert_ramp(encoded(values.astype(np.int32)))
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 4095.0, 65535.0])
+def test_floats_are_scaled_by_the_range_that_nearly_all_keep_to(white: float) -> None:
+    assert_ramp(encoded(ramp(white, np.float32)), 0.5)
+    overshot = ramp(white, np.float32)
+    overshot[:, -3:] = white * 1.1
+    overshot[:, :3] = -white * 0.1
+    decoded = np.asarray(decode(encoded(overshot)))[..., 0]
+    assert decoded[:, -3:].min() == 255
+    assert decoded[:, :3].max() == 0
+    np.testing.assert_allclose(decoded[:, 3:-3], EXPECTED[:, 3:-3], atol=0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("white", [255, 1023, 4095])
+def test_one_bright_pixel_changes_no_other(dtype: type, white: int) -> None:
+    values = ramp(white, dtype)
+    brighter = values.copy()
+    brighter[7, 7] = 60_000
+    plain, bright = (np.asarray(decode(encoded(one))) for one in (values, brighter))
+    assert bright[7, 7].tolist() == [255] * 3
+    bright = bright.copy()
+    bright[7, 7] = plain[7, 7]
+    np.testing.assert_array_equal(bright, plain)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_significant_bits_of_a_png_are_the_lower_or_the_upper_ones(bits: int) -> None:
+    """The format asks for samples scaled to 16 bits; cameras often store them as they are."""
+    said = chunk(b"sBIT", bytes([bits]))
+    # In the dark, the pixels alone would look like those of fewer bits.
+    dark = (ramp(2**bits - 1) // 16)[..., None]
+    plain = np.asarray(decode(png(dark, said)))
+    np.testing.assert_allclose(plain[..., 0], dark[..., 0] * (255 / (2**bits - 1)), atol=0.5)
+    for scaled in (dark << (16 - bits), dark << (16 - bits) | dark >> (2 * bits - 16)):
+        np.testing.assert_allclose(np.asarray(decode(png(scaled, said))), plain, atol=1)
+
+
+@pytest.mark.parametrize("largest", [1000, 4095, 20_000])
+def test_the_largest_value_that_a_tiff_states_is_white(largest: int) -> None:
+    values = ramp(largest // 4)
+    tags = ImageFileDirectory_v2()
+    tags[281] = largest
+    decoded = np.asarray(decode(encoded(values, tiffinfo=tags)))[..., 0]
+    np.testing.assert_allclose(decoded, EXPECTED / 4, atol=0.6)
+
+
+def test_twelve_packed_bits_of_a_tiff_are_twelve_bits() -> None:
+    values = [0, 100, 200, 300, 400, 500, 600, 700]  # ten bits would do
+    packed = int("".join(f"{value:012b}" for value in values), 2).to_bytes(12, "big")
+    decoded = np.asarray(decode(tiff(packed, 12)))[0, :, 0]
+    np.testing.assert_allclose(decoded, np.array(values) * 255 / 4095, atol=0.5)
+
+
+@pytest.mark.parametrize("largest", [2**31 - 1, 2**32 - 1])
+def test_unsigned_integers_of_32_bits_have_no_sign(largest: int) -> None:
+    values = (np.linspace(0, 1, 8) * largest).astype(np.uint32)
+    decoded = np.asarray(decode(tiff(values.tobytes(), 32)))[0, :, 0]
+    np.testing.assert_allclose(decoded, np.linspace(0, 255, 8), atol=1)
+
+
+def test_channels_of_16_bits_that_lie_apart_are_refused() -> None:
+    with pytest.raises(ImageError, match="store their channels together"):
+        decode(tiff(bytes(48), 16, channels=3, planar=2))
+    assert decode(tiff(bytes(48), 16, channels=3)).size == (8, 1)
+
+
+def test_a_white_level_that_is_named_decides() -> None:
+    said = chunk(b"sBIT", b"\x0c")
+    for content in (png(ramp(1023)[..., None], said), encoded(ramp(1023)), ramp(1023)):
+        decoded = np.asarray(decode(content, white_level=2046))[..., 0]
+        np.testing.assert_allclose(decoded, EXPECTED / 2, atol=1)
+    eight_bits = np.full((4, 4), 200, np.uint8)
+    assert np.asarray(decode(eight_bits, white_level=1000)).max() == 200
+
+
+def test_transparency_of_16_bits_is_laid_on_white() -> None:
+    for color in ([0], [0, 0, 0]):
+        pixel = np.array([*color, 16384])
+        values = pixel[None, None].repeat(8, 0).repeat(8, 1)
+        values[0] = 65535
+        assert np.asarray(decode(png(values)))[4, 4].tolist() == [191] * 3
+
+
+def test_gray_keeps_the_bits_that_its_file_has() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (50, 30)).astype(np.uint16)
+    for content in (png(values[..., None]), encoded(values), values):
+        planes = decode_planes(content, 1)
+        assert planes.shape == (1, 50, 30)
+        assert planes.dtype == np.float32
+        np.testing.assert_allclose(planes[0] * 65535, values, atol=0.01)
+
+
+def test_a_scale_that_was_guessed_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        decode(ramp(16383), name="a.png")
+    said = [r.getMessage() for r in caplog.records if "16383" in r.getMessage()]
+    assert len(said) <= 1
