@@ -224,7 +224,7 @@ def changed(**fields: Any) -> ModelMetadata:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (changed(model="resnest26"), "must be a resnest26, as metadata says"),
+        (changed(model="resnest26"), "metadata names resnest26, but"),
         (changed(model="resnest13"), "no model is called 'resnest13'"),
         (changed(classes=("a", "b")), "each of the model's 6 classes, it names 2"),
     ],
@@ -241,15 +241,15 @@ def test_metadata_must_be_true(tmp_path: Path, metadata: ModelMetadata, message:
 def test_only_what_can_be_described_is_saved(tmp_path: Path) -> None:
     fused: Any = fuse(network())
     gray = create_model("resnest14", num_classes=len(CLASSES), in_chans=1)
-    with pytest.raises(InputError, match="only a ResNeSt as it is trained"):
+    with pytest.raises(InputError, match="only a ResNeSt can be saved"):
         save_pretrained(fused, tmp_path, metadata=METADATA)
     with pytest.raises(InputError, match="only networks for RGB images"):
         save_pretrained(gray, tmp_path, metadata=METADATA)
     for dilation in get_args(Dilation):
         dilated = create_model("resnest14", num_classes=6, output_stride=16, dilation=dilation)
-        with pytest.raises(InputError, match="output_stride 32 can be described, this one has 16"):
+        with pytest.raises(InputError, match="this one has 16"):
             save_pretrained(dilated, tmp_path, metadata=METADATA)
-        with pytest.raises(InputError, match="output_stride 32 can be described, this one has 16"):
+        with pytest.raises(InputError, match="this one has 16"):
             push_to_hub(dilated, "owner/name", metadata=METADATA)
     with pytest.raises(InputError, match="SPDX identifier"):
         save_pretrained(network(), tmp_path, metadata=METADATA, license="a b")

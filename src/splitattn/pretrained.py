@@ -1,4 +1,4 @@
-"""A network becomes a folder or a repository that says all about it, and a network again."""
+"""Saves networks as folders or hub repositories with metadata, and loads them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +18,20 @@ from splitattn.weights.timm_config import CONFIG_NAME, to_config
 
 
 def from_pretrained(source: str | Path) -> ResNeSt:
-    """The network in a folder or repository, in evaluation mode, with the classifier it came with.
+    """Load the network of a folder or repository, in evaluation mode.
 
-    It takes images of as many channels as it was trained for.
+    Classes and input channels are those of the weights.
 
     Args:
-        source: the path of a folder or of a weights file, or else a repository of the Hugging Face
-            hub: `owner/name`, or `owner/name@revision`; `hf-hub:` may precede it.
+        source: the path of a folder or of a weights file, or a repository of the Hugging Face hub:
+            `owner/name` or `owner/name@revision`, optionally after `hf-hub:`.
 
     Raises:
         InputError: huggingface_hub is missing.
-        WeightsError: there is no such folder or repository, or it holds no network of this package.
+        WeightsError: the folder or repository does not exist, or holds another kind of network.
     """
     if isinstance(source, str) and not hub.is_reference(source):
-        # A path, so that no tag of the catalogue is taken for it.
+        # As a Path, it is never taken for a tag of the catalogue.
         here = is_file(source) or is_folder(source)
         source = Path(source) if here else f"hf-hub:{source}"
     return load_trained(resolve(weights=source), in_chans=None).eval()
@@ -40,21 +40,22 @@ def from_pretrained(source: str | Path) -> ResNeSt:
 def save_pretrained(
     model: ResNeSt, folder: str | Path, *, metadata: ModelMetadata, license: str | None = None
 ) -> None:
-    """Write `model` into a folder from which this package and timm load it.
+    """Write `model` into a folder that this package and timm can load.
 
-    The folder gets `model.safetensors`, which holds `metadata` too, `config.json` in timm's shape
-    with the classes and the preprocessing of `metadata`, and a model card, `README.md`. A card that
-    is there already is replaced if it still has the line that says where it is from, and otherwise
-    stays as it is: people write in them. Each file appears whole or not at all.
+    The folder gets `model.safetensors` (with `metadata` inside), `config.json` in timm's format
+    (with the classes and preprocessing of `metadata`), and a model card, `README.md`. An existing
+    card is replaced only if it still has the line that marks generated cards. Each file is written
+    whole or not at all.
 
     Args:
-        folder: made if it is not there.
-        metadata: the name of the model's architecture, its classes, how images become its input,
-            and if known how it was trained and what was measured.
-        license: SPDX identifier, for the card and timm.
+        folder: created if it does not exist.
+        metadata: the architecture's name, the classes, the preprocessing, and if known the recipe
+            and the metrics.
+        license: SPDX identifier, for the card and `config.json`.
 
     Raises:
-        InputError: the model is not what `metadata` says, or `license` is no identifier.
+        InputError: the model does not agree with `metadata`, or `license` is not an SPDX
+            identifier.
         WeightsError: the folder cannot be written.
     """
     metadata = _checked(model, metadata, license)
@@ -72,24 +73,22 @@ def push_to_hub(
     create_pr: bool = False,
     token: str | None = None,
 ) -> str:
-    """Commit what `save_pretrained` writes to a repository of the Hugging Face hub.
-
-    All files come in one commit. A model card that is there already is replaced or stays, as in
-    `save_pretrained`.
+    """Push the files of `save_pretrained` to a repository of the Hugging Face hub, in one commit.
 
     Args:
-        repository: owner/name, made if it is not there; `@branch` may follow, which must be there.
+        repository: owner/name, created if it does not exist, or owner/name@branch of an existing
+            branch.
         metadata, license: see `save_pretrained`.
-        message: of the commit.
-        private: whether a repository that is made shows itself to others.
-        create_pr: propose the commit to the owner rather than make it.
-        token: who pushes; None takes HF_TOKEN, or what `hf auth login` left.
+        message: the commit's message.
+        private: whether a new repository is private.
+        create_pr: open a pull request instead of committing.
+        token: access token; by default HF_TOKEN, or that of `hf auth login`.
 
     Returns:
         The commit's URL.
 
     Raises:
-        InputError: the model is not what `metadata` says, or huggingface_hub is missing.
+        InputError: the model does not agree with `metadata`, or huggingface_hub is missing.
         WeightsError: the server cannot be reached, or refuses.
     """
     target = hub.Repository.parse(repository)
@@ -107,15 +106,15 @@ def push_to_hub(
 
 
 def _checked(model: ResNeSt, metadata: ModelMetadata, license: str | None) -> ModelMetadata:
-    """`metadata` with our own name of the model, once it is true of it."""
+    """Check `metadata` against the model; return it with our own name of the model."""
     check_license(license)
     if not isinstance(model, ResNeSt):
         raise InputError(
-            f"only a ResNeSt as it is trained can be saved, got {type(model).__name__}: save it "
-            "before it is fused or wrapped"
+            f"only a ResNeSt can be saved, got {type(model).__name__}: save it before it is fused "
+            "or wrapped"
         )
     if model.architecture != architecture(metadata.model):
-        raise InputError(f"the model must be a {metadata.model}, as metadata says, and is another")
+        raise InputError(f"metadata names {metadata.model}, but the model is another architecture")
     if model.num_classes != len(metadata.classes):
         raise InputError(
             f"metadata must name each of the model's {model.num_classes} classes, it names "
@@ -124,12 +123,12 @@ def _checked(model: ResNeSt, metadata: ModelMetadata, license: str | None) -> Mo
     stem = next(model.parameters())
     if stem.shape[1] != 3:
         raise InputError(
-            f"only networks for RGB images can be described, this one takes {stem.shape[1]} "
+            f"only networks for RGB images can be saved like this, this one takes {stem.shape[1]} "
             "channels: save its state_dict with safetensors"
         )
     if model.output_stride != 32:
         raise InputError(
-            "only networks of output_stride 32 can be described, this one has "
+            "only networks of output_stride 32 can be saved like this, this one has "
             f"{model.output_stride}: load its state_dict into one that has 32 and save that"
         )
     return replace(metadata, model=split_name(metadata.model)[0])

@@ -146,8 +146,8 @@ def test_refusals_are_told_in_one_line(hub: Hub) -> None:
     hub.add("owner/cats", {"README.md": b"# cats"})
     hub.gated.add("owner/gated")
     assert "must hold model.safetensors or pytorch_model.bin" in refusal(CATS)
-    assert "is no repository, or a private one" in refusal(Repository(id="owner/dogs"))
-    assert "accepted its terms" in refusal(Repository(id="owner/gated"))
+    assert "does not exist or is private" in refusal(Repository(id="owner/dogs"))
+    assert "accept its terms" in refusal(Repository(id="owner/gated"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -155,7 +155,7 @@ def test_a_file_with_another_hash_is_never_handed_out(hub: Hub, name: str) -> No
     hub.add("owner/cats", FILES)
     hub.damaged.add(name)
     for _ in range(2):
-        assert f"sent another {name} than it said" in refusal(CATS)
+        assert f"sent a {name} that does not have its hash" in refusal(CATS)
     hub.damaged.clear()
     assert (fetch_repository(CATS) / name).read_bytes() == FILES[name]
 
@@ -175,7 +175,7 @@ def test_offline_what_is_in_the_cache_is_used_and_nothing_is_asked(
     assert fetch_repository(Repository(id=CATS.id, revision=commit_of(FILES))) == folder
     assert "SPLITATTN_OFFLINE forbids" in refusal(Repository(id="owner/dogs"))
     assert "SPLITATTN_OFFLINE forbids" in refusal(Repository(id="owner/cats", revision="v2"))
-    with pytest.raises(WeightsError, match="SPLITATTN_OFFLINE forbids to push"):
+    with pytest.raises(WeightsError, match="SPLITATTN_OFFLINE forbids pushing"):
         push_files(folder)
     assert hub.requests == []
     blob = (folder / "model.safetensors").resolve()
@@ -216,7 +216,7 @@ def test_a_cache_without_links_is_verified_as_long_as_there_is_a_server(
     hub.add("owner/cats", FILES)
     for name in ("config.json", "model.safetensors"):
         hub.damaged = {name}
-        assert f"sent another {name} than it said" in refusal(CATS)
+        assert f"sent a {name} that does not have its hash" in refusal(CATS)
     hub.damaged.clear()
     folder = fetch_repository(CATS)
     weights = folder / "model.safetensors"
@@ -227,7 +227,7 @@ def test_a_cache_without_links_is_verified_as_long_as_there_is_a_server(
     assert weights.read_bytes() == WEIGHTS
     assert not caplog.records
     unverified = [
-        f"{folder / name} is not verified: the cache does not tell its hash, nor a server"
+        f"{folder / name} is not verified: neither the cache nor a server has its hash"
         for name in ("config.json", "model.safetensors")
     ]
     server_goes(hub, monkeypatch)

@@ -1,7 +1,7 @@
-"""A model card: what a weights file says of itself, as Markdown for people and YAML for hubs.
+"""Writes model cards: Markdown for people, with a YAML block for the Hugging Face hub.
 
-Nothing is written that the file does not say, or the catalogue of a file that it knows by its hash.
-The format of the YAML block is that of huggingface.co/docs/hub/model-cards.
+A card contains only what the file's metadata says and, for published files, what the catalogue
+says. The YAML block follows huggingface.co/docs/hub/model-cards.
 """
 
 import json
@@ -20,20 +20,20 @@ from splitattn.weights.catalogue import MeasuredMetrics, WeightsEntry
 from splitattn.weights.hub import CARD_MARK
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 
-# A card is for people; `config.json` lists the others.
+# `config.json` lists all classes.
 _CLASSES_SHOWN = 1000
 
-# What the hub calls the data sets that it knows.
+# The hub's names for data sets.
 _DATASETS = {"imagenet1k": "imagenet-1k"}
 
 _METRICS = {"top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %", "loss": "loss", "n": "images"}
 
 
 def check_license(license: str | None) -> None:
-    """Raise unless `license` could be an SPDX identifier, or is None.
+    """Raise unless `license` looks like an SPDX identifier, or is None.
 
     Raises:
-        InputError: it could not.
+        InputError: it does not.
     """
     if license is not None and not re.fullmatch(r"[\w.+-]{1,100}", license, re.ASCII):
         raise InputError(
@@ -45,12 +45,13 @@ def model_card(path: Path, *, repository: str | None = None, license: str | None
     """The model card of the weights file at `path`.
 
     Args:
-        repository: owner/name of where the card will be read; None is beside the file.
-        license: SPDX identifier; None takes that of the catalogue, if the file is one of its.
+        repository: owner/name of the repository that the card is for; None if the card stays beside
+            the file.
+        license: SPDX identifier; by default the catalogue's, for a published file.
 
     Raises:
-        InputError: `license` is no identifier.
-        WeightsError: the file cannot be read, or says nothing of itself and is not known either.
+        InputError: `license` is not an SPDX identifier.
+        WeightsError: the file cannot be read, or has no metadata and is not in the catalogue.
     """
     check_license(license)
     metadata, entry = read_metadata(path), published(path)
@@ -60,8 +61,8 @@ def model_card(path: Path, *, repository: str | None = None, license: str | None
         )
     if not metadata:
         raise WeightsError(
-            f"a card needs weights that say what they are, {path} does not: train them here, or "
-            "write them with splitattn.save_pretrained"
+            f"a card needs weights with metadata, {path} has none: train with splitattn, or write "
+            "the weights with splitattn.save_pretrained"
         )
     return card_text(
         metadata,
@@ -80,10 +81,10 @@ def card_text(
     repository: str | None = None,
     license: str | None = None,
 ) -> str:
-    """The model card of weights of which `metadata`, and the catalogue's `entry`, are true.
+    """The model card for weights with this metadata and, if published, this catalogue entry.
 
     Raises:
-        InputError: there is no such model.
+        InputError: `metadata` names no known model.
     """
     architecture(metadata.model)
     sections = [
@@ -115,7 +116,7 @@ def _front_matter(metadata: ModelMetadata, entry: WeightsEntry | None, license: 
 
 
 def _model_index(metadata: ModelMetadata, measured: MeasuredMetrics | None) -> list[str]:
-    """Measured accuracies alone: what others published is not ours to claim."""
+    """Accuracies that were measured here. Published ones are left out: they are not our results."""
     if measured:
         dataset = measured.dataset
         accuracies = {"top1": measured.top1, "top5": measured.top5}
@@ -135,7 +136,7 @@ def _model_index(metadata: ModelMetadata, measured: MeasuredMetrics | None) -> l
         "  - task:",
         "      type: image-classification",
         "    dataset:",
-        # The hub wants an identifier beside the name, and takes any.
+        # The hub requires an identifier and accepts any.
         f"      type: {_quoted(re.sub('[^a-z0-9]+', '-', dataset.lower()).strip('-'))}",
         f"      name: {_quoted(dataset)}",
         "    metrics:",
@@ -181,8 +182,8 @@ def _usage(metadata: ModelMetadata, filename: str, repository: str | None) -> st
         parts.append(_fenced(f"import timm\n\nmodel = {load}", "python"))
         if metadata.preprocessing.order == "crop-resize":
             parts.append(
-                "It resizes an image before it crops it: the part of the image is the same, the "
-                "pixels are not quite, so that its accuracy can differ a little."
+                "timm resizes before it crops. It sees the same part of the image, but pixels "
+                "differ slightly, and so may the accuracy."
             )
     return "\n\n".join(parts)
 
@@ -190,8 +191,8 @@ def _usage(metadata: ModelMetadata, filename: str, repository: str | None) -> st
 def _preprocessing(how: Preprocessing) -> str:
     crop = f"{100 * how.crop_fraction:.4g} % of the shorter side"
     order = {
-        "crop-resize": f"the center is cut out, {crop}, and then resized",
-        "resize-crop": f"the image is resized and the center cut out, {crop}",
+        "crop-resize": f"center crop ({crop}), then resize",
+        "resize-crop": f"resize, then center crop ({crop})",
     }
     return "\n".join(
         [
@@ -215,18 +216,18 @@ def _figures(metrics: dict[str, Any], entry: WeightsEntry | None) -> str:
         )
     elif rows := list(_measured_rows(metrics)):
         parts.append(
-            "Measured on the validation images of the training, as the weights say of themselves:"
+            "Measured on the validation images of the training, according to the file's metadata:"
         )
         parts.append("\n".join(["| figure | value |", "|---|---:|", *rows]))
     if entry and entry.published:
         published = entry.published
         top5 = "" if published.top5 is None else f", top-5 {published.top5} %"
         parts.append(
-            f"Published, on ImageNet-1k validation, and not measured again for this card: "
+            f"Published for ImageNet-1k validation, not measured again: "
             f"top-1 {published.top1} %{top5} ({published.source})."
         )
     if len(parts) == 1:
-        parts.append("The weights say nothing about how accurate they are.")
+        parts.append("The accuracy is not recorded.")
     return "\n\n".join(parts)
 
 
@@ -244,7 +245,7 @@ def _training(recipe: dict[str, Any], entry: WeightsEntry | None) -> str:
     if recipe:
         parts += ["The recipe:", _fenced(json.dumps(recipe, indent=2), "json")]
     if len(parts) == 1:
-        parts.append("The weights say nothing about how they were trained.")
+        parts.append("The training is not recorded.")
     return "\n\n".join(parts)
 
 
@@ -256,19 +257,19 @@ def _classes(classes: tuple[str, ...]) -> str:
 
 
 def _license(license: str | None) -> str:
-    text = license or "The weights do not say under which license they may be used."
+    text = license or "The license is not recorded."
     return f"## License\n\n{text}"
 
 
 def _fenced(text: str, language: str) -> str:
-    """A block of code that nothing in `text` can end."""
+    """A code block. Its fence is longer than any run of backticks in `text`."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar: a JSON string is one, if all of its characters are printable."""
+    """A YAML scalar. JSON strings of printable characters are valid YAML."""
     return json.dumps(one_line(text), ensure_ascii=False)
 
 
@@ -277,6 +278,6 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _number(value: object) -> float:
-    """`value`, or NaN if it is none that could have been measured."""
+    """`value` as a float, or NaN if it cannot be a measurement."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number and abs(value) < 1e15 else math.nan  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""From a list of URLs to one verified file, resumed where it broke off, or to nothing at all."""
+"""Downloads a file, resumes broken connections and verifies the file's hash."""
 
 import hashlib
 import logging
@@ -32,19 +32,19 @@ def download(
     progress: Progress | None = None,
     timeout: float = 30.0,
 ) -> None:
-    """Put at `path` the file that the first willing one of `urls` sends, once its hash is right.
+    """Download the first of `urls` whose file has the right hash to `path`.
 
-    Whatever was at `path` is removed first, and after a failure nothing is left in its folder.
+    An older file at `path` is removed first. After a failure nothing is left in its folder.
 
     Args:
-        urls: where the file may be, best first.
-        path: where to put it; its folder exists.
+        urls: sources of the same file, best first.
+        path: the new file, in an existing folder.
         sha256: leading hexadecimal digits of the file's hash.
-        progress: follows the bytes.
+        progress: follows the download.
         timeout: seconds to wait for a connection, or for more data on one.
 
     Raises:
-        WeightsError: no URL sent the right file (the message says what each did), or the folder
+        WeightsError: no URL sent the right file (the message has each one's failure), or the folder
             cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
@@ -85,7 +85,7 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def cache_writes(folder: Path) -> Iterator[None]:
-    """What the system refuses inside is the cache's fault, not the network's, and told so."""
+    """Turn errors of writing into a WeightsError that names the cache, not the network."""
     try:
         yield
     except OSError as error:
@@ -96,7 +96,7 @@ def cache_writes(folder: Path) -> Iterator[None]:
 
 
 def _receive(url: str, part: Path, *, progress: Progress | None, timeout: float) -> None:
-    """Download `url` to `part`, going on where a broken connection left off.
+    """Download `url` to `part`. Resume where a connection broke.
 
     Raises:
         OSError, HTTPException: the server cannot be reached, refuses, or breaks off for good.
@@ -111,7 +111,7 @@ def _receive(url: str, part: Path, *, progress: Progress | None, timeout: float)
             except HTTPError:
                 raise
             except (OSError, HTTPException) as error:
-                # A server that never sent a byte is not there; one that did may come back.
+                # Retry only servers that sent something; the next URL may be better.
                 if attempt == _ATTEMPTS or file.tell() == 0:
                     raise
                 logger.info("%s broke off (%s): going on", url, _in_words(error))
@@ -122,7 +122,7 @@ def _receive(url: str, part: Path, *, progress: Progress | None, timeout: float)
 
 
 def _receive_rest(url: str, file: BinaryIO, *, progress: Progress | None, timeout: float) -> None:
-    """Append to `file` what it lacks, or begin again if the server cannot send just that."""
+    """Append the missing bytes to `file`, or start again if the server cannot send a range."""
     headers = {"User-Agent": "splitattn"}
     if offset := file.tell():
         headers["Range"] = f"bytes={offset}-"
@@ -131,7 +131,7 @@ def _receive_rest(url: str, file: BinaryIO, *, progress: Progress | None, timeou
             offset = 0
             file.seek(0)
             file.truncate()
-        # What http.client made of Content-Length; None if the server sent none, or nonsense.
+        # The remaining Content-Length; None if the server sent none or a malformed one.
         total = None if response.length is None else offset + response.length
         while chunk := response.read1(_CHUNK_BYTES):
             with cache_writes(Path(file.name).parent):

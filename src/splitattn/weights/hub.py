@@ -1,12 +1,12 @@
-"""Names of folders and repositories; a repository becomes a local folder, and a folder a commit.
+"""Downloads repositories of the Hugging Face hub and pushes folders to them.
 
-Only files that this module names are fetched and only as data: nothing that a repository holds is
-ever run. What huggingface_hub keeps, and where it asks, it takes from its own environment:
+Only the files named here are downloaded, and they are only read as data: no code of a repository is
+run. Environment variables, those of huggingface_hub and ours:
 
-    HF_HOME, HF_HUB_CACHE: where downloads are kept, together with those of timm and others.
-    HF_ENDPOINT: another server than huggingface.co.
-    HF_TOKEN: who asks, where a repository is private; or what `hf auth login` left.
-    SPLITATTN_OFFLINE: 1 forbids the network here too.
+    HF_HOME, HF_HUB_CACHE: the folder for downloads, shared with timm and others.
+    HF_ENDPOINT: a server to use instead of huggingface.co.
+    HF_TOKEN: the access token for private repositories; by default that of `hf auth login`.
+    SPLITATTN_OFFLINE: 1 forbids the network.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from splitattn.libraries import require
 from splitattn.weights.download import Progress, file_sha256, offline
 from splitattn.weights.timm_config import CONFIG_NAME, read_config
 
-# What weights are called in a folder or a repository, best first.
+# Names of weights files in a folder or a repository, best first.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 CARD_NAME = "README.md"
-# A line of the cards that are made here.
+# This line marks cards that `card.py` wrote.
 CARD_MARK = (
     "<!-- Made from the weights by splitattn, which replaces this page when it writes them again. "
     "Delete this line to write here yourself. -->"
@@ -42,19 +42,16 @@ _REVISION = re.compile(r"[\w.-][\w./-]*", re.ASCII)
 
 
 def is_reference(name: str) -> bool:
-    """Whether `name` is that of a folder or repository, `local-dir:PATH` or `hf-hub:OWNER/NAME`.
-
-    timm knows them by the same prefixes.
-    """
+    """Whether `name` is `local-dir:PATH` or `hf-hub:OWNER/NAME`. The prefixes are timm's."""
     return name.startswith((_LOCAL, *_PREFIXES))
 
 
 def folder_of(reference: str, *, progress: Progress | None = None) -> Path:
-    """The local folder that a reference stands for; that of a repository is downloaded or cached.
+    """The local folder of a reference. A repository is downloaded unless it is in the cache.
 
     Raises:
         InputError: huggingface_hub is missing.
-        WeightsError: the repository cannot be had, or is not of this package's networks.
+        WeightsError: the repository cannot be downloaded, or holds another kind of network.
     """
     kind, _, place = reference.partition(":")
     if f"{kind}:" == _LOCAL:
@@ -68,10 +65,10 @@ class Repository:
 
     Attributes:
         id: owner/name.
-        revision: branch, tag or commit; None is the main branch.
+        revision: branch, tag or commit; None means the main branch.
 
     Raises:
-        WeightsError: they could not be that.
+        WeightsError: `id` or `revision` is malformed.
     """
 
     id: str
@@ -88,7 +85,7 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> "Repository":
-        """The repository that `owner/name` or `owner/name@revision` names.
+        """Parse `owner/name` or `owner/name@revision`.
 
         Raises:
             WeightsError: the text is neither.
@@ -101,17 +98,18 @@ class Repository:
 
 
 def fetch_repository(repository: Repository, *, progress: Progress | None = None) -> Path:
-    """The folder of a repository's weights and `config.json`, both of the same commit, both intact.
+    """Download a repository's weights and `config.json`, of one commit, and return their folder.
 
-    Each time, files are compared with the hash that the server gave for them. huggingface_hub's
-    cache keeps it as the name that a link leads to. Where there are no links (some file systems,
-    HF_HUB_DISABLE_SYMLINKS), the server is asked again; without one the files are used unverified,
-    with a warning. A server that cannot be reached is no error where the cache has both files.
+    Files are verified each time against the hash that the server gave. huggingface_hub's cache
+    keeps this hash as the name of the file that a link points to. A cache without links
+    (HF_HUB_DISABLE_SYMLINKS, some file systems) keeps no hash, so the server is asked again; if it
+    cannot be reached, the files are used unverified, with a warning. If the server cannot be
+    reached and the cache has both files, the cached ones are used.
 
     Raises:
         InputError: huggingface_hub is missing.
-        WeightsError: the repository cannot be had or holds no weights, or its `config.json` is not
-            of one of this package's networks.
+        WeightsError: the repository cannot be downloaded, holds no weights, or its `config.json`
+            describes another kind of network.
     """
     require("a name that begins with hf-hub:", "huggingface_hub")
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -123,7 +121,7 @@ def fetch_repository(repository: Repository, *, progress: Progress | None = None
             try:
                 folder = _folder(repository, partial(_downloaded, progress=progress))
             except LocalEntryNotFoundError:
-                # A file that the repository does not have is in no cache, and may not be needed.
+                # Perhaps all that exists is cached: a repository may have no config.json.
                 if (folder := _folder(repository, _cached)) is None:
                     raise
     if folder:
@@ -131,26 +129,26 @@ def fetch_repository(repository: Repository, *, progress: Progress | None = None
     if offline():
         raise WeightsError(
             f"{repository} is not in the cache and SPLITATTN_OFFLINE forbids downloading it: "
-            "fetch it where there is a network, or name a local folder"
+            "download it where there is a network, or name a local folder"
         )
-    raise WeightsError(f"{repository} must hold {' or '.join(WEIGHTS_NAMES)}, it holds neither")
+    raise WeightsError(f"{repository} must hold {' or '.join(WEIGHTS_NAMES)}, it has neither")
 
 
 def _folder(repository: Repository, get: Callable[[Repository, str], Path | None]) -> Path | None:
-    """Where `get` brings weights to, and what says what they are; None if it has no weights."""
+    """Get config and weights with `get`; their folder, or None if there are no weights."""
     config, pinned = get(repository, CONFIG_NAME), repository
     if config:
-        read_config(config)  # before hundreds of megabytes of something else
+        read_config(config)  # fails before hundreds of megabytes are downloaded
         pinned = replace(repository, revision=config.parent.name)
     weights = next(filter(None, (get(pinned, name) for name in WEIGHTS_NAMES)), None)
     return weights and weights.parent
 
 
 def is_generated(card: Path) -> bool:
-    """Whether the model card was made here and nobody took it over.
+    """Whether the model card still has the line that marks generated cards.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the card cannot be read.
     """
     return CARD_MARK in card.read_text(encoding="utf-8", errors="replace").splitlines()
 
@@ -164,21 +162,20 @@ def push(
     create_pr: bool,
     token: str | None,
 ) -> str:
-    """One commit with the files in `folder`, to a repository that is created if need be.
+    """Push the files in `folder` as one commit. A missing repository is created.
 
-    A model card that the repository has already stays unless it was made here: people write in
-    them.
+    An existing model card is replaced only if it is a generated one.
 
     Returns:
         The commit's URL.
 
     Raises:
         InputError: huggingface_hub is missing.
-        WeightsError: the server refuses, or SPLITATTN_OFFLINE forbids to ask it.
+        WeightsError: the server refuses, or SPLITATTN_OFFLINE is set.
     """
     require("push_to_hub", "huggingface_hub")
     if offline():
-        raise WeightsError(f"SPLITATTN_OFFLINE forbids to push to {repository}: unset it")
+        raise WeightsError(f"SPLITATTN_OFFLINE forbids pushing to {repository}: unset it")
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token, **_who())
@@ -188,7 +185,7 @@ def push(
         if api.file_exists(repository.id, CARD_NAME, revision=repository.revision):
             card = _downloaded(repository, CARD_NAME, token=token)
         stays = {CARD_NAME} if card and not is_generated(card) else set()
-        # Not upload_folder, which may make several commits of it: nobody should find half of them.
+        # upload_folder may split the files over several commits, so a reader could get half.
         commit = api.create_commit(
             repository.id,
             [
@@ -204,7 +201,7 @@ def push(
 
 
 def _cached(repository: Repository, name: str) -> Path | None:
-    # Not hf_hub_download with local_files_only, which asks the server about other things.
+    # hf_hub_download sends requests even with local_files_only.
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository.id, name, revision=repository.revision)
@@ -242,21 +239,21 @@ def _downloaded(
             told = _linked_hash(path) or _served_hash(repository, path, token=token)
             if _intact(path, told):
                 return path
-            path.unlink()  # what is no link, huggingface_hub does not replace
-    except LocalEntryNotFoundError:  # there is no server, which says nothing about the file
+            path.unlink()  # huggingface_hub replaces links only
+    except LocalEntryNotFoundError:  # no server, so unknown whether the repository has the file
         raise
     except EntryNotFoundError:
         return None
-    raise WeightsError(f"{repository} sent another {name} than it said: try again")
+    raise WeightsError(f"{repository} sent a {name} that does not have its hash: try again")
 
 
 def _linked_hash(path: Path) -> str | None:
-    """What a file of the cache is kept under, which is its hash; None where no link shows it."""
+    """The hash of a cached file, which is the name of its link's target; None without a link."""
     return path.readlink().name if path.is_symlink() else None
 
 
 def _served_hash(repository: Repository, path: Path, *, token: str | None) -> str | None:
-    """The hash that the server has for a file of the cache; None where there is no server."""
+    """The server's hash of a cached file; None if the server cannot be reached."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -269,9 +266,9 @@ def _served_hash(repository: Repository, path: Path, *, token: str | None) -> st
 
 
 def _intact(path: Path, told: str | None) -> bool:
-    """Whether a file has the hash that was told; where none was, it is used with a warning.
+    """Whether a file has the expected hash. Without one, warn and accept the file.
 
-    Of large files it is their SHA-256, of small ones the SHA-1 that git gives them.
+    The hub hashes large files with SHA-256 and small ones with git's SHA-1.
     """
     if re.fullmatch("[0-9a-f]{64}", told or ""):
         return file_sha256(path) == told
@@ -279,7 +276,7 @@ def _intact(path: Path, told: str | None) -> bool:
         content = path.read_bytes()
         header = b"blob %d\0" % len(content)
         return hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == told
-    logger.warning("%s is not verified: the cache does not tell its hash, nor a server", path)
+    logger.warning("%s is not verified: neither the cache nor a server has its hash", path)
     return True
 
 
@@ -288,12 +285,12 @@ def _who() -> dict[str, str]:
 
     try:
         return {"library_name": "splitattn", "library_version": version("splitattn")}
-    except PackageNotFoundError:  # a clone that is not installed
+    except PackageNotFoundError:  # run from a clone
         return {"library_name": "splitattn"}
 
 
 def _bar(progress: Progress) -> type[Any]:
-    """What huggingface_hub takes for a tqdm, and tells `progress`."""
+    """A tqdm class for huggingface_hub that shows nothing and calls `progress`."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -310,7 +307,7 @@ def _bar(progress: Progress) -> type[Any]:
 
 @contextmanager
 def _refusals(repository: Repository) -> Iterator[None]:
-    """What huggingface_hub says, in several lines and exceptions of several libraries, in one."""
+    """Turn errors of huggingface_hub and its HTTP library into a WeightsError of one line."""
     from huggingface_hub import errors
 
     try:
@@ -319,22 +316,22 @@ def _refusals(repository: Repository) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise WeightsError(
-            f"{repository.id} is open to those alone who accepted its terms: accept them on its "
-            "page, and say who you are with HF_TOKEN or `hf auth login`"
+            f"{repository.id} is gated: accept its terms on its page, then set HF_TOKEN or run "
+            "`hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(
-            f"{repository.id} is no repository, or a private one: check the name, or say who you "
-            "are with HF_TOKEN or `hf auth login`"
+            f"{repository.id} does not exist or is private: check the name, or set HF_TOKEN or run "
+            "`hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise WeightsError(f"{repository.id} has no revision {repository.revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
         raise WeightsError(
-            f"{repository} is not in the cache, and its server cannot be reached: check the "
+            f"{repository} is not in the cache and its server cannot be reached: check the "
             "network, or set HF_ENDPOINT to a server that has it"
         ) from error
-    # One of those bases is what every error of its HTTP library is, whichever that is.
+    # The bases of HfHubHTTPError include the base of every error of its HTTP library.
     except (OSError, ValueError, *errors.HfHubHTTPError.__bases__) as error:
         reason = one_line(" ".join(str(error).split()))[:300] or type(error).__name__
         raise WeightsError(f"{repository}: {reason}") from error

@@ -1,6 +1,6 @@
-"""`config.json` in timm's shape: what a folder of weights says of itself, to timm and to us.
+"""Reads and writes `config.json` in timm's format, which describes the weights beside it.
 
-Read and written from the behavior of timm 1.0 (`timm.models.save_for_hf` and `local-dir:` names).
+Source: the behavior of timm 1.0 (`timm.models.save_for_hf` and `local-dir:` names).
 """
 
 import json
@@ -17,26 +17,26 @@ from splitattn.weights.metadata import ModelMetadata, unreadable
 
 CONFIG_NAME = "config.json"
 
-# Twenty thousand classes with descriptions take a tenth of it.
+# Ten times the size of a file with 20,000 classes and their descriptions.
 _LARGEST_BYTES = 1 << 25
 
-# What `model_args` may say without another network coming of it: sizes that the weights have
-# anyway, and what acts in training alone.
+# Keys of `model_args` that may have any value. The first two show in the weights' shapes; the
+# others matter only for training.
 _HARMLESS = frozenset(
     {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last"}
 )
-# As for the rest, the one value that is the network of the table. With another `output_stride` timm
-# dilates in a way of its own, and the same weights give other outputs.
+# Keys of `model_args` that may have one value only. With another `output_stride`, timm dilates in
+# its own way, and the same weights give other outputs.
 _ONLY = {"output_stride": 32, "global_pool": "avg"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a `config.json` says of the weights beside it.
+    """The content of a `config.json`.
 
     Attributes:
         model: our name of the architecture.
-        classes: class names by output index, or None if it does not say.
+        classes: class names by output index, or None if the file has none.
         preprocessing: how images become the network's input.
     """
 
@@ -46,13 +46,14 @@ class Config:
 
 
 def to_config(metadata: ModelMetadata, *, license: str | None = None) -> str:
-    """The `config.json` for weights of which `metadata` is true, for RGB images.
+    """The text of a `config.json` for weights with this metadata, for RGB images.
 
-    timm always resizes and then crops. Where we crop first, it sees the same part of the image, but
-    not the very same pixels. A model that timm does not have goes by our name, which it refuses.
+    timm always resizes and then crops. Where we crop first, timm sees the same part of the image,
+    but slightly different pixels. A model that timm does not have keeps our name, which timm
+    refuses.
 
     Args:
-        license: SPDX identifier, if it is known.
+        license: SPDX identifier, if known.
     """
     shape = architecture(metadata.model)
     preprocessing = metadata.preprocessing
@@ -85,11 +86,11 @@ def to_config(metadata: ModelMetadata, *, license: str | None = None) -> str:
 
 
 def read_config(path: Path) -> Config:
-    """What the `config.json` at `path` says, whether timm wrote it or we did.
+    """Read a `config.json` of timm or of `to_config`.
 
     Raises:
-        WeightsError: it cannot be read, is not of that shape, is of another family of networks, or
-            describes images or a network that are not to be had here.
+        WeightsError: the file cannot be read, is not in timm's format, or describes a network or a
+            preprocessing that this package does not have.
     """
     try:
         with path.open("rb") as file:
@@ -109,7 +110,7 @@ def read_config(path: Path) -> Config:
         preprocessing = _preprocessing(pretrained)
     except KeyError as error:
         raise WeightsError(
-            f"{path} is not a {CONFIG_NAME} in timm's shape: {error} is missing"
+            f"{path} is not a {CONFIG_NAME} in timm's format: {error} is missing"
         ) from error
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be used: {' '.join(str(error).split())}") from error
@@ -126,7 +127,7 @@ def _our_name(name: str, path: Path) -> str:
 def _check_arguments(arguments: dict[str, Any]) -> None:
     for key, value in arguments.items():
         if key not in _HARMLESS and (key not in _ONLY or value != _ONLY[key]):
-            raise ValueError(f"model_args {key!r:.60}: {value!r:.60} makes another network of it")
+            raise ValueError(f"model_args {key!r:.60}: {value!r:.60} changes the network")
 
 
 def _classes(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, ...] | None:
@@ -134,7 +135,7 @@ def _classes(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, .
     places = (config, pretrained)
     names = next((p[key] for key in ("label_names", "labels") for p in places if p.get(key)), None)
     if names is None:
-        # timm ends the tags of what was last trained on ImageNet-1k so, and leaves its names out.
+        # timm leaves out ImageNet's class names. Its tags end in the data set last trained on.
         tag = pretrained.get("tag")
         if isinstance(tag, str) and tag.split("_")[-1] == "in1k" and num_classes == 1000:
             return class_names("imagenet1k")
@@ -151,7 +152,7 @@ def _classes(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, .
 
 
 def _preprocessing(fields: dict[str, Any]) -> Preprocessing:
-    # timm measures accuracies with the fields test_*, where there are any.
+    # Where test_* fields exist, timm's published accuracies use them.
     _, height, width = fields.get("test_input_size") or fields["input_size"]
     if height != width:
         raise ValueError(f"input_size must be square, got {height!r:.60} by {width!r:.60}")
@@ -188,7 +189,7 @@ def _text(value: object) -> str:
 
 
 def _index(value: object) -> int:
-    # No class list and no image is longer; more would take all memory.
+    # No class list or image side is longer. Larger values would take all memory.
     if type(value) is not int or not 0 <= value <= 1 << 20:
         raise TypeError(f"expected a size, got {value!r:.60}")
     return value
