@@ -4,6 +4,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -72,6 +73,18 @@ def test_the_order_is_that_of_the_official_training() -> None:
         "_Lighting",
         "RandomErasing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"), [("rand", "RandAugment"), ("trivial", "TrivialAugmentWide")]
+)
+def test_the_order_of_later_policies_is_that_of_torchvisions_reference(
+    policy: Literal["rand", "trivial"], name: str
+) -> None:
+    transform = training_transform(Augmentation(size=32, auto_augment=policy, random_erasing=0.1))
+    names = [type(step).__name__ for step in transform.transforms]  # type: ignore[attr-defined]
+    assert names[:3] == ["RandomResizedCrop", "RandomHorizontalFlip", name]
+    assert names[3:] == ["PILToTensor", "RandomErasing"]
 
 
 @pytest.mark.parametrize(

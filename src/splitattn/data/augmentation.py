@@ -21,12 +21,7 @@ Crop = Literal["random-resized", "efficientnet"]
 Interpolation = Literal["bilinear", "bicubic"]
 AutoAugment = Literal["none", "imagenet", "rand", "trivial"]
 
-_BILINEAR = v2.InterpolationMode.BILINEAR
-_POLICIES: dict[AutoAugment, Callable[[], Callable[[Any], Any]]] = {
-    "imagenet": ImageNetPolicies,
-    "rand": lambda: v2.RandAugment(interpolation=_BILINEAR),
-    "trivial": lambda: v2.TrivialAugmentWide(interpolation=_BILINEAR),
-}
+_TORCHVISION_POLICIES = {"rand": v2.RandAugment, "trivial": v2.TrivialAugmentWide}
 
 # Deviations of ImageNet's pixels along their principal axes, in 0..255 units, and those axes as
 # columns, with rows R, G, B (AlexNet, section 4.1; the values that every later code hands on).
@@ -48,9 +43,9 @@ class Augmentation:
         crop: "random-resized" draws the crop's area and aspect (torchvision), "efficientnet" its
             height and aspect (`ERandomCrop` of the official code).
         interpolation: filter of the (antialiased) resize from the crop to `size`.
-        auto_augment: policy that changes the whole image before the crop: "imagenet" is
-            AutoAugment's for ImageNet with the official code's values, "rand" and "trivial" are
-            torchvision's RandAugment and TrivialAugment.
+        auto_augment: "imagenet" is AutoAugment for ImageNet with the official code's values, before
+            the crop; "rand" and "trivial" are torchvision's RandAugment and TrivialAugment, after
+            it.
         color_jitter: by how much brightness, contrast and saturation vary about 1.
         lighting: deviation of AlexNet's noise along the principal axes of color.
         random_erasing: probability that a rectangle is painted over with `mean`.
@@ -91,13 +86,15 @@ class Augmentation:
 def training_transform(augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
     """An RGB image to uint8 pixels (3, size, size), drawn from torch's CPU generator.
 
-    In the order of the official training: policy, crop, flip, colors, lighting; erasing comes
-    last. What is switched off costs nothing and draws nothing. The result can be pickled.
+    Crop, flip, colors and lighting follow each other as in the official training; erasing comes
+    last. AutoAugment's policies come first, as there. RandAugment and TrivialAugment follow the
+    flip, as in torchvision's reference: on fewer pixels, they cost less. What is switched off costs
+    nothing and draws nothing. The result can be pickled.
     """
     interpolation = v2.InterpolationMode(augmentation.interpolation)
     steps: list[Callable[[Any], Any]] = []
-    if augmentation.auto_augment != "none":
-        steps.append(_POLICIES[augmentation.auto_augment]())
+    if augmentation.auto_augment == "imagenet":
+        steps.append(ImageNetPolicies())
     if augmentation.crop == "efficientnet":
         steps.append(
             _EfficientNetCrop(
@@ -112,6 +109,8 @@ def training_transform(augmentation: Augmentation) -> Callable[[Image.Image], Te
             v2.RandomResizedCrop(augmentation.size, scale=scale, interpolation=interpolation)
         )
     steps.append(v2.RandomHorizontalFlip())
+    if policy := _TORCHVISION_POLICIES.get(augmentation.auto_augment):
+        steps.append(policy(interpolation=v2.InterpolationMode.BILINEAR))
     if strength := augmentation.color_jitter:
         steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
     steps.append(v2.PILToTensor())
