@@ -1,19 +1,21 @@
 """The paper's claim at small scale: does choosing between splits pay, at equal cost?
 
-usage: python benchmarks/claim.py DATA [--runs FOLDER] [--seeds 0 1 2] [--processes 2]
+usage: python benchmarks/claim.py DATA [--scale small] [--runs FOLDER] [--seeds 0 1 2]
+                                       [--processes 2]
        python benchmarks/claim.py --speed
 
 DATA is Tiny ImageNet (a folder of Parquet shards, or class folders). Networks of one depth and
 width, with 0, 1, 2 and 4 splits, and beside them timm's SE and SK networks of the same depth and
-width, learn its first hundred classes by one recipe. Ours pool before the 3x3 convolution, timm's
-take strides in it, so that all have nearly the same cost; the rows say how nearly.
+width, learn its first classes by one recipe and from one initialization. Ours pool before the 3x3
+convolution, timm's take strides in it, so that all have nearly the same cost. The rows say how
+nearly, and how wide each attention is: timm's are narrower.
 
-Sized for two hours on two processor cores. Networks this small learn faster one to a core than one
-after the other on all of them, so `--processes` of them learn at once. A run that was stopped goes
-on where it was, and one that is in benchmarks/claim.json is not repeated. All networks take their
-first seed before any takes its second. With --speed a free machine times a training step and a
-forward pass of each, in turn, for benchmarks/claim_speed.json. Needs the extra [dev], for timm and
-fvcore.
+`--scale small` is sized for two hours on two processor cores, `full` is ResNeSt-50 on all classes
+and wants a GPU, `quick` shows that the script runs. Networks this small learn faster one to a core
+than one after the other on all of them, so `--processes` of them learn at once. A run that was
+stopped continues, and one that is in the output is not repeated. All networks take their first seed
+before any takes its second. With --speed a free machine times a training step and a forward pass of
+each, in turn, for benchmarks/claim_speed.json. Needs the extra [dev], for timm and fvcore.
 """
 
 import argparse
@@ -52,82 +54,122 @@ from splitattn.training.run import Run
 OUTPUT = Path(__file__).with_suffix(".json")
 SPEED_OUTPUT = OUTPUT.with_stem("claim_speed")
 WARM_UP_ROUNDS, ROUNDS = 3, 20
-CLASSES = 100
-LAYERS, PLANES, STEM_WIDTH = (2, 2, 2, 2), 32, 16
-RECIPE = Recipe(
-    epochs=4,
-    batch_size=128,
-    learning_rate=0.2,
-    warmup_epochs=0.5,
-    weight_decay=5e-4,
-    mixup_alpha=0.0,
-    train_size=48,
-    test_size=56,
-    crop_scale=0.5,
-    precision="auto",
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large the networks are, and how they learn how many classes."""
+
+    layers: tuple[int, int, int, int]
+    planes: int
+    stem_width: int
+    classes: int
+    recipe: Recipe
+
+
+SMALL = Scale(
+    layers=(2, 2, 2, 2),
+    planes=32,
+    stem_width=16,
+    classes=100,
+    recipe=Recipe(
+        epochs=4,
+        batch_size=128,
+        learning_rate=0.2,
+        warmup_epochs=0.5,
+        weight_decay=5e-4,
+        mixup_alpha=0.0,
+        train_size=48,
+        test_size=56,
+        crop_scale=0.5,
+        precision="auto",
+    ),
 )
+SCALES = {
+    "quick": Scale(
+        layers=(1, 1, 1, 1),
+        planes=16,
+        stem_width=8,
+        classes=3,
+        recipe=replace(
+            SMALL.recipe, epochs=1, batch_size=8, train_size=32, test_size=32, precision="fp32"
+        ),
+    ),
+    "small": SMALL,
+    "full": Scale(
+        layers=(3, 4, 6, 3),
+        planes=64,
+        stem_width=32,
+        classes=200,
+        recipe=replace(SMALL.recipe, epochs=20, warmup_epochs=1.0, train_size=56, test_size=64),
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
     """A network of the comparison."""
 
-    name: str
     what: str
-    build: Callable[[], nn.Module]
+    build: Callable[[Scale], nn.Module]
 
 
-def split_attention(radix: int) -> ResNeSt:
-    # The ablation's shape (paper table 1): its `fast` networks pool before the 3x3 convolution.
-    architecture = Architecture(
-        layers=LAYERS, planes=PLANES, stem_width=STEM_WIDTH, radix=radix, avd_first=True
-    )
-    return ResNeSt(architecture, num_classes=CLASSES)
+def split_attention(radix: int) -> Callable[[Scale], nn.Module]:
+    def build(scale: Scale) -> nn.Module:
+        # The ablation's shape (paper table 1): its `fast` networks pool before the 3x3 convolution.
+        architecture = Architecture(
+            layers=scale.layers,
+            planes=scale.planes,
+            stem_width=scale.stem_width,
+            radix=radix,
+            avd_first=True,
+        )
+        return ResNeSt(architecture, num_classes=scale.classes)
+
+    return build
 
 
-class Peer(ResNet):  # type: ignore[misc]
-    """timm's ResNet-D of the same depth and width, initialized and trained as ours are."""
+def peer(block: type[nn.Module], arguments: dict[str, Any]) -> Callable[[Scale], nn.Module]:
+    """timm's ResNet-D of the same depth and width, initialized as ours: it sets residuals to 0."""
 
-    def __init__(self, block: type[nn.Module], arguments: dict[str, Any]) -> None:
-        super().__init__(
+    def build(scale: Scale) -> nn.Module:
+        network = ResNet(
             block,
-            LAYERS,
-            num_classes=CLASSES,
-            channels=tuple(PLANES * 2**stage for stage in range(4)),
+            scale.layers,
+            num_classes=scale.classes,
+            channels=tuple(scale.planes * 2**stage for stage in range(4)),
             stem_type="deep",
-            stem_width=STEM_WIDTH,
+            stem_width=scale.stem_width,
             avg_down=True,
             block_args=arguments,
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        return network
 
-    def set_drop_block(self, probability: float) -> None:
-        assert not probability
+    return build
 
 
-ENTRANTS = (
-    Entrant(name="0s", what="ResNet-D, a plain 3x3 convolution", build=lambda: split_attention(0)),
-    Entrant(name="1s", what="one split and a gate, SE-like", build=lambda: split_attention(1)),
-    Entrant(name="2s", what="two splits, ResNeSt", build=lambda: split_attention(2)),
-    Entrant(name="4s", what="four splits", build=lambda: split_attention(4)),
-    Entrant(
-        name="SE",
-        what="timm's SE-ResNet-D",
-        build=lambda: Peer(Bottleneck, {"attn_layer": "se"}),
-    ),
-    Entrant(
-        name="SK",
+ENTRANTS = {
+    "0s": Entrant(what="ResNet-D, a plain 3x3 convolution", build=split_attention(0)),
+    "1s": Entrant(what="one split and a gate, SE-like", build=split_attention(1)),
+    "2s": Entrant(what="two splits, ResNeSt", build=split_attention(2)),
+    "4s": Entrant(what="four splits", build=split_attention(4)),
+    "SE": Entrant(what="timm's SE-ResNet-D", build=peer(Bottleneck, {"attn_layer": "se"})),
+    "SK": Entrant(
         what="timm's SK-ResNet-D",
-        build=lambda: Peer(SelectiveKernelBottleneck, {"sk_kwargs": {"split_input": True}}),
+        build=peer(SelectiveKernelBottleneck, {"sk_kwargs": {"split_input": True}}),
     ),
-)
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", nargs="?", help="Tiny ImageNet")
+    parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--runs", type=Path, default=Path("runs/claim"), help="for checkpoints")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2, help="networks that learn at once")
@@ -139,7 +181,8 @@ def main() -> None:
         return
     if arguments.data is None:
         parser.error("DATA must be given where --speed is not: Tiny ImageNet")
-    output = arguments.output or OUTPUT
+    suffix = "" if arguments.scale == "small" else f"_{arguments.scale}"
+    output = arguments.output or OUTPUT.with_stem(f"claim{suffix}")
     rows = json.loads(output.read_text("utf-8")) if output.exists() else []
     done = {(row["network"], row["seed"]) for row in rows}
     threads = max(1, (os.cpu_count() or 1) // arguments.processes)
@@ -147,10 +190,10 @@ def main() -> None:
         arguments.processes, get_context("spawn"), torch.set_num_threads, (threads,)
     )
     results = [
-        pool.submit(measured, entrant.name, seed, arguments.data, arguments.runs)
+        pool.submit(measured, name, seed, arguments.data, arguments.runs, arguments.scale)
         for seed in arguments.seeds
-        for entrant in ENTRANTS
-        if (entrant.name, seed) not in done
+        for name in ENTRANTS
+        if (name, seed) not in done
     ]
     try:
         for result in as_completed(results):
@@ -168,29 +211,30 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         new.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def first_classes(data: LabelledImages) -> LabelledImages:
-    kept = [i for i, label in enumerate(data.labels) if label < CLASSES]
+def first_classes(data: LabelledImages, count: int) -> LabelledImages:
+    kept = [i for i, label in enumerate(data.labels) if label < count]
     return replace(
         data,
-        classes=data.classes[:CLASSES],
+        classes=data.classes[:count],
         images=[data.images[i] for i in kept],
         labels=[data.labels[i] for i in kept],
         names=[data.names[i] for i in kept],
     )
 
 
-def measured(name: str, seed: int, data: str, runs: Path) -> dict[str, Any]:
-    (entrant,) = (entrant for entrant in ENTRANTS if entrant.name == name)
+def measured(name: str, seed: int, data: str, runs: Path, scale_name: str) -> dict[str, Any]:
+    """Train one network; its row."""
+    entrant, scale = ENTRANTS[name], SCALES[scale_name]
     torch.manual_seed(seed)
-    model = entrant.build()
+    model = entrant.build(scale)
     task = Classification(
         model=name,
-        train=first_classes(open_data(data, "train")),
-        val=first_classes(open_data(data, "val")),
+        train=first_classes(open_data(data, "train"), scale.classes),
+        val=first_classes(open_data(data, "val"), scale.classes),
     )
     run = Run(
-        recipe=replace(RECIPE, seed=seed),
-        output=runs / f"{name}-{seed}",
+        recipe=replace(scale.recipe, seed=seed),
+        output=runs / f"{scale_name}-{name}-{seed}",
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -204,21 +248,33 @@ def measured(name: str, seed: int, data: str, runs: Path) -> dict[str, Any]:
         "loss": result.loss,
         "n": result.n,
         "parameters": parameters,
-        "gmacs": gmacs(model),
-        "classes": CLASSES,
+        "gmacs": gmacs(model, scale.recipe.test_size),
+        "attention_widths": attention_widths(model),
+        "classes": scale.classes,
         "training_images": task.examples,
         "recipe": asdict(run.recipe),
         "environment": environment.describe(),
     }
 
 
+def attention_widths(model: nn.Module) -> list[int]:
+    """Width of the layer between the two of an attention, in the first block of each stage."""
+    stages = [getattr(model, f"layer{i}")[0] for i in range(1, 5)]
+    return [
+        layer.out_channels
+        for block in stages
+        for name, layer in block.named_modules()
+        if name.endswith((".fc1", ".fc_reduce"))
+    ]
+
+
 def speeds() -> list[dict[str, Any]]:
     """Images per second of a training step and of a forward pass, by all threads, in turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps: dict[str, dict[str, Callable[[], None]]] = {}
-    for entrant in ENTRANTS:
-        model = entrant.build().to(device).to(memory_format=torch.channels_last)
-        steps[entrant.name] = {
+    for name, entrant in ENTRANTS.items():
+        model = entrant.build(SMALL).to(device).to(memory_format=torch.channels_last)
+        steps[name] = {
             "training": training_step(model.train(), device),
             "inference": forward_pass(deepcopy(model).eval(), device),
         }
@@ -237,10 +293,10 @@ def speeds() -> list[dict[str, Any]]:
     return [
         {
             "network": name,
-            "batch": RECIPE.batch_size,
+            "batch": SMALL.recipe.batch_size,
             "rounds": ROUNDS,
             "images_per_second": {
-                kind: spread([RECIPE.batch_size / t for t in values[WARM_UP_ROUNDS:]])
+                kind: spread([SMALL.recipe.batch_size / t for t in values[WARM_UP_ROUNDS:]])
                 for kind, values in kinds.items()
             },
             "environment": where,
@@ -251,8 +307,8 @@ def speeds() -> list[dict[str, Any]]:
 
 def training_step(model: nn.Module, device: torch.device) -> Callable[[], None]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-    batch = images(RECIPE.train_size, device)
-    labels = torch.arange(RECIPE.batch_size, device=device) % CLASSES
+    batch = images(SMALL.recipe.train_size, device)
+    labels = torch.arange(SMALL.recipe.batch_size, device=device) % SMALL.classes
 
     def step() -> None:
         with autocast(device):
@@ -265,7 +321,7 @@ def training_step(model: nn.Module, device: torch.device) -> Callable[[], None]:
 
 
 def forward_pass(model: nn.Module, device: torch.device) -> Callable[[], None]:
-    batch = images(RECIPE.test_size, device)
+    batch = images(SMALL.recipe.test_size, device)
 
     def step() -> None:
         with torch.inference_mode(), autocast(device):
@@ -275,18 +331,17 @@ def forward_pass(model: nn.Module, device: torch.device) -> Callable[[], None]:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    dtype = autocast_dtype(RECIPE.precision, device)
+    dtype = autocast_dtype(SMALL.recipe.precision, device)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def images(size: int, device: torch.device) -> Tensor:
-    shape = (RECIPE.batch_size, 3, size, size)
+    shape = (SMALL.recipe.batch_size, 3, size, size)
     return torch.randn(shape, device=device).to(memory_format=torch.channels_last)
 
 
-def gmacs(model: nn.Module) -> float:
+def gmacs(model: nn.Module, side: int) -> float:
     """Billions of multiply-accumulates for one image of the test size."""
-    side = RECIPE.test_size
     image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
     count = FlopCountAnalysis(model.eval(), image)
     return float(count.unsupported_ops_warnings(False).total()) / 1e9

@@ -1,10 +1,13 @@
 """The measurements in benchmarks/*.json as Markdown, for readme_tables.py and charts.py."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from splitattn.bench.spread import spread
 from splitattn.engines.table import ENGINES as ENGINE_ROWS
@@ -144,13 +147,14 @@ def _ladder_origin(report: Row) -> str:
 
 
 def claim() -> str:
-    """Mean and standard deviation over seeds, and what each network costs."""
+    """Mean and standard deviation over seeds, the distance from 0s, and what each network costs."""
     rows, speeds = read("claim"), {row["network"]: row for row in read("claim_speed")}
     lines = [
-        "| network | | top-1 % | seeds | parameters | GMACs | training images/s "
-        "| inference images/s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| network | | top-1 % | against 0s (95 %) | seeds | attention widths | parameters | GMACs "
+        "| training images/s | inference images/s |",
+        "|---|---|---:|---|---:|---|---:|---:|---:|---:|",
     ]
+    plain = [row for row in rows if row["network"] == "0s"]
     for name in dict.fromkeys(row["network"] for row in rows):
         own = [row for row in rows if row["network"] == name]
         rates = speeds[name]["images_per_second"]
@@ -158,7 +162,9 @@ def claim() -> str:
             name,
             own[0]["what"],
             _mean([row["top1"] for row in own]),
+            "" if name == "0s" else _against(own, plain),
             str(len(own)),
+            ", ".join(map(str, own[0]["attention_widths"])),
             f"{own[0]['parameters'] / 1e6:.2f} M",
             f"{own[0]['gmacs']:.4f}",
             *(f"{rates[kind]['median']:.0f}" for kind in ("training", "inference")),
@@ -168,6 +174,8 @@ def claim() -> str:
     speed = next(iter(speeds.values()))
     lines += [
         "",
+        "Intervals hold the error of the seeds and that of the validation set, as if two networks' "
+        "mistakes were independent. "
         f"Accuracy: {first['n']:,} validation images of {first['classes']} classes, "
         f"{recipe['epochs']} epochs of {first['training_images']:,} images; {_origins(rows)}. "
         f"Rates: batches of {speed['batch']}, {recipe['train_size']} pixels in training and "
@@ -429,6 +437,26 @@ def median_milliseconds(row: Row) -> float:
 def _mean(values: Sequence[float]) -> str:
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def _against(rows: Sequence[Row], others: Sequence[Row]) -> str:
+    """How much more top-1 `rows` have than `others`, and whether 95 % confidence shows it.
+
+    Welch's interval over the seeds and the binomial one of the validation images, which all seeds
+    share, are independent: their squares add up.
+    """
+    first, second = ([row["top1"] for row in group] for group in (rows, others))
+    difference = statistics.mean(first) - statistics.mean(second)
+    if min(len(first), len(second)) < 2:
+        return f"{difference:+.2f}: not shown"
+    welch = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    seeds = (welch.high - welch.low) / 2
+    shares = [statistics.mean(group) / 100 for group in (first, second)]
+    variance = sum(share * (1 - share) for share in shares) / rows[0]["n"]
+    images = 100 * statistics.NormalDist().inv_cdf(0.975) * math.sqrt(variance)
+    half = math.hypot(seeds, images)
+    shown = "shown" if abs(difference) > half else "not shown"
+    return f"{difference:+.2f} ({difference - half:+.1f} to {difference + half:+.1f}): {shown}"
 
 
 def _device(where: Row) -> str:

@@ -83,20 +83,31 @@ def test_the_claim_has_accuracy_and_cost(stored: Callable[[str, Any], None]) -> 
         "n": 5000,
         "parameters": 4_480_000,
         "gmacs": 0.0463,
+        "attention_widths": [32, 64],
         "classes": 100,
         "training_images": 50_000,
         "recipe": {"epochs": 4, "train_size": 48, "test_size": 56},
         "environment": WHERE,
     }
-    stored("claim", [row | {"seed": seed, "top1": 30.0 + seed} for seed in range(3)])
+    rows = [row | {"seed": seed, "top1": 30.0 + seed} for seed in range(3)]
+    plain = [other | {"network": "0s", "attention_widths": []} for other in rows]
+    far = [other | {"network": "SE", "top1": other["top1"] + 10} for other in rows]
+    stored("claim", [*plain, *rows, *far, far[0] | {"network": "SK"}])
     rates = {"training": {"median": 411.2}, "inference": {"median": 1234.5}}
     speed = {"batch": 128, "rounds": 20, "environment": WHERE | {"threads": 4}}
-    stored("claim_speed", [speed | {"network": "2s", "images_per_second": rates}])
+    names = ("0s", "2s", "SE", "SK")
+    stored("claim_speed", [speed | {"network": n, "images_per_second": rates} for n in names])
     table = measured_tables.claim()
+    # Seeds: 2.776, Student's 97.5 % for four degrees of freedom, times sqrt(1/3 + 1/3). Images:
+    # 1.96 times the deviation of two shares of 31 % (or one of 41 %) of 5,000: 1.81 (1.87).
+    assert cells(table, "SE")[2] == "+10.00 (+7.1 to +12.9): shown"
+    assert cells(table, "SK")[2] == "+9.00: not shown"  # one seed has no spread
     assert cells(table, "2s") == [
         "two splits",
         "31.00 ± 1.00",
+        "+0.00 (-2.9 to +2.9): not shown",
         "3",
+        "32, 64",
         "4.48 M",
         "0.0463",
         "411",
