@@ -36,6 +36,7 @@ def evaluate(
     model: str | None = None,
     weights: str | Path | None = None,
     split: str = "val",
+    class_names: Path | None = None,
     size: int | None = None,
     engine: str = "auto",
     device: str = "auto",
@@ -50,6 +51,7 @@ def evaluate(
         data: a folder, Parquet shards, a CSV file or `torchvision:NAME`, see `splitattn evaluate`.
         model, weights, engine, device: which network in which engine, see `Classifier`.
         split: which part of the data.
+        class_names: a text file that names the data set's classes, one a line, in label order.
         size: height and width of the images, if not the network's own.
         batch_size: images that the network sees at once.
         workers: threads that decode images; None chooses from the number of processors.
@@ -61,7 +63,7 @@ def evaluate(
         WeightsError: the weights cannot be had or do not fit.
         DataError: the data cannot be opened, has other classes, or no image could be read.
     """
-    images = open_data(data, split)
+    images = open_data(data, split, class_names)
     network = open_network(
         model, weights, engine=engine, device=device, size=size, progress=progress
     )

@@ -46,7 +46,7 @@ def test_a_split_column_has_the_splits(tmp_path: Path) -> None:
         "path,label,split",
         "a.png,x,train",
         "b.png,y,validation",
-        "c.png,z,train",
+        "c.png,z, Training",
         "d.png,x,test",
     )
     train, val = open_data(path, "train"), open_data(path, "val")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from splitattn.data.open import open_data
+from splitattn.errors import DataError
 from splitattn.images.decode import decode
 from tests.data.datasets import CLASSES, picture, write_class_folders, write_image_folder
 
@@ -22,11 +23,71 @@ def test_an_image_folder_has_its_splits(
         np.testing.assert_array_equal(decode(data.images[row]), expected)
 
 
-@pytest.mark.parametrize("name", ["valid", "validation", "test"])
-def test_the_validation_folder_may_have_another_usual_name(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("Train", "Val"),
+        ("training", "valid"),
+        ("TRAINING", "Testing"),
+        ("training_set", "test_set"),
+        ("train", "validation"),
+    ],
+)
+def test_splits_are_found_in_any_case_and_spelling(tmp_path: Path, train: str, val: str) -> None:
     root = write_image_folder(tmp_path, train=2, val=3)
-    (root / "val").rename(root / name)
+    (root / "train").rename(root / train)
+    (root / "val").rename(root / val)
+    assert open_data(str(root), "train").origin == str(root / train)
+    data = open_data(str(root), "val")
+    assert (len(data), data.classes) == (9, CLASSES)
+    assert open_data(str(root), val) == data
+
+
+def test_a_test_set_is_not_the_validation_set(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path, train=2, val=3)
+    write_class_folders(root / "Test", 1)
     assert len(open_data(str(root), "val")) == 9
+    assert len(open_data(str(root), "test")) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("Train/a", "train/a"), "only one folder may be the split train, got Train, train"),
+        (("train", "test"), "must have one folder per class, got none in .*train"),
+        (("train/Train/a", "train/Val/a"), "got only Train, Val in .*, which are names of splits"),
+        (("Val/a", "Val/b"), "must have a folder train/"),
+    ],
+)
+def test_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        picture(0, 0).save(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match=message):
+        open_data(str(tmp_path), "train")
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path, 1)
+    (root / "red").rename(root / "Training")
+    assert open_data(str(root), "train").classes == ("Training", "blue", "green")
+
+
+def test_folders_that_are_numbers_are_classes_by_value(tmp_path: Path) -> None:
+    for number in range(1, 13):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        picture(0, number).save(folder / "0.png")
+    data = open_data(str(tmp_path), "val")
+    assert data.classes == tuple(map(str, range(1, 13)))
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"name{number}\n" for number in range(1, 13)))
+    named = open_data(str(tmp_path), "val", names)
+    found = {
+        Path(n).parent.name: named.classes[label]
+        for n, label in zip(named.names, named.labels, strict=True)
+    }
+    assert found == {str(number): f"name{number}" for number in range(1, 13)}
 
 
 def test_class_folders_without_splits_serve_as_either(tmp_path: Path) -> None:

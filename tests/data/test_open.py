@@ -23,6 +23,15 @@ def test_class_names_come_from_a_file(tmp_path: Path) -> None:
         open_data(str(tmp_path / "data"), "val", tmp_path / "missing.txt")
 
 
+def test_class_names_in_a_file_are_an_order_or_a_longer_list(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "data", 1)
+    names = tmp_path / "names.txt"
+    names.write_bytes("\ufeffred\r\ngray\r\ngreen \r\nblue\r\n\r\n".encode())
+    data = open_data(str(tmp_path / "data"), "val", names)
+    assert data.classes == ("red", "gray", "green", "blue")
+    assert [data.classes[label] for label in data.labels] == ["blue", "green", "red"]
+
+
 def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "red").mkdir(parents=True)

@@ -27,6 +27,14 @@ def test_parquet_shards_are_read_in_order(tmp_path: Path, form: str) -> None:
     assert data.names[0] == "0.png"
 
 
+def test_shards_are_found_by_the_usual_names_of_splits(tmp_path: Path) -> None:
+    write_shard(tmp_path / "Training_0.parquet", [encoded(0, 0)], [0])
+    write_shard(tmp_path / "Training_1.parquet", [encoded(0, 1)], [1])
+    write_shard(tmp_path / "VALID-0.parquet", [encoded(0, 2)], [2])
+    assert list(open_data(str(tmp_path), "train").labels) == [0, 1]
+    assert list(open_data(str(tmp_path), "val").labels) == [2]
+
+
 def test_shards_without_a_split_in_their_name_serve_as_either(tmp_path: Path) -> None:
     write_shard(tmp_path / "flowers.parquet", [encoded(0, 0)], [0])
     assert len(open_data(str(tmp_path), "val")) == len(open_data(str(tmp_path), "train")) == 1

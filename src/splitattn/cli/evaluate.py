@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitattn.cli.options import Device, Engine, Model, Output, Weights, Workers
+from splitattn.cli.options import ClassNames, Device, Engine, Model, Output, Weights, Workers
 from splitattn.errors import one_line
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def evaluate(
     model: Model = None,
     weights: Weights = None,
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "val",
+    class_names: ClassNames = None,
     size: Annotated[
         int | None, typer.Option(help="Input size, if not the model's own.", min=32)
     ] = None,
@@ -48,6 +49,7 @@ def evaluate(
             model=model,
             weights=weights,
             split=split,
+            class_names=class_names,
             size=size,
             engine=engine,
             device=device,

@@ -19,6 +19,10 @@ Weights = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Engine = Annotated[str, typer.Option(help=f"What runs the network: {', '.join(engine_names())}.")]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(help="Text file that names the data's classes, one a line, in label order."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(help="Threads that decode images. [default: chosen from the CPU count]", min=1),

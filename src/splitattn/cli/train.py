@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitattn.cli.options import Device
+from splitattn.cli.options import ClassNames, Device
 
 
 def train(
@@ -32,10 +32,7 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")
     ] = None,
-    class_names: Annotated[
-        Path | None,
-        typer.Option(help="Text file that names the classes, one a line, in label order."),
-    ] = None,
+    class_names: ClassNames = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue the training in the output folder, if any."),

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from splitattn.data.class_names import in_order, normal
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.splits import split_names
+from splitattn.data.splits import called
 from splitattn.errors import DataError
 from splitattn.images.paths import is_url
 
@@ -26,28 +27,27 @@ def open_csv(path: Path, split: str) -> LabelledImages:
 
     Columns: `path`, relative to the file's folder, absolute or a URL; `label`, a class name; and,
     if there are several splits, `split`. Other columns are ignored. Classes are the labels of all
-    splits, sorted.
+    splits, in the order of `in_order`.
 
     Raises:
         DataError: the file cannot be read, a column or the split is missing, or rows are
             incomplete.
     """
     rows = _read(path)
-    classes = tuple(sorted({row.label for row in rows}))
+    classes = in_order(row.label for row in rows)
     present = {row.split for row in rows}
-    name = next((name for name in split_names(split) if name in present), None)
-    if present == {""}:  # there is no such column, or it is empty
-        name = ""
-    if name is None:
+    # Without such a column, or with an empty one, every row is of every split.
+    found = [""] if present == {""} else called(present, split)
+    if not found:
         raise DataError(
             f"{path} must have rows whose split is {split}, "
             f"got {', '.join(map(repr, sorted(present)[:_ROWS_SHOWN]))}"
         )
-    chosen = [row for row in rows if row.split == name]
+    chosen = [row for row in rows if row.split in found]
     index = {label: i for i, label in enumerate(classes)}
     images = [row.path if is_url(row.path) else str(path.parent / row.path) for row in chosen]
     return LabelledImages(
-        origin=f"{path} {name}".strip(),
+        origin=f"{path} {' '.join(found)}".strip(),
         classes=classes,
         images=images,
         labels=[index[row.label] for row in chosen],
@@ -76,10 +76,14 @@ def _rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[_Row]:
     bad: list[int] = []
     for fields in reader:
         # DictReader files what a row has too much under None, which an unquoted comma leads to.
-        if None in fields or not fields["path"] or not fields["label"]:
+        if None in fields or not fields["path"] or not (fields["label"] or "").strip():
             bad.append(reader.line_num)
             continue
-        yield _Row(path=fields["path"], label=fields["label"], split=fields.get("split") or "")
+        yield _Row(
+            path=fields["path"],
+            label=normal(fields["label"].strip()),
+            split=(fields.get("split") or "").strip(),
+        )
     if bad:
         shown = ", ".join(map(str, bad[:_ROWS_SHOWN]))
         more = f" and {len(bad) - _ROWS_SHOWN} more" if len(bad) > _ROWS_SHOWN else ""

@@ -1,9 +1,11 @@
 """Data sets that are folders of images, one for each class."""
 
+import os
 from pathlib import Path
 
+from splitattn.data.class_names import in_order, normal
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.splits import KNOWN_NAMES, split_names
+from splitattn.data.splits import called, split_of
 from splitattn.errors import DataError
 from splitattn.images.paths import SUFFIXES
 
@@ -14,20 +16,25 @@ def open_folder(root: Path, split: str) -> LabelledImages:
     Raises:
         DataError: the split, class folders or images are missing.
     """
-    folder = next((root / name for name in split_names(split) if (root / name).is_dir()), root)
-    if folder is root and any((root / name).is_dir() for name in KNOWN_NAMES):
-        raise DataError(f"the data set must have a folder {split}/, got none in {root}")
-    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    if not classes:
+    folder = _split_folder(root, split)
+    folders = _folders_in(folder)
+    if not folders:
         raise DataError(f"the data set must have one folder per class, got none in {folder}")
+    if all(map(split_of, folders)):
+        raise DataError(
+            f"the data set must have one folder per class, got only {', '.join(folders)} in "
+            f"{folder}, which are names of splits; name the folder that holds the classes"
+        )
+    classes = in_order(map(normal, folders))
+    index = {name: label for label, name in enumerate(classes)}
     images: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
+    for name in sorted(folders, key=lambda name: index[normal(name)]):
         found = sorted(
             path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES
         )
         images += found
-        labels += [label] * len(found)
+        labels += [index[normal(name)]] * len(found)
     if not images:
         raise DataError(f"the data set must hold images, got none in the class folders of {folder}")
     return LabelledImages(
@@ -37,3 +44,26 @@ def open_folder(root: Path, split: str) -> LabelledImages:
         labels=labels,
         names=[str(path) for path in images],
     )
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """The folder below `root` that holds the classes of `split`, or `root` itself."""
+    folders = _folders_in(root)
+    splits = [name for name in folders if split_of(name) and _folders_in(root / name)]
+    found = called(folders, split)
+    # A class may be called like a split ("training" among sports): then it holds images, and
+    # there are other classes.
+    if not splits and not all(map(split_of, folders)):
+        found = [name for name in found if not split_of(name)]
+    if len(found) > 1:
+        raise DataError(f"only one folder may be the split {split}, got {', '.join(found)}")
+    if found:
+        return root / found[0]
+    if splits:
+        raise DataError(f"the data set must have a folder {split}/, got none in {root}")
+    return root
+
+
+def _folders_in(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())

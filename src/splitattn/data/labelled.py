@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from splitattn.data.class_names import Match, are_numbers, are_unnamed, match
 from splitattn.errors import DataError
 from splitattn.images.decode import ImageSource
 
@@ -38,18 +39,14 @@ class LabelledImages:
             DataError: there are not as many names as classes, or two are the same.
         """
         if len(classes) != len(self.classes) or len(set(classes)) != len(classes):
-            raise DataError(
-                f"class names must be {len(self.classes)} different ones, "
-                f"got {len(set(classes))} different of {len(classes)}"
-            )
+            raise _wrong_names(self, classes)
         return replace(self, classes=classes)
 
 
 def with_classes_of_model(data: LabelledImages, classes: tuple[str, ...]) -> LabelledImages:
     """Give `data` the model's classes, so that its labels are indices of the model's outputs.
 
-    Classes are matched by name if the model knows every name of the data set. Otherwise (folders
-    named by WordNet ids, for example) they are matched by order, and their number must be equal.
+    `class_names.match` says by what classes are matched. A data set may have a part of them.
 
     Args:
         classes: the model's names by output index; numbers if its outputs have no names.
@@ -57,18 +54,46 @@ def with_classes_of_model(data: LabelledImages, classes: tuple[str, ...]) -> Lab
     Raises:
         DataError: the classes are not the model's.
     """
-    if set(data.classes) <= set(classes):
-        index = {name: i for i, name in enumerate(classes)}
-        labels = [index[data.classes[label]] for label in data.labels]
-        return replace(data, classes=classes, labels=labels)
-    unknown = [name for name in data.classes if name not in classes]
-    # If the model knows some of the names, the others are not its classes under another name.
-    if len(data.classes) != len(classes) or len(unknown) < len(data.classes):
-        raise DataError(
-            f"the data set must have the model's {len(classes)} classes, got "
-            f"{len(data.classes)}, such as {unknown[0]!r}; name the weights trained on it"
+    found = match(data.classes, classes)
+    if found.how == "order":
+        if are_unnamed(classes):
+            return data
+        logger.warning("class names differ from the model's: matched by their order")
+    elif found.how == "number" and not are_numbers(classes):
+        logger.warning(
+            "class names are numbers: matched with the model's outputs, %s is %s",
+            data.classes[0],
+            classes[found.indices[0]],
         )
-    if classes == tuple(map(str, range(len(classes)))):
-        return data
-    logger.warning("class names differ from the model's: matched by their order")
-    return replace(data, classes=classes)
+    return _relabelled(data, classes, found)
+
+
+def named(data: LabelledImages, names: tuple[str, ...]) -> LabelledImages:
+    """Give `data` the classes that a person lists in the order of labels.
+
+    If the list has the data set's own names, numbers or WordNet ids, its order is the labels' new
+    order, and it may have more classes than the data set.
+
+    Raises:
+        DataError: names are not different, or cannot be matched with the data set's.
+    """
+    if len(set(names)) < len(names):
+        raise _wrong_names(data, names)
+    try:
+        return _relabelled(data, names, match(data.classes, names))
+    except DataError as error:
+        if len(names) != len(data.classes):
+            raise _wrong_names(data, names) from error
+        raise
+
+
+def _relabelled(data: LabelledImages, classes: tuple[str, ...], found: Match) -> LabelledImages:
+    labels = [found.indices[label] for label in data.labels]
+    return replace(data, classes=classes, labels=labels)
+
+
+def _wrong_names(data: LabelledImages, names: tuple[str, ...]) -> DataError:
+    return DataError(
+        f"class names must be {len(data.classes)} different ones, "
+        f"got {len(set(names))} different of {len(names)}"
+    )

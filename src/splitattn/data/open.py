@@ -3,12 +3,14 @@
 from glob import glob
 from pathlib import Path
 
+from splitattn.data.class_names import normal
 from splitattn.data.csv_files import open_csv
 from splitattn.data.folders import open_folder
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labelled import LabelledImages, named
 from splitattn.data.parquet import open_parquet
 from splitattn.data.torchvision_sets import open_torchvision
 from splitattn.errors import DataError
+from splitattn.files import is_file
 
 _TORCHVISION = "torchvision:"
 
@@ -26,19 +28,27 @@ def open_data(data: str, split: str, class_names: Path | None = None) -> Labelle
             - `torchvision:NAME`, which is downloaded.
         split: "train" or "val". A data set without splits gives all its images for either.
         class_names: a text file with a name for each class, one a line, in the order of labels,
-            for data sets that call their classes by number.
+            for data sets that call their classes by number; see `labelled.named`.
 
     Raises:
         DataError: there is no such data set or split, it holds no images, or the names do not fit.
         InputError: a library that reads it is not installed.
     """
     images = _open(data, split)
-    return images.renamed(_read_names(class_names)) if class_names else images
+    return named(images, read_class_names(class_names)) if class_names else images
 
 
-def _read_names(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The lines of a text file in UTF-8, each the name of a class.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not is_file(path):
+        raise DataError(f"class names must be a text file, got {path}, and there is no such file")
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        return tuple(normal(line.strip()) for line in lines)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"class names must be a text file, got {path}: {error}") from error
 

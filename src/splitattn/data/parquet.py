@@ -1,12 +1,13 @@
 """Data sets that are Parquet shards in the layout of Hugging Face's image data sets."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.splits import KNOWN_NAMES, split_names
+from splitattn.data.splits import called, split_of
 from splitattn.errors import DataError
 from splitattn.libraries import require
 
@@ -74,11 +75,11 @@ def open_parquet(shards: list[Path], split: str) -> LabelledImages:
 
 def _chosen(shards: list[Path], split: str) -> list[Path]:
     """The shards whose names begin with the split, or all if no name begins with any."""
-    by_prefix = {shard: shard.name.split("-")[0].split(".")[0] for shard in shards}
-    chosen = [shard for shard, prefix in by_prefix.items() if prefix in split_names(split)]
-    if chosen:
-        return chosen
-    if not any(prefix in KNOWN_NAMES for prefix in by_prefix.values()):
+    by_prefix = {shard: re.split(r"[^A-Za-z]", shard.name)[0] for shard in shards}
+    found = called(set(by_prefix.values()), split)
+    if found:
+        return [shard for shard, prefix in by_prefix.items() if prefix in found]
+    if not any(map(split_of, by_prefix.values())):
         return shards
     raise DataError(
         f"the data set must have shards called {split}-*.parquet, "

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.splits import split_names
+from splitattn.data.splits import split_names, split_of
 from splitattn.errors import DataError, ImageError, nearest
 from splitattn.images.decode import ImageSource
 from splitattn.libraries import require
@@ -51,7 +51,7 @@ def open_torchvision(name: str, split: str) -> LabelledImages:
     parameters = inspect.signature(factory).parameters
     refusals = []
     for alias in split_names(split):  # each data set has its own name for a split
-        wanted = {"download": True, "train": split == "train", "split": alias}
+        wanted = {"download": True, "train": split_of(split) == "train", "split": alias}
         arguments = {key: value for key, value in wanted.items() if key in parameters}
         try:
             dataset = factory(str(cache_folder() / "torchvision" / name), **arguments)

@@ -90,7 +90,17 @@ class WeightsEntry:
 @cache
 def class_names(class_set: ClassSet) -> tuple[str, ...]:
     """The names in one of the package's class lists, by output index."""
-    path = Path(__file__).parent / "classes" / f"{class_set}.txt"
+    return _lines(f"{class_set}.txt")
+
+
+@cache
+def wordnet_ids(class_set: ClassSet) -> tuple[str, ...]:
+    """The WordNet ids (n01440764) of one of the package's class lists, by output index."""
+    return _lines(f"{class_set}_wordnet.txt")
+
+
+def _lines(name: str) -> tuple[str, ...]:
+    path = Path(__file__).parent / "classes" / name
     return tuple(path.read_text("utf-8").splitlines())
 
 

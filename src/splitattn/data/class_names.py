@@ -1,0 +1,169 @@
+"""Class names: their order, and which output of a network stands for which class.
+
+Names that are numbers mean output numbers. Names of ImageNet's classes are known by first lemma
+("tench" for "tench, Tinca tinca") and by WordNet id (n01440764).
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from splitattn.errors import DataError
+from splitattn.weights.catalogue import ClassSet, class_names, wordnet_ids
+
+How = Literal["name", "lemma", "wordnet", "number", "order"]
+# Lists that agree in as many places are the same list: ImageNet's differ in how they tell its two
+# cranes and its two maillots apart.
+_SAME_LIST = 0.99
+_WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
+_LARGEST_NUMBER = 9  # digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Which output stands for each class.
+
+    Attributes:
+        indices: of the outputs, by class.
+        how: what told: the names, their first lemmas, WordNet ids, numbers, or only the order.
+    """
+
+    indices: tuple[int, ...]
+    how: How
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The different ones of `names`: numbers by value, all others by alphabet."""
+    found = sorted(set(names))
+    return tuple(sorted(found, key=int)) if are_numbers(found) else tuple(found)
+
+
+def normal(name: str) -> str:
+    """One spelling for names that look the same: file systems compose accents differently."""
+    return unicodedata.normalize("NFC", name)
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether all names are numbers, such as "7" or "007"."""
+    return bool(names) and all(
+        name.isascii() and name.isdigit() and len(name) <= _LARGEST_NUMBER for name in names
+    )
+
+
+def are_unnamed(outputs: Sequence[str]) -> bool:
+    """Whether outputs have no names but their own numbers, from 0."""
+    return all(name == str(index) for index, name in enumerate(outputs))
+
+
+def match(names: Sequence[str], outputs: Sequence[str]) -> Match:
+    """Find the output that stands for each class of a data set.
+
+    Args:
+        names: of the data set's classes, by label.
+        outputs: names of the network's outputs; numbers from 0 if they have none.
+
+    Raises:
+        DataError: no rule gives each class an output of its own.
+    """
+    if tuple(names) == tuple(outputs):
+        return Match(indices=tuple(range(len(names))), how="name")
+    if are_numbers(names):
+        return Match(indices=_by_number(names, outputs), how="number")
+    for how, key in _KEYS.items():
+        if (found := _by_key(names, outputs, key)) is not None:
+            return Match(indices=found, how=how)
+    ids, output_ids = _ids(names), _ids(outputs)
+    if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:
+        return Match(indices=found, how="wordnet")
+    _check_order(names, outputs)
+    return Match(indices=tuple(range(len(names))), how="order")
+
+
+def first_lemma(name: str) -> str:
+    """The first of several names with commas between them."""
+    return normal(name.split(",")[0].strip())
+
+
+_KEYS: dict[How, Callable[[str], str]] = {"name": normal, "lemma": first_lemma}
+
+
+def _by_key(
+    names: Sequence[str], outputs: Sequence[str], key: Callable[[str], str]
+) -> tuple[int, ...] | None:
+    """Indices of the outputs with the same keys, or None unless all keys are unique and known."""
+    wanted = [key(name) for name in names]
+    index = {key(name): i for i, name in enumerate(outputs)}
+    if len(index) < len(outputs) or len(set(wanted)) < len(wanted) or not index.keys() >= {*wanted}:
+        return None
+    return tuple(index[name] for name in wanted)
+
+
+def _by_number(names: Sequence[str], outputs: Sequence[str]) -> tuple[int, ...]:
+    numbers = [int(name) for name in names]
+    unnamed = are_unnamed(outputs)
+    if are_numbers(outputs) and not unnamed:
+        values = [int(name) for name in outputs]
+    else:
+        values = list(range(len(outputs)))
+        # A person who counts from 1 has as many numbers as there are outputs.
+        if sorted(numbers) == [value + 1 for value in values]:
+            values = [value + 1 for value in values]
+    index = {value: i for i, value in enumerate(values)}
+    if len(set(numbers)) < len(numbers) or not index.keys() >= {*numbers}:
+        odd = next((name for name in names if int(name) not in index), names[0])
+        raise DataError(
+            f"classes that are numbers must be different output numbers of the model, "
+            f"0 to {len(outputs) - 1}, got {odd!r}; name the classes or the weights trained on them"
+        )
+    return tuple(index[number] for number in numbers)
+
+
+def _ids(names: Sequence[str]) -> tuple[str, ...] | None:
+    """WordNet ids of the classes: their names begin with them, or are a known list of names."""
+    found = [_WORDNET_ID.match(name) for name in names]
+    if all(found):
+        return tuple(m[0] for m in found if m)
+    for class_set in get_args(ClassSet):
+        known = class_names(class_set)
+        same = sum(first_lemma(a) == first_lemma(b) for a, b in zip(names, known, strict=False))
+        if len(names) == len(known) and same >= _SAME_LIST * len(known):
+            return wordnet_ids(class_set)
+    return None
+
+
+def _check_order(names: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise unless the order is all that the classes and outputs can have in common."""
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"class names must be different, or the model's own, got {len(set(names))} different "
+            f"of {len(names)}; name the classes with --class-names"
+        )
+    known = {first_lemma(name) for name in outputs}
+    unknown = [name for name in names if first_lemma(name) not in known]
+    # If the model knows some of the names, the others are not its classes under another name.
+    if len(names) != len(outputs) or len(unknown) < len(names):
+        raise DataError(
+            f"the data set's classes must be among the model's {len(outputs)} classes, got "
+            f"{len(names)}, such as {(unknown or names)[0]!r}; name the weights trained on it, or "
+            "its classes with --class-names"
+        )
+    if are_numbers(outputs) and not are_unnamed(outputs):
+        raise DataError(
+            f"the data set's classes must be numbers like the model's, such as {outputs[0]!r}, "
+            f"got {names[0]!r}; name the classes with --class-names"
+        )
+    natural = sorted(names, key=_natural)
+    if list(names) == sorted(names) != natural:
+        moved = next(a for a, b in zip(names, natural, strict=True) if a != b)
+        raise DataError(
+            f"classes must be named as the model's or by number, got names such as {moved!r}: "
+            "their order, by which they would be matched, differs by alphabet and by number"
+        )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts "class10" after "class2"."""
+    parts = re.split(r"0*(\d+)", name)
+    return [(len(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]

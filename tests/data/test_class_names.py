@@ -1,0 +1,107 @@
+"""Which output of a network stands for which class of a data set."""
+
+import pytest
+
+from splitattn.data.class_names import in_order, match
+from splitattn.errors import DataError
+from splitattn.weights.catalogue import class_names, wordnet_ids
+
+IMAGENET = class_names("imagenet1k")
+IDS = wordnet_ids("imagenet1k")
+NUMBERS = tuple(map(str, range(12)))
+
+
+def test_numbers_are_sorted_by_value_and_names_by_alphabet() -> None:
+    assert in_order(["10", "9", "1", "9"]) == ("1", "9", "10")
+    assert in_order(["010", "9"]) == ("9", "010")
+    assert in_order(["b", "10", "9"]) == ("10", "9", "b")
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs", "indices"),
+    [
+        (("10", "2"), NUMBERS, (10, 2)),
+        (("010", "002"), NUMBERS, (10, 2)),
+        (("10", "2"), IMAGENET, (10, 2)),
+        # A person who counts from 1 has one number for each output.
+        (tuple(map(str, range(1, 13))), NUMBERS, tuple(range(12))),
+        (tuple(map(str, range(1, 1001))), IMAGENET, tuple(range(1000))),
+        # A training on folders 1 to 12 has them as names, here in the order of the alphabet.
+        (("2", "10"), ("1", "10", "11", "12", "2"), (4, 1)),
+    ],
+)
+def test_a_number_means_an_output(
+    names: tuple[str, ...], outputs: tuple[str, ...], indices: tuple[int, ...]
+) -> None:
+    assert match(names, outputs).indices == indices
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs"),
+    [
+        (("0", "12"), NUMBERS),
+        (("1", "01"), NUMBERS),
+        (("0", "2"), ("1", "2", "3")),
+        (("3", "4", "5"), ("a", "b", "c")),
+        (("1000",), IMAGENET),
+    ],
+)
+def test_a_number_that_means_no_output_is_refused(
+    names: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
+    with pytest.raises(DataError, match="numbers must be different output numbers of the model"):
+        match(names, outputs)
+
+
+def test_names_are_matched_by_name_in_any_order_and_part() -> None:
+    assert match(("espresso", "tench"), IMAGENET).indices == (967, 0)
+    composed, decomposed = "t\xeate", "te\u0302te"
+    assert match(("a", composed), (decomposed, "a")).indices == (1, 0)
+
+
+def test_full_names_are_matched_by_their_first_lemma() -> None:
+    names = ("goldfish, Carassius auratus", "tench, Tinca tinca")
+    assert match(names, IMAGENET).indices == (1, 0)
+    assert match(("goldfish",), names).indices == (0,)
+    with pytest.raises(DataError, match="such as 'crane, bird'"):  # which of the two?
+        match(("crane, bird", "tench"), ("crane, lifting", "crane, wading", "tench"))
+
+
+def test_the_two_cranes_of_imagenet_stay_two() -> None:
+    twice = list(IMAGENET)
+    twice[134], twice[639] = "crane", "maillot"
+    found = match(twice, IMAGENET)
+    assert found.indices == tuple(range(1000))
+    assert found.how == "wordnet"
+    assert match(IMAGENET, twice).indices == tuple(range(1000))
+    assert match(twice, twice).indices == tuple(range(1000))
+    with pytest.raises(DataError, match="must be different"):
+        match(("crane", "crane"), ("crane", "maillot"))
+
+
+@pytest.mark.parametrize("suffix", ["", "-Chihuahua"])
+def test_wordnet_ids_are_matched_with_imagenets_names(suffix: str) -> None:
+    names = tuple(f"{IDS[index]}{suffix}" for index in (500, 3))
+    assert match(names, IMAGENET).indices == (500, 3)
+    assert match(names, IDS).indices == (500, 3)
+    with pytest.raises(DataError, match="such as 'n99999999'"):
+        match(("n99999999",), IMAGENET)
+
+
+def test_tiny_imagenet_is_a_part_of_imagenet() -> None:
+    ids = wordnet_ids("tiny_imagenet200")
+    found = match(ids, IMAGENET).indices
+    assert [IDS[index] for index in found] == list(ids)
+    assert match(ids, class_names("tiny_imagenet200")).indices == tuple(range(200))
+
+
+def test_other_names_have_only_their_order() -> None:
+    found = match(("n1", "n2"), ("a", "b"))
+    assert (found.indices, found.how) == ((0, 1), "order")
+    ten = tuple(sorted(f"class{k}" for k in range(1, 13)))  # class1, class10, class11, ...
+    with pytest.raises(DataError, match="got names such as 'class10'"):
+        match(ten, tuple("abcdefghijkl"))
+    with pytest.raises(DataError, match="got names such as 'class10'"):
+        match(ten, NUMBERS)
+    with pytest.raises(DataError, match="must be numbers like the model's, such as '1'"):
+        match(("a", "b"), ("1", "2"))
