@@ -42,7 +42,7 @@ from splitattn import environment
 from splitattn.architectures import Architecture
 from splitattn.bench.spread import spread
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
 from splitattn.training.classification import Classification

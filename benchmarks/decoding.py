@@ -32,7 +32,7 @@ from PIL import Image, ImageFilter
 
 from splitattn import Classifier, environment
 from splitattn.bench.spread import spread
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import ImageError
 from splitattn.files import replacing
 from splitattn.images.decode import ImageSource, decode_reduced

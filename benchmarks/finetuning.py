@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from splitattn import create_model, environment
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.files import replacing
 from splitattn.training.classification import Classification
 from splitattn.training.loop import train

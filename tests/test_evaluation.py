@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
 from splitattn.data.normalization import normalize
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.engines.pytorch import TorchEngine
 from splitattn.errors import DataError
 from splitattn.evaluation import Evaluation, Mistake, measure

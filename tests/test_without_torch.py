@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Hook())
 
 from splitattn.data.eval_batches import eval_batches
 from splitattn.data.labelled import with_classes_of_model
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.images.decode import decode, decode_reduced
 from splitattn.images.loading import load_batches
 from splitattn.images.preprocess import normalize, preprocess, preprocess_reduced

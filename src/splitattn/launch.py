@@ -11,7 +11,7 @@ from torch import nn
 
 from splitattn import distributed
 from splitattn.create import create_model
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import InputError
 from splitattn.training import loop

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitattn.data.labelled import with_classes_of_model
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.evaluation import Evaluation, measure
 from splitattn.opening import open_network
 from splitattn.weights.download import Progress

@@ -7,7 +7,7 @@ import pytest
 
 from splitattn.data.eval_batches import eval_batches
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import ImageError
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess

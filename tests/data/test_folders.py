@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import DataError
 from splitattn.images.decode import decode
 from tests.data.datasets import CLASSES, picture, write_class_folders, write_image_folder

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import DataError
 from tests.data.datasets import CLASSES, write_class_folders
 

@@ -11,7 +11,7 @@ import torch
 from splitattn.data.augmentation import Augmentation
 from splitattn.data.labelled import LabelledImages
 from splitattn.data.loading import Batch, derive_seed, epoch_batches, train_loader
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import DataError
 from tests.data.datasets import encoded, write_class_folders
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from splitattn import libraries
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import DataError, InputError
 from splitattn.images.decode import decode
 from tests.data.datasets import CLASSES, encoded, picture, write_shard

@@ -7,7 +7,7 @@ import pytest
 from torchvision import datasets
 
 from splitattn import libraries
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import DataError, InputError
 from splitattn.images.decode import decode
 from tests.data.datasets import CLASSES, picture

@@ -28,7 +28,7 @@ from splitattn.bench import measure
 from splitattn.cli import main
 from splitattn.convert import convert
 from splitattn.create import load_trained
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.engines.engine import Engine
 from splitattn.engines.table import engine_names
 from splitattn.errors import ImageError, InputError

@@ -11,7 +11,7 @@ import torch
 
 from splitattn.architectures import Architecture
 from splitattn.create import create_model
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.nn.resnest import ResNeSt
 from splitattn.training.classification import Classification
 from splitattn.training.recipes import Recipe

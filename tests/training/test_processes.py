@@ -15,7 +15,7 @@ import torch
 
 from splitattn.cli import main
 from splitattn.create import load_trained
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.engines.pytorch import TorchEngine
 from splitattn.evaluation import measure
 from splitattn.weights.metadata import read_metadata

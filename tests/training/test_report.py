@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.evaluation import Evaluation, Mistake
 from splitattn.training.classification_report import classification_report
 from splitattn.training.report import write_report

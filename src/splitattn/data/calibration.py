@@ -4,7 +4,7 @@ import random
 from typing import TYPE_CHECKING
 
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import DataError, ImageError
 from splitattn.files import is_folder
 from splitattn.images.decode import decode

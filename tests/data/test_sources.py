@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from splitattn.data.open import open_data
+from splitattn.data.sources import open_data
 from splitattn.errors import DataError
 from tests.data.datasets import encoded, write_class_folders, write_shard
 
