@@ -136,6 +136,10 @@ def labels_as_the_classifier_does(output: str) -> None:
     assert output == f"{best.label}\n"
 
 
+def labels_with_confidence(output: str) -> None:
+    assert re.fullmatch(r"espresso \d+%\n", output)
+
+
 def says_what_was_written(output: str) -> None:
     assert output == "model.onnx fp32 True\n"
     assert Path("model.onnx.parity.json").is_file()
@@ -159,6 +163,7 @@ SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
     ("export", "splitattn.export(", says_what_was_written),
     ("export", "InferenceSession", labels_as_the_classifier_does),
     ("weights", "read_metadata", says_what_it_is),
+    ("deploy", "Classifier", labels_with_confidence),
 ]
 
 
@@ -168,7 +173,7 @@ def test_python_examples_do_what_they_say(
     page: str, about: str, check: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (example,) = (block for block in blocks(PAGES[page], "python") if about in block)
-    if 'InferenceSession("model.onnx")' in example:
+    if "model.onnx" in example and "splitattn.export" not in example:
         app(["export", "model.onnx"], standalone_mode=False)
         capsys.readouterr()
     if "run/model.safetensors" in example:
