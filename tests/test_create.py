@@ -108,6 +108,18 @@ def test_another_number_of_classes_gets_a_new_head_or_none(
     assert len(warnings_of(caplog)) == (1 if num_classes else 0)
 
 
+def test_a_classifier_for_as_many_other_classes_can_be_left_out(
+    path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = create_model("resnest14", weights=path, new_classifier=True)
+    assert model.fc.weight.shape == trained.fc.weight.shape
+    assert not torch.equal(model.fc.weight, trained.fc.weight)
+    assert torch.equal(model.conv1[0].weight, trained.conv1[0].weight)
+    assert [line.split(": ")[1] for line in warnings_of(caplog)] == [
+        f"the classifier is new, for {trained.num_classes} classes, and untrained"
+    ]
+
+
 @pytest.mark.parametrize("in_chans", [1, 5])
 def test_another_number_of_channels_keeps_the_features_of_a_grey_image(
     path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture, in_chans: int

@@ -13,7 +13,7 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.convert import convert
 from splitattn.errors import InputError, WeightsError
 from splitattn.opening import open_weights
-from splitattn.preprocessing import Preprocessing
+from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.training import loop
 from splitattn.training.recipes import TaskName
 from splitattn.training.run import Run
@@ -155,6 +155,45 @@ def test_training_prepares_images_as_the_weights_expect(
         data, tmp_path / "tuned", model="small", overrides=SMALL, resume=True, **arguments
     )
     assert done.figures == tuned.figures
+
+
+@pytest.mark.parametrize(
+    ("trained", "warning"),
+    [
+        (("blue", "green", "red"), ""),
+        (("blue, azure", "green", "red"), ""),
+        (("0", "1", "2"), ""),
+        (("cat", "dog", "cow"), "('cat', the data set has 'blue'): it is kept as a start"),
+        (("blue", "red", "green"), "('red', the data set has 'green'): it is kept as a start"),
+    ],
+)
+def test_a_classifier_of_other_classes_is_not_kept_without_a_word(
+    tmp_path: Path,
+    data: Path,
+    started: list[tuple[Any, Any, Run]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trained: tuple[str, ...],
+    warning: str,
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    first = splitattn.ResNeSt(ARCHITECTURE, num_classes=3)
+    nn.init.ones_(first.fc.weight)
+    metadata = splitattn.ModelMetadata(
+        model="small", classes=trained, preprocessing=center_crop(32)
+    )
+    splitattn.save_pretrained(first, tmp_path / "first", metadata=metadata)
+    arguments: dict[str, Any] = {"weights": tmp_path / "first", "recipe": "plain"}
+    splitattn.train(data, tmp_path / "run", overrides=SMALL, **arguments)
+    said = [record.message for record in caplog.records if "classifier" in record.message]
+    assert len(said) == bool(warning)
+    assert all(warning in line for line in said)
+    caplog.clear()
+    splitattn.train(data, tmp_path / "run", overrides=SMALL, new_classifier=True, **arguments)
+    assert not any("kept" in record.message for record in caplog.records)
+    kept, new = (torch.equal(network.fc.weight, first.fc.weight) for network, _, _ in started)
+    assert kept
+    assert not new
 
 
 def test_the_network_is_built_as_the_recipe_says(

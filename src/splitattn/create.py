@@ -25,6 +25,7 @@ def create_model(
     *,
     weights: str | Path | None = None,
     num_classes: int | None = None,
+    new_classifier: bool = False,
     in_chans: int = 3,
     output_stride: int = 32,
     dilation: Dilation = "official",
@@ -44,6 +45,8 @@ def create_model(
             initializes at random, even if the model's name has a tag.
         num_classes: outputs of the classifier; None takes the number in the weights, or else 1000.
             If it differs from the weights, the classifier is new and initialized at random.
+        new_classifier: initialize the classifier at random even if the weights have one of that
+            size, because their classes are others.
         in_chans: channels of the input. If it differs from the weights, the filters of the first
             convolution are averaged over the channels. An image whose channels are all the same
             then gives the same features as before.
@@ -69,7 +72,7 @@ def create_model(
         trained = _read(resolve(name, weights).path, name)
         if num_classes is None and trained.fit.num_classes:
             _set_num_classes(network, trained.fit.num_classes)
-        _load(network, trained)
+        _load(network, trained, new_classifier=new_classifier)
     return network
 
 
@@ -181,13 +184,13 @@ def _set_num_classes(network: ResNeSt, num_classes: int) -> None:
         network.fc = nn.Linear(network.architecture.stage_channels[-1], num_classes)
 
 
-def _load(network: ResNeSt, trained: _Trained) -> None:
+def _load(network: ResNeSt, trained: _Trained, *, new_classifier: bool = False) -> None:
     """Load the weights. A classifier or a stem of another size is replaced, with a warning."""
     checkpoint, fit = trained.checkpoint, trained.fit
     state, own = checkpoint.tensors, network.state_dict()
     stem = next(iter(own))
     loaded = {key: state[key] for key in own if key in state}
-    if fit.num_classes != network.num_classes:
+    if new_classifier or fit.num_classes != network.num_classes:
         loaded = {key: value for key, value in loaded.items() if key not in HEAD}
         if network.num_classes:
             logger.warning(

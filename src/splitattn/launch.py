@@ -11,9 +11,10 @@ from torch import nn
 
 from splitattn import distributed
 from splitattn.create import create_model
+from splitattn.data.class_names import are_unnamed, match
 from splitattn.data.sources import open_data
 from splitattn.engines.pytorch import choose_device
-from splitattn.errors import InputError
+from splitattn.errors import DataError, InputError
 from splitattn.training import loop
 from splitattn.training.classification import Classification
 from splitattn.training.recipes import Recipe, TaskName, default_model, load_recipe
@@ -69,6 +70,7 @@ def train(
     recipe: str = "finetune",
     overrides: Iterable[str] = (),
     class_names: Path | None = None,
+    new_classifier: bool = False,
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
@@ -96,6 +98,8 @@ def train(
         recipe: plain, paper, modern, finetune, embedded, or a TOML file.
         overrides: changes of the recipe, each `key=value`.
         class_names: a text file that names the classes, one a line, in label order.
+        new_classifier: start with a random classifier even if the weights have one for as many
+            classes.
         resume: continue the training in `output`, if there is one; it then needs no weights.
         device: "auto" (CUDA if there is any, else the CPU), or a device as PyTorch names it.
         workers: processes that decode images; None chooses from the CPU count.
@@ -122,7 +126,10 @@ def train(
     prepare = TASKS[chosen.task]
     with distributed.processes(here):
         with distributed.first_process_first():  # it may download what the others then find
-            task, build = prepare(str(data), class_names, name, chosen)
+            dataset = DataSettings(
+                data=str(data), class_names=class_names, new_classifier=new_classifier
+            )
+            task, build = prepare(dataset, name, chosen)
         run = Run(
             recipe=chosen,
             output=Path(output),
@@ -141,7 +148,7 @@ def train(
                 expected = began.preprocessing
             elif start is not None:
                 found = resolve(name, start)
-                start, expected = found.path, found.preprocessing
+                expected = found.preprocessing
             run = replace(run, recipe=chosen.starting_from(expected))
             torch.manual_seed(chosen.seed)
             network = build(start)
@@ -182,30 +189,67 @@ def _start(model: str, weights: str | Path | None, recipe: Recipe) -> str | Path
     return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What a person says about the data set.
+
+    Attributes:
+        data: the data set, as `open_data` takes it.
+        class_names: a text file that names its classes, or None.
+        new_classifier: its classes are others than those of weights to start from.
+    """
+
+    data: str
+    class_names: Path | None = None
+    new_classifier: bool = False
+
+
 # Makes a task, and what builds its network from weights or, with None, at random.
 Prepare = Callable[
-    [str, Path | None, str, Recipe], tuple[Task[Any], Callable[[str | Path | None], nn.Module]]
+    [DataSettings, str, Recipe], tuple[Task[Any], Callable[[str | Path | None], nn.Module]]
 ]
 
 
 def _classification(
-    data: str, class_names: Path | None, model: str, recipe: Recipe
+    dataset: DataSettings, model: str, recipe: Recipe
 ) -> tuple[Classification, Callable[[str | Path | None], nn.Module]]:
     task = Classification(
         model=model,
-        train=open_data(data, "train", class_names),
-        val=open_data(data, "val", class_names),
+        train=open_data(dataset.data, "train", dataset.class_names),
+        val=open_data(dataset.data, "val", dataset.class_names),
     )
 
     def build(weights: str | Path | None) -> nn.Module:
+        found = None if weights is None else resolve(model, weights)
+        if found and found.classes and not dataset.new_classifier:
+            _compare_classes(task.train.classes, found.classes)
         return create_model(
             model,
-            weights=weights,
+            weights=found.path if found else None,
             num_classes=len(task.train.classes),
+            new_classifier=dataset.new_classifier,
             **recipe.network_arguments(),
         )
 
     return task, build
+
+
+def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None:
+    """Warn if the weights' classifier fits the data by its size alone."""
+    if len(classes) != len(trained) or are_unnamed(trained):
+        return  # the classifier is new anyway, or nothing is known
+    try:
+        found = match(classes, trained)
+        same = found.how != "order" and found.indices == tuple(range(len(trained)))
+    except DataError:
+        same = False
+    if not same:
+        differing = next(pair for pair in zip(classes, trained, strict=True) if len({*pair}) > 1)
+        logger.warning(
+            "the weights' classifier is for other classes, or in another order (%r, the data set "
+            "has %r): it is kept as a start; --new-classifier starts with a random one",
+            *reversed(differing),
+        )
 
 
 # A new task is one row here, one name in `recipes.TaskName` and one module with its `Task`.

@@ -33,6 +33,13 @@ def train(
         list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")
     ] = None,
     class_names: ClassNames = None,
+    new_classifier: Annotated[
+        bool,
+        typer.Option(
+            "--new-classifier",
+            help="Start with a random classifier, also if that of the weights is as large.",
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue the training in the output folder, if any."),
@@ -76,6 +83,7 @@ def train(
             recipe=recipe,
             overrides=overrides or (),
             class_names=class_names,
+            new_classifier=new_classifier,
             resume=resume,
             device=device,
             workers=workers,
