@@ -95,7 +95,39 @@ def test_class_folders_without_splits_serve_as_either(tmp_path: Path) -> None:
     assert open_data(str(tmp_path), "val") == open_data(str(tmp_path), "train")
 
 
-def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_class_folders(tmp_path, 1)
     (tmp_path / "red" / "notes.txt").write_text("not an image")
     assert len(open_data(str(tmp_path), "val")) == 3
+    assert not caplog.records
+    (tmp_path / "red" / "drawing.svg").write_text("<svg/>")
+    assert len(open_data(str(tmp_path), "val")) == 3
+    assert "1 files are passed over, being no images by their ending: .svg (1)" in caplog.text
+
+
+def test_litter_is_no_class_and_no_image(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path, train=1, val=1)
+    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "$RECYCLE.BIN"):
+        picture(0, 0).save(_made(root / "train" / name) / "0.png")
+        picture(0, 0).save(_made(root / "train" / "red" / name) / "0.png")
+        _made(root / name)
+    picture(0, 0).save(root / "train" / "red" / "._0.png")
+    data = open_data(str(root), "train")
+    assert (data.classes, len(data)) == (CLASSES, 3)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_class_folders_may_be_links(tmp_path: Path) -> None:
+    real = write_class_folders(tmp_path / "real", 1)
+    (real / "red" / "loop").symlink_to(real / "red")
+    (tmp_path / "data").mkdir()
+    for name in CLASSES:
+        (tmp_path / "data" / name).symlink_to(real / name)
+    data = open_data(str(tmp_path / "data"), "val")
+    assert (data.classes, list(data.labels)) == (CLASSES, [0, 1, 2])

@@ -1,10 +1,11 @@
 """Labels of a data set become indices of a model's outputs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from splitattn.data.labelled import LabelledImages, with_classes_of_model
+from splitattn.data.labelled import LabelledImages, check_classes_have_images, with_classes_of_model
 from splitattn.data.sources import open_data
 from splitattn.errors import DataError
 from tests.data.datasets import CLASSES, write_class_folders
@@ -32,3 +33,20 @@ def test_one_strange_name_among_known_ones_is_refused(data: LabelledImages) -> N
     """By order, `green` would silently become `blue`."""
     with pytest.raises(DataError, match="such as 'red'"):
         with_classes_of_model(data, ("green", "blue", "pink"))
+
+
+def test_a_class_without_a_usable_image_is_named(
+    data: LabelledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = sorted((tmp_path / "data" / "red").iterdir())
+    first.write_text("not an image")
+    check_classes_have_images(data)
+    assert not caplog.records
+    second.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    with pytest.raises(
+        DataError, match=r"can be read, got none of 2 for 'red'; the first: .*0.png"
+    ):
+        check_classes_have_images(data)
+    wider = replace(data, classes=(*CLASSES, "white"), labels=[0, 1, 0, 1, 0, 1][: len(data)])
+    check_classes_have_images(wider)
+    assert "2 classes have no training image: 'red', 'white'" in caplog.text

@@ -509,3 +509,15 @@ def test_an_upright_picture_is_not_the_callers_own(photograph: Image.Image) -> N
     decoded = decode(photograph)
     decoded.putpixel((0, 0), RED)
     assert photograph.getpixel((0, 0)) != RED
+
+
+@pytest.mark.parametrize(
+    ("brand", "kind", "package"),
+    [(b"heic", "HEIF", "pillow-heif"), (b"heix", "HEIF", "pillow-heif")],
+)
+def test_a_format_of_another_package_is_named_with_it(
+    monkeypatch: pytest.MonkeyPatch, brand: bytes, kind: str, package: str
+) -> None:
+    monkeypatch.setattr("splitattn.images.decode.installed", lambda _: False)
+    with pytest.raises(ImageError, match=f"{kind} images need {package}: pip install {package}$"):
+        decode(b"\0\0\0\x18ftyp" + brand + bytes(99))

@@ -1,10 +1,11 @@
 import itertools
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from splitattn.images.paths import expand
+from splitattn.images.paths import expand, passed_over_text
 
 
 @pytest.fixture
@@ -18,6 +19,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sub/c.png",
         "sub/deep/d.webp",
         ".thumbnails/e.png",
+        "__MACOSX/b.jpg",
+        "sub/@eaDir/c.png",
     ):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,9 +77,34 @@ def test_stdin_is_read_no_further_than_needed() -> None:
     assert next(endless) == "2.jpg\n"
 
 
-def test_a_link_in_a_circle_ends(photos: Path) -> None:
-    (photos / "sub/circle").symlink_to(photos, target_is_directory=True)
-    assert len(list(expand([str(photos)]))) == len(BELOW)
+@pytest.mark.parametrize("pattern", ["{}", "{}/**/*.*", "{}/**"])
+def test_links_to_folders_are_followed_once(photos: Path, pattern: str) -> None:
+    """Two loops of links have no end for glob."""
+    for name in ("sub/circle", "sub/deep/circle", "round"):
+        (photos / name).symlink_to(photos, target_is_directory=True)
+    other = photos.parent / "other"
+    other.mkdir()
+    (other / "z.jpg").touch()
+    (photos / "linked").symlink_to(other)
+    (photos / "linked again").symlink_to(other)
+    found = [Path(path).name for path in expand([pattern.format(photos)])]
+    images = [name for name in found if name.endswith(("g", "G"))]
+    assert sorted(images) == sorted(
+        [Path(name).name for name in BELOW if "webp" not in name] + ["z.jpg"]
+    )
+
+
+def test_files_that_may_be_pictures_are_counted_by_ending(photos: Path) -> None:
+    for name in ("x.SVG", "y.svg", "sub/z.psd", "IMG_1", "a.json", "Thumbs.db", "a.jfif", "b.heic"):
+        (photos / name).touch()
+    passed_over: Counter[str] = Counter()
+    found = {Path(path).name for path in expand([str(photos)], passed_over=passed_over)}
+    assert found == {*(Path(name).name for name in BELOW), "a.jfif", "b.heic"}
+    assert passed_over == {".svg": 2, ".psd": 1, "no ending": 1}
+    assert passed_over_text(passed_over) == (
+        "4 files are passed over, being no images by their ending: .svg (2), no ending (1), "
+        ".psd (1)"
+    )
 
 
 def test_a_name_too_long_or_not_text_is_passed_on() -> None:

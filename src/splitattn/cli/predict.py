@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
@@ -81,7 +82,7 @@ def predict(
         layout = _BY_ENDING.get(output.suffix.lower() if output else "", Format.TABLE)
     from splitattn.classifier import Classifier
     from splitattn.cli.progress import counting, downloading
-    from splitattn.images.paths import expand
+    from splitattn.images.paths import expand, passed_over_text
 
     with downloading() as progress:
         classifier = Classifier(
@@ -96,7 +97,8 @@ def predict(
     reconfigure(sys.stdin, errors="surrogateescape")
     watched = sys.stderr.isatty()
     total = sum(1 for _ in expand(paths)) if watched and "-" not in paths else None
-    names, sources = tee(expand(paths, sys.stdin))
+    passed_over: Counter[str] = Counter()
+    names, sources = tee(expand(paths, sys.stdin, passed_over))
     results = classifier.predict_stream(sources, topk=topk, batch_size=batch_size, workers=workers)
     write_as = _WRITERS[layout]
     done = failed = 0
@@ -108,6 +110,8 @@ def predict(
             done += 1
             failed += isinstance(result, ImageError)
             count(1, total)
+    if passed_over:
+        typer.echo(f"warning: {passed_over_text(passed_over)}", err=True)
     if failed:
         typer.echo(f"{failed} of {done} inputs could not be labelled", err=True)
         raise typer.Exit(1)

@@ -1,6 +1,8 @@
 """Images for calibrating an int8 network and for comparing it with the network it came from."""
 
+import logging
 import random
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
@@ -8,7 +10,7 @@ from splitattn.data.sources import open_data
 from splitattn.errors import DataError, ImageError
 from splitattn.files import is_folder
 from splitattn.images.decode import decode
-from splitattn.images.paths import expand
+from splitattn.images.paths import images_below, passed_over_text
 from splitattn.images.preprocess import preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.preprocessing import Preprocessing
@@ -16,6 +18,8 @@ from splitattn.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 _SEED = 0
 
@@ -80,8 +84,11 @@ def _images(data: str, split: str) -> LabelledImages:
     try:
         return open_data(data, split)
     except DataError:
-        found = list(expand([data])) if is_folder(data) else []
-        if found in ([], [data]):
+        passed_over: Counter[str] = Counter()
+        found = list(images_below(data, passed_over)) if is_folder(data) else []
+        if passed_over:
+            logger.warning("%s: %s", data, passed_over_text(passed_over))
+        if not found:
             raise
         return _unlabelled(data, found)
 

@@ -1,13 +1,17 @@
 """Data sets that are folders of images, one for each class."""
 
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labelled import LabelledImages
 from splitattn.data.splits import called, split_of
 from splitattn.errors import DataError
-from splitattn.images.paths import SUFFIXES
+from splitattn.images.paths import images_below, is_litter, passed_over_text
+
+logger = logging.getLogger(__name__)
 
 
 def open_folder(root: Path, split: str) -> LabelledImages:
@@ -27,14 +31,15 @@ def open_folder(root: Path, split: str) -> LabelledImages:
         )
     classes = in_order(map(normal, folders))
     index = {name: label for label, name in enumerate(classes)}
-    images: list[Path] = []
+    images: list[str] = []
     labels: list[int] = []
+    passed_over: Counter[str] = Counter()
     for name in sorted(folders, key=lambda name: index[normal(name)]):
-        found = sorted(
-            path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES
-        )
+        found = list(images_below(folder / name, passed_over))
         images += found
         labels += [index[normal(name)]] * len(found)
+    if passed_over:
+        logger.warning("%s: %s", folder, passed_over_text(passed_over))
     if not images:
         raise DataError(f"the data set must hold images, got none in the class folders of {folder}")
     return LabelledImages(
@@ -42,7 +47,7 @@ def open_folder(root: Path, split: str) -> LabelledImages:
         classes=classes,
         images=images,
         labels=labels,
-        names=[str(path) for path in images],
+        names=images,
     )
 
 
@@ -66,4 +71,4 @@ def _split_folder(root: Path, split: str) -> Path:
 
 def _folders_in(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))

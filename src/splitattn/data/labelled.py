@@ -1,14 +1,18 @@
 """Labelled images: what every kind of data set is opened as."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from splitattn.data.class_names import Match, are_numbers, are_unnamed, match
-from splitattn.errors import DataError
-from splitattn.images.decode import ImageSource
+from splitattn.errors import DataError, ImageError
+from splitattn.images.decode import ImageSource, decode
 
 logger = logging.getLogger(__name__)
+
+# Names that a warning lists before it only counts them.
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,41 @@ class LabelledImages:
         if len(classes) != len(self.classes) or len(set(classes)) != len(classes):
             raise _wrong_names(self, classes)
         return replace(self, classes=classes)
+
+
+def check_classes_have_images(data: LabelledImages) -> None:
+    """Decode one image of each class, and warn of classes that have none.
+
+    Raises:
+        DataError: a class has images, and none of them can be read.
+    """
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(data.labels):
+        by_class[label].append(index)
+    if missing := [name for label, name in enumerate(data.classes) if label not in by_class]:
+        shown = ", ".join(map(repr, missing[:_SHOWN]))
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        logger.warning("%d classes have no training image: %s%s", len(missing), shown, more)
+    # In the order of the data, which may lie together on the disk.
+    for label, indices in by_class.items():
+        if problem := _why_unreadable(data, indices):
+            raise DataError(
+                f"each class must have training images that can be read, got none of "
+                f"{len(indices)} for {data.classes[label]!r}; the first: {problem}"
+            )
+
+
+def _why_unreadable(data: LabelledImages, indices: list[int]) -> str:
+    """What is wrong with the first of the images, or "" if any of them can be read."""
+    problem = ""
+    for index in indices:
+        try:
+            decode(data.images[index], name=data.names[index])
+        except ImageError as error:
+            problem = problem or str(error)
+        else:
+            return ""
+    return problem
 
 
 def with_classes_of_model(data: LabelledImages, classes: tuple[str, ...]) -> LabelledImages:

@@ -1,6 +1,5 @@
 """`DATA`, one string, names a data set of any kind and opens it."""
 
-from glob import glob
 from pathlib import Path
 
 from splitattn.data.class_names import normal
@@ -11,6 +10,7 @@ from splitattn.data.parquet import open_parquet
 from splitattn.data.torchvision_sets import open_torchvision
 from splitattn.errors import DataError
 from splitattn.files import is_file
+from splitattn.images.paths import expand_glob
 
 _TORCHVISION = "torchvision:"
 
@@ -63,7 +63,7 @@ def _open(data: str, split: str) -> LabelledImages:
             return open_parquet(shards, split) if shards else open_folder(root, split)
         if root.suffix.lower() == ".csv" and root.is_file():
             return open_csv(root, split)
-        shards = sorted(Path(name) for name in glob(str(root), recursive=True))  # noqa: PTH207
+        shards = [Path(name) for name in expand_glob(str(root))]
     except (OSError, RuntimeError) as error:  # not ours to read, not a file name, no such home
         raise DataError(
             f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"

@@ -7,8 +7,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.npy import NPY, read_npy
 from splitattn.images.paths import is_url
 from splitattn.images.raster import Raster, from_array, from_pillow, is_deep, tiles
+from splitattn.libraries import installed
 
 ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 
@@ -28,10 +30,30 @@ ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 # common come first, for each is asked in turn whether a file is its own.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 
+
+class _Plugin(NamedTuple):
+    brands: tuple[bytes, ...]  # bytes 8 to 12 of a file
+    library: str
+    package: str
+    register: str
+
+
+# Formats that are photographs' too, and that Pillow reads only with another package, if at all.
+_PLUGINS = {
+    "HEIF": _Plugin(
+        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"),
+        "pillow_heif",
+        "pillow-heif",
+        "register_heif_opener",
+    ),
+    "AVIF": _Plugin((b"avif", b"avis"), "pillow_avif", "pillow-avif-plugin", ""),
+}
+
 # What part of the limit on pixels these formats have, whose decoders take 12 to 24 bytes for each
 # pixel on the way: a file of 34 bytes could else ask for gigabytes. Of an icon, Pillow counts twice
 # the pixels, and would warn of many.
 _SHARES = {"WEBP": 1 / 2, "AVIF": 1 / 2, "CMYK JPEG": 1 / 2, "ICO": 1 / 4, "JPEG2000": 1 / 3}
+_SHARES["HEIF"] = 1 / 3
 # RGB of 16 bits per channel is read twice.
 _SHARES["48-bit"] = 1 / 2
 # A pass over all pixels may cost ten bytes of a file. Ten scans are usual, libtiff's limit is this.
@@ -322,6 +344,26 @@ def _open(content: bytes, limits: Limits) -> Image.Image:
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             _check_scans(image, content)
         return image
+    return _open_by_plugin(stream, prefix)
+
+
+def _open_by_plugin(stream: IO[bytes], prefix: bytes) -> Image.Image:
+    """Read the header of an image that Pillow needs another package for.
+
+    Raises:
+        ImageError: the package is not installed, or the image is of no known kind.
+    """
+    brand = prefix[8:12] if prefix[4:8] == b"ftyp" else b""
+    for kind, plugin in _PLUGINS.items():
+        if brand in plugin.brands:
+            if not installed(plugin.library):
+                package = plugin.package
+                raise ImageError(f"{kind} images need {package}: pip install {package}")
+            module = import_module(plugin.library)
+            if register := getattr(module, plugin.register, None):
+                register()
+            stream.seek(0)
+            return Image.OPEN[kind][0](stream, "")
     raise ImageError(f"expected an image ({', '.join(FORMATS)}), got something else")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from splitattn import distributed
 from splitattn.architectures import ARCHITECTURES
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labelled import LabelledImages, check_classes_have_images
 from splitattn.data.loading import Batch, epoch_batches, train_loader
 from splitattn.data.normalization import normalize
 from splitattn.engines.pytorch import TorchEngine
@@ -91,6 +91,7 @@ class Classification(Task[Batch]):
                 "train and val must be different images, got the same ones for both, from "
                 f"{train.origin}; put some of them into val/"
             )
+        check_classes_have_images(train)
         recipe = run.recipe
         if run.batch_per_device == 1 and (recipe.mixup_alpha or recipe.cutmix_alpha):
             raise DataError(
