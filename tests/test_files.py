@@ -1,12 +1,21 @@
 """Files appear whole or not at all."""
 
+import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from splitattn.files import remove_leftovers, replacing
+from splitattn.data.sources import open_data
+from splitattn.errors import DataError, InputError, WeightsError
+from splitattn.files import open_file, remove_leftovers, replacing
+from splitattn.opening import open_network
+from splitattn.training.recipes import load_recipe
+from splitattn.weights.checkpoint import read_checkpoint, read_tensors
+from splitattn.weights.metadata import read_metadata
 
 
 def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path) -> None:
@@ -52,8 +61,84 @@ def test_a_file_is_as_readable_as_any_other_whoever_writes_it(tmp_path: Path) ->
     assert len(modes) == 1
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    for name in (".last.pt.123.tmp", "last.pt", ".hidden", "notes.tmp"):
+def test_a_link_that_stands_where_the_temporary_file_was_is_not_followed(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "file"
+    victim.write_text("mine")
+
+    def plant() -> None:
+        with replacing(path) as temporary:
+            temporary.unlink()
+            temporary.symlink_to(victim)
+
+    with pytest.raises(OSError, match=r"links|loop"):
+        plant()
+    assert victim.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [victim]
+
+
+def test_no_two_writers_share_a_temporary_file(tmp_path: Path) -> None:
+    """In one process, or in containers whose processes have the same number."""
+    path = tmp_path / "file"
+    with replacing(path) as one, replacing(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+        assert one.read_text() == "one"
+    assert path.read_text() == "one"  # which ended last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_as_long_as_the_system_allows_is_written(tmp_path: Path) -> None:
+    with replacing(tmp_path / ("x" * 255)) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / ("x" * 255)).read_text() == "new"
+
+
+def make_odd_files(folder: Path) -> list[Path]:
+    """A pipe, a device and a socket, as far as one may make them."""
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "socket"))
+    return [folder / "pipe", folder / "socket", Path(os.devnull)]
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_file_is_neither_read_nor_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    for path in make_odd_files(Path()):
+        kind = stat.S_IFMT(path.stat().st_mode)
+        with pytest.raises(OSError, match="pipe, device or socket"):
+            open_file(path)
+        with pytest.raises(OSError, match="pipe, device or socket"), replacing(path) as temporary:
+            temporary.write_text("new")
+        assert stat.S_IFMT(path.stat().st_mode) == kind
+        for read in (read_metadata, read_checkpoint, read_tensors):
+            with pytest.raises(WeightsError, match="pipe, device or socket"):
+                read(path)
+    for name in ("pipe.csv", "pipe.parquet", "pipe.toml", "pipe.onnx", "pipe.txt"):
+        os.mkfifo(name)
+    for data in ("pipe.csv", "pipe.parquet", "pipe.txt"):
+        with pytest.raises(DataError):
+            open_data(data, "val")
+    Path("list.csv").write_text("path,label\n1.png,a\n")
+    with pytest.raises(DataError, match="class names must be a text file"):
+        open_data("list.csv", "val", Path("pipe.txt"))
+    with pytest.raises(InputError, match="TOML file"):
+        load_recipe("pipe.toml", model="resnest50")
+    with pytest.raises(WeightsError, match="pipe, device or socket"):
+        open_network(weights="pipe.onnx")
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    with replacing(tmp_path / "last.pt") as temporary:
+        ours = temporary.name
+    others = {".last.pt.123.tmp", "last.pt", ".hidden", "notes.tmp", ".splitattn-mine.tmp"}
+    for name in (ours, *others):
         (tmp_path / name).touch()
+    (tmp_path / ours.replace("-", "-0", 1)).touch()
+    link = tmp_path / (ours[:-5] + ("0" if ours[-5] != "0" else "1") + ".tmp")
+    link.symlink_to(tmp_path / "last.pt")
     remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", ".hidden", "notes.tmp"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*others, link.name, ours.replace("-", "-0", 1)}

@@ -1,9 +1,21 @@
-"""Files appear whole or not at all, and may be asked for by any name."""
+"""Files appear whole or not at all, and reading one never blocks."""
 
+import errno
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+# The name is random, so nobody can put a link in its place beforehand.
+_TEMPORARY = re.compile(r"\.splitattn-[0-9a-f]{32}\.tmp")
+
+# Not on all systems: never follow a link; do not wait for the other end of a pipe.
+_NO_LINK, _NO_WAIT = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
@@ -11,21 +23,55 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well.
 
     A process that is killed leaves the old file or the new one. After an error the old one stays
-    and the temporary one is removed. A link goes on pointing to where it points. Who may read the
-    file is as for any new file, also where a library that writes it would make it private.
+    and the temporary one is removed. Of two writers, the last to end wins. A link goes on pointing
+    to where it points. Who may read the file is as for any new file, also where a library that
+    writes it would make it private.
+
+    Raises:
+        OSError: the system refuses to write, `path` is a pipe, device or socket, or something took
+            the temporary file's place.
     """
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, _NO_FILE, str(path))
+    temporary = path.with_name(f".splitattn-{secrets.token_hex(16)}.tmp")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY
+    descriptor = os.open(temporary, flags, 0o666)
     try:
-        temporary.touch()
-        permissions = temporary.stat().st_mode
+        permissions = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
         yield temporary
-        temporary.chmod(permissions)
-        with temporary.open("rb+") as file:
+        # A library may have made another file of that name, so open it again.
+        with open_file(temporary, write=True) as file:
+            temporary.chmod(permissions)
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_NO_FILE = "not a file but a folder, pipe, device or socket"
+
+
+def open_file(path: str | Path, *, write: bool = False) -> BinaryIO:
+    """Open a file to read its bytes, or with `write` to write into it too, following no link.
+
+    Raises:
+        OSError: the system refuses, or it is a pipe, device or socket, which could block or have
+            no end.
+    """
+    # Looked at before, since opening a device may do something; and after, as it may be another.
+    if not write and not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EINVAL, _NO_FILE, str(path))
+    flags = (os.O_RDWR | _NO_LINK) if write else os.O_RDONLY
+    descriptor = os.open(path, flags | _NO_WAIT | _BINARY)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, _NO_FILE, str(path))
+        return os.fdopen(descriptor, "rb+" if write else "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def is_file(path: str | Path) -> bool:
@@ -44,9 +90,11 @@ def exists(path: str | Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in `folder`.
+    """Remove the temporary files that `replacing` left in `folder` where a process was killed.
 
-    Only where nobody else writes: those of a living process are removed too.
+    Only where nobody else writes: those of a living process are removed too. Other files stay,
+    whatever they are called.
     """
-    for temporary in folder.glob(".*.*.tmp"):
-        temporary.unlink(missing_ok=True)
+    for temporary in folder.iterdir():
+        if _TEMPORARY.fullmatch(temporary.name) and stat.S_ISREG(temporary.lstat().st_mode):
+            temporary.unlink(missing_ok=True)

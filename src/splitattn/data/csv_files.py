@@ -1,6 +1,7 @@
 """Data sets that are a CSV file of paths and labels."""
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from splitattn.data.class_names import in_order, normal
 from splitattn.data.labelled import LabelledImages
 from splitattn.data.splits import called
 from splitattn.errors import DataError
+from splitattn.files import open_file
 from splitattn.images.paths import is_url
 
 _REQUIRED = ("path", "label")
@@ -57,7 +59,7 @@ def open_csv(path: Path, split: str) -> LabelledImages:
 
 def _read(path: Path) -> list[_Row]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
             rows = list(_rows(path, csv.DictReader(file)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} must be a CSV file in UTF-8: {error}") from error

@@ -59,16 +59,16 @@ def _open(data: str, split: str) -> LabelledImages:
     try:
         root = Path(data).expanduser()
         if root.is_dir():
-            shards = sorted(root.glob("*.parquet"))
+            shards = sorted(filter(is_file, root.glob("*.parquet")))
             return open_parquet(shards, split) if shards else open_folder(root, split)
-        if root.suffix.lower() == ".csv" and root.is_file():
+        if root.suffix.lower() == ".csv" and is_file(root):
             return open_csv(root, split)
         shards = [Path(name) for name in expand_glob(str(root))]
     except (OSError, RuntimeError) as error:  # not ours to read, not a file name, no such home
         raise DataError(
             f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"
         ) from error
-    if shards and all(shard.suffix == ".parquet" for shard in shards):
+    if shards and all(shard.suffix == ".parquet" and is_file(shard) for shard in shards):
         return open_parquet(shards, split)
     raise DataError(
         "data must be a folder, Parquet shards, a CSV file or torchvision:NAME, "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from splitattn.errors import InputError, WeightsError
+from splitattn.files import open_file
 from splitattn.libraries import require
 from splitattn.weights.arrays import load_arrays
 
@@ -30,7 +31,7 @@ def load_pickle(path: Path) -> Any:
     """
     # Opened here, because torch.load decides by the name. Its warnings (about TorchScript, about
     # pickle protocols) come before errors that say the same.
-    with path.open("rb") as file, warnings.catch_warnings():
+    with open_file(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         start = file.read(64)
         _check_magic(start, path)
@@ -47,7 +48,7 @@ def pickle_in_zip(path: Path) -> bytes:
         OSError: the file cannot be read.
         WeightsError: the archive is damaged, or larger than its file.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if not file.read(64).startswith(_ZIP_MAGIC):
             return b""
         _check_archive(file, path)
