@@ -57,7 +57,7 @@ def test_without_a_name_the_embedded_model_opens() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"in_chans": 4}, "takes images of 4 channels, and photographs have 3"),
+        ({"in_chans": 4}, "takes images of 4 channels, but"),
         ({"num_classes": 0}, "has no classifier"),
         ({"num_classes": 5}, "must name each of its 5 classes, it names 6"),
     ],

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -22,7 +23,7 @@ from splitattn.create import create_model
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.fusion import fuse
 from splitattn.nn.resnest import Dilation, ResNeSt
-from splitattn.preprocessing import Preprocessing, center_crop
+from splitattn.preprocessing import Preprocessing, center_crop, with_channels
 from splitattn.pretrained import from_pretrained, push_to_hub, save_pretrained
 from splitattn.weights.card import model_card
 from splitattn.weights.checkpoint import write_checkpoint
@@ -212,8 +213,9 @@ def test_a_network_for_other_images_is_the_one_in_the_folder(
     with torch.inference_mode():
         torch.testing.assert_close(model(images), gray(images), atol=1e-5, rtol=1e-5)
     assert not caplog.records
-    with pytest.raises(WeightsError, match="takes images of 1 channels, and photographs have 3"):
-        Classifier(weights=tmp_path)
+    classifier = Classifier(weights=tmp_path)
+    assert classifier.preprocessing.channels == 1
+    assert len(classifier.predict(np.zeros((40, 40), np.uint8))) == 3
 
 
 def changed(**fields: Any) -> ModelMetadata:
@@ -241,10 +243,13 @@ def test_metadata_must_be_true(tmp_path: Path, metadata: ModelMetadata, message:
 def test_only_what_can_be_described_is_saved(tmp_path: Path) -> None:
     fused: Any = fuse(network())
     gray = create_model("resnest14", num_classes=len(CLASSES), in_chans=1)
+    of_gray = replace(METADATA, preprocessing=with_channels(METADATA.preprocessing, 1))
     with pytest.raises(InputError, match="only a ResNeSt can be saved"):
         save_pretrained(fused, tmp_path, metadata=METADATA)
-    with pytest.raises(InputError, match="only networks for RGB images"):
+    with pytest.raises(InputError, match="each of the model's 1 channels, it has 3"):
         save_pretrained(gray, tmp_path, metadata=METADATA)
+    with pytest.raises(InputError, match="each of the model's 3 channels, it has 1"):
+        save_pretrained(network(), tmp_path, metadata=of_gray)
     for dilation in get_args(Dilation):
         dilated = create_model("resnest14", num_classes=6, output_stride=16, dilation=dilation)
         with pytest.raises(InputError, match="this one has 16"):

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitattn.engines.engine import softmax
 from splitattn.errors import ImageError, InputError
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.loading import Decoding, load_batches
+from splitattn.images.preprocess import Pixels
 from splitattn.opening import open_network
 from splitattn.weights.download import Progress
 
@@ -47,6 +47,8 @@ class Classifier:
             the fastest that is installed for the device, or an exported file's own.
         decoding: "fast" decodes large JPEG photographs at reduced scale, never below twice what
             the network sees; "exact" decodes every pixel.
+        white_level: the value of full brightness in images of more than 8 bits per channel; None
+            leaves it to the weights, or else to each image (see `images.decode.decode`).
         limits: what is refused before it is decoded.
         progress: follows the download of weights, if there is one.
 
@@ -69,10 +71,18 @@ class Classifier:
         device: str = "auto",
         engine: str = "auto",
         decoding: Decoding = "fast",
+        white_level: float | None = None,
         limits: Limits = DEFAULT_LIMITS,
         progress: Progress | None = None,
     ) -> None:
-        opened = open_network(model, weights, engine=engine, device=device, progress=progress)
+        opened = open_network(
+            model,
+            weights,
+            engine=engine,
+            device=device,
+            white_level=white_level,
+            progress=progress,
+        )
         self.model, self.weights = opened.model, opened.weights
         self.classes, self.preprocessing = opened.classes, opened.preprocessing
         self.engine = opened.engine
@@ -160,7 +170,7 @@ class Classifier:
                 for item in batch:
                     yield item if isinstance(item, ImageError) else next(labelled)
 
-    def _best(self, pixels_BCHW: NDArray[np.uint8], topk: int) -> list[list[Prediction]]:  # noqa: N803
+    def _best(self, pixels_BCHW: Pixels, topk: int) -> list[list[Prediction]]:  # noqa: N803
         probabilities = softmax(self.engine.run(pixels_BCHW, self.preprocessing))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
         best = np.take_along_axis(probabilities, order, 1)

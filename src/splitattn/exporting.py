@@ -115,7 +115,7 @@ def export(
 ) -> ExportReport:
     """Write a network for another engine, and compare the file with the network on photographs.
 
-    The file takes "images", normalized float32 (B, 3, H, W), and gives "logits", float32
+    The file takes "images", normalized float32 (B, C, H, W), and gives "logits", float32
     (B, classes). It carries its classes and preprocessing, so `predict --weights FILE` needs
     nothing else. The report is stored beside it as `NAME.parity.json`.
 
@@ -188,8 +188,12 @@ def export_network(
         batch_size=batch_size,
         opset=opset,
     )
-    images = package_photographs() if calibration is None else calibration_images(calibration)
     preprocessing = network.metadata.preprocessing
+    images = (
+        package_photographs(preprocessing.channels)
+        if calibration is None
+        else calibration_images(calibration)
+    )
     settings = FileSettings(
         metadata=network.metadata,
         precision=precision,

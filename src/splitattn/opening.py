@@ -5,7 +5,7 @@ A network is named by a model and a tag, a file of weights in any layout, a trai
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from splitattn.architectures import Architecture, architecture
 from splitattn.engines.engine import Engine
 from splitattn.engines.table import EngineRow, fastest_engine, file_engine, find_engine
 from splitattn.errors import InputError, WeightsError
+from splitattn.files import open_file
 from splitattn.graph.folding import FoldedNetwork, Form, fold
 from splitattn.graph.reference import Reference
 from splitattn.preprocessing import Preprocessing, at_size
@@ -100,6 +101,7 @@ def open_network(
     engine: str = "auto",
     device: str = "auto",
     size: int | None = None,
+    white_level: float | None = None,
     progress: Progress | None = None,
 ) -> OpenedNetwork:
     """Open the network that a person means.
@@ -113,6 +115,8 @@ def open_network(
         engine: what runs it; "auto" is the fastest that is installed, or an exported file's own.
         device: "auto" is CUDA where PyTorch sees it, and else the CPU.
         size: height and width of the images, if not the network's own.
+        white_level: the value of full brightness in images of more than 8 bits per channel, if not
+            the network's own, which may be that of each image.
         progress: follows the download of weights, if there is one.
 
     Raises:
@@ -122,18 +126,26 @@ def open_network(
     if engine != "auto":
         find_engine(engine)  # wrong names fail before anything is downloaded
     if weights is not None and (row := file_engine(weights)):
-        return _open_exported(row, Path(weights), model, engine=engine, device=device, size=size)
+        opened = _open_exported(row, Path(weights), model, engine=engine, device=device, size=size)
+        return _with_white_level(opened, white_level)
     trained = open_weights(model, weights, progress=progress)
     preprocessing = trained.metadata.preprocessing
     if size is not None:
         preprocessing = at_size(preprocessing, size)
-    return OpenedNetwork(
+    opened = OpenedNetwork(
         engine=trained.load(engine, device, size=preprocessing.size),
         model=trained.metadata.model,
         weights=trained.weights,
         classes=trained.metadata.classes,
         preprocessing=preprocessing,
     )
+    return _with_white_level(opened, white_level)
+
+
+def _with_white_level(opened: OpenedNetwork, white_level: float | None) -> OpenedNetwork:
+    if white_level is None:
+        return opened
+    return replace(opened, preprocessing=replace(opened.preprocessing, white_level=white_level))
 
 
 def open_weights(
@@ -147,7 +159,7 @@ def open_weights(
     Raises:
         InputError: there is no such model.
         WeightsError: the weights cannot be found, verified or matched to the model, have no
-            classifier, or are not for RGB images.
+            classifier, or nothing says how images of their channels are prepared.
     """
     if weights is not None and file_engine(weights):
         raise WeightsError(
@@ -162,10 +174,12 @@ def open_weights(
             f"{resolved.path} has no classifier, so it cannot label images: fine-tune it first, or "
             "name other weights"
         )
-    if found.in_chans != 3:
+    channels = resolved.preprocessing.channels
+    if found.in_chans != channels:
         raise WeightsError(
-            f"{resolved.path} takes images of {found.in_chans} channels, and photographs have 3: "
-            "name weights for RGB images"
+            f"{resolved.path} takes images of {found.in_chans} channels, but their mean and "
+            f"deviation are known for {channels}: name other weights, or write them with their "
+            "metadata (save_pretrained)"
         )
     classes = resolved.classes or tuple(map(str, range(found.num_classes)))
     if len(classes) != found.num_classes:
@@ -252,7 +266,7 @@ def open_exported(
 
 def _check_start(path: Path) -> None:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(256)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -264,12 +278,14 @@ def _check_start(path: Path) -> None:
 def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:
     """Raise unless the network takes images and has a name for each output."""
     size = metadata.preprocessing.size
-    pixels = np.zeros((engine.batch or 2, 3, size, size), np.uint8)
+    channels = metadata.preprocessing.channels
+    pixels = np.zeros((engine.batch or 2, channels, size, size), np.uint8)
     try:
         logits = engine.run(pixels, metadata.preprocessing)
     except Exception as error:  # as above
         raise WeightsError(
-            f"{path} does not take images of {size} pixels, as it says: export it again"
+            f"{path} does not take images of {size} pixels and {channels} channels, as it says: "
+            "export it again"
         ) from error
     if logits.shape != (len(pixels), len(metadata.classes)):
         raise WeightsError(

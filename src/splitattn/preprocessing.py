@@ -14,6 +14,9 @@ from splitattn.errors import InputError
 _LARGEST_SIZE = 4096
 _LARGEST_RESIZED = 2 * _LARGEST_SIZE
 
+# A hyperspectral camera has a few hundred.
+MOST_CHANNELS = 1024
+
 # An image longer than this many times its shorter side, or larger than this when resized, is cut
 # first. Otherwise a file of a few bytes would grow to gigabytes.
 _LONGEST_STRIP = 100
@@ -41,7 +44,10 @@ class Preprocessing:
         order: "crop-resize" cuts the crop out of the original and resizes it to `size` (official
             ResNeSt); "resize-crop" resizes the shorter side to `size / crop_fraction` and cuts
             `size` out of that (torchvision, timm, GluonCV).
-        mean, std: per RGB channel, of values scaled to 0..1.
+        mean, std: per channel, of values scaled to 0..1. Their number is the network's channels:
+            three are R, G and B with 8 bits each; any other number keeps all bits of its images.
+        white_level: the value of full brightness in images of more than 8 bits per channel; None
+            takes it from each image.
 
     Raises:
         InputError: a field is outside its range.
@@ -51,8 +57,9 @@ class Preprocessing:
     crop_fraction: float
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     order: Literal["crop-resize", "resize-crop"] = "crop-resize"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    white_level: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= _LARGEST_SIZE:
@@ -73,15 +80,21 @@ class Preprocessing:
         if self.order not in ("crop-resize", "resize-crop"):
             raise InputError(f"order must be 'crop-resize' or 'resize-crop', got {self.order!r}")
         if (
-            len(self.mean) != 3
-            or len(self.std) != 3
+            not 1 <= len(self.mean) == len(self.std) <= MOST_CHANNELS
             or not all(-inf < value < inf for value in self.mean)
             or not all(0 < value < inf for value in self.std)
         ):
             raise InputError(
-                "mean and std must be three numbers each and std positive, "
-                f"got {self.mean} and {self.std}"
+                f"mean and std must have a number for each channel, 1 to {MOST_CHANNELS}, and std "
+                f"must be positive, got {self.mean!s:.60} and {self.std!s:.60}"
             )
+        if self.white_level is not None and not 0 < self.white_level < inf:
+            raise InputError(f"white_level must be above 0, got {self.white_level}")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's input."""
+        return len(self.mean)
 
 
 def center_crop(size: int) -> Preprocessing:
@@ -113,6 +126,14 @@ def rescaled(preprocessing: Preprocessing, size: int) -> Preprocessing:
     if official and preprocessing.order == "crop-resize":
         return replace(resized, crop_fraction=center_crop(size).crop_fraction)
     return resized
+
+
+def with_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
+    """`preprocessing` for another number of channels: each gets the average mean and deviation."""
+    if channels == preprocessing.channels:
+        return preprocessing
+    mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
+    return replace(preprocessing, mean=(mean,) * channels, std=(std,) * channels)
 
 
 @dataclass(frozen=True, kw_only=True)

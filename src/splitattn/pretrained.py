@@ -121,10 +121,10 @@ def _checked(model: ResNeSt, metadata: ModelMetadata, license: str | None) -> Mo
             f"{len(metadata.classes)}"
         )
     stem = next(model.parameters())
-    if stem.shape[1] != 3:
+    if stem.shape[1] != (channels := metadata.preprocessing.channels):
         raise InputError(
-            f"only networks for RGB images can be saved like this, this one takes {stem.shape[1]} "
-            "channels: save its state_dict with safetensors"
+            f"metadata must have a mean and deviation for each of the model's {stem.shape[1]} "
+            f"channels, it has {channels}"
         )
     if model.output_stride != 32:
         raise InputError(

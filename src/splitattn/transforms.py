@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitattn.images.decode import ImageSource, decode
-from splitattn.images.preprocess import normalize, preprocess
+from splitattn.images.decode import ImageSource
+from splitattn.images.preprocess import load_pixels, normalize
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.resolve import resolve
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """An image becomes the normalized tensor (3, size, size) that a network expects.
+    """An image becomes the normalized tensor (C, size, size) that a network expects.
 
     Attributes:
         preprocessing: how.
@@ -32,7 +32,7 @@ class Transform:
         """
         import torch
 
-        pixels = preprocess(decode(image), self.preprocessing)
+        pixels = load_pixels(image, self.preprocessing)
         return torch.from_numpy(normalize(pixels[None], self.preprocessing)[0])
 
 

@@ -42,6 +42,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 64,
     workers: int | None = None,
+    white_level: float | None = None,
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
 ) -> NetworkEvaluation:
@@ -55,6 +56,7 @@ def evaluate(
         size: height and width of the images, if not the network's own.
         batch_size: images that the network sees at once.
         workers: threads that decode images; None chooses from the number of processors.
+        white_level: see `Classifier`.
         progress: follows the download of weights, if there is one.
         on_images: told how many more images are done, of how many in all.
 
@@ -65,7 +67,13 @@ def evaluate(
     """
     images = open_data(data, split, class_names)
     network = open_network(
-        model, weights, engine=engine, device=device, size=size, progress=progress
+        model,
+        weights,
+        engine=engine,
+        device=device,
+        size=size,
+        white_level=white_level,
+        progress=progress,
     )
     images = with_classes_of_model(images, network.classes)
     measured = measure(

@@ -13,7 +13,7 @@ from splitattn.data.calibration import (
 )
 from splitattn.errors import DataError
 from splitattn.images.samples import sample_photographs
-from splitattn.preprocessing import Preprocessing
+from splitattn.preprocessing import Preprocessing, with_channels
 from tests.data.datasets import CLASSES, write_image_folder
 
 SAMPLES = sample_photographs()[0].parent
@@ -58,4 +58,7 @@ def test_the_sample_is_always_the_same_and_passes_over_broken_images(tmp_path: P
 
 
 def test_the_packages_own_photographs_can_be_sampled() -> None:
-    assert len(sampled(package_photographs(), PREPROCESSING, 10)) == 5
+    for channels in (1, 3, 4):
+        pixels = sampled(package_photographs(channels), with_channels(PREPROCESSING, channels), 10)
+        size = PREPROCESSING.size
+        assert [image.shape for image in pixels] == [(channels, size, size)] * 5

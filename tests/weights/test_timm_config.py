@@ -104,10 +104,12 @@ def test_the_sizes_for_tests_come_first(tmp_path: Path) -> None:
     assert (preprocessing.size, preprocessing.crop_fraction) == (288, 1.0)
 
 
-def test_one_mean_of_grey_images_is_that_of_every_channel(tmp_path: Path) -> None:
-    gray = changed(mean=[0.4], std=[0.2], input_size=[1, 64, 64])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_one_mean_is_that_of_every_channel(tmp_path: Path, channels: int) -> None:
+    gray = changed(mean=[0.4], std=[0.2], input_size=[channels, 64, 64])
     preprocessing = read_config(write(tmp_path, gray)).preprocessing
-    assert (preprocessing.mean, preprocessing.std) == ((0.4,) * 3, (0.2,) * 3)
+    assert preprocessing.mean == (0.4,) * channels
+    assert preprocessing.std == (0.2,) * channels
 
 
 def test_the_older_shape_in_one_piece_is_understood(tmp_path: Path) -> None:
@@ -176,9 +178,9 @@ def test_another_architecture_gets_the_nearest_name(tmp_path: Path) -> None:
         ({"interpolation": "lanczos"}, "interpolation must be"),
         ({"interpolation": ["bilinear"]}, "interpolation must be"),
         ({"mean": [0.5, float("inf"), 0.5]}, "expected a number, got inf"),
-        ({"mean": {"r": 1}}, "must be three numbers each"),
-        ({"std": [0.1, 0.1]}, "must be three numbers each"),
-        ({"std": [0, 0, 0]}, "std positive"),
+        ({"mean": {"r": 1}}, "must have a number for each of 3 channels"),
+        ({"std": [0.1, 0.1]}, "must have a number for each of 3 channels"),
+        ({"std": [0, 0, 0]}, "std must be positive"),
     ],
 )
 def test_fields_that_are_wrong_are_refused(

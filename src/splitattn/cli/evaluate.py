@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitattn.cli.options import ClassNames, Device, Engine, Model, Output, Weights, Workers
+from splitattn.cli.options import (
+    ClassNames,
+    Device,
+    Engine,
+    Model,
+    Output,
+    Weights,
+    WhiteLevel,
+    Workers,
+)
 from splitattn.errors import one_line
 
 if TYPE_CHECKING:
@@ -31,6 +40,7 @@ def evaluate(
     device: Device = "auto",
     engine: Engine = "auto",
     workers: Workers = None,
+    white_level: WhiteLevel = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output: Output = None,
 ) -> None:
@@ -55,6 +65,7 @@ def evaluate(
             device=device,
             batch_size=batch_size,
             workers=workers,
+            white_level=white_level,
             progress=progress,
             on_images=advance,
         )

@@ -27,6 +27,13 @@ Workers = Annotated[
     int | None,
     typer.Option(help="Threads that decode images. [default: chosen from the CPU count]", min=1),
 ]
+WhiteLevel = Annotated[
+    float | None,
+    typer.Option(
+        help="The value of white in images of more than 8 bits. [default: the weights', else by "
+        "the image]",
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option(help="Write the results to this file instead of stdout.")
 ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitattn.cli.options import Device, Engine, Model, Output, Weights, Workers
+from splitattn.cli.options import Device, Engine, Model, Output, Weights, WhiteLevel, Workers
 from splitattn.cli.output import check_output, reconfigure, writing
 from splitattn.errors import ImageError, InputError, one_line
 
@@ -63,6 +63,7 @@ def predict(
             help="fast reads large JPEGs at reduced scale, never below twice the network's input."
         ),
     ] = Decoding.FAST,
+    white_level: WhiteLevel = None,
     layout: Annotated[
         Format | None,
         typer.Option(
@@ -91,6 +92,7 @@ def predict(
             device=device,
             engine=engine,
             decoding=decode.value,
+            white_level=white_level,
             progress=progress,
         )
     # File names need not be text: they come in as the system gives them and leave escaped.

@@ -40,6 +40,13 @@ def train(
             help="Start with a random classifier, also if that of the weights is as large.",
         ),
     ] = False,
+    in_chans: Annotated[
+        int | None,
+        typer.Option(
+            help="Channels of the images: 1 is gray; short for --set in_chans=. [default: 3, RGB]",
+            min=1,
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue the training in the output folder, if any."),
@@ -81,7 +88,7 @@ def train(
             model=model,
             weights=weights,
             recipe=recipe,
-            overrides=overrides or (),
+            overrides=[*(overrides or ()), *([] if in_chans is None else [f"in_chans={in_chans}"])],
             class_names=class_names,
             new_classifier=new_classifier,
             resume=resume,

@@ -1,6 +1,6 @@
 """Training crops and colors: how an image becomes another one of the same class.
 
-Shapes: C the three channels R, G, B, H and W rows and columns.
+Shapes: C channels, H and W rows and columns.
 """
 
 import math
@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from splitattn.data.auto_augment import ImageNetPolicies
 from splitattn.errors import InputError
+from splitattn.images.decode import RGB
 from splitattn.preprocessing import IMAGENET_MEAN, center_crop
 
 Crop = Literal["random-resized", "efficientnet"]
@@ -49,7 +50,7 @@ class Augmentation:
         color_jitter: by how much brightness, contrast and saturation vary about 1.
         lighting: deviation of AlexNet's noise along the principal axes of color.
         random_erasing: probability that a rectangle is painted over with `mean`.
-        mean: color that the network takes for 0: values of R, G and B from 0 to 1.
+        mean: color that the network takes for 0: a value of each channel from 0 to 1.
 
     Raises:
         InputError: a field is outside its range.
@@ -63,7 +64,7 @@ class Augmentation:
     color_jitter: float = 0.0
     lighting: float = 0.0
     random_erasing: float = 0.0
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: tuple[float, ...] = IMAGENET_MEAN
 
     def __post_init__(self) -> None:
         rules = {
@@ -76,6 +77,21 @@ class Augmentation:
             "lighting": (0 <= self.lighting <= 1, "from 0 to 1"),
             "random_erasing": (0 <= self.random_erasing <= 1, "from 0 to 1"),
         }
+        channels = len(self.mean)
+        if channels != RGB:  # of colors, gray has but brightness and contrast
+            policies = ("none", "rand", "trivial") if channels == 1 else ("none",)
+            allowed = " or ".join(policies)
+            rules |= {
+                "auto_augment": (
+                    self.auto_augment in policies,
+                    f"{allowed} for {channels} channels",
+                ),
+                "color_jitter": (
+                    channels == 1 or not self.color_jitter,
+                    f"0 for {channels} channels",
+                ),
+                "lighting": (not self.lighting, f"0 for {channels} channels"),
+            }
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(
@@ -83,8 +99,11 @@ class Augmentation:
                 )
 
 
-def training_transform(augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
-    """An RGB image to uint8 pixels (3, size, size), drawn from torch's CPU generator.
+def training_transform(augmentation: Augmentation) -> Callable[[Image.Image | Tensor], Tensor]:
+    """A training image, drawn from torch's CPU generator.
+
+    An RGB image becomes uint8 pixels (3, size, size). Of other channels, floats (C, H, W) from 0 to
+    1 become floats (C, size, size).
 
     Crop, flip, colors and lighting follow each other as in the official training; erasing comes
     last. AutoAugment's policies come first, as there. RandAugment and TrivialAugment follow the
@@ -92,6 +111,7 @@ def training_transform(augmentation: Augmentation) -> Callable[[Image.Image], Te
     nothing and draws nothing. The result can be pickled.
     """
     interpolation = v2.InterpolationMode(augmentation.interpolation)
+    rgb = len(augmentation.mean) == RGB
     steps: list[Callable[[Any], Any]] = []
     if augmentation.auto_augment == "imagenet":
         steps.append(ImageNetPolicies())
@@ -117,10 +137,18 @@ def training_transform(augmentation: Augmentation) -> Callable[[Image.Image], Te
     if augmentation.lighting:
         steps.append(_Lighting(deviation=augmentation.lighting))
     if augmentation.random_erasing:
-        mean = [round(255 * value) for value in augmentation.mean]
+        mean = list(augmentation.mean)
+        if rgb:
+            mean = [round(255 * value) for value in mean]
         steps.append(v2.RandomErasing(p=augmentation.random_erasing, value=mean))
-    transform: Callable[[Image.Image], Tensor] = v2.Compose(steps)
+    if not rgb:
+        steps.append(_clipped)  # the filters of a resize overshoot
+    transform: Callable[[Image.Image | Tensor], Tensor] = v2.Compose(steps)
     return transform
+
+
+def _clipped(image: Tensor) -> Tensor:
+    return image.clamp(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +164,11 @@ class _EfficientNetCrop:
     smallest: float
     interpolation: v2.InterpolationMode
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        left, top, width, height = self._draw(*image.size) or self._center(*image.size)
-        crop: Image.Image = v2.functional.resized_crop(
+    def __call__(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        image_height, image_width = v2.functional.get_size(image)
+        size = (image_width, image_height)
+        left, top, width, height = self._draw(*size) or self._center(*size)
+        crop: Image.Image | Tensor = v2.functional.resized_crop(
             image, top, left, height, width, [self.size, self.size], self.interpolation
         )
         return crop

@@ -3,21 +3,23 @@
 import logging
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
 from splitattn.data.sources import open_data
 from splitattn.errors import DataError, ImageError
 from splitattn.files import is_folder
-from splitattn.images.decode import decode
+from splitattn.images.decode import RGB, decode
 from splitattn.images.paths import images_below, passed_over_text
-from splitattn.images.preprocess import preprocess
+from splitattn.images.preprocess import load_pixels
 from splitattn.images.samples import sample_photographs
 from splitattn.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from splitattn.images.preprocess import Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -49,32 +51,35 @@ def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabelledImag
         return images, False
 
 
-def package_photographs() -> LabelledImages:
-    """The five photographs that ship with the package, without labels."""
-    paths = sample_photographs()
-    return _unlabelled("splitattn", [str(path) for path in paths])
+def package_photographs(channels: int) -> LabelledImages:
+    """The five photographs that ship with the package, without labels.
+
+    Networks of other channels than gray or RGB see R, G and B again and again.
+    """
+    paths = [str(path) for path in sample_photographs()]
+    photographs = _unlabelled("splitattn", paths)
+    if channels in (1, RGB):
+        return photographs
+    order = [channel % RGB for channel in range(channels)]
+    return replace(photographs, images=[np.asarray(decode(path))[..., order] for path in paths])
 
 
-def sampled(
-    data: LabelledImages, preprocessing: Preprocessing, count: int
-) -> "list[NDArray[np.uint8]]":
-    """Up to `count` readable images, always the same ones: uint8 pixels (3, size, size) each.
+def sampled(data: LabelledImages, preprocessing: Preprocessing, count: int) -> "list[Pixels]":
+    """Up to `count` readable images, always the same ones, as `load_pixels` gives them.
 
     Raises:
         DataError: none of them can be read.
     """
     order = random.Random(_SEED).sample(range(len(data)), len(data))
-    pixels: list[NDArray[np.uint8]] = []
+    pixels: list[Pixels] = []
     problem = ""
     for index in order:
         if len(pixels) == count:
             break
         try:
-            image = decode(data.images[index], name=data.names[index])
+            pixels.append(load_pixels(data.images[index], preprocessing, name=data.names[index]))
         except ImageError as error:
             problem = problem or str(error)
-            continue
-        pixels.append(preprocess(image, preprocessing))
     if not pixels:
         raise DataError(f"calibration needs readable images, got none; the first: {problem}")
     return pixels

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from splitattn.data.labelled import LabelledImages
 from splitattn.errors import ImageError
-from splitattn.images.loading import Decoding, load_batches
+from splitattn.images.loading import Decoding, Loaded, load_batches
+from splitattn.images.preprocess import Pixels
 from splitattn.preprocessing import Preprocessing
 
 
@@ -20,13 +21,13 @@ class EvalBatch:
     """Images to evaluate; those that cannot be read are left out.
 
     Attributes:
-        images: (B, 3, size, size), uint8.
+        images: (B, C, size, size), see `images.preprocess.load_pixels`.
         labels: (B,), int64.
         indices: (B,), int64: positions in the data set.
         problems: a line for each image that could not be read.
     """
 
-    images: NDArray[np.uint8]
+    images: Pixels
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
     problems: tuple[str, ...]
@@ -65,14 +66,14 @@ def eval_batches(
         decoding=decoding,
         names=(data.names[index] for index in chain.from_iterable(batches)),
     )
-    return _labelled(loaded, batches, data, preprocessing.size)
+    return _labelled(loaded, batches, data, preprocessing)
 
 
 def _labelled(
-    loaded: Generator[list[NDArray[np.uint8] | ImageError], None, None],
+    loaded: Generator[list[Loaded], None, None],
     batches: list[range],
     data: LabelledImages,
-    size: int,
+    preprocessing: Preprocessing,
 ) -> Generator[EvalBatch, None, None]:
     with closing(loaded):
         for indices, batch in zip(batches, loaded, strict=True):
@@ -81,7 +82,8 @@ def _labelled(
                 for index, item in zip(indices, batch, strict=True)
                 if not isinstance(item, ImageError)
             }
-            nothing = np.empty((0, 3, size, size), np.uint8)
+            size = preprocessing.size
+            nothing = np.empty((0, preprocessing.channels, size, size), np.uint8)
             yield EvalBatch(
                 images=np.stack(list(pixels.values())) if pixels else nothing,
                 labels=np.array([data.labels[index] for index in pixels], np.int64),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from splitattn.data.class_names import Match, are_numbers, are_unnamed, match
 from splitattn.errors import DataError, ImageError
-from splitattn.images.decode import ImageSource, decode
+from splitattn.images.decode import RGB, ImageSource, decode_as
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,11 @@ class LabelledImages:
         return replace(self, classes=classes)
 
 
-def check_classes_have_images(data: LabelledImages) -> None:
+def check_classes_have_images(data: LabelledImages, channels: int = RGB) -> None:
     """Decode one image of each class, and warn of classes that have none.
+
+    Args:
+        channels: of the network.
 
     Raises:
         DataError: a class has images, and none of them can be read.
@@ -62,19 +65,19 @@ def check_classes_have_images(data: LabelledImages) -> None:
         logger.warning("%d classes have no training image: %s%s", len(missing), shown, more)
     # In the order of the data, which may lie together on the disk.
     for label, indices in by_class.items():
-        if problem := _why_unreadable(data, indices):
+        if problem := _why_unreadable(data, indices, channels):
             raise DataError(
                 f"each class must have training images that can be read, got none of "
                 f"{len(indices)} for {data.classes[label]!r}; the first: {problem}"
             )
 
 
-def _why_unreadable(data: LabelledImages, indices: list[int]) -> str:
+def _why_unreadable(data: LabelledImages, indices: list[int], channels: int) -> str:
     """What is wrong with the first of the images, or "" if any of them can be read."""
     problem = ""
     for index in indices:
         try:
-            decode(data.images[index], name=data.names[index])
+            decode_as(data.images[index], channels, name=data.names[index])
         except ImageError as error:
             problem = problem or str(error)
         else:

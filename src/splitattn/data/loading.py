@@ -1,4 +1,4 @@
-"""Training batches: decoded and augmented in worker processes, uint8 until they are normalized."""
+"""Training batches: decoded and augmented in worker processes, normalized on the device."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from splitattn.data.augmentation import Augmentation, training_transform
 from splitattn.data.labelled import LabelledImages
 from splitattn.errors import DataError, ImageError
-from splitattn.images.decode import decode
+from splitattn.images.decode import decode_as
 
 # Unreadable images in a row after which a training gives up: a disk that is gone, not a bad file.
 _GIVE_UP = 100
@@ -26,7 +26,7 @@ class Batch:
     """What a loader yields.
 
     Attributes:
-        images: (B, 3, H, W), uint8.
+        images: (B, C, H, W): uint8 for RGB, else floats from 0 to 1.
         labels: (B,), int64.
         indices: (B,), int64: where in the data set each image stands.
         problems: a line for each image that could not be read; the next readable one is in its
@@ -59,7 +59,9 @@ class _Item:
 @dataclass(frozen=True, kw_only=True)
 class _TrainItems(Dataset[_Item | DataError]):
     data: LabelledImages
-    transform: Callable[[Image.Image], Tensor]
+    channels: int
+    white_level: float | None
+    transform: Callable[[Image.Image | Tensor], Tensor]
     seed: int
     epoch: int
 
@@ -69,7 +71,7 @@ class _TrainItems(Dataset[_Item | DataError]):
         attempts = min(len(self.data), _GIVE_UP)
         for index in ((drawn + offset) % len(self.data) for offset in range(attempts)):
             try:
-                image = decode(self.data.images[index], name=self.data.names[index])
+                image = self._decoded(index)
             except ImageError as error:
                 problem = problem or str(error)
                 continue
@@ -81,6 +83,12 @@ class _TrainItems(Dataset[_Item | DataError]):
             f"training needs readable images, got {attempts} in a row that are not; "
             f"the first: {problem}"
         )
+
+    def _decoded(self, index: int) -> Image.Image | Tensor:
+        """RGB as a Pillow image, any other number of channels as floats (C, H, W)."""
+        source, name = self.data.images[index], self.data.names[index]
+        image = decode_as(source, self.channels, name=name, white_level=self.white_level)
+        return image if isinstance(image, Image.Image) else torch.from_numpy(image)
 
 
 def _ignore_signals(_: int) -> None:
@@ -149,20 +157,27 @@ def train_loader(
     workers: int,
     seed: int,
     epoch: int,
+    white_level: float | None = None,
 ) -> DataLoader[Batch]:
     """The images of each of `batches`, augmented at random. Batches are always full.
 
     Args:
-        augmentation: how.
+        augmentation: how, and for how many channels.
         batches: indices into `data`, as `epoch_batches` makes them.
         workers: processes that decode.
         seed, epoch: together they decide every random choice.
+        white_level: see `Preprocessing`.
 
     While it is iterated, it raises:
         DataError: a hundred images in a row cannot be read.
     """
     items: Dataset[Any] = _TrainItems(
-        data=data, transform=training_transform(augmentation), seed=seed, epoch=epoch
+        data=data,
+        channels=len(augmentation.mean),
+        white_level=white_level,
+        transform=training_transform(augmentation),
+        seed=seed,
+        epoch=epoch,
     )
     return _Loader(
         items,

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitattn.images.preprocess import normalize
+from splitattn.images.preprocess import Pixels, normalize
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.metadata import ModelMetadata
 
 Array = NDArray[Any]
 Images = NDArray[np.float32]
 Logits = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 
 class Engine(ABC):
@@ -44,7 +43,7 @@ class Engine(ABC):
         return self._in_batches(self._infer, images_BCHW)
 
     def run(self, pixels_BCHW: Pixels, preprocessing: Preprocessing) -> Logits:
-        """uint8 pixels (B, C, H, W) to logits (B, classes)."""
+        """Pixels (B, C, H, W), as `load_pixels` gives them, to logits (B, classes)."""
         return self.logits(normalize(pixels_BCHW, preprocessing))
 
     @abstractmethod
@@ -63,7 +62,7 @@ class Engine(ABC):
     def warm_up(self, batch_size: int, preprocessing: Preprocessing) -> None:
         """Do what only the first batches of this size pay for."""
         size = preprocessing.size
-        blank = np.zeros((batch_size, len(preprocessing.mean), size, size), np.uint8)
+        blank = np.zeros((batch_size, preprocessing.channels, size, size), np.uint8)
         for _ in range(2):  # an engine may prepare for a size only when it comes again
             self.run(blank, preprocessing)
 

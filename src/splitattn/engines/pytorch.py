@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from splitattn.data.normalization import normalize
-from splitattn.engines.engine import Engine, FileSettings, Images, Logits, Pixels
+from splitattn.engines.engine import Engine, FileSettings, Images, Logits
 from splitattn.errors import InputError, WeightsError
+from splitattn.images.preprocess import Pixels
 from splitattn.nn.fusion import FusedResNeSt
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.metadata import METADATA_KEY
@@ -83,7 +84,13 @@ def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
             f"{size}; leave it out, or export to ONNX"
         )
     module = _Exportable(FusedResNeSt(network), half=settings.precision == "fp16")
-    program = traced(module, size, batch=settings.batch, dynamic_size=settings.dynamic_size)
+    program = traced(
+        module,
+        size,
+        channels=network.in_chans,
+        batch=settings.batch,
+        dynamic_size=settings.dynamic_size,
+    )
     extra = {f"{METADATA_KEY}.json": settings.metadata.to_json()}
     torch.export.save(program, path, extra_files=extra)
 
@@ -110,12 +117,18 @@ def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[TorchE
 
 
 def traced(
-    module: nn.Module, size: int, *, batch: int | None = None, dynamic_size: bool = False
+    module: nn.Module,
+    size: int,
+    *,
+    channels: int = 3,
+    batch: int | None = None,
+    dynamic_size: bool = False,
 ) -> "ExportedProgram":
     """`module` as a program of `torch.export` that takes "images".
 
     Args:
         size: height and width of the images, in pixels.
+        channels: of the images.
         batch: the only batch size; None takes any.
         dynamic_size: take images of other heights and widths too, of more than 32 pixels.
     """
@@ -123,7 +136,7 @@ def traced(
 
     # A length of one counts as fixed: a dynamic batch needs two images, a dynamic size two maps.
     side = max(size, 2 * _REDUCTION) if dynamic_size else size
-    images = torch.zeros(batch or 2, 3, side, side)
+    images = torch.zeros(batch or 2, channels, side, side)
     free = [*((0,) if batch is None else ()), *((2, 3) if dynamic_size else ())]
     shapes = {"images": dict.fromkeys(free, Dim.DYNAMIC)}
     with torch.no_grad():

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, IcoImagePlugin, Image, ImageOps, JpegImagePlugin
 
 from splitattn.errors import ImageError
+from splitattn.files import open_file
 from splitattn.images.crop import cropped
 from splitattn.images.header import Header, read_header
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
@@ -62,6 +63,9 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OLD_HEADER = 12  # bytes of the bitmap header whose sides have 16 bits
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+
+# Channels of the images that are decoded to 8 bits.
+RGB = 3
 
 # Pixels from which `decode_reduced` reduces. Smaller files decode in milliseconds, and reducing
 # them could change a label for no gain.
@@ -173,6 +177,23 @@ def decode_planes(
             return _raster(pixels, called).planes(channels)
 
 
+def decode_as(
+    source: ImageSource,
+    channels: int,
+    *,
+    name: str | None = None,
+    white_level: float | None = None,
+) -> Image.Image | NDArray[np.float32]:
+    """Decode `source` for a network of `channels` channels: RGB by `decode`, or `decode_planes`.
+
+    Raises:
+        ImageError: see there.
+    """
+    if channels == RGB:
+        return decode(source, name=name, white_level=white_level)
+    return decode_planes(source, channels, name=name, white_level=white_level)
+
+
 @contextmanager
 def _named(source: ImageSource, name: str | None) -> Iterator[str]:
     called = name or _name(source)
@@ -244,7 +265,8 @@ def _read_file(path: Path, limits: Limits) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("expected an image file, got a pipe or device")
         _check_bytes(status.st_size, limits)
-        return path.read_bytes()
+        with open_file(path) as file:  # between the look and here, it may have been replaced
+            return file.read()
     except FileNotFoundError:
         raise ImageError("no such file; check the path") from None
     except OSError as error:

@@ -6,18 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, repeat
 from typing import Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from splitattn.errors import ImageError, InputError
-from splitattn.images.decode import ImageSource, decode_reduced
+from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.preprocess import preprocess_reduced
+from splitattn.images.preprocess import Pixels, load_pixels
 from splitattn.preprocessing import Preprocessing, least_side
 
 Decoding = Literal["exact", "fast"]
 LazySource = ImageSource | Callable[[], ImageSource]
-Loaded = NDArray[np.uint8] | ImageError
+Loaded = Pixels | ImageError
 
 
 def load_batches(
@@ -46,8 +43,8 @@ def load_batches(
         names: what errors call the images; by default their paths.
 
     Yields:
-        For each image, in order, its uint8 pixels (3, size, size), or the error that says why it
-        has none.
+        For each image, in order, its pixels as `load_pixels` gives them, or the error that says why
+        it has none.
 
     Raises:
         InputError: a number is less than 1, or `decoding` is neither "exact" nor "fast".
@@ -62,12 +59,10 @@ def load_batches(
 
     def load(source: LazySource, name: str | None) -> Loaded:
         try:
-            reduced = decode_reduced(
-                source() if callable(source) else source, least, limits=limits, name=name
-            )
+            image = source() if callable(source) else source
+            return load_pixels(image, preprocessing, least_side=least, limits=limits, name=name)
         except ImageError as error:
             return error
-        return preprocess_reduced(reduced, preprocessing)
 
     named = zip(sources, repeat(None)) if names is None else zip(sources, names, strict=True)
     return _batches(load, named, batch_size, workers)

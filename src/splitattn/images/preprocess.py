@@ -1,6 +1,6 @@
-"""The evaluation preprocessing: an RGB image becomes a network's input.
+"""The evaluation preprocessing: an image becomes a network's input.
 
-Shapes: B batch, C the three channels R, G, B, H and W rows and columns.
+Shapes: B batch, C channels, H and W rows and columns.
 """
 
 from math import ceil, floor
@@ -10,13 +10,68 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitattn.images.crop import cropped
-from splitattn.images.decode import Reduced
+from splitattn.images.decode import RGB, ImageSource, Reduced, decode_planes, decode_reduced
+from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.preprocessing import Preprocessing, geometry
+
+# RGB has 8 bits: uint8. Images of any other number of channels keep all bits: float32 from 0 to 1.
+Pixels = NDArray[np.uint8 | np.float32]
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+
+
+def load_pixels(
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    *,
+    least_side: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str | None = None,
+) -> Pixels:
+    """Decode an image, crop and resize it as `preprocessing` says.
+
+    Args:
+        source, limits, name: see `images.decode.decode`.
+        least_side: see `images.decode.decode_reduced`.
+
+    Returns:
+        Pixels (C, size, size), contiguous: uint8 for RGB, and for any other number of channels
+        float32 from 0 to 1.
+
+    Raises:
+        ImageError: the image cannot be used, or has other channels.
+    """
+    white = preprocessing.white_level
+    if preprocessing.channels == RGB:
+        reduced = decode_reduced(source, least_side, limits=limits, name=name, white_level=white)
+        return preprocess_reduced(reduced, preprocessing)
+    planes = decode_planes(
+        source, preprocessing.channels, limits=limits, name=name, white_level=white
+    )
+    return preprocess_planes(planes, preprocessing)
+
+
+def preprocess_planes(
+    planes_CHW: NDArray[np.float32],  # noqa: N803
+    preprocessing: Preprocessing,
+) -> NDArray[np.float32]:
+    """Crop and resize each channel as `preprocess` does, in floats.
+
+    Returns:
+        float32 (C, size, size), contiguous, from 0 to 1.
+    """
+    _, height, width = planes_CHW.shape
+    steps = geometry(width, height, preprocessing)
+    filter = _FILTERS[preprocessing.interpolation]
+
+    def prepared(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+        image = cropped(Image.fromarray(plane), steps.crop).resize(steps.resized, filter)
+        return np.asarray(cropped(image, steps.final_crop))
+
+    return np.stack([prepared(plane) for plane in planes_CHW]).clip(0, 1)
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -59,18 +114,21 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def normalize(
-    pixels_BCHW: NDArray[np.uint8],  # noqa: N803
+    pixels_BCHW: Pixels,  # noqa: N803
     preprocessing: Preprocessing,
 ) -> NDArray[np.float32]:
-    """Scale uint8 pixels (B, 3, H, W) to 0..1, subtract the mean and divide by the deviation.
+    """Scale pixels (B, C, H, W) to 0..1, subtract the mean and divide by the deviation.
+
+    uint8 pixels are divided by 255; floats are from 0 to 1 already.
 
     Returns:
         float32, contiguous, within 1e-6 of torchvision's `Normalize`.
     """
-    std = np.array(preprocessing.std).reshape(3, 1, 1)
-    mean = np.array(preprocessing.mean).reshape(3, 1, 1)
+    std = np.array(preprocessing.std).reshape(-1, 1, 1)
+    mean = np.array(preprocessing.mean).reshape(-1, 1, 1)
+    white = 255 if pixels_BCHW.dtype == np.uint8 else 1
     # One multiplication and one addition, rather than two divisions and a subtraction.
-    scale, shift = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+    scale, shift = (1 / (white * std)).astype(np.float32), (-mean / std).astype(np.float32)
     images_BCHW = np.multiply(pixels_BCHW, scale, dtype=np.float32, order="C")  # noqa: N806
     images_BCHW += shift  # noqa: N806
     return images_BCHW

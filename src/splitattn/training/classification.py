@@ -91,7 +91,7 @@ class Classification(Task[Batch]):
                 "train and val must be different images, got the same ones for both, from "
                 f"{train.origin}; put some of them into val/"
             )
-        check_classes_have_images(train)
+        check_classes_have_images(train, run.recipe.in_chans)
         recipe = run.recipe
         if run.batch_per_device == 1 and (recipe.mixup_alpha or recipe.cutmix_alpha):
             raise DataError(
@@ -128,6 +128,7 @@ class Classification(Task[Batch]):
             workers=run.workers,
             seed=recipe.seed,
             epoch=epoch,
+            white_level=recipe.white_level,
         )
 
     def forward(self, network: Callable[..., Any], batch: Batch, run: Run) -> StepOutput:
@@ -226,6 +227,12 @@ def _check_network(network: nn.Module, model: str, classes: int, recipe: Recipe)
     shape = getattr(network, "architecture", None)
     if shape is not None and ARCHITECTURES.get(model, shape) != shape:
         raise InputError(f"the network must be a {model}, got one of another architecture")
+    stem = next(network.parameters(), None)
+    if stem is not None and stem.ndim == 4 and stem.shape[1] != recipe.in_chans:
+        raise InputError(
+            f"the network must take images of in_chans channels, {recipe.in_chans}, got one for "
+            f"{stem.shape[1]}; pass **recipe.network_arguments() to create_model"
+        )
     outputs = getattr(network, "num_classes", classes)
     if outputs != classes:
         raise InputError(

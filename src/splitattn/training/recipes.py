@@ -16,11 +16,11 @@ from splitattn.data.augmentation import Augmentation, AutoAugment, Crop, Interpo
 from splitattn.errors import InputError, nearest
 from splitattn.files import is_file
 from splitattn.preprocessing import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+    MOST_CHANNELS,
     Preprocessing,
     center_crop,
     rescaled,
+    with_channels,
 )
 from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 
@@ -67,8 +67,13 @@ class Recipe:
             random weights it is 1.
         test_interpolation, test_order: filter and order of cropping and resizing then, as in
             `Preprocessing`; at random weights "bicubic" and "crop-resize".
+        in_chans: channels of the images: 3 is RGB with 8 bits each, 1 gray. Other images than RGB
+            keep all their bits.
         mean, std: of each channel, of values scaled to 0..1, in training and when the network is
-            measured; at random weights those of ImageNet.
+            measured; at random weights those of ImageNet. Channels that are not RGB take the
+            average of the three.
+        white_level: the value of full brightness in images of more than 8 bits per channel; None
+            takes it from each image.
         crop_scale: smallest share of an image's area that a training crop covers.
         crop, interpolation, auto_augment, color_jitter, lighting, random_erasing: of the training
             images, as in `Augmentation`.
@@ -108,8 +113,10 @@ class Recipe:
     test_crop_fraction: float | None = None
     test_interpolation: Interpolation | None = None
     test_order: Order | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    in_chans: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    white_level: float | None = None
     crop_scale: float = 0.08
     crop: Crop = "random-resized"
     interpolation: Interpolation = "bilinear"
@@ -158,6 +165,9 @@ class Recipe:
                 self.test_crop_fraction is None or 0 < self.test_crop_fraction <= 1,
                 "above 0, at most 1",
             ),
+            "in_chans": (1 <= self.in_chans <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}"),
+            "mean": (self._has_channels(self.mean), f"{self.in_chans} numbers, as in_chans says"),
+            "std": (self._has_channels(self.std), f"{self.in_chans} numbers, as in_chans says"),
             "dropout": (self.dropout is None or 0 <= self.dropout < 1, "0 or more, below 1"),
             "drop_path": (0 <= self.drop_path < 1, "0 or more, below 1"),
             "drop_block": (0 <= self.drop_block < 1, "0 or more, below 1"),
@@ -188,25 +198,29 @@ class Recipe:
     @property
     def preprocessing(self) -> Preprocessing:
         """How images are prepared when the network is measured."""
-        return Preprocessing(
+        plain = Preprocessing(
             size=self.test_size,
             crop_fraction=1.0 if self.test_crop_fraction is None else self.test_crop_fraction,
             interpolation=self.test_interpolation or "bicubic",
             order=self.test_order or "crop-resize",
-            mean=IMAGENET_MEAN if self.mean is None else self.mean,
-            std=IMAGENET_STD if self.std is None else self.std,
+            white_level=self.white_level,
         )
+        plain = with_channels(plain, self.in_chans)
+        return replace(plain, mean=self.mean or plain.mean, std=self.std or plain.std)
+
+    def _has_channels(self, values: tuple[float, ...] | None) -> bool:
+        return values is None or len(values) == self.in_chans
 
     def starting_from(self, expected: Preprocessing) -> "Recipe":
         """The recipe with the preprocessing of the weights to start from, where it leaves it open.
 
         A warning names what the recipe sets to another value.
         """
-        expected = rescaled(expected, self.test_size)
+        expected = with_channels(rescaled(expected, self.test_size), self.in_chans)
         values = {field: getattr(expected, name) for field, name in _FROM_WEIGHTS.items()}
         for field, value in values.items():
             own = getattr(self, field)
-            if own not in (None, value):
+            if own not in (None, value) and value is not None:
                 logger.warning(
                     "recipe: %s is %s, but the weights to start from expect %s", field, own, value
                 )
@@ -215,6 +229,7 @@ class Recipe:
     def network_arguments(self) -> dict[str, Any]:
         """What the network must be built with: keyword arguments of `create_model`."""
         return {
+            "in_chans": self.in_chans,
             "drop_path": self.drop_path,
             "drop_block": self.drop_block,
             "dropout": self.dropout,
@@ -267,6 +282,7 @@ _FROM_WEIGHTS = {
     "test_order": "order",
     "mean": "mean",
     "std": "std",
+    "white_level": "white_level",
 }
 
 
@@ -377,12 +393,12 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 
 def _numbers(key: str, value: object) -> tuple[float, ...]:
-    """A list of three numbers, one a channel."""
+    """A list of numbers, one a channel."""
     numbers = value if isinstance(value, list) else []
-    if len(numbers) != 3 or any(type(number) not in (int, float) for number in numbers):
+    if not numbers or any(type(number) not in (int, float) for number in numbers):
         raise InputError(
-            f"recipe: {key} must be a list of three numbers, such as [0.5, 0.5, 0.5], "
-            f"got {reprlib.repr(value)}"
+            f"recipe: {key} must be a list of numbers, one for each channel, such as "
+            f"[0.5, 0.5, 0.5], got {reprlib.repr(value)}"
         )
     return tuple(float(number) for number in numbers)
 

@@ -194,13 +194,14 @@ def _preprocessing(how: Preprocessing) -> str:
         "crop-resize": f"center crop ({crop}), then resize",
         "resize-crop": f"resize, then center crop ({crop})",
     }
+    values = "RGB values" if how.channels == 3 else f"each of {how.channels} channels,"
     return "\n".join(
         [
             "## Preprocessing",
             "",
             f"- {order[how.order]}, to {how.size} x {how.size} pixels",
             f"- filter: {how.interpolation}",
-            f"- mean {_numbers(how.mean)} and deviation {_numbers(how.std)} of RGB values in 0..1",
+            f"- mean {_numbers(how.mean)} and deviation {_numbers(how.std)} of {values} in 0..1",
         ]
     )
 

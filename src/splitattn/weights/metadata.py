@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from splitattn.architectures import split_name
 from splitattn.errors import InputError, WeightsError
+from splitattn.files import open_file
 from splitattn.preprocessing import Preprocessing
 
 METADATA_KEY = "splitattn"
@@ -92,15 +93,15 @@ def _our_name(name: str) -> str:
 
 
 def _preprocessing(fields: dict[str, Any]) -> Preprocessing:
-    red, green, blue = (float(value) for value in fields["mean"])
-    std_red, std_green, std_blue = (float(value) for value in fields["std"])
+    white_level = fields.get("white_level")
     return Preprocessing(
         size=_expect(int, fields["size"]),
         crop_fraction=float(fields["crop_fraction"]),
         interpolation=fields["interpolation"],
         order=fields["order"],
-        mean=(red, green, blue),
-        std=(std_red, std_green, std_blue),
+        mean=tuple(float(value) for value in fields["mean"]),
+        std=tuple(float(value) for value in fields["std"]),
+        white_level=None if white_level is None else float(white_level),
     )
 
 
@@ -116,7 +117,7 @@ def is_safetensors(path: Path) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         # Eight bytes of header length, then the header, a JSON object.
         return file.read(9)[8:] == b"{"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from splitattn.architectures import TIMM_NAMES, architecture, split_name
 from splitattn.errors import InputError, WeightsError
+from splitattn.files import open_file
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.catalogue import class_names
 from splitattn.weights.metadata import ModelMetadata, unreadable
@@ -46,7 +47,7 @@ class Config:
 
 
 def to_config(metadata: ModelMetadata, *, license: str | None = None) -> str:
-    """The text of a `config.json` for weights with this metadata, for RGB images.
+    """The text of a `config.json` for weights with this metadata.
 
     timm always resizes and then crops. Where we crop first, timm sees the same part of the image,
     but slightly different pixels. A model that timm does not have keeps our name, which timm
@@ -60,7 +61,7 @@ def to_config(metadata: ModelMetadata, *, license: str | None = None) -> str:
     num_classes = len(metadata.classes)
     pretrained = {
         "custom_load": False,
-        "input_size": [3, preprocessing.size, preprocessing.size],
+        "input_size": [preprocessing.channels, preprocessing.size, preprocessing.size],
         "fixed_input_size": False,
         "interpolation": preprocessing.interpolation,
         "crop_pct": preprocessing.crop_fraction,
@@ -93,7 +94,7 @@ def read_config(path: Path) -> Config:
             preprocessing that this package does not have.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             content = file.read(_LARGEST_BYTES + 1)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -153,7 +154,7 @@ def _classes(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, .
 
 def _preprocessing(fields: dict[str, Any]) -> Preprocessing:
     # Where test_* fields exist, timm's published accuracies use them.
-    _, height, width = fields.get("test_input_size") or fields["input_size"]
+    channels, height, width = fields.get("test_input_size") or fields["input_size"]
     if height != width:
         raise ValueError(f"input_size must be square, got {height!r:.60} by {width!r:.60}")
     crop_mode = fields.get("crop_mode", "center")
@@ -164,16 +165,19 @@ def _preprocessing(fields: dict[str, Any]) -> Preprocessing:
         crop_fraction=_number(fields.get("test_crop_pct") or fields["crop_pct"]),
         interpolation=fields["interpolation"],
         order="resize-crop",
-        mean=_per_channel(fields["mean"]),
-        std=_per_channel(fields["std"]),
+        mean=_per_channel(fields["mean"], channels),
+        std=_per_channel(fields["std"], channels),
     )
 
 
-def _per_channel(values: object) -> tuple[float, float, float]:
-    if not isinstance(values, list) or len(values) not in (1, 3):
-        raise TypeError(f"mean and std must be three numbers each, got {values!r:.60}")
-    red, green, blue = values if len(values) == 3 else values * 3  # one for gray images
-    return _number(red), _number(green), _number(blue)
+def _per_channel(values: object, channels: object) -> tuple[float, ...]:
+    if not isinstance(values, list) or len(values) not in (1, channels):
+        raise TypeError(
+            f"mean and std must have a number for each of {channels!r:.60} channels, "
+            f"got {values!r:.60}"
+        )
+    numbers = tuple(_number(value) for value in values)
+    return numbers if len(numbers) == channels else numbers * _index(channels)
 
 
 def _object(value: object) -> dict[str, Any]:
