@@ -61,7 +61,9 @@ def test_features_by_name_are_those_of_the_network(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_every_example_takes_a_training_step(title: str) -> None:
+def test_every_example_takes_a_training_step_and_its_backbone_comes_out_again(
+    title: str, tmp_path: Path
+) -> None:
     names = example(title)
     model = names["model"]
     assert names["loss"].isfinite()
@@ -75,6 +77,10 @@ def test_every_example_takes_a_training_step(title: str) -> None:
         assert torch.equal(stage[0].conv1.weight, before[0].conv1.weight) == frozen
         for norm, as_before in zip(norms(stage), norms(before), strict=True):
             assert torch.equal(norm.running_mean, as_before.running_mean) == norm.frozen
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    again = create_backbone("resnest26_tiny", weights=tmp_path / "model.pth")
+    for stage, loaded in zip(stages, again.stages(), strict=True):
+        torch.testing.assert_close(loaded.state_dict(), stage.state_dict(), rtol=0, atol=0)
 
 
 def norms(stage: nn.Module) -> list[BatchNorm2d]:

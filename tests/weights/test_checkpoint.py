@@ -165,7 +165,7 @@ def hostile_files(folder: Path, canary: Path) -> list[Path]:
 def test_a_hostile_pickle_does_not_run(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     for path in hostile_files(tmp_path, canary):
-        assert "besides tensors" in refusal(path)
+        assert re.search(r"it has objects \(.*pathlib.PosixPath.*, which are not", refusal(path))
         assert not canary.exists()
     # The payload is real: a reader that trusts the file runs it.
     torch.load(tmp_path / "zip.pth", weights_only=False)
@@ -268,7 +268,7 @@ def test_a_dictionary_that_holds_itself_is_not_weights(tmp_path: Path) -> None:
     content: dict[str, Any] = {}
     content["model"] = content
     torch.save(content, tmp_path / "a")
-    assert "no weights" in refusal(tmp_path / "a")
+    assert "it holds itself" in refusal(tmp_path / "a")
 
 
 def test_torchscript_is_not_weights(tmp_path: Path) -> None:

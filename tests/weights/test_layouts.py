@@ -28,8 +28,12 @@ from tests.nn.networks import small
 from tests.weights.networks import Shapes, shapes_of
 
 FOREIGN = [layout for layout in LAYOUTS if layout is not OFFICIAL]
+# Where trainers and larger models put a network.
+PREFIXES = ("", "backbone.", "bottom_up.", "backbone.bottom_up.", "model.", "backbone.body.")
 KEY_MAPPINGS = [
-    KeyMapping(layout=layout, prefix=prefix) for layout in LAYOUTS for prefix in layout.prefixes
+    KeyMapping(layout=layout, prefix=prefix)
+    for layout in LAYOUTS
+    for prefix in dict.fromkeys((layout.prefix, *PREFIXES))
 ]
 HEAD = {"fc.weight", "fc.bias"}
 
@@ -143,7 +147,7 @@ def test_a_layout_holds_a_variant_and_gives_it_back_or_says_why_not(
         for key, shape in shapes_of(model).items()
         if layout is not MMDET or key not in HEAD
     }
-    for prefix in layout.prefixes:
+    for prefix in dict.fromkeys((layout.prefix, *PREFIXES)):
         key_mapping = KeyMapping(layout=layout, prefix=prefix)
         own = own_shapes(model, key_mapping)
         assert len(own) == len(official)
@@ -247,7 +251,7 @@ def test_an_official_name_in_another_projects_file_is_a_stranger(layout: Layout)
     """As scripts leave it behind that rename most of the keys."""
     whole = own_shapes("resnest14", layout.key_mapping)
     own = layout.key_mapping.own("bn1.weight")
-    left = f"{layout.prefixes[0]}bn1.weight"
+    left = f"{layout.prefix}bn1.weight"
     message = refusal({left if k == own else k: v for k, v in whole.items()}, "resnest14")
     assert f"missing ({own}), 1 are unexpected ({left})" in message
 

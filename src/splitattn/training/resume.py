@@ -1,7 +1,7 @@
 """`last.pt`: everything that a training needs to continue as if it had never stopped.
 
-It is written by `torch.save` and holds tensors and plain values only, so that
-`torch.load(path, weights_only=True)` reads it. Its keys:
+It is written by `torch.save` and holds tensors and plain values only. `weights.pickles` reads it.
+Its keys:
 
 - `model`: the network's state dict;
 - `ema`: the averaged network's state dict, with the same keys; only if the recipe averages;
@@ -26,6 +26,8 @@ from splitattn import distributed
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import replacing
 from splitattn.training.output import unwritable
+from splitattn.weights.checkpoint import as_tensors
+from splitattn.weights.pickles import load_pickle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +121,11 @@ def restore(path: Path, identity: dict[str, Any], parts: Mapping[str, Any]) -> S
         changed = _changed(content["identity"], identity)
         if not changed:
             for name, part in parts.items():
+                before = part.state_dict()
                 part.load_state_dict(content[name])
-            state = State(**content["state"])
-            state.epoch = Sums(**content["epoch"])
-            state.recent = Sums(**content["recent"])
-            return state
+                _check_alike(before, part.state_dict(), name)
+                _check_averages(part)
+            return _state(content)
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever damaged bytes make torch raise
@@ -152,7 +154,41 @@ def of_this_launch(path: Path) -> bool:
 
 
 def _load(path: Path) -> Any:
-    return torch.load(path, weights_only=True, map_location="cpu")
+    return as_tensors(load_pickle(path).content)
+
+
+def _state(content: dict[str, Any]) -> State:
+    state = State(**content["state"])
+    state.epoch, state.recent = Sums(**content["epoch"]), Sums(**content["recent"])
+    _check_alike(vars(State()), vars(state), "state")
+    for sums in (state.epoch, state.recent):
+        _check_alike(vars(Sums()), vars(sums), "state")
+        _check_alike(dict.fromkeys(sums.figures, 0.0), sums.figures, "figures")
+    if state.step < 0 or not all(isinstance(line.get("kind"), str) for line in state.history):
+        raise TypeError("state must have a step and lines of the log")
+    return state
+
+
+def _check_alike(expected: Any, found: Any, name: str) -> None:
+    """Raise unless all values in `found` are of the types of those in `expected`."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in expected.keys() & found.keys():
+            _check_alike(expected[key], found[key], f"{name}.{key}")
+    elif isinstance(expected, list) and isinstance(found, list):
+        for before, after in zip(expected, found, strict=False):
+            _check_alike(before, after, name)
+    elif type(expected) is not type(found) and {type(expected), type(found)} != {int, float}:
+        raise TypeError(f"{name} must be {type(expected).__name__}, got {type(found).__name__}")
+
+
+def _check_averages(part: Any) -> None:
+    """Raise unless an optimizer's averages have the shapes of their parameters."""
+    if not isinstance(part, torch.optim.Optimizer):
+        return
+    for parameter, averages in part.state.items():
+        for name, value in averages.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                raise TypeError(f"{name} must have shape {tuple(parameter.shape)}")
 
 
 def _changed(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:

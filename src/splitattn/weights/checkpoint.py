@@ -2,9 +2,9 @@
 
 import errno
 import json
+import pickle
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from splitattn.architectures import architecture
 from splitattn.errors import WeightsError
 from splitattn.files import replacing
-from splitattn.weights.layouts import OFFICIAL, KeyMapping, recognize
+from splitattn.weights.layouts import KeyMapping, count_known, recognize
 from splitattn.weights.matching import Fit, check_layout, check_match
 from splitattn.weights.metadata import (
     METADATA_KEY,
@@ -30,7 +30,9 @@ from splitattn.weights.metadata import (
     training_metadata_of,
     unreadable,
 )
-from splitattn.weights.pickles import load_pickle
+from splitattn.weights.pickles import damaged_pickle, load_pickle
+from splitattn.weights.unpickler import Array as PickledArray
+from splitattn.weights.unpickler import StoredTensor, Unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,21 +41,19 @@ Array = NDArray[Any]
 T = TypeVar("T", bound="Array | Tensor")
 
 # Where training scripts, ours too, put the state dict, best first: EMA weights come before others.
-_WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
-_MOST_WRAPPERS = 32
+# mmengine's `ema_state_dict` is no EMA but the weights before averaging, so it is not among them.
+_WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema", "params_ema"),
+    *("state_dict", "model_state_dict", "model", "params"),
+)
+_DEEPEST_WRAPPER = 4
 # DataParallel puts `module.` before every key; torch.compile puts `_orig_mod.` before the keys of
 # what it compiled.
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 # The counter that torch's AveragedModel keeps beside the weights.
 _NOT_WEIGHTS = frozenset({"n_averaged"})
-# Real numbers that a layer can be loaded from.
-_DTYPES = frozenset(
-    {
-        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "bool"),
-        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
-    }
-)
-_NUMPY_FLOATS = frozenset({"float64", "float32", "float16"})
+# What no layer can be loaded from.
+_COMPLEX = frozenset({"complex64", "complex128"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +128,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint[Array]:
 
     The file is safetensors, a file of `torch.save`, or a pickle of NumPy arrays, under any name.
     Wrappers (`state_dict`, `model`, `ema`, ...) are opened, prefixes (`module.`, `_orig_mod.`) are
-    removed, and other projects' keys become official ones. NumPy has no bfloat16: such tensors
-    become float32. All other numbers keep their type.
+    removed, and other projects' keys become official ones. Objects beside the weights are passed
+    over; nothing in the file is run. NumPy has no bfloat16: such tensors become float32. All other
+    numbers keep their type.
 
     Raises:
-        InputError: the file needs PyTorch, which is not installed.
-        WeightsError: the file cannot be read, is damaged, holds no weights, or holds anything
-            besides tensors and plain containers.
+        WeightsError: the file cannot be read, is damaged, holds no weights, holds those of several
+            networks, or has numbers of a type that NumPy does not have.
     """
     return _read(Path(path), "numpy", _as_array)
 
@@ -143,6 +143,9 @@ def read_tensors(path: str | Path) -> "Checkpoint[Tensor]":
     """Read a file into PyTorch's tensors of the file's own types, on the CPU.
 
     Everything else is as in `read_checkpoint`.
+
+    Raises:
+        WeightsError: as in `read_checkpoint`, except that every type will do.
     """
     return _read(Path(path), "pt", _as_tensor)
 
@@ -153,20 +156,24 @@ def _read(
     try:
         if is_safetensors(path):
             content, metadata = _read_safetensors(path, framework)
+            unknown: list[str] = []
         else:
-            content = load_pickle(path)
-            metadata = training_metadata_of(path, content)
+            pickled = load_pickle(path)
+            metadata = training_metadata_of(path, pickled.content)
+            content, unknown = _unwrap(pickled.content, path, 0), pickled.unknown
+        tensors = _bare(content, unknown, path)
+        converted = {key: _converted(value, convert, key, path) for key, value in tensors.items()}
     except OSError as error:
         raise unreadable(path, error) from error
-    tensors = {key: convert(value) for key, value in _state_dict(content, path).items()}
-    key_mapping = recognize(tensors)
-    officials = {
-        key: key if key_mapping.layout is OFFICIAL else key_mapping.official(key) for key in tensors
-    }
+    try:
+        key_mapping = recognize(converted)
+    except WeightsError as error:
+        raise WeightsError(f"{path} {error}") from error
+    officials = {key: key_mapping.official(key) for key in converted}
     nameless = [key for key, name in officials.items() if name is None]
     return Checkpoint(
         path=path,
-        tensors={name: tensors[key] for key, name in officials.items() if name is not None},
+        tensors={name: converted[key] for key, name in officials.items() if name is not None},
         metadata=metadata,
         key_mapping=key_mapping,
         unexpected=tuple(key for key in nameless if not key_mapping.is_outside(key)),
@@ -202,10 +209,7 @@ def _read_arrays(path: Path, file: Any, keys: list[str]) -> dict[str, Array]:
         try:
             arrays[key] = file.get_tensor(key)
         except (AttributeError, TypeError) as error:  # safetensors looks the type up in NumPy
-            raise WeightsError(
-                f"{path} must have numbers of a type that NumPy has, {key[:80]} is of {dtype}: "
-                "save it as float32"
-            ) from error
+            raise _not_numpys(path, key, dtype) from error
     return arrays
 
 
@@ -227,13 +231,28 @@ def _read_bfloat16(path: Path, offset: int, shape: list[int]) -> Array:
     return (upper.astype(np.uint32) << 16).view(np.float32).reshape(shape)
 
 
-def _state_dict(content: object, path: Path) -> dict[str, Any]:
-    tensors = _unwrap(content, set())
+def _not_numpys(path: Path, key: str, dtype: str) -> WeightsError:
+    return WeightsError(
+        f"{path} must have numbers of a type that NumPy has, {key[:80]} is of {dtype}: save it as "
+        "float32"
+    )
+
+
+def _bare(tensors: dict[str, Any], unknown: Sequence[str], path: Path) -> dict[str, Any]:
+    """A state dict without the prefixes of `_PREFIXES`.
+
+    Args:
+        unknown: names of the classes of other objects in the file, for the message.
+    """
     if not tensors:
-        raise WeightsError(
-            f"{path} holds no weights: it must be a state_dict, on its own or under one of "
-            f"{', '.join(sorted(_WRAPPERS))}"
+        message = (
+            f"{path} holds no weights: it must be a state_dict, on its own or under a name such as "
+            "state_dict or model"
         )
+        if unknown:
+            names = ", ".join(name[:80] for name in unknown[:3])
+            message += f"; it has objects ({names}), which are not read: save model.state_dict()"
+        raise WeightsError(message)
     bare = {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}
     if len(bare) < len(tensors):
         raise WeightsError(
@@ -243,36 +262,51 @@ def _state_dict(content: object, path: Path) -> dict[str, Any]:
     return bare
 
 
-def _unwrap(content: Any, seen: set[int]) -> dict[str, Any]:
+def _unwrap(content: Any, path: Path, depth: int) -> dict[str, Any]:
     """The innermost state dict, or an empty one if there is none.
 
-    A wrapper without weights is passed over: "ema" may hold the settings of an EMA.
+    A wrapper without weights is passed over: "ema" may hold the settings of an EMA. Under names
+    that are not in `_WRAPPERS`, a state dict must have keys of a ResNeSt.
     """
-    # A hostile dictionary can hold itself, or hold others too often to visit them all.
-    if not isinstance(content, Mapping) or id(content) in seen or len(seen) == _MOST_WRAPPERS:
+    if not isinstance(content, Mapping) or depth > _DEEPEST_WRAPPER:
         return {}
-    seen.add(id(content))
     for wrapper in _WRAPPERS:
-        if weights := _unwrap(content.get(wrapper), seen):
+        if weights := _unwrap(content.get(wrapper), path, depth + 1):
             return weights
     weights = {key: value for key, value in content.items() if key not in _NOT_WEIGHTS}
-    for key, value in weights.items():
-        if not isinstance(key, str) or not _is_plain(value):
-            return {}
-    return weights
+    if all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
+        return weights
+    others = {
+        name: found
+        for name, value in content.items()
+        if (found := _unwrap(value, path, depth + 1)) and count_known(found)
+    }
+    if len(others) > 1:
+        names = ", ".join(str(name)[:80] for name in list(others)[:3])
+        raise WeightsError(f"{path} holds several networks ({names}): save one state_dict")
+    return next(iter(others.values()), {})
+
+
+def _stored(value: object) -> StoredTensor | None:
+    """The tensor behind a value of a pickle, if it is one."""
+    stored = value.stored if isinstance(value, PickledArray) else value
+    return stored if isinstance(stored, StoredTensor) else None
 
 
 def _is_plain(value: object) -> bool:
-    """Whether `value` is an array or a tensor that a layer can take: real, dense and complete."""
-    if isinstance(value, np.ndarray):
-        return _dtype(value) in _DTYPES
-    torch = sys.modules.get("torch")  # without it, nothing can be its tensor
-    if torch is None or not isinstance(value, torch.Tensor) or _dtype(value) not in _DTYPES:
-        return False
-    if value.layout != torch.strided or value.is_meta:
-        return False
+    """Whether a value of a pickle is a tensor that a layer can take: real, dense and complete."""
+    stored = _stored(value)
     # A file can show one number as a tensor of any size, which a copy would fill.
-    return bool(value.nbytes <= value.untyped_storage().nbytes())
+    return stored is not None and stored.dtype not in _COMPLEX and not stored.is_stretched
+
+
+def _converted(value: Any, convert: Callable[[Any], T], key: str, path: Path) -> T:
+    try:
+        return convert(_stored(value) or value)
+    except TypeError as error:
+        raise _not_numpys(path, key, _dtype(value)) from error
+    except pickle.UnpicklingError as error:
+        raise damaged_pickle(path, error) from error
 
 
 def _dtype(value: Any) -> str:
@@ -281,22 +315,30 @@ def _dtype(value: Any) -> str:
 
 
 def _as_array(value: Any) -> Array:
-    if isinstance(value, np.ndarray):
-        return value
-    dtype = _dtype(value)
-    if "float" in dtype and dtype not in _NUMPY_FLOATS:
-        value = value.float()
-    array: Array = value.numpy(force=True)
+    array: Array = value.array() if isinstance(value, StoredTensor) else value
     return array
 
 
 def _as_tensor(value: Any) -> "Tensor":
-    if isinstance(value, np.ndarray):
-        import torch
-
-        return torch.from_numpy(value)
-    tensor: Tensor = value
+    tensor: Tensor = value.tensor() if isinstance(value, StoredTensor) else value
     return tensor
+
+
+def as_tensors(content: Any) -> Any:
+    """The content of a pickle with PyTorch's tensors in it.
+
+    Raises:
+        TypeError: it has objects besides tensors and plain values.
+    """
+    if isinstance(content, dict):
+        return {key: as_tensors(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map(as_tensors, content))
+    if stored := _stored(content):
+        return stored.tensor()
+    if isinstance(content, Unknown | PickledArray):
+        raise TypeError("it has objects besides tensors and plain values")
+    return content
 
 
 def write_checkpoint(

@@ -9,12 +9,13 @@ mmdet/models/layers/res_layer.py, of which mmsegmentation has its own copy; timm
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from splitattn.architectures import Architecture
-from splitattn.errors import InputError, nearest
+from splitattn.errors import InputError, WeightsError, nearest
 
 _Row = tuple[str, str | None, str | None, str | None]
 
@@ -83,11 +84,15 @@ _DEPTHS_TO_269 = (*_DEPTHS_TO_200, (3, 30, 48, 8))
 
 # A block's module, its number replaced: layer1.0.conv1 is layer1.#.conv1 in a layout's names.
 _IN_BLOCK = re.compile(r"((?:layer|res)\d)\.(\d+)\.(.+)")
+# Attributes that lie around a network: model.backbone.bottom_up. has three.
+_LONGEST_PREFIX = 8
+# Keys that a second network under another prefix has, and what only looks like one has not.
+_NETWORK = 50
 # Parts of a key that only deformable convolutions have: mm*'s and detectron2's.
 _OFFSETS = frozenset({"conv_offset", "conv2_offset"})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
     """How one or several projects name the tensors.
 
@@ -96,7 +101,7 @@ class Layout:
         modules: its name of each module, by the official one. `#` stands for a block's number.
         classifier: its name of the classifier where that has no prefix; None if it is a module like
             another, or there is none.
-        prefixes: what comes before every other key. The first is written, any of them is read.
+        prefix: what the project's own files have before every key but the classifier's.
         wrapper: the entry of a .pth file under which the project looks for the state dict; None if
             the file is the state dict.
         lacks: fields of an `Architecture` with the values that the project's network does not
@@ -107,7 +112,7 @@ class Layout:
     names: tuple[str, ...]
     modules: Mapping[str, str]
     classifier: str | None = None
-    prefixes: tuple[str, ...] = ("",)
+    prefix: str = ""
     wrapper: str | None = None
     lacks: Mapping[str, Mapping[object, str]] = field(default_factory=dict)
     depths: tuple[tuple[int, ...], ...] | None = None
@@ -124,7 +129,7 @@ class Layout:
     @property
     def key_mapping(self) -> "KeyMapping":
         """The mapping of the files that the project itself writes."""
-        return KeyMapping(layout=self, prefix=self.prefixes[0])
+        return KeyMapping(layout=self, prefix=self.prefix)
 
     def refusal(self, architecture: Architecture) -> str | None:
         """Why the layout cannot hold such a network, or None if it can."""
@@ -140,32 +145,40 @@ class KeyMapping:
 
     Attributes:
         layout: the names in the file.
-        prefix: the one of the layout's prefixes that the file has.
+        prefix: what comes before them, such as `backbone.`; empty or ends in a point.
     """
 
     layout: Layout
     prefix: str
 
+    @property
+    def _classifier(self) -> str | None:
+        # Beside the backbone: model.head.fc beside model.backbone.layer1.
+        own = self.layout.classifier
+        return own and f"{self.prefix.removesuffix(self.layout.prefix)}{own}"
+
     def official(self, key: str) -> str | None:
-        """The official name of `key`, or None if the layout has no such key."""
+        """The official name of `key`, or None if the layout has no such key.
+
+        In the official layout every key is one, also if no network here has it.
+        """
         module, _, tensor = key.rpartition(".")
-        if module == self.layout.classifier:
+        if module == self._classifier:
             return f"fc.{tensor}"
-        if not module.startswith(self.prefix):
+        if not key.startswith(self.prefix):
             return None
+        if self.layout is OFFICIAL:
+            return key.removeprefix(self.prefix)
         name = _renamed(module.removeprefix(self.prefix), self.layout.officials)
         return name and f"{name}.{tensor}"
 
     def own(self, official: str) -> str | None:
-        """The file's name of an official key, or None if it has none: the inverse of `official`.
-
-        The official layout keeps every key, also those that no network here has.
-        """
+        """The file's name of an official key, or None if it has none: the inverse of `official`."""
         if self.layout is OFFICIAL:
-            return official
+            return f"{self.prefix}{official}"
         module, _, tensor = official.rpartition(".")
-        if module == "fc" and self.layout.classifier:
-            return f"{self.layout.classifier}.{tensor}"
+        if module == "fc" and self._classifier:
+            return f"{self._classifier}.{tensor}"
         name = _renamed(module, self.layout.modules)
         return name and f"{self.prefix}{name}.{tensor}"
 
@@ -200,7 +213,7 @@ MMPRETRAIN = Layout(
     names=("mmpretrain",),
     modules=_modules(1) | _MMPRETRAIN_FIRST_SHORTCUT,
     classifier="head.fc",
-    prefixes=("backbone.", ""),
+    prefix="backbone.",
     wrapper="state_dict",
     lacks=_OPENMMLAB_LACKS,
     depths=_DEPTHS_TO_269,
@@ -208,7 +221,6 @@ MMPRETRAIN = Layout(
 MMDET = Layout(
     names=("mmdet", "mmseg"),
     modules=_modules(2),
-    prefixes=("", "backbone."),
     wrapper="state_dict",
     lacks=_OPENMMLAB_LACKS,
     depths=_DEPTHS_TO_200,
@@ -216,16 +228,12 @@ MMDET = Layout(
 DETECTRON2 = Layout(
     names=("detectron2",),
     modules=_modules(3),
-    prefixes=("backbone.bottom_up.", "bottom_up.", ""),
+    prefix="backbone.bottom_up.",
     wrapper="model",
     lacks=_DETECTRON2_LACKS,
     depths=_DEPTHS_TO_269,
 )
 LAYOUTS = (OFFICIAL, MMPRETRAIN, MMDET, DETECTRON2)
-
-_KEY_MAPPINGS = tuple(
-    KeyMapping(layout=layout, prefix=prefix) for layout in LAYOUTS for prefix in layout.prefixes
-)
 
 
 def find_layout(name: str) -> Layout:
@@ -244,11 +252,55 @@ def find_layout(name: str) -> Layout:
 
 
 def recognize(keys: Collection[str]) -> KeyMapping:
-    """The mapping that knows the most of `keys`; the official one if none knows more."""
-    return max(
-        _KEY_MAPPINGS,
-        key=lambda mapping: sum(mapping.official(key) is not None for key in keys),
+    """The layout and the prefix under which the most of `keys` are known; without any, official.
+
+    Raises:
+        WeightsError: the same network is there under several prefixes.
+    """
+    counts = _known(keys)
+    if not counts:
+        return OFFICIAL.key_mapping
+    # Of equals the layout that comes first, and of its own prefixes the project's.
+    best = max(
+        counts, key=lambda mapping: (counts[mapping], mapping.prefix == mapping.layout.prefix)
     )
+    twins = [
+        mapping.prefix[:80] or "without a prefix"
+        for mapping, count in counts.items()
+        if mapping.layout is best.layout and count == counts[best] >= _NETWORK
+    ]
+    if len(twins) > 1:
+        raise WeightsError(
+            f"holds several networks ({', '.join(twins[:3])}): save the state_dict of one"
+        )
+    return best
+
+
+def count_known(keys: Collection[str]) -> int:
+    """How many of `keys` are those of a network here, in the layout that knows the most of them."""
+    return max(_known(keys).values(), default=0)
+
+
+def _known(keys: Collection[str]) -> dict[KeyMapping, int]:
+    """How many keys each layout knows under each prefix that comes before a known key."""
+    counts: Counter[tuple[int, str]] = Counter()
+    for module, tensors in Counter(key.rpartition(".")[0] for key in keys).items():
+        parts = module.split(".", _LONGEST_PREFIX)
+        for start in range(len(parts)):
+            prefix = "".join(f"{part}." for part in parts[:start])
+            name = module[len(prefix) :]
+            for index, layout in enumerate(LAYOUTS):
+                if name == layout.classifier:
+                    own = prefix + layout.prefix
+                elif _renamed(name, layout.officials):
+                    own = prefix
+                else:
+                    continue
+                counts[index, own] += tensors
+    return {
+        KeyMapping(layout=LAYOUTS[index], prefix=prefix): counts[index, prefix]
+        for index, prefix in sorted(counts, key=lambda place: place[0])
+    }
 
 
 def is_deformable(key: str) -> bool:

@@ -125,10 +125,9 @@ def is_safetensors(path: Path) -> bool:
 def read_metadata(path: str | Path) -> ModelMetadata | None:
     """The metadata in a weights file or a training's checkpoint, or None if it has none.
 
-    A checkpoint (`last.pt`) is read whole, with PyTorch; of other files the tensors are not read.
+    Tensors are not read.
 
     Raises:
-        InputError: the file is a checkpoint and PyTorch is not installed.
         WeightsError: the file cannot be read, or is damaged.
     """
     path = Path(path)
@@ -144,13 +143,12 @@ def read_metadata(path: str | Path) -> ModelMetadata | None:
 
 
 def _read_training_metadata(path: Path) -> ModelMetadata | None:
-    # Imported here: most callers have a safetensors file, and need no NumPy.
-    from splitattn.weights.pickles import load_pickle, pickle_in_zip
+    # Imported here: most callers have a safetensors file.
+    from splitattn.weights.pickles import is_archive, load_pickle
 
-    pickled = pickle_in_zip(path)
-    if not all(key.encode() in pickled for key in _TRAINING_KEYS):
-        return None  # without loading hundreds of megabytes
-    return training_metadata_of(path, load_pickle(path))
+    if not is_archive(path):  # as `last.pt` is
+        return None
+    return training_metadata_of(path, load_pickle(path).content)
 
 
 def training_metadata_of(path: Path, content: object) -> ModelMetadata | None:

@@ -1,117 +1,224 @@
-"""Reads files of `torch.save` and pickles of NumPy arrays. Reading a file never runs its code."""
+"""Reads files of `torch.save` and pickles of NumPy arrays. Needs no PyTorch and runs no code.
+
+`torch.save` writes a zip file: a pickle, and a record of bytes for each storage that it refers to.
+Before version 1.6, it wrote one pickle after the other, and the storages at the end of the file.
+"""
 
 import os
 import pickle
-import warnings
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
-from splitattn.errors import InputError, WeightsError
+from splitattn.errors import WeightsError
 from splitattn.files import open_file
-from splitattn.libraries import require
-from splitattn.weights.arrays import load_arrays
+from splitattn.weights.unpickler import ITEMSIZES, Storage, Unpickler, swapped
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
-# The number that torch.save pickled first, before it wrote zip files.
-_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
+# The first three pickles of a file of `torch.save` before zip files: a number, the version of the
+# format, and sizes of the writer's types.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def load_pickle(path: Path) -> Any:
-    """Read a file of `torch.save`, which needs PyTorch, or a pickle of NumPy arrays.
+@dataclass(frozen=True)
+class Pickle:
+    """The content of a file.
 
-    Returns:
-        Plain containers with tensors (on the CPU) or arrays in them.
-
-    Raises:
-        InputError: PyTorch is needed and not installed.
-        OSError: the file cannot be read.
-        WeightsError: the file is damaged, or holds anything besides numbers and plain containers.
+    Attributes:
+        content: numbers, strings, lists, tuples and dictionaries, with `StoredTensor`, `Array` and
+            `Unknown` in them. Its size is bounded by that of the file.
+        unknown: names of the classes and functions that stand behind what is `Unknown`.
     """
-    # Opened here, because torch.load decides by the name. Its warnings (about TorchScript, about
-    # pickle protocols) come before errors that say the same.
-    with open_file(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        start = file.read(64)
-        _check_magic(start, path)
-        if start.startswith(_ZIP_MAGIC):
-            _check_archive(file, path)
-        file.seek(0)
-        return _load(file, start, path)
+
+    content: Any
+    unknown: list[str]
 
 
-def pickle_in_zip(path: Path) -> bytes:
-    """The raw pickle inside a zip file of `torch.save`; empty for any other file.
+def is_archive(path: Path) -> bool:
+    """Whether the file at `path` begins as a zip file does.
 
     Raises:
         OSError: the file cannot be read.
-        WeightsError: the archive is damaged, or larger than its file.
     """
     with open_file(path) as file:
-        if not file.read(64).startswith(_ZIP_MAGIC):
-            return b""
-        _check_archive(file, path)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-                return archive.read(names[0]) if names else b""
-        except OSError:
-            raise
-        except Exception as error:  # zipfile raises anything for damaged bytes
-            raise _damaged(path) from error
+        return file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
 
 
-def require_torch(path: str | Path) -> None:
-    """Raise unless PyTorch is installed, which reads the file at `path`.
+def load_pickle(path: Path) -> Pickle:
+    """Read a file of `torch.save` or a pickle of NumPy arrays. Tensors are read on first use.
 
     Raises:
-        InputError: it is not installed; the message has the command that installs it.
+        OSError: the file cannot be read.
+        WeightsError: the file is damaged, or does what no file of weights needs.
     """
-    require(f"{path} is a file of PyTorch, as .pth files are: reading it", "torch")
+    with open_file(path) as file:
+        start = file.read(len(_ZIP_MAGIC))
+        file.seek(0)
+        if not start:
+            raise WeightsError(f"{path} is an empty file: get the weights again")
+        if start.startswith(_ZIP_MAGIC):
+            load: Callable[[BinaryIO, Path], Pickle] = _load_zip
+        elif start.startswith(_PICKLE_MAGIC):
+            load = _load_pickles
+        else:
+            raise WeightsError(
+                f"{path} is not a weights file: it must be safetensors or written by torch.save"
+            )
+        try:
+            return load(file, path)
+        except (OSError, WeightsError):
+            raise
+        except Exception as error:  # damaged bytes raise anything
+            raise damaged_pickle(path, error) from error
 
 
-def _check_magic(start: bytes, path: Path) -> None:
-    if not start:
-        raise WeightsError(f"{path} is an empty file: get the weights again")
-    if not start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
-        raise WeightsError(
-            f"{path} is not a weights file: it must be safetensors or written by torch.save"
+def damaged_pickle(path: Path, error: Exception) -> WeightsError:
+    """The error for a pickle that cannot be read."""
+    if isinstance(error, pickle.UnpicklingError):
+        return WeightsError(
+            f"{path} is damaged or not a file of weights ({error}): save the network's state_dict "
+            "again, or as safetensors"
         )
-
-
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Raise if the archive unpacks to more bytes than the file has: torch would unpack it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(record.file_size for record in archive.infolist())
-    except Exception as error:  # zipfile raises anything for damaged bytes
-        raise _damaged(path) from error
-    if unpacked > path.stat().st_size:
-        raise WeightsError(
-            f"{path} is compressed, which torch.save does not do, and would unpack to "
-            f"{unpacked:,} bytes: unpack it and save its state_dict again"
-        )
-
-
-def _load(file: BinaryIO, start: bytes, path: Path) -> Any:
-    try:
-        if start.startswith(_PICKLE_MAGIC) and _TORCH_MAGIC not in start:
-            return load_arrays(file, os.fstat(file.fileno()).st_size)
-        require_torch(path)
-        import torch
-
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is damaged or holds objects besides tensors or arrays, which could run code: "
-            "save its state_dict alone, or as safetensors"
-        ) from error
-    except (OSError, InputError):
-        raise
-    except Exception as error:  # torch raises anything for damaged bytes
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> WeightsError:
     return WeightsError(f"{path} is truncated, damaged or not a file of torch.save: get it again")
+
+
+def _load_zip(file: BinaryIO, path: Path) -> Pickle:
+    with zipfile.ZipFile(file) as archive:
+        records = {record.filename: record for record in archive.infolist()}
+        unpacked = sum(record.file_size for record in records.values())
+        if unpacked > path.stat().st_size:
+            raise WeightsError(
+                f"{path} is compressed, which torch.save does not do, and would unpack to "
+                f"{unpacked:,} bytes: unpack it and save its state_dict again"
+            )
+        name = next(name for name in records if name.endswith("/data.pkl"))
+        folder = name.removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        big_endian = order in records and archive.read(order) == b"big"
+        pickled = archive.read(name)
+
+    def storage(dtype: str, key: str, count: int, _: Any) -> Storage:
+        record = records[f"{folder}data/{key}"]
+        size = count * ITEMSIZES[dtype]
+        if record.compress_type != zipfile.ZIP_STORED or record.file_size != size:
+            raise pickle.UnpicklingError("a storage does not have the bytes that it says")
+        read = partial(_record, path, record.header_offset, size)
+        return _storage(dtype, count, read, big_endian)
+
+    unpickler = Unpickler(BytesIO(pickled), len(pickled), _shared(storage))
+    return Pickle(unpickler.load(), unpickler.unknown)
+
+
+def _record(path: Path, offset: int, size: int) -> bytearray:
+    """The bytes of a record whose local header, which may be padded, begins at `offset`."""
+    with open_file(path) as file:
+        file.seek(offset + 26)
+        lengths = file.read(4)  # of the name and of the rest of the header
+        start = offset + 30 + sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
+    return _bytes(path, start, size)
+
+
+def _bytes(path: Path, start: int, size: int) -> bytearray:
+    with open_file(path) as file:
+        file.seek(start)
+        content = bytearray(size)
+        if cast(BufferedReader, file).readinto(content) != size:
+            raise pickle.UnpicklingError("it breaks off")
+    return content
+
+
+def _storage(dtype: str, count: int, read: Callable[[], bytearray], big_endian: bool) -> Storage:
+    size = ITEMSIZES[dtype]
+    if big_endian and size > 1:
+        return Storage(dtype=dtype, count=count, read=lambda: swapped(read(), size))
+    return Storage(dtype=dtype, count=count, read=read)
+
+
+def _shared(
+    storage: Callable[[str, str, int, Any], Storage],
+) -> Callable[[str, str, int, Any], Storage]:
+    """`storage`, but the same object for the same storage: it is read once."""
+    found: dict[tuple[str, str, int, Any], Storage] = {}
+
+    def once(dtype: str, key: str, count: int, view: Any) -> Storage:
+        name = (dtype, key, count, view if isinstance(view, str) else None)
+        if name not in found:
+            found[name] = storage(dtype, key, count, view)
+        return found[name]
+
+    return once
+
+
+@dataclass
+class _Bounded:
+    """A file of which no more is asked than it has: a length that is wrong takes no memory."""
+
+    file: BinaryIO
+    size: int
+
+    def read(self, size: int, /) -> bytes:
+        return self.file.read(min(size, self.size))
+
+    def readline(self) -> bytes:
+        return self.file.readline()
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+@dataclass
+class _Legacy:
+    """The storages at the end of a file of `torch.save` before zip files.
+
+    Attributes:
+        wanted: type and count of each storage that the pickle refers to, by key.
+        places: where the bytes of each are.
+    """
+
+    path: Path
+    wanted: dict[str, tuple[str, int]] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
+    big_endian: bool = False
+
+    def storage(self, dtype: str, key: str, count: int, view: Any) -> Storage:
+        if view is not None:
+            raise pickle.UnpicklingError("it is of a version of PyTorch before 0.4")
+        if self.wanted.setdefault(key, (dtype, count)) != (dtype, count):
+            raise pickle.UnpicklingError("a storage is of two types")
+        size = count * ITEMSIZES[dtype]
+        return _storage(
+            dtype, count, lambda: _bytes(self.path, self.places[key], size), self.big_endian
+        )
+
+    def find(self, file: BinaryIO, keys: Any, size: int) -> None:
+        """Read where the storages are: each is its count, as eight bytes, and its numbers."""
+        if not isinstance(keys, list) or set(keys) != set(self.wanted):
+            raise pickle.UnpicklingError("its storages are not those that it refers to")
+        for key in keys:
+            dtype, count = self.wanted[key]
+            order = "big" if self.big_endian else "little"
+            if int.from_bytes(file.read(8), order) != count:  # type: ignore[arg-type]
+                raise pickle.UnpicklingError("a storage does not have the numbers that it says")
+            self.places[key] = file.tell()
+            if file.seek(count * ITEMSIZES[dtype], os.SEEK_CUR) > size:
+                raise pickle.UnpicklingError("it breaks off")
+
+
+def _load_pickles(file: BinaryIO, path: Path) -> Pickle:
+    size = os.fstat(file.fileno()).st_size
+    legacy = _Legacy(path)
+    bounded = cast(IO[bytes], _Bounded(file, size))
+    unpickler = Unpickler(bounded, size, _shared(legacy.storage))
+    content = unpickler.load()
+    if content != _LEGACY_MAGIC:
+        return Pickle(content, unpickler.unknown)
+    _, system = unpickler.load(), unpickler.load()
+    legacy.big_endian = isinstance(system, dict) and system.get("little_endian") is False
+    content = unpickler.load()
+    legacy.find(file, unpickler.load(), size)
+    return Pickle(content, unpickler.unknown)

@@ -19,7 +19,6 @@ from splitattn.weights.catalogue import (
 from splitattn.weights.download import Progress
 from splitattn.weights.hub import WEIGHTS_NAMES, folder_of, is_reference
 from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.weights.pickles import require_torch
 from splitattn.weights.timm_config import CONFIG_NAME, Config, read_config
 
 # Endings of the files that `splitattn export` writes.
@@ -68,8 +67,8 @@ def resolve(
         progress: follows the download, if there is one.
 
     Raises:
-        InputError: there is no model of that name, or a library is missing: huggingface_hub for
-            `hf-hub:` names, PyTorch for the catalogue's `.pth` files.
+        InputError: there is no model of that name, or huggingface_hub is missing, which `hf-hub:`
+            names need.
         WeightsError: the weights do not exist, cannot be downloaded, or belong to another model.
     """
     if model is not None and is_reference(model):
@@ -108,8 +107,6 @@ def resolve(
 
 
 def _resolve_entry(entry: WeightsEntry, progress: Progress | None) -> ResolvedWeights:
-    if not entry.filename.endswith(".safetensors"):
-        require_torch(entry.filename)  # before it is downloaded
     return _described_by(entry, fetch(entry, progress=progress))
 
 

@@ -1,0 +1,204 @@
+"""Checkpoints as trainers write them: objects of their own, wrappers, prefixes, NumPy's numbers."""
+
+import argparse
+import sys
+import types
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
+from torch import Tensor, nn
+
+import splitattn
+from splitattn.architectures import ARCHITECTURES
+from splitattn.errors import WeightsError
+from splitattn.weights.checkpoint import read_checkpoint, read_tensors
+from tests.nn.networks import small
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    """Keys of a ResNeSt-14, each with its own number."""
+    shapes = ARCHITECTURES["resnest14"].shapes(5)
+    return {key: torch.full((1,), float(i)) for i, key in enumerate(shapes)}
+
+
+def assert_same(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], type]:
+    """Makes a class that can be pickled, of a module that is not installed."""
+
+    def class_of(module: str, name: str) -> type:
+        made = type(name, (), {"__module__": module})
+        home = types.ModuleType(module)
+        setattr(home, name, made)
+        for depth in range(1, module.count(".") + 1):
+            parent = module.rsplit(".", depth)[0]
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        monkeypatch.setitem(sys.modules, module, home)
+        return made
+
+    return class_of
+
+
+def test_timms_own_file_is_read(tmp_path: Path) -> None:
+    network = splitattn.ResNeSt(small(), num_classes=3)
+    ema = ModelEmaV3(network, decay=0.5)
+    optimizer = torch.optim.SGD(network.parameters(), lr=np.float64(0.1), momentum=0.9)
+    network(torch.randn(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    arguments = argparse.Namespace(model="resnest14d", lr=0.1, path=Path("/data"), bs=np.int64(8))
+    saver = CheckpointSaver(
+        network, optimizer, arguments, ema, NativeScaler(device="cpu"), checkpoint_dir=str(tmp_path)
+    )
+    saver.save_checkpoint(1, metric=np.float32(0.5))
+    found = read_tensors(tmp_path / "last.pth.tar").tensors
+    assert_same(found, ema.module.state_dict())  # type: ignore[arg-type]
+    assert not torch.equal(found["fc.weight"], network.state_dict()["fc.weight"])
+
+
+def test_mmengines_file_is_read(tmp_path: Path, foreign: Any, state: State) -> None:
+    """With its EMA, `state_dict` holds the average and `ema_state_dict` what it was taken from."""
+    buffer = foreign("mmengine.logging.history_buffer", "HistoryBuffer")()
+    buffer._log_history, buffer._statistics_methods = np.arange(3.0), {"mean": len}
+    older = {f"module.{key}": -value for key, value in state.items()}
+    own = OrderedDict((f"backbone.{key}", value) for key, value in mmpretrain(state).items())
+    torch.save(
+        {
+            "meta": {"epoch": 1, "cfg": "model = dict()", "dataset_meta": {"classes": ("a", "b")}},
+            "state_dict": own,
+            "ema_state_dict": older | {"steps": torch.tensor(3)},
+            "message_hub": {"log_scalars": {"loss": buffer}, "runtime_info": {"lr": np.float64(1)}},
+            "optimizer": torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1).state_dict(),
+            "param_schedulers": [{"last_step": 3, "hook": defaultdict(list)}],
+        },
+        tmp_path / "epoch_1.pth",
+    )
+    assert_same(read_tensors(tmp_path / "epoch_1.pth").tensors, headless(state))
+
+
+def mmpretrain(state: State) -> State:
+    from splitattn.weights.layouts import MMDET
+
+    mapping = MMDET.key_mapping
+    return {own: value for key, value in state.items() if (own := mapping.own(key))}
+
+
+def headless(state: State) -> State:
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("model.", "net.", "encoder.", "backbone.body.", "pretrained.", "model.backbone.", "m.0."),
+        *("backbone.backbone.", "module.encoder.", "student.net.backbone."),
+    ],
+)
+def test_any_prefix_is_found(tmp_path: Path, state: State, prefix: str) -> None:
+    torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "a.pth")
+    checkpoint = read_tensors(tmp_path / "a.pth")
+    assert_same(checkpoint.tensors, state)
+    assert not checkpoint.ignored
+    assert not checkpoint.unexpected
+    beside = {"head.weight": torch.ones(2, 2), "mean": torch.ones(3)}
+    torch.save({prefix + k: v for k, v in state.items()} | beside, tmp_path / "a.pth")
+    checkpoint = read_tensors(tmp_path / "a.pth")
+    assert_same(checkpoint.tensors, state)
+    assert checkpoint.ignored == ("head.weight", "mean")
+
+
+def test_a_prefix_is_quoted_in_errors(tmp_path: Path) -> None:
+    network = splitattn.create_model("resnest14", num_classes=2).state_dict()
+    del network["layer2.0.bn1.weight"]
+    torch.save({f"net.{key}": value for key, value in network.items()}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"missing \(net\.layer2\.0\.bn1\.weight\)"):
+        splitattn.create_model("resnest14", weights=tmp_path / "a.pth")
+
+
+def test_several_networks_are_told_apart_by_nobody(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({f"{name}.{k}": v for name in ("q", "k") for k, v in state.items()}, path)
+    with pytest.raises(WeightsError, match=r"holds several networks \(q\., k\.\): save the"):
+        read_checkpoint(path)
+    torch.save({"generator": state, "critic": state, "step": 3}, path)
+    with pytest.raises(WeightsError, match=r"holds several networks \(generator, critic\): save"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+        lambda state: {"net": state, "acc": 95.1, "epoch": 3},
+        lambda state: {"network": {"weights": state}, "criterion": {"weight": torch.ones(5)}},
+        lambda state: {"params": state, "params_ema": None},
+        lambda state: {"model": {"module": state}},
+        lambda state: {"state_dict": {k: v.numpy() for k, v in state.items()}},
+        lambda state: {"state_dict": {k: nn.Parameter(v) for k, v in state.items()}},
+    ],
+    ids=["model_state_dict", "net", "unheard", "params", "nested", "arrays", "parameters"],
+)
+def test_any_wrapper_is_opened(tmp_path: Path, state: State, wrap: Any) -> None:
+    torch.save(wrap(state), tmp_path / "a.pth")
+    assert_same(read_tensors(tmp_path / "a.pth").tensors, state)
+
+
+class Runs:
+    """Creates a file when it is unpickled by a reader that lets it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_objects_beside_the_weights_are_passed_over_and_not_run(
+    tmp_path: Path, foreign: Any, state: State, zipped: bool
+) -> None:
+    canary, config = tmp_path / "canary", foreign("omegaconf.dictconfig", "DictConfig")()
+    config.content, config.parent = {"lr": np.float32(0.1)}, config
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=Path("/a"), seen={1, 2}),
+        "config": config,
+        "callback": partial(print, "a"),
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "history": np.array([{"loss": 1.0}], dtype=object),
+        "runs": Runs(canary),
+        ("a", "tuple"): 1,
+    }
+    path = tmp_path / "a.pth"
+    torch.save(beside | {"state_dict": state}, path, _use_new_zipfile_serialization=zipped)
+    assert_same(read_tensors(path).tensors, state)
+    assert not canary.exists()
+
+
+def test_a_whole_module_is_refused_with_its_class(tmp_path: Path, foreign: Any) -> None:
+    torch.save({"model": foreign("lab.models", "Net")(), "epoch": 3}, tmp_path / "a.pth")
+    with pytest.raises(
+        WeightsError, match=r"has objects \(lab\.models\.Net\), .* save model\.state_dict\(\)"
+    ):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_object_among_the_weights_is_no_weight(tmp_path: Path, state: State) -> None:
+    for odd in (argparse.Namespace(), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])):
+        torch.save(state | {"fc.bias": odd}, tmp_path / "a.pth")
+        with pytest.raises(WeightsError, match="holds no weights"):
+            read_checkpoint(tmp_path / "a.pth")
