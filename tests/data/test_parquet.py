@@ -1,6 +1,8 @@
 """Parquet shards in the Hugging Face image layout."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from splitattn import libraries
+from splitattn.data import parquet
+from splitattn.data.labelled import Blocks
+from splitattn.data.loading import epoch_batches
 from splitattn.data.sources import open_data
 from splitattn.errors import DataError, InputError
 from splitattn.images.decode import decode
@@ -58,3 +63,109 @@ def test_a_missing_pyarrow_is_one_line_with_the_command(
     monkeypatch.setattr(libraries, "installed", lambda *names: "pyarrow" not in names)
     with pytest.raises(InputError, match=r"Parquet data needs pyarrow.*: pip install pyarrow$"):
         open_data(str(tmp_path), "val")
+
+
+def shard_of(path: Path, image: pa.Array, labels: pa.Array, **options: Any) -> str:
+    """A shard with columns of any type, and the metadata that a good one has."""
+    metadata = pq.read_schema(write_shard(path, [], [])).metadata
+    table = pa.table({"image": image, "label": labels}).replace_schema_metadata(metadata)
+    pq.write_table(table, path, **options)
+    return str(path)
+
+
+def structs(values: pa.Array) -> pa.Array:
+    return pa.StructArray.from_arrays([values, pa.array(["a"] * len(values))], ["bytes", "path"])
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "message"),
+    [
+        (pa.array(["/etc/passwd", "http://127.0.0.1/"]), pa.array([0, 1]), "image.bytes is string"),
+        (pa.array([b"a", b"b"]), pa.array([0.5, 1.5]), "label is double"),
+        (pa.array([b"a", b"b"]), pa.array([False, True]), "label is bool"),
+        (pa.array([b"a", b"b"]), pa.array(["0", "1"]), "label is string"),
+        (pa.array([b"a", b"b"]), pa.array([[0], [1]]), "label is list"),
+        (pa.array([b"a", b"b"]), pa.array([0, None]), "NoneType"),
+    ],
+)
+def test_images_are_binary_and_labels_whole_numbers(
+    tmp_path: Path, values: pa.Array, labels: pa.Array, message: str
+) -> None:
+    path = shard_of(tmp_path / "val.parquet", structs(values), labels)
+    with pytest.raises(DataError, match=f"Hugging Face image layout .*{message}"):
+        open_data(path, "val")
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        b"[" * 100_000,
+        b'{"info": {"features": {"label": {"names": 7}}}}',
+        b'{"info": {"features": {"label": {"names": [0, 1, 2]}}}}',
+        b'{"info": {"features": {"label": {"names": [null, null, null]}}}}',
+        b'{"info": {"features": {"label": {"names": [["a"], ["b"], ["c"]]}}}}',
+    ],
+)
+def test_class_names_are_text(tmp_path: Path, features: bytes) -> None:
+    path = write_shard(tmp_path / "val.parquet", [encoded(0, 0)], [0])
+    table = pq.read_table(path).replace_schema_metadata({b"huggingface": features})
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match="class names in the metadata"):
+        open_data(str(path), "val")
+
+
+@pytest.mark.parametrize(
+    ("value", "rows", "options"),
+    [
+        (bytes(2_000_000), 1, {"use_dictionary": False, "compression": "zstd"}),
+        (np.random.default_rng(0).bytes(50_000), 500, {"dictionary_pagesize_limit": 1 << 26}),
+    ],
+    ids=["zeros", "dictionary"],
+)
+def test_what_unpacks_to_far_more_than_its_size_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: bytes,
+    rows: int,
+    options: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(parquet, "_SMALL_BYTES", 1_000_000)
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+    path = shard_of(
+        tmp_path / "val.parquet", structs(values.cast(pa.binary())), pa.array([0] * rows), **options
+    )
+    with pytest.raises(
+        DataError, match=r"must unpack to at most [\d,]+ bytes, got more in group 0"
+    ):
+        open_data(path, "val")
+
+
+def test_large_shards_are_read_by_row_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [encoded(index % 3, index) for index in range(24)]
+    path = write_shard(tmp_path / "val.parquet", images, [index % 3 for index in range(24)])
+    pq.write_table(pq.read_table(path), path, row_group_size=4)
+    whole = open_data(str(path), "val")
+    assert whole.blocks is None
+    monkeypatch.setattr(parquet, "_RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(parquet, "_KEPT_BYTES", 2 * len(images[0]) * 4 + 2000)
+    read: list[int] = []
+    real = parquet._read_group
+    monkeypatch.setattr(parquet, "_read_group", lambda g: read.append(g.index) or real(g))
+    data = pickle.loads(pickle.dumps(open_data(str(path), "val")))
+    assert data.blocks == Blocks(starts=(0, 4, 8, 12, 16, 20), at_once=2)
+    assert read == []
+    assert [data.images[index] for index in range(24)] == images
+    assert list(data.names) == list(whole.names)
+    assert read == [0, 1, 2, 3, 4, 5] * 2
+    order = [
+        i
+        for batch in epoch_batches(24, batch_size=4, seed=0, epoch=1, blocks=data.blocks)
+        for i in batch
+    ]
+    assert sorted(order) == list(range(24))
+    assert order != sorted(order)
+    read.clear()
+    assert [data.images[index] for index in order] == [images[index] for index in order]
+    assert len(read) <= 7, "two blocks at a time"

@@ -16,6 +16,19 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Images that are read together: of a large file, reading one reads its whole block.
+
+    Attributes:
+        starts: index of the first image of each block.
+        at_once: how many blocks are kept in memory.
+    """
+
+    starts: tuple[int, ...]
+    at_once: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledImages:
     """One split of a data set.
 
@@ -25,6 +38,7 @@ class LabelledImages:
         images: what `images.decode` takes. Nothing is decoded yet.
         labels: index into `classes` of each image.
         names: how reports and errors call each image.
+        blocks: None if any image is as quick to read as any other.
     """
 
     origin: str
@@ -32,6 +46,7 @@ class LabelledImages:
     images: Sequence[ImageSource]
     labels: Sequence[int]
     names: Sequence[str]
+    blocks: Blocks | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from splitattn.data.augmentation import Augmentation, training_transform
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labelled import Blocks, LabelledImages
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import decode_as
 
@@ -124,6 +124,7 @@ def epoch_batches(
     rank: int = 0,
     world_size: int = 1,
     accumulation: int = 1,
+    blocks: Blocks | None = None,
 ) -> list[list[int]]:
     """Which of `n` images one process takes in each micro-batch of an epoch, in order.
 
@@ -136,17 +137,32 @@ def epoch_batches(
         first_step: steps before this one are left out, as a resumed training has taken them.
         rank: number of this process among `world_size`.
         accumulation: micro-batches in a step.
+        blocks: images that are read together. Blocks are shuffled, and then the images of as many
+            as are kept in memory.
     """
     micro_batch, remainder = divmod(batch_size, world_size * accumulation)
     assert not remainder, "batch_size must be a multiple of world_size * accumulation"
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    order = torch.randperm(n, generator=generator).tolist()
+    order = _order(n, blocks, generator)
     return [
         order[start : start + micro_batch]
         for step in range(first_step, n // batch_size)
         for part in range(rank * accumulation, (rank + 1) * accumulation)
         for start in [step * batch_size + part * micro_batch]
     ]
+
+
+def _order(n: int, blocks: Blocks | None, generator: torch.Generator) -> list[int]:
+    if blocks is None:
+        return torch.randperm(n, generator=generator).tolist()
+    ends = (*blocks.starts[1:], n)
+    ranges = [torch.arange(*ends_of) for ends_of in zip(blocks.starts, ends, strict=True)]
+    shuffled = torch.randperm(len(ranges), generator=generator).tolist()
+    order: list[int] = []
+    for first in range(0, len(shuffled), blocks.at_once):
+        near = torch.cat([ranges[block] for block in shuffled[first : first + blocks.at_once]])
+        order += near[torch.randperm(len(near), generator=generator)].tolist()
+    return order
 
 
 def train_loader(

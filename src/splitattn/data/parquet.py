@@ -1,75 +1,199 @@
-"""Data sets that are Parquet shards in the layout of Hugging Face's image data sets."""
+"""Data sets that are Parquet shards in the layout of Hugging Face's image data sets.
+
+Nothing in a shard is trusted: images are binary values and never paths, and what a shard would
+unpack to is bounded before it is unpacked.
+"""
 
 import json
 import re
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.class_names import normal
+from splitattn.data.labelled import Blocks, LabelledImages
 from splitattn.data.splits import called, split_of
-from splitattn.errors import DataError
+from splitattn.errors import DataError, ImageError
 from splitattn.libraries import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
+
+# Shards that unpack to less are read once. Of others, a process keeps as much of what it read last.
+_RESIDENT_BYTES = 2 << 30
+_KEPT_BYTES = 512 << 20
+# One row group, unpacked.
+_MOST_BYTES = 1 << 30
+# Images are compressed already: a group that unpacks to more times its size is a bomb, unless the
+# whole shard stays small.
+_MOST_RATIO = 100
+_SMALL_BYTES = 64 << 20
+# A row takes more than that many bytes of a file.
+_LEAST_ROW = 16
+# Encodings that cannot repeat a value, and those of which Arrow keeps each value once.
+_PLAIN = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY", "BYTE_STREAM_SPLIT"}
+_DICTIONARY = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
+_LEAVES = ("image.bytes", "image.path")
 
 
-class _EncodedColumn(Sequence[bytes]):
-    """The encoded images of Parquet shards, each copied out of the column when it is asked for."""
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """A row group.
 
-    def __init__(self, column: "pa.ChunkedArray") -> None:
-        self._column = column
+    Attributes:
+        shard, index: where it is.
+        rows: how many it has.
+        size: bytes of its images, unpacked, as the shard says.
+        limit: most bytes of its images, each as often as rows have it.
+        dictionaries: columns that are stored as dictionaries.
+    """
+
+    shard: Path
+    index: int
+    rows: int
+    size: int
+    limit: int
+    dictionaries: list[str]
+
+
+class _Rows:
+    """The rows of Parquet shards, read by row group as they are asked for, from any thread."""
+
+    def __init__(self, groups: list[_Group]) -> None:
+        self._groups = groups
+        self.starts = tuple(accumulate((group.rows for group in groups), initial=0))[:-1]
+        size = sum(group.size for group in groups)
+        self.resident = size <= _RESIDENT_BYTES
+        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._lock = Lock()
+        if self.resident:
+            for group in range(len(groups)):
+                self._read(group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = self._kept if self.resident else OrderedDict()
+        return {**vars(self), "_kept": kept, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "_lock": Lock()})
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Row groups, if not all rows are in memory."""
+        largest = max(group.size for group in self._groups)
+        at_once = max(1, _KEPT_BYTES // max(1, largest))
+        return None if self.resident else Blocks(starts=self.starts, at_once=at_once)
+
+    def value(self, row: int, field: str) -> bytes | str | None:
+        """The encoded image (`bytes`) or the name (`path`) of a row.
+
+        Raises:
+            DataError: the row group cannot be read or unpacks to too much.
+        """
+        group = bisect_right(self.starts, row) - 1
+        image = self._read(group)[row - self.starts[group]]
+        found: bytes | str | None = image[field].as_py() if image.is_valid else None
+        return found
+
+    def _read(self, group: int) -> "pa.ChunkedArray":
+        with self._lock:
+            if group not in self._kept:
+                self._kept[group] = _read_group(self._groups[group])
+            self._kept.move_to_end(group)
+            while not self.resident and self._size() > _KEPT_BYTES and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+            return self._kept[group]
+
+    def _size(self) -> int:
+        return sum(self._groups[group].size for group in self._kept)
+
+
+class _Images(Sequence[bytes]):
+    """The encoded images, each copied when it is asked for."""
+
+    def __init__(self, rows: _Rows, count: int) -> None:
+        self._rows, self._count = rows, count
 
     def __len__(self) -> int:
-        return len(self._column)
+        return self._count
 
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]
-        encoded: bytes = self._column[index].as_py()
-        return encoded
+        try:
+            value = self._rows.value(index, "bytes")
+        except DataError as error:  # its own rows only
+            raise ImageError(str(error)) from error
+        return value if isinstance(value, bytes) else b""
+
+
+class _Names(Sequence[str]):
+    """What reports call the images: their paths, as the shards have them, or numbers."""
+
+    def __init__(self, rows: _Rows, count: int, split: str) -> None:
+        self._rows, self._count, self._split = rows, count, split
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        try:
+            value = self._rows.value(index, "path")
+        except (DataError, KeyError):
+            value = None
+        return value if isinstance(value, str) and value else f"{self._split}[{index}]"
 
 
 def open_parquet(shards: list[Path], split: str) -> LabelledImages:
     """Open `split` of Parquet shards in the Hugging Face image layout.
 
+    Shards that unpack to more than 2 GiB are read by row group whenever an image is asked for.
+
     Raises:
-        DataError: no shard is called by the split, or shards are damaged, empty or in another
-            layout.
+        DataError: no shard is called by the split, or shards are damaged, empty, in another layout
+            or unpack to too much.
         InputError: pyarrow is not installed.
     """
     require("Parquet data", "pyarrow")
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     chosen = _chosen(shards, split)
+    labels: list[int] = []
+    groups: list[_Group] = []
     try:
         _check_rows(chosen)
-        table = pa.concat_tables([pq.read_table(s, columns=["image", "label"]) for s in chosen])
-        image = table.column("image")
-        encoded = pc.struct_field(image, "bytes")
-        paths = pc.struct_field(image, "path").to_pylist()
-        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-        classes = tuple(features["label"]["names"])
-        labels = table.column("label").to_pylist()
-        within = not labels or 0 <= min(labels) <= max(labels) < len(classes)
+        classes = _class_names(pq.read_schema(chosen[0]))
+        for shard in chosen:
+            with pq.ParquetFile(shard) as file:
+                _check_columns(file.schema_arrow)
+                groups += _groups(shard, file.metadata)
+                labels += file.read(columns=["label"], use_threads=False).column(0).to_pylist()
+        if not labels:
+            raise DataError(f"the data set must hold images, got no rows in {chosen[0]}")
+        low, high = min(labels), max(labels)
+        rows = _Rows(groups)
     except DataError:
         raise
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(
-            "Parquet shards must be in the Hugging Face image layout (image: {bytes, path}, "
-            f"label: int, class names in the metadata), got {chosen[0].name}: {error!r}"
+            "Parquet shards must be in the Hugging Face image layout (image: {bytes: binary, "
+            "path: string}, label: int, class names in the metadata), "
+            f"got {chosen[0].name}: {error!r:.300}"
         ) from error
-    if not labels:
-        raise DataError(f"the data set must hold images, got no rows in {chosen[0]}")
-    if not within:
-        raise DataError(f"labels must be 0 to {len(classes) - 1}, got {min(labels)}..{max(labels)}")
+    if not 0 <= low <= high < len(classes):
+        raise DataError(f"labels must be 0 to {len(classes) - 1}, got {low}..{high}")
     return LabelledImages(
         origin=", ".join(map(str, chosen)),
         classes=classes,
-        images=_EncodedColumn(encoded),
+        images=_Images(rows, len(labels)),
         labels=labels,
-        names=[path or f"{split}[{row}]" for row, path in enumerate(paths)],
+        names=_Names(rows, len(labels), split),
+        blocks=rows.blocks,
     )
 
 
@@ -88,10 +212,127 @@ def _chosen(shards: list[Path], split: str) -> list[Path]:
 
 
 def _check_rows(shards: list[Path]) -> None:
-    """Raise if shards hold more rows than bytes: repeated empty rows would take all memory."""
+    """Raise if shards hold too many rows for their bytes: repeated ones would take all memory."""
     import pyarrow.parquet as pq
 
     rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
     size = sum(shard.stat().st_size for shard in shards)
-    if rows > size:
+    if rows * _LEAST_ROW > size:
         raise DataError(f"Parquet shards must hold images, got {rows:,} rows in {size:,} bytes")
+
+
+def _class_names(schema: "pa.Schema") -> tuple[str, ...]:
+    """The class names in the schema's metadata.
+
+    Raises:
+        KeyError, TypeError, ValueError, RecursionError: there are none, or not in that layout.
+    """
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    names = features["label"]["names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"class names must be a list of text, got {names!r:.60}")
+    return tuple(map(normal, names))
+
+
+def _check_columns(schema: "pa.Schema") -> None:
+    """Raise unless images are binary and labels whole numbers.
+
+    Raises:
+        KeyError, TypeError: the message says what they are.
+    """
+    from pyarrow import types
+
+    label, image = schema.field("label").type, schema.field("image").type
+    if not types.is_integer(label):
+        raise TypeError(f"label is {label}")
+    if not types.is_struct(image):
+        raise TypeError(f"image is {image}")
+    fields = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}
+    if not (types.is_binary(fields["bytes"]) or types.is_large_binary(fields["bytes"])):
+        raise TypeError(f"image.bytes is {fields['bytes']}")  # a string would be a path
+
+
+def _groups(shard: Path, metadata: "pq.FileMetaData") -> list[_Group]:
+    """The row groups of a shard.
+
+    Raises:
+        DataError: one says that it unpacks to too much.
+    """
+    found = []
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        leaves = {column.path_in_schema: column for column in columns}
+        chosen = [leaves[name] for name in _LEAVES if name in leaves]
+        packed = sum(column.total_compressed_size for column in chosen)
+        size = sum(column.total_uncompressed_size for column in chosen)
+        small = _SMALL_BYTES // metadata.num_row_groups
+        limit = min(_MOST_BYTES, max(small, _MOST_RATIO * packed))
+        encodings = {name for column in chosen for name in column.encodings}
+        if not encodings <= _PLAIN | _DICTIONARY:
+            raise TypeError(f"images are encoded as {', '.join(sorted(encodings - _PLAIN))}")
+        if size > limit:
+            raise _too_large(shard, index, limit)
+        if not group.num_rows:
+            continue
+        found.append(
+            _Group(
+                shard=shard,
+                index=index,
+                rows=group.num_rows,
+                size=size,
+                limit=limit,
+                dictionaries=[
+                    column.path_in_schema
+                    for column in chosen
+                    if not _DICTIONARY.isdisjoint(column.encodings)
+                ],
+            )
+        )
+    return found
+
+
+def _read_group(group: _Group) -> "pa.ChunkedArray":
+    """The column `image` of a row group.
+
+    Raises:
+        DataError: it is damaged, or unpacks to too much.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # As dictionaries, which have each value once however often it is repeated.
+        with pq.ParquetFile(group.shard, read_dictionary=group.dictionaries) as file:
+            table = file.read_row_group(group.index, columns=["image"], use_threads=False)
+        image = table.column("image")
+        size = sum(_unpacked(chunk) for chunk in image.chunks)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise DataError(f"row group {group.index} of {group.shard} is damaged: {error}") from error
+    if size > group.limit:
+        raise _too_large(group.shard, group.index, group.limit)
+    return image
+
+
+def _unpacked(image: "pa.StructArray") -> int:
+    """Bytes of all values of an array (bytes, path), each as often as it occurs."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    total = 0
+    for values in image.flatten():
+        if isinstance(values, pa.DictionaryArray):
+            lengths = pc.binary_length(values.dictionary).take(values.indices)
+        elif pa.types.is_null(values.type):
+            continue
+        else:
+            lengths = pc.binary_length(values)
+        total += pc.sum(lengths).as_py() or 0
+    return total
+
+
+def _too_large(shard: Path, group: int, limit: int) -> DataError:
+    return DataError(
+        f"a row group of images must unpack to at most {limit:,} bytes, got more in group {group} "
+        f"of {shard}; write compressed images, in groups of 1,000 rows"
+    )

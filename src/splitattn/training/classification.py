@@ -124,6 +124,7 @@ class Classification(Task[Batch]):
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
                 accumulation=run.accumulation,
+                blocks=self.train.blocks,
             ),
             workers=run.workers,
             seed=recipe.seed,
