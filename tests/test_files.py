@@ -101,7 +101,7 @@ def make_odd_files(folder: Path) -> list[Path]:
     return [folder / "pipe", folder / "socket", Path(os.devnull)]
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(10, func_only=True)
 def test_what_is_no_file_is_neither_read_nor_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Taken out here, because Typer knows a global option only before the verb.
     debug = "--debug" in arguments
+    # Of damaged pictures, for each of thousands of tags. What cannot be read is an error anyway.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app([argument for argument in arguments if argument != "--debug"])

@@ -1,19 +1,17 @@
 """Decode paths, URLs, bytes and arrays to upright RGB images, within limits."""
 
-import io
-import re
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, IcoImagePlugin, Image, ImageOps, JpegImagePlugin
+from PIL import ExifTags, IcoImagePlugin, Image, JpegImagePlugin
 
 from splitattn.errors import ImageError
 from splitattn.files import open_file
@@ -23,6 +21,15 @@ from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.npy import NPY, read_npy
 from splitattn.images.paths import is_url
 from splitattn.images.raster import Raster, from_array, from_pillow, is_deep, tiles
+from splitattn.images.structure import (
+    BoundedStream,
+    check_directories,
+    check_entries,
+    check_scans,
+    hide_exif,
+    orientation,
+    upright,
+)
 from splitattn.libraries import installed
 
 ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
@@ -57,12 +64,9 @@ _SHARES = {"WEBP": 1 / 2, "AVIF": 1 / 2, "CMYK JPEG": 1 / 2, "ICO": 1 / 4, "JPEG
 _SHARES["HEIF"] = 1 / 3
 # RGB of 16 bits per channel is read twice.
 _SHARES["48-bit"] = 1 / 2
-# A pass over all pixels may cost ten bytes of a file. Ten scans are usual, libtiff's limit is this.
-_MOST_SCANS = 100
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
+_JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OLD_HEADER = 12  # bytes of the bitmap header whose sides have 16 bits
-_END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 
 # Channels of the images that are decoded to 8 bits.
 RGB = 3
@@ -223,7 +227,8 @@ def _decode(
         _check_size(source, limits)
         with _damage_reported():
             header = read_header(source, b"")
-            image = _upright(_loaded(source))
+            orientation = source.getexif().get(ExifTags.Base.Orientation, 1)
+            image = upright(_loaded(source), orientation)
         return _whole(_with_all_bits(image, None, header, white_level, name))
     if isinstance(source, np.ndarray):
         return _whole(_from_array(source, limits, white_level, name))
@@ -288,6 +293,7 @@ def _from_content(
     content: bytes, limits: Limits, least_side: int | None, white_level: float | None, name: str
 ) -> _Decoded:
     with _damage_reported():
+        content, exif = hide_exif(content) if content.startswith(_JPEG) else (content, b"")
         opened = [_open(content, limits)]
         _check_size(opened[0], limits)
         header = read_header(opened[0], content)
@@ -299,7 +305,8 @@ def _from_content(
         scale = _reduce(opened[0], least_side) if least_side else 1
         stored = opened[0].size
         # Out of the list, without a name: each step frees the pixels of the one before.
-        image = _upright(_loaded(opened.pop()))
+        image = _loaded(opened.pop())
+        image = upright(image, orientation(image, exif))
     if image.size != stored:  # turned by a quarter
         whole = whole[::-1]
     pixels = _with_all_bits(image, lower, header, white_level, name)
@@ -313,7 +320,7 @@ def _lower_bytes(content: bytes, header: Header, limits: Limits) -> Image.Image:
     if header.gray_alpha:
         _, gray, _, alpha = image.split()
         image = Image.merge("RGBA", (gray, gray, gray, alpha))
-    return _upright(image)
+    return upright(image, orientation(image))
 
 
 def _with_all_bits(
@@ -350,32 +357,39 @@ def _damage_reported() -> Iterator[None]:
 def _open(content: bytes, limits: Limits) -> Image.Image:
     """Read the header. As `Image.open`, whose warning about large images `Limits` replaces."""
     Image.preinit()
-    prefix, stream = content[:16], io.BytesIO(content)
+    prefix, stream = content[:16], BoundedStream(content)
     for name in FORMATS:
         if name not in Image.OPEN:
             Image.init()  # loads the plug-ins of rarer formats, which takes time
         factory, accepts = Image.OPEN.get(name, (None, None))
         if factory is None or (accepts is not None and accepts(prefix) is not True):
             continue
+        if name == "AVIF":
+            check_directories(content)
+        if name == "TIFF":
+            check_entries(content)
         stream.seek(0)
         if name == "ICO":  # Pillow decodes an icon's largest image where it should read its header
             icon = IcoImagePlugin.IcoFile(stream)
             _check_icon(icon, limits)
+            stream.header_is_read()
             return icon.frame(0)
         image = factory(stream, "")
         if isinstance(image, JpegImagePlugin.JpegImageFile):
-            _check_scans(image, content)
+            progressive = "progressive" in image.info
+            check_scans(content, components=image.layers, progressive=progressive)
+        stream.header_is_read()
         return image
-    return _open_by_plugin(stream, prefix)
+    return _open_by_plugin(stream, content)
 
 
-def _open_by_plugin(stream: IO[bytes], prefix: bytes) -> Image.Image:
+def _open_by_plugin(stream: BoundedStream, content: bytes) -> Image.Image:
     """Read the header of an image that Pillow needs another package for.
 
     Raises:
         ImageError: the package is not installed, or the image is of no known kind.
     """
-    brand = prefix[8:12] if prefix[4:8] == b"ftyp" else b""
+    brand = content[8:12] if content[4:8] == b"ftyp" else b""
     for kind, plugin in _PLUGINS.items():
         if brand in plugin.brands:
             if not installed(plugin.library):
@@ -384,8 +398,11 @@ def _open_by_plugin(stream: IO[bytes], prefix: bytes) -> Image.Image:
             module = import_module(plugin.library)
             if register := getattr(module, plugin.register, None):
                 register()
+            check_directories(content)
             stream.seek(0)
-            return Image.OPEN[kind][0](stream, "")
+            image = Image.OPEN[kind][0](stream, "")
+            stream.header_is_read()
+            return image
     raise ImageError(f"expected an image ({', '.join(FORMATS)}), got something else")
 
 
@@ -424,24 +441,6 @@ def _raster(pixels: Image.Image | Raster, name: str) -> Raster:
     elif pixels.mode not in ("1", "L", "LA", "RGB", "RGBA", "CMYK"):
         pixels = pixels.convert("RGB")
     return from_pillow(pixels, white=None, name=name)
-
-
-def _check_scans(image: JpegImagePlugin.JpegImageFile, content: bytes) -> None:
-    """Raise if decoding would go over the pixels too often."""
-    position = scans = 0
-    while found := _JPEG_MARKER.search(content, position):
-        position = found.end()
-        if found[1] == _END_OF_IMAGE:
-            return
-        if found[1] == _START_OF_SCAN:
-            scans += 1
-            components = content[position + 2]
-            if components == image.layers and "progressive" not in image.info:
-                return  # one scan has it all
-        if scans > _MOST_SCANS:
-            raise ImageError(f"a JPEG image may have at most {_MOST_SCANS} scans, got more")
-        if position > 2:  # all but the start of the image tell their length
-            position += int.from_bytes(content[position : position + 2])
 
 
 def _check_icon(icon: IcoImagePlugin.IcoFile, limits: Limits) -> None:
@@ -504,11 +503,3 @@ def _to_rgb(image: Image.Image | Raster) -> Image.Image:
             Image.alpha_composite(Image.new("RGBA", tile.size, _WHITE), tile).convert("RGB"), box
         )
     return rgb
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # Broken EXIF data can raise anything, but the pixels may be good all the same.
-    with suppress(Exception):
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would make a copy
-            return ImageOps.exif_transpose(image)
-    return image
