@@ -10,6 +10,7 @@ whose description begins with "Valid:" is to be read all the same.
 import io
 import json
 import pickle
+import random
 import struct
 import sys
 import zipfile
@@ -718,9 +719,189 @@ def recipes() -> list[tuple[str, str, bytes]]:
     ]
 
 
+def thrift(**fields: tuple[int, bytes]) -> bytes:
+    """A structure in Thrift's compact form. Fields are named by number, as in f1."""
+    content, last = b"", 0
+    for name, (kind, value) in fields.items():
+        number = int(name[1:])
+        content += bytes(((number - last) << 4 | kind,)) + value
+        last = number
+    return content + b"\0"
+
+
+def i32(value: int) -> tuple[int, bytes]:
+    return 5, varint(value << 1 if value >= 0 else (-value << 1) - 1)
+
+
+def i64(value: int) -> tuple[int, bytes]:
+    return 6, i32(value)[1]
+
+
+def binary(content: bytes) -> tuple[int, bytes]:
+    return 8, varint(len(content)) + content
+
+
+def struct_of(content: bytes) -> tuple[int, bytes]:
+    return 12, content
+
+
+def list_of(kind: int, items: list[bytes]) -> tuple[int, bytes]:
+    short = len(items) < 15
+    head = bytes((len(items) << 4 | kind,)) if short else bytes((0xF0 | kind,)) + varint(len(items))
+    return 9, head + b"".join(items)
+
+
+INT64, DOUBLE, BYTE_ARRAY = 2, 5, 6
+UTF8 = 0  # says that a byte array is text
+HUGGINGFACE = b'{"info": {"features": {"label": {"names": %s}}}}'
+
+
+def parquet(
+    images: list[bytes] | tuple[bytes, int],
+    labels: bytes | None = None,
+    *,
+    names: bytes = b'["goldfish", "bullfrog"]',
+    label_kind: int = INT64,
+    text: bool = False,
+    unpacked: int | None = None,
+    declared: int | None = None,
+) -> bytes:
+    """A shard in the Hugging Face image layout.
+
+    Args:
+        images: values, or one value and how many rows have it.
+        labels: numbers of 8 bytes each.
+        text: image bytes are text.
+        unpacked: bytes that the page of images says to unpack to.
+        declared: bytes that the footer says it unpacks to.
+    """
+    content = b"PAR1"
+
+    def page(kind: int, body: bytes, size: int | None, **more: tuple[int, bytes]) -> bytes:
+        sizes = {"f2": i32(len(body) if size is None else size), "f3": i32(len(body))}
+        return thrift(f1=i32(kind), **sizes, **more) + body
+
+    def data_page(body: bytes, rows: int, encoding: int, size: int | None = None) -> bytes:
+        levels = {"f3": i32(3), "f4": i32(3)}
+        return page(0, body, size, f5=struct_of(thrift(f1=i32(rows), f2=i32(encoding), **levels)))
+
+    def column(kind: int, path: list[bytes], rows: int, pages: list[bytes], codec: int) -> bytes:
+        nonlocal content
+        start, repeated = len(content), len(pages) > 1
+        content += b"".join(pages)
+        size = len(content) - start
+        where = {"f9": i64(start + len(pages[0]) if repeated else start)}
+        if repeated:
+            where["f11"] = i64(start)
+        stated = size if declared is None or path[-1] != b"bytes" else declared
+        meta = thrift(
+            f1=i32(kind),
+            f2=list_of(5, [i32(8)[1] if repeated else i32(0)[1]]),
+            f3=list_of(8, [binary(name)[1] for name in path]),
+            f4=i32(codec),
+            f5=i64(rows),
+            f6=i64(stated),
+            f7=i64(size),
+            **where,
+        )
+        return thrift(f2=i64(start), f3=struct_of(meta))
+
+    def value(one: bytes) -> bytes:
+        return struct.pack("<I", len(one)) + one
+
+    if isinstance(images, tuple):
+        one, rows = images
+        run = b"\1" + varint(rows << 1) + b"\0"
+        count = struct_of(thrift(f1=i32(1), f2=i32(0)))
+        pages = [page(2, value(one), None, f7=count), data_page(run, rows, 8)]
+        packed = False
+    else:
+        rows, packed = len(images), unpacked is not None
+        body = b"".join(map(value, images))
+        pages = [data_page(zlib.compress(body, 9, 31) if packed else body, rows, 0, unpacked)]
+    labels = bytes(8 * rows) if labels is None else labels
+    columns = [
+        column(BYTE_ARRAY, [b"image", b"bytes"], rows, pages, 2 if packed else 0),
+        column(label_kind, [b"label"], rows, [data_page(labels, rows, 0)], 0),
+    ]
+    converted = {"f6": i32(UTF8)} if text else {}
+    schema = [
+        thrift(f4=binary(b"schema"), f5=i32(2)),
+        thrift(f3=i32(0), f4=binary(b"image"), f5=i32(1)),
+        thrift(f1=i32(BYTE_ARRAY), f3=i32(0), f4=binary(b"bytes"), **converted),
+        thrift(f1=i32(label_kind), f3=i32(0), f4=binary(b"label")),
+    ]
+    group = thrift(f1=list_of(12, columns), f2=i64(len(content)), f3=i64(rows))
+    key = thrift(f1=binary(b"huggingface"), f2=binary(HUGGINGFACE % names))
+    footer = thrift(
+        f1=i32(1),
+        f2=list_of(12, schema),
+        f3=i64(rows),
+        f4=list_of(12, [group]),
+        f5=list_of(12, [key]),
+    )
+    return content + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
 def data() -> list[tuple[str, str, bytes]]:
     magic = b"PAR1"
+    halves = struct.pack("<2d", 0.5, 1.5)
+    noise = random.Random(0).randbytes(10_000)
     return [
+        ("no-images.parquet", "Two values that are no images.", parquet([b"a", b"b"])),
+        (
+            "paths.parquet",
+            "Images that are a path and an address.",
+            parquet([b"/etc/passwd", b"http://127.0.0.1/"], text=True),
+        ),
+        (
+            "float-labels.parquet",
+            "Labels that are no whole numbers.",
+            parquet([b"a", b"b"], halves, label_kind=DOUBLE),
+        ),
+        (
+            "names-numbers.parquet",
+            "Class names that are numbers.",
+            parquet([b"a", b"b"], names=b"[0, 1]"),
+        ),
+        (
+            "names-null.parquet",
+            "Class names that are nothing.",
+            parquet([b"a", b"b"], names=b"[null, null]"),
+        ),
+        (
+            "names-lists.parquet",
+            "Class names that are lists.",
+            parquet([b"a", b"b"], names=b"[[0], [1]]"),
+        ),
+        ("names-number.parquet", "A number for class names.", parquet([b"a", b"b"], names=b"7")),
+        (
+            "names-same.parquet",
+            "Two classes of one name.",
+            parquet([b"a", b"b"], names=b'["a", "a"]'),
+        ),
+        (
+            "names-deep.parquet",
+            "Class names in lists, 9,000 deep.",
+            parquet([b"a", b"b"], names=b"[" * 9_000 + b"]" * 9_000),
+        ),
+        ("dictionary.parquet", "Ten kilobytes that 600 rows repeat.", parquet((noise, 600))),
+        ("rows.parquet", "A hundred million rows without an image.", parquet((b"", 1 << 26), b"")),
+        (
+            "zeros.parquet",
+            "Zeros that unpack to 10 MB.",
+            parquet([bytes(10_000_000)], unpacked=10_000_004),
+        ),
+        (
+            "zeros-declared.parquet",
+            "A page that says it unpacks to 2 GB, as the footer does.",
+            parquet([bytes(1_000_000)], unpacked=2**31 - 1, declared=2**31 - 1),
+        ),
+        (
+            "zeros-lie.parquet",
+            "A page that says it unpacks to 2 GB, where the footer does not.",
+            parquet([bytes(1_000_000)], unpacked=2**31 - 1),
+        ),
         ("empty.parquet", "No bytes at all.", b""),
         ("text.parquet", "Text.", b"not columns but prose\n"),
         ("magic.parquet", "Its first and last bytes and nothing else.", magic + magic),
