@@ -54,6 +54,8 @@ class Evaluation:
         loss: mean cross-entropy, in nats.
         mistakes: the wrong first guesses of the highest probability, at most 24, highest first.
         problems: a line for each image that could not be read; they are counted nowhere else.
+        guesses: (N,) index of the first guess for each image of the data set; -1 where it could not
+            be read.
     """
 
     classes: tuple[str, ...]
@@ -62,6 +64,7 @@ class Evaluation:
     loss: float
     mistakes: tuple[Mistake, ...]
     problems: tuple[str, ...]
+    guesses: NDArray[np.int64]
 
     @property
     def n(self) -> int:
@@ -115,6 +118,7 @@ class _Share:
     losses: list[float]
     mistakes: list[Mistake]
     problems: list[tuple[str, ...]]
+    guesses: NDArray[np.int64]
 
 
 def measure(
@@ -166,12 +170,14 @@ def _measure(
     losses: list[float] = []
     mistakes: list[Mistake] = []
     problems: list[tuple[str, ...]] = []
+    first_guesses = np.full(len(data), -1, np.int64)
     for batch in batches:
         problems.append(batch.problems)
         if len(batch.labels):
             logits = engine.run(batch.images, preprocessing).astype(np.float64)
             losses.append(_cross_entropy(logits, batch.labels))
             guesses = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+            first_guesses[batch.indices] = guesses[:, 0]
             np.add.at(confusion, (batch.labels, guesses[:, 0]), 1)
             found = (guesses == batch.labels[:, None]).any(1)
             top5_by_class += np.bincount(batch.labels[found], minlength=classes)
@@ -183,6 +189,7 @@ def _measure(
         losses=losses,
         mistakes=mistakes,
         problems=problems,
+        guesses=first_guesses,
     )
 
 
@@ -236,4 +243,6 @@ def _merged(classes: tuple[str, ...], shares: list[_Share]) -> Evaluation:
         loss=math.fsum(loss for share in shares for loss in share.losses) / int(confusion.sum()),
         mistakes=tuple(_worst(mistake for share in shares for mistake in share.mistakes)),
         problems=problems,
+        # Each image was measured in one process; in the others it is -1.
+        guesses=np.max([share.guesses for share in shares], axis=0),
     )

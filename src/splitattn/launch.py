@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ from splitattn import distributed
 from splitattn.create import create_model
 from splitattn.data.class_names import are_unnamed, match
 from splitattn.data.sources import open_data
+from splitattn.data.unlabelled import open_for_teacher
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import DataError, InputError
+from splitattn.preprocessing import Preprocessing
+from splitattn.teachers import open_teacher
 from splitattn.training import loop
 from splitattn.training.classification import Classification
+from splitattn.training.distillation import Distillation
+from splitattn.training.image_task import ImageTask
 from splitattn.training.recipes import Recipe, TaskName, default_model, load_recipe
 from splitattn.training.run import Run
 from splitattn.training.task import Epoch, Step, Task
@@ -35,9 +41,10 @@ class TrainingResult:
     Attributes:
         output: the folder; as `weights=` it stands for the result in it.
         figures: what was measured after the last epoch, by name: for classification "loss" in
-            nats, "top1" and "top5" in percent.
+            nats, "top1" and "top5" in percent; for distillation "agreement" with the teacher in
+            percent, and "top1" if there are labels.
         summary: the same in one line.
-        details: everything else that was measured: for classification an `Evaluation`.
+        details: everything else that was measured: an `Evaluation`.
     """
 
     output: Path
@@ -95,7 +102,8 @@ def train(
             takes the model's default weights if the recipe starts from weights (`pretrained`, as
             `finetune` does), or else random ones. What the recipe leaves open of mean, deviation,
             filter and crop is then as these weights expect.
-        recipe: plain, paper, modern, finetune, embedded, or a TOML file.
+        recipe: plain, paper, modern, finetune, embedded, distill, or a TOML file. `distill` needs
+            an override `teacher=...` (see `open_teacher`), and `data` needs no labels.
         overrides: changes of the recipe, each `key=value`.
         class_names: a text file that names the classes, one a line, in label order.
         new_classifier: start with a random classifier even if the weights have one for as many
@@ -129,7 +137,8 @@ def train(
             dataset = DataSettings(
                 data=str(data), class_names=class_names, new_classifier=new_classifier
             )
-            task, build = prepare(dataset, name, chosen)
+            plan = prepare(dataset, name, chosen, here)
+        task = plan.task
         run = Run(
             recipe=chosen,
             output=Path(output),
@@ -143,15 +152,17 @@ def train(
         start = None if resumes else _start(model or name, weights, chosen)
         loop.check(task, run.with_real_batch())
         with distributed.first_process_first():
-            expected = chosen.preprocessing
+            expected, whose = chosen.preprocessing, "the weights to start from expect"
             if resumes and (began := read_metadata(run.checkpoint)):
                 expected = began.preprocessing
             elif start is not None:
                 found = resolve(name, start)
                 expected = found.preprocessing
-            run = replace(run, recipe=chosen.starting_from(expected))
+            if plan.preprocessing is not None:
+                expected, whose = plan.preprocessing, "the teacher expects"
+            run = replace(run, recipe=chosen.starting_from(expected, whose))
             torch.manual_seed(chosen.seed)
-            network = build(start)
+            network = plan.build(start)
         measured = loop.train(network, task, run, resume=resume, on_step=on_step, on_epoch=on_epoch)
     return TrainingResult(
         output=run.output,
@@ -204,34 +215,64 @@ class DataSettings:
     new_classifier: bool = False
 
 
-# Makes a task, and what builds its network from weights or, with None, at random.
-Prepare = Callable[
-    [DataSettings, str, Recipe], tuple[Task[Any], Callable[[str | Path | None], nn.Module]]
-]
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A task, and what else a training needs of it.
+
+    Attributes:
+        task: what is learned.
+        build: makes the network from weights, or with None at random.
+        preprocessing: what the recipe leaves open of mean, deviation, filter and crop; None takes
+            it from the weights to start from.
+    """
+
+    task: Task[Any]
+    build: Callable[[str | Path | None], nn.Module]
+    preprocessing: Preprocessing | None = None
 
 
-def _classification(
-    dataset: DataSettings, model: str, recipe: Recipe
-) -> tuple[Classification, Callable[[str | Path | None], nn.Module]]:
+# From data set, model, recipe and device.
+Prepare = Callable[[DataSettings, str, Recipe, torch.device], Plan]
+
+
+def _classification(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
     task = Classification(
         model=model,
         train=open_data(dataset.data, "train", dataset.class_names),
         val=open_data(dataset.data, "val", dataset.class_names),
     )
+    return Plan(task=task, build=partial(_build, task, dataset, recipe))
 
-    def build(weights: str | Path | None) -> nn.Module:
-        found = None if weights is None else resolve(model, weights)
-        if found and found.classes and not dataset.new_classifier:
-            _compare_classes(task.train.classes, found.classes)
-        return create_model(
-            model,
-            weights=found.path if found else None,
-            num_classes=len(task.train.classes),
-            new_classifier=dataset.new_classifier,
-            **recipe.network_arguments(),
-        )
 
-    return task, build
+def _distillation(dataset: DataSettings, model: str, recipe: Recipe, device: torch.device) -> Plan:
+    teacher = open_teacher(recipe.teacher, imitation=recipe.imitation, device=str(device))
+    train, val = open_for_teacher(
+        dataset.data, teacher.classes, dataset.class_names, seed=recipe.seed
+    )
+    task = Distillation(
+        model=model,
+        train=train,
+        val=val,
+        teacher=teacher,
+        data=f"{Path(dataset.data).name or dataset.data}, {len(train)} images",
+    )
+    build = partial(_build, task, dataset, recipe)
+    return Plan(task=task, build=build, preprocessing=teacher.preprocessing)
+
+
+def _build(
+    task: ImageTask[Any], dataset: DataSettings, recipe: Recipe, weights: str | Path | None
+) -> nn.Module:
+    found = None if weights is None else resolve(task.model, weights)
+    if found and found.classes and not dataset.new_classifier:
+        _compare_classes(task.classes, found.classes)
+    return create_model(
+        task.model,
+        weights=found.path if found else None,
+        num_classes=len(task.classes),
+        new_classifier=dataset.new_classifier,
+        **recipe.network_arguments(),
+    )
 
 
 def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None:
@@ -253,4 +294,7 @@ def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None
 
 
 # A new task is one row here, one name in `recipes.TaskName` and one module with its `Task`.
-TASKS: dict[TaskName, Prepare] = {"classification": _classification}
+TASKS: dict[TaskName, Prepare] = {
+    "classification": _classification,
+    "distillation": _distillation,
+}

@@ -198,6 +198,7 @@ def open_weights(
             preprocessing=resolved.preprocessing,
             recipe=own.recipe if own else {},
             metrics=own.metrics if own else {},
+            origin=own.origin if own else {},
         ),
     )
 

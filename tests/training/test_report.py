@@ -124,6 +124,7 @@ def evaluation(data: LabelledImages, *indices: int, problems: tuple[str, ...] = 
         loss=0.51234,
         mistakes=tuple(mistake(data, index) for index in indices),
         problems=problems,
+        guesses=np.empty(0, np.int64),
     )
 
 
@@ -185,6 +186,7 @@ def test_a_class_without_images_has_no_recall(tmp_path: Path, data: LabelledImag
         loss=0.1,
         mistakes=(),
         problems=(),
+        guesses=np.empty(0, np.int64),
     )
     page = write(tmp_path / "out", data, measured)
     assert ["green", "0", "0", "0", "0", "-"] in page.rows
@@ -284,6 +286,7 @@ def test_many_classes_become_lists_and_a_picture(tmp_path: Path, data: LabelledI
         loss=1.0,
         mistakes=(),
         problems=(),
+        guesses=np.empty(0, np.int64),
     )
     page = write(tmp_path / "out", data, measured)
     assert ["class 150", "class 20", "90", "36.0"] in page.rows

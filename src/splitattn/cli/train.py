@@ -27,7 +27,7 @@ def train(
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="finetune, plain, paper, modern, embedded, or a TOML file.")
+        str, typer.Option(help="finetune, plain, paper, modern, embedded, distill, or a TOML file.")
     ] = "finetune",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")
@@ -71,6 +71,8 @@ def train(
     ] = None,
 ) -> None:
     """Train a network; afterwards, `predict --weights OUTPUT` uses it.
+
+    Without labels: `--recipe distill --set teacher=WEIGHTS` learns from another network's answers.
 
     On several devices or machines: `torchrun --nproc-per-node N -m splitattn train ...`
     """

@@ -197,6 +197,46 @@ def open_parquet(shards: list[Path], split: str) -> LabelledImages:
     )
 
 
+def open_unlabelled_parquet(shards: list[Path], split: str) -> LabelledImages:
+    """The images alone of Parquet shards, with no classes and labels that mean nothing.
+
+    Raises:
+        DataError: see `open_parquet`.
+        InputError: pyarrow is not installed.
+    """
+    require("Parquet data", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    chosen = _chosen(shards, split)
+    groups: list[_Group] = []
+    try:
+        _check_rows(chosen)
+        for shard in chosen:
+            with pq.ParquetFile(shard) as file:
+                _check_image(file.schema_arrow)
+                groups += _groups(shard, file.metadata)
+        if not groups:
+            raise DataError(f"the data set must hold images, got no rows in {chosen[0]}")
+        rows = _Rows(groups)
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            "Parquet shards must have a column image: {bytes: binary, path: string}, "
+            f"got {chosen[0].name}: {error!r:.300}"
+        ) from error
+    count = sum(group.rows for group in groups)
+    return LabelledImages(
+        origin=", ".join(map(str, chosen)),
+        classes=(),
+        images=_Images(rows, count),
+        labels=[0] * count,
+        names=_Names(rows, count, split),
+        blocks=rows.blocks,
+    )
+
+
 def _chosen(shards: list[Path], split: str) -> list[Path]:
     """The shards whose names begin with the split, or all if no name begins with any."""
     by_prefix = {shard: re.split(r"[^A-Za-z]", shard.name)[0] for shard in shards}
@@ -242,9 +282,21 @@ def _check_columns(schema: "pa.Schema") -> None:
     """
     from pyarrow import types
 
-    label, image = schema.field("label").type, schema.field("image").type
+    label = schema.field("label").type
     if not types.is_integer(label):
         raise TypeError(f"label is {label}")
+    _check_image(schema)
+
+
+def _check_image(schema: "pa.Schema") -> None:
+    """Raise unless images are binary.
+
+    Raises:
+        KeyError, TypeError: the message says what they are.
+    """
+    from pyarrow import types
+
+    image = schema.field("image").type
     if not types.is_struct(image):
         raise TypeError(f"image is {image}")
     fields = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}

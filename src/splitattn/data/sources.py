@@ -58,19 +58,25 @@ def _open(data: str, split: str) -> LabelledImages:
         return open_torchvision(data.removeprefix(_TORCHVISION), split)
     try:
         root = Path(data).expanduser()
-        if root.is_dir():
-            shards = sorted(filter(is_file, root.glob("*.parquet")))
-            return open_parquet(shards, split) if shards else open_folder(root, split)
         if root.suffix.lower() == ".csv" and is_file(root):
             return open_csv(root, split)
-        shards = [Path(name) for name in expand_glob(str(root))]
+        if shards := parquet_shards(root):
+            return open_parquet(shards, split)
+        if root.is_dir():
+            return open_folder(root, split)
     except (OSError, RuntimeError) as error:  # not ours to read, not a file name, no such home
         raise DataError(
             f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"
         ) from error
-    if shards and all(shard.suffix == ".parquet" and is_file(shard) for shard in shards):
-        return open_parquet(shards, split)
     raise DataError(
         "data must be a folder, Parquet shards, a CSV file or torchvision:NAME, "
         f"got {data!r}: no such thing"
     )
+
+
+def parquet_shards(root: Path) -> list[Path]:
+    """The Parquet shards in a folder, or those that a file's name or a glob means, if any."""
+    if root.is_dir():
+        return sorted(filter(is_file, root.glob("*.parquet")))
+    found = [Path(name) for name in expand_glob(str(root))]
+    return found if all(path.suffix == ".parquet" for path in found) else []

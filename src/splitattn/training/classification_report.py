@@ -1,6 +1,7 @@
 """What a classifier's report shows: figures, confusions, the most confident mistakes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,7 @@ from splitattn.errors import ImageError
 from splitattn.evaluation import Evaluation, Mistake
 from splitattn.images.decode import decode
 from splitattn.training.report import Chart, Headline, Report, data_uri, table, text
+from splitattn.training.task import Measurement
 
 # A table of more classes than this is no longer read but only looked at.
 _CLASSES_IN_TABLE = 30
@@ -35,6 +37,14 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 
 
+_DISTILLATION_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "size": ("size", "d"),
+    "train_loss": ("training loss", ".4f"),
+    "train_agreement": ("training agreement %", ".2f"),
+    "val_agreement": ("validation agreement %", ".2f"),
+}
+
+
 def classification_report(
     title: str, evaluation: Evaluation, data: LabelledImages, *, unreadable: int
 ) -> Report:
@@ -56,6 +66,38 @@ def classification_report(
         ),
         columns=_COLUMNS,
         sections=(_confusion(evaluation), _mistakes(evaluation.mistakes, data)),
+    )
+
+
+def distillation_report(
+    title: str, measurement: Measurement, data: LabelledImages, *, unreadable: int
+) -> Report:
+    """What there is to show of a student: where it guesses what its teacher guesses.
+
+    Args:
+        measurement: of the trained network; its details are an `Evaluation` of `data`.
+        data: what was measured, with the teacher's first guesses as labels.
+        unreadable: see `classification_report`.
+    """
+    evaluation, figures = measurement.details, measurement.figures
+    shown = classification_report(title, evaluation, data, unreadable=unreadable)
+    agreeing, *rest = shown.headlines
+    headlines = [replace(agreeing, name="Agreement", note="first guesses are the teacher's")]
+    columns = dict(_DISTILLATION_COLUMNS)
+    if "top1" in figures:
+        columns["val_top1"] = _COLUMNS["val_top1"]
+        value = f"{figures['top1']:.2f}<small> %</small>"
+        headlines.append(Headline(name="Top-1", value=value, note="first guesses are the label"))
+    note = '<p class="quiet">Labels on this page are the teacher\'s first guesses.</p>\n'
+    return replace(
+        shown,
+        headlines=[*headlines, *rest],
+        details=note + shown.details,
+        charts=(
+            Chart(title="Loss", figure="loss"),
+            Chart(title="Agreement", unit="%", figure="agreement"),
+        ),
+        columns=columns,
     )
 
 

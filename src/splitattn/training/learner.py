@@ -47,7 +47,7 @@ class Learner(Generic[Batch]):
         self.optimizer = make_optimizer(network, recipe)
         self.autocast = autocast_dtype(recipe.precision, run.device)
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=self.autocast is torch.float16)
-        self.candidate = deepcopy(network).eval()
+        self.candidate = self._folded(network)
         self._parallel: DistributedDataParallel | None = None
         if distributed.world_size() > 1:
             devices = [run.device] if run.device.type == "cuda" else None
@@ -110,12 +110,22 @@ class Learner(Generic[Batch]):
     def update_candidate(self) -> None:
         """Let `candidate` have the present weights: the EMA's if there is one.
 
-        They are rounded as the file will hold them. Each process has running statistics of its own
-        last step: those of the first are taken.
+        They are folded by the task and rounded as the file will hold them. Each process has running
+        statistics of its own last step: those of the first are taken.
         """
-        source = self.ema.module if self.ema else self.network
-        self.candidate.load_state_dict(self.as_saved(source))
+        self.candidate = self._folded(self.ema.module if self.ema else self.network)
+        self.candidate.load_state_dict(self.as_saved(self.candidate))
         distributed.copy_from_first(self.candidate.state_dict().values())
+
+    def finish(self) -> None:
+        """Leave the network as `candidate` is."""
+        self.task.fold(self.network)
+        self.network.load_state_dict(self.candidate.state_dict())
+
+    def _folded(self, network: nn.Module) -> nn.Module:
+        folded = deepcopy(network).eval()
+        self.task.fold(folded)
+        return folded
 
     def as_saved(self, network: nn.Module) -> dict[str, Tensor]:
         """The weights in the format of the file; biases and norms stay float32."""

@@ -286,8 +286,7 @@ class _Training(Generic[Batch]):
 
     def _finish(self, measured: Measurement) -> None:
         """Write the result, and leave the network with its weights."""
-        learner = self.learner
-        learner.network.load_state_dict(learner.candidate.state_dict())
+        self.learner.finish()
         self._write("model.safetensors", measured)
         if not self.writes:
             return
@@ -304,7 +303,7 @@ class _Training(Generic[Batch]):
     def _write(self, name: str, measured: Measurement) -> None:
         """Write the weights that were measured."""
         if self.writes:
-            state_dict = self.task.result(self.learner.as_saved(self.learner.candidate))
+            state_dict = self.learner.as_saved(self.learner.candidate)
             metadata = self.task.metadata(self.run, measured)
             write_checkpoint(self.run.output / name, state_dict, metadata)
 

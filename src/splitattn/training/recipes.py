@@ -26,10 +26,11 @@ from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Order = Literal["crop-resize", "resize-crop"]
-TaskName = Literal["classification"]
+TaskName = Literal["classification", "distillation"]
+Imitation = Literal["logits", "features"]
 logger = logging.getLogger(__name__)
 
-PRESETS = ("plain", "embedded", "paper", "modern", "finetune")
+PRESETS = ("plain", "embedded", "paper", "modern", "finetune", "distill")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,8 @@ class Recipe:
         first_train_size: side in the first epoch; it grows evenly, in steps of 8 pixels.
         test_size: side of the images when the network is measured.
         test_crop_fraction: side of the central crop then, as a share of the image's shorter side.
-            None, here and in the next four fields, takes what the weights to start from expect. At
-            random weights it is 1.
+            None, here and in the next four fields, takes what the weights to start from expect, or
+            the teacher if there is one. At random weights it is 1.
         test_interpolation, test_order: filter and order of cropping and resizing then, as in
             `Preprocessing`; at random weights "bicubic" and "crop-resize".
         in_chans: channels of the images: 3 is RGB with 8 bits each, 1 gray. Other images than RGB
@@ -86,6 +87,14 @@ class Recipe:
             "auto" is bf16 on devices that compute it in hardware, fp32 elsewhere.
         saved_precision: of the convolution and classifier weights in the resulting file.
         seed: decides every random choice.
+        teacher: for distillation, the network to learn from: weights of ours, a file that `export`
+            wrote, or `timm:NAME`.
+        imitation: what the student learns of the teacher. "logits": the class probabilities
+            (arXiv 1503.02531). "features": the pooled features too, through a linear projection,
+            and the teacher's own classifier reads them (SimKD, arXiv 2203.14001).
+        temperature: divides the logits of teacher and student before the softmax.
+        label_weight: share of the loss that is cross-entropy with the data's labels; 0 needs no
+            labels.
 
     Raises:
         InputError: a value is outside its range, or two of them exclude each other.
@@ -131,6 +140,10 @@ class Recipe:
     precision: Precision = "fp32"
     saved_precision: Literal["fp32", "fp16"] = "fp32"
     seed: int = 0
+    teacher: str | None = None
+    imitation: Imitation = "logits"
+    temperature: float = 1.0
+    label_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -172,6 +185,8 @@ class Recipe:
             "drop_path": (0 <= self.drop_path < 1, "0 or more, below 1"),
             "drop_block": (0 <= self.drop_block < 1, "0 or more, below 1"),
             "seed": (0 <= self.seed < 2**63, "0 or more, below 2**63"),
+            "temperature": (0 < self.temperature <= 1000, "above 0, at most 1000"),
+            "label_weight": (0 <= self.label_weight < 1, "0 or more, below 1"),
         }
         for field in fields(self):
             value = getattr(self, field.name)
@@ -211,19 +226,19 @@ class Recipe:
     def _has_channels(self, values: tuple[float, ...] | None) -> bool:
         return values is None or len(values) == self.in_chans
 
-    def starting_from(self, expected: Preprocessing) -> "Recipe":
+    def starting_from(
+        self, expected: Preprocessing, whose: str = "the weights to start from expect"
+    ) -> "Recipe":
         """The recipe with the preprocessing of the weights to start from, where it leaves it open.
 
-        A warning names what the recipe sets to another value.
+        A warning names what the recipe sets to another value, and `whose` value is not taken.
         """
         expected = with_channels(rescaled(expected, self.test_size), self.in_chans)
         values = {field: getattr(expected, name) for field, name in _FROM_WEIGHTS.items()}
         for field, value in values.items():
             own = getattr(self, field)
             if own not in (None, value) and value is not None:
-                logger.warning(
-                    "recipe: %s is %s, but the weights to start from expect %s", field, own, value
-                )
+                logger.warning("recipe: %s is %s, but %s %s", field, own, whose, value)
         return replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
 
     def network_arguments(self) -> dict[str, Any]:
@@ -412,6 +427,8 @@ def _preset(name: str, model: str) -> Recipe:
         return _modern(model)
     if name == "finetune":
         return _finetune(model)
+    if name == "distill":
+        return _distill(model)
     return Recipe()
 
 
@@ -510,6 +527,32 @@ def _finetune(model: str) -> Recipe:
         layer_decay=0.85,
         mixup_alpha=0.0,
         train_size=size,
+        test_size=size,
+        crop_scale=0.35,
+        precision="auto",
+    )
+
+
+def _distill(model: str) -> Recipe:
+    """From another network's answers, for a small student and a computer without a GPU.
+
+    Crops grow, for small ones are cheap and the teacher sees the same crop. There are no labels
+    that a small crop could make wrong.
+    """
+    size = default_preprocessing(model).size
+    return Recipe(
+        task="distillation",
+        pretrained=True,
+        epochs=30,
+        batch_size=64,
+        learning_rate=0.2,
+        warmup_epochs=1.0,
+        clip_norm=5.0,
+        ema_decay=0.999,
+        label_smoothing=0.0,
+        mixup_alpha=0.0,
+        train_size=size,
+        first_train_size=_rounded(0.75 * size),
         test_size=size,
         crop_scale=0.35,
         precision="auto",

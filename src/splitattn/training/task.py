@@ -207,9 +207,12 @@ class Task(ABC, Generic[Batch]):
         """Further figures for the log, after the epoch was measured; called in every process."""
         return {}
 
-    def result(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the resulting file holds, from the network's state dict."""
-        return state_dict
+    def fold(self, network: nn.Module) -> None:
+        """Turn a trained network, in place, into the one that is measured and saved.
+
+        A task that trains layers which its result does not have folds them in here. By default
+        the result is the network as it was trained.
+        """
 
     def metadata(
         self,

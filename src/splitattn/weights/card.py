@@ -26,7 +26,13 @@ _CLASSES_SHOWN = 1000
 # The hub's names for data sets.
 _DATASETS = {"imagenet1k": "imagenet-1k"}
 
-_METRICS = {"top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %", "loss": "loss", "n": "images"}
+_METRICS = {
+    "agreement": "agreement with the teacher's first guess, %",
+    "top1": "top-1 accuracy, %",
+    "top5": "top-5 accuracy, %",
+    "loss": "loss",
+    "n": "images",
+}
 
 
 def check_license(license: str | None) -> None:
@@ -94,7 +100,7 @@ def card_text(
         _usage(metadata, filename, repository),
         _preprocessing(metadata.preprocessing),
         _figures(metadata.metrics, entry),
-        _training(metadata.recipe, entry),
+        _training(metadata, entry),
         _classes(metadata.classes),
         _license(license),
     ]
@@ -239,12 +245,15 @@ def _measured_rows(metrics: dict[str, Any]) -> Iterator[str]:
             yield f"| {name} | {value:.{0 if key == 'n' else 4}f} |"
 
 
-def _training(recipe: dict[str, Any], entry: WeightsEntry | None) -> str:
+def _training(metadata: ModelMetadata, entry: WeightsEntry | None) -> str:
     parts = ["## Training"]
     if entry:
         parts.append(f"Trained by {entry.source}.")
-    if recipe:
-        parts += ["The recipe:", _fenced(json.dumps(recipe, indent=2), "json")]
+    if metadata.origin:
+        rows = (f"- {one_line(k)}: {one_line(str(v))}" for k, v in metadata.origin.items())
+        parts += ["Made from:", "\n".join(rows)]
+    if metadata.recipe:
+        parts += ["The recipe:", _fenced(json.dumps(metadata.recipe, indent=2), "json")]
     if len(parts) == 1:
         parts.append("The training is not recorded.")
     return "\n\n".join(parts)

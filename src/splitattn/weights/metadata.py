@@ -30,9 +30,10 @@ class ModelMetadata:
         preprocessing: how images were evaluated.
         recipe: how the weights were trained.
         metrics: what was measured with them.
+        origin: what they were made from, such as "data" and "teacher".
 
     Raises:
-        InputError: a field has another type, or recipe or metrics cannot be written as JSON.
+        InputError: a field has another type, or cannot be written as JSON.
     """
 
     model: str
@@ -40,6 +41,7 @@ class ModelMetadata:
     preprocessing: Preprocessing
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -49,7 +51,8 @@ class ModelMetadata:
             raise InputError(f"classes must be a tuple of names, got {self.classes!r:.60}")
         if not isinstance(self.preprocessing, Preprocessing):
             raise InputError(f"preprocessing must be Preprocessing, got {self.preprocessing!r:.60}")
-        for name, value in (("recipe", self.recipe), ("metrics", self.metrics)):
+        for name in ("recipe", "metrics", "origin"):
+            value = getattr(self, name)
             if not isinstance(value, dict):
                 raise InputError(f"{name} must be a dictionary, got {value!r:.60}")
             try:
@@ -78,6 +81,7 @@ class ModelMetadata:
                 preprocessing=_preprocessing(_expect(dict, fields["preprocessing"])),
                 recipe=fields["recipe"],
                 metrics=fields["metrics"],
+                origin=fields.get("origin", {}),  # older files have none
             )
         except KeyError as error:
             raise WeightsError(f"malformed metadata: {error} is missing") from error

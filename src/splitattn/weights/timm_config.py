@@ -107,8 +107,8 @@ def read_config(path: Path) -> Config:
             raise TypeError(f"architecture must be a name, got {name!r:.60}")
         pretrained = _object(config.get("pretrained_cfg", config))
         _check_arguments(_object(config.get("model_args") or {}))
-        classes = _classes(config, pretrained)
-        preprocessing = _preprocessing(pretrained)
+        classes = classes_of(config, pretrained)
+        preprocessing = preprocessing_of(pretrained)
     except KeyError as error:
         raise WeightsError(
             f"{path} is not a {CONFIG_NAME} in timm's format: {error} is missing"
@@ -131,7 +131,7 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
             raise ValueError(f"model_args {key!r:.60}: {value!r:.60} changes the network")
 
 
-def _classes(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, ...] | None:
+def classes_of(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, ...] | None:
     num_classes = config.get("num_classes", pretrained.get("num_classes"))
     places = (config, pretrained)
     names = next((p[key] for key in ("label_names", "labels") for p in places if p.get(key)), None)
@@ -152,7 +152,7 @@ def _classes(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, .
     return tuple(_text(name) for name in classes)
 
 
-def _preprocessing(fields: dict[str, Any]) -> Preprocessing:
+def preprocessing_of(fields: dict[str, Any]) -> Preprocessing:
     # Where test_* fields exist, timm's published accuracies use them.
     channels, height, width = fields.get("test_input_size") or fields["input_size"]
     if height != width:

@@ -1,0 +1,135 @@
+"""Images whose labels may be missing: what a student learns from when a teacher answers."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from splitattn.data.class_names import match
+from splitattn.data.labelled import LabelledImages, with_classes_of_model
+from splitattn.data.parquet import open_unlabelled_parquet
+from splitattn.data.sources import open_data, parquet_shards
+from splitattn.data.splits import called, split_of
+from splitattn.errors import DataError
+from splitattn.files import is_folder
+from splitattn.images.paths import expand
+
+T = TypeVar("T")
+
+# Of data without a validation split: one image in so many, but at most this number.
+_EVERY, _MOST_HELD_OUT = 20, 5000
+
+
+def open_for_teacher(
+    data: str, classes: tuple[str, ...], class_names: Path | None = None, *, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Open the training and validation images of `data`, with or without labels.
+
+    Without a validation split, `seed` draws one image in twenty, at most 5,000, for validation.
+
+    Args:
+        data: what `open_data` takes, and besides any folder of images, however deep, and Parquet
+            shards without labels.
+        classes: the teacher's, by output index.
+        class_names: see `open_data`.
+
+    Returns:
+        Training and validation images. Both have `classes`, or both have no classes, and then
+        their labels mean nothing.
+
+    Raises:
+        DataError: there are no images.
+    """
+    train, val = (_open(data, split, classes, class_names) for split in ("train", "val"))
+    if train.origin == val.origin:
+        train, val = _divided(train, seed)
+    if train.classes != val.classes:
+        train, val = _without_labels(train), _without_labels(val)
+    return train, val
+
+
+def _open(
+    data: str, split: str, classes: tuple[str, ...], class_names: Path | None
+) -> LabelledImages:
+    try:
+        images = open_data(data, split, class_names)
+    except DataError:
+        if (found := _without_looking_for_labels(data, split)) is None:
+            raise
+        return found
+    if _are_known(images.classes, classes):
+        return with_classes_of_model(images, classes)
+    return _without_looking_for_labels(data, split) or _without_labels(images)
+
+
+def _are_known(names: tuple[str, ...], classes: tuple[str, ...]) -> bool:
+    """Whether the data's classes are the teacher's by name. Numbers and order prove nothing."""
+    try:
+        return match(names, classes).how in ("name", "lemma", "wordnet")
+    except DataError:
+        return False
+
+
+def _without_looking_for_labels(data: str, split: str) -> LabelledImages | None:
+    """Images that are there without labels, or None if `data` is of a kind that always has them."""
+    try:
+        root = Path(data).expanduser()
+        if shards := parquet_shards(root):
+            return open_unlabelled_parquet(shards, split)
+        return _images_below(root, split) if is_folder(root) else None
+    except (OSError, RuntimeError):  # not ours to read, not a file name, no such home
+        return None
+
+
+def _images_below(root: Path, split: str) -> LabelledImages | None:
+    """The images of `split` if all folders in `root` are called like splits, or else all images."""
+    folders = [entry.name for entry in root.iterdir() if entry.is_dir()]
+    splits = folders if all(map(split_of, folders)) else []
+    found = called(splits, split) or called(splits, "train")
+    folder = str(root / found[0] if found else root)
+    paths = list(expand([folder]))
+    if paths == [folder]:
+        return None
+    return LabelledImages(
+        origin=folder, classes=(), images=paths, labels=[0] * len(paths), names=paths
+    )
+
+
+def _without_labels(images: LabelledImages) -> LabelledImages:
+    return replace(images, classes=(), labels=[0] * len(images))
+
+
+def _divided(images: LabelledImages, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    order = np.random.default_rng(seed).permutation(len(images))
+    held_out = min(-(-len(images) // _EVERY), _MOST_HELD_OUT)
+    val, train = sorted(order[:held_out].tolist()), sorted(order[held_out:].tolist())
+    return _part(images, train, "training part"), _part(images, val, "validation part")
+
+
+class _Chosen(Sequence[T]):
+    """Some items of a sequence, each looked up when it is asked for."""
+
+    def __init__(self, items: Sequence[T], indices: list[int]) -> None:
+        self._items, self._indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> T:  # type: ignore[override]
+        return self._items[self._indices[index]]
+
+
+def _part(images: LabelledImages, indices: list[int], name: str) -> LabelledImages:
+    blocks = images.blocks
+    return replace(
+        images,
+        origin=f"{images.origin} ({name})",
+        images=_Chosen(images.images, indices),
+        labels=[images.labels[index] for index in indices],
+        names=_Chosen(images.names, indices),
+        blocks=blocks
+        and replace(blocks, starts=tuple(bisect_left(indices, start) for start in blocks.starts)),
+    )

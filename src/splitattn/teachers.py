@@ -1,0 +1,153 @@
+"""Opens the teacher of a distillation by its name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitattn.architectures import split_name
+from splitattn.engines.pytorch import TorchEngine, choose_device
+from splitattn.engines.table import file_engine
+from splitattn.errors import InputError, nearest, one_line
+from splitattn.files import exists
+from splitattn.libraries import require
+from splitattn.opening import open_network, open_weights
+from splitattn.preprocessing import Preprocessing
+from splitattn.training.recipes import Imitation
+from splitattn.training.teacher import LinearClassifier, Teacher
+from splitattn.weights.matching import HEAD
+from splitattn.weights.timm_config import classes_of, preprocessing_of
+
+_TIMM = "timm:"
+# Of a timm model's logits, taken apart into features and classifier.
+_TOLERANCE = 1e-3
+
+
+def open_teacher(
+    name: str | None, *, imitation: Imitation = "logits", device: str = "auto"
+) -> Teacher:
+    """Open a network as a teacher.
+
+    Args:
+        name: a model, `MODEL:TAG`, weights as `--weights` takes them, a file that `export` wrote,
+            or `timm:NAME` for a model of timm with its pretrained weights.
+        imitation: "features" makes the engine give pooled features, and keeps the classifier.
+        device: "auto" or a device by name.
+
+    Raises:
+        InputError: no teacher is named, it cannot be had, or it has no classifier of its own to
+            reuse.
+        WeightsError: its weights cannot be found, verified or matched.
+    """
+    if not name:
+        raise InputError(
+            "distillation needs a teacher, got none; add --set teacher=WEIGHTS, an exported file "
+            "or timm:NAME"
+        )
+    if name.startswith(_TIMM):
+        return _timm_teacher(name, imitation == "features", choose_device(device))
+    if file_engine(name):
+        if imitation == "features":
+            raise InputError(
+                f"imitation=features needs the teacher's classifier, which the exported file {name}"
+                " does not give; pass the weights it was exported from, or use imitation=logits"
+            )
+        opened = open_network(weights=name)
+        return Teacher(
+            name=Path(name).name,
+            classes=opened.classes,
+            preprocessing=opened.preprocessing,
+            engine=opened.engine,
+        )
+    return _own_teacher(name, imitation, device)
+
+
+def _own_teacher(name: str, imitation: Imitation, device: str) -> Teacher:
+    trained = open_weights(name) if _is_model(name) else open_weights(weights=name)
+    weights = trained.weights if not exists(trained.weights) else Path(name).name
+    classifier = None
+    if imitation == "features":
+        weight, bias = (torch.from_numpy(trained.tensors[key]).float() for key in HEAD)
+        classifier = LinearClassifier(weight=weight, bias=bias)
+        body = {key: value for key, value in trained.tensors.items() if key not in HEAD}
+        trained = replace(trained, tensors=body)
+    return Teacher(
+        name=f"{trained.metadata.model} ({weights})",
+        classes=trained.metadata.classes,
+        preprocessing=trained.metadata.preprocessing,
+        engine=trained.load(device=device),
+        classifier=classifier,
+    )
+
+
+def _is_model(name: str) -> bool:
+    if exists(name):
+        return False
+    try:
+        split_name(name)
+    except InputError:
+        return False
+    return True
+
+
+def _timm_teacher(name: str, reuse: bool, device: torch.device) -> Teacher:
+    require("a teacher of timm", "timm")
+    import timm
+
+    own_name = name.removeprefix(_TIMM)
+    try:
+        model = timm.create_model(own_name, pretrained=True).eval()
+    except Exception as error:  # unknown names, no weights, no network, damaged files
+        hint = nearest(own_name, timm.list_models(pretrained=True))
+        raise InputError(
+            f"teacher {name} cannot be had from timm: {one_line(str(error))[:200]}{hint}"
+        ) from error
+    classes, preprocessing = _described(name, model)
+    classifier = _detached_classifier(name, model, preprocessing.size) if reuse else None
+    return Teacher(
+        name=name,
+        classes=classes,
+        preprocessing=preprocessing,
+        engine=TorchEngine(model, device, name=f"timm {timm.__version__} in torch"),
+        classifier=classifier,
+    )
+
+
+@torch.inference_mode()
+def _detached_classifier(name: str, model: Any, size: int) -> LinearClassifier:
+    """Take the classifier off a timm model, which gives pooled features from then on.
+
+    Raises:
+        InputError: it has none, or another than one dense layer behind the features.
+    """
+    images = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
+    logits, layer = model(images), model.get_classifier()
+    model.reset_classifier(0)
+    features = model(images)
+    if (
+        not isinstance(layer, nn.Linear)
+        or features.shape != (1, layer.in_features)
+        or not torch.allclose(layer(features), logits, rtol=_TOLERANCE, atol=_TOLERANCE)
+    ):
+        raise InputError(
+            "imitation=features needs one dense layer behind the teacher's pooled features, "
+            f"{name} has none; use imitation=logits"
+        )
+    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+    return LinearClassifier(weight=layer.weight.detach().clone(), bias=bias.clone())
+
+
+def _described(name: str, model: Any) -> tuple[tuple[str, ...], Preprocessing]:
+    """Classes and preprocessing of a timm model, from its `pretrained_cfg`."""
+    config = json.loads(json.dumps(model.pretrained_cfg))  # tuples become lists, as in a file
+    try:
+        classes = classes_of(config, config)
+        preprocessing = preprocessing_of(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"teacher {name} cannot be used: its pretrained_cfg: {one_line(str(error))}"
+        ) from error
+    return classes or tuple(map(str, range(model.num_classes))), preprocessing
