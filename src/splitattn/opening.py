@@ -16,7 +16,6 @@ from splitattn.architectures import Architecture, architecture
 from splitattn.engines.engine import Engine
 from splitattn.engines.table import EngineRow, fastest_engine, file_engine, find_engine
 from splitattn.errors import InputError, WeightsError
-from splitattn.files import open_file
 from splitattn.graph.folding import FoldedNetwork, Form, fold
 from splitattn.graph.reference import Reference
 from splitattn.preprocessing import Preprocessing, at_size
@@ -244,36 +243,16 @@ def open_exported(
         WeightsError: the file cannot be read, is damaged, or was not written by `export`.
     """
     module = row.load_file_module()
-    _check_start(path)
     try:
-        engine, text = module.open_file(path, device=device, trusted=trusted)
+        engine, metadata = module.open_file(path, device=device, trusted=trusted)
     except InputError:
         raise
-    except Exception as error:  # damaged bytes make the libraries raise anything
-        missing = path.suffix == ".xml" and not path.with_suffix(".bin").exists()
-        fault = f"needs {path.stem}.bin beside it" if missing else "is damaged"
-        raise WeightsError(f"{path} {fault}: export it again") from error
-    if text is None:
-        raise WeightsError(
-            f"{path} does not say what its outputs mean: only files that splitattn export wrote do"
-        )
-    try:
-        metadata = ModelMetadata.from_json(text)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}; export it again") from error
-    _try(engine, path, metadata)
-    return engine, metadata
-
-
-def _check_start(path: Path) -> None:
-    try:
-        with open_file(path) as file:
-            start = file.read(256)
     except OSError as error:
         raise unreadable(path, error) from error
-    # OpenVINO would try every format that it knows on anything else.
-    if path.suffix == ".xml" and not (start.startswith(b"<?xml") and b"<net " in start):
-        raise WeightsError(f"{path} is damaged or no OpenVINO network: export it again")
+    except Exception as error:  # damaged bytes make the libraries raise anything
+        raise WeightsError(f"{path} is damaged: export it again") from error
+    _try(engine, path, metadata)
+    return engine, metadata
 
 
 def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:

@@ -8,6 +8,7 @@ from splitattn.engines.engine import Engine, FileSettings, Images, Logits
 from splitattn.engines.onnx_runtime import OnnxEngine
 from splitattn.graph.folding import FoldedNetwork
 from splitattn.graph.onnx_model import to_onnx
+from splitattn.weights.metadata import ModelMetadata
 
 
 class ToyEngine(Engine):
@@ -31,7 +32,7 @@ def write(network: FoldedNetwork, path: Path, settings: FileSettings) -> None:
     path.write_bytes(settings.metadata.to_json().encode() + b"\0" + model)
 
 
-def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[ToyEngine, str]:
+def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[ToyEngine, ModelMetadata]:
     del device, trusted
     metadata, _, model = path.read_bytes().partition(b"\0")
-    return ToyEngine(model), metadata.decode()
+    return ToyEngine(model), ModelMetadata.from_json(metadata.decode())

@@ -49,6 +49,14 @@ from splitattn.weights.metadata import METADATA_KEY, ModelMetadata, read_metadat
 from splitattn.weights.resolve import resolve
 from tests.attacks.make import FOLDER as ATTACKS
 from tests.data.datasets import encoded, write_shard
+from tests.fuzz.graphs import (
+    damaged_onnx,
+    damaged_open_vino,
+    onnx_seeds,
+    open_vino_seeds,
+    read_onnx,
+    read_open_vino,
+)
 from tests.fuzz.target import Target
 
 METADATA = ModelMetadata(
@@ -406,5 +414,9 @@ TARGETS = (
     Target(name="metadata", seeds=metadata_seeds, read=read_metadata_text),
     Target(name="recipes", seeds=recipe_seeds, read=read_recipe),
     Target(name="data sets", seeds=data_seeds, read=read_data),
+    Target(name="ONNX files", seeds=onnx_seeds, read=read_onnx, make=damaged_onnx),
+    Target(
+        name="OpenVINO files", seeds=open_vino_seeds, read=read_open_vino, make=damaged_open_vino
+    ),
     Target(name="command line", seeds=call_seeds, read=run_call, make=damaged_call),
 )

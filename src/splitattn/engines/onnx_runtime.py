@@ -1,6 +1,6 @@
 """ONNX Runtime as an engine.
 
-The library `onnx` is imported only to write a model, so that an exported file opens sooner.
+The library `onnx` is imported only where a model is written or a file is checked.
 """
 
 import logging
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from splitattn.engines.engine import Engine, FileSettings, Images, Logits
 from splitattn.errors import InputError
-from splitattn.weights.metadata import METADATA_KEY
+from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
     from splitattn.graph.folding import FoldedNetwork
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
 FLOAT_PARTS = ("attention",)
 
+# A constant has a name, a type, a shape and bytes.
+_CONSTANT_FIELDS = {"name", "data_type", "dims", "raw_data"}
 _SILENT = 4  # of severities: what goes wrong is raised, and need not be printed too
 
 
@@ -33,9 +35,6 @@ class OnnxEngine(Engine):
         model: a file, or its bytes; input "images", output "logits".
         device: "auto", "cpu" or "cuda".
         weights: those that `model` lacks, by name.
-
-    Attributes:
-        metadata: what the file says about itself, or None.
 
     Raises:
         InputError: this build of ONNX Runtime does not run on the device.
@@ -70,8 +69,6 @@ class OnnxEngine(Engine):
         shape = self._session.get_inputs()[0].shape
         batch, _, size, _ = (side if isinstance(side, int) else None for side in shape)
         super().__init__(f"ONNX Runtime {ort.__version__} on {used}", batch=batch, size=size)
-        properties = self._session.get_modelmeta().custom_metadata_map
-        self.metadata: str | None = properties.get(METADATA_KEY)
 
     def _infer(self, images_BCHW: Images) -> Logits:
         (logits,) = self._session.run(["logits"], {"images": np.ascontiguousarray(images_BCHW)})
@@ -107,15 +104,20 @@ def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
         names = parts(node.name for node in model.graph.node)
         floats = [name for part in FLOAT_PARTS for name in names[part]]
         model = quantize(model, settings.calibration_images(), floats=floats)
+        _tidy(model.graph)
     onnx.helper.set_model_props(model, {METADATA_KEY: settings.metadata.to_json()})
     onnx.save(model, path)
 
 
-def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[OnnxEngine, str | None]:
+def open_file(
+    path: Path, *, device: str, trusted: bool = False
+) -> tuple[OnnxEngine, ModelMetadata]:
     """See `table.FileEngineModule`."""
+    from splitattn.engines.onnx_structure import check_onnx
+
     del trusted
-    engine = OnnxEngine(path, device=device)
-    return engine, engine.metadata
+    metadata = check_onnx(path)
+    return OnnxEngine(path, device=device), metadata
 
 
 def quantize(model: Any, images: list[Images], *, floats: list[str]) -> Any:
@@ -168,6 +170,16 @@ def quantize(model: Any, images: list[Images], *, floats: list[str]) -> Any:
         finally:
             logger.setLevel(level)
         return onnx.load(path)
+
+
+def _tidy(graph: Any) -> None:
+    """Write what the quantizer has added as the rest of the graph is written."""
+    from onnx import numpy_helper
+
+    del graph.value_info[:]  # shapes that follow from the rest
+    for tensor in graph.initializer:
+        if {field.name for field, _ in tensor.ListFields()} - _CONSTANT_FIELDS:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
 
 
 def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:

@@ -10,14 +10,16 @@ from threading import Lock
 import numpy as np
 
 from splitattn.engines.engine import Engine, FileSettings, Images, Logits
+from splitattn.engines.open_vino_structure import check_open_vino
 from splitattn.errors import InputError
 from splitattn.graph.folding import FoldedNetwork
 from splitattn.graph.onnx_model import parts, to_onnx
 from splitattn.libraries import telemetry_off
-from splitattn.weights.metadata import METADATA_KEY
+from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 with telemetry_off():
     import openvino as ov
+    from openvino.passes import ConstantFolding, Manager
     from openvino.properties import hint
 
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
@@ -35,9 +37,6 @@ class OpenVinoEngine(Engine):
         model: an IR file, or a model in memory; its only input takes the images.
         device: "auto" or "cpu".
 
-    Attributes:
-        metadata: what the file says about itself, or None.
-
     Raises:
         InputError: OpenVINO does not run on the device.
         Exception: the file is damaged. OpenVINO raises many kinds of errors.
@@ -51,9 +50,6 @@ class OpenVinoEngine(Engine):
         super().__init__(
             f"OpenVINO {ov.__version__.partition('-')[0]} on cpu", batch=batch, size=size
         )
-        self.metadata: str | None = None
-        if model.has_rt_info([METADATA_KEY]):
-            self.metadata = model.get_rt_info([METADATA_KEY]).astype(str)
         self._model = model
         self._any_shape = _compile(model)
         self._own_shape = self._any_shape
@@ -112,11 +108,11 @@ def write(network: FoldedNetwork, path: Path, settings: FileSettings) -> None:
 
 def open_file(
     path: Path, *, device: str, trusted: bool = False
-) -> tuple[OpenVinoEngine, str | None]:
+) -> tuple[OpenVinoEngine, ModelMetadata]:
     """See `table.FileEngineModule`."""
     del trusted
-    engine = OpenVinoEngine(path, device=device)
-    return engine, engine.metadata
+    metadata = check_open_vino(path)
+    return OpenVinoEngine(path, device=device), metadata
 
 
 def save(model: "ov.Model", path: Path, *, half: bool = False) -> None:
@@ -171,7 +167,12 @@ def _share_rounded_inputs(model: "ov.Model", readers: set[str]) -> None:
 def _model(network: FoldedNetwork, *, size: int | None, batch: int | None = None) -> "ov.Model":
     # Average pooling stays what it is: as convolutions, int8 would round it.
     onnx_model = to_onnx(network, size=size, batch=batch, average_pools=True)
-    return core().read_model(onnx_model.SerializeToString())
+    model = core().read_model(onnx_model.SerializeToString())
+    # The reader computes the shapes of biases and the axes of means from shapes that it knows.
+    folding = Manager()
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(model)
+    return model
 
 
 def _compile(model: "ov.Model") -> "ov.CompiledModel":

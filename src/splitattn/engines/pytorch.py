@@ -14,7 +14,7 @@ from splitattn.errors import InputError, WeightsError
 from splitattn.images.preprocess import Pixels
 from splitattn.nn.fusion import FusedResNeSt
 from splitattn.preprocessing import Preprocessing
-from splitattn.weights.metadata import METADATA_KEY
+from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -95,7 +95,9 @@ def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
     torch.export.save(program, path, extra_files=extra)
 
 
-def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[TorchEngine, str | None]:
+def open_file(
+    path: Path, *, device: str, trusted: bool = False
+) -> tuple[TorchEngine, ModelMetadata]:
     """See `table.FileEngineModule`.
 
     Raises:
@@ -113,7 +115,7 @@ def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[TorchE
     shape = images.meta["val"].shape
     batch, _, size, _ = (side if isinstance(side, int) else None for side in shape)
     engine = TorchEngine(program.module(), choose_device(device), batch=batch, size=size)
-    return engine, extra[f"{METADATA_KEY}.json"]
+    return engine, ModelMetadata.from_json(extra[f"{METADATA_KEY}.json"])
 
 
 def traced(

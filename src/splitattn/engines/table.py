@@ -17,6 +17,7 @@ from splitattn.libraries import installed, require
 if TYPE_CHECKING:
     from splitattn.engines.engine import Engine, FileSettings
     from splitattn.graph.folding import FoldedNetwork, Form
+    from splitattn.weights.metadata import ModelMetadata
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -47,15 +48,16 @@ class FileEngineModule(EngineModule, Protocol):
 
     def open_file(
         self, path: Path, *, device: str, trusted: bool = False
-    ) -> "tuple[Engine, str | None]":
-        """A file that `write` wrote, and the metadata inside it, if it has any.
+    ) -> "tuple[Engine, ModelMetadata]":
+        """A file that `write` wrote, and the metadata inside it.
 
         Args:
             trusted: this very process wrote the file.
 
         Raises:
-            InputError: the engine does not run on the device, or the file is refused as it is not
-                trusted.
+            InputError: the engine does not run on the device.
+            WeightsError: the file has something that `write` does not write, or is refused as it
+                is not trusted.
             Exception: the file is damaged.
         """
         ...

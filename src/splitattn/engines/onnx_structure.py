@@ -1,0 +1,343 @@
+"""Does an ONNX file hold nothing but what our writer writes, in floats or quantized?"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+)
+
+from splitattn.engines import structure
+from splitattn.engines.structure import Products, Shape, StructureError, expect
+from splitattn.files import open_file
+from splitattn.graph.onnx_model import OPSETS
+from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_BYTES = (TensorProto.UINT8, TensorProto.INT8)
+_SIZES = {
+    TensorProto.FLOAT: 4,
+    TensorProto.FLOAT16: 2,
+    TensorProto.UINT8: 1,
+    TensorProto.INT8: 1,
+    TensorProto.INT32: 4,
+    TensorProto.INT64: 8,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Value:
+    """A tensor: its type, its shape, and what a constant of whole numbers holds."""
+
+    kind: int
+    shape: Shape
+    constant: bool = False
+    numbers: tuple[int, ...] = ()
+
+
+Attributes = Mapping[str, Any]
+
+
+def check_onnx(path: Path) -> ModelMetadata:
+    """The metadata inside an ONNX file, once it is clear that the file holds a network of ours.
+
+    Raises:
+        WeightsError: the file has something that our writer does not write.
+        OSError: the file cannot be read.
+    """
+    with open_file(path) as file:
+        content = file.read()
+    metadata: ModelMetadata = structure.checked(path, lambda: _check(content))
+    return metadata
+
+
+def _check(content: bytes) -> ModelMetadata:
+    model = ModelProto()
+    try:
+        model.ParseFromString(content)
+    except Exception as error:  # DecodeError, which belongs to protobuf and not to onnx
+        raise StructureError("it is no ONNX file") from error
+    model.DiscardUnknownFields()
+    # What this library does not know, or reads only the last of, another may understand otherwise.
+    expect(model.ByteSize() == len(content), "it has unknown or repeated fields")
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = structure.read_metadata(texts.get(METADATA_KEY))
+    _only(model, "ir_version", "opset_import", "producer_name", "producer_version", "graph")
+    opsets = [(entry.domain, entry.version) for entry in model.opset_import]
+    expect(len(opsets) == 1, "operators of several kinds")
+    expect(opsets[0][0] == "" and opsets[0][1] in OPSETS, f"operators of {opsets[0]}")
+    expect(3 <= model.ir_version <= 10, f"IR version {model.ir_version}")
+    graph = model.graph
+    _only(graph, "node", "name", "initializer", "input", "output")
+    expect(len(graph.input) == len(graph.output) == 1, "several inputs or outputs")
+    expect(len(graph.node) <= structure.MOST_NODES, "too many nodes")
+    batch, channels, *sides = _lengths(graph.input[0], "images")
+    images = structure.image_shape(batch, channels, sides, metadata)
+    values = _constants(graph)
+    expect("images" not in values, "two tensors of one name")
+    values["images"] = _Value(kind=TensorProto.FLOAT, shape=images)
+    _run(graph, values)
+    logits = values.get(graph.output[0].name)
+    expect(logits and logits.kind == TensorProto.FLOAT, "no logits")
+    assert logits is not None
+    stated = _lengths(graph.output[0], "logits")
+    expect(stated in ([batch, logits.shape[1]], [None, logits.shape[1]]), "an output that lies")
+    structure.check_logits(logits.shape, images, metadata)
+    return metadata
+
+
+def _only(message: Any, *fields: str) -> None:
+    known = {*fields, "metadata_props"} if isinstance(message, ModelProto) else {*fields}
+    strange = sorted({field.name for field, _ in message.ListFields()} - known)
+    expect(not strange, f"it has {', '.join(strange)}")
+
+
+def _lengths(value: ValueInfoProto, name: str) -> list[int | None]:
+    """The lengths of a float32 tensor of that name; None where a file takes any."""
+    kind = value.type.tensor_type
+    expect(value.name == name and kind.elem_type == TensorProto.FLOAT, f"no float32 {name}")
+    lengths: list[int | None] = []
+    for axis in kind.shape.dim:
+        fixed = axis.WhichOneof("value") == "dim_value"
+        expect(not fixed or axis.dim_value >= 1, f"{name} of {axis.dim_value}")
+        lengths.append(axis.dim_value if fixed else None)
+    expect(len(lengths) == (4 if name == "images" else 2), f"{name} of {len(lengths)} dimensions")
+    return lengths
+
+
+def _constants(graph: GraphProto) -> dict[str, _Value]:
+    values: dict[str, _Value] = {}
+    for tensor in graph.initializer:
+        _only(tensor, "name", "data_type", "dims", "raw_data")
+        name, kind, shape = tensor.name, tensor.data_type, tuple(tensor.dims)
+        expect(name and name not in values, "two tensors of one name")
+        expect(kind in _SIZES, f"a constant of type {kind}")
+        expect(len(shape) <= 4 and all(length >= 1 for length in shape), f"a constant of {shape}")
+        data = tensor.raw_data
+        expect(math.prod(shape) * _SIZES[kind] == len(data), "a constant cut short")
+        numbers: tuple[int, ...] = ()
+        if kind == TensorProto.INT64:
+            steps = range(0, len(data), 8)
+            numbers = tuple(int.from_bytes(data[i : i + 8], "little", signed=True) for i in steps)
+        values[name] = _Value(kind=kind, shape=shape, constant=True, numbers=numbers)
+    return values
+
+
+def _run(graph: GraphProto, values: dict[str, _Value]) -> None:
+    """Add the outputs of all nodes to `values`."""
+    products = Products()
+    read: set[str] = set()
+    for node in graph.node:
+        _only(node, "input", "output", "name", "op_type", "attribute")
+        kind = node.op_type
+        expect(kind in _OPERATORS, f"operator {kind!r:.40}")
+        expect(all(name in values for name in node.input), f"{kind} of what comes later")
+        inputs = [values[name] for name in node.input]
+        # So that what a network computes is in proportion to the size of its file.
+        large = {
+            n for n, x in zip(node.input, inputs, strict=True) if x.constant and len(x.shape) > 1
+        }
+        expect(large.isdisjoint(read), "weights that are used twice")
+        read |= large
+        outputs = _OPERATORS[kind](inputs, _attributes(node), products)
+        expect(len(outputs) == len(node.output), f"{kind} with {len(node.output)} outputs")
+        for name, value in zip(node.output, outputs, strict=True):
+            expect(name and name not in values, "two tensors of one name")
+            values[name] = value
+
+
+def _attributes(node: NodeProto) -> Attributes:
+    found: dict[str, Any] = {}
+    for each in node.attribute:
+        _only(each, "name", "type", *("ints" if each.type == AttributeProto.INTS else "i",))
+        whole = each.type in (AttributeProto.INT, AttributeProto.INTS)
+        expect(whole and each.name not in found, f"attribute {each.name!r:.40} of {node.op_type}")
+        found[each.name] = each.i if each.type == AttributeProto.INT else tuple(each.ints)
+    return found
+
+
+def _take(attributes: Attributes, needed: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
+    names = {*attributes}
+    expect(
+        names >= {*needed} and names <= {*needed, *optional},
+        f"attributes {', '.join(sorted(names)) or 'none'}"[:60],
+    )
+
+
+def _windows(attributes: Attributes) -> dict[str, Any]:
+    pads, strides = attributes["pads"], attributes["strides"]
+    expect(isinstance(pads, tuple) and len(pads) == 4 and isinstance(strides, tuple), "odd windows")
+    return {"strides": strides, "before": pads[:2], "after": pads[2:]}
+
+
+def _floats(inputs: Sequence[_Value], count: range) -> int:
+    """The type of `inputs`, which are floats of one type, as many as `count` allows."""
+    kinds = {value.kind for value in inputs}
+    expect(len(inputs) in count, f"{len(inputs)} inputs where there are others")
+    expect(len(kinds) == 1 and kinds <= {*_FLOATS}, "numbers of other types")
+    return inputs[0].kind
+
+
+def _conv(inputs: Sequence[_Value], attributes: Attributes, products: Products) -> list[_Value]:
+    kind = _floats(inputs, range(2, 4))
+    _take(attributes, ("kernel_shape", "strides", "pads", "group"), ("dilations",))
+    x, weight, *bias = inputs
+    expect(weight.constant and all(b.constant for b in bias), "weights that are computed")
+    expect(attributes["kernel_shape"] == weight.shape[2:], "weights of another size")
+    expect(all(b.shape == weight.shape[:1] for b in bias), "a bias of another size")
+    shape = structure.convolution(
+        x.shape,
+        weight.shape,
+        products,
+        dilations=attributes.get("dilations", (1, 1)),
+        groups=attributes["group"],
+        **_windows(attributes),
+    )
+    return [_Value(kind=kind, shape=shape)]
+
+
+def _max_pool(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    kind = _floats(inputs, range(1, 2))
+    _take(attributes, ("kernel_shape", "strides", "pads"))
+    shape = structure.pooling(inputs[0].shape, attributes["kernel_shape"], **_windows(attributes))
+    return [_Value(kind=kind, shape=shape)]
+
+
+def _average_pool(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    kind = _floats(inputs, range(1, 2))
+    _take(attributes, ("kernel_shape", "strides", "pads"), ("ceil_mode", "count_include_pad"))
+    for name in ("ceil_mode", "count_include_pad"):
+        expect(attributes.get(name, 0) in (0, 1), f"{name} {attributes.get(name)!r:.40}")
+    shape = structure.pooling(
+        inputs[0].shape,
+        attributes["kernel_shape"],
+        ceil=attributes.get("ceil_mode") == 1,
+        **_windows(attributes),
+    )
+    return [_Value(kind=kind, shape=shape)]
+
+
+def _mean(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    kind = _floats(inputs, range(1, 2))
+    _take(attributes)
+    return [_Value(kind=kind, shape=structure.mean(inputs[0].shape))]
+
+
+def _flatten(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    kind = _floats(inputs, range(1, 2))
+    _take(attributes)
+    shape = inputs[0].shape
+    expect(len(shape) == 4 and shape[2:] == (1, 1), "a map flattened before its mean")
+    return [_Value(kind=kind, shape=shape[:2])]
+
+
+def _gemm(inputs: Sequence[_Value], attributes: Attributes, products: Products) -> list[_Value]:
+    kind = _floats(inputs, range(3, 4))
+    _take(attributes, ("transB",))
+    x, weight, bias = inputs
+    expect(attributes["transB"] == 1 and weight.constant and bias.constant, "an odd dense layer")
+    expect(bias.shape == weight.shape[:1], "a bias of another size")
+    return [_Value(kind=kind, shape=structure.dense(x.shape, weight.shape, products))]
+
+
+def _like(least: int, most: int) -> "Operator":
+    """An operation value by value, of that many inputs."""
+
+    def operator(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+        kind = _floats(inputs, range(least, most + 1))
+        _take(attributes)
+        return [_Value(kind=kind, shape=structure.together(*(x.shape for x in inputs)))]
+
+    return operator
+
+
+def _concat(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    kind = _floats(inputs, range(2, 65))
+    _take(attributes, ("axis",))
+    expect(attributes["axis"] == 1, "a concatenation of other than channels")
+    return [_Value(kind=kind, shape=structure.concatenated(*(x.shape for x in inputs)))]
+
+
+def _split(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    x, *sizes = inputs
+    kind = _floats([x], range(1, 2))
+    _take(attributes, ("axis",), () if sizes else ("split",))
+    expect(len(sizes) <= 1 and attributes["axis"] == 1, "a split of other than channels")
+    parts = sizes[0].numbers if sizes else attributes.get("split", ())
+    expect(
+        len(x.shape) == 4
+        and 2 <= len(parts) <= 64
+        and len({*parts}) == 1
+        and parts[0] >= 1
+        and sum(parts) == x.shape[1],
+        "a split into other than equal parts",
+    )
+    return [_Value(kind=kind, shape=(x.shape[0], part, *x.shape[2:])) for part in parts]
+
+
+def _cast(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    _floats(inputs, range(1, 2))
+    _take(attributes, ("to",))
+    expect(attributes["to"] in _FLOATS, "a cast to other than floats")
+    return [_Value(kind=attributes["to"], shape=inputs[0].shape)]
+
+
+def _quantize(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    _take(attributes)
+    expect(len(inputs) == 3, "a quantization without a zero point")
+    x, scale, zero = inputs
+    expect(
+        x.kind == scale.kind == TensorProto.FLOAT
+        and zero.kind in _BYTES
+        and scale.shape == zero.shape == ()
+        and scale.constant
+        and zero.constant,
+        "an odd quantization",
+    )
+    return [_Value(kind=zero.kind, shape=x.shape)]
+
+
+def _dequantize(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    _take(attributes, (), ("axis",))
+    expect(len(inputs) == 3, "a dequantization without a zero point")
+    x, scale, zero = inputs
+    axis = attributes.get("axis")
+    expect(axis in (None, 0), "scales of other than outputs")
+    expect(
+        x.kind in (*_BYTES, TensorProto.INT32)
+        and x.kind == zero.kind
+        and scale.kind == TensorProto.FLOAT
+        and scale.shape == zero.shape
+        and scale.shape in ((), (() if axis is None else x.shape[:1]))
+        and scale.constant
+        and zero.constant,
+        "an odd dequantization",
+    )
+    return [_Value(kind=TensorProto.FLOAT, shape=x.shape, constant=x.constant)]
+
+
+Operator = Callable[[Sequence[_Value], Attributes, Products], list[_Value]]
+_OPERATORS: dict[str, Operator] = {
+    "Conv": _conv,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": _mean,
+    "Flatten": _flatten,
+    "Gemm": _gemm,
+    **dict.fromkeys(("Relu", "Sigmoid", "Neg", "Exp"), _like(1, 1)),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _like(2, 2)),
+    **dict.fromkeys(("Max", "Sum"), _like(2, 65)),
+    "Concat": _concat,
+    "Split": _split,
+    "Cast": _cast,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+}

@@ -1,0 +1,428 @@
+"""Does an OpenVINO file hold nothing but what our writer writes, in floats or quantized?"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from splitattn.engines import structure
+from splitattn.engines.structure import Products, Shape, StructureError, expect
+from splitattn.errors import WeightsError
+from splitattn.files import is_file, open_file
+from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
+
+_START = b'<?xml version="1.0"?>\n<net '
+_DEEPEST = 8
+_SIZES = {"f32": 4, "f16": 2, "i8": 1, "u8": 1, "i64": 8}
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+# Types of OpenVINO's marks on layers.
+_MARKS = ("decompression", "DisablePrecisionConversion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Value:
+    """A tensor: its type, its shape, whether it is constant, and its numbers if they are i64."""
+
+    kind: str
+    shape: Shape
+    constant: bool = False
+    numbers: tuple[int, ...] = ()
+
+
+Data = Mapping[str, str]
+
+
+def check_open_vino(path: Path) -> ModelMetadata:
+    """The metadata inside an OpenVINO file, once it is clear that it holds a network of ours.
+
+    Raises:
+        WeightsError: the file has something that our writer does not write.
+        OSError: the file, or the `.bin` file beside it, cannot be read.
+    """
+    with open_file(path) as file:
+        content = file.read()
+    metadata: ModelMetadata = structure.checked(path, lambda: _check(content, path))
+    return metadata
+
+
+def _check(content: bytes, path: Path) -> ModelMetadata:
+    expect(content.startswith(_START), "it is no OpenVINO network")
+    # No entities, comments or instructions: readers of XML differ in what they make of them.
+    expect(b"<!" not in content and content.count(b"<?") == 1, "it has more than elements")
+    try:
+        net = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise StructureError("it is cut short or no XML") from error
+    expect(_depth(net) <= _DEEPEST, "elements in elements")
+    texts = [each.get("value") for each in net.findall(f"rt_info/{METADATA_KEY}")]
+    metadata = structure.read_metadata(texts[0] if len(texts) == 1 else None)
+    expect(net.attrib == {"name": "splitattn", "version": "11"}, "another name or version")
+    expect([part.tag for part in net] == ["layers", "edges", "rt_info"], "other parts")
+    layers, edges, _ = net
+    weights = path.with_suffix(".bin")
+    if not is_file(weights):
+        raise WeightsError(f"{path} needs {weights.name} beside it: copy it too, or export again")
+    with open_file(weights) as file:
+        network = _Network(metadata, _Weights(file, weights.stat().st_size))
+        network.run(layers, _edges(edges))
+    return metadata
+
+
+def _depth(element: Element) -> int:
+    deepest, below = 0, [element]
+    while below and deepest <= _DEEPEST:
+        deepest, below = deepest + 1, [child for each in below for child in each]
+    return deepest
+
+
+def _edges(edges: Element) -> dict[tuple[int, int], tuple[int, int]]:
+    """Layer and output by layer and input."""
+    sources: dict[tuple[int, int], tuple[int, int]] = {}
+    for edge in edges:
+        expect(
+            edge.tag == "edge"
+            and not len(edge)
+            and {*edge.attrib} == {"from-layer", "from-port", "to-layer", "to-port"},
+            "an odd edge",
+        )
+        target = (_whole(edge.get("to-layer")), _whole(edge.get("to-port")))
+        expect(target not in sources, "two edges into one input")
+        sources[target] = (_whole(edge.get("from-layer")), _whole(edge.get("from-port")))
+    return sources
+
+
+class _Network:
+    """Computes the layers of a file, one after the other.
+
+    Args:
+        metadata: what the file says about itself.
+        weights: the `.bin` file.
+    """
+
+    def __init__(self, metadata: ModelMetadata, weights: "_Weights") -> None:
+        self._metadata = metadata
+        self._weights = weights
+        self._products = Products()
+        self._images: Shape = ()
+        self._outputs: list[Shape] = []
+        self._read: set[tuple[int, int]] = set()
+
+    def run(self, layers: Element, sources: Mapping[tuple[int, int], tuple[int, int]]) -> None:
+        """Raise unless all layers are ours and give logits of the images."""
+        expect(len(layers) <= structure.MOST_NODES, "too many layers")
+        values: dict[tuple[int, int], _Value] = {}  # by layer and output
+        numbers: set[int] = set()
+        used = 0
+        for layer in layers:
+            _check_layer(layer)
+            number, kind = _whole(layer.get("id")), layer.get("type", "")
+            expect(number not in numbers, "two layers of one number")
+            numbers.add(number)
+            inputs = []
+            for port in _ports(layer, "input"):
+                source = sources.get((number, _whole(port.get("id"))))
+                expect(source in values, f"{kind} of what comes later")
+                assert source is not None
+                inputs.append(values[source])
+                used += 1
+                if values[source].constant and math.prod(values[source].shape) > 1:
+                    # So that what a network computes is in proportion to the size of its file.
+                    expect(source not in self._read, "weights that are used twice")
+                    self._read.add(source)
+            value = self._value(layer, kind, inputs)
+            outputs = _ports(layer, "output")
+            expect(bool(outputs) == (value is not None), f"{kind} with {len(outputs)} outputs")
+            if value is not None:
+                _check_stated(outputs[0], value.shape)
+                values[number, len(inputs)] = value
+        expect(used == len(sources), "edges to nowhere")
+        expect(len(self._outputs) == 1, "several outputs, or none")
+        structure.check_logits(self._outputs[0], self._images, self._metadata)
+
+    def _value(self, layer: Element, kind: str, inputs: Sequence[_Value]) -> _Value | None:
+        data = layer.find("data")
+        fields = {} if data is None else dict(data.attrib)
+        if kind == "Parameter":
+            expect(not self._images, "several inputs")
+            return self._parameter(fields)
+        if kind == "Const":
+            return self._weights.constant(fields)
+        if kind == "Result":
+            expect(not fields and len(inputs) == 1 and inputs[0].kind == "f32", "an odd output")
+            self._outputs.append(inputs[0].shape)
+            return None
+        expect(kind in _OPERATIONS, f"operation {kind!r:.40}")
+        row = _OPERATIONS[kind]
+        if kind == "AvgPool" and layer.get("version") == "opset16":
+            expect(fields.pop("dilations", "") == "1, 1", "averages with holes")
+        expect({*fields} == {*row.fields}, f"{kind} with other attributes")
+        for name, values in row.fields.items():
+            fits = values is None or fields[name] in values
+            expect(fits, f"{kind} with {name} {fields[name]!r:.40}")
+        expect(len(inputs) in row.inputs, f"{kind} of {len(inputs)} inputs")
+        return row.compute(inputs, fields, self._products)
+
+    def _parameter(self, fields: Data) -> _Value:
+        expect(
+            {*fields} == {"shape", "element_type"} and fields["element_type"] == "f32",
+            "an input of other than floats",
+        )
+        sides = fields["shape"].split(",")
+        expect(len(sides) == 4, "its input is no batch of images")
+        batch, channels, *rest = (None if side == "?" else _positive(side) for side in sides)
+        self._images = structure.image_shape(batch, channels, rest, self._metadata)
+        return _Value(kind="f32", shape=self._images)
+
+
+class _Weights:
+    """The `.bin` file.
+
+    Args:
+        file: open for reading.
+        size: its length in bytes.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def constant(self, fields: Data) -> _Value:
+        expect({*fields} == {"element_type", "shape", "offset", "size"}, "an odd constant")
+        kind, text = fields["element_type"], fields["shape"]
+        expect(kind in _SIZES, f"a constant of type {kind!r:.40}")
+        shape = tuple(_positive(side) for side in text.split(", ")) if text else ()
+        offset, size = _whole(fields["offset"]), _whole(fields["size"])
+        expect(len(shape) <= 5 and size == math.prod(shape) * _SIZES[kind], "a constant cut short")
+        expect(0 <= offset <= self._size - size, "a constant beyond the end of its file")
+        numbers: tuple[int, ...] = ()
+        if kind == "i64":
+            expect(size <= 64, "more numbers than a shape has")
+            self._file.seek(offset)
+            data = self._file.read(size)
+            numbers = tuple(
+                int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, size, 8)
+            )
+        return _Value(kind=kind, shape=shape, constant=True, numbers=numbers)
+
+
+def _check_layer(layer: Element) -> None:
+    """Raise unless there is nothing but what every layer has."""
+    expect(layer.tag == "layer", f"a part {layer.tag!r:.40}")
+    names, kind = {*layer.attrib} - {"output_names"}, layer.get("type", "")
+    expect(names == {"id", "name", "type", "version"}, f"{kind} with other attributes")
+    expect(layer.get("version") in _VERSIONS.get(kind, ("opset1",)), f"another {kind!r:.40}")
+    tags = [part.tag for part in layer]
+    expect(
+        len({*tags}) == len(tags) and {*tags} <= {"data", "rt_info", "input", "output"},
+        f"{kind} with other parts",
+    )
+    for mark in layer.iterfind("rt_info/*"):
+        expect(mark.tag == "attribute" and mark.get("name") in _MARKS, f"a mark on {kind}")
+
+
+def _ports(layer: Element, side: str) -> list[Element]:
+    found = layer.find(side)
+    ports = [] if found is None else [*found]
+    before = 0 if side == "input" else len(_ports(layer, "input"))
+    expected = [str(number) for number in range(before, before + len(ports))]
+    expect([port.get("id") for port in ports] == expected, "ports out of order")
+    expect(len(ports) <= (5 if side == "input" else 2), "more ports than any operation of ours")
+    return ports
+
+
+def _check_stated(port: Element, shape: Shape) -> None:
+    stated = [_whole(dim.text) for dim in port]
+    fits = len(stated) == len(shape) and all(
+        length in (-1, own) for length, own in zip(stated, shape, strict=True)
+    )
+    expect(fits, "a shape that does not follow from its inputs")
+
+
+def _whole(text: str | None) -> int:
+    expect(text is not None and _NUMBER.fullmatch(text), f"no whole number: {text!r:.40}")
+    return int(text or "")
+
+
+def _positive(text: str) -> int:
+    expect((number := _whole(text)) >= 1, f"a length of {text!r:.40}")
+    return number
+
+
+def _pair(text: str) -> tuple[int, ...]:
+    return tuple(_whole(side) for side in text.split(", "))
+
+
+def _windows(fields: Data) -> dict[str, tuple[int, ...]]:
+    return {
+        "strides": _pair(fields["strides"]),
+        "before": _pair(fields["pads_begin"]),
+        "after": _pair(fields["pads_end"]),
+    }
+
+
+def _floats(inputs: Sequence[_Value]) -> None:
+    expect(all(value.kind == "f32" for value in inputs), "numbers of other types")
+
+
+def _convolution(inputs: Sequence[_Value], fields: Data, products: Products) -> _Value:
+    _floats(inputs)
+    x, weight = inputs
+    expect(weight.constant and len(weight.shape) in (4, 5), "weights that are computed")
+    *groups, outputs, _, _, _ = weight.shape
+    shape = structure.convolution(
+        x.shape,
+        (math.prod([*groups, outputs]), *weight.shape[-3:]),
+        products,
+        dilations=_pair(fields["dilations"]),
+        groups=math.prod(groups),
+        **_windows(fields),
+    )
+    return _Value(kind="f32", shape=shape)
+
+
+def _pool(inputs: Sequence[_Value], fields: Data, _: Products) -> _Value:
+    _floats(inputs)
+    shape = structure.pooling(
+        inputs[0].shape,
+        _pair(fields["kernel"]),
+        ceil=fields["rounding_type"] == "ceil_torch",
+        **_windows(fields),
+    )
+    return _Value(kind="f32", shape=shape)
+
+
+def _mean(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    x, axes = inputs
+    _floats([x])
+    expect(axes.numbers == (2, 3), "a mean of other than pixels")
+    return _Value(kind="f32", shape=structure.mean(x.shape))
+
+
+def _reshape(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    x, target = inputs
+    _floats([x])
+    expect(
+        target.numbers == (0, -1) and len(x.shape) == 4 and x.shape[2:] == (1, 1),
+        "a reshape of other than means",
+    )
+    return _Value(kind="f32", shape=x.shape[:2])
+
+
+def _matmul(inputs: Sequence[_Value], _: Data, products: Products) -> _Value:
+    _floats(inputs)
+    x, weight = inputs
+    expect(weight.constant, "weights that are computed")
+    return _Value(kind="f32", shape=structure.dense(x.shape, weight.shape, products))
+
+
+def _like(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    _floats(inputs)
+    rank = max(len(value.shape) for value in inputs)
+    shapes = ((1,) * (rank - len(value.shape)) + value.shape for value in inputs)
+    shape = structure.together(*shapes)
+    return _Value(kind="f32", shape=shape, constant=all(value.constant for value in inputs))
+
+
+def _concat(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    _floats(inputs)
+    return _Value(kind="f32", shape=structure.concatenated(*(value.shape for value in inputs)))
+
+
+def _convert(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    (x,) = inputs
+    expect(x.constant and x.kind in ("f16", "i8", "u8"), "a conversion of other than weights")
+    return _Value(kind="f32", shape=x.shape, constant=True)
+
+
+def _quantize(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    _floats(inputs)
+    x, *bounds = inputs
+    expect(all(bound.constant for bound in bounds), "bounds that are computed")
+    for bound in bounds:
+        expect(
+            bound.shape == () or structure.together(x.shape, bound.shape) == x.shape, "odd bounds"
+        )
+    return _Value(kind="f32", shape=x.shape, constant=x.constant)
+
+
+Compute = Callable[[Sequence[_Value], Data, Products], _Value]
+Fields = Mapping[str, tuple[str, ...] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Operation:
+    """What our writer writes of one operation.
+
+    Attributes:
+        inputs: how many it may have.
+        fields: its attributes, each with the values that it may have, or None for geometry.
+        compute: checks the inputs and gives the output.
+    """
+
+    inputs: range
+    fields: Fields
+    compute: Compute
+
+
+_BROADCAST: Fields = {"auto_broadcast": ("numpy",)}
+_WINDOWS: Fields = {
+    **dict.fromkeys(("strides", "pads_begin", "pads_end")),
+    "auto_pad": ("explicit",),
+}
+_ONE, _TWO = range(1, 2), range(2, 3)
+_VERSIONS = {"MaxPool": ("opset8",), "AvgPool": ("opset1", "opset14", "opset16")}
+_OPERATIONS: dict[str, _Operation] = {
+    **dict.fromkeys(
+        ("Convolution", "GroupConvolution"),
+        _Operation(inputs=_TWO, fields={**_WINDOWS, "dilations": None}, compute=_convolution),
+    ),
+    "MaxPool": _Operation(
+        inputs=_ONE,
+        fields={
+            **_WINDOWS,
+            "dilations": ("1, 1",),
+            "kernel": None,
+            "rounding_type": ("floor",),
+            "index_element_type": ("i64",),
+            "axis": ("0",),
+        },
+        compute=_pool,
+    ),
+    "AvgPool": _Operation(
+        inputs=_ONE,
+        fields={
+            **_WINDOWS,
+            "kernel": None,
+            "exclude-pad": ("true", "false"),
+            "rounding_type": ("floor", "ceil_torch"),
+        },
+        compute=_pool,
+    ),
+    "ReduceMean": _Operation(inputs=_TWO, fields={"keep_dims": ("true",)}, compute=_mean),
+    "Reshape": _Operation(inputs=_TWO, fields={"special_zero": ("true",)}, compute=_reshape),
+    "MatMul": _Operation(
+        inputs=_TWO,
+        fields={"transpose_a": ("false",), "transpose_b": ("true",)},
+        compute=_matmul,
+    ),
+    **dict.fromkeys(
+        ("ReLU", "Sigmoid", "Negative", "Exp"),
+        _Operation(inputs=_ONE, fields={}, compute=_like),
+    ),
+    **dict.fromkeys(
+        ("Add", "Subtract", "Multiply", "Maximum"),
+        _Operation(inputs=_TWO, fields=_BROADCAST, compute=_like),
+    ),
+    "Divide": _Operation(
+        inputs=_TWO, fields={**_BROADCAST, "m_pythondiv": ("true",)}, compute=_like
+    ),
+    "Concat": _Operation(inputs=range(2, 65), fields={"axis": ("1",)}, compute=_concat),
+    "Convert": _Operation(inputs=_ONE, fields={"destination_type": ("f32",)}, compute=_convert),
+    "FakeQuantize": _Operation(
+        inputs=range(5, 6), fields={**_BROADCAST, "levels": ("255", "256")}, compute=_quantize
+    ),
+}

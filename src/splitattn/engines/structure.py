@@ -1,0 +1,222 @@
+"""What a file that `export` wrote may hold, whatever its format.
+
+An engine reads a file in C++, where a strange operation or number can end the process, loop without
+an end or take all memory. So a file is read in Python first: `onnx_structure` and
+`open_vino_structure` refuse every operation, attribute and type that our writers do not write, and
+compute all shapes with the functions here, which refuse geometry that no ResNeSt has.
+
+Shapes are tuples: (B, C, H, W) for maps, (B, N) for features and logits.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from splitattn.errors import WeightsError
+from splitattn.weights.metadata import ModelMetadata
+
+Shape = tuple[int, ...]
+
+# ResNeSt-269 has a tenth of these nodes in eight bits, and half of these products at 416 pixels.
+MOST_NODES = 50_000
+MOST_PRODUCTS = 2**37
+# Of one tensor, for the batch that a file is tried on: 512 MiB of floats.
+MOST_NUMBERS = 2**27
+_LARGEST_KERNEL = 7
+_LARGEST_STRIDE = 2
+_LARGEST_DILATION = 4
+# A file that takes any batch is tried on this many images.
+TRIED_BATCH = 2
+
+
+class StructureError(Exception):
+    """A file has something that our writers do not write. The message says what."""
+
+
+def expect(fact: object, otherwise: str) -> None:
+    """Raise a `StructureError` with the message `otherwise` unless `fact` is true."""
+    if not fact:
+        raise StructureError(otherwise)
+
+
+def checked(path: Path, check: Callable[[], Any]) -> Any:
+    """What `check` gives for the file at `path`.
+
+    Raises:
+        WeightsError: it found something that our writers do not write.
+    """
+    try:
+        return check()
+    except StructureError as error:
+        raise WeightsError(
+            f"{path} is damaged, or splitattn export did not write it: {error}; export it again"
+        ) from error
+
+
+def read_metadata(text: str | None) -> ModelMetadata:
+    """The metadata inside a file.
+
+    Raises:
+        StructureError: there is none, or it is malformed.
+    """
+    if text is None:
+        raise StructureError("it does not say what its outputs mean")
+    try:
+        return ModelMetadata.from_json(text)
+    except WeightsError as error:
+        raise StructureError(str(error)) from error
+
+
+def image_shape(
+    batch: int | None, channels: int | None, sides: Sequence[int | None], metadata: ModelMetadata
+) -> Shape:
+    """The shape of the images that a file is tried on; None stands for any length."""
+    preprocessing = metadata.preprocessing
+    expect(channels == len(preprocessing.mean), f"its images have {channels} channels")
+    expect(len(sides) == 2, "its input is no batch of images")
+    for side in sides:
+        expect(
+            side in (None, preprocessing.size),
+            f"it does not take images of {preprocessing.size} pixels, as it says",
+        )
+    shape = (batch or TRIED_BATCH, len(preprocessing.mean), *[preprocessing.size] * 2)
+    return _affordable(shape)
+
+
+def check_logits(shape: Shape, images: Shape, metadata: ModelMetadata) -> None:
+    """Raise unless there is one output for each class of each image."""
+    expect(
+        shape == (images[0], len(metadata.classes)),
+        f"it must name each of its outputs, it names {len(metadata.classes)} and gives "
+        f"{shape} for {images[0]} images",
+    )
+
+
+class Products:
+    """Adds up the multiplications that one image takes."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def add(self, batch: int, count: int) -> None:
+        """Add those of an operation, in all images of a batch."""
+        self._total += count // batch
+        expect(self._total <= MOST_PRODUCTS, "it computes more than any ResNeSt")
+
+
+def convolution(
+    x: Shape,
+    weight: Shape,
+    products: Products,
+    *,
+    strides: Sequence[int],
+    before: Sequence[int],
+    after: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+) -> Shape:
+    """The shape of a convolution of x (B, C, H, W) by weight (outputs, C / groups, k, k)."""
+    expect(len(x) == len(weight) == 4, "a convolution of other than maps")
+    outputs, inputs, *kernel = weight
+    expect(
+        1 <= groups <= x[1] and inputs * groups == x[1] and outputs >= 1 and outputs % groups == 0,
+        "a convolution whose weights do not fit its input",
+    )
+    sides = _windows(x, kernel, strides, before, after, dilations, ceil=False)
+    out = _affordable((x[0], outputs, *sides))
+    products.add(x[0], math.prod(out) * inputs * math.prod(kernel))
+    return out
+
+
+def pooling(
+    x: Shape,
+    kernel: Sequence[int],
+    *,
+    strides: Sequence[int],
+    before: Sequence[int],
+    after: Sequence[int],
+    ceil: bool = False,
+) -> Shape:
+    """The shape of maximums or averages over windows of x (B, C, H, W)."""
+    expect(len(x) == 4, "pooling of other than maps")
+    expect(
+        all(pad < side for pad, side in zip((*before, *after), (*kernel, *kernel), strict=False)),
+        "pooling whose padding is as large as its windows",
+    )
+    return _affordable((*x[:2], *_windows(x, kernel, strides, before, after, (1, 1), ceil=ceil)))
+
+
+def mean(x: Shape) -> Shape:
+    """The shape of the mean over pixels of x (B, C, H, W)."""
+    expect(len(x) == 4, "a mean of other than maps")
+    return (*x[:2], 1, 1)
+
+
+def dense(x: Shape, weight: Shape, products: Products) -> Shape:
+    """The shape of a dense layer with weight (outputs, inputs)."""
+    expect(
+        len(x) == len(weight) == 2 and x[1] == weight[1] and weight[0] >= 1,
+        "a dense layer whose weights do not fit its input",
+    )
+    products.add(x[0], x[0] * math.prod(weight))
+    return _affordable((x[0], weight[0]))
+
+
+def together(*shapes: Shape) -> Shape:
+    """The shape of an operation value by value, where all but one input may have lengths of 1."""
+    expect(len({len(shape) for shape in shapes}) == 1, "shapes that do not fit each other")
+    out = tuple(max(lengths) for lengths in zip(*shapes, strict=True))
+    expect(
+        out in shapes
+        and all(a in (1, b) for shape in shapes for a, b in zip(shape, out, strict=True)),
+        "shapes that do not fit each other",
+    )
+    return out
+
+
+def concatenated(*shapes: Shape) -> Shape:
+    """The shape of maps (B, C, H, W), one after the other in their channels."""
+    expect(
+        all(len(shape) == 4 for shape in shapes)
+        and len({(shape[0], *shape[2:]) for shape in shapes}) == 1,
+        "shapes that do not fit each other",
+    )
+    return _affordable((shapes[0][0], sum(shape[1] for shape in shapes), *shapes[0][2:]))
+
+
+def _windows(
+    x: Shape,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    before: Sequence[int],
+    after: Sequence[int],
+    dilations: Sequence[int],
+    *,
+    ceil: bool,
+) -> list[int]:
+    """How many windows there are in each direction."""
+    geometry = (kernel, strides, before, after, dilations)
+    expect(all(len(values) == 2 for values in geometry), "windows of other than two dimensions")
+    sides = []
+    for length, size, stride, pad, end, dilation in zip(x[2:], *geometry, strict=True):
+        expect(
+            1 <= size <= _LARGEST_KERNEL
+            and 1 <= stride <= _LARGEST_STRIDE
+            and 1 <= dilation <= _LARGEST_DILATION
+            and 0 <= pad <= dilation * (size - 1)
+            and 0 <= end <= dilation * (size - 1),
+            "windows that no ResNeSt has",
+        )
+        room = length + pad + end - dilation * (size - 1) - 1
+        expect(room >= 0, "windows larger than the map")
+        sides.append((room + (stride - 1 if ceil else 0)) // stride + 1)
+    return sides
+
+
+def _affordable(shape: Shape) -> Shape:
+    expect(
+        math.prod(shape) <= MOST_NUMBERS,
+        f"a tensor of {math.prod(shape):,} numbers, more than {MOST_NUMBERS:,}",
+    )
+    return shape
