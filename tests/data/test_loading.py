@@ -1,8 +1,15 @@
 """Batches: every image once, the same ones whoever decodes them, errors beside them."""
 
+import errno
+import os
 import pickle
+import signal
+from dataclasses import replace
 from itertools import chain
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -10,9 +17,15 @@ import torch
 
 from splitattn.data.augmentation import Augmentation
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.loading import Batch, derive_seed, epoch_batches, train_loader
+from splitattn.data.loading import (
+    Batch,
+    dead_workers_named,
+    derive_seed,
+    epoch_batches,
+    train_loader,
+)
 from splitattn.data.sources import open_data
-from splitattn.errors import DataError
+from splitattn.errors import DataError, InputError
 from tests.data.datasets import encoded, write_class_folders
 
 AUGMENTATION = Augmentation(size=32, crop_scale=0.3)
@@ -214,3 +227,80 @@ def test_training_gives_up_where_nothing_can_be_read(data: LabelledImages) -> No
     spoil(data, *range(21))
     with pytest.raises(DataError, match="got 21 in a row"):
         epoch(data)
+
+
+class Deadly(list[Any]):
+    """Images of which one ends the process that reads it, as a system without memory does."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if index == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_is_named_with_what_to_do(data: LabelledImages) -> None:
+    deadly = replace(data, images=Deadly(data.images))
+    loader = train_loader(deadly, AUGMENTATION, batches=[[0], [9]], workers=1, seed=0, epoch=0)
+    expected = r"one is killed by signal: Killed.*--workers 0.*--shm-size, and --resume$"
+    with pytest.raises(InputError, match=expected), dead_workers_named():
+        list(loader)
+
+
+def test_other_errors_are_no_dead_workers() -> None:
+    with pytest.raises(RuntimeError, match="of the network"), dead_workers_named():
+        raise RuntimeError("a fault of the network")
+
+
+def test_workers_that_cannot_be_started_are_named(
+    data: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(BaseProcess, "start", fail)
+    with pytest.raises(InputError, match="cannot start 1 worker processes: AF_UNIX path too long"):
+        epoch(data, workers=1)
+
+
+def test_batches_need_no_shared_memory(
+    data: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    # Forked workers have it too. A batch that cannot be handed over would never come.
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
+    assert len(epoch(data, workers=1)) == 5
+
+
+def _read_forever(data: LabelledImages, told: Any) -> None:
+    large = Augmentation(size=512)  # a batch is more than a pipe holds
+    loader = train_loader(data, large, batches=[[0]] * 20, workers=1, seed=0, epoch=0)
+    batches = iter(loader)
+    next(batches)
+    told.send([process.pid for process in active_children()])
+    signal.pause()
+
+
+def test_no_worker_outlives_a_process_that_is_killed(data: LabelledImages) -> None:
+    ours, theirs = get_context().Pipe(duplex=False)
+    process = get_context("fork").Process(target=_read_forever, args=(data, theirs))
+    process.start()
+    try:
+        [worker] = ours.recv()
+    finally:
+        process.kill()
+        process.join()
+    deadline = monotonic() + 10
+    while state_of(worker) != "Z":
+        assert monotonic() < deadline
+        sleep(0.02)
+
+
+def state_of(process: int) -> str:
+    """R, S, ... as Linux tells it; Z if it has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"

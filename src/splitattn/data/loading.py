@@ -1,24 +1,35 @@
 """Training batches: decoded and augmented in worker processes, normalized on the device."""
 
+import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from splitattn.data.augmentation import Augmentation, training_transform
 from splitattn.data.labelled import Blocks, LabelledImages
-from splitattn.errors import DataError, ImageError
+from splitattn.errors import DataError, ImageError, InputError
 from splitattn.images.decode import decode_as
 
 # Unreadable images in a row after which a training gives up: a disk that is gone, not a bad file.
 _GIVE_UP = 100
+
+# How PyTorch says that a worker died, and how it died.
+_DEAD_WORKER = re.compile(
+    r"DataLoader worker \(pid[^)]*\) ((?:is|was) killed by signal: [\w ]+|exited unexpectedly)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +49,36 @@ class Batch:
     indices: Tensor
     problems: tuple[str, ...]
 
-    def pin_memory(self) -> "Batch":
+
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """A batch on its way from a worker, as arrays.
+
+    Tensors would travel in shared memory, of which containers have little, or by a socket in
+    TMPDIR. A worker that cannot hand over a batch that way loses it, and its process waits forever.
+    """
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    problems: tuple[str, ...]
+
+    def tensors(self) -> Batch:
+        return Batch(
+            images=torch.from_numpy(self.images),
+            labels=torch.from_numpy(self.labels),
+            indices=torch.from_numpy(self.indices),
+            problems=self.problems,
+        )
+
+    def pin_memory(self) -> Batch:
         """The same in memory that a GPU reads by itself. Loaders call this."""
+        batch = self.tensors()
         return replace(
-            self,
-            images=self.images.pin_memory(),
-            labels=self.labels.pin_memory(),
-            indices=self.indices.pin_memory(),
+            batch,
+            images=batch.images.pin_memory(),
+            labels=batch.labels.pin_memory(),
+            indices=batch.indices.pin_memory(),
         )
 
 
@@ -91,21 +125,64 @@ class _TrainItems(Dataset[_Item | DataError]):
         return image if isinstance(image, Image.Image) else torch.from_numpy(image)
 
 
-def _ignore_signals(_: int) -> None:
-    """Workers end when their process ends them, after it has saved: not when a terminal or a batch
-    system tells all processes to stop at once."""
+def _begin_worker(_: int) -> None:
+    """End when the main process does, and not before.
+
+    A terminal or a batch system tells all processes to stop at once, but the main process saves
+    first, and then ends its workers. If it is killed, a worker that waits to hand over a batch
+    would wait forever.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if main := parent_process():
+        Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+def _end_with(main: BaseProcess) -> None:
+    main.join()
+    os._exit(1)
 
 
 class _Loader(DataLoader[Batch]):
     """Raises here what went wrong in a worker; raised there, it would carry a whole traceback."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        try:
+            batches: Iterator[Any] = super().__iter__()
+        except (OSError, EOFError) as error:  # too many processes, no memory, a bad TMPDIR
+            raise InputError(
+                f"cannot start {self.num_workers} worker processes: {error or 'they ended'}; use "
+                "fewer --workers, or --workers 0"
+            ) from error
+        for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
-            yield batch
+            yield batch.tensors() if isinstance(batch, _Packed) else batch
+
+
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Turn the error for a worker that died into one line.
+
+    PyTorch raises it in a signal handler, so it can come out of any line of the main process.
+
+    Raises:
+        InputError: a worker process died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Its cause, if it has one, knows by which signal.
+        found = _DEAD_WORKER.search(f"{error.__cause__} {error}")
+        if not found:
+            raise
+        how = found[1]
+        likely = "its shared memory" if "Bus error" in how else "the memory"
+        raise InputError(
+            f"worker processes must live as long as the training, one {how}: perhaps {likely} of "
+            "the machine or container is full; use fewer --workers or --workers 0, raise a "
+            "container's --memory or --shm-size, and --resume"
+        ) from error
 
 
 def derive_seed(*parts: int) -> int:
@@ -186,6 +263,7 @@ def train_loader(
 
     While it is iterated, it raises:
         DataError: a hundred images in a row cannot be read.
+        InputError: the workers cannot be started.
     """
     items: Dataset[Any] = _TrainItems(
         data=data,
@@ -200,23 +278,23 @@ def train_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
         # A loader draws a seed for its workers; with a generator of its own, not from the caller's.
         generator=torch.Generator(),
     )
 
 
-def _collate(items: Iterable[_Item | DataError]) -> Batch | DataError:
+def _collate(items: Iterable[_Item | DataError]) -> _Packed | DataError:
     found: list[_Item] = []
     for item in items:
         if isinstance(item, DataError):
             return item
         found.append(item)
-    return Batch(
-        images=torch.stack([item.image for item in found]),
-        labels=torch.tensor([item.label for item in found], dtype=torch.long),
-        indices=torch.tensor([item.index for item in found], dtype=torch.long),
+    return _Packed(
+        images=np.stack([item.image.numpy() for item in found]),
+        labels=np.array([item.label for item in found], np.int64),
+        indices=np.array([item.index for item in found], np.int64),
         problems=tuple(item.problem for item in found if item.problem),
     )
 

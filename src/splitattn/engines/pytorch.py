@@ -1,5 +1,6 @@
 """PyTorch as an engine."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from splitattn.graph.folding import FoldedNetwork
+
+# A forked process has none of the threads of its parent's pool, for which it would wait forever.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 # Height and width of a map of the last stage, in pixels of the image.
 _REDUCTION = 32

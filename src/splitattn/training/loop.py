@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from splitattn import distributed
+from splitattn.data.loading import dead_workers_named
 from splitattn.errors import DataError, InputError
 from splitattn.files import remove_leftovers, replacing
 from splitattn.training import resume as checkpoints
@@ -64,13 +65,14 @@ def train(
 
     Raises:
         InputError: the data, the network and the recipe do not fit each other; the output folder
-            holds another training or cannot be written; the loss is no longer finite; or the task
-            stops the training.
+            holds another training or cannot be written; the loss is no longer finite; a worker
+            process dies; or the task stops the training.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
     run = run.with_real_batch()
     check(task, run)
     with (
+        dead_workers_named(),
         stop_request() as stop,
         closing(_Training(Learner(network, task, run), stop, on_step, on_epoch)) as training,
     ):
