@@ -4,7 +4,7 @@ import pytest
 
 from splitattn.data.class_names import in_order, match
 from splitattn.errors import DataError
-from splitattn.weights.catalogue import class_names, wordnet_ids
+from splitattn.weights.catalogue import class_names, lemmas, wordnet_ids
 
 IMAGENET = class_names("imagenet1k")
 IDS = wordnet_ids("imagenet1k")
@@ -65,6 +65,15 @@ def test_full_names_are_matched_by_their_first_lemma() -> None:
     assert match(("goldfish",), names).indices == (0,)
     with pytest.raises(DataError, match="such as 'crane, bird'"):  # which of the two?
         match(("crane, bird", "tench"), ("crane, lifting", "crane, wading", "tench"))
+
+
+def test_imagenets_classes_may_be_named_as_in_wordnet() -> None:
+    """As in torchvision, and as in data sets that took their names from there."""
+    names = lemmas("imagenet1k")
+    assert match(names, IMAGENET).indices == tuple(range(1000))
+    assert match(("lesser panda", "crane bird", "Cardigan"), IMAGENET).indices == (387, 134, 264)
+    assert match(tuple(reversed(names)), IMAGENET).indices == tuple(range(999, -1, -1))
+    assert match(IMAGENET, names).indices == tuple(range(1000))
 
 
 def test_the_two_cranes_of_imagenet_stay_two() -> None:

@@ -19,6 +19,7 @@ from splitattn.weights.catalogue import (
     embedded_entry,
     entries,
     find_entry,
+    lemmas,
     named,
 )
 from tests.weights.conftest import make_entry
@@ -105,7 +106,21 @@ def test_gluon_weights_are_tested_as_timm_does() -> None:
 
 def test_imagenet_classes_are_torchvisions() -> None:
     meta = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta
-    assert class_names("imagenet1k") == tuple(meta["categories"])
+    assert lemmas("imagenet1k") == tuple(meta["categories"])
+
+
+def test_imagenet_classes_have_short_and_different_names() -> None:
+    names = class_names("imagenet1k")
+    assert len({name.casefold() for name in names}) == 1000
+    assert all((name == name.strip() and 2 < len(name) <= 30) or name == "ox" for name in names)
+    expected = {
+        **{0: "tench", 134: "crane (bird)", 207: "golden retriever", 264: "Cardigan Welsh corgi"},
+        **{285: "Egyptian cat", 296: "polar bear", 387: "red panda", 468: "taxi", 474: "cardigan"},
+        **{504: "coffee mug", 517: "crane (machine)", 553: "filing cabinet", 620: "laptop"},
+        **{638: "maillot", 639: "one-piece swimsuit", 657: "missile", 812: "space shuttle"},
+        **{880: "unicycle", 934: "hot dog", 967: "espresso", 970: "mountain", 999: "toilet paper"},
+    }
+    assert {index: names[index] for index in expected} == expected
 
 
 def test_tiny_imagenet_classes_are_200_different_names() -> None:

@@ -1,7 +1,7 @@
 """Class names: their order, and which output of a network stands for which class.
 
-Names that are numbers mean output numbers. Names of ImageNet's classes are known by first lemma
-("tench" for "tench, Tinca tinca") and by WordNet id (n01440764).
+Names that are numbers mean output numbers. Names of ImageNet's classes are known in our English
+("red panda"), by WordNet's first lemma ("lesser panda") and by WordNet id (n02509815).
 """
 
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from splitattn.errors import DataError
-from splitattn.weights.catalogue import ClassSet, class_names, wordnet_ids
+from splitattn.weights.catalogue import ClassSet, class_names, lemmas, wordnet_ids
 
 How = Literal["name", "lemma", "wordnet", "number", "order"]
 # Lists that agree in as many places are the same list: ImageNet's differ in how they tell its two
@@ -74,6 +74,8 @@ def match(names: Sequence[str], outputs: Sequence[str]) -> Match:
     for how, key in _KEYS.items():
         if (found := _by_key(names, outputs, key)) is not None:
             return Match(indices=found, how=how)
+    if (found := _by_key(names, _lemmas(outputs), normal)) is not None:
+        return Match(indices=found, how="lemma")
     ids, output_ids = _ids(names), _ids(outputs)
     if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:
         return Match(indices=found, how="wordnet")
@@ -126,11 +128,22 @@ def _ids(names: Sequence[str]) -> tuple[str, ...] | None:
     if all(found):
         return tuple(m[0] for m in found if m)
     for class_set in get_args(ClassSet):
-        known = class_names(class_set)
-        same = sum(first_lemma(a) == first_lemma(b) for a, b in zip(names, known, strict=False))
-        if len(names) == len(known) and same >= _SAME_LIST * len(known):
+        if any(_is_list(names, known) for known in (class_names(class_set), lemmas(class_set))):
             return wordnet_ids(class_set)
     return None
+
+
+def _lemmas(outputs: Sequence[str]) -> tuple[str, ...]:
+    """WordNet's names of the outputs if they are a known list of names, or else their own."""
+    for class_set in get_args(ClassSet):
+        if _is_list(outputs, class_names(class_set)):
+            return lemmas(class_set)
+    return tuple(outputs)
+
+
+def _is_list(names: Sequence[str], known: Sequence[str]) -> bool:
+    same = sum(first_lemma(a) == first_lemma(b) for a, b in zip(names, known, strict=False))
+    return len(names) == len(known) and same >= _SAME_LIST * len(known)
 
 
 def _check_order(names: Sequence[str], outputs: Sequence[str]) -> None:

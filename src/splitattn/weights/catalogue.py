@@ -94,6 +94,17 @@ def class_names(class_set: ClassSet) -> tuple[str, ...]:
 
 
 @cache
+def lemmas(class_set: ClassSet) -> tuple[str, ...]:
+    """WordNet's first names of one of the package's class lists, by output index.
+
+    For ImageNet they are torchvision's, which other projects and data sets use.
+    """
+    if class_set == "imagenet1k":
+        return _lines(f"{class_set}_lemmas.txt")
+    return class_names(class_set)
+
+
+@cache
 def wordnet_ids(class_set: ClassSet) -> tuple[str, ...]:
     """The WordNet ids (n01440764) of one of the package's class lists, by output index."""
     return _lines(f"{class_set}_wordnet.txt")
