@@ -1,5 +1,6 @@
 """`splitattn.train`: which model and which weights a call means, and what it returns."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -194,6 +195,30 @@ def test_a_classifier_of_other_classes_is_not_kept_without_a_word(
     kept, new = (torch.equal(network.fc.weight, first.fc.weight) for network, _, _ in started)
     assert kept
     assert not new
+
+
+def test_without_a_validation_split_a_fifth_of_each_class_serves(
+    tmp_path: Path,
+    started: list[tuple[Any, Any, Run]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    data = write_image_folder(tmp_path / "data", train=10, val=1)
+    arguments: dict[str, Any] = {"model": "small", "recipe": "plain", "overrides": SMALL}
+    splitattn.train(data / "train", tmp_path / "run", **arguments)
+    assert "a fifth of each class serves" in caplog.text
+    splitattn.train(data, tmp_path / "run", fold="1/5", **arguments)
+    splitattn.train(data, tmp_path / "run", fold="2/5", **arguments)
+    alone, first, second = (task for _, task, _ in started)
+    for task in (alone, first, second):
+        assert Counter(task.train.labels) == {0: 8, 1: 8, 2: 8}
+        assert Counter(task.val.labels) == {0: 2, 1: 2, 2: 2}
+        assert {*task.train.names}.isdisjoint(task.val.names)
+    assert [*alone.val.names] == [*first.val.names]
+    assert {*first.val.names}.isdisjoint(second.val.names)
+    with pytest.raises(InputError, match="a fold must be K/N, such as 1/5, got '5'"):
+        splitattn.train(data, tmp_path / "run", fold="5", **arguments)
 
 
 def test_the_network_is_built_as_the_recipe_says(

@@ -13,7 +13,10 @@ from torch import nn
 from splitattn import distributed
 from splitattn.create import create_model
 from splitattn.data.class_names import are_unnamed, match
+from splitattn.data.folds import Fold, split_off
+from splitattn.data.labelled import LabelledImages
 from splitattn.data.sources import open_data
+from splitattn.data.splits import MissingSplitError
 from splitattn.data.unlabelled import open_for_teacher
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import DataError, InputError
@@ -78,6 +81,7 @@ def train(
     overrides: Iterable[str] = (),
     class_names: Path | None = None,
     new_classifier: bool = False,
+    fold: str | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
@@ -108,6 +112,8 @@ def train(
         class_names: a text file that names the classes, one a line, in label order.
         new_classifier: start with a random classifier even if the weights have one for as many
             classes.
+        fold: "K/N": of N equal parts of each class's training images, validate on part K and train
+            on the others. None validates on the data set's own split, or on 1/5 if it has none.
         resume: continue the training in `output`, if there is one; it then needs no weights.
         device: "auto" (CUDA if there is any, else the CPU), or a device as PyTorch names it.
         workers: processes that decode images; None chooses from the CPU count.
@@ -135,7 +141,10 @@ def train(
     with distributed.processes(here):
         with distributed.first_process_first():  # it may download what the others then find
             dataset = DataSettings(
-                data=str(data), class_names=class_names, new_classifier=new_classifier
+                data=str(data),
+                class_names=class_names,
+                new_classifier=new_classifier,
+                fold=None if fold is None else Fold.parse(fold),
             )
             plan = prepare(dataset, name, chosen, here)
         task = plan.task
@@ -208,11 +217,31 @@ class DataSettings:
         data: the data set, as `open_data` takes it.
         class_names: a text file that names its classes, or None.
         new_classifier: its classes are others than those of weights to start from.
+        fold: the part of the training images to validate on, or None for its own split.
     """
 
     data: str
     class_names: Path | None = None
     new_classifier: bool = False
+    fold: Fold | None = None
+
+    def open(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
+        """The images to train on and those to validate on.
+
+        Raises:
+            DataError: the data set cannot be opened.
+        """
+        train = open_data(self.data, "train", self.class_names)
+        if self.fold:
+            return split_off(train, self.fold, seed=seed)
+        try:
+            val = open_data(self.data, "val", self.class_names)
+        except MissingSplitError:
+            val = train
+        if val.origin != train.origin:
+            return train, val
+        logger.warning("no validation split in %s: a fifth of each class serves", self.data)
+        return split_off(train, Fold(number=1, of=5), seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,15 +265,14 @@ Prepare = Callable[[DataSettings, str, Recipe, torch.device], Plan]
 
 
 def _classification(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
-    task = Classification(
-        model=model,
-        train=open_data(dataset.data, "train", dataset.class_names),
-        val=open_data(dataset.data, "val", dataset.class_names),
-    )
+    train, val = dataset.open(recipe.seed)
+    task = Classification(model=model, train=train, val=val)
     return Plan(task=task, build=partial(_build, task, dataset, recipe))
 
 
 def _distillation(dataset: DataSettings, model: str, recipe: Recipe, device: torch.device) -> Plan:
+    if dataset.fold:
+        raise InputError(f"folds are for data with labels, got {dataset.fold} for distillation")
     teacher = open_teacher(recipe.teacher, imitation=recipe.imitation, device=str(device))
     train, val = open_for_teacher(
         dataset.data, teacher.classes, dataset.class_names, seed=recipe.seed

@@ -1,5 +1,6 @@
 """Images for calibrating and comparing, without any engine."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from splitattn.data.calibration import (
     package_photographs,
     sampled,
 )
+from splitattn.data.sources import open_data
 from splitattn.errors import DataError
 from splitattn.images.samples import sample_photographs
 from splitattn.preprocessing import Preprocessing, with_channels
@@ -27,14 +29,26 @@ def test_labels_of_the_networks_classes_count(tmp_path: Path) -> None:
 
 
 def test_any_folder_of_images_calibrates(tmp_path: Path) -> None:
-    assert len(calibration_images(str(SAMPLES))) == 5
+    calibration = calibration_images(str(SAMPLES))
     images, labelled = comparison_images(str(SAMPLES), CLASSES)
-    assert (len(images), labelled) == (5, False)
+    assert (len(calibration), len(images), labelled) == (3, 2, False)
     (tmp_path / "notes.txt").touch()
     for data in (tmp_path, tmp_path / "missing", SAMPLES / "rocket.jpg"):
         with pytest.raises(DataError) as raised:
             calibration_images(str(data))
         assert str(raised.value).isprintable()
+
+
+def test_without_splits_other_images_calibrate_than_compare(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path, train=4, val=1)
+    names = [sorted(calibration_images(str(root / "train")).names)]
+    images, labelled = comparison_images(str(root / "train"), CLASSES)
+    names.append(sorted(images.names))
+    assert labelled
+    assert sorted(images.labels) == [0, 0, 1, 1, 2, 2]
+    assert sorted(names[0] + names[1]) == sorted(open_data(str(root), "train").names)
+    shutil.rmtree(root / "val")  # the same where there is only the split for training
+    assert sorted(comparison_images(str(root), CLASSES)[0].names) == names[1]
 
 
 def test_training_images_calibrate_and_validation_images_compare(tmp_path: Path) -> None:

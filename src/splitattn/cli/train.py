@@ -47,6 +47,14 @@ def train(
             min=1,
         ),
     ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Validate on part K of N of each class and train on the others; default: the "
+            "data's own split, else 1/5.",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue the training in the output folder, if any."),
@@ -93,6 +101,7 @@ def train(
             overrides=[*(overrides or ()), *([] if in_chans is None else [f"in_chans={in_chans}"])],
             class_names=class_names,
             new_classifier=new_classifier,
+            fold=fold,
             resume=resume,
             device=device,
             workers=workers,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from splitattn.data.folds import Fold, split_off
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
 from splitattn.data.sources import open_data
+from splitattn.data.splits import MissingSplitError
 from splitattn.errors import DataError, ImageError
 from splitattn.files import is_folder
 from splitattn.images.decode import RGB, decode
@@ -29,14 +31,18 @@ _SEED = 0
 def calibration_images(data: str) -> LabelledImages:
     """The training images of `data`, or the images of any folder; labels need not mean anything.
 
+    Of images without splits, those that `comparison_images` takes are left out.
+
     Raises:
         DataError: there are none.
     """
-    return _images(data, "train")
+    return _parts(data)[0]
 
 
 def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabelledImages, bool]:
-    """The validation images of `data`, or those of any folder, and whether their labels count.
+    """The validation images of `data`, and whether their labels count.
+
+    Of images without splits it is half of each class.
 
     Args:
         classes: the network's, by output index.
@@ -44,11 +50,23 @@ def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabelledImag
     Raises:
         DataError: there are none.
     """
-    images = _images(data, "val")
+    _, images = _parts(data)
     try:
         return with_classes_of_model(images, classes), True
     except DataError:
         return images, False
+
+
+def _parts(data: str) -> tuple[LabelledImages, LabelledImages]:
+    """Images to calibrate on and images to compare on: other ones if there are two."""
+    calibration = _images(data, "train")
+    try:
+        comparison = _images(data, "val")
+    except MissingSplitError:
+        comparison = calibration
+    if comparison.origin == calibration.origin and len(calibration) > 1:
+        return split_off(calibration, Fold(number=2, of=2), seed=_SEED)
+    return calibration, comparison
 
 
 def package_photographs(channels: int) -> LabelledImages:
@@ -88,10 +106,12 @@ def sampled(data: LabelledImages, preprocessing: Preprocessing, count: int) -> "
 def _images(data: str, split: str) -> LabelledImages:
     try:
         return open_data(data, split)
+    except MissingSplitError:
+        raise
     except DataError:
         passed_over: Counter[str] = Counter()
         found = list(images_below(data, passed_over)) if is_folder(data) else []
-        if passed_over:
+        if passed_over and split == "train":  # once
             logger.warning("%s: %s", data, passed_over_text(passed_over))
         if not found:
             raise

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.splits import called
+from splitattn.data.splits import MissingSplitError, called
 from splitattn.errors import DataError
 from splitattn.files import open_file
 from splitattn.images.paths import is_url
@@ -27,7 +27,7 @@ class _Row(NamedTuple):
 def open_csv(path: Path, split: str) -> LabelledImages:
     """Open `split` of a CSV file, which must have a header.
 
-    Columns: `path`, relative to the file's folder, absolute or a URL; `label`, a class name; and,
+    Columns: `path`, relative to the file's folder or absolute; `label`, a class name; and,
     if there are several splits, `split`. Other columns are ignored. Classes are the labels of all
     splits, in the order of `in_order`.
 
@@ -41,13 +41,13 @@ def open_csv(path: Path, split: str) -> LabelledImages:
     # Without such a column, or with an empty one, every row is of every split.
     found = [""] if present == {""} else called(present, split)
     if not found:
-        raise DataError(
+        raise MissingSplitError(
             f"{path} must have rows whose split is {split}, "
             f"got {', '.join(map(repr, sorted(present)[:_ROWS_SHOWN]))}"
         )
     chosen = [row for row in rows if row.split in found]
     index = {label: i for i, label in enumerate(classes)}
-    images = [row.path if is_url(row.path) else str(path.parent / row.path) for row in chosen]
+    images = [str(path.parent / row.path) for row in chosen]
     return LabelledImages(
         origin=f"{path} {' '.join(found)}".strip(),
         classes=classes,
@@ -81,6 +81,11 @@ def _rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[_Row]:
         if None in fields or not fields["path"] or not (fields["label"] or "").strip():
             bad.append(reader.line_num)
             continue
+        if is_url(fields["path"]):
+            raise DataError(
+                f"paths in {path} must be files, got the address {fields['path']!r:.100}: a data "
+                "set downloads nothing, so download the images first"
+            )
         yield _Row(
             path=fields["path"],
             label=normal(fields["label"].strip()),

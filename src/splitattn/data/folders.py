@@ -7,7 +7,7 @@ from pathlib import Path
 
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.splits import called, split_of
+from splitattn.data.splits import MissingSplitError, called, split_of
 from splitattn.errors import DataError
 from splitattn.images.paths import images_below, is_litter, passed_over_text
 
@@ -65,7 +65,7 @@ def _split_folder(root: Path, split: str) -> Path:
     if found:
         return root / found[0]
     if splits:
-        raise DataError(f"the data set must have a folder {split}/, got none in {root}")
+        raise MissingSplitError(f"the data set must have a folder {split}/, got none in {root}")
     return root
 
 

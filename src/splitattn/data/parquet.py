@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitattn.data.class_names import normal
 from splitattn.data.labelled import Blocks, LabelledImages
-from splitattn.data.splits import called, split_of
+from splitattn.data.splits import MissingSplitError, called, split_of
 from splitattn.errors import DataError, ImageError
 from splitattn.libraries import require
 
@@ -245,7 +245,7 @@ def _chosen(shards: list[Path], split: str) -> list[Path]:
         return [shard for shard, prefix in by_prefix.items() if prefix in found]
     if not any(map(split_of, by_prefix.values())):
         return shards
-    raise DataError(
+    raise MissingSplitError(
         f"the data set must have shards called {split}-*.parquet, "
         f"got {', '.join(shard.name for shard in shards[:3])}, ... in {shards[0].parent}"
     )

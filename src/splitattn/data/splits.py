@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from splitattn.errors import DataError
+
 # Of each split, whatever the case. The first is what a data set should call it.
 _NAMES = {
     "train": ("train", "training"),
@@ -11,6 +13,10 @@ _NAMES = {
 }
 # What archives append: `training_set`, `TestData`.
 _SUFFIX = re.compile(r"[\W_]*(set|data|images|split)$")
+
+
+class MissingSplitError(DataError):
+    """A data set has other splits than the one that is asked for."""
 
 
 def split_of(name: str) -> str | None:

@@ -1,0 +1,105 @@
+"""Parts of a data set: a validation split where there is none, and cross-validation."""
+
+import random
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from splitattn.data.labelled import Blocks, LabelledImages
+from splitattn.errors import DataError, InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Which of `of` equal parts is kept for validation, counted from 1.
+
+    Raises:
+        InputError: there is no such part.
+    """
+
+    number: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not (self.of >= 2 and 1 <= self.number <= self.of):
+            raise InputError(f"a fold must be 1/N to N/N, N being at least 2, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Fold":
+        """The fold that `text` means, such as "1/5".
+
+        Raises:
+            InputError: it means none.
+        """
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if not found:
+            raise InputError(f"a fold must be K/N, such as 1/5, got {text!r:.60}")
+        return cls(number=int(found[1]), of=int(found[2]))
+
+
+def split_off(
+    data: LabelledImages, fold: Fold, *, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """All images but those of `fold`, and those of `fold`.
+
+    Each fold has the same share of each class, up to one image. `seed` decides which images these
+    are, and an image is in one fold only.
+
+    Raises:
+        DataError: there are fewer images than folds.
+    """
+    if len(data) < fold.of:
+        raise DataError(
+            f"{fold.of} folds need as many images, got {len(data)} in {data.origin}; add images"
+        )
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(data.labels):
+        by_class[label].append(index)
+    shuffled: list[int] = []
+    for label in sorted(by_class):
+        # As text, which takes both numbers: classes must not all have the same order.
+        random.Random(f"{seed} {label}").shuffle(by_class[label])
+        shuffled += by_class[label]
+    # Dealt in turn over all classes, so that folds are as large as each other.
+    kept = set(shuffled[fold.number - 1 :: fold.of])
+    rest = [index for index in range(len(data)) if index not in kept]
+    return (
+        _subset(data, rest, f"{data.origin}, all but fold {fold}"),
+        _subset(data, sorted(kept), f"{data.origin}, fold {fold}"),
+    )
+
+
+class _Chosen(Sequence[T]):
+    """Some items of a sequence, looked up when they are asked for."""
+
+    def __init__(self, items: Sequence[T], indices: list[int]) -> None:
+        self._items, self._indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> T:  # type: ignore[override]
+        return self._items[self._indices[index]]
+
+
+def _subset(data: LabelledImages, indices: list[int], origin: str) -> LabelledImages:
+    blocks = data.blocks
+    if blocks is not None:
+        starts = sorted({bisect_left(indices, start) for start in blocks.starts} - {len(indices)})
+        blocks = Blocks(starts=tuple(starts), at_once=blocks.at_once)
+    return replace(
+        data,
+        origin=origin,
+        images=_Chosen(data.images, indices),
+        labels=[data.labels[index] for index in indices],
+        names=_Chosen(data.names, indices),
+        blocks=blocks,
+    )
