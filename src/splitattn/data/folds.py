@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from splitattn.data.labelled import Blocks, LabelledImages
+from splitattn.data.labelled import LabelledImages
 from splitattn.errors import DataError, InputError
 
 T = TypeVar("T")
@@ -72,8 +72,8 @@ def split_off(
     kept = set(shuffled[fold.number - 1 :: fold.of])
     rest = [index for index in range(len(data)) if index not in kept]
     return (
-        _subset(data, rest, f"{data.origin}, all but fold {fold}"),
-        _subset(data, sorted(kept), f"{data.origin}, fold {fold}"),
+        subset(data, rest, f"{data.origin}, all but fold {fold}"),
+        subset(data, sorted(kept), f"{data.origin}, fold {fold}"),
     )
 
 
@@ -90,11 +90,12 @@ class _Chosen(Sequence[T]):
         return self._items[self._indices[index]]
 
 
-def _subset(data: LabelledImages, indices: list[int], origin: str) -> LabelledImages:
+def subset(data: LabelledImages, indices: list[int], origin: str) -> LabelledImages:
+    """The images of `data` at `indices`, which must be sorted, under another origin."""
     blocks = data.blocks
     if blocks is not None:
-        starts = sorted({bisect_left(indices, start) for start in blocks.starts} - {len(indices)})
-        blocks = Blocks(starts=tuple(starts), at_once=blocks.at_once)
+        starts = tuple(bisect_left(indices, start) for start in blocks.starts)  # some are empty
+        blocks = replace(blocks, starts=starts)
     return replace(
         data,
         origin=origin,

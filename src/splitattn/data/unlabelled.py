@@ -1,14 +1,12 @@
 """Images whose labels may be missing: what a student learns from when a teacher answers."""
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from splitattn.data.class_names import match
+from splitattn.data.folds import subset
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
 from splitattn.data.parquet import open_unlabelled_parquet
 from splitattn.data.sources import open_data, parquet_shards
@@ -16,8 +14,6 @@ from splitattn.data.splits import called, split_of
 from splitattn.errors import DataError
 from splitattn.files import is_folder
 from splitattn.images.paths import expand
-
-T = TypeVar("T")
 
 # Of data without a validation split: one image in so many, but at most this number.
 _EVERY, _MOST_HELD_OUT = 20, 5000
@@ -106,30 +102,7 @@ def _divided(images: LabelledImages, seed: int) -> tuple[LabelledImages, Labelle
     order = np.random.default_rng(seed).permutation(len(images))
     held_out = min(-(-len(images) // _EVERY), _MOST_HELD_OUT)
     val, train = sorted(order[:held_out].tolist()), sorted(order[held_out:].tolist())
-    return _part(images, train, "training part"), _part(images, val, "validation part")
-
-
-class _Chosen(Sequence[T]):
-    """Some items of a sequence, each looked up when it is asked for."""
-
-    def __init__(self, items: Sequence[T], indices: list[int]) -> None:
-        self._items, self._indices = items, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> T:  # type: ignore[override]
-        return self._items[self._indices[index]]
-
-
-def _part(images: LabelledImages, indices: list[int], name: str) -> LabelledImages:
-    blocks = images.blocks
-    return replace(
-        images,
-        origin=f"{images.origin} ({name})",
-        images=_Chosen(images.images, indices),
-        labels=[images.labels[index] for index in indices],
-        names=_Chosen(images.names, indices),
-        blocks=blocks
-        and replace(blocks, starts=tuple(bisect_left(indices, start) for start in blocks.starts)),
+    return (
+        subset(images, train, f"{images.origin} (training part)"),
+        subset(images, val, f"{images.origin} (validation part)"),
     )
