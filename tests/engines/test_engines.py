@@ -16,7 +16,7 @@ from splitattn import libraries
 from splitattn.engines import open_vino, table
 from splitattn.engines.engine import Engine, FileSettings, softmax
 from splitattn.engines.onnx_runtime import OnnxEngine
-from splitattn.engines.pytorch import TorchEngine
+from splitattn.engines.pytorch import TorchEngine, choose_device
 from splitattn.errors import InputError
 from splitattn.libraries import telemetry_off
 from tests.engines.networks import (
@@ -318,3 +318,20 @@ def test_a_signal_after_the_last_network_is_handled() -> None:
     """With a core for each network, their plug-ins would restore a signal stack that is gone."""
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpu", "an NVIDIA GPU is called cuda, or cuda:1 if it is the second"),
+        ("0", "an NVIDIA GPU is called cuda, or cuda:1 if it is the second"),
+        ("", "an NVIDIA GPU is called cuda, or cuda:1 if it is the second"),
+        ("meta", "it computes nothing"),
+        ("xpu", ".*"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_which_ones_are(name: str, reason: str) -> None:
+    expected = rf"^device '{name}' cannot be used: {reason}; here there are auto, cpu"
+    with pytest.raises(InputError, match=expected) as raised:
+        choose_device(name)
+    assert len(str(raised.value)) < 200

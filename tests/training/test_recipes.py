@@ -31,6 +31,25 @@ def test_a_file_changes_the_plain_recipe_and_overrides_change_the_file(tmp_path:
     )
 
 
+def test_values_may_be_written_as_in_python() -> None:
+    overrides = ["sync_batch_norm=True", "learning_rate=.1", "mixup_alpha = 1.", "clip_norm=1"]
+    assert load_recipe("plain", overrides, model="resnest50") == Recipe(
+        sync_batch_norm=True, learning_rate=0.1, mixup_alpha=1.0, clip_norm=1.0
+    )
+
+
+def test_fewer_epochs_than_those_of_the_warm_up_shorten_it(tmp_path: Path) -> None:
+    short = load_recipe("finetune", ["epochs=1"], model="resnest50")
+    assert (short.epochs, short.warmup_epochs) == (1, 0.1)
+    path = tmp_path / "short.toml"
+    path.write_text('preset = "modern"\nepochs = 3\n')
+    assert load_recipe(str(path), model="resnest50").warmup_epochs == 5 * 3 / 120
+    # Not if it fits, nor against what was asked for.
+    assert load_recipe("plain", ["epochs=6"], model="resnest50").warmup_epochs == 5.0
+    with pytest.raises(InputError, match="warmup_epochs must be 0 or more, below"):
+        load_recipe("plain", ["epochs=1", "warmup_epochs=2"], model="resnest50")
+
+
 def test_a_file_may_change_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('preset = "modern"\nepochs = 3\nwarmup_epochs = 1\ndropout = 0\n')
@@ -68,6 +87,9 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, m
         ("epochs=2.5", "epochs must be int, got 2.5"),
         ("epochs=true", "epochs must be int, got True"),
         ("epochs", "--set must be key=value, got 'epochs'"),
+        ("learning_rate=", "--set must be key=value, got 'learning_rate='"),
+        ("lr=0.1", "no field is called 'lr'; did you mean 'learning_rate'"),
+        ("batch=8", "no field is called 'batch'; did you mean 'batch_size'"),
         ("batch_size=0", "batch_size must be 1 to 1000000, got 0"),
         ("batch_per_device=0", "batch_per_device must be at least 1, got 0"),
         ("batch_size=1", "mixup_alpha must be 0 where batch_size is 1"),

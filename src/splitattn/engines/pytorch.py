@@ -159,11 +159,26 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise _unusable(
+            name, "an NVIDIA GPU is called cuda, or cuda:1 if it is the second"
+        ) from error
+    if device.type == "meta":
+        raise _unusable(name, "it computes nothing")
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device {name!r} cannot be used: {reason}; try cpu") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise _unusable(name, reason) from error
     return device
+
+
+def _unusable(name: str, reason: str) -> InputError:
+    devices = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    usable = ", ".join(devices)
+    return InputError(f"device {name!r} cannot be used: {reason}; here there are {usable}")
 
 
 class _Exportable(nn.Module):

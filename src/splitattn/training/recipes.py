@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import reprlib
 import tomllib
 from collections.abc import Iterable
@@ -46,7 +47,8 @@ class Recipe:
         batch_per_device: most images that a device takes at once, and so what batch norm takes its
             statistics over. A larger share of the batch is accumulated.
         learning_rate: at the peak, for a batch of 256; other batches scale it linearly.
-        warmup_epochs: epochs over which it rises from zero.
+        warmup_epochs: epochs over which it rises from zero. If `epochs` alone is set to no more
+            than these, they shrink in proportion.
         momentum: of Nesterov's method.
         weight_decay: on the weights of convolutions and the classifier, never on biases and norms.
         clip_norm: longest gradient of all weights together; longer ones are shortened; 0 is off.
@@ -315,6 +317,22 @@ _CHOICES = {k: list(get_args(hint)) for k, hint in _HINTS.items() if get_origin(
 _KINDS = {k: str if k in _CHOICES else get_origin(hint) or hint for k, hint in _HINTS.items()}
 
 
+# What people call fields elsewhere, for the hint at the name here.
+_SHORT = {
+    "lr": "learning_rate",
+    "lr0": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "imgsz": "train_size",
+    "img_size": "train_size",
+    "size": "train_size",
+    "amp": "precision",
+    "smoothing": "label_smoothing",
+    "mixup": "mixup_alpha",
+    "cutmix": "cutmix_alpha",
+}
+
 # Bytes that are no text, no TOML, numbers of thousands of digits, lists in lists in lists.
 _UNPARSABLE = (ValueError, RecursionError)
 # Many times the longest preset, which has fewer than a thousand. Of a.a.a.a.a..., the parser takes
@@ -353,16 +371,23 @@ def load_recipe(
         )
     values = {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not text:
             raise InputError(f"--set must be key=value, got {override[:60]!r}")
         try:
-            values[key.strip()] = _parsed(f"value = {text}")["value"]
+            values[key] = _parsed(f"value = {_as_toml(text)}")["value"]
         except tomllib.TOMLDecodeError:
-            values[key.strip()] = text.strip()  # a bare word, such as bf16
+            values[key] = text  # a bare word, such as bf16
         except _UNPARSABLE as error:
             raise InputError(f"--set must be key=value, got {override[:60]!r}: {error}") from error
     return _with(recipe, values)
+
+
+def _as_toml(text: str) -> str:
+    """A number or truth value as people write it, as TOML does: `.1` is 0.1, `True` is true."""
+    if text in ("True", "False"):
+        return text.lower()
+    return re.sub(r"^([+-]?)\.(?=\d)", r"\g<1>0.", re.sub(r"^([+-]?\d+)\.$", r"\1.0", text))
 
 
 def default_model(recipe: Recipe) -> str:
@@ -395,7 +420,7 @@ def _parsed(text: str) -> dict[str, Any]:
 def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     for key, value in values.items():
         if key not in _KINDS:
-            hint = nearest(key, list(_KINDS))
+            hint = nearest(_SHORT.get(key, key), list(_KINDS))
             raise InputError(f"recipe: no field is called {reprlib.repr(key)}{hint}")
         kind = _KINDS[key]
         if kind is float and type(value) is int and abs(value) < 2**63:
@@ -404,6 +429,10 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
             values[key] = value = _numbers(key, value)
         if type(value) is not kind:
             raise InputError(f"recipe: {key} must be {kind.__name__}, got {reprlib.repr(value)}")
+    epochs = values.get("epochs", recipe.epochs)
+    if "warmup_epochs" not in values and 1 <= epochs <= recipe.warmup_epochs:
+        # It was meant for more epochs: the same share of fewer.
+        values["warmup_epochs"] = recipe.warmup_epochs * epochs / recipe.epochs
     return replace(recipe, **values)
 
 
