@@ -119,7 +119,7 @@ def make_entry(*urls: str, body: bytes = BODY, **fields: Any) -> WeightsEntry:
         "tag": "test",
         "filename": "weights.pth",
         "urls": urls,
-        "sha256": hashlib.sha256(body).hexdigest()[:8],
+        "sha256": hashlib.sha256(body).hexdigest(),
         "preprocessing": center_crop(224),
         "class_set": "imagenet1k",
         "license": "Apache-2.0",

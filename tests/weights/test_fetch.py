@@ -1,21 +1,31 @@
 """Every way in which a download can end, against a local server."""
 
 import errno
+import hashlib
 import io
 import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+import torch
 
+from splitattn.architectures import ARCHITECTURES
+from splitattn.cli import main
 from splitattn.errors import WeightsError
+from splitattn.nn.resnest import ResNeSt
 from splitattn.weights import cache as cache_module
-from splitattn.weights import download
-from splitattn.weights.cache import fetch
+from splitattn.weights import catalogue, download
+from splitattn.weights.cache import expected_sha256, fetch, verify
+from splitattn.weights.catalogue import WeightsEntry, entries
+from tests.nn.networks import small
 from tests.weights.conftest import (
     BODY,
     Server,
@@ -350,3 +360,120 @@ def test_each_attempt_waits_a_little_longer(
     with pytest.raises(WeightsError):
         fetch(make_entry(server.add("/a", breaks_off(BODY, 10))))
     assert waits == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("length", [True, False], ids=["length", "no-length"])
+def test_no_more_is_received_than_the_file_can_have(
+    server: Server, cache: Path, length: bool
+) -> None:
+    sent = 0
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        nonlocal sent
+        handler.send_response(200)
+        if length:
+            handler.send_header("Content-Length", str(2**40))
+        handler.end_headers()
+        with suppress(ConnectionError):
+            while not server.closing.is_set():
+                handler.wfile.write(bytes(2**16))
+                sent += 2**16
+
+    entry = make_entry(server.add("/a", endless), size=len(BODY))
+    with pytest.raises(WeightsError, match=r"more than the 1,048,576 bytes that the file may have"):
+        fetch(entry)
+    assert sent < 64 * len(BODY)
+    assert len(server.requests) == 1
+    assert files_in(cache) == []
+
+
+def test_a_size_that_is_unknown_is_bounded_by_the_models_tensors() -> None:
+    for entry in entries():
+        tensors = ARCHITECTURES[entry.model].parameters(len(entry.classes))
+        assert entry.size == 17_733_888 if entry.pinned else 8 < entry.most_bytes / tensors < 9.1
+
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
+    """Makes a file of a small network with a thousand classes, called resnest14."""
+    monkeypatch.setitem(ARCHITECTURES, "resnest14", small())
+    state = ResNeSt(small(), num_classes=1000).state_dict()
+
+    def make(change: Callable[[State], object] = len) -> bytes:
+        change(state)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    return make
+
+
+def partly_known(server: Server, content: bytes) -> WeightsEntry:
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    url = server.add("/a", sends(content))
+    return make_entry(url, model="resnest14", sha256=digits)
+
+
+def test_the_whole_hash_is_recorded_on_first_use_and_a_change_is_refused(
+    server: Server, cache: Path, network: Callable[..., bytes]
+) -> None:
+    content = network()
+    entry = partly_known(server, content)
+    path = fetch(entry)
+    record = cache / "weights.pth.sha256"
+    digest = hashlib.sha256(content).hexdigest()
+    assert record.read_text() == f"{digest}  weights.pth\n"
+    assert expected_sha256(entry) == verify(entry) == digest
+    # A file that begins with the same digits, which is made in minutes.
+    forged = network(lambda state: state["fc.bias"].fill_(1))
+    other = replace(entry, sha256="")
+    record.write_text(f"{digest}\n")
+    path.write_bytes(forged)
+    server.add("/a", sends(forged))
+    with pytest.raises(WeightsError, match=digest):
+        verify(other)
+    with pytest.raises(WeightsError, match=f"another file, with sha256 .*{digest}"):
+        fetch(other)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state["fc.bias"][7].fill_(1e6), "gives everything the label 7"),
+        (lambda state: state["fc.weight"].zero_(), "gives everything the label"),
+        (lambda state: state["bn1.running_var"].fill_(-1), "numbers in bn1.running_var"),
+        (lambda state: state["bn1.bias"][0].fill_(float("nan")), "numbers in bn1.bias"),
+        (lambda state: state["fc.bias"].resize_(3), "fc.weight has shape"),
+        (lambda state: state.update(extra=torch.zeros(3)), "1 are unexpected"),
+    ],
+)
+def test_a_file_with_the_right_digits_must_be_a_plausible_network(
+    server: Server,
+    network: Callable[..., bytes],
+    change: Callable[[State], object],
+    reason: str,
+) -> None:
+    with pytest.raises(WeightsError, match=reason):
+        fetch(partly_known(server, network(change)))
+
+
+def test_a_few_digits_are_called_a_name_that_matches(
+    server: Server,
+    network: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    entry = partly_known(server, network())
+    monkeypatch.setattr(catalogue, "CATALOGUE", (entry,))
+    path = fetch(entry)
+    for target in ("resnest14:test", str(path)):
+        with pytest.raises(SystemExit):
+            main(["weights", "verify", target])
+        out = capsys.readouterr().out
+        assert "name matches" in out
+        assert "the publisher gives 8 of 64 digits of its sha256" in out
+        assert "ok" not in out

@@ -1,8 +1,10 @@
 """Repositories of a hub, against a local server: fetched, kept, refused, pushed to."""
 
 import json
+import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import save
 from splitattn import libraries
 from splitattn.errors import InputError, WeightsError
 from splitattn.preprocessing import center_crop
+from splitattn.weights import hub as hub_module
 from splitattn.weights.hub import CARD_MARK, Repository, fetch_repository, is_reference, push
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.resolve import resolve
@@ -34,7 +37,10 @@ def refusal(repository: Repository) -> str:
 def server_goes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # between its attempts
+    def nobody_waits(_: float) -> None:
+        raise AssertionError("huggingface_hub tries again for a minute")
+
+    monkeypatch.setattr(time, "sleep", nobody_waits)
     nowhere = "http://127.0.0.1:9"  # the discard service, which nobody runs
     monkeypatch.setattr(constants, "ENDPOINT", nowhere)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, nowhere)
@@ -191,6 +197,48 @@ def test_without_a_server_what_is_in_the_cache_is_used(
     server_goes(hub, monkeypatch)
     assert fetch_repository(CATS) == folder
     assert "its server cannot be reached" in refusal(Repository(id="owner/dogs"))
+
+
+def test_a_server_that_does_not_answer_is_given_up_within_seconds(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    hub.add("owner/cats", FILES)
+    folder = fetch_repository(CATS)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hub_module, "_SECONDS", 0.2)
+        started = time.monotonic()
+        assert fetch_repository(CATS) == folder
+        assert "its server cannot be reached" in refusal(Repository(id="owner/dogs"))
+        assert time.monotonic() - started < 4
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_downloaded(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("owner/cats", FILES)
+    monkeypatch.setattr(hub_module, "_MOST_BYTES", {"config.json": 10})
+    assert "config.json of owner/cats must have at most 10 bytes, it has more" in refusal(CATS)
+    monkeypatch.setattr(hub_module, "_MOST_BYTES", {})
+    monkeypatch.setattr(hub_module, "_MOST_WEIGHTS_BYTES", len(CONFIG))
+    large = FILES | {"model.safetensors": bytes(len(CONFIG) + 1)}
+    hub.add("owner/cats", large)
+    assert "model.safetensors of owner/cats@" in refusal(CATS)
+    assert not any(r.startswith("GET") and "safetensors" in r for r in hub.requests)
+
+
+def test_more_than_the_server_said_is_not_received(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("owner/cats", FILES)
+    monkeypatch.setattr(hub_module, "_metadata", lambda *_, **__: SimpleNamespace(size=None))
+    monkeypatch.setattr(hub_module, "_MOST_BYTES", {"config.json": 10})
+    assert "config.json of owner/cats must have at most 10 bytes, it has more" in refusal(CATS)
+    assert any(request.startswith("GET") for request in hub.requests)
 
 
 def test_without_a_server_a_repository_without_a_config_is_used_too(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from splitattn.errors import InputError
+from splitattn.errors import InputError, one_line
 from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
@@ -61,8 +61,14 @@ def verify(
     def answer(target: str) -> str:
         found = _file_or_entry(target)
         if isinstance(found, Path):
-            return f"{found}: ok, it is {cache.identify(found).name}"
-        return f"{found.name}: ok, sha256 {cache.verify(found)}"
+            entry, what = cache.identify(found), one_line(str(found))
+            if entry.pinned:
+                return f"{what}: ok, it is {entry.name}"
+            return f"{what}: name matches {entry.name} ({_partly_known(entry)})"
+        digest = cache.verify(found)
+        if found.pinned:
+            return f"{found.name}: ok, sha256 {digest}"
+        return f"{found.name}: name matches ({_partly_known(found)}), sha256 {digest}"
 
     _answer_each(targets, answer)
 
@@ -145,6 +151,10 @@ def card(
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error
+
+
+def _partly_known(entry: WeightsEntry) -> str:
+    return f"the publisher gives {len(entry.sha256)} of 64 digits of its sha256"
 
 
 def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:

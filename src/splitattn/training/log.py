@@ -46,7 +46,7 @@ class TensorBoard:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            logger.info("no curves for TensorBoard; pip install 'splitattn[train]' adds it")
+            logger.info("no curves for TensorBoard; pip install tensorboard adds them")
             self._writer = None
             return
         self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1)

@@ -14,12 +14,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from splitattn.errors import WeightsError
-from splitattn.files import exists
+from splitattn.files import exists, is_file, replacing
 from splitattn.weights.catalogue import WeightsEntry, entries
 from splitattn.weights.download import Progress, cache_writes, download, file_sha256, offline
 from splitattn.weights.metadata import unreadable
 
 logger = logging.getLogger(__name__)
+
+_SHA256_DIGITS = 64
 
 
 def cache_folder() -> Path:
@@ -47,6 +49,52 @@ def local_path(entry: WeightsEntry) -> Path:
     return cache_folder() / entry.filename
 
 
+def expected_sha256(entry: WeightsEntry) -> str:
+    """The hash that the entry's file must have, or the part of it that is known.
+
+    Where the publisher gives a few digits, the whole hash is known once the file has been used.
+
+    Raises:
+        WeightsError: this user has no home folder.
+    """
+    record = _record(entry)
+    if entry.pinned or not is_file(record):
+        return entry.sha256
+    try:
+        digest = record.read_text("ascii").split()[0]
+    except (OSError, ValueError, IndexError) as error:
+        raise WeightsError(f"{record} must begin with a sha256: delete it") from error
+    # A record for other digits is of an older catalogue.
+    return digest if digest.startswith(entry.sha256) else entry.sha256
+
+
+def _record(entry: WeightsEntry) -> Path:
+    """Where the hash of an entry's file is kept from its first use, as sha256sum writes it."""
+    return cache_folder() / f"{entry.filename}.sha256"
+
+
+def _first_use(entry: WeightsEntry) -> None:
+    """Check and record a file of which only a part of the hash is known.
+
+    Raises:
+        WeightsError: the file does not hold a network of the entry's model whose outputs are
+            plausible, or the cache cannot be written.
+    """
+    if entry.pinned or len(expected_sha256(entry)) == _SHA256_DIGITS:
+        return
+    from splitattn.weights.plausible import check_plausible
+
+    path = local_path(entry)
+    check_plausible(path, entry.model, len(entry.classes))
+    record = _record(entry)
+    try:
+        with replacing(record) as temporary:
+            temporary.write_text(f"{_digest(path)}  {path.name}\n", encoding="ascii")
+    except OSError as error:
+        # A cache that others fill may be read-only: the file is checked each time.
+        logger.info("cannot record the hash of %s in %s: %s", path, record, error)
+
+
 def verify(entry: WeightsEntry) -> str:
     """The SHA-256 of the entry's file on this machine, if it is the right one.
 
@@ -57,9 +105,10 @@ def verify(entry: WeightsEntry) -> str:
     if not exists(path):
         raise WeightsError(f"{entry.name} is not on this machine: it would be {path}")
     digest = _digest(path)
-    if not digest.startswith(entry.sha256):
+    expected = expected_sha256(entry)
+    if not digest.startswith(expected):
         raise WeightsError(
-            f"{entry.name} must have a sha256 that begins {entry.sha256}, but {path} has {digest}: "
+            f"{entry.name} must have a sha256 that begins {expected}, but {path} has {digest}: "
             "delete the file and get it again"
         )
     return digest
@@ -104,7 +153,7 @@ def is_intact(entry: WeightsEntry) -> bool:
         WeightsError: the file is there and cannot be read.
     """
     path = local_path(entry)
-    return exists(path) and _digest(path).startswith(entry.sha256)
+    return exists(path) and _digest(path).startswith(expected_sha256(entry))
 
 
 def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: float = 30.0) -> Path:
@@ -123,6 +172,7 @@ def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: flo
     """
     path = local_path(entry)
     if is_intact(entry):
+        _first_use(entry)
         return path
     if entry.embedded:
         raise WeightsError(f"the embedded weights {path} are missing or damaged: install again")
@@ -138,7 +188,15 @@ def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: flo
         if not is_intact(entry):
             if exists(path):
                 logger.warning("%s does not have its hash: downloading it again", path)
-            download(urls, path, sha256=entry.sha256, progress=progress, timeout=timeout)
+            download(
+                urls,
+                path,
+                sha256=expected_sha256(entry),
+                most=entry.most_bytes,
+                progress=progress,
+                timeout=timeout,
+            )
+        _first_use(entry)
     return path
 
 

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Literal
 
-from splitattn.architectures import split_name
+from splitattn.architectures import architecture, split_name
 from splitattn.errors import WeightsError, nearest
 from splitattn.preprocessing import Preprocessing, center_crop
 
@@ -50,7 +51,9 @@ class WeightsEntry:
         tag: what the weights are called among those of the same model.
         filename: of the file in the cache, or in the package if the weights are embedded.
         urls: where to download it, best first; empty for weights embedded in the package.
-        sha256: leading hexadecimal digits of the file's hash, eight or more.
+        sha256: hexadecimal digits of the file's hash: all of them, or the first ones if the
+            publisher gives no more.
+        size: bytes in the file, if they are known.
         preprocessing: what the published or measured accuracy was measured with.
         class_set: which list of class names the outputs stand for.
         license: SPDX identifier.
@@ -70,6 +73,18 @@ class WeightsEntry:
     source: str
     published: PublishedMetrics | None = None
     measured: MeasuredMetrics | None = None
+    size: int | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the whole hash is known, so that no other file can have it."""
+        return len(self.sha256) == 64
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes the file may have: its tensors as float64, and a tenth for the format."""
+        shapes = architecture(self.model).shapes(len(self.classes))
+        return self.size or sum(map(prod, shapes.values())) * 8 * 11 // 10 + (1 << 20)
 
     @property
     def name(self) -> str:
@@ -175,6 +190,7 @@ _EMBEDDED = WeightsEntry(
     filename="resnest26_tiny-cbe17a5d.safetensors",
     urls=(),
     sha256="cbe17a5d4fab0f89174d6b1c80e07c41f2b072fade0432c7d40c7f671c580148",
+    size=17733888,
     preprocessing=Preprocessing(size=64, crop_fraction=1.0),
     class_set="tiny_imagenet200",
     license="Apache-2.0",

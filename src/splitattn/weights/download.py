@@ -6,13 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from splitattn.errors import WeightsError
+from splitattn.web import RefusedError, WebError, WebTimeoutError, get
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes received so far and, if the server says, the bytes in all."""
@@ -21,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 1.0
-_CHUNK_BYTES = 1 << 18
+# A server that is slower than this, in bytes per second, is given up in the end.
+_SLOWEST = 1 << 14
 
 
 def download(
@@ -29,6 +28,7 @@ def download(
     path: Path,
     *,
     sha256: str,
+    most: int,
     progress: Progress | None = None,
     timeout: float = 30.0,
 ) -> None:
@@ -40,8 +40,9 @@ def download(
         urls: sources of the same file, best first.
         path: the new file, in an existing folder.
         sha256: leading hexadecimal digits of the file's hash.
+        most: bytes that the file may have; no more are received.
         progress: follows the download.
-        timeout: seconds to wait for a connection, or for more data on one.
+        timeout: seconds to wait for an answer, or for more data of one.
 
     Raises:
         WeightsError: no URL sent the right file (the message has each one's failure), or the folder
@@ -54,8 +55,8 @@ def download(
             path.unlink(missing_ok=True)
         for url in urls:
             try:
-                _receive(url, part, progress=progress, timeout=timeout)
-            except (OSError, HTTPException) as error:
+                _receive(url, part, most=most, progress=progress, timeout=timeout)
+            except (WebError, ConnectionError) as error:
                 answers.append(f"{url}: {_in_words(error)}")
                 continue
             digest = file_sha256(part)
@@ -95,22 +96,23 @@ def cache_writes(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _receive(url: str, part: Path, *, progress: Progress | None, timeout: float) -> None:
+def _receive(url: str, part: Path, *, most: int, progress: Progress | None, timeout: float) -> None:
     """Download `url` to `part`. Resume where a connection broke.
 
     Raises:
-        OSError, HTTPException: the server cannot be reached, refuses, or breaks off for good.
+        WebError, ConnectionError: the server cannot be reached, refuses, sends too much or breaks
+            off for good.
     """
     with cache_writes(part.parent):
         file = part.open("wb")
     with file:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                _receive_rest(url, file, progress=progress, timeout=timeout)
+                _receive_rest(url, file, most=most, progress=progress, timeout=timeout)
                 break
-            except HTTPError:
+            except (RefusedError, _TooLargeError):
                 raise
-            except (OSError, HTTPException) as error:
+            except (WebError, ConnectionError) as error:
                 # Retry only servers that sent something; the next URL may be better.
                 if attempt == _ATTEMPTS or file.tell() == 0:
                     raise
@@ -121,32 +123,40 @@ def _receive(url: str, part: Path, *, progress: Progress | None, timeout: float)
             os.fsync(file.fileno())
 
 
-def _receive_rest(url: str, file: BinaryIO, *, progress: Progress | None, timeout: float) -> None:
+class _TooLargeError(WebError):
+    """The server sends more than the file can have."""
+
+
+def _receive_rest(
+    url: str, file: BinaryIO, *, most: int, progress: Progress | None, timeout: float
+) -> None:
     """Append the missing bytes to `file`, or start again if the server cannot send a range."""
-    headers = {"User-Agent": "splitattn"}
-    if offset := file.tell():
-        headers["Range"] = f"bytes={offset}-"
-    with urlopen(Request(url, headers=headers), timeout=timeout) as response:
-        if offset and response.status != 206:
+    offset = file.tell()
+    headers = {"Range": f"bytes={offset}-"} if offset else {}
+    seconds = timeout + most / _SLOWEST
+    with get(url, seconds=seconds, timeout=timeout, headers=headers) as reply:
+        if offset and reply.status != 206:
             offset = 0
             file.seek(0)
             file.truncate()
-        # The remaining Content-Length; None if the server sent none or a malformed one.
-        total = None if response.length is None else offset + response.length
-        while chunk := response.read1(_CHUNK_BYTES):
-            with cache_writes(Path(file.name).parent):
-                file.write(chunk)
-            if progress:
-                progress(file.tell(), total)
-        if total is not None and file.tell() < total:
-            raise ConnectionError(f"broke off after {file.tell()} of {total} bytes")
+        total = None if reply.length is None else offset + reply.length
+        if (total or 0) > most:
+            raise _TooLargeError(f"more than the {most:,} bytes that the file may have")
+        try:
+            for chunk in reply.chunks():
+                if file.tell() + len(chunk) > most:
+                    raise _TooLargeError(f"more than the {most:,} bytes that the file may have")
+                with cache_writes(Path(file.name).parent):
+                    file.write(chunk)
+                if progress:
+                    progress(file.tell(), total)
+        except WebTimeoutError:
+            raise
+        except WebError as error:
+            if total is not None and file.tell() < total:
+                raise ConnectionError(f"broke off after {file.tell()} of {total} bytes") from error
+            raise
 
 
-def _in_words(error: OSError | HTTPException) -> str:
-    if isinstance(error, HTTPError):
-        with error:
-            return f"HTTP {error.code} {error.reason}"
-    reason = error.reason if isinstance(error, URLError) else error
-    if isinstance(reason, TimeoutError):
-        return "no answer in time"
-    return " ".join(str(reason).split()) or type(reason).__name__
+def _in_words(error: OSError) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -12,14 +12,18 @@ run. Environment variables, those of huggingface_hub and ours:
 import hashlib
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from splitattn.errors import WeightsError, one_line
+from splitattn.files import open_file
 from splitattn.libraries import require
 from splitattn.weights.download import Progress, file_sha256, offline
 from splitattn.weights.timm_config import CONFIG_NAME, read_config
@@ -34,6 +38,15 @@ CARD_MARK = (
 )
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How many bytes a file may have. The largest network takes half a gigabyte in float32.
+_MOST_BYTES = {CONFIG_NAME: 1 << 25, CARD_NAME: 1 << 25}
+_MOST_WEIGHTS_BYTES = 1 << 31
+# For one answer of a server; and how slow a download may be, in bytes per second.
+_SECONDS = 5.0
+_SLOWEST = 1 << 14
 
 _LOCAL = "local-dir:"
 _PREFIXES = ("hf-hub:", "hf_hub:")
@@ -150,7 +163,9 @@ def is_generated(card: Path) -> bool:
     Raises:
         OSError: the card cannot be read.
     """
-    return CARD_MARK in card.read_text(encoding="utf-8", errors="replace").splitlines()
+    with open_file(card) as file:
+        text = file.read(_MOST_BYTES[CARD_NAME]).decode(errors="replace")
+    return CARD_MARK in text.splitlines()
 
 
 def push(
@@ -223,19 +238,23 @@ def _downloaded(
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    options = {"tqdm_class": _bar(progress)} if progress else {}
+    most = _MOST_BYTES.get(name, _MOST_WEIGHTS_BYTES)
     download = partial(
         hf_hub_download,
         repository.id,
         name,
         revision=repository.revision,
         token=token,
+        tqdm_class=_bar(repository, name, most, progress),
         **_who(),
-        **options,
     )
     try:
+        size = _metadata(repository, name, token=token).size
+        if (size or 0) > most:
+            raise _too_large(repository, name, most)
         for again in (False, True):
-            path = Path(download(force_download=again))
+            download_now = partial(download, force_download=again)
+            path = Path(_within(_SECONDS + most / _SLOWEST, download_now))
             told = _linked_hash(path) or _served_hash(repository, path, token=token)
             if _intact(path, told):
                 return path
@@ -254,15 +273,56 @@ def _linked_hash(path: Path) -> str | None:
 
 def _served_hash(repository: Repository, path: Path, *, token: str | None) -> str | None:
     """The server's hash of a cached file; None if the server cannot be reached."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    url = hf_hub_url(repository.id, path.name, revision=path.parent.name)
+    pinned = replace(repository, revision=path.parent.name)
     try:
-        etag: str | None = get_hf_file_metadata(url, token=token, **_who()).etag
+        etag: str | None = _metadata(pinned, path.name, token=token).etag
     except (OSError, *HfHubHTTPError.__bases__):
         return None
     return etag
+
+
+def _metadata(repository: Repository, name: str, *, token: str | None) -> Any:
+    """The server's answer about a file, within seconds: huggingface_hub tries for a minute.
+
+    Raises:
+        HfHubHTTPError: the server refuses.
+        LocalEntryNotFoundError: it cannot be reached, or fails.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    url = hf_hub_url(repository.id, name, revision=repository.revision)
+    ask = partial(get_hf_file_metadata, url, token=token, timeout=_SECONDS, **_who())
+    try:
+        return _within(_SECONDS, ask)
+    except (OSError, *HfHubHTTPError.__bases__) as error:
+        answered = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+        if answered:
+            raise
+        raise LocalEntryNotFoundError(f"{url} cannot be reached: {error}") from error
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of `call`, which has no deadline of its own.
+
+    Raises:
+        TimeoutError: it takes longer. It goes on in a thread that does not keep the process alive.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
 def _intact(path: Path, told: str | None) -> bool:
@@ -273,9 +333,11 @@ def _intact(path: Path, told: str | None) -> bool:
     if re.fullmatch("[0-9a-f]{64}", told or ""):
         return file_sha256(path) == told
     if re.fullmatch("[0-9a-f]{40}", told or ""):
-        content = path.read_bytes()
-        header = b"blob %d\0" % len(content)
-        return hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == told
+        header = b"blob %d\0" % path.stat().st_size
+        sha1 = partial(hashlib.sha1, header, usedforsecurity=False)
+        with open_file(path) as file:
+            git = hashlib.file_digest(cast(BufferedReader, file), sha1)
+        return git.hexdigest() == told
     logger.warning("%s is not verified: neither the cache nor a server has its hash", path)
     return True
 
@@ -289,8 +351,12 @@ def _who() -> dict[str, str]:
         return {"library_name": "splitattn"}
 
 
-def _bar(progress: Progress) -> type[Any]:
-    """A tqdm class for huggingface_hub that shows nothing and calls `progress`."""
+def _too_large(repository: Repository, name: str, most: int) -> WeightsError:
+    return WeightsError(f"{name} of {repository} must have at most {most:,} bytes, it has more")
+
+
+def _bar(repository: Repository, name: str, most: int, progress: Progress | None) -> type[Any]:
+    """A tqdm class for huggingface_hub: shows nothing, calls `progress`, limits the bytes."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -300,7 +366,10 @@ def _bar(progress: Progress) -> type[Any]:
 
         def update(self, n: float | None = 1) -> None:
             self.received += n or 0
-            progress(int(self.received), self.expected)
+            if self.received > most:
+                raise _too_large(repository, name, most)
+            if progress:
+                progress(int(self.received), self.expected)
 
     return Bar
 

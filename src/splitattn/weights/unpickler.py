@@ -11,7 +11,6 @@ copy no more than the file has bytes, and a file must not refer to the same valu
 
 import math
 import pickle
-import pickletools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -278,6 +277,8 @@ class Unpickler:
             pickle.UnpicklingError: the pickle does what no file of weights needs.
             Exception: it is damaged; the type depends on the damage.
         """
+        import pickletools  # not needed for safetensors, so not at every start
+
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[int, Any] = {}
