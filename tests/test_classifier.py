@@ -16,6 +16,7 @@ from splitattn.classifier import Classifier, Prediction
 from splitattn.engines.engine import Engine
 from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.images.limits import Limits
+from splitattn.images.preprocess import load_pixels, normalize
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
 from tests.cli.networks import CLASSES, PREPROCESSING, network, write_weights
@@ -38,6 +39,27 @@ def classifier(weights: Path) -> Classifier:
 def probabilities(predictions: list[Prediction]) -> torch.Tensor:
     by_index = {prediction.index: prediction.probability for prediction in predictions}
     return torch.tensor([by_index[index] for index in range(len(CLASSES))])
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_features_are_what_the_classifier_of_the_plain_network_sees(
+    weights: Path, engine: str
+) -> None:
+    classifier = Classifier(weights=weights, device="cpu", engine=engine)
+    pixels = np.stack([load_pixels(image, PREPROCESSING) for image in PHOTOGRAPHS])
+    images = torch.from_numpy(normalize(pixels, PREPROCESSING))
+    plain = network()
+    with torch.no_grad():
+        expected = plain.forward_features(images).mean((2, 3)).numpy()
+    found = classifier.features(PHOTOGRAPHS)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(classifier.features(PHOTOGRAPHS[0]), expected[0], atol=1e-4)
+    logits = found @ plain.fc.weight.detach().numpy().T + plain.fc.bias.detach().numpy()
+    guesses = [CLASSES[index] for index in logits.argmax(1)]
+    assert guesses == [best.label for (best,) in classifier.predict(PHOTOGRAPHS, topk=1)]
+    assert classifier.features([]).shape[0] == 0
+    with pytest.raises(ImageError, match="missing"):
+        classifier.features([PHOTOGRAPHS[0], "missing.jpg"])
 
 
 def test_predictions_are_those_of_the_plain_network(classifier: Classifier) -> None:

@@ -1,8 +1,8 @@
 """From images to labels in two lines."""
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from splitattn.engines.engine import softmax
 from splitattn.errors import ImageError, InputError
+from splitattn.features import FeatureExtractor, Features
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, load_batches
+from splitattn.images.loading import Decoding, map_images
 from splitattn.images.preprocess import Pixels
 from splitattn.opening import open_network
 from splitattn.weights.download import Progress
@@ -86,6 +87,16 @@ class Classifier:
         self.model, self.weights = opened.model, opened.weights
         self.classes, self.preprocessing = opened.classes, opened.preprocessing
         self.engine = opened.engine
+        self._make_extractor = partial(
+            FeatureExtractor,
+            model,
+            weights,
+            device=device,
+            engine=engine,
+            decoding=decoding,
+            white_level=white_level,
+            limits=limits,
+        )
         self._decoding = decoding
         self._limits = limits
 
@@ -147,15 +158,11 @@ class Classifier:
         Raises:
             InputError: a number is less than 1.
         """
-        for name, number in (("topk", topk), ("batch_size", batch_size), ("workers", workers)):
-            if number is not None and number < 1:
-                raise InputError(f"{name} must be at least 1, got {number}")
-        return self._stream(iter(sources), min(topk, len(self.classes)), batch_size, workers)
-
-    def _stream(
-        self, sources: Iterator[ImageSource], topk: int, batch_size: int, workers: int | None
-    ) -> Generator[list[Prediction] | ImageError, None, None]:
-        batches = load_batches(
+        if topk < 1:
+            raise InputError(f"topk must be at least 1, got {topk}")
+        topk = min(topk, len(self.classes))
+        return map_images(
+            lambda pixels: self._best(pixels, topk),
             sources,
             self.preprocessing,
             batch_size=batch_size,
@@ -163,12 +170,37 @@ class Classifier:
             limits=self._limits,
             decoding=self._decoding,
         )
-        with closing(batches):
-            for batch in batches:
-                pixels = [item for item in batch if not isinstance(item, ImageError)]
-                labelled = iter(self._best(np.stack(pixels), topk) if pixels else ())
-                for item in batch:
-                    yield item if isinstance(item, ImageError) else next(labelled)
+
+    def features(self, images: ImageSource | list[Any] | tuple[Any, ...]) -> Features:
+        """What the network gives its classifier: the mean over pixels of its last map.
+
+        Images that look alike have features that point in similar directions, so they serve for
+        search and clusters. The first call loads the network a second time.
+
+        Args:
+            images: one image, as `splitattn.images.decode` takes it, or a list of images.
+
+        Returns:
+            float32 (D,) of one image, or (N, D) of a list; D is the number of channels of the last
+            map, 2048 for the published networks.
+
+        Raises:
+            ImageError: an image cannot be used.
+            WeightsError: the network is an exported file, which has no features.
+        """
+        found: list[Features] = []
+        sources = images if isinstance(images, list | tuple) else [images]
+        for result in self._extractor.stream(sources):
+            if isinstance(result, ImageError):
+                raise result
+            found.append(result)
+        if not isinstance(images, list | tuple):
+            return found[0]
+        return np.stack(found) if found else np.empty((0, 0), np.float32)
+
+    @cached_property
+    def _extractor(self) -> FeatureExtractor:
+        return self._make_extractor()
 
     def _best(self, pixels_BCHW: Pixels, topk: int) -> list[list[Prediction]]:  # noqa: N803
         probabilities = softmax(self.engine.run(pixels_BCHW, self.preprocessing))

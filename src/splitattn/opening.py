@@ -21,6 +21,7 @@ from splitattn.graph.reference import Reference
 from splitattn.preprocessing import Preprocessing, at_size
 from splitattn.weights.checkpoint import check_fits, read_checkpoint
 from splitattn.weights.download import Progress
+from splitattn.weights.matching import HEAD
 from splitattn.weights.metadata import ModelMetadata, unreadable
 from splitattn.weights.resolve import check_owner, resolve
 
@@ -71,6 +72,11 @@ class TrainedNetwork:
     def reference(self) -> Reference:
         """The plain network, which every engine must equal."""
         return Reference(self.architecture, self.tensors)
+
+    def without_classifier(self) -> "TrainedNetwork":
+        """The network that gives the features, (B, D), which its classifier would see."""
+        kept = {key: array for key, array in self.tensors.items() if key not in HEAD}
+        return replace(self, tensors=kept)
 
     def load(
         self, engine: str = "auto", device: str = "auto", *, size: int | None = None

@@ -148,6 +148,26 @@ def test_csv_is_quoted_where_it_must_be(predict, photos: Path, weights: Path) ->
     assert failed["label"] == ""
 
 
+def test_draw_writes_a_picture_for_each_labeled_image(
+    predict, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "more" / "rocket.jpg").write_bytes((photos / "more" / "astronaut.jpg").read_bytes())
+    (photos / "broken.png").write_bytes(b"text")
+    folder = tmp_path / "new" / "drawn"
+    answer = predict(photos, "--draw", folder, "--format", "json", "--topk", 2)
+    assert answer.status == 1
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg", "rocket-2.jpg"}
+    with Image.open(folder / "astronaut.jpg") as drawn:
+        assert drawn.size == (640, 640 + 2 * 16 + 2 * 40)
+        middle = drawn.convert("RGB").crop((0, 0, 640, 640)).resize((512, 512))
+    difference = np.asarray(middle, float) - skimage.data.astronaut()
+    assert np.abs(difference).mean() < 4
+    refused = predict(photos, "--draw", photos / "coffee.png")
+    assert refused.status == 2
+    assert "--draw must be a folder" in refused.err
+
+
 def test_the_table_is_the_default_and_reads_well(predict, photos: Path) -> None:
     answer = predict(photos / "chelsea.png", photos / "missing.png", "--topk", 1)
     first, best, error = answer.out.splitlines()
@@ -206,13 +226,13 @@ def test_an_interrupted_run_leaves_the_old_output(
 ) -> None:
     output = tmp_path / "results.json"
     output.write_text("old")
-    stream = Classifier._stream
+    stream = Classifier.predict_stream
 
-    def interrupted(*arguments: Any) -> Iterator[Any]:
-        yield next(stream(*arguments))
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield next(stream(*arguments, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Classifier, "_stream", interrupted)
+    monkeypatch.setattr(Classifier, "predict_stream", interrupted)
     answer = predict(photos, "--format", "json", "--output", output)
     assert answer.status == 130
     assert output.read_text() == "old"

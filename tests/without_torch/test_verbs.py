@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -67,6 +68,14 @@ def test_predict_labels_photographs() -> None:
     labels = {Path(a["path"]).stem: a["predictions"][0]["label"] for a in answers}
     assert labels["coffee"] == "espresso"
     assert err == ""
+
+
+def test_features_of_photographs_go_to_numpy_arrays(tmp_path: Path) -> None:
+    splitattn("features", *PHOTOGRAPHS, "missing.jpg", "--output", tmp_path / "f.npz", status=1)
+    with np.load(tmp_path / "f.npz") as stored:
+        assert stored["paths"].tolist() == list(map(str, PHOTOGRAPHS))
+        assert stored["features"].shape == (len(PHOTOGRAPHS), 1536)
+        assert stored["features"].dtype == np.float32
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from splitattn.cli import bench, evaluate, export, models, predict, train, weights
+from splitattn.cli import bench, evaluate, export, features, models, predict, train, weights
 from splitattn.errors import InputError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ def _options(
 
 for _verb in (
     predict.predict,
+    features.features,
     evaluate.evaluate,
     train.train,
     export.export,

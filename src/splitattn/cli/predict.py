@@ -10,10 +10,12 @@ from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
 from itertools import tee
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, Output, Weights, WhiteLevel, Workers
 from splitattn.cli.output import check_output, reconfigure, writing
 from splitattn.errors import ImageError, InputError, one_line
@@ -72,6 +74,10 @@ def predict(
         ),
     ] = None,
     output: Output = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option(help="Folder for pictures with their labels, one JPEG for each image."),
+    ] = None,
 ) -> None:
     """Label images. Exit status 1 if some could not be; the others are labelled all the same."""
     if not paths:
@@ -100,6 +106,8 @@ def predict(
     watched = sys.stderr.isatty()
     total = sum(1 for _ in expand(paths)) if watched and "-" not in paths else None
     passed_over: Counter[str] = Counter()
+    own = classifier.preprocessing.white_level
+    pictures = None if draw is None else Pictures(draw, white_level=own)
     names, sources = tee(expand(paths, sys.stdin, passed_over))
     results = classifier.predict_stream(sources, topk=topk, batch_size=batch_size, workers=workers)
     write_as = _WRITERS[layout]
@@ -109,6 +117,11 @@ def predict(
             write(_csv_lines([_CSV_HEADER]))
         for name, result in zip(names, results, strict=True):
             write(write_as(name, result, classifier))
+            if pictures and not isinstance(result, ImageError):
+                undrawn = pictures.add(name, result)
+                if undrawn:
+                    typer.echo(f"error: {undrawn}", err=True)
+                    failed += 1
             done += 1
             failed += isinstance(result, ImageError)
             count(1, total)

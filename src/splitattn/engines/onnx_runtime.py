@@ -32,7 +32,7 @@ class OnnxEngine(Engine):
     """Runs an ONNX model.
 
     Args:
-        model: a file, or its bytes; input "images", output "logits".
+        model: a file, or its bytes; input "images", output "logits" or "features".
         device: "auto", "cpu" or "cuda".
         weights: those that `model` lacks, by name.
 
@@ -66,12 +66,13 @@ class OnnxEngine(Engine):
                 f"engine onnxruntime cannot use device {device!r}: it found no CUDA libraries of "
                 "its version; install them, or use --engine torch"
             )
+        self._output = [self._session.get_outputs()[0].name]  # "logits", or without a classifier
         shape = self._session.get_inputs()[0].shape
         batch, _, size, _ = (side if isinstance(side, int) else None for side in shape)
         super().__init__(f"ONNX Runtime {ort.__version__} on {used}", batch=batch, size=size)
 
     def _infer(self, images_BCHW: Images) -> Logits:
-        (logits,) = self._session.run(["logits"], {"images": np.ascontiguousarray(images_BCHW)})
+        (logits,) = self._session.run(self._output, {"images": np.ascontiguousarray(images_BCHW)})
         out: Logits = logits
         return out
 

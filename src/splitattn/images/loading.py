@@ -1,10 +1,13 @@
 """Decode and preprocess any number of images in threads, in batches and in order."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice, repeat
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
 
 from splitattn.errors import ImageError, InputError
 from splitattn.images.decode import ImageSource
@@ -66,6 +69,54 @@ def load_batches(
 
     named = zip(sources, repeat(None)) if names is None else zip(sources, names, strict=True)
     return _batches(load, named, batch_size, workers)
+
+
+T = TypeVar("T")
+
+
+def map_images(
+    compute: Callable[[Pixels], Sequence[T]],
+    sources: Iterable[ImageSource],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int | None,
+    limits: Limits,
+    decoding: Decoding,
+) -> Generator[T | ImageError, None, None]:
+    """Compute something for each image, in batches, while the next ones are decoded.
+
+    Args:
+        compute: takes the pixels (B, C, size, size) of images that can be read, and gives a result
+            for each.
+        sources, preprocessing, batch_size, workers, limits, decoding: see `load_batches`.
+
+    Yields:
+        A result for each image, in their order, or the error that says why it has none.
+
+    Raises:
+        InputError: see `load_batches`.
+    """
+    batches = load_batches(
+        sources,
+        preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        limits=limits,
+        decoding=decoding,
+    )
+    return _computed(compute, batches)
+
+
+def _computed(
+    compute: Callable[[Pixels], Sequence[T]], batches: Generator[list[Loaded], None, None]
+) -> Generator[T | ImageError, None, None]:
+    with closing(batches):
+        for batch in batches:
+            pixels = [item for item in batch if not isinstance(item, ImageError)]
+            results = iter(compute(np.stack(pixels)) if pixels else ())
+            for item in batch:
+                yield item if isinstance(item, ImageError) else next(results)
 
 
 def _batches(

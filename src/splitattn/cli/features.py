@@ -1,0 +1,112 @@
+"""`splitattn features`: images become vectors, for search, clusters and small classifiers."""
+
+import json
+import sys
+from contextlib import closing
+from itertools import tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel, Workers
+from splitattn.cli.output import check_output, reconfigure, writing
+from splitattn.errors import ImageError, InputError
+
+if TYPE_CHECKING:
+    from splitattn.features import Features
+
+_ARRAYS = ".npz"
+_LINES = (".json", ".jsonl")
+
+
+def features(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs, URLs, or - for a list on stdin."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="NumPy arrays `paths` and `features` (.npz), or one JSON object a line (.jsonl), "
+            "which otherwise go to stdout."
+        ),
+    ] = None,
+    model: Model = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    engine: Engine = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images that the network sees at once.")] = 32,
+    workers: Workers = None,
+    white_level: WhiteLevel = None,
+) -> None:
+    """Give what the network's classifier sees of each image: vectors that are near where images
+    are alike.
+
+    Exit status 1 if some images could not be read; the others have their features all the same.
+    """
+    if not paths:
+        raise InputError(
+            "features needs images, got none; name files, folders, globs or URLs, or - for stdin"
+        )
+    check_output(output)
+    ending = output.suffix.lower() if output else _LINES[0]
+    if ending not in (_ARRAYS, *_LINES):
+        raise InputError(f"--output must end in {_ARRAYS}, {' or '.join(_LINES)}, got {output}")
+    from splitattn.cli.progress import counting, downloading
+    from splitattn.features import FeatureExtractor
+    from splitattn.images.paths import expand
+
+    with downloading() as progress:
+        extractor = FeatureExtractor(
+            model,
+            weights,
+            device=device,
+            engine=engine,
+            white_level=white_level,
+            progress=progress,
+        )
+    reconfigure(sys.stdin, errors="surrogateescape")
+    watched = sys.stderr.isatty()
+    names, sources = tee(expand(paths, sys.stdin))
+    results = extractor.stream(sources, batch_size=batch_size, workers=workers)
+    found: list[tuple[str, Features]] = []
+    failed = 0
+    lines = None if ending == _ARRAYS else output
+    with closing(results), counting(shown=watched) as count, writing(lines) as write:
+        for name, result in zip(names, results, strict=True):
+            failed += isinstance(result, ImageError)
+            if ending != _ARRAYS:
+                write(_line(name, result, extractor.model, extractor.weights))
+            elif isinstance(result, ImageError):
+                typer.echo(f"error: {result}", err=True)
+            else:
+                found.append((name, result))
+            count(1, None)
+    if output and ending == _ARRAYS:
+        _write_arrays(found, output)
+    if failed:
+        typer.echo(f"{failed} inputs could not be read", err=True)
+        raise typer.Exit(1)
+
+
+def _line(name: str, result: "Features | ImageError", model: str, weights: str) -> str:
+    if isinstance(result, ImageError):
+        return json.dumps({"path": name, "error": str(result)}) + "\n"
+    line = {"path": name, "features": result.tolist(), "model": model, "weights": weights}
+    return json.dumps(line) + "\n"
+
+
+def _write_arrays(found: "list[tuple[str, Features]]", output: Path) -> None:
+    import numpy as np
+
+    from splitattn.files import replacing
+
+    if not found:
+        raise InputError("features needs images that can be read, got none")
+    try:
+        with replacing(output) as temporary, temporary.open("wb") as file:
+            names, features = zip(*found, strict=True)
+            np.savez(file, paths=np.array(names), features=np.stack(features))
+    except OSError as error:
+        raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error

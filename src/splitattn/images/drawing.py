@@ -1,0 +1,87 @@
+"""A photograph with its labels beneath it, for people to look at."""
+
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+
+from PIL import Image, ImageDraw, ImageFont
+
+from splitattn.errors import one_line
+
+# Width of the result, and the largest height of the photograph in it, in pixels.
+WIDTH = 640
+_MARGIN = 16
+_FONT_SIZE, _LINE_HEIGHT, _BAR_HEIGHT = 20, 40, 4
+_GROUND, _TEXT, _QUIET, _RAIL, _BAR = "#18181b", "#fafafa", "#a1a1aa", "#3f3f46", "#38bdf8"
+_LONGEST = 200  # characters that are measured
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+# Pillow's own font has ASCII only. These may be installed.
+_OTHER_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
+
+
+def draw_labels(image: Image.Image, labels: Sequence[tuple[str, float]]) -> Image.Image:
+    """`image`, enlarged or reduced, and below it a line for each label.
+
+    Args:
+        image: RGB.
+        labels: text and probability, from 0 to 1, the most probable first. Text that is too long
+            is cut off.
+
+    Returns:
+        RGB, 640 pixels wide.
+    """
+    scale = WIDTH / max(image.size)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    below = 2 * _MARGIN + _LINE_HEIGHT * len(labels) if labels else 0
+    drawn = Image.new("RGB", (WIDTH, height + below), _GROUND)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    drawn.paste(resized, ((WIDTH - width) // 2, 0))
+    pen = ImageDraw.Draw(drawn)
+    for number, (label, probability) in enumerate(labels):
+        top = height + _MARGIN + number * _LINE_HEIGHT
+        color = _QUIET if number else _TEXT
+        percent = f"{100 * probability:.1f} %"
+        right = WIDTH - _MARGIN
+        pen.text((right, top), percent, color, _own_font(), anchor="ra")
+        free = right - 2 * _MARGIN - _own_font().getlength(percent)
+        text, font = _fitting(one_line(label), free)
+        pen.text((_MARGIN, top), text, color, font, anchor="la")
+        bar_top = top + _LINE_HEIGHT - 3 * _BAR_HEIGHT
+        pen.rectangle((_MARGIN, bar_top, right - 1, bar_top + _BAR_HEIGHT - 1), _RAIL)
+        filled = round((right - _MARGIN) * min(max(probability, 0.0), 1.0))
+        if filled:
+            end = (_MARGIN + filled - 1, bar_top + _BAR_HEIGHT - 1)
+            pen.rectangle((_MARGIN, bar_top, *end), _BAR)
+    return drawn
+
+
+def _fitting(text: str, width: float) -> tuple[str, _Font]:
+    """`text`, cut off with an ellipsis where it is wider than `width` pixels, and its font."""
+    font = _own_font() if text.isascii() else _other_font()
+    if font is None:
+        font, text = _own_font(), _in_ascii(text)
+    shown = text[:_LONGEST]
+    while font.getlength(shown if shown == text else f"{shown}...") > width:
+        shown = shown[:-1]
+    return (shown if shown == text else f"{shown}..."), font
+
+
+def _in_ascii(text: str) -> str:
+    """Letters without their accents, and a question mark for each of another script."""
+    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(letters).encode("ascii", "replace").decode()
+
+
+@cache
+def _own_font() -> _Font:
+    return ImageFont.load_default(_FONT_SIZE)
+
+
+@cache
+def _other_font() -> _Font | None:
+    for name in _OTHER_FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, _FONT_SIZE)
+    return None

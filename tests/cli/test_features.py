@@ -1,0 +1,68 @@
+"""`splitattn features`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from splitattn.classifier import Classifier
+from splitattn.cli import main
+from tests.cli.networks import write_weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["features", *map(str, arguments), "--engine", "onnxruntime"])
+    return int(end.value.code or 0)
+
+
+def test_each_image_has_a_line_of_features(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, missing = tmp_path / "chelsea.png", tmp_path / "missing.png"
+    Image.fromarray(skimage.data.chelsea()).save(path)
+    assert call(path, missing, path, "--weights", weights) == 1
+    first, error, second = map(json.loads, capsys.readouterr().out.splitlines())
+    expected = Classifier(weights=weights, engine="onnxruntime").features(path)
+    np.testing.assert_allclose(first["features"], expected, rtol=1e-6)
+    assert first == second
+    assert first.keys() == {"path", "features", "model", "weights"}
+    assert error["path"] == str(missing)
+    assert "no such file" in error["error"]
+    lines, arrays = tmp_path / "f.jsonl", tmp_path / "f.npz"
+    for output in (lines, arrays):
+        assert call(path, path, "--weights", weights, "--output", output) == 0
+    assert [json.loads(line) for line in lines.read_text().splitlines()] == [first, second]
+    with np.load(arrays) as stored:  # an image that is named twice has two rows
+        assert stored["paths"].tolist() == [str(path)] * 2
+        np.testing.assert_array_equal(stored["features"], [expected] * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "features needs images, got none"),
+        (["x.png", "--output", "x.csv"], "--output must end in .npz, .json or .jsonl, got x.csv"),
+        (["x.png", "--weights", "x.onnx"], "x.onnx is an exported network"),
+        (["x.png", "--output", "x.npz"], "features needs images that can be read, got none"),
+    ],
+)
+def test_a_wrong_call_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
