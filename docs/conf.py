@@ -51,7 +51,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(?!splitattn\b).*"),
     # In signatures alone, of what the reference documents.
-    ("py:class", r"splitattn\..*\.(?:Augmentation|Batch|Mistake|Report|Stage|Transform)"),
+    ("py:class", r"splitattn\..*\.(?:Augmentation|Batch|Answer|Report|Stage|Transform)"),
     ("py:class", r"splitattn\..*\.Fused(?:Backbone|ResNeSt)"),
 ]
 autodoc_member_order = "bysource"

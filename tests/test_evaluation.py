@@ -15,7 +15,7 @@ from splitattn.data.normalization import normalize
 from splitattn.data.sources import open_data
 from splitattn.engines.pytorch import TorchEngine
 from splitattn.errors import DataError
-from splitattn.evaluation import Evaluation, Mistake, measure
+from splitattn.evaluation import Answer, Evaluation, measure
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
 from splitattn.preprocessing import Preprocessing
@@ -134,6 +134,33 @@ def test_classes_add_up_to_the_whole(model: nn.Module, wide: LabelledImages) -> 
     assert [n for *_, n in wrong] == sorted((n for *_, n in wrong), reverse=True)
 
 
+def test_precision_and_f1_are_those_of_the_confusions() -> None:
+    measured = Evaluation(
+        classes=("a", "b", "c", "nowhere"),
+        confusion=np.array([[6, 2, 0, 0], [1, 3, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0]]),
+        top5_by_class=np.array([8, 4, 4, 0]),
+        loss=1.0,
+        mistakes=(),
+        problems=(),
+        guesses=np.zeros(16, np.int64),
+    )
+    # 6 of 8 taken for a, 3 of 8 for b; recalls are 6/8, 3/4 and 0.
+    expected = [(75.0, 75.0), (37.5, 50.0), (0.0, 0.0), (0.0, 0.0)]
+    assert measured.precision_and_f1() == expected
+    assert measured.macro_f1 == pytest.approx((75 + 50 + 0) / 3)
+
+
+def test_every_answer_is_told_in_order(model: nn.Module, wide: LabelledImages) -> None:
+    answers: list[Answer] = []
+    engine = TorchEngine(model.eval(), torch.device("cpu"))
+    found = measure(engine, wide, PREPROCESSING, batch_size=4, on_answer=answers.append)
+    assert [answer.index for answer in answers] == list(range(len(wide)))
+    assert [answer.label for answer in answers] == [wide.classes[label] for label in wide.labels]
+    right = sum(answer.label == answer.guess for answer in answers)
+    assert 100 * right / len(answers) == found.top1
+    assert set(found.mistakes) <= set(answers)
+
+
 def test_unreadable_images_are_named_and_the_rest_is_measured(
     model: nn.Module, wide: LabelledImages
 ) -> None:
@@ -224,7 +251,7 @@ def test_of_equally_confident_mistakes_the_first_are_kept(many: LabelledImages) 
 def test_right_guesses_and_broken_logits_are_no_mistakes(data: LabelledImages) -> None:
     always_green = run(Constant(0.0, 5.0, 0.0), data, 4)
     assert len(always_green.mistakes) == 14
-    assert always_green.mistakes[0] == Mistake(
+    assert always_green.mistakes[0] == Answer(
         index=0,
         name=data.names[0],
         label="blue",

@@ -25,8 +25,8 @@ _MISTAKES_KEPT = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mistake:
-    """An image whose first guess is wrong.
+class Answer:
+    """The first guess for an image.
 
     Attributes:
         index: of the image in the data set.
@@ -62,7 +62,7 @@ class Evaluation:
     confusion: NDArray[np.int64]
     top5_by_class: NDArray[np.int64]
     loss: float
-    mistakes: tuple[Mistake, ...]
+    mistakes: tuple[Answer, ...]
     problems: tuple[str, ...]
     guesses: NDArray[np.int64]
 
@@ -91,6 +91,24 @@ class Evaluation:
             if n
         ]
 
+    def precision_and_f1(self) -> list[tuple[float, float]]:
+        """Precision and F1 in percent of each class; recall is its top-1 in `by_class`.
+
+        Precision is the share of a class among the images that are taken for it, F1 the harmonic
+        mean of precision and recall. Both are 0 where nothing is right.
+        """
+        right = self.confusion.diagonal()
+        labels, guesses = self.confusion.sum(1), self.confusion.sum(0)
+        precision = 100 * right / np.maximum(guesses, 1)
+        f1 = 200 * right / np.maximum(labels + guesses, 1)
+        return list(zip(precision.tolist(), f1.tolist(), strict=True))
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of all classes that occur as labels or guesses, in percent."""
+        occurs = self.confusion.sum(0) + self.confusion.sum(1) > 0
+        return float(np.mean([f1 for _, f1 in self.precision_and_f1()], where=occurs))
+
     def confusions(self) -> list[tuple[str, str, int]]:
         """Label, wrong first guess and number of images, the most frequent first."""
         wrong = self.confusion.copy()
@@ -116,7 +134,7 @@ class _Share:
     confusion: NDArray[np.int64]
     top5_by_class: NDArray[np.int64]
     losses: list[float]
-    mistakes: list[Mistake]
+    mistakes: list[Answer]
     problems: list[tuple[str, ...]]
     guesses: NDArray[np.int64]
 
@@ -129,6 +147,7 @@ def measure(
     batch_size: int = 64,
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
+    on_answer: Callable[[Answer], None] | None = None,
 ) -> Evaluation:
     """Measure a network on every image of `data`.
 
@@ -140,6 +159,7 @@ def measure(
         workers: threads that decode images; None chooses from the number of processors.
         on_images: told how many more images this process has done, of how many in all; what it
             raises ends the measurement.
+        on_answer: told the first guess for each image of this process, in order.
 
     Raises:
         DataError: no image could be read.
@@ -153,7 +173,7 @@ def measure(
         world_size=distributed.world_size(),
     )
     with closing(batches):
-        share = _measure(engine, batches, data, preprocessing, on_images)
+        share = _measure(engine, batches, data, preprocessing, on_images, on_answer)
     return _merged(data.classes, distributed.gathered(share))
 
 
@@ -163,12 +183,13 @@ def _measure(
     data: LabelledImages,
     preprocessing: Preprocessing,
     on_images: Callable[[int, int], None],
+    on_answer: Callable[[Answer], None] | None,
 ) -> _Share:
     classes = len(data.classes)
     confusion = np.zeros((classes, classes), np.int64)
     top5_by_class = np.zeros(classes, np.int64)
     losses: list[float] = []
-    mistakes: list[Mistake] = []
+    mistakes: list[Answer] = []
     problems: list[tuple[str, ...]] = []
     first_guesses = np.full(len(data), -1, np.int64)
     for batch in batches:
@@ -181,7 +202,14 @@ def _measure(
             np.add.at(confusion, (batch.labels, guesses[:, 0]), 1)
             found = (guesses == batch.labels[:, None]).any(1)
             top5_by_class += np.bincount(batch.labels[found], minlength=classes)
-            mistakes = _worst(mistakes + _mistakes(logits, guesses[:, 0], batch, data))
+            answers = _answers(logits, guesses[:, 0], batch, data)
+            if on_answer:
+                for answer in answers:
+                    on_answer(answer)
+            wrong = (guesses[:, 0] != batch.labels).tolist()
+            # Logits that are NaN give no guess to be confident of.
+            confident = [a for a, w in zip(answers, wrong, strict=True) if w and a.probability >= 0]
+            mistakes = _worst(mistakes + confident)
         on_images(len(batch.labels) + len(batch.problems), len(data))
     return _Share(
         confusion=confusion,
@@ -200,16 +228,12 @@ def _cross_entropy(logits: Array, labels: Array) -> float:
     return float((log_sums - logits[np.arange(len(labels)), labels]).sum())
 
 
-def _mistakes(
-    logits: Array, guesses: Array, batch: EvalBatch, data: LabelledImages
-) -> list[Mistake]:
-    """The wrong ones of `guesses` (B,), by logits (B, C)."""
+def _answers(logits: Array, guesses: Array, batch: EvalBatch, data: LabelledImages) -> list[Answer]:
+    """The `guesses` (B,), by logits (B, C)."""
     probabilities = softmax(logits)[np.arange(len(guesses)), guesses]
-    # Logits that are NaN give no guess to be confident of.
-    wrong = (guesses != batch.labels) & ~np.isnan(probabilities)
     columns = (batch.indices, batch.labels, guesses, probabilities)
     return [
-        Mistake(
+        Answer(
             index=index,
             name=data.names[index],
             label=data.classes[label],
@@ -217,12 +241,12 @@ def _mistakes(
             probability=probability,
         )
         for index, label, guess, probability in zip(
-            *(column[wrong].tolist() for column in columns), strict=True
+            *(column.tolist() for column in columns), strict=True
         )
     ]
 
 
-def _worst(mistakes: Iterable[Mistake]) -> list[Mistake]:
+def _worst(mistakes: Iterable[Answer]) -> list[Answer]:
     """Those with the most confident guess, the most confident first; of equals the earliest."""
     return heapq.nsmallest(_MISTAKES_KEPT, mistakes, key=lambda m: (-m.probability, m.index))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from splitattn.data.labelled import with_classes_of_model
 from splitattn.data.sources import open_data
-from splitattn.evaluation import Evaluation, measure
+from splitattn.evaluation import Answer, Evaluation, measure
 from splitattn.opening import open_network
 from splitattn.weights.download import Progress
 
@@ -45,6 +45,7 @@ def evaluate(
     white_level: float | None = None,
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
+    on_answer: Callable[[Answer], None] | None = None,
 ) -> NetworkEvaluation:
     """Measure top-1, top-5 and loss over every image of `data`, each exactly once.
 
@@ -59,6 +60,7 @@ def evaluate(
         white_level: see `Classifier`.
         progress: follows the download of weights, if there is one.
         on_images: told how many more images are done, of how many in all.
+        on_answer: told the first guess for each image, in order.
 
     Raises:
         InputError: there is no such model, engine or device, or a library is missing.
@@ -83,6 +85,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         on_images=on_images,
+        on_answer=on_answer,
     )
     return NetworkEvaluation(
         **vars(measured),

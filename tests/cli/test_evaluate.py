@@ -1,5 +1,6 @@
 """`splitattn evaluate`: the same figures in a table and in JSON, whatever the batch size."""
 
+import csv
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -75,8 +76,18 @@ def test_the_table_shows_the_same_figures(
     data: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = as_json(capsys, data, "--weights", weights)
-    assert run(data, "--weights", weights, "--workers", 1) == 0
+    table = data / "answers.csv"
+    assert run(data, "--weights", weights, "--workers", 1, "--answers", table) == 0
     out = capsys.readouterr().out
+    first = result["classes"][0]
+    assert f"{first['precision']:.1f}" in out
+    assert first["recall"] == first["top1"]
+    assert f"macro F1 {result['macro_f1']:.2f} %" in out
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    assert sum(row["label"] == row["guess"] for row in rows) * 10 == result["top1"]
+    assert all(0 < float(row["probability"]) <= 1 for row in rows)
     assert f"top-1 {result['top1']:.2f} %" in out
     assert f"loss {result['loss']:.4f}" in out
     assert CLASSES[3] in out

@@ -210,6 +210,13 @@ def test_what_a_training_leaves_says_how_it_came_about(task: Classification, run
     assert not (run.output / "unreadable.txt").exists()
 
 
+def test_balanced_weights_make_every_class_count_alike(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    few = replace(task.train, labels=[0, 0, 0, 0, 0, 0, 1, 1, 2][: len(task.train)])
+    task = replace(task, train=few)
+    assert task._balancing_weights.tolist() == pytest.approx([9 / 18, 9 / 6, 9 / 3], rel=0)
+
+
 def test_the_seed_decides_everything(task: Classification, run: Run, tmp_path: Path) -> None:
     run = replace(run, recipe=replace(RECIPE, epochs=2))
     models = []

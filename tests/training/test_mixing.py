@@ -68,3 +68,7 @@ def test_the_loss_is_smoothed_cross_entropy_in_float32() -> None:
     loss = smoothed_loss(logits, targets, Recipe(label_smoothing=0.2))
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected)
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    expected = -(weights * smoothed * logits.float().log_softmax(1)).sum(1).mean()
+    weighted = smoothed_loss(logits, targets, Recipe(label_smoothing=0.2), weights)
+    torch.testing.assert_close(weighted, expected)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from splitattn.data.labelled import LabelledImages
 from splitattn.data.sources import open_data
-from splitattn.evaluation import Evaluation, Mistake
+from splitattn.evaluation import Answer, Evaluation
 from splitattn.training.classification_report import classification_report
 from splitattn.training.report import write_report
 from tests.data.datasets import write_class_folders
@@ -104,9 +104,9 @@ def data(tmp_path: Path) -> LabelledImages:
     return open_data(str(write_class_folders(tmp_path / "data", 6)), "val")
 
 
-def mistake(data: LabelledImages, index: int, probability: float = 0.875) -> Mistake:
+def mistake(data: LabelledImages, index: int, probability: float = 0.875) -> Answer:
     label = data.labels[index]
-    return Mistake(
+    return Answer(
         index=index,
         name=data.names[index],
         label=data.classes[label],

@@ -55,6 +55,35 @@ def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(
     assert "regression" in (tmp_path / "report.html").read_text()
 
 
+def test_patience_ends_a_training_whose_figure_gets_no_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = iter([3.0, 1.0, 2.0, 1.0, 0.5, 0.5])
+    monkeypatch.setattr(
+        Regression, "measure", lambda *_: Measurement(figures={"distance": next(told)})
+    )
+    run = make_run(tmp_path, replace(RECIPE, epochs=9, patience=2))
+    epochs: list[Epoch] = []
+    assert train(Regressor(), Regression(), run, on_epoch=epochs.append).figures["distance"] == 1.0
+    assert len(epochs) == 4
+    assert caplog.messages == ["ended after 4 of 9 epochs: no better distance for 2"]
+    # It has ended: resumed, it is measured, not trained.
+    train(Regressor(), Regression(), run, resume=True, on_epoch=epochs.append)
+    assert len(epochs) == 4
+    monkeypatch.setattr(Regression, "best", None)
+    with pytest.raises(InputError, match="patience must be 0 for regression"):
+        train(Regressor(), Regression(), replace(run, output=tmp_path / "new"))
+
+
+def test_more_epochs_for_a_training_are_told_how(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    train(Regressor(), Regression(), run)
+    longer = replace(run, recipe=replace(RECIPE, epochs=5))
+    with pytest.raises(InputError, match=r"epochs was 3, now 5.* --weights ") as raised:
+        train(Regressor(), Regression(), longer, resume=True)
+    assert str(raised.value).endswith(f"start a new one with --weights {tmp_path}")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("step", [6, 9], ids=["in the middle of an epoch", "before measuring"])
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(

@@ -1,7 +1,11 @@
 """`splitattn evaluate`: how good is a network on these images?"""
 
+import csv
+import io
 import json
 import sys
+from itertools import compress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +23,7 @@ from splitattn.cli.options import (
 from splitattn.errors import one_line
 
 if TYPE_CHECKING:
+    from splitattn.evaluation import Answer
     from splitattn.workflows import NetworkEvaluation
 
 # As many of the most frequent confusions as a screen takes in.
@@ -43,6 +48,10 @@ def evaluate(
     white_level: WhiteLevel = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output: Output = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Write the first guess for every image to this CSV file."),
+    ] = None,
 ) -> None:
     """Measure top-1, top-5 and loss over every image once, class by class.
 
@@ -53,6 +62,8 @@ def evaluate(
     from splitattn.workflows import evaluate as measure
 
     check_output(output)
+    check_output(answers)
+    given: list[Answer] = []
     with downloading() as progress, counting(shown=sys.stderr.isatty()) as advance:
         measured = measure(
             data,
@@ -68,7 +79,10 @@ def evaluate(
             white_level=white_level,
             progress=progress,
             on_images=advance,
+            on_answer=given.append if answers else None,
         )
+    if answers:
+        write_output(_as_csv(given), answers)
     if as_json or output:
         write_output(json.dumps(_as_dict(measured)) + "\n", output)
     if not as_json:
@@ -77,6 +91,16 @@ def evaluate(
         typer.echo(f"error: {problem}", err=True)
     if measured.problems:
         raise typer.Exit(1)
+
+
+def _as_csv(answers: "list[Answer]") -> str:
+    """A line for each image: its name, its label, the first guess and that one's probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "label", "guess", "probability"))
+    for answer in answers:
+        writer.writerow((answer.name, answer.label, answer.guess, f"{answer.probability:.6f}"))
+    return text.getvalue()
 
 
 def _as_dict(measured: "NetworkEvaluation") -> dict[str, Any]:
@@ -94,13 +118,31 @@ def _as_dict(measured: "NetworkEvaluation") -> dict[str, Any]:
         "top1": measured.top1,
         "top5": measured.top5,
         "loss": measured.loss,
+        "macro_f1": measured.macro_f1,
         "classes": [
-            {"label": name, "n": n, "top1": top1, "top5": top5}
-            for name, n, top1, top5 in measured.by_class()
+            {
+                "label": name,
+                "n": n,
+                "top1": top1,
+                "top5": top5,
+                "precision": precision,
+                "recall": top1,
+                "f1": f1,
+            }
+            for (name, n, top1, top5), (precision, f1) in _scores(measured)
         ],
         "confusion": measured.confusion.tolist(),
         "problems": list(measured.problems),
     }
+
+
+def _scores(
+    measured: "NetworkEvaluation",
+) -> list[tuple[tuple[str, int, float, float], tuple[float, float]]]:
+    """`by_class`, and precision and F1 beside it."""
+    images: list[int] = measured.confusion.sum(1).tolist()
+    scores = compress(measured.precision_and_f1(), images)
+    return list(zip(measured.by_class(), scores, strict=True))
 
 
 def _print_tables(measured: "NetworkEvaluation") -> None:
@@ -109,10 +151,11 @@ def _print_tables(measured: "NetworkEvaluation") -> None:
     from rich.table import Table
 
     classes = Table("class", box=None, pad_edge=False)
-    for column in ("images", "top-1 %", "top-5 %"):
+    for column in ("images", "top-1 %", "top-5 %", "precision %", "F1 %"):
         classes.add_column(column, justify="right")
-    for name, n, top1, top5 in measured.by_class():
-        classes.add_row(escape(one_line(name)), str(n), f"{top1:.1f}", f"{top5:.1f}")
+    for (name, n, *shares), scores in _scores(measured):
+        figures = (f"{figure:.1f}" for figure in (*shares, *scores))
+        classes.add_row(escape(one_line(name)), str(n), *figures)
     confusions = Table("taken for", "is", box=None, pad_edge=False)
     confusions.add_column("images", justify="right")
     for label, guess, count in measured.confusions()[:_CONFUSIONS_SHOWN]:
@@ -123,7 +166,8 @@ def _print_tables(measured: "NetworkEvaluation") -> None:
     console.print(confusions)
     console.print()
     console.print(
-        f"top-1 {measured.top1:.2f} %  top-5 {measured.top5:.2f} %  loss {measured.loss:.4f}  "
+        f"top-1 {measured.top1:.2f} %  top-5 {measured.top5:.2f} %  "
+        f"macro F1 {measured.macro_f1:.2f} %  loss {measured.loss:.4f}  "
         f"n {measured.n}",
         highlight=False,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -61,13 +62,21 @@ class Classification(ImageTask[Batch]):
         labels = batch.labels.to(device, non_blocking=True)
         images, targets = mix(images, labels, len(self.train.classes), recipe)
         logits: Tensor = network(images)
-        loss = smoothed_loss(logits, targets, recipe)
+        balanced = recipe.class_weights == "balanced"
+        weights = self._balancing_weights.to(device) if balanced else None
+        loss = smoothed_loss(logits, targets, recipe, weights)
         sums: dict[str, Tensor | float] = {
             "loss": loss.detach() * len(labels),
             "right": (logits.detach().argmax(1) == targets.argmax(1)).sum(),
             "unreadable": self._unreadable.note("train", batch.problems),
         }
         return StepOutput(loss, sums)
+
+    @cached_property
+    def _balancing_weights(self) -> Tensor:
+        """(C,) n / (C * n_c), where n_c of the n images are of class c."""
+        counts = torch.bincount(torch.tensor(self.train.labels), minlength=len(self.classes))
+        return len(self.train) / (len(self.classes) * counts.clamp(min=1))
 
     def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
         return {"loss": sums["loss"] / examples, "top1": 100 * sums["right"] / examples}

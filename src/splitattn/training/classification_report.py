@@ -8,7 +8,7 @@ from PIL import Image
 
 from splitattn.data.labelled import LabelledImages
 from splitattn.errors import ImageError
-from splitattn.evaluation import Evaluation, Mistake
+from splitattn.evaluation import Answer, Evaluation
 from splitattn.images.decode import decode
 from splitattn.training.report import Chart, Headline, Report, data_uri, table, text
 from splitattn.training.task import Measurement
@@ -208,7 +208,7 @@ def _matrix_picture(evaluation: Evaluation) -> str:
     return data_uri(image, "png", transparency=bytes(range(256)))
 
 
-def _mistakes(mistakes: Sequence[Mistake], data: LabelledImages) -> str:
+def _mistakes(mistakes: Sequence[Answer], data: LabelledImages) -> str:
     figures = [_mistake(mistake, data) for mistake in mistakes]
     if not any(figures):
         return ""
@@ -222,7 +222,7 @@ may be the ones that are wrong.</p>
 """
 
 
-def _mistake(mistake: Mistake, data: LabelledImages) -> str:
+def _mistake(mistake: Answer, data: LabelledImages) -> str:
     try:
         image = decode(data.images[mistake.index], name=mistake.name)
     except ImageError:

@@ -78,6 +78,10 @@ class Distillation(ImageTask[Crops]):
                 f"{len(self.train.classes)} classes in train and {len(self.val.classes)} in val, "
                 f"and {len(self.classes)} of the teacher"
             )
+        if run.recipe.class_weights != "none":
+            raise InputError(
+                f"class_weights must be none in distillation, got {run.recipe.class_weights}"
+            )
         channels = (run.recipe.in_chans, self.teacher.preprocessing.channels)
         if channels != (3, 3):
             raise InputError(

@@ -90,6 +90,11 @@ def check(task: Task[Any], run: Run) -> None:
         InputError: see `train`.
     """
     task.check(run)
+    if run.recipe.patience and not task.best:
+        raise InputError(
+            f"patience must be 0 for {task.name}, which has no figure that decides, "
+            f"got {run.recipe.patience}"
+        )
     if task.examples < run.recipe.batch_size:
         raise DataError(
             f"training needs at least one full batch of {run.recipe.batch_size} {task.unit}, "
@@ -159,7 +164,7 @@ class _Training(Generic[Batch]):
     def to_the_end(self) -> Measurement:
         """Train what is left, epoch by epoch; the last measurement."""
         measured = None
-        while self.state.epochs_done < self.epochs:
+        while self.state.epochs_done < self.epochs and not self._out_of_patience():
             epoch = self.state.epochs_done
             self._train_epoch(epoch)
             self._save()
@@ -169,6 +174,24 @@ class _Training(Generic[Batch]):
             measured = self._measure()
         self._finish(measured)
         return measured
+
+    def _out_of_patience(self) -> bool:
+        """Whether the figure that decides has not become better for as long as the recipe waits."""
+        task, patience = self.task, self.run.recipe.patience
+        if not patience or not task.best:
+            return False
+        lines = [line for line in self.state.history if line["kind"] == "epoch"]
+        figures = [line[f"val_{task.best}"] for line in lines]
+        if len(figures) <= patience:
+            return False
+        best = max(figures) if task.higher_is_better else min(figures)
+        waited = len(figures) - 1 - figures.index(best)
+        if waited >= patience and self.writes:
+            logger.warning(
+                "ended after %d of %d epochs: no better %s for %d",
+                *(len(figures), self.epochs, task.formats[task.best].label, waited),
+            )
+        return waited >= patience
 
     def _train_epoch(self, epoch: int) -> None:
         """Train what is left of `epoch`."""

@@ -56,6 +56,15 @@ def _span(length: int, share: float) -> tuple[int, int]:
     return max(round(center - half), 0), min(round(center + half), length)
 
 
-def smoothed_loss(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
-    """Cross-entropy of logits (B, C), in float32, with label smoothing: a scalar."""
-    return F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+def smoothed_loss(
+    logits: Tensor, targets: Tensor, recipe: Recipe, weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of logits (B, C), in float32, with label smoothing: a scalar.
+
+    Args:
+        targets: (B, C), probabilities.
+        weights: (C,), by which the share of each class in a target counts; None is 1.
+    """
+    return F.cross_entropy(
+        logits.float(), targets, weight=weights, label_smoothing=recipe.label_smoothing
+    )

@@ -43,6 +43,8 @@ class Recipe:
         pretrained: training starts from weights: the model's default ones unless others are named.
             Otherwise it starts at random unless weights are named.
         epochs: passes over the training images.
+        patience: the training ends after so many epochs without a better figure than before; 0 is
+            never. The best epoch is in `best.safetensors`.
         batch_size: images per step, over all devices and accumulated micro-batches together.
         batch_per_device: most images that a device takes at once, and so what batch norm takes its
             statistics over. A larger share of the batch is accumulated.
@@ -58,6 +60,8 @@ class Recipe:
             `Backbone`.
         ema_decay: of the exponential moving average (EMA) of the weights, which is then what is
             measured and saved; 0 is off.
+        class_weights: "balanced" weighs the loss of each label by the inverse of its number of
+            images, 1 on average over the images; for classification.
         label_smoothing: probability mass taken from the label and spread over all classes.
         mixup_alpha: of the Beta distribution that mixes each batch with its reverse; 0 is off.
         cutmix_alpha: of the Beta distribution of the share of each image that shows another one; 0
@@ -105,6 +109,7 @@ class Recipe:
     task: TaskName = "classification"
     pretrained: bool = False
     epochs: int = 90
+    patience: int = 0
     batch_size: int = 256
     batch_per_device: int = 128
     learning_rate: float = 0.1
@@ -115,6 +120,7 @@ class Recipe:
     layer_decay: float = 1.0
     frozen_stages: int = 0
     ema_decay: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = 0.1
     mixup_alpha: float = 0.2
     cutmix_alpha: float = 0.0
@@ -157,6 +163,7 @@ class Recipe:
                 )
         rules = {
             "epochs": (1 <= self.epochs <= 100_000, "1 to 100000"),
+            "patience": (self.patience >= 0, "0 or more"),
             "batch_size": (1 <= self.batch_size <= 1_000_000, "1 to 1000000"),
             "batch_per_device": (self.batch_per_device >= 1, "at least 1"),
             "learning_rate": (0 < self.learning_rate <= 1e6, "above 0, at most 1000000"),

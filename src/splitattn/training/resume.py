@@ -134,9 +134,11 @@ def restore(path: Path, identity: dict[str, Any], parts: Mapping[str, Any]) -> S
             f"{path} is no checkpoint of this training ({reason}); use a new --output"
         ) from error
     them = "it" if len(changed) == 1 else "them"
+    longer = any(change.startswith("epochs ") for change in changed)
+    more = f"; to train on, start a new one with --weights {path.parent}" if longer else ""
     raise InputError(
         f"cannot resume with other settings: {', '.join(changed)}; drop {them} or use a new "
-        "--output"
+        f"--output{more}"
     )
 
 
