@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from splitattn.cli import bench, evaluate, export, features, models, predict, train, weights
+from splitattn.cli import bench, data, evaluate, export, features, models, predict, train, weights
 from splitattn.errors import InputError
 
 app = typer.Typer(
@@ -54,6 +54,7 @@ for _verb in (
     models.models,
 ):
     app.command()(_verb)
+app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 
 

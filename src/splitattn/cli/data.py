@@ -1,0 +1,67 @@
+"""`splitattn data`: look at a data set as training sees it; make a small one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitattn.cli.options import ClassNames
+from splitattn.errors import InputError
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+app = typer.Typer(help="Look at a data set, or make a small one.", no_args_is_help=True)
+
+
+@app.command()
+def show(
+    data: Annotated[str, typer.Argument(help="Folder, Parquet, CSV file or torchvision:NAME.")],
+    output: Annotated[Path, typer.Option(help="The picture: .png, .jpg or .webp.")] = Path(
+        "batch.png"
+    ),
+    recipe: Annotated[
+        str, typer.Option(help="A preset or a TOML file, as for train.")
+    ] = "finetune",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")
+    ] = None,
+    class_names: ClassNames = None,
+    images: Annotated[int, typer.Option(help="How many images.", min=1, max=600)] = 24,
+) -> None:
+    """Draw a training batch, augmented and mixed by the recipe, with its labels."""
+    import io
+
+    from splitattn.cli.output import check_output
+    from splitattn.files import replacing
+    from splitattn.libraries import require
+
+    require("data show", "torch")
+    from splitattn.data.sources import open_data
+    from splitattn.training.recipes import load_recipe
+    from splitattn.training.sheet import batch_sheet
+
+    check_output(output)
+    kind = _FORMATS.get(output.suffix.lower())
+    if kind is None:
+        raise InputError(f"--output must end in {', '.join(_FORMATS)}, got {output}")
+    chosen = load_recipe(recipe, overrides or ())
+    found = open_data(data, "train", class_names)
+    picture = io.BytesIO()
+    batch_sheet(found, chosen, count=images).save(picture, kind)
+    try:
+        with replacing(output) as temporary:
+            temporary.write_bytes(picture.getvalue())
+    except OSError as error:
+        raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error
+    typer.echo(f"{output}: {len(found)} images of {len(found.classes)} classes in {found.origin}")
+
+
+@app.command()
+def toy(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Make a data set of five classes: crops of the photographs inside the package."""
+    from splitattn.data.toy import write_toy_data
+
+    count = write_toy_data(folder)
+    typer.echo(f"{folder}: {count} images; splitattn train {folder} --output run")

@@ -1,0 +1,61 @@
+"""`splitattn data`: a small data set, and a picture of a training batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from splitattn.cli import main
+from splitattn.data.sources import open_data
+from splitattn.training.recipes import load_recipe
+from splitattn.training.sheet import batch_sheet
+from tests.data.datasets import write_image_folder
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, arguments)))
+    return int(end.value.code or 0)
+
+
+def test_the_toy_data_set_is_the_same_each_time_and_can_be_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        assert call("data", "toy", tmp_path / name) == 0
+    train, val = (open_data(str(tmp_path / "one"), split) for split in ("train", "val"))
+    assert train.classes == val.classes == ("astronaut", "camera", "chelsea", "coffee", "rocket")
+    assert (len(train), len(val)) == (200, 50)
+    files = [sorted((tmp_path / name).rglob("*.jpg")) for name in ("one", "two")]
+    contents = [[path.read_bytes() for path in paths] for paths in files]
+    assert contents[0] == contents[1]
+    assert len(set(contents[0])) == 250
+    assert call("data", "toy", tmp_path / "one") == 2
+    assert "must be a new or empty folder" in capsys.readouterr().err
+    sheet = tmp_path / "batch.jpg"
+    options = ("--output", sheet, "--images", 7, "--set", "train_size=32")
+    assert call("data", "show", tmp_path / "one", *options) == 0
+    assert "200 images of 5 classes" in capsys.readouterr().out
+    with Image.open(sheet) as picture:
+        assert picture.format == "JPEG"
+    assert call("data", "show", tmp_path / "one", "--output", "batch.txt") == 2
+    assert "must end in .png, .jpg, .jpeg, .webp, got batch.txt" in capsys.readouterr().err
+
+
+def test_a_sheet_shows_the_batch_as_the_recipe_makes_it(tmp_path: Path) -> None:
+    data = open_data(str(write_image_folder(tmp_path, train=3, val=1)), "train")
+    sizes = ["train_size=32", "first_train_size=32", "batch_size=4"]
+    plain = load_recipe("plain", sizes, model="resnest14")
+    sheet = batch_sheet(data, plain)
+    # Nine images in two rows of six, 32 pixels drawn as 128, with two lines below.
+    assert sheet.size == (6 * 136 + 8, 2 * (128 + 28 + 8) + 8)
+    shown = np.asarray(sheet, dtype=float)
+    # Their colors are those of three images of each class: mostly blue, green and red.
+    tiles = [shown[8 + 164 * (i // 6) :, 8 + 136 * (i % 6) :][:128, :128] for i in range(9)]
+    brightest = [int(tile.mean((0, 1)).argmax()) for tile in tiles]
+    assert sorted(brightest) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert (shown[8 + 164 :, 8 + 3 * 136 : -8] == 255).all(), "there is no tenth image"
+    mixed = batch_sheet(data, load_recipe("plain", [*sizes, "mixup_alpha=5.0"], model="resnest14"))
+    assert mixed != sheet
+    assert batch_sheet(data, plain) == sheet
