@@ -26,6 +26,7 @@ from splitattn.training import loop
 from splitattn.training.classification import Classification
 from splitattn.training.distillation import Distillation
 from splitattn.training.image_task import ImageTask
+from splitattn.training.log import Logger
 from splitattn.training.recipes import Recipe, TaskName, default_model, load_recipe
 from splitattn.training.run import Run
 from splitattn.training.task import Epoch, Step, Task
@@ -89,6 +90,7 @@ def train(
     checkpoint_minutes: float = 5.0,
     on_step: Callable[[Step], None] = lambda _: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    loggers: Iterable[Logger] = (),
 ) -> TrainingResult:
     """Train a network on a data set.
 
@@ -122,6 +124,7 @@ def train(
         checkpoint_minutes: time between checkpoints within an epoch.
         on_step: called after each step.
         on_epoch: called after each epoch.
+        loggers: told each line of the log, such as experiment trackers (`training.log`).
 
     Raises:
         InputError: an argument cannot be used, or see `training.loop.train`.
@@ -172,7 +175,15 @@ def train(
             run = replace(run, recipe=chosen.starting_from(expected, whose))
             torch.manual_seed(chosen.seed)
             network = plan.build(start)
-        measured = loop.train(network, task, run, resume=resume, on_step=on_step, on_epoch=on_epoch)
+        measured = loop.train(
+            network,
+            task,
+            run,
+            resume=resume,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            loggers=loggers,
+        )
     return TrainingResult(
         output=run.output,
         figures=measured.figures,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from splitattn.training.log import TensorBoard, write_log
+from splitattn.training.log import MLflow, TensorBoard, WeightsAndBiases, write_log
 
 TRAIN = {
     "kind": "train",
@@ -106,3 +106,34 @@ def test_without_tensorboard_nothing_is_drawn_and_the_extra_is_named(
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert "pip install tensorboard" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+class Tracker:
+    """Stands for the module `mlflow` and for a run of Weights & Biases."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[dict[str, float], int]] = []
+        self.ended = 0
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        self.calls.append((figures, step))
+
+    def finish(self) -> None:
+        self.ended += 1
+
+    log_metrics, end_run = log, finish
+
+
+@pytest.mark.parametrize("kind", [MLflow, WeightsAndBiases])
+def test_trackers_get_the_figures_of_both_kinds_of_line(kind: Any) -> None:
+    tracker = Tracker()
+    logger = kind(tracker)
+    logger.add(TRAIN, 20)
+    logger.add(EPOCH, 40)
+    logger.close()
+    train = {"loss": 2.5, "top1": 12.5, "learning_rate": 0.25, "images_per_second": 900.0}
+    assert tracker.calls == [
+        ({f"train/{name}": value for name, value in train.items()}, 20),
+        ({"val/loss": 1.75, "val/top1": 37.5, "val/top5": 62.5}, 40),
+    ]
+    assert tracker.ended == 1

@@ -75,6 +75,37 @@ def test_patience_ends_a_training_whose_figure_gets_no_better(
         train(Regressor(), Regression(), replace(run, output=tmp_path / "new"))
 
 
+class Notes:
+    """A logger that breaks down at its `last` line."""
+
+    def __init__(self, last: int) -> None:
+        self.lines: list[Any] = []
+        self.last = last
+        self.closed = False
+
+    def add(self, line: Any, step: int) -> None:
+        if len(self.lines) == self.last:
+            raise ConnectionError("no network")
+        self.lines.append((line["kind"], step))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_loggers_get_each_line_and_one_that_fails_is_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, broken = Notes(1000), Notes(2)
+    train(Regressor(), Regression(), make_run(tmp_path), loggers=[broken, whole])
+    lines = log_of(tmp_path)
+    assert [kind for kind, _ in whole.lines] == [line["kind"] for line in lines]
+    assert whole.lines[-1] == ("epoch", 15)
+    assert whole.closed
+    assert broken.lines == whole.lines[:2]
+    assert not broken.closed
+    assert caplog.messages == ["Notes is dropped: no network"]
+
+
 def test_more_epochs_for_a_training_are_told_how(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     train(Regressor(), Regression(), run)

@@ -1,4 +1,4 @@
-"""The log of a training: a file of JSON lines, and TensorBoard if it is installed.
+"""The log of a training: a file of JSON lines, TensorBoard if it is installed, other trackers.
 
 The history of a training is a list of lines. A line of kind "train" has the figures of the steps
 since the line before, a line of kind "epoch" those of a whole epoch (`train_NAME`) and of the
@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from splitattn.files import replacing
 
@@ -25,6 +25,54 @@ def write_log(path: Path, history: Iterable[Mapping[str, Any]]) -> None:
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(line)}\n" for line in history)
+
+
+class Logger(Protocol):
+    """Where else a training's figures go, such as an experiment tracker."""
+
+    def add(self, line: Mapping[str, Any], step: int) -> None:
+        """Take one line of the log, `step` steps into the whole training."""
+
+    def close(self) -> None:
+        """The training ends, finished or not."""
+
+
+class MLflow:
+    """A `Logger` for MLflow.
+
+    Args:
+        mlflow: the module, with a run started; `close` ends it.
+    """
+
+    def __init__(self, mlflow: Any) -> None:
+        self._mlflow = mlflow
+
+    def add(self, line: Mapping[str, Any], step: int) -> None:
+        """Log the figures as metrics."""
+        self._mlflow.log_metrics(scalars(line), step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._mlflow.end_run()
+
+
+class WeightsAndBiases:
+    """A `Logger` for Weights & Biases.
+
+    Args:
+        run: what `wandb.init` gave; `close` finishes it.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def add(self, line: Mapping[str, Any], step: int) -> None:
+        """Log the figures."""
+        self._run.log(scalars(line), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
 
 
 class TensorBoard:
@@ -55,7 +103,7 @@ class TensorBoard:
         """Add the figures of one line, `step` steps into the whole training."""
         if self._writer is None:
             return
-        for tag, value in _scalars(line).items():
+        for tag, value in scalars(line).items():
             self._writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
@@ -64,8 +112,8 @@ class TensorBoard:
             self._writer.close()
 
 
-def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The figures that are drawn: of steps all of them, of epochs what was measured."""
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The figures to draw, by curve: of steps all of them, of epochs what was measured."""
     if line["kind"] == "train":
         return {f"train/{k}": v for k, v in line.items() if k not in ("kind", "step", "epoch")}
     return {f"val/{k.removeprefix('val_')}": v for k, v in line.items() if k.startswith("val_")}

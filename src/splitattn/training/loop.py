@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict
 from time import perf_counter
@@ -18,7 +18,7 @@ from splitattn.files import remove_leftovers, replacing
 from splitattn.training import resume as checkpoints
 from splitattn.training.interrupt import StopRequest, stop_request
 from splitattn.training.learner import Learner
-from splitattn.training.log import TensorBoard, write_log
+from splitattn.training.log import Logger, TensorBoard, write_log
 from splitattn.training.output import writing_to
 from splitattn.training.pending import Pending
 from splitattn.training.report import write_report
@@ -40,6 +40,7 @@ def train(
     resume: bool = False,
     on_step: Callable[[Step], None] = lambda _: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    loggers: Iterable[Logger] = (),
 ) -> Measurement:
     """Train `network` in place and write into the output folder:
 
@@ -59,6 +60,8 @@ def train(
         resume: continue from the output folder's checkpoint, if there is one.
         on_step: called after each step.
         on_epoch: called after each epoch.
+        loggers: told each line of the log, in the first process. One that raises is dropped with a
+            warning.
 
     Returns:
         What was measured after the last epoch.
@@ -74,7 +77,9 @@ def train(
     with (
         dead_workers_named(),
         stop_request() as stop,
-        closing(_Training(Learner(network, task, run), stop, on_step, on_epoch)) as training,
+        closing(
+            _Training(Learner(network, task, run), stop, on_step, on_epoch, loggers)
+        ) as training,
     ):
         training.begin(resume)
         return training.to_the_end()
@@ -111,10 +116,12 @@ class _Training(Generic[Batch]):
         stop: StopRequest,
         on_step: Callable[[Step], None],
         on_epoch: Callable[[Epoch], None],
+        loggers: Iterable[Logger],
     ) -> None:
         self.learner, self.task, self.run = learner, learner.task, learner.run
         self.stop, self.on_step, self.on_epoch = stop, on_step, on_epoch
         self.writes = distributed.rank() == 0
+        self.loggers = list(loggers) if self.writes else []
         self.epochs = self.run.recipe.epochs
         self.steps_per_epoch = self.task.examples // self.run.recipe.batch_size
         self.identity = {
@@ -160,6 +167,7 @@ class _Training(Generic[Batch]):
         """Close files."""
         if self.tensorboard:
             self.tensorboard.close()
+        self._tell(lambda logger: logger.close())
 
     def to_the_end(self) -> Measurement:
         """Train what is left, epoch by epoch; the last measurement."""
@@ -270,6 +278,16 @@ class _Training(Generic[Batch]):
         if self.tensorboard:
             with writing_to(self.run.output):
                 self.tensorboard.add(line, self.state.step)
+        self._tell(lambda logger: logger.add(line, self.state.step))
+
+    def _tell(self, what: Callable[[Logger], None]) -> None:
+        """Trackers may fail in any way, and no training is lost for that."""
+        for one in [*self.loggers]:
+            try:
+                what(one)
+            except Exception as error:
+                self.loggers.remove(one)
+                logger.warning("%s is dropped: %s", type(one).__name__, error)
 
     def _measure(self) -> Measurement:
         def leave_if_asked() -> None:
