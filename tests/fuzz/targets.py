@@ -32,7 +32,7 @@ from splitattn.data.sources import open_data
 from splitattn.engines.engine import Engine
 from splitattn.engines.table import engine_names
 from splitattn.errors import ImageError, InputError
-from splitattn.images.decode import decode
+from splitattn.images.decode import decode, decode_planes
 from splitattn.images.preprocess import preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.opening import TrainedNetwork
@@ -48,6 +48,7 @@ from splitattn.weights.layouts import LAYOUTS
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata, read_metadata
 from splitattn.weights.resolve import resolve
 from tests.attacks.make import FOLDER as ATTACKS
+from tests.attacks.make import chunk, png
 from tests.data.datasets import encoded, write_shard
 from tests.fuzz.graphs import (
     damaged_onnx,
@@ -89,6 +90,19 @@ def image_seeds() -> list[bytes]:
         seeds += [saved(photograph, name, **chosen) for chosen in options.get(name, [{}])]
         gray = photograph.convert("L").convert("I")
         seeds += [saved(gray.convert(mode), name) for mode in modes.get(name, ())]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    seeds += [saved(photograph, name, exif=exif.tobytes()) for name in ("JPEG", "PNG", "WEBP")]
+    deep = b"".join(b"\0" + bytes(range(24 * 6)) for _ in range(20))
+    seeds += [
+        png(24, 20, deep, depth=16),
+        png(24, 20, deep, depth=16, before=chunk(b"sBIT", b"\x0c")),
+    ]
+    for dtype in (np.uint8, np.uint16, np.float32):
+        stream = io.BytesIO()
+        pixels = np.asarray(photograph)
+        np.save(stream, pixels / np.float32(255) if dtype is np.float32 else pixels.astype(dtype))
+        seeds.append(stream.getvalue())
     return seeds * 4 + attacks("images/*")
 
 
@@ -101,6 +115,9 @@ def saved(image: Image.Image, name: str, **options: Any) -> bytes:
 def read_image(content: bytes, _: Path) -> None:
     image = decode(content)
     assert image.mode == "RGB"
+    planes = decode_planes(content, 1)
+    assert planes.shape == (1, image.height, image.width)
+    assert 0 <= planes.min() <= planes.max() <= 1
     assert preprocess(image, center_crop(64)).shape == (3, 64, 64)
 
 
