@@ -462,6 +462,10 @@ def legacy(data: bytes) -> bytes:
     return b"".join(pickle.dumps(part, 2) for part in head) + data + pickle.dumps(["0"], 2)
 
 
+# Pairs of the same pair, 60 deep.
+SHARED = b"K\x01\x85" + b"2\x86" * 60
+
+
 def weights() -> list[tuple[str, str, bytes]]:
     one = tensor(1)
     runs = b"cos\nsystem\n(" + word(f"touch {MARKER}") + b"tR"
@@ -587,6 +591,33 @@ def weights() -> list[tuple[str, str, bytes]]:
         ),
         ("code.pkl", "The same as a pickle alone.", state(state_dict=runs)),
         ("code.safetensors", "The same under another name.", saved(state(state_dict=runs))),
+        (
+            "hash.pth",
+            "A key of 2**60 shared tuples, which takes 10**11 seconds to hash.",
+            saved(b"\x80\x02}" + SHARED + b"K\x01s."),
+        ),
+        ("hash.pkl", "The same as a pickle alone.", b"\x80\x02}" + SHARED + b"K\x01s."),
+        (
+            "shared.pth",
+            "The same as a value, in a checkpoint of a training.",
+            saved(state(identity=SHARED, metadata=SHARED, state_dict=SHARED)),
+        ),
+        (
+            "reserve.pkl",
+            "An array of bytes that takes 2**50 bytes before it is read.",
+            b"\x80\x05\x96" + struct.pack("<Q", 2**50) + b".",
+        ),
+        (
+            "nested.pth",
+            "A nested tensor among the weights.",
+            saved(
+                state(
+                    a=b"ctorch._utils\n_rebuild_nested_tensor\n("
+                    + pickled_tensor(1, stride=(1,), count=1)
+                    + b"NNNtR"
+                )
+            ),
+        ),
         (
             "code-in-pickle.pth",
             "A pickle that evaluates an expression.",

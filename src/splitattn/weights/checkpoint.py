@@ -2,7 +2,6 @@
 
 import errno
 import json
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -301,11 +300,14 @@ def _is_plain(value: object) -> bool:
 
 
 def _converted(value: Any, convert: Callable[[Any], T], key: str, path: Path) -> T:
+    tensor = _stored(value) or value
     try:
-        return convert(_stored(value) or value)
-    except TypeError as error:
-        raise _not_numpys(path, key, _dtype(value)) from error
-    except pickle.UnpicklingError as error:
+        return convert(tensor)
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes raise anything
+        if isinstance(error, TypeError) and "float8" in _dtype(tensor):
+            raise _not_numpys(path, key, _dtype(tensor)) from error
         raise damaged_pickle(path, error) from error
 
 
