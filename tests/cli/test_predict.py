@@ -83,6 +83,20 @@ def test_json_has_one_object_per_input_with_the_fields_of_the_contract(
         assert actual["probability"] == pytest.approx(wanted.probability, abs=1e-5)
 
 
+def test_the_table_says_where_the_best_guess_is_not_probable(
+    predict, photos: Path, weights: Path
+) -> None:
+    image = photos / "coffee.png"
+    best = Classifier(weights=weights).predict(str(image))[0].probability
+    answers = [predict(image, f"--min-probability={best + d}") for d in (-1e-3, 1e-3)]
+    sure, unsure = (answer.out.splitlines() for answer in answers)
+    assert (sure[0], unsure[0]) == (str(image), f"{image}  (not sure)")
+    assert sure[1:] == unsure[1:]
+    whole = [predict(image, "--format=json", f"--min-probability={x}").lines for x in (0, 1)]
+    assert whole[0] == whole[1]
+    assert predict(image, "--min-probability=1.5").status == 2
+
+
 def test_some_bad_inputs_give_status_1_and_every_other_answer(predict, photos: Path) -> None:
     (photos / "empty.jpg").touch()
     (photos / "text.jpg").write_text("no photograph")
@@ -171,7 +185,7 @@ def test_draw_writes_a_picture_for_each_labeled_image(
 def test_the_table_is_the_default_and_reads_well(predict, photos: Path) -> None:
     answer = predict(photos / "chelsea.png", photos / "missing.png", "--topk", 1)
     first, best, error = answer.out.splitlines()
-    assert first == str(photos / "chelsea.png")
+    assert first.removesuffix("  (not sure)") == str(photos / "chelsea.png")
     percent, sign, label = best.split(maxsplit=2)
     assert 0 < float(percent) <= 100
     assert (sign, label in CLASSES) == ("%", True)
@@ -181,7 +195,9 @@ def test_the_table_is_the_default_and_reads_well(predict, photos: Path) -> None:
 def test_a_file_name_cannot_write_to_the_terminal(predict, photos: Path) -> None:
     path = photos / "\x1b[31mred\n.png"
     (photos / "chelsea.png").rename(path)
-    assert predict(path).out.splitlines()[0] == f"{photos}/\\x1b[31mred\\n.png"
+    assert (
+        predict(path, "--min-probability=0").out.splitlines()[0] == f"{photos}/\\x1b[31mred\\n.png"
+    )
 
 
 @pytest.mark.parametrize("layout", ["json", "csv", "table"])
