@@ -5,6 +5,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from splitattn.engines.engine import Engine
 from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.images.limits import Limits
 from splitattn.images.preprocess import load_pixels, normalize
+from splitattn.images.samples import sample_photographs
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
 from tests.cli.networks import CLASSES, PREPROCESSING, network, write_weights
@@ -250,3 +252,26 @@ def test_warming_up_changes_nothing(classifier: Classifier) -> None:
     classifier.engine.warm_up(2, classifier.preprocessing)
     assert classifier.predict(PHOTOGRAPHS[0]) == before
     assert classifier.engine.name.startswith("torch ")
+
+
+def test_an_image_whose_logits_are_not_finite_is_an_error_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classifier = Classifier(engine="onnxruntime")
+    run = classifier.engine.run
+
+    def faulty(*arguments: Any) -> Any:
+        logits = run(*arguments)
+        logits[1, 3] = np.inf
+        logits[2, 0] = np.nan
+        return logits
+
+    monkeypatch.setattr(classifier.engine, "run", faulty)
+    paths = [str(path) for path in sample_photographs()]
+    results = list(classifier.predict_stream(paths, topk=1))
+    for index in (1, 2):
+        assert isinstance(results[index], ImageError)
+        assert str(results[index]).startswith(f"{paths[index]}: the network gives NaN or infinite")
+    labels = [results[index][0].label for index in (0, 3, 4)]
+    monkeypatch.undo()
+    assert labels == [classifier.predict(paths[index], topk=1)[0].label for index in (0, 3, 4)]

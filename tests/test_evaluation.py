@@ -261,6 +261,10 @@ def test_right_guesses_and_broken_logits_are_no_mistakes(data: LabelledImages) -
     broken = run(Constant(math.nan, math.nan, math.nan), data, 4)
     assert broken.mistakes == ()
     assert math.isnan(broken.loss)
+    assert math.isnan(broken.top1)
+    assert broken.n == 0, "NaN is no guess, not even of the first class"
+    assert len(broken.problems) == len(data)
+    assert broken.problems[0].startswith(f"{data.names[0]}: the network gives NaN or infinite")
 
 
 def test_what_the_listener_raises_ends_the_measurement(

@@ -94,3 +94,9 @@ def test_an_exported_file_of_dynamic_size_takes_another_size(folder: Path, tmp_p
 def test_an_unknown_engine_fails_before_anything_is_read(folder: Path) -> None:
     with pytest.raises(InputError, match="engine must be one of"):
         open_network(weights=folder / "missing.safetensors", engine="steam")
+
+
+@pytest.mark.parametrize("device", ["gpu", "0", "cuda:x", ""])
+def test_what_is_no_device_is_refused_before_any_library_is_asked_for(device: str) -> None:
+    with pytest.raises(InputError, match=f"device '{device}' cannot be used: it must be auto, cpu"):
+        open_network(device=device)

@@ -1,6 +1,8 @@
 """From images to labels in two lines."""
 
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -8,10 +10,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from splitattn.engines.engine import softmax
+from splitattn.engines.engine import NOT_FINITE, finite, softmax
 from splitattn.errors import ImageError, InputError
 from splitattn.features import FeatureExtractor, Features
-from splitattn.images.decode import ImageSource
+from splitattn.images.decode import ImageSource, name_of
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.loading import Decoding, map_images
 from splitattn.images.preprocess import Pixels
@@ -161,15 +163,23 @@ class Classifier:
         if topk < 1:
             raise InputError(f"topk must be at least 1, got {topk}")
         topk = min(topk, len(self.classes))
-        return map_images(
+        names: deque[str] = deque()  # of the images that are read but not yet labelled
+
+        def noted() -> Iterator[ImageSource]:
+            for source in sources:
+                names.append(name_of(source))
+                yield source
+
+        results = map_images(
             lambda pixels: self._best(pixels, topk),
-            sources,
+            noted(),
             self.preprocessing,
             batch_size=batch_size,
             workers=workers,
             limits=self._limits,
             decoding=self._decoding,
         )
+        return _named(results, names)
 
     def features(self, images: ImageSource | list[Any] | tuple[Any, ...]) -> Features:
         """What the network gives its classifier: the mean over pixels of its last map.
@@ -202,14 +212,35 @@ class Classifier:
     def _extractor(self) -> FeatureExtractor:
         return self._make_extractor()
 
-    def _best(self, pixels_BCHW: Pixels, topk: int) -> list[list[Prediction]]:  # noqa: N803
-        probabilities = softmax(self.engine.run(pixels_BCHW, self.preprocessing))
+    def _best(
+        self,
+        pixels_BCHW: Pixels,  # noqa: N803
+        topk: int,
+    ) -> list[list[Prediction] | None]:
+        """The predictions for each image, or None where logits are not finite."""
+        logits = self.engine.run(pixels_BCHW, self.preprocessing)
+        usable = finite(logits)
+        probabilities = softmax(np.where(usable[:, None], logits, 0))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
         best = np.take_along_axis(probabilities, order, 1)
         return [
             [
                 Prediction(label=self.classes[index], index=index, probability=probability)
-                for index, probability in zip(*row, strict=True)
+                for index, probability in zip(indices, shares, strict=True)
             ]
-            for row in zip(order.tolist(), best.tolist(), strict=True)
+            if labelled
+            else None
+            for labelled, indices, shares in zip(
+                usable.tolist(), order.tolist(), best.tolist(), strict=True
+            )
         ]
+
+
+def _named(
+    results: Generator[list[Prediction] | ImageError | None, None, None], names: deque[str]
+) -> Generator[list[Prediction] | ImageError, None, None]:
+    """`results`, with an error that names the image where there is none."""
+    with closing(results):
+        for result in results:
+            name = names.popleft()
+            yield ImageError(f"{name}: {NOT_FINITE}") if result is None else result

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import compress, zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from splitattn import distributed
 from splitattn.data.eval_batches import EvalBatch, eval_batches
 from splitattn.data.labelled import LabelledImages
-from splitattn.engines.engine import Engine, softmax
-from splitattn.errors import DataError
+from splitattn.engines.engine import NOT_FINITE, Engine, finite, softmax
+from splitattn.errors import DataError, one_line
 from splitattn.preprocessing import Preprocessing
 
 Array = NDArray[Any]
@@ -51,9 +51,10 @@ class Evaluation:
         classes: names, by index.
         confusion: (C, C) counts; rows are labels, columns are first guesses.
         top5_by_class: (C,) images of each label that is among the five first guesses.
-        loss: mean cross-entropy, in nats.
+        loss: mean cross-entropy, in nats; NaN if the network gives NaN or infinite numbers.
         mistakes: the wrong first guesses of the highest probability, at most 24, highest first.
-        problems: a line for each image that could not be read; they are counted nowhere else.
+        problems: a line for each image that could not be read, or for which the network gives NaN
+            or infinite numbers; they are counted nowhere else.
         guesses: (N,) index of the first guess for each image of the data set; -1 where it could not
             be read.
     """
@@ -74,12 +75,12 @@ class Evaluation:
     @property
     def top1(self) -> float:
         """Images whose label is the first guess, in percent."""
-        return 100 * int(self.confusion.trace()) / self.n
+        return 100 * int(self.confusion.trace()) / self.n if self.n else math.nan
 
     @property
     def top5(self) -> float:
         """Images whose label is among the five first guesses, in percent."""
-        return 100 * int(self.top5_by_class.sum()) / self.n
+        return 100 * int(self.top5_by_class.sum()) / self.n if self.n else math.nan
 
     def by_class(self) -> list[tuple[str, int, float, float]]:
         """Name, images, top-1 and top-5 in percent of each class that has images."""
@@ -107,6 +108,8 @@ class Evaluation:
     def macro_f1(self) -> float:
         """Mean F1 of all classes that occur as labels or guesses, in percent."""
         occurs = self.confusion.sum(0) + self.confusion.sum(1) > 0
+        if not self.n:
+            return math.nan
         return float(np.mean([f1 for _, f1 in self.precision_and_f1()], where=occurs))
 
     def confusions(self) -> list[tuple[str, str, int]]:
@@ -193,9 +196,16 @@ def _measure(
     problems: list[tuple[str, ...]] = []
     first_guesses = np.full(len(data), -1, np.int64)
     for batch in batches:
-        problems.append(batch.problems)
+        done = len(batch.labels) + len(batch.problems)
+        logits = np.empty((0, classes))
         if len(batch.labels):
             logits = engine.run(batch.images, preprocessing).astype(np.float64)
+            broken = ~finite(logits)
+            if broken.any():
+                losses.append(math.nan)  # of the network, however few images show it
+                batch, logits = _without(batch, broken, data), logits[~broken]
+        problems.append(batch.problems)
+        if len(logits):
             losses.append(_cross_entropy(logits, batch.labels))
             guesses = np.argsort(-logits, axis=1, kind="stable")[:, :5]
             first_guesses[batch.indices] = guesses[:, 0]
@@ -207,10 +217,8 @@ def _measure(
                 for answer in answers:
                     on_answer(answer)
             wrong = (guesses[:, 0] != batch.labels).tolist()
-            # Logits that are NaN give no guess to be confident of.
-            confident = [a for a, w in zip(answers, wrong, strict=True) if w and a.probability >= 0]
-            mistakes = _worst(mistakes + confident)
-        on_images(len(batch.labels) + len(batch.problems), len(data))
+            mistakes = _worst([*mistakes, *compress(answers, wrong)])
+        on_images(done, len(data))
     return _Share(
         confusion=confusion,
         top5_by_class=top5_by_class,
@@ -218,6 +226,17 @@ def _measure(
         mistakes=mistakes,
         problems=problems,
         guesses=first_guesses,
+    )
+
+
+def _without(batch: EvalBatch, broken: NDArray[np.bool_], data: LabelledImages) -> EvalBatch:
+    """The images that are not `broken` (B,); the others become problems."""
+    names = (data.names[index] for index in batch.indices[broken].tolist())
+    return EvalBatch(
+        images=batch.images[~broken],
+        labels=batch.labels[~broken],
+        indices=batch.indices[~broken],
+        problems=(*batch.problems, *(one_line(f"{name}: {NOT_FINITE}") for name in names)),
     )
 
 
@@ -257,14 +276,15 @@ def _merged(classes: tuple[str, ...], shares: list[_Share]) -> Evaluation:
     turns = zip_longest(*(share.problems for share in shares), fillvalue=())
     problems = tuple(problem for turn in turns for batch in turn for problem in batch)
     confusion = np.sum([share.confusion for share in shares], axis=0)
-    if not confusion.any():
+    losses = [loss for share in shares for loss in share.losses]
+    if not losses:
         raise DataError(f"evaluation needs readable images, got none; the first: {problems[0]}")
     return Evaluation(
         classes=classes,
         confusion=confusion,
         top5_by_class=np.sum([share.top5_by_class for share in shares], axis=0),
         # A plain sum would depend on its order, and so on the number of processes.
-        loss=math.fsum(loss for share in shares for loss in share.losses) / int(confusion.sum()),
+        loss=math.fsum(losses) / max(int(confusion.sum()), 1),
         mistakes=tuple(_worst(mistake for share in shares for mistake in share.mistakes)),
         problems=problems,
         # Each image was measured in one process; in the others it is -1.

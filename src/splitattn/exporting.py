@@ -1,7 +1,7 @@
 """Networks as files for other engines. A file appears only if it computes what the network does."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from splitattn.environment import describe
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import replacing
 from splitattn.graph.reference import Reference
-from splitattn.images.preprocess import normalize
+from splitattn.images.preprocess import Pixels, normalize
 from splitattn.libraries import require
 from splitattn.opening import TrainedNetwork, open_exported, open_weights
 from splitattn.preprocessing import Preprocessing
@@ -112,6 +112,7 @@ def export(
     workers: int | None = None,
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
     """Write a network for another engine, and compare the file with the network on photographs.
 
@@ -135,7 +136,8 @@ def export(
             OpenCV 4.8 read.
         workers: threads that decode images; None chooses from the number of processors.
         progress: follows the download of weights, if there is one.
-        on_images: told how many more validation images are done, of how many in all.
+        on_images: told how many more images are done, of how many in this step.
+        on_step: told what is done next.
 
     Raises:
         InputError: an argument is wrong, a library is missing, or the file cannot be written.
@@ -163,6 +165,7 @@ def export(
         opset=opset,
         workers=workers,
         on_images=on_images,
+        on_step=on_step,
     )
 
 
@@ -178,6 +181,7 @@ def export_network(
     opset: int | None = None,
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
     """As `export`, for a network that is open."""
     row = check_arguments(
@@ -194,21 +198,27 @@ def export_network(
         if calibration is None
         else calibration_images(calibration)
     )
+    pixels: Sequence[Pixels] = ()
+    if precision == "int8":
+        on_step("reading calibration images")
+        pixels = sampled(
+            images, preprocessing, _CALIBRATION_IMAGES, workers=workers, on_images=on_images
+        )
     settings = FileSettings(
         metadata=network.metadata,
         precision=precision,
         batch=batch_size,
         dynamic_size=dynamic_size,
         opset=opset,
-        calibration=(
-            sampled(images, preprocessing, _CALIBRATION_IMAGES) if precision == "int8" else ()
-        ),
+        calibration=pixels,
     )
     with _appearing(path) as made:
+        on_step("quantizing, about a minute" if precision == "int8" else "writing")
         row.load_file_module().write(network.fold(row.form), made, settings)
         candidate = _reopened(row, made)
         agreement = None
         if calibration is not None and precision == "int8":
+            on_step("comparing labels")
             data, labelled = comparison_images(calibration, network.metadata.classes)
             agreement = compare(
                 network.load("onnxruntime", "cpu"),
@@ -219,6 +229,7 @@ def export_network(
                 workers=workers,
                 on_images=on_images,
             )
+        on_step("comparing probabilities")
         report = ExportReport(
             path=path,
             model=network.metadata.model,
@@ -277,10 +288,10 @@ def check_arguments(
     if opset is not None and (opset not in row.opsets or opset < lowest):
         first = max(row.opsets[0], lowest)
         raise InputError(f"opset must be {first} to {row.opsets[-1]} for {precision}, got {opset}")
-    weights = path.with_suffix(".bin")
-    if row.format == "openvino" and weights.exists() and not path.exists():
+    beside = row.beside and path.with_suffix(row.beside)
+    if beside and beside.exists() and not path.exists():
         raise InputError(
-            f"the weights of {path.name} would replace {weights}, which belongs to something else: "
+            f"the weights of {path.name} would replace {beside}, which belongs to something else: "
             "choose another name, or remove that file"
         )
     require(f"format {row.format}", *row.libraries, *row.precisions[precision])
@@ -359,7 +370,7 @@ def _appearing(path: Path) -> Iterator[Path]:
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             yield Path(folder) / path.name
             files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
-            if path.with_suffix(".bin") in [path.with_name(file.name) for file in files]:
+            if len({file.stem for file in files}) < len(files):
                 path.unlink(missing_ok=True)
             for file in files:
                 with replacing(path.with_name(file.name)) as temporary:

@@ -31,7 +31,10 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the system refuses to write, `path` is a pipe, device or socket, or something took
             the temporary file's place.
     """
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except RuntimeError as error:  # what Python before 3.13 makes of a loop of links
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, _NO_FILE, str(path))
     temporary = path.with_name(f".splitattn-{secrets.token_hex(16)}.tmp")

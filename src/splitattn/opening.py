@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from splitattn.architectures import Architecture, architecture
 from splitattn.engines.engine import Engine
-from splitattn.engines.table import EngineRow, fastest_engine, file_engine, find_engine
+from splitattn.engines.table import (
+    EngineRow,
+    check_device,
+    fastest_engine,
+    file_engine,
+    find_engine,
+)
 from splitattn.errors import InputError, WeightsError
 from splitattn.graph.folding import FoldedNetwork, Form, fold
 from splitattn.graph.reference import Reference
@@ -128,6 +134,7 @@ def open_network(
         InputError: there is no such model, engine or device, or a library is missing.
         WeightsError: the weights cannot be found, verified or matched to the model.
     """
+    check_device(device)
     if engine != "auto":
         find_engine(engine)  # wrong names fail before anything is downloaded
     if weights is not None and (row := file_engine(weights)):

@@ -1,4 +1,5 @@
 import csv
+import errno
 import io
 import json
 import os
@@ -315,3 +316,87 @@ def test_results_stream_and_a_closed_pipe_ends_quietly(weights: Path, tmp_path: 
         process.stdin.close()
         assert process.wait(60) != 0
         assert process.stderr.read() == ""
+
+
+def test_cells_are_text_that_a_spreadsheet_does_not_run(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = photos / "=1+2\r\x1b[2J.png"
+    (photos / "chelsea.png").rename(path)
+    monkeypatch.chdir(photos)
+    answer = predict(path.name, photos / "missing.png", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(answer.out, newline="")))
+    assert {row["path"] for row in rows} == {
+        r"'=1+2\r\x1b[2J.png",
+        str(photos / "missing.png"),
+    }
+    assert all(line.isprintable() for line in answer.out.splitlines())
+
+
+def piped(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))
+
+
+def test_a_picture_on_stdin_is_labelled(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = photos / "more" / "astronaut.jpg"
+    monkeypatch.setattr(sys, "stdin", piped(path.read_bytes()))
+    answer = predict("-", path, "--format", "json")
+    assert answer.status == 0
+    first, second = answer.lines
+    assert (first.pop("path"), second.pop("path")) == ("-", str(path))
+    assert first == second
+
+
+def test_names_that_begin_like_a_picture_are_names(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    names = ["BMW.png", "RIFF.png", "GIF89.png"]
+    for name in names:
+        Path(name).write_bytes(Path("coffee.png").read_bytes())
+    monkeypatch.setattr(sys, "stdin", piped("\n".join(names).encode()))
+    answer = predict("-", "--format", "json")
+    assert [line["path"] for line in answer.lines] == names
+
+
+@pytest.mark.parametrize("stdin", [None, b""], ids=["closed", "empty"])
+def test_nothing_on_stdin_is_one_line(
+    predict, stdin: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin if stdin is None else piped(stdin))
+    answer = predict("-")
+    assert (answer.status, answer.err) == (
+        2,
+        "error: predict needs images, got none: stdin is empty or closed\n",
+    )
+
+
+class Full(io.StringIO):
+    """A stream on a full disk."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_is_written_whatever_the_streams_are(
+    predict, stream: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "labels.json"
+    for broken in (None, Full()):
+        monkeypatch.setattr(sys, stream, broken)
+        predict(photos / "coffee.png", tmp_path / "none.png", "--output", output)
+        assert len(output.read_text().splitlines()) == 2
+        output.unlink()
+        monkeypatch.undo()
+
+
+def test_results_that_a_stream_does_not_take_are_one_line(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    answer = predict(photos / "coffee.png")
+    assert answer.status == 2
+    assert answer.err.startswith("error: cannot read or write the results or a file: the stream is")

@@ -231,6 +231,9 @@ def test_a_missing_library_is_one_line_with_the_command(
         ("openvino", "cuda", "engine openvino runs on cpu, got device 'cuda'"),
         ("onnxruntime", "mps", "engine onnxruntime runs on cpu, .*, got device 'mps'"),
         ("torch", "tpu9000", "device 'tpu9000' cannot be used"),
+        ("torch", "gpu", "device 'gpu' cannot be used: .*; did you mean 'cuda'"),
+        ("torch", "1", "device '1' cannot be used: it must be auto, .*did you mean 'cuda:1'"),
+        ("torch", "xpu:a", "device 'xpu:a' cannot be used: it must be"),
     ],
 )
 def test_an_engine_that_does_not_run_there_is_one_line(

@@ -79,43 +79,43 @@ _OPEN_VINO_OPERATIONS = (
 
 
 @cache
-def seeds(engine: str) -> tuple[bytes, ...]:
-    """Files of the smallest networks that have everything."""
+def seed(engine: str, radix: int, precision: str, dynamic: bool) -> bytes:
+    """A file of the smallest network that has everything."""
     row = find_engine(engine)
-    found = []
     pixels = list(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), np.uint8))
-    for radix, precision, dynamic in ((2, "fp32", True), (4, "fp16", False), (2, "int8", False)):
-        shape = Architecture(layers=(1, 1, 1, 1), radix=radix, planes=4, stem_width=4)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = ResNeSt(shape, num_classes=3).eval()
-            randomize_norms(model)
-        network = TrainedNetwork(
-            architecture=shape,
-            tensors={key: value.numpy() for key, value in model.state_dict().items()},
-            metadata=METADATA,
-            weights="none",
+    shape = Architecture(layers=(1, 1, 1, 1), radix=radix, planes=4, stem_width=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResNeSt(shape, num_classes=3).eval()
+        randomize_norms(model)
+    network = TrainedNetwork(
+        architecture=shape,
+        tensors={key: value.numpy() for key, value in model.state_dict().items()},
+        metadata=METADATA,
+        weights="none",
+    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"net{row.suffix}"
+        settings = FileSettings(
+            metadata=METADATA, precision=precision, dynamic_size=dynamic, calibration=pixels
         )
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / f"net{row.suffix}"
-            settings = FileSettings(
-                metadata=METADATA, precision=precision, dynamic_size=dynamic, calibration=pixels
-            )
-            row.load_file_module().write(network.fold(row.form), path, settings)
-            found.append(b"".join(file.read_bytes() for file in (path, *_beside(path))))
-    return tuple(found)
+        row.load_file_module().write(network.fold(row.form), path, settings)
+        return b"".join(file.read_bytes() for file in (path, *_beside(path)))
 
 
 def _beside(path: Path) -> list[Path]:
     return [path.with_suffix(".bin")] if path.suffix == ".xml" else []
 
 
+_SEEDS = ((2, "fp32", True), (4, "fp16", False), (2, "int8", False))
+
+
 def onnx_seeds() -> list[bytes]:
-    return list(seeds("onnxruntime"))
+    return [seed("onnxruntime", *kind) for kind in _SEEDS]
 
 
 def open_vino_seeds() -> list[bytes]:
-    return list(seeds("openvino"))
+    return [seed("openvino", *kind) for kind in _SEEDS]
 
 
 def read_onnx(content: bytes, folder: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from splitattn.cli import bench, data, evaluate, export, features, models, predict, train, weights
-from splitattn.errors import InputError
+from splitattn.cli.output import discard_unwritten, replace_closed_streams, say
+from splitattn.errors import InputError, one_line
 
 app = typer.Typer(
     name="splitattn",
@@ -69,11 +70,22 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     # Of damaged pictures, for each of thousands of tags. What cannot be read is an error anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
+    replace_closed_streams()
     try:
         app([argument for argument in arguments if argument != "--debug"])
-    except InputError as error:
+    except (InputError, OSError) as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
+        fault = error if isinstance(error, InputError) else _system_fault(error)
+        say(f"error: {fault}")
+        if isinstance(error, OSError):
+            discard_unwritten()
         sys.exit(2)
+
+
+def _system_fault(error: OSError) -> str:
+    """What the system refused: a full disk, a stream that is closed."""
+    where = f" {error.filename}" if error.filename else " the results or a file"
+    reason = error.strerror or "the stream is closed"
+    return one_line(f"cannot read or write{where}: {reason}; free space, or choose another place")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from itertools import compress
 from pathlib import Path
@@ -57,9 +56,11 @@ def evaluate(
 
     Exit status 1 if some images could not be read; the others are measured all the same.
     """
-    from splitattn.cli.output import check_output, write_output
-    from splitattn.cli.progress import counting, downloading
-    from splitattn.workflows import evaluate as measure
+    from splitattn.cli.output import check_output, json_line, say, write_output
+    from splitattn.cli.progress import counting, downloading, starting
+
+    with starting("starting"):
+        from splitattn.workflows import evaluate as measure
 
     check_output(output)
     check_output(answers)
@@ -84,22 +85,25 @@ def evaluate(
     if answers:
         write_output(_as_csv(given), answers)
     if as_json or output:
-        write_output(json.dumps(_as_dict(measured)) + "\n", output)
+        write_output(json_line(_as_dict(measured)), output)
     if not as_json:
         _print_tables(measured)
     for problem in measured.problems:
-        typer.echo(f"error: {problem}", err=True)
+        say(f"error: {problem}")
     if measured.problems:
         raise typer.Exit(1)
 
 
 def _as_csv(answers: "list[Answer]") -> str:
     """A line for each image: its name, its label, the first guess and that one's probability."""
+    from splitattn.cli.output import csv_cell
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "label", "guess", "probability"))
     for answer in answers:
-        writer.writerow((answer.name, answer.label, answer.guess, f"{answer.probability:.6f}"))
+        names = map(csv_cell, (answer.name, answer.label, answer.guess))
+        writer.writerow((*names, f"{answer.probability:.6f}"))
     return text.getvalue()
 
 

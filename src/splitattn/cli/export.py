@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from splitattn.cli.options import Model, Weights, Workers
+from splitattn.cli.output import say
 from splitattn.engines.table import formats
 
 _ENDINGS = ", ".join(f"{row.suffix} ({name})" for name, row in formats().items())
@@ -25,7 +26,7 @@ def export(
     output: Annotated[Path, typer.Argument(metavar="OUT", help=f"The file: {_ENDINGS}.")],
     model: Model = None,
     weights: Weights = None,
-    layout: Annotated[
+    format: Annotated[
         str | None,
         typer.Option("--format", help=f"{', '.join(formats())}. [default: by the ending of OUT]"),
     ] = None,
@@ -53,20 +54,22 @@ def export(
     The file is compared with the network on photographs first. If it differs, the exit status is 1
     and there is no file.
     """
-    from splitattn.cli.progress import counting, downloading
-    from splitattn.exporting import ExportError
-    from splitattn.exporting import export as write
+    from splitattn.cli.progress import downloading, exporting, starting
+
+    with starting("starting"):
+        from splitattn.exporting import ExportError
+        from splitattn.exporting import export as write
 
     try:
         with (
             downloading() as progress,
-            counting(shown=precision is Precision.INT8 and sys.stderr.isatty()) as advance,
+            exporting(shown=sys.stderr.isatty()) as (on_step, on_images),
         ):
             report = write(
                 output,
                 model=model,
                 weights=weights,
-                format=layout,
+                format=format,
                 precision=precision.value,
                 calibration=calibration,
                 batch_size=batch_size,
@@ -74,10 +77,11 @@ def export(
                 opset=opset,
                 workers=workers,
                 progress=progress,
-                on_images=advance,
+                on_images=on_images,
+                on_step=on_step,
             )
     except ExportError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}")
         raise typer.Exit(1) from error
     typer.echo(report.parity)
     if report.agreement:

@@ -24,13 +24,13 @@ def models(
     name_column = Column("model", no_wrap=True)
     table = Table(name_column, "layers", "splits", box=None, pad_edge=False)
     table.add_column("parameters", justify="right")
-    table.add_column("weights")
-    table.add_column("top-1 %", justify="right")
+    table.add_column("weights", no_wrap=True)
+    table.add_column("top-1", justify="right")
     for name, architecture in ARCHITECTURES.items():
         weights = entries(name)
         table.add_row(
             name,
-            ", ".join(str(depth) for depth in architecture.layers),
+            ",".join(str(depth) for depth in architecture.layers),
             f"{architecture.radix}s{architecture.cardinality}x{architecture.bottleneck_width}d",
             f"{_parameters(name):,}",
             ", ".join(entry.tag for entry in weights),
@@ -39,7 +39,7 @@ def models(
     Console().print(table)
     typer.echo(
         "\nsplits: radix s cardinality x bottleneck width d. "
-        "top-1: ImageNet-1k, as published with the weights."
+        "top-1: % on ImageNet-1k, as published with the weights."
     )
 
 

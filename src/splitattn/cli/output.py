@@ -1,14 +1,17 @@
 """Where results go: to a file that appears whole, or to stdout."""
 
 import io
+import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, cast
 
-from splitattn.errors import InputError
+from splitattn.errors import InputError, one_line
 from splitattn.files import is_file
 
 
@@ -53,6 +56,61 @@ def write_output(text: str, output: Path | None) -> None:
     """
     with writing(output) as write:
         write(text)
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, if it takes any: nobody's results depend on it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def replace_closed_streams() -> None:
+    """Give a process that began without stdin, stdout or stderr an empty one.
+
+    Reading from it gives nothing. Writing results to it is an `OSError`; messages are lost.
+    """
+    sys.stdin = sys.stdin or _nothing("r")
+    sys.stdout = sys.stdout or _nothing("r")
+    sys.stderr = sys.stderr or _nothing("w")
+
+
+@cache
+def _nothing(mode: str) -> TextIO:
+    """An empty file for the rest of the process."""
+    return cast("TextIO", Path(os.devnull).open(mode, encoding="utf-8"))
+
+
+def discard_unwritten() -> None:
+    """Forget what stdout could not take; else Python complains of it once more at the end."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def csv_cell(value: object) -> object:
+    """`value` as a cell of a CSV file that a spreadsheet will not run.
+
+    Text is one line of printable characters. What a spreadsheet would take for a formula gets an
+    apostrophe in front, as OWASP advises.
+    """
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def json_line(value: object) -> str:
+    """`value` as one line of JSON, with null for what is no number."""
+    return json.dumps(_nullified(value), allow_nan=False) + "\n"
+
+
+def _nullified(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nullified(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nullified(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def reconfigure(stream: TextIO, *, errors: str) -> None:

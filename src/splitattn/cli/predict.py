@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ import typer
 
 from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, Output, Weights, WhiteLevel, Workers
-from splitattn.cli.output import check_output, reconfigure, writing
+from splitattn.cli.output import check_output, csv_cell, json_line, reconfigure, say, writing
 from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Decoding(StrEnum):
 def predict(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(help="Files, folders, globs, URLs, or - for a list on stdin."),
+        typer.Argument(help="Files, folders, globs, URLs, or - for a list or a picture on stdin."),
     ] = None,
     model: Model = None,
     weights: Weights = None,
@@ -81,7 +80,7 @@ def predict(
         ),
     ] = Decoding.FAST,
     white_level: WhiteLevel = None,
-    layout: Annotated[
+    format: Annotated[
         Format | None,
         typer.Option(
             "--format",
@@ -100,13 +99,14 @@ def predict(
             "predict needs images, got none; name files, folders, globs or URLs, or - for stdin"
         )
     check_output(output)
-    if layout is None:
-        layout = _BY_ENDING.get(output.suffix.lower() if output else "", Format.TABLE)
-    from splitattn.classifier import Classifier
-    from splitattn.cli.progress import counting, downloading
-    from splitattn.images.paths import expand, passed_over_text
+    if format is None:
+        format = _BY_ENDING.get(output.suffix.lower() if output else "", Format.TABLE)
+    from splitattn.cli.progress import counting, downloading, starting
 
-    with downloading() as progress:
+    with starting("opening the network"), downloading() as progress:
+        from splitattn.classifier import Classifier
+        from splitattn.images.paths import expand, passed_over_text
+
         classifier = Classifier(
             model,
             weights,
@@ -116,19 +116,20 @@ def predict(
             white_level=white_level,
             progress=progress,
         )
-    # File names need not be text: they come in as the system gives them and leave escaped.
-    reconfigure(sys.stdin, errors="surrogateescape")
+    picture = _picture_on_stdin() if "-" in paths else None
+    listed = sys.stdin if picture is None else ("-",)
     watched = sys.stderr.isatty()
     total = sum(1 for _ in expand(paths)) if watched and "-" not in paths else None
     passed_over: Counter[str] = Counter()
     own = classifier.preprocessing.white_level
     pictures = None if draw is None else Pictures(draw, white_level=own)
-    names, sources = tee(expand(paths, sys.stdin, passed_over))
+    names, named = tee(expand(paths, listed, passed_over))
+    sources = (picture if name == "-" and picture is not None else name for name in named)
     results = classifier.predict_stream(sources, topk=topk, batch_size=batch_size, workers=workers)
-    write_as = partial(_table, min_probability) if layout is Format.TABLE else _WRITERS[layout]
+    write_as = partial(_table, min_probability) if format is Format.TABLE else _WRITERS[format]
     done = failed = 0
     with closing(results), writing(output) as write, counting(shown=watched) as count:
-        if layout is Format.CSV:
+        if format is Format.CSV:
             write(_csv_lines([_CSV_HEADER]))
         for name, result in zip(names, results, strict=True):
             write(write_as(name, result, classifier))
@@ -141,10 +142,35 @@ def predict(
             failed += isinstance(result, ImageError)
             count(1, total)
     if passed_over:
-        typer.echo(f"warning: {passed_over_text(passed_over)}", err=True)
+        say(f"warning: {passed_over_text(passed_over)}")
+    if not done:
+        raise InputError("predict needs images, got none: stdin is empty or closed")
     if failed:
-        typer.echo(f"{failed} of {done} inputs could not be labelled", err=True)
+        say(f"{failed} of {done} inputs could not be labelled")
         raise typer.Exit(1)
+
+
+# How JPEG, PNG, GIF, TIFF, BMP and WebP begin, and JPEG 2000, AVIF and HEIC after four bytes.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"RIFF")
+_LATER_SIGNATURES = (b"jP  ", b"ftyp")
+
+
+def _picture_on_stdin() -> bytes | None:
+    """The bytes of a picture that is piped in, or None if stdin gives a list of names."""
+    # File names need not be text: they come in as the system gives them and leave escaped.
+    reconfigure(sys.stdin, errors="surrogateescape")
+    stream = getattr(sys.stdin, "buffer", None)
+    start = stream.peek(12)[:12] if isinstance(stream, io.BufferedReader) else b""
+    binary = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
+    # "BM" and others are letters too, but a picture goes on with what is in no name.
+    first_line = start.partition(b"\n")[0].rstrip(b"\r")
+    if not binary or (first_line.isascii() and first_line.decode().isprintable()):
+        return None
+    from splitattn.images.limits import DEFAULT_LIMITS
+
+    assert stream is not None
+    content: bytes = stream.read(DEFAULT_LIMITS.max_bytes + 1)
+    return content
 
 
 def _table(min_probability: float, name: str, result: "Result", _: "Classifier") -> str:
@@ -163,7 +189,7 @@ def _json(name: str, result: "Result", classifier: "Classifier") -> str:
         line["predictions"] = [asdict(prediction) for prediction in result]
         line["model"] = classifier.model
         line["weights"] = classifier.weights
-    return json.dumps(line) + "\n"
+    return json_line(line)
 
 
 def _csv(name: str, result: "Result", classifier: "Classifier") -> str:
@@ -178,7 +204,7 @@ def _csv(name: str, result: "Result", classifier: "Classifier") -> str:
 
 def _csv_lines(rows: Iterable[tuple[object, ...]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
     return text.getvalue()
 
 

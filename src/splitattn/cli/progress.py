@@ -101,6 +101,44 @@ def counting(*, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
 
 
 @contextmanager
+def starting(what: str) -> Iterator[None]:
+    """A word on a terminal, at once, for as long as the block takes."""
+    shown = sys.stderr.isatty()
+    if shown:
+        sys.stderr.write(f"{what} ...")
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
+@contextmanager
+def exporting(*, shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """What is being done, and a bar where images are counted: for `export`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not shown,
+    )
+    task = bar.add_task("opening the network", total=None)
+    with bar:
+        yield (
+            lambda step: bar.reset(task, total=None, description=step),
+            lambda more, total: bar.update(task, advance=more, total=total),
+        )
+
+
+@contextmanager
 def downloading() -> Iterator["Download"]:
     """A bar that appears once something is downloaded, with speed and time left."""
     if not sys.stderr.isatty():

@@ -30,9 +30,9 @@ def weights(
         typer.echo(json.dumps([_row(entry) for entry in entries()], indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("weights", box=None, pad_edge=False)
+    table = Table(Column("weights", no_wrap=True), box=None, pad_edge=False)
     for column in ("input", "published", "measured"):
         table.add_column(column, justify="right")
     table.add_column("where")

@@ -3,7 +3,10 @@
 import logging
 import random
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +18,8 @@ from splitattn.data.splits import MissingSplitError
 from splitattn.errors import DataError, ImageError
 from splitattn.files import is_folder
 from splitattn.images.decode import RGB, decode
+from splitattn.images.loading import load_batches
 from splitattn.images.paths import images_below, passed_over_text
-from splitattn.images.preprocess import load_pixels
 from splitattn.images.samples import sample_photographs
 from splitattn.preprocessing import Preprocessing
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SEED = 0
+_AT_ONCE = 16
 
 
 def calibration_images(data: str) -> LabelledImages:
@@ -82,22 +86,44 @@ def package_photographs(channels: int) -> LabelledImages:
     return replace(photographs, images=[np.asarray(decode(path))[..., order] for path in paths])
 
 
-def sampled(data: LabelledImages, preprocessing: Preprocessing, count: int) -> "list[Pixels]":
+def sampled(
+    data: LabelledImages,
+    preprocessing: Preprocessing,
+    count: int,
+    *,
+    workers: int | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+) -> "list[Pixels]":
     """Up to `count` readable images, always the same ones, as `load_pixels` gives them.
+
+    Args:
+        workers: threads that decode images; None chooses from the number of processors.
+        on_images: told how many more images are read, of how many in all.
 
     Raises:
         DataError: none of them can be read.
     """
     order = random.Random(_SEED).sample(range(len(data)), len(data))
+    count = min(count, len(data))
+    batches = load_batches(
+        (partial(data.images.__getitem__, index) for index in order),
+        preprocessing,
+        batch_size=min(count, _AT_ONCE),
+        workers=workers,
+        names=(data.names[index] for index in order),
+    )
     pixels: list[Pixels] = []
     problem = ""
-    for index in order:
-        if len(pixels) == count:
-            break
-        try:
-            pixels.append(load_pixels(data.images[index], preprocessing, name=data.names[index]))
-        except ImageError as error:
-            problem = problem or str(error)
+    with closing(batches):
+        for batch in batches:
+            usable = [item for item in batch if not isinstance(item, ImageError)]
+            faults = (str(item) for item in batch if isinstance(item, ImageError))
+            problem = problem or next(faults, "")
+            more = usable[: count - len(pixels)]
+            pixels += more
+            on_images(len(more), count)
+            if len(pixels) == count:
+                break
     if not pixels:
         raise DataError(f"calibration needs readable images, got none; the first: {problem}")
     return pixels

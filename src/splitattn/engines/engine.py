@@ -92,10 +92,30 @@ class FileSettings:
         """Height and width of the images, or None for any."""
         return None if self.dynamic_size else self.metadata.preprocessing.size
 
-    def calibration_images(self) -> list[Images]:
-        """The calibration images (1, C, H, W), normalized."""
-        preprocessing = self.metadata.preprocessing
-        return [normalize(pixels[None], preprocessing) for pixels in self.calibration]
+    def calibration_images(self) -> Sequence[Images]:
+        """The calibration images (1, C, H, W), normalized one by one as they are asked for."""
+        return _Normalized(self.calibration, self.metadata.preprocessing)
+
+
+class _Normalized(Sequence[Images]):
+    def __init__(self, pixels: Sequence[Pixels], preprocessing: Preprocessing) -> None:
+        self._pixels = pixels
+        self._preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: Any) -> Any:
+        return normalize(self._pixels[index][None], self._preprocessing)
+
+
+NOT_FINITE = "the network gives NaN or infinite numbers for it; verify the weights, or use fp32"
+
+
+def finite(logits: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which images have logits (B, classes) that are all finite numbers: (B,)."""
+    out: NDArray[np.bool_] = np.isfinite(logits).all(1)
+    return out
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:

@@ -4,7 +4,7 @@ The library `onnx` is imported only where a model is written or a file is checke
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,7 @@ def open_file(
     return OnnxEngine(path, device=device), metadata
 
 
-def quantize(model: Any, images: list[Images], *, floats: list[str]) -> Any:
+def quantize(model: Any, images: Sequence[Images], *, floats: list[str]) -> Any:
     """`model` in eight bits, as pairs of QuantizeLinear and DequantizeLinear.
 
     Weights are rounded per output channel, activations per tensor.

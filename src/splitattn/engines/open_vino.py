@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -120,7 +121,7 @@ def save(model: "ov.Model", path: Path, *, half: bool = False) -> None:
     ov.save_model(model, path, compress_to_fp16=half)
 
 
-def quantize(model: "ov.Model", images: list[Images], *, floats: list[str]) -> "ov.Model":
+def quantize(model: "ov.Model", images: Sequence[Images], *, floats: list[str]) -> "ov.Model":
     """`model` in eight bits, by NNCF.
 
     Args:

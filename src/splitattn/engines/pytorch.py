@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from splitattn.data.normalization import normalize
 from splitattn.engines.engine import Engine, FileSettings, Images, Logits
+from splitattn.engines.table import check_device
 from splitattn.errors import InputError, WeightsError
 from splitattn.images.preprocess import Pixels
 from splitattn.nn.fusion import FusedResNeSt
@@ -155,6 +156,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         InputError: there is no such device.
     """
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -77,6 +77,7 @@ class EngineRow:
         best_on: kinds of device on which "auto" takes it. Earlier rows come first.
         format: what `export --format` calls its files; None if it has none.
         suffix: the ending of these files.
+        beside: the ending of a second file that belongs to each of them; None if there is none.
         precisions: of these files, each with the libraries that writing it needs besides.
         opsets: versions of the ONNX operators that these files may have.
     """
@@ -89,6 +90,7 @@ class EngineRow:
     best_on: tuple[str, ...] = ()
     format: str | None = None
     suffix: str | None = None
+    beside: str | None = None
     precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     opsets: Sequence[int] = ()
 
@@ -128,6 +130,7 @@ ENGINES: tuple[EngineRow, ...] = (
         best_on=("cpu",),
         format="openvino",
         suffix=".xml",
+        beside=".bin",
         precisions={"fp32": (), "fp16": (), "int8": ("nncf",)},
     ),
     EngineRow(
@@ -170,6 +173,28 @@ def find_engine(name: str) -> EngineRow:
     names = engine_names()
     raise InputError(
         f"engine must be one of {', '.join(names)}, got {name!r:.60}{nearest(name, names)}"
+    )
+
+
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
+
+def check_device(device: str) -> None:
+    """Raise unless `device` can be the name of one, whether or not it is there.
+
+    Raises:
+        InputError: it cannot.
+    """
+    kind, _, index = device.partition(":")
+    if kind in _DEVICES and (device == kind or index.isdecimal()):
+        return
+    if device.isdecimal():
+        hint = f"; did you mean 'cuda:{device}'?"
+    else:
+        hint = "; did you mean 'cuda'?" if kind.lower() in ("gpu", "nvidia") else ""
+    raise InputError(
+        f"device {device!r:.60} cannot be used: it must be {', '.join(_DEVICES)} or cuda:NUMBER"
+        f"{hint}"
     )
 
 

@@ -200,7 +200,7 @@ def decode_as(
 
 @contextmanager
 def _named(source: ImageSource, name: str | None) -> Iterator[str]:
-    called = name or _name(source)
+    called = name or name_of(source)
     try:
         yield called
     except ImageError as error:
@@ -253,7 +253,8 @@ def _whole(pixels: Image.Image | Raster) -> _Decoded:
     return _Decoded(pixels=pixels, whole=pixels.size)
 
 
-def _name(source: ImageSource) -> str:
+def name_of(source: ImageSource) -> str:
+    """What errors call an image: its path, or what kind of object it is."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, Image.Image):
