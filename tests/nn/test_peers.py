@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 
 from splitattn.architectures import ARCHITECTURES, TIMM_NAMES, Architecture
+from splitattn.errors import InputError
 from splitattn.nn.resnest import ResNeSt
 from splitattn.nn.split_attention import SplitAttention2d
 
@@ -95,3 +96,29 @@ def test_radix_one_gates_like_squeeze_and_excitation() -> None:
         model(images(2, 65, 97))
     assert len(gates) == 4
     assert all(gate.shape[1] == block.conv.out_channels for block, gate in gates.items())
+
+
+def test_code_written_for_timms_networks_finds_its_methods() -> None:
+    ours = ResNeSt(ARCHITECTURES["resnest14"], num_classes=7).eval()
+    theirs = timm.create_model(TIMM_NAMES["resnest14"], pretrained=False, num_classes=7).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = images(2, 64, 64)
+    for network in (ours, theirs):
+        assert network.num_features == 2048
+        assert network.get_classifier() is network.fc
+        network.set_grad_checkpointing()
+    assert ours.gradient_checkpointing
+    with torch.no_grad():
+        maps = ours.forward_features(x)
+        for arguments in ({}, {"pre_logits": True}):
+            found = ours.forward_head(maps, **arguments)
+            expected = theirs.forward_head(theirs.forward_features(x), **arguments)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        for classes, width in ((3, 3), (0, 2048), (5, 5)):
+            for network in (ours, theirs):
+                network.reset_classifier(classes)
+                assert network.num_classes == classes
+                assert network(x).shape == (2, width)
+    assert ours.fc.weight.detach().std() == pytest.approx((2 / 2048) ** 0.5, rel=0.1)
+    with pytest.raises(InputError, match="num_classes must be 0 or more, got -1"):
+        ours.reset_classifier(-1)

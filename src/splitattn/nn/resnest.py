@@ -307,6 +307,36 @@ class ResNeSt(Staged):
         for block in blocks:
             block.probability.fill_(probability)
 
+    @property
+    def num_features(self) -> int:
+        """Channels of the last stage: the inputs of the classifier."""
+        return self.architecture.stage_channels[-1]
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer; an identity if the network returns pooled features."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new one, at random; 0 returns the pooled features instead.
+
+        Raises:
+            InputError: `num_classes` is less than 0.
+        """
+        if num_classes < 0:
+            raise InputError(f"num_classes must be 0 or more, got {num_classes}")
+        self.num_classes = num_classes
+        self.fc = nn.Identity()
+        if num_classes:
+            like = self.bn1.weight
+            fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            nn.init.kaiming_normal_(fc.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(fc.bias)
+            self.fc = fc
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Set `gradient_checkpointing`, under timm's name."""
+        self.gradient_checkpointing = enable
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) images to the last stage's (B, C, H / stride, W / stride) map."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -314,10 +344,17 @@ class ResNeSt(Staged):
             x = stage(x)
         return x
 
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last stage's map to (B, num_classes) logits.
+
+        Args:
+            pre_logits: return what the classifier takes, (B, num_features), instead.
+        """
+        features: Tensor = self.drop(self.avgpool(x).flatten(1))
+        return features if pre_logits else self.fc(features)
+
     def forward(self, x: Tensor) -> Tensor:
-        features = self.avgpool(self.forward_features(x)).flatten(1)
-        logits: Tensor = self.fc(self.drop(features))
-        return logits
+        return self.forward_head(self.forward_features(x))
 
 
 def _stem(in_chans: int, architecture: Architecture) -> nn.Module:
