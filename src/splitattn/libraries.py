@@ -10,7 +10,11 @@ from splitattn.errors import InputError
 
 # What to install for a library, where that is more than the library. No index has splitattn, so an
 # extra of it would not work for everyone.
-_PACKAGES = {"torch": "torch torchvision"}
+_PACKAGES = {
+    "faster_coco_eval": "faster-coco-eval",
+    "torch": "torch torchvision",
+    "yaml": "PyYAML",
+}
 _TELEMETRY = "openvino_telemetry"
 
 

@@ -76,6 +76,8 @@ RGB = 3
 _LARGE = 500_000
 
 _WHITE = (255, 255, 255, 255)
+# EXIF's orientations whose width is the upright image's height.
+_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,22 @@ def decode_as(
     if channels == RGB:
         return decode(source, name=name, white_level=white_level)
     return decode_planes(source, channels, name=name, white_level=white_level)
+
+
+def read_size(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Width and height of the image that `decode` makes of a file. Only its header is decoded.
+
+    Raises:
+        ImageError: the file is not an image, or is over a limit.
+    """
+    with _named(path, None):
+        content = _read_file(Path(path), limits)
+        with _damage_reported():
+            content, exif = hide_exif(content) if content.startswith(_JPEG) else (content, b"")
+            image = _open(content, limits)
+            _check_size(image, limits)
+            turned = orientation(image, exif) in _QUARTER_TURNS
+        return image.size[::-1] if turned else image.size
 
 
 @contextmanager

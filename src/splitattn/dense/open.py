@@ -1,0 +1,289 @@
+"""`DATA`, one string, opens annotated images of any format. The format is recognized."""
+
+import mmap
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitattn.data.splits import split_of
+from splitattn.dense.annotated import (
+    AnnotatedImages,
+    FoundImage,
+    Notes,
+    annotated_images,
+    hold_out,
+)
+from splitattn.dense.coco import read_coco
+from splitattn.dense.voc import found_image, read_voc
+from splitattn.dense.yolo import read_names, read_yolo
+from splitattn.errors import DataError
+from splitattn.files import is_file, is_folder
+from splitattn.images.paths import SUFFIXES
+
+_CLASS_FILES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml")
+# Files that COCO gives out beside those with boxes.
+_OTHER_COCO = re.compile("captions|keypoints|panoptic|stuff|image_info")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """An annotation format.
+
+    Attributes:
+        name: for messages.
+        recognizes: whether a file or folder is in this format.
+        open: one split of it.
+    """
+
+    name: str
+    recognizes: Callable[[Path], bool]
+    open: Callable[[Path, str], AnnotatedImages]
+
+
+def annotation_format(data: str | Path) -> Format | None:
+    """The format of annotations that `data` is in, or None if it has none that is known here."""
+    root = Path(data).expanduser()
+    if not (is_folder(root) or is_file(root)):
+        return None
+    return next((each for each in FORMATS if each.recognizes(root)), None)
+
+
+def open_annotated(data: str | Path, split: str) -> AnnotatedImages:
+    """Open one split of a data set.
+
+    Args:
+        data: one of
+
+            - COCO: a JSON file, or a folder with one for each split: `train.json`,
+              `annotations/instances_train2017.json` or `train/_annotations.coco.json`;
+            - VOC: a folder with `Annotations/` and `JPEGImages/` (or `images/`), and
+              `ImageSets/Main/` if it has splits; or one with XML files beside images in `train/`;
+            - YOLO: a folder with `images/` and `labels/`, or both in `train/` and `val/`, or
+              `train/` and `val/` in both; classes are in `data.yaml` or `classes.txt`.
+        split: "train", "val" or "test". Of a data set without splits, "train" is four images in
+            five, chosen by their names, and the others are the rest.
+
+    Raises:
+        DataError: there is no such data set or split, or a file in it is malformed.
+    """
+    found = annotation_format(data)
+    if found is None:
+        raise DataError(
+            f"data must be annotated images ({', '.join(each.name for each in FORMATS)}), got "
+            f"{str(data)!r}"
+        )
+    try:
+        return found.open(Path(data).expanduser(), split)
+    except OSError as error:
+        raise DataError(f"cannot read {data}: {error}") from error
+
+
+def _accepted(split: str) -> tuple[str, ...]:
+    """`split` and what may stand in for it: a test set serves as validation."""
+    split = split_of(split) or split
+    return ("val", "test") if split == "val" else (split,)
+
+
+def _split_folders(root: Path) -> dict[Path, str]:
+    """The folders in `root` that are called like splits, and which."""
+    if not is_folder(root):
+        return {}
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    return {path: name for path in folders if (name := split_of(path.name))}
+
+
+# COCO
+
+
+def _is_coco(root: Path) -> bool:
+    return next(_coco_files(root), None) is not None
+
+
+def _coco_files(root: Path) -> Iterator[Path]:
+    if is_file(root):
+        candidates = [root] if root.suffix == ".json" else []
+    else:
+        folders = [root, root / "annotations", *_split_folders(root)]
+        candidates = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    for path in candidates:
+        if not _OTHER_COCO.search(path.stem) and _mentions(path, b'"annotations"', b'"images"'):
+            yield path
+
+
+def _mentions(path: Path, *words: bytes) -> bool:
+    with path.open("rb") as file:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # it is empty
+            return False
+        with content:
+            return all(content.find(word) >= 0 for word in words)
+
+
+def _open_coco(root: Path, split: str) -> AnnotatedImages:
+    files = {path: _split_of_file(path, root) for path in _coco_files(root)}
+    notes = Notes()
+    for name in _accepted(split):
+        own = [path for path, found in files.items() if found == name]
+        if len(own) > 1:
+            raise DataError(
+                f"{root} must have one file of the split {name}, got {', '.join(map(str, own))}; "
+                "name a folder with one of them"
+            )
+        if own:
+            classes, found = read_coco(own[0], _image_folders(own[0], root, name), notes)
+            return annotated_images(own[0], classes, found, notes)
+    if [*files.values()] == [None]:
+        (path,) = files
+        classes, found = read_coco(path, _image_folders(path, root, ""), notes)
+        return annotated_images(f"{path}: {split}", classes, hold_out(found, split), notes)
+    raise _no_split(root, split, [path.name for path in files])
+
+
+def _split_of_file(path: Path, root: Path) -> str | None:
+    """By a word in the name of the file, or of the folder below `root` that it is in."""
+    if path == root:
+        return None
+    parts = [path.stem, path.parent.name] if path.parent != root else [path.stem]
+    words = [word for part in parts for word in re.split("[^a-z]+", part.lower())]
+    return next((split for word in words if (split := split_of(word))), None)
+
+
+def _image_folders(path: Path, root: Path, split: str) -> list[Path]:
+    base = path.parent if root == path else root
+    stem = path.stem.removeprefix("instances_")
+    names = (stem, split, "images", f"images/{stem}", f"images/{split}", "JPEGImages")
+    return [path.parent, *(base / name for name in names if name), base]
+
+
+# VOC
+
+
+def _is_voc(root: Path) -> bool:
+    return is_folder(root) and any(map(_xml_files, (root, *_split_folders(root))))
+
+
+def _xml_files(folder: Path) -> list[Path]:
+    """Annotations of the images in `folder`, in a folder of their own or beside the images."""
+    for name in ("Annotations", "annotations", "."):
+        if files := sorted((folder / name).glob("*.xml")):
+            return files
+    return []
+
+
+def _open_voc(root: Path, split: str) -> AnnotatedImages:
+    splits = {path: name for path, name in _split_folders(root).items() if _xml_files(path)}
+    files = {folder: _xml_files(folder) for folder in (root, *splits)}
+    read = {path: read_voc(path) for paths in files.values() for path in paths}
+    # Of all splits, for a rare class may be in one of them only.
+    names = {name for _, _, objects in read.values() for name, _ in objects}
+    classes = _voc_classes(root, names)
+
+    def found(paths: Sequence[Path], folder: Path) -> list[FoundImage]:
+        images = _images_below(folder)
+        return [found_image(path, classes, images, read[path]) for path in paths]
+
+    notes = Notes()
+    listed = {split_of(path.stem): path for path in sorted((root / "ImageSets/Main").glob("*.txt"))}
+    for name in _accepted(split):
+        for folder in (folder for folder, found_split in splits.items() if found_split == name):
+            return annotated_images(folder, classes, found(files[folder], folder), notes)
+        if path := listed.get(name):
+            stems = path.read_text(encoding="utf-8", errors="surrogateescape").split()
+            by_stem = {each.stem: each for each in files[root]}
+            for stem in stems:
+                if stem not in by_stem:
+                    notes.add("images without an XML file, left out", stem)
+            own = [by_stem[stem] for stem in stems if stem in by_stem]
+            return annotated_images(path, classes, found(own, root), notes)
+    if splits or listed:
+        raise _no_split(root, split, [*splits.values(), *filter(None, listed)])
+    held = hold_out(found(files[root], root), split)
+    return annotated_images(f"{root}: {split}", classes, held, notes)
+
+
+def _voc_classes(root: Path, used: set[str]) -> tuple[str, ...]:
+    path = next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
+    if path is None:
+        if not used:
+            raise DataError(f"{root} must have objects in its XML files, got none")
+        return tuple(sorted(used))
+    classes = read_names(path)
+    if unknown := sorted(used - set(classes)):
+        raise DataError(f"{path} must name every class of the XML files, it lacks {unknown[0]!r}")
+    return classes
+
+
+def _images_below(folder: Path) -> dict[str, Path]:
+    """Image files by name and by name without ending."""
+    folders = [folder / name for name in ("JPEGImages", "images", ".")]
+    paths = [p for f in folders if f.is_dir() for p in sorted(f.iterdir()) if _is_image(p)]
+    return {path.stem: path for path in paths} | {path.name: path for path in paths}
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+# YOLO
+
+
+def _is_yolo(root: Path) -> bool:
+    folders = [labels for _, _, labels in _yolo_folders(root)] if is_folder(root) else []
+    return any(any(labels.glob("*.txt")) for labels in folders)
+
+
+def _yolo_folders(root: Path) -> list[tuple[str | None, Path, Path]]:
+    """Splits, with their folders of images and labels; None is the split of all images."""
+    folders: list[tuple[str | None, Path, Path]] = [
+        (name, path, root / "labels" / path.name)
+        for path, name in _split_folders(root / "images").items()
+    ]
+    folders += [
+        (name, path / "images", path / "labels") for path, name in _split_folders(root).items()
+    ]
+    folders.append((None, root / "images", root / "labels"))
+    return [each for each in folders if each[1].is_dir() and each[2].is_dir()]
+
+
+def _open_yolo(root: Path, split: str) -> AnnotatedImages:
+    splits = {
+        name: (images, labels)
+        for name, images, labels in _yolo_folders(root)
+        if name or any(map(_is_image, images.iterdir()))
+    }
+    for name in (*_accepted(split), *((None,) if len(splits) == 1 else ())):
+        if name not in splits:
+            continue
+        images, labels = splits[name]
+        paths = sorted(path for path in images.iterdir() if _is_image(path))
+        classes = _yolo_classes(root)
+        found = [read_yolo(labels / f"{path.stem}.txt", path, classes) for path in paths]
+        if name:
+            return annotated_images(images, classes, found, Notes())
+        held = hold_out(found, split)
+        return annotated_images(f"{images}: {split}", classes, held, Notes())
+    raise _no_split(root, split, [*filter(None, splits)])
+
+
+def _yolo_classes(root: Path) -> tuple[str, ...]:
+    files = [root / name for name in _CLASS_FILES] + sorted(root.glob("*.y*ml"))
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        raise DataError(f"{root} must name its classes; write one a line into classes.txt")
+    return read_names(path)
+
+
+def _no_split(root: Path, split: str, found: Sequence[str]) -> DataError:
+    return DataError(
+        f"{root} must have a split {' or '.join(_accepted(split))}, got "
+        f"{', '.join(dict.fromkeys(found)) or 'none'}"
+    )
+
+
+FORMATS = (
+    Format(name="COCO", recognizes=_is_coco, open=_open_coco),
+    Format(name="VOC", recognizes=_is_voc, open=_open_voc),
+    Format(name="YOLO", recognizes=_is_yolo, open=_open_yolo),
+)

@@ -1,0 +1,150 @@
+"""Outlines of objects: polygons, and COCO's run lengths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Below it, a polygon has no inside.
+_FEWEST_POINTS = 3
+# COCO's compressed run lengths have six bits a character, five of them of the number.
+_FIRST_CHARACTER, _CONTINUED, _NEGATIVE = 48, 0x20, 0x10
+_MOST_CHARACTERS_A_RUN = 7
+
+Polygon = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLengths:
+    """A mask as COCO's run lengths: column by column, first how many pixels are outside.
+
+    Attributes:
+        counts: how many pixels in a row are outside, inside, outside, ...
+        height, width: of the image.
+    """
+
+    counts: tuple[int, ...]
+    height: int
+    width: int
+
+
+# Polygons (N, 2) of x and y in pixels, whose union is the object, or a mask.
+Outline = tuple[Polygon, ...] | RunLengths
+
+
+class MalformedError(ValueError):
+    """An annotation is not what its format says. The message has the rule and the value."""
+
+
+def read_polygon(values: object) -> Polygon | None:
+    """A polygon from x, y, x, y, ... in pixels, or None if it has fewer than three points.
+
+    Raises:
+        MalformedError: these are no pairs of finite numbers.
+    """
+    if not isinstance(values, list) or len(values) % 2 or not all(map(is_number, values)):
+        raise MalformedError(f"a polygon must be pairs of finite numbers, got {values!r:.60}")
+    points = np.array(values, dtype=np.float64).reshape(-1, 2)
+    return points if len(points) >= _FEWEST_POINTS else None
+
+
+def read_run_lengths(value: dict[str, Any]) -> RunLengths:
+    """Run lengths from COCO's `{"size": [height, width], "counts": ...}`.
+
+    Args:
+        value: counts are a list, or COCO's compressed text.
+
+    Raises:
+        MalformedError: they are something else, or do not add up to the mask.
+    """
+    size, counts = value.get("size"), value.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(_is_count(n) for n in size):
+        raise MalformedError(f"run lengths must have a size of two numbers, got {size!r:.60}")
+    if isinstance(counts, str):
+        counts = _decompressed(counts)
+    if not isinstance(counts, list) or not all(_is_count(n) for n in counts):
+        raise MalformedError(f"run lengths must be whole numbers, got {counts!r:.60}")
+    height, width = size
+    if sum(counts) != height * width:
+        raise MalformedError(
+            f"run lengths must add up to {height} x {width} pixels, got {sum(counts)}"
+        )
+    return RunLengths(counts=tuple(counts), height=height, width=width)
+
+
+def _decompressed(text: str) -> list[int]:
+    """The numbers of COCO's compressed text (`rleFrString` of its API)."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - _FIRST_CHARACTER
+        if not 0 <= code < 64 or shift > 5 * _MOST_CHARACTERS_A_RUN:
+            raise MalformedError(f"compressed run lengths must be COCO's text, got {text!r:.60}")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & _CONTINUED:
+            continue
+        if code & _NEGATIVE:
+            value -= 1 << shift
+        # From the fourth on, a number is the difference to the last but one.
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise MalformedError(f"compressed run lengths must end, got {text[-60:]!r}")
+    return counts
+
+
+def to_mask(outline: Outline, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The pixels of an object.
+
+    Args:
+        size: width and height of the image.
+
+    Returns:
+        (height, width).
+    """
+    width, height = size
+    if isinstance(outline, RunLengths):
+        inside = np.arange(len(outline.counts)) % 2 == 1
+        flat = np.repeat(inside, outline.counts)
+        return flat.reshape(outline.width, outline.height).T
+    # As COCO's own API does it, which scores masks too.
+    from faster_coco_eval.core import mask
+
+    polygons = [polygon.ravel().tolist() for polygon in outline]
+    union = mask.decode(mask.merge(mask.frPyObjects(polygons, height, width)))
+    found: NDArray[np.bool_] = np.asarray(union, dtype=bool)
+    return found
+
+
+def clipped(outline: Outline | None, size: tuple[int, int]) -> Outline | None:
+    """`outline` with the points of polygons moved into the image, so that they cost no more."""
+    if outline is None or isinstance(outline, RunLengths):
+        return outline
+    return tuple(polygon.clip(0, size) for polygon in outline)
+
+
+def bounds(polygons: Sequence[Polygon]) -> tuple[float, float, float, float]:
+    """The box around polygons."""
+    points = np.concatenate(polygons)
+    left, top = points.min(0).tolist()
+    right, bottom = points.max(0).tolist()
+    return left, top, right, bottom
+
+
+def area(polygon: Polygon) -> float:
+    """What a polygon encloses, in square pixels."""
+    x, y = polygon.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite number, as JSON has them."""
+    return type(value) in (int, float) and abs(value) < 1e9 and isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**40
