@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from splitattn.architectures import Architecture, list_models
     from splitattn.classifier import Classifier, Prediction
     from splitattn.create import create_backbone, create_model
+    from splitattn.dense.detector import DetectedObject, Detector
+    from splitattn.dense.detectors import create_detector
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
     from splitattn.exporting import ExportReport, export
     from splitattn.launch import TrainingResult, train
@@ -34,6 +36,8 @@ _HOMES = {
     "Backbone": "nn.backbone",
     "Classifier": "classifier",
     "DataError": "errors",
+    "DetectedObject": "dense.detector",
+    "Detector": "dense.detector",
     "ExportReport": "exporting",
     "ImageError": "errors",
     "InputError": "errors",
@@ -47,6 +51,7 @@ _HOMES = {
     "WeightsError": "errors",
     "attention_shares": "nn.attention_maps",
     "create_backbone": "create",
+    "create_detector": "dense.detectors",
     "create_model": "create",
     "evaluate": "workflows",
     "export": "exporting",
@@ -68,6 +73,8 @@ __all__ = [
     "Backbone",
     "Classifier",
     "DataError",
+    "DetectedObject",
+    "Detector",
     "ExportReport",
     "ImageError",
     "InputError",
@@ -81,6 +88,7 @@ __all__ = [
     "WeightsError",
     "attention_shares",
     "create_backbone",
+    "create_detector",
     "create_model",
     "evaluate",
     "export",

@@ -18,8 +18,13 @@ from splitattn.data.labelled import LabelledImages
 from splitattn.data.sources import open_data
 from splitattn.data.splits import MissingSplitError
 from splitattn.data.unlabelled import open_for_teacher
+from splitattn.dense.annotated import check_same_classes
+from splitattn.dense.detection import Detection
+from splitattn.dense.detectors import create_detector, find_head
+from splitattn.dense.open import annotation_format, open_annotated
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import DataError, InputError
+from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 from splitattn.teachers import open_teacher
 from splitattn.training import loop
@@ -78,6 +83,7 @@ def train(
     *,
     model: str | None = None,
     weights: str | Path | None = None,
+    head: str | None = None,
     recipe: str = "finetune",
     overrides: Iterable[str] = (),
     class_names: Path | None = None,
@@ -108,6 +114,8 @@ def train(
             takes the model's default weights if the recipe starts from weights (`pretrained`, as
             `finetune` does), or else random ones. What the recipe leaves open of mean, deviation,
             filter and crop is then as these weights expect.
+        head: of a detector, as in `create_detector`, for images with annotated objects, which
+            then default to "fcos"; see `dense.open.open_annotated` for their formats.
         recipe: plain, paper, modern, finetune, embedded, distill, or a TOML file. `distill` needs
             an override `teacher=...` (see `open_teacher`), and `data` needs no labels.
         overrides: changes of the recipe, each `key=value`.
@@ -137,7 +145,12 @@ def train(
             resolve(model, weights)  # raises: two weights are named
         model, weights = None, model
     name = _name(model, weights)  # wrong names first of all
-    chosen = load_recipe(recipe, overrides, model=name)
+    finds = head is not None or annotation_format(data) is not None
+    chosen = load_recipe(
+        recipe, overrides, model=name, task="detection" if finds else "classification"
+    )
+    if chosen.task == "detection":
+        chosen = replace(chosen, head=head or chosen.head or _DEFAULT_HEAD)
     name = name or default_model(chosen)
     here = choose_device(distributed.own_device(device))
     prepare = TASKS[chosen.task]
@@ -210,9 +223,10 @@ def _start(model: str, weights: str | Path | None, recipe: Recipe) -> str | Path
         return weights
     if recipe.pretrained:
         return find_entry(model).tag
-    if recipe.frozen_stages:
+    if recipe.frozen_stages or recipe.frozen_batch_norm:
+        name = "frozen_stages" if recipe.frozen_stages else "frozen_batch_norm"
         raise InputError(
-            f"frozen_stages must be 0 without weights, got {recipe.frozen_stages}: random layers "
+            f"{name} must be off without weights, got {getattr(recipe, name)}: random layers "
             "would stay random; add --weights"
         )
     if named(model)[1]:
@@ -253,6 +267,9 @@ class DataSettings:
             return train, val
         logger.warning("no validation split in %s: a fifth of each class serves", self.data)
         return split_off(train, Fold(number=1, of=5), seed=seed)
+
+
+_DEFAULT_HEAD = "fcos"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +331,30 @@ def _build(
     )
 
 
+def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
+    head = recipe.head or _DEFAULT_HEAD
+    find_head(head)
+    require("training a detector", "faster_coco_eval", "torchvision")
+    train = open_annotated(dataset.data, "train")
+    task = Detection(
+        model=model,
+        head=head,
+        train=train,
+        val=check_same_classes(train, open_annotated(dataset.data, "val")),
+    )
+
+    def build(weights: str | Path | None) -> nn.Module:
+        return create_detector(
+            model,
+            head=head,
+            weights=None if weights is None else resolve(model, weights).path,
+            num_classes=len(train.classes),
+            channels=recipe.head_channels,
+        )
+
+    return Plan(task=task, build=build)
+
+
 def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None:
     """Warn if the weights' classifier fits the data by its size alone."""
     if len(classes) != len(trained) or are_unnamed(trained):
@@ -336,4 +377,5 @@ def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None
 TASKS: dict[TaskName, Prepare] = {
     "classification": _classification,
     "distillation": _distillation,
+    "detection": _detection,
 }

@@ -22,14 +22,15 @@ from splitattn.engines.table import (
     find_engine,
 )
 from splitattn.errors import InputError, WeightsError
+from splitattn.files import exists
 from splitattn.graph.folding import FoldedNetwork, Form, fold
 from splitattn.graph.reference import Reference
 from splitattn.preprocessing import Preprocessing, at_size
 from splitattn.weights.checkpoint import check_fits, read_checkpoint
 from splitattn.weights.download import Progress
 from splitattn.weights.matching import HEAD
-from splitattn.weights.metadata import ModelMetadata, unreadable
-from splitattn.weights.resolve import check_owner, resolve
+from splitattn.weights.metadata import ModelMetadata, read_metadata, unreadable
+from splitattn.weights.resolve import check_owner, resolve, weights_file
 
 TASK = "classification"
 
@@ -180,6 +181,11 @@ def open_weights(
         )
     resolved = resolve(model, weights, progress=progress)
     checkpoint = read_checkpoint(resolved.path)
+    if checkpoint.metadata and checkpoint.metadata.head:
+        raise WeightsError(
+            f"{resolved.path} is a detector, which finds objects and labels no image: use "
+            "splitattn.Detector or splitattn predict"
+        )
     found = check_fits(checkpoint, resolved.model)
     if not found.num_classes:
         raise WeightsError(
@@ -213,6 +219,14 @@ def open_weights(
             origin=own.origin if own else {},
         ),
     )
+
+
+def is_detector(weights: str | Path | None) -> bool:
+    """Whether these are the weights of a detector: a file, or a training's folder."""
+    if weights is None or not exists(weights) or file_engine(weights):
+        return False
+    metadata = read_metadata(weights_file(Path(weights)))
+    return metadata is not None and bool(metadata.head)
 
 
 def _open_exported(

@@ -46,6 +46,6 @@ def test_text_is_written_and_what_is_too_long_is_cut_off() -> None:
 def test_letters_that_no_font_has_are_written_without_accents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(drawing, "_other_font", lambda: None)
+    monkeypatch.setattr(drawing, "_other_font", lambda _: None)
     for label, plain in (("gr\u00f6\u00dfe", "gro?e"), ("\u65e5\u672c", "??")):
         np.testing.assert_array_equal(ink(label), ink(plain))

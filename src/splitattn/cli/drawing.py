@@ -1,38 +1,39 @@
-"""`predict --draw FOLDER`: pictures with their labels beneath them."""
+"""`predict --draw FOLDER`: pictures with their labels or boxes."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from splitattn.errors import ImageError, InputError
 
 if TYPE_CHECKING:
-    from splitattn.classifier import Prediction
+    from PIL import Image
 
 _QUALITY = 90
 _LONGEST_NAME = 60  # characters, so that the name fits into any file system's
 
 
 class Pictures:
-    """Writes a JPEG for each labeled image into a folder, called after the image.
+    """Writes a JPEG for each answered image into a folder, called after the image.
 
     Args:
         folder: made if it is not there.
-        white_level: see `Preprocessing`.
+        draw: from a path or URL and its answer to the picture; raises `ImageError`.
 
     Raises:
         InputError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, *, white_level: float | None) -> None:
+    def __init__(self, folder: Path, draw: "Callable[[str, Any], Image.Image]") -> None:
         self._folder = folder
-        self._white_level = white_level
+        self._draw = draw
         self._names: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from error
 
-    def add(self, source: str, predictions: "list[Prediction]") -> ImageError | None:
+    def add(self, source: str, answer: Any) -> ImageError | None:
         """Draw one image.
 
         Returns:
@@ -42,14 +43,11 @@ class Pictures:
             InputError: the picture cannot be written.
         """
         from splitattn.files import replacing
-        from splitattn.images.decode import decode_reduced
-        from splitattn.images.drawing import WIDTH, draw_labels
 
         try:
-            image = decode_reduced(source, WIDTH, white_level=self._white_level).image
+            drawn = self._draw(source, answer)
         except ImageError as error:
             return error
-        drawn = draw_labels(image, [(p.label, p.probability) for p in predictions])
         path = self._folder / self._free_name(source)
         try:
             with replacing(path) as temporary:

@@ -1,10 +1,8 @@
 """`splitattn predict`: images become labels."""
 
-import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
@@ -15,25 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from splitattn.cli import boxes
+from splitattn.cli.answers import Answering, Format, csv_lines
 from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, Output, Weights, WhiteLevel, Workers
-from splitattn.cli.output import check_output, csv_cell, json_line, reconfigure, say, writing
+from splitattn.cli.output import check_output, json_line, reconfigure, say, writing
 from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from splitattn.classifier import Classifier, Prediction
 
     Result = list[Prediction] | ImageError
 
 _CSV_HEADER = ("path", "rank", "label", "index", "probability", "model", "weights", "error")
-
-
-class Format(StrEnum):
-    """How results are written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
 
 
 # What the format is if only the ending of --output says it.
@@ -90,10 +84,27 @@ def predict(
     output: Output = None,
     draw: Annotated[
         Path | None,
-        typer.Option(help="Folder for pictures with their labels, one JPEG for each image."),
+        typer.Option(
+            help="Folder for pictures with their labels or boxes, one JPEG for each image."
+        ),
+    ] = None,
+    score: Annotated[
+        float | None,
+        typer.Option(help="Of a detector: leave out objects below. [default: 0.3]", min=0, max=1),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a detector: of two boxes that overlap by more, keep one. [default: 0.6]",
+            min=0,
+            max=1,
+        ),
     ] = None,
 ) -> None:
-    """Label images. Exit status 1 if some could not be; the others are labelled all the same."""
+    """Label images, or find objects if the weights are a detector's.
+
+    Exit status 1 if some could not be used; the others are answered all the same.
+    """
     if not paths:
         raise InputError(
             "predict needs images, got none; name files, folders, globs or URLs, or - for stdin"
@@ -101,38 +112,50 @@ def predict(
     check_output(output)
     if format is None:
         format = _BY_ENDING.get(output.suffix.lower() if output else "", Format.TABLE)
-    from splitattn.cli.progress import counting, downloading, starting
+    from splitattn.cli.progress import counting, starting
 
-    with starting("opening the network"), downloading() as progress:
-        from splitattn.classifier import Classifier
+    with starting("opening the network"):
         from splitattn.images.paths import expand, passed_over_text
+        from splitattn.opening import is_detector
 
-        classifier = Classifier(
-            model,
-            weights,
-            device=device,
-            engine=engine,
-            decoding=decode.value,
-            white_level=white_level,
-            progress=progress,
-        )
+        if is_detector(weights):
+            if model is not None or engine not in ("auto", "torch"):
+                raise InputError(
+                    f"{weights} is a detector, which says its model and runs in engine torch: "
+                    "leave out --model and --engine"
+                )
+            found = boxes.opened(str(weights), device=device, score=score, iou=iou)
+        elif score is not None or iou is not None:
+            raise InputError("--score and --iou need a detector's weights: name them")
+        else:
+            found = _opened(
+                model,
+                weights,
+                topk=topk,
+                min_probability=min_probability,
+                device=device,
+                engine=engine,
+                batch_size=batch_size,
+                workers=workers,
+                decode=decode,
+                white_level=white_level,
+            )
     picture = _picture_on_stdin() if "-" in paths else None
     listed = sys.stdin if picture is None else ("-",)
     watched = sys.stderr.isatty()
     total = sum(1 for _ in expand(paths)) if watched and "-" not in paths else None
     passed_over: Counter[str] = Counter()
-    own = classifier.preprocessing.white_level
-    pictures = None if draw is None else Pictures(draw, white_level=own)
+    pictures = None if draw is None else Pictures(draw, found.draw)
     names, named = tee(expand(paths, listed, passed_over))
     sources = (picture if name == "-" and picture is not None else name for name in named)
-    results = classifier.predict_stream(sources, topk=topk, batch_size=batch_size, workers=workers)
-    write_as = partial(_table, min_probability) if format is Format.TABLE else _WRITERS[format]
+    results = found.results(sources)
+    write_as = found.writers[format]
     done = failed = 0
     with closing(results), writing(output) as write, counting(shown=watched) as count:
         if format is Format.CSV:
-            write(_csv_lines([_CSV_HEADER]))
+            write(csv_lines([found.csv_header]))
         for name, result in zip(names, results, strict=True):
-            write(write_as(name, result, classifier))
+            write(write_as(name, result))
             if pictures and not isinstance(result, ImageError):
                 undrawn = pictures.add(name, result)
                 if undrawn:
@@ -173,7 +196,57 @@ def _picture_on_stdin() -> bytes | None:
     return content
 
 
-def _table(min_probability: float, name: str, result: "Result", _: "Classifier") -> str:
+def _opened(
+    model: str | None,
+    weights: str | None,
+    *,
+    topk: int,
+    min_probability: float,
+    device: str,
+    engine: str,
+    batch_size: int,
+    workers: int | None,
+    decode: Decoding,
+    white_level: float | None,
+) -> Answering:
+    """A classifier, and how its labels are written and drawn."""
+    from splitattn.classifier import Classifier
+    from splitattn.cli.progress import downloading
+
+    with downloading() as progress:
+        classifier = Classifier(
+            model,
+            weights,
+            device=device,
+            engine=engine,
+            decoding=decode.value,
+            white_level=white_level,
+            progress=progress,
+        )
+
+    def draw(source: str, predictions: "list[Prediction]") -> "Image.Image":
+        from splitattn.images.decode import decode_reduced
+        from splitattn.images.drawing import WIDTH, draw_labels
+
+        white = classifier.preprocessing.white_level
+        image = decode_reduced(source, WIDTH, white_level=white).image
+        return draw_labels(image, [(p.label, p.probability) for p in predictions])
+
+    return Answering(
+        results=lambda sources: classifier.predict_stream(
+            sources, topk=topk, batch_size=batch_size, workers=workers
+        ),
+        writers={
+            Format.TABLE: partial(_table, min_probability),
+            Format.JSON: partial(_json, classifier),
+            Format.CSV: partial(_csv, classifier),
+        },
+        csv_header=_CSV_HEADER,
+        draw=draw,
+    )
+
+
+def _table(min_probability: float, name: str, result: "Result") -> str:
     if isinstance(result, ImageError):
         return f"error: {result}\n"
     lines = (f"{100 * p.probability:8.2f} %  {one_line(p.label)}\n" for p in result)
@@ -181,7 +254,7 @@ def _table(min_probability: float, name: str, result: "Result", _: "Classifier")
     return f"{one_line(name)}{doubt}\n{''.join(lines)}"
 
 
-def _json(name: str, result: "Result", classifier: "Classifier") -> str:
+def _json(classifier: "Classifier", name: str, result: "Result") -> str:
     line: dict[str, Any] = {"path": name}
     if isinstance(result, ImageError):
         line["error"] = str(result)
@@ -192,20 +265,11 @@ def _json(name: str, result: "Result", classifier: "Classifier") -> str:
     return json_line(line)
 
 
-def _csv(name: str, result: "Result", classifier: "Classifier") -> str:
+def _csv(classifier: "Classifier", name: str, result: "Result") -> str:
     if isinstance(result, ImageError):
-        return _csv_lines([(name, "", "", "", "", "", "", str(result))])
+        return csv_lines([(name, "", "", "", "", "", "", str(result))])
     origin = (classifier.model, classifier.weights)
-    return _csv_lines(
+    return csv_lines(
         (name, rank, p.label, p.index, p.probability, *origin, "")
         for rank, p in enumerate(result, start=1)
     )
-
-
-def _csv_lines(rows: Iterable[tuple[object, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
-    return text.getvalue()
-
-
-_WRITERS = {Format.JSON: _json, Format.CSV: _csv}

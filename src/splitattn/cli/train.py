@@ -10,7 +10,12 @@ from splitattn.cli.options import ClassNames, Device
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="Folder, Parquet, CSV file or torchvision:NAME.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, Parquet, CSV file or torchvision:NAME; or boxes: COCO, VOC, YOLO."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the result, a new one.")],
     model: Annotated[
         str | None,
@@ -25,6 +30,10 @@ def train(
             help="Start from these: a tag, file, folder or hf-hub:OWNER/NAME; default: the model's "
             "own to fine-tune, random ones from scratch."
         ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="Of a detector, for annotated images: fcos. [default: fcos for them]"),
     ] = None,
     recipe: Annotated[
         str, typer.Option(help="finetune, plain, paper, modern, embedded, distill, or a TOML file.")
@@ -97,6 +106,7 @@ def train(
             output,
             model=model,
             weights=weights,
+            head=head,
             recipe=recipe,
             overrides=[*(overrides or ()), *([] if in_chans is None else [f"in_chans={in_chans}"])],
             class_names=class_names,

@@ -3,13 +3,14 @@
 import os
 import re
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from splitattn.data.augmentation import Augmentation, training_transform
 from splitattn.data.labelled import Blocks, LabelledImages
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.images.decode import decode_as
+
+T = TypeVar("T")
 
 # Unreadable images in a row after which a training gives up: a disk that is gone, not a bad file.
 _GIVE_UP = 100
@@ -50,14 +53,20 @@ class Batch:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Packed:
+class Packed(ABC, Generic[T]):
     """A batch on its way from a worker, as arrays.
 
     Tensors would travel in shared memory, of which containers have little, or by a socket in
     TMPDIR. A worker that cannot hand over a batch that way loses it, and its process waits forever.
     """
 
+    @abstractmethod
+    def tensors(self) -> T:
+        """The batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Packed(Packed[Batch]):
     images: NDArray[Any]
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
@@ -91,6 +100,45 @@ class _Item:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Readable(Generic[T]):
+    """What was read of the image that was drawn, or else of the next one that can be read.
+
+    Attributes:
+        index: of the image in the data set.
+        content: what was read.
+        problem: of the image that was drawn; empty if there is none.
+    """
+
+    index: int
+    content: T
+    problem: str
+
+
+def first_readable(n: int, drawn: int, read: Callable[[int], T]) -> Readable[T] | DataError:
+    """Read the image that was drawn, or the next that can be read, from the first after the last.
+
+    Args:
+        n: how many images there are.
+        drawn: index of the image.
+        read: reads an image by its index, or raises `ImageError`.
+
+    Returns:
+        What was read, or the error if a hundred images in a row cannot be read.
+    """
+    problem = ""  # of the image that was drawn; the others are drawn themselves
+    attempts = min(n, _GIVE_UP)
+    for index in ((drawn + offset) % n for offset in range(attempts)):
+        try:
+            return Readable(index=index, content=read(index), problem=problem)
+        except ImageError as error:
+            problem = problem or str(error)
+    return DataError(
+        f"training needs readable images, got {attempts} in a row that are not; "
+        f"the first: {problem}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class _TrainItems(Dataset[_Item | DataError]):
     data: LabelledImages
     channels: int
@@ -100,23 +148,14 @@ class _TrainItems(Dataset[_Item | DataError]):
     epoch: int
 
     def __getitem__(self, drawn: int) -> _Item | DataError:
-        """The image that was drawn, or the next that can be read, from the first after the last."""
-        problem = ""  # of the image that was drawn; the others are drawn themselves
-        attempts = min(len(self.data), _GIVE_UP)
-        for index in ((drawn + offset) % len(self.data) for offset in range(attempts)):
-            try:
-                image = self._decoded(index)
-            except ImageError as error:
-                problem = problem or str(error)
-                continue
-            # Each draw has a random stream of its own, so the number of workers changes nothing.
-            with _random_stream(derive_seed(self.seed, self.epoch, drawn)):
-                pixels = self.transform(image)
-            return _Item(image=pixels, label=self.data.labels[index], index=index, problem=problem)
-        return DataError(
-            f"training needs readable images, got {attempts} in a row that are not; "
-            f"the first: {problem}"
-        )
+        found = first_readable(len(self.data), drawn, self._decoded)
+        if isinstance(found, DataError):
+            return found
+        # Each draw has a random stream of its own, so the number of workers changes nothing.
+        with random_stream(derive_seed(self.seed, self.epoch, drawn)):
+            pixels = self.transform(found.content)
+        label = self.data.labels[found.index]
+        return _Item(image=pixels, label=label, index=found.index, problem=found.problem)
 
     def _decoded(self, index: int) -> Image.Image | Tensor:
         """RGB as a Pillow image, any other number of channels as floats (C, H, W)."""
@@ -125,7 +164,7 @@ class _TrainItems(Dataset[_Item | DataError]):
         return image if isinstance(image, Image.Image) else torch.from_numpy(image)
 
 
-def _begin_worker(_: int) -> None:
+def begin_worker(_: int) -> None:
     """End when the main process does, and not before.
 
     A terminal or a batch system tells all processes to stop at once, but the main process saves
@@ -143,10 +182,10 @@ def _end_with(main: BaseProcess) -> None:
     os._exit(1)
 
 
-class _Loader(DataLoader[Batch]):
+class Loader(DataLoader[T]):
     """Raises here what went wrong in a worker; raised there, it would carry a whole traceback."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
         try:
             batches: Iterator[Any] = super().__iter__()
         except (OSError, EOFError) as error:  # too many processes, no memory, a bad TMPDIR
@@ -157,7 +196,7 @@ class _Loader(DataLoader[Batch]):
         for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
-            yield batch.tensors() if isinstance(batch, _Packed) else batch
+            yield batch.tensors() if isinstance(batch, Packed) else batch
 
 
 @contextmanager
@@ -273,12 +312,12 @@ def train_loader(
         seed=seed,
         epoch=epoch,
     )
-    return _Loader(
+    return Loader(
         items,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=begin_worker,
         pin_memory=torch.cuda.is_available(),
         # A loader draws a seed for its workers; with a generator of its own, not from the caller's.
         generator=torch.Generator(),
@@ -300,7 +339,7 @@ def _collate(items: Iterable[_Item | DataError]) -> _Packed | DataError:
 
 
 @contextmanager
-def _random_stream(seed: int) -> Iterator[None]:
+def random_stream(seed: int) -> Iterator[None]:
     """torch's CPU generator starts from `seed`, and the caller finds it as it was."""
     # Not torch.manual_seed, which reseeds a GPU too, nor fork_rng: both cost more than a crop. A
     # worker process has no caller whose state it could disturb.

@@ -59,13 +59,17 @@ def draw_labels(image: Image.Image, labels: Sequence[tuple[str, float]]) -> Imag
 
 def _fitting(text: str, width: float) -> tuple[str, _Font]:
     """`text`, cut off with an ellipsis where it is wider than `width` pixels, and its font."""
-    font = _own_font() if text.isascii() else _other_font()
-    if font is None:
-        font, text = _own_font(), _in_ascii(text)
+    text, font = lettering(text, _FONT_SIZE)
     shown = text[:_LONGEST]
     while font.getlength(shown if shown == text else f"{shown}...") > width:
         shown = shown[:-1]
     return (shown if shown == text else f"{shown}..."), font
+
+
+def lettering(text: str, size: int) -> tuple[str, _Font]:
+    """`text` and a font of `size` pixels that has its letters, or else the text in ASCII."""
+    font = _own_font(size) if text.isascii() else _other_font(size)
+    return (text, font) if font else (_in_ascii(text), _own_font(size))
 
 
 def _in_ascii(text: str) -> str:
@@ -75,13 +79,13 @@ def _in_ascii(text: str) -> str:
 
 
 @cache
-def _own_font() -> _Font:
-    return ImageFont.load_default(_FONT_SIZE)
+def _own_font(size: int = _FONT_SIZE) -> _Font:
+    return ImageFont.load_default(size)
 
 
 @cache
-def _other_font() -> _Font | None:
+def _other_font(size: int) -> _Font | None:
     for name in _OTHER_FONTS:
         with suppress(OSError):
-            return ImageFont.truetype(name, _FONT_SIZE)
+            return ImageFont.truetype(name, size)
     return None

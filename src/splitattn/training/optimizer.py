@@ -22,8 +22,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return peak * (1 + math.cos(math.pi * progress)) / 2
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """Nesterov SGD over the weights that are not frozen.
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the weights that are not frozen.
 
     Only the weights of convolutions and dense layers decay. The class of the module decides, not
     its name: by name, the official code decays six norms. Each group has a `scale` for the learning
@@ -40,15 +40,13 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
             decay = recipe.weight_decay if id(weight) in decayed else 0.0
             scale = recipe.layer_decay ** (HEAD - depth_of.get(id(weight), HEAD))
             groups.setdefault((scale, decay), []).append(weight)
-    return torch.optim.SGD(
-        [
-            {"params": weights, "scale": scale, "weight_decay": decay}
-            for (scale, decay), weights in groups.items()
-        ],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=True,
-    )
+    parts = [
+        {"params": weights, "scale": scale, "weight_decay": decay}
+        for (scale, decay), weights in groups.items()
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parts, lr=recipe.learning_rate)
+    return torch.optim.SGD(parts, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

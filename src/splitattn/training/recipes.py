@@ -27,7 +27,8 @@ from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Order = Literal["crop-resize", "resize-crop"]
-TaskName = Literal["classification", "distillation"]
+TaskName = Literal["classification", "detection", "distillation"]
+Optimizer = Literal["sgd", "adamw"]
 Imitation = Literal["logits", "features"]
 logger = logging.getLogger(__name__)
 
@@ -48,16 +49,20 @@ class Recipe:
         batch_size: images per step, over all devices and accumulated micro-batches together.
         batch_per_device: most images that a device takes at once, and so what batch norm takes its
             statistics over. A larger share of the batch is accumulated.
+        optimizer: "sgd" is Nesterov's method, "adamw" that of Loshchilov and Hutter (arXiv
+            1711.05101) with PyTorch's betas.
         learning_rate: at the peak, for a batch of 256; other batches scale it linearly.
         warmup_epochs: epochs over which it rises from zero. If `epochs` alone is set to no more
             than these, they shrink in proportion.
-        momentum: of Nesterov's method.
+        momentum: of Nesterov's method; AdamW does not use it.
         weight_decay: on the weights of convolutions and the classifier, never on biases and norms.
         clip_norm: longest gradient of all weights together; longer ones are shortened; 0 is off.
         layer_decay: the learning rate of layer4 is multiplied by this, that of layer3 by its
             square, and so on to the stem; 1 is off.
         frozen_stages: how many of stem, layer1, ..., layer4 are frozen, from the front, as in
             `Backbone`.
+        frozen_batch_norm: whether all batch norms keep what they are, as in `Backbone`. Batches of
+            a few images are too small for statistics.
         ema_decay: of the exponential moving average (EMA) of the weights, which is then what is
             measured and saved; 0 is off.
         class_weights: "balanced" weighs the loss of each label by the inverse of its number of
@@ -81,6 +86,13 @@ class Recipe:
             average of the three.
         white_level: the value of full brightness in images of more than 8 bits per channel; None
             takes it from each image.
+            measured; at random weights those of ImageNet.
+        head: of a detector, as in `create_detector`.
+        head_channels: of each map of its feature pyramid.
+        longest_side: of its images, as a multiple of their shorter side: those that are longer
+            become smaller than `train_size` and `test_size`, which are then the shorter side.
+        zoom: its training images are scaled by a random factor from 1 / zoom to zoom, and cut
+            where they become too large; 1 is off.
         crop_scale: smallest share of an image's area that a training crop covers.
         crop, interpolation, auto_augment, color_jitter, lighting, random_erasing: of the training
             images, as in `Augmentation`.
@@ -112,6 +124,7 @@ class Recipe:
     patience: int = 0
     batch_size: int = 256
     batch_per_device: int = 128
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.1
     warmup_epochs: float = 5.0
     momentum: float = 0.9
@@ -119,6 +132,7 @@ class Recipe:
     clip_norm: float = 0.0
     layer_decay: float = 1.0
     frozen_stages: int = 0
+    frozen_batch_norm: bool = False
     ema_decay: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = 0.1
@@ -134,6 +148,10 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     white_level: float | None = None
+    head: str | None = None
+    head_channels: int = 256
+    longest_side: float = 5 / 3
+    zoom: float = 1.0
     crop_scale: float = 0.08
     crop: Crop = "random-resized"
     interpolation: Interpolation = "bilinear"
@@ -190,6 +208,9 @@ class Recipe:
             "in_chans": (1 <= self.in_chans <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}"),
             "mean": (self._has_channels(self.mean), f"{self.in_chans} numbers, as in_chans says"),
             "std": (self._has_channels(self.std), f"{self.in_chans} numbers, as in_chans says"),
+            "head_channels": (64 <= self.head_channels <= 1024, "64 to 1024"),
+            "longest_side": (1 <= self.longest_side <= 100, "1 to 100"),
+            "zoom": (1 <= self.zoom <= 10, "1 to 10"),
             "dropout": (self.dropout is None or 0 <= self.dropout < 1, "0 or more, below 1"),
             "drop_path": (0 <= self.drop_path < 1, "0 or more, below 1"),
             "drop_block": (0 <= self.drop_block < 1, "0 or more, below 1"),
@@ -349,7 +370,11 @@ _FROM_SCRATCH = "resnest50"
 
 
 def load_recipe(
-    name_or_file: str, overrides: Iterable[str] = (), *, model: str | None = None
+    name_or_file: str,
+    overrides: Iterable[str] = (),
+    *,
+    model: str | None = None,
+    task: TaskName = "classification",
 ) -> Recipe:
     """A preset by name or a TOML file of fields, with `key=value` overrides applied.
 
@@ -358,6 +383,7 @@ def load_recipe(
     Args:
         model: architecture that it is for; some presets depend on it. None is the recipe's
             `default_model`.
+        task: that it is for, unless a file names another one.
 
     Raises:
         InputError: no such preset, file or model, an unknown key (the message names the nearest),
@@ -365,12 +391,13 @@ def load_recipe(
     """
     if model is None:
         overrides = list(overrides)
-        model = default_model(load_recipe(name_or_file, overrides, model=_FROM_SCRATCH))
+        scratch = load_recipe(name_or_file, overrides, model=_FROM_SCRATCH, task=task)
+        model = default_model(scratch)
     path = Path(name_or_file)
     if name_or_file in PRESETS:
-        recipe = _preset(name_or_file, model)
+        recipe = _preset(name_or_file, model, task)
     elif is_file(path):
-        recipe = _from_file(path, model)
+        recipe = _from_file(path, model, task)
     else:
         raise InputError(
             f"recipe must be one of {', '.join(PRESETS)} or a TOML file, got {name_or_file!r}"
@@ -402,7 +429,7 @@ def default_model(recipe: Recipe) -> str:
     return embedded_entry().model if recipe.pretrained else _FROM_SCRATCH
 
 
-def _from_file(path: Path, model: str) -> Recipe:
+def _from_file(path: Path, model: str, task: TaskName) -> Recipe:
     try:
         with path.open(encoding="utf-8") as file:
             values = _parsed(file.read(_MOST_CHARACTERS + 1))
@@ -415,7 +442,8 @@ def _from_file(path: Path, model: str) -> Recipe:
         raise InputError(
             f"recipe file {path}: preset must be one of {', '.join(PRESETS)}, got {shown}{hint}"
         )
-    return _with(_preset(preset, model), values)
+    own = values.get("task", task)
+    return _with(_preset(preset, model, own), values)
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -454,7 +482,9 @@ def _numbers(key: str, value: object) -> tuple[float, ...]:
     return tuple(float(number) for number in numbers)
 
 
-def _preset(name: str, model: str) -> Recipe:
+def _preset(name: str, model: str, task: str) -> Recipe:
+    if task == "detection":
+        return _detection(name)
     if name == "embedded":
         return _EMBEDDED
     if name == "paper":
@@ -593,6 +623,52 @@ def _distill(model: str) -> Recipe:
         crop_scale=0.35,
         precision="auto",
     )
+
+
+def _detection(name: str) -> Recipe:
+    """Recipes for detectors: `plain`, and `finetune` for a few hundred images on a small machine.
+
+    All batch norms are frozen, as in every recipe for detectors of torchvision: batches are too
+    small for statistics, above all within the attention.
+    """
+    plain = Recipe(
+        task="detection",
+        pretrained=True,
+        epochs=12,
+        batch_size=16,
+        batch_per_device=4,
+        learning_rate=0.16,
+        warmup_epochs=0.5,
+        frozen_stages=2,
+        frozen_batch_norm=True,
+        mixup_alpha=0.0,
+        label_smoothing=0.0,
+        train_size=800,
+        test_size=800,
+    )
+    if name == "plain":
+        return plain
+    if name == "finetune":
+        return replace(
+            plain,
+            optimizer="adamw",
+            epochs=30,
+            batch_size=8,
+            batch_per_device=8,
+            learning_rate=0.016,
+            warmup_epochs=1.0,
+            weight_decay=0.05,
+            clip_norm=5.0,
+            layer_decay=0.7,
+            ema_decay=0.99,
+            head_channels=128,
+            train_size=320,
+            test_size=320,
+            zoom=1.4,
+            color_jitter=0.2,
+            precision="auto",
+        )
+    raise InputError(f"recipe: for detection it must be finetune or plain, got {name}")
 
 
 def _rounded(size: float) -> int:

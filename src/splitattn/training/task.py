@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from splitattn.errors import InputError
-from splitattn.nn.freezing import thaw
+from splitattn.nn.batch_norm import BatchNorm2d
+from splitattn.nn.freezing import freeze, thaw
 from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run
@@ -187,6 +188,9 @@ class Task(ABC, Generic[Batch]):
         """Check that `network` fits, and freeze what stays as it is. Overrides call this one."""
         thaw(network)  # what an earlier training of this network froze
         freeze_stages(network, recipe.frozen_stages)
+        for module in network.modules():
+            if recipe.frozen_batch_norm and isinstance(module, BatchNorm2d):
+                freeze(module)
 
     def begin_epoch(self, network: nn.Module, epoch: int, recipe: Recipe) -> None:
         """Set what changes from epoch to epoch."""

@@ -149,9 +149,19 @@ def read_tensors(path: str | Path) -> "Checkpoint[Tensor]":
     return _read(Path(path), "pt", _as_tensor)
 
 
-def _read(
+def read_by_own_keys(path: str | Path) -> "dict[str, Tensor]":
+    """Read a file into PyTorch's tensors, by the file's own keys, whatever the network.
+
+    Raises:
+        WeightsError: as in `read_tensors`.
+    """
+    return _read_content(Path(path), "pt", _as_tensor)[0]
+
+
+def _read_content(
     path: Path, framework: Literal["numpy", "pt"], convert: Callable[[Any], T]
-) -> Checkpoint[T]:
+) -> tuple[dict[str, T], ModelMetadata | None]:
+    """The tensors by the file's own keys, without wrappers and prefixes, and the metadata."""
     try:
         if is_safetensors(path):
             content, metadata = _read_safetensors(path, framework)
@@ -164,6 +174,13 @@ def _read(
         converted = {key: _converted(value, convert, key, path) for key, value in tensors.items()}
     except OSError as error:
         raise unreadable(path, error) from error
+    return converted, metadata
+
+
+def _read(
+    path: Path, framework: Literal["numpy", "pt"], convert: Callable[[Any], T]
+) -> Checkpoint[T]:
+    converted, metadata = _read_content(path, framework, convert)
     try:
         key_mapping = recognize(converted)
     except WeightsError as error:

@@ -31,6 +31,8 @@ class ModelMetadata:
         recipe: how the weights were trained.
         metrics: what was measured with them.
         origin: what they were made from, such as "data" and "teacher".
+        head: of a detector, what it is made of besides the backbone, and the sides of its images;
+            empty for a network that labels images.
 
     Raises:
         InputError: a field has another type, or cannot be written as JSON.
@@ -42,6 +44,7 @@ class ModelMetadata:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -51,7 +54,7 @@ class ModelMetadata:
             raise InputError(f"classes must be a tuple of names, got {self.classes!r:.60}")
         if not isinstance(self.preprocessing, Preprocessing):
             raise InputError(f"preprocessing must be Preprocessing, got {self.preprocessing!r:.60}")
-        for name in ("recipe", "metrics", "origin"):
+        for name in ("recipe", "metrics", "origin", "head"):
             value = getattr(self, name)
             if not isinstance(value, dict):
                 raise InputError(f"{name} must be a dictionary, got {value!r:.60}")
@@ -82,6 +85,7 @@ class ModelMetadata:
                 recipe=fields["recipe"],
                 metrics=fields["metrics"],
                 origin=fields.get("origin", {}),  # older files have none
+                head=fields.get("head", {}),  # older files have none
             )
         except KeyError as error:
             raise WeightsError(f"malformed metadata: {error} is missing") from error

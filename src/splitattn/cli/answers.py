@@ -1,0 +1,45 @@
+"""How the answers of `splitattn predict` are written, whatever they are."""
+
+import csv
+import io
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from splitattn.cli.output import csv_cell
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """What answers, and how its answers become text.
+
+    Attributes:
+        results: from paths and URLs to one answer or `ImageError` each, in their order.
+        writers: for each format, from a name and an answer to text.
+        csv_header: names of the columns.
+        draw: from a path or URL and an answer to a picture; raises `ImageError`.
+    """
+
+    results: Callable[[Iterable[str | bytes]], Generator[Any, None, None]]
+    writers: Mapping[Format, Callable[[str, Any], str]]
+    csv_header: tuple[str, ...]
+    draw: "Callable[[str, Any], Image.Image]"
+
+
+def csv_lines(rows: Iterable[tuple[object, ...]]) -> str:
+    """Rows as lines of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
+    return text.getvalue()

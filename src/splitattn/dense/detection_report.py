@@ -1,0 +1,176 @@
+"""What the report of a training shows of a detector."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
+from splitattn.dense.drawing import draw_boxes
+from splitattn.dense.scoring import DetectionScores, FoundObjects
+from splitattn.errors import ImageError
+from splitattn.training.report import Chart, Headline, Report, data_uri, table, text
+
+_WORST = 8
+# Long side of the pictures, in pixels.
+_PICTURE = 640
+# Below this score, a box is not drawn and does not count as an answer.
+_SHOWN = 0.3
+_MATCH = 0.5
+
+_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "size": ("size", "d"),
+    "train_loss": ("training loss", ".4f"),
+    "val_ap": ("AP %", ".2f"),
+    "val_ap50": ("AP50 %", ".2f"),
+    "val_ap75": ("AP75 %", ".2f"),
+}
+_NAMES = {
+    "ap": ("AP", "mean over IoU 0.50 to 0.95"),
+    "ap50": ("AP50", "at IoU 0.50"),
+    "ap75": ("AP75", "at IoU 0.75"),
+    "ap_small": ("AP small", "objects below 32 x 32 pixels"),
+    "ap_medium": ("AP medium", "up to 96 x 96 pixels"),
+    "ap_large": ("AP large", "larger objects"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionDetails:
+    """What was measured, image by image.
+
+    Attributes:
+        scores: COCO's figures.
+        found: in each image.
+        problems: a line for each image that could not be read; nothing was found there.
+    """
+
+    scores: DetectionScores
+    found: tuple[FoundObjects, ...]
+    problems: tuple[str, ...]
+
+
+def detection_report(
+    title: str, details: DetectionDetails, data: AnnotatedImages, notes: Sequence[str]
+) -> Report:
+    """What there is to show of a trained detector.
+
+    Args:
+        data: what was measured; it gives the pictures.
+        notes: what was left out or changed of the annotations.
+    """
+    return Report(
+        title=title,
+        headlines=_headlines(details),
+        details=_notes([*notes, *details.problems]),
+        charts=(
+            Chart(title="Loss", figure="loss"),
+            Chart(title="AP", unit="%", figure="ap"),
+            Chart(title="AP50", unit="%", figure="ap50"),
+        ),
+        columns=_COLUMNS,
+        sections=(_classes(details.scores), _worst(details, data)),
+    )
+
+
+def _headlines(details: DetectionDetails) -> list[Headline]:
+    figures, scores = details.scores.figures, details.scores
+    rows = [
+        (name, f"{figures[key]:.2f}<small> %</small>", note)
+        for key, (name, note) in _NAMES.items()
+        if key in figures
+    ]
+    rows.append(("Images measured", f"{scores.images:,}", f"with {scores.objects:,} objects"))
+    return [Headline(name=name, value=value, note=note) for name, value, note in rows]
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    lines = "".join(f"<li>{text(note)}</li>\n" for note in dict.fromkeys(notes))
+    return f"<details><summary>Left out or changed</summary>\n<ul>\n{lines}</ul>\n</details>\n"
+
+
+def _classes(scores: DetectionScores) -> str:
+    rows = [
+        [text(each.name), f"{each.objects:,}", *(_bar(each.ap), _bar(each.ap50))]
+        for each in sorted(scores.by_class, key=lambda each: each.ap if each.ap else 0.0)
+    ]
+    return f"""<section>
+<h2>Classes</h2>
+{table(["class", "objects", "AP %", "AP50 %"], rows, names=1)}</section>
+"""
+
+
+def _bar(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f'<meter min="0" max="100" value="{value:.1f}"></meter> {value:.1f}'
+
+
+def _worst(details: DetectionDetails, data: AnnotatedImages) -> str:
+    """Truth and answer of the images with the largest share of mistakes."""
+    mistakes = [
+        _mistakes(objects, found)
+        for objects, found in zip(data.objects, details.found, strict=True)
+    ]
+    order = sorted(range(len(data)), key=lambda index: -mistakes[index])[:_WORST]
+    figures = [_figure(data, index, details.found[index]) for index in order if mistakes[index]]
+    if not any(figures):
+        return ""
+    return f"""<section>
+<h2>Worst images</h2>
+<p class="quiet">Left the annotations, right what was found with a score of {_SHOWN} or more.</p>
+<div class="charts">
+{"".join(figures)}</div>
+</section>
+"""
+
+
+def _mistakes(objects: Objects, found: FoundObjects) -> float:
+    """Objects missed and answers that match none, as a share of both."""
+    shown = found.above(_SHOWN)
+    truth, labels = objects.boxes[~objects.crowd], objects.labels[~objects.crowd]
+    if not len(truth) + len(shown):
+        return 0.0
+    free = np.ones(len(truth), dtype=bool)
+    right = 0
+    for box, label in zip(shown.boxes, shown.labels, strict=True):
+        overlap = np.where(free & (labels == label), _iou(box, truth), 0.0)
+        if overlap.size and overlap.max() >= _MATCH:
+            free[overlap.argmax()] = False
+            right += 1
+    return 1 - 2 * right / (len(truth) + len(shown))
+
+
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of one box with others (N, 4)."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    both = (high - low).clip(min=0).prod(1)
+    areas = (others[:, 2:] - others[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
+    shares: np.ndarray = both / (areas - both).clip(min=1e-9)
+    return shares
+
+
+def _figure(data: AnnotatedImages, index: int, found: FoundObjects) -> str:
+    try:
+        image = read_image(data, index)
+    except ImageError:
+        return ""
+    objects, shown = data.objects[index], found.above(_SHOWN)
+    scale = min(_PICTURE / max(image.size), 1.0)
+    small = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
+    truth = [data.classes[label] for label in objects.labels]
+    answers = [
+        f"{data.classes[label]} {100 * value:.0f}"
+        for label, value in zip(shown.labels, shown.scores, strict=True)
+    ]
+    pictures = (
+        draw_boxes(small, (objects.boxes * scale).tolist(), objects.labels.tolist(), truth),
+        draw_boxes(small, (shown.boxes * scale).tolist(), shown.labels.tolist(), answers),
+    )
+    cells = "".join(
+        f'<img class="picture" style="width:49%" alt="" src="{data_uri(p, "jpeg", quality=80)}">'
+        for p in pictures
+    )
+    return f"<figure><figcaption>{text(data.names[index])}</figcaption>\n{cells}</figure>\n"

@@ -1,0 +1,96 @@
+"""Draws boxes with their labels on images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from splitattn.images.drawing import lettering
+
+Color = tuple[int, int, int]
+# Far apart, on dark and on bright pictures, and to most who are color-blind (Okabe and Ito, 2008,
+# without black, and two more).
+_COLORS: tuple[Color, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (148, 103, 189),
+    (140, 86, 75),
+)
+_BRIGHT = 140
+# How far from its box a caption may go, in captions.
+_ROWS = 6
+
+
+def color(index: int) -> Color:
+    """The color of a class."""
+    return _COLORS[index % len(_COLORS)]
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    captions: Sequence[str],
+) -> Image.Image:
+    """A copy of `image` with boxes, each in the color of its class, with a caption.
+
+    Args:
+        boxes: left, top, right, bottom in pixels.
+        labels: index of each box's class.
+        captions: of each box; an empty one is not drawn.
+    """
+    drawn = image.convert("RGB")
+    if drawn is image:
+        drawn = image.copy()
+    draw = ImageDraw.Draw(drawn)
+    side = max(drawn.size)
+    width, size = max(round(side / 400), 2), min(max(round(side / 45), 11), 48)
+    for box, label in zip(boxes, labels, strict=True):
+        draw.rectangle(list(box), outline=color(label), width=width)
+    # Captions last: no box crosses them.
+    taken: list[tuple[float, float, float, float]] = []
+    for box, label, caption in zip(boxes, labels, captions, strict=True):
+        if caption:
+            text, font = lettering(caption, size)
+            taken.append(_caption(draw, box, text, color(label), font, taken))
+    return drawn
+
+
+def _caption(
+    draw: ImageDraw.ImageDraw,
+    box: Sequence[float],
+    caption: str,
+    background: Color,
+    font: Any,
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """Text above the box, or else where there is room; returns the place that it takes."""
+    left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    size = draw.im.size
+    x = max(min(box[0], size[0] - width), 0)
+    rows = [step * height for step in range(_ROWS)]
+    above, below = [box[1] - height - row for row in rows], [box[3] + row for row in rows]
+    for y in (above[0], below[0], box[1], box[3] - height, *above[1:], *below[1:]):
+        place = (x, y, x + width, y + height)
+        if y >= 0 and y + height <= size[1] and not any(_overlap(place, other) for other in taken):
+            break
+    else:
+        y = max(min(box[1], size[1] - height), 0)
+        place = (x, y, x + width, y + height)
+    draw.rectangle(place, fill=background)
+    text = (0, 0, 0) if sum(background) / 3 > _BRIGHT or background[1] > 200 else (255, 255, 255)
+    draw.text((x + 2 - left, place[1] + 2 - top), caption, fill=text, font=font)
+    return place
+
+
+def _overlap(
+    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
+) -> bool:
+    across = one[0] < other[2] and other[0] < one[2]
+    return across and one[1] < other[3] and other[1] < one[3]

@@ -1,0 +1,178 @@
+"""Training batches of annotated images: decoded and augmented in worker processes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from splitattn.data.loading import (
+    Loader,
+    Packed,
+    begin_worker,
+    derive_seed,
+    first_readable,
+    random_stream,
+)
+from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
+from splitattn.dense.resizing import Sides, resized
+from splitattn.errors import DataError
+
+# Of what is left of an object after a crop: less is no longer the object.
+_LEAST_VISIBLE = 0.2
+_LEAST_SIDE = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseAugmentation:
+    """What happens to training images.
+
+    Attributes:
+        sides: see `Sides`; larger images are cut to these, at a random place.
+        zoom: images are scaled by a factor from 1 / zoom to zoom, on top of `sides`.
+        color_jitter: how much brightness, contrast and saturation change, as a share.
+    """
+
+    sides: Sides
+    zoom: float = 1.0
+    color_jitter: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseBatch:
+    """What a loader yields.
+
+    Attributes:
+        images: each (3, H, W), uint8, of their own sizes.
+        boxes: of each image (N, 4), float32, in its pixels.
+        labels: of each image (N,), int64.
+        problems: a line for each image that could not be read; the next readable one is in its
+            place.
+    """
+
+    images: list[Tensor]
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Packed(Packed[DenseBatch]):
+    images: list[NDArray[np.uint8]]
+    boxes: list[NDArray[np.float32]]
+    labels: list[NDArray[np.int64]]
+    problems: tuple[str, ...]
+
+    def tensors(self) -> DenseBatch:
+        return DenseBatch(
+            images=[torch.from_numpy(each) for each in self.images],
+            boxes=[torch.from_numpy(each) for each in self.boxes],
+            labels=[torch.from_numpy(each) for each in self.labels],
+            problems=self.problems,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Item:
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    problem: str
+
+
+def augmented(
+    image: Image.Image, objects: Objects, augmentation: DenseAugmentation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One image as a training sees it, by torch's generator: pixels, boxes, labels. No crowds."""
+    sides, zoom = augmentation.sides, augmentation.zoom
+    width, height = sides.size(*image.size)
+    factor = zoom ** (2 * torch.rand(()).item() - 1)
+    size = max(round(width * factor), 1), max(round(height * factor), 1)
+    scale = torch.tensor([size[0] / image.width, size[1] / image.height]).repeat(2)
+    own = torch.from_numpy(~objects.crowd)
+    boxes: Any = tv_tensors.BoundingBoxes(
+        torch.from_numpy(objects.boxes).float()[own] * scale,
+        format="XYXY",
+        canvas_size=size[::-1],
+    )
+    labels = torch.from_numpy(objects.labels)[own]
+    pixels: Any = F.to_image(resized(image, size))
+    area = _areas(boxes)
+    pixels, boxes = v2.RandomCrop((min(height, size[1]), min(width, size[0])))(pixels, boxes)
+    boxes = F.clamp_bounding_boxes(boxes)
+    kept = (_areas(boxes) >= _LEAST_VISIBLE * area) & (_sides(boxes) >= _LEAST_SIDE).all(1)
+    boxes, labels = tv_tensors.wrap(boxes[kept], like=boxes), labels[kept]
+    pixels, boxes = v2.RandomHorizontalFlip()(pixels, boxes)
+    if jitter := augmentation.color_jitter:
+        pixels = v2.ColorJitter(jitter, jitter, jitter)(pixels)
+    return pixels.as_subclass(Tensor), boxes.as_subclass(Tensor), labels
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    plain = boxes.as_subclass(Tensor)
+    return plain[:, 2:] - plain[:, :2]
+
+
+def _areas(boxes: Tensor) -> Tensor:
+    return _sides(boxes).prod(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Items(Dataset["_Item | DataError"]):
+    data: AnnotatedImages
+    augmentation: DenseAugmentation
+    seed: int
+    epoch: int
+
+    def __getitem__(self, drawn: int) -> _Item | DataError:
+        found = first_readable(len(self.data), drawn, lambda index: read_image(self.data, index))
+        if isinstance(found, DataError):
+            return found
+        with random_stream(derive_seed(self.seed, self.epoch, drawn)):
+            image, boxes, labels = augmented(
+                found.content, self.data.objects[found.index], self.augmentation
+            )
+        return _Item(image=image, boxes=boxes, labels=labels, problem=found.problem)
+
+
+def dense_loader(
+    data: AnnotatedImages,
+    augmentation: DenseAugmentation,
+    *,
+    batches: Iterable[list[int]],
+    workers: int,
+    seed: int,
+    epoch: int,
+) -> DataLoader[DenseBatch]:
+    """The images of each of `batches`, augmented at random; see `data.loading.train_loader`."""
+    items: Dataset[Any] = _Items(data=data, augmentation=augmentation, seed=seed, epoch=epoch)
+    return Loader(
+        items,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=begin_worker,
+        generator=torch.Generator(),
+    )
+
+
+def _collate(items: Iterable[_Item | DataError]) -> _Packed | DataError:
+    found: list[_Item] = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        found.append(item)
+    return _Packed(
+        images=[item.image.numpy() for item in found],
+        boxes=[item.boxes.numpy() for item in found],
+        labels=[item.labels.numpy() for item in found],
+        problems=tuple(item.problem for item in found if item.problem),
+    )

@@ -1,0 +1,60 @@
+"""How an image becomes a detector's input: resized as a whole, to a side that is short enough."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from splitattn.errors import InputError, WeightsError
+
+_SMALLEST, _LARGEST = 32, 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """How large an image becomes: its shorter side `short`, unless its longer side exceeds `long`.
+
+    Attributes:
+        short, long: in pixels.
+
+    Raises:
+        InputError: a side is outside 32 to 8192, or the long one is shorter.
+    """
+
+    short: int
+    long: int
+
+    def __post_init__(self) -> None:
+        if not _SMALLEST <= self.short <= self.long <= _LARGEST:
+            raise InputError(
+                f"the short side must be from {_SMALLEST} to the long one, and that at most "
+                f"{_LARGEST}, got {self.short} and {self.long}"
+            )
+
+    def scale(self, width: int, height: int) -> float:
+        """By what an image is multiplied."""
+        return min(self.short / min(width, height), self.long / max(width, height))
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image after it is resized, at least 1."""
+        scale = self.scale(width, height)
+        return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` at width and height `size`, bilinear, with antialiasing where it becomes smaller."""
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def read_sides(values: dict[str, Any]) -> Sides:
+    """The sides in a file's metadata.
+
+    Raises:
+        WeightsError: they are missing or unusable.
+    """
+    short, long = values.get("short_side"), values.get("long_side")
+    if type(short) is not int or type(long) is not int:
+        raise WeightsError(
+            f"a detector must say the sides of its images, got {short!r:.30} and {long!r:.30}"
+        )
+    return Sides(short=short, long=long)

@@ -1,0 +1,170 @@
+"""COCO's figures of detections."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitattn.dense.annotated import AnnotatedImages
+
+# Indices into COCO's `stats`.
+_STATS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundObjects:
+    """What a detector finds in one image, best first.
+
+    Attributes:
+        boxes: (N, 4) left, top, right, bottom in pixels of the image.
+        labels: (N,) index into the classes.
+        scores: (N,) from 0 to 1.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def none(cls) -> "FoundObjects":
+        """Nothing."""
+        return cls(
+            boxes=np.zeros((0, 4), np.float32),
+            labels=np.zeros(0, np.int64),
+            scores=np.zeros(0, np.float32),
+        )
+
+    def above(self, score: float) -> "FoundObjects":
+        """Those of `score` or more."""
+        kept = self.scores >= score
+        return FoundObjects(
+            boxes=self.boxes[kept], labels=self.labels[kept], scores=self.scores[kept]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """The figures of one class, in percent; None where it has no objects.
+
+    Attributes:
+        name: of the class.
+        objects: how many of it there are, crowds left out.
+        ap, ap50: see `DetectionScores`.
+    """
+
+    name: str
+    objects: int
+    ap: float | None
+    ap50: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionScores:
+    """COCO's figures, in percent.
+
+    Attributes:
+        figures: "ap" is the mean over classes and over IoU 0.50 to 0.95 of the average precision,
+            "ap50" and "ap75" that at one IoU, "ap_small", "ap_medium" and "ap_large" that of
+            objects of less than 32 x 32 pixels, up to 96 x 96, and larger. Those without objects
+            are left out.
+        by_class: in the order of the classes.
+        images, objects: how many were measured.
+    """
+
+    figures: dict[str, float]
+    by_class: tuple[ClassScore, ...]
+    images: int
+    objects: int
+
+
+def score(data: AnnotatedImages, found: Sequence[FoundObjects]) -> DetectionScores:
+    """Score what was found in each image of `data`, as pycocotools does it.
+
+    Source: COCO's detection evaluation, with at most 100 detections an image.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth = COCO(_ground_truth(data))
+    rows = _results(found)
+    # COCO's own code cannot load nothing: a box of no score far away changes no figure.
+    results = truth.loadRes(rows or [_nothing()])
+    evaluation = COCOeval_faster(truth, results, "bbox", print_function=_silent)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    stats = {name: float(evaluation.stats[i]) for name, i in _STATS.items()}
+    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+    counts = np.zeros(len(data.classes), dtype=np.int64)
+    for objects in data.objects:
+        np.add.at(counts, objects.labels[~objects.crowd], 1)
+    return DetectionScores(
+        figures={name: 100 * value for name, value in stats.items() if value >= 0},
+        by_class=tuple(
+            ClassScore(
+                name=name,
+                objects=int(counts[i]),
+                ap=_mean(precision[:, :, i]),
+                ap50=_mean(precision[:1, :, i]),
+            )
+            for i, name in enumerate(data.classes)
+        ),
+        images=len(data),
+        objects=data.count(),
+    )
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    """In percent; COCO writes -1 where there is nothing to find."""
+    return float(100 * precision.mean()) if precision.size and precision.min() >= 0 else None
+
+
+def _ground_truth(data: AnnotatedImages) -> dict[str, Any]:
+    """`data` as a COCO file. Ids count from 1: COCO's code takes 0 for no match."""
+    annotations: list[dict[str, Any]] = []
+    for image, objects in enumerate(data.objects, 1):
+        rows = zip(objects.boxes, objects.labels, objects.crowd, objects.areas, strict=True)
+        for box, label, crowd, area in rows:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": int(label) + 1,
+                    "bbox": _xywh(box),
+                    "area": float(area),
+                    "iscrowd": int(crowd),
+                }
+            )
+    return {
+        "images": [
+            {"id": i, "width": width, "height": height}
+            for i, (width, height) in enumerate(data.sizes, 1)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(data.classes, 1)],
+    }
+
+
+def _results(found: Sequence[FoundObjects]) -> list[dict[str, Any]]:
+    return [
+        {"image_id": image, "category_id": int(label) + 1, "bbox": _xywh(box), "score": float(s)}
+        for image, objects in enumerate(found, 1)
+        for box, label, s in zip(objects.boxes, objects.labels, objects.scores, strict=True)
+    ]
+
+
+def _nothing() -> dict[str, Any]:
+    return {"image_id": 1, "category_id": 1, "bbox": [-9.0, -9.0, 1.0, 1.0], "score": 0.0}
+
+
+def _xywh(box: NDArray[Any]) -> list[float]:
+    left, top, right, bottom = map(float, box)
+    return [left, top, right - left, bottom - top]
+
+
+def _silent(*_: object) -> None:
+    """Takes what COCO's code would print."""

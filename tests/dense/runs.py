@@ -1,0 +1,62 @@
+"""A detector that learns in seconds: colored rectangles of three classes and a small network."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from splitattn.architectures import Architecture
+from splitattn.dense.annotated import check_same_classes
+from splitattn.dense.detection import Detection
+from splitattn.dense.detectors import create_detector
+from splitattn.dense.open import open_annotated
+from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.run import Run
+from tests.dense.datasets import CLASSES, write_splits
+
+ARCHITECTURE = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)
+CHANNELS = 64
+RECIPE = replace(
+    load_recipe("finetune", task="detection", model="resnest14"),
+    pretrained=False,
+    epochs=2,
+    batch_size=4,
+    batch_per_device=4,
+    learning_rate=0.2,
+    warmup_epochs=0.5,
+    frozen_stages=0,
+    frozen_batch_norm=False,
+    layer_decay=1.0,
+    ema_decay=0.9,
+    head="fcos",
+    head_channels=CHANNELS,
+    train_size=64,
+    test_size=64,
+    zoom=1.1,
+    precision="fp32",
+)
+
+
+def make_task(folder: Path, *, train: int = 8, val: int = 4) -> Detection:
+    """The task of a data set below `folder`/data."""
+    data = folder / "data"
+    if not data.exists():
+        write_splits(data, train=train, val=val)
+    found = open_annotated(data, "train")
+    return Detection(
+        model="small",
+        head="fcos",
+        train=found,
+        val=check_same_classes(found, open_annotated(data, "val")),
+    )
+
+
+def make_run(output: Path, recipe: Recipe = RECIPE) -> Run:
+    """On the CPU, in this process."""
+    return Run(recipe=recipe, output=output, device=torch.device("cpu"), workers=0)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return create_detector(ARCHITECTURE, num_classes=len(CLASSES), channels=CHANNELS)
