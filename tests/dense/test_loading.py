@@ -1,0 +1,117 @@
+"""Boxes stay on their objects, whatever happens to the image."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from splitattn.data.loading import random_stream
+from splitattn.dense.annotated import AnnotatedImages, Objects
+from splitattn.dense.loading import DenseAugmentation, augmented, dense_loader
+from splitattn.dense.open import open_annotated
+from splitattn.dense.resizing import Sides
+from tests.dense.datasets import picture, write_coco
+
+RECTANGLES = [(8, 12, 40, 52, 2), (70, 20, 118, 60, 0)]
+AUGMENTATION = DenseAugmentation(sides=Sides(short=48, long=96), zoom=1.8, color_jitter=0.0)
+
+
+def objects(*, crowd: bool = False) -> Objects:
+    boxes = np.array([box[:4] for box in RECTANGLES], dtype=np.float64)
+    return Objects(
+        boxes=boxes,
+        labels=np.array([box[4] for box in RECTANGLES]),
+        crowd=np.array([crowd, False]),
+        areas=np.ones(2),
+        outlines=(None, None),
+    )
+
+
+def test_boxes_stay_on_their_objects_through_zoom_crop_and_flip() -> None:
+    image = picture(RECTANGLES, (128, 80), 3)
+    sizes, flipped = set(), set()
+    for seed in range(40):
+        with random_stream(seed):
+            pixels, boxes, labels = augmented(image, objects(), AUGMENTATION)
+        assert pixels.dtype == torch.uint8
+        height, width = pixels.shape[1:]
+        assert height <= 48
+        assert width <= 77
+        sizes.add((height, width))
+        # The channel of its color is far above the others on the object alone.
+        values = pixels.float()
+        for label, channel in ((0, 2), (2, 0)):
+            others = [c for c in range(3) if c != channel]
+            on_object = values[channel] - values[others].amax(0) > 70
+            ys, xs = torch.nonzero(on_object, as_tuple=True)
+            mine = boxes[labels == label]
+            if len(mine):
+                seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+                assert (mine[0] - torch.stack(seen)).abs().max() < 1.6, seed
+        if len(labels) == 2:
+            flipped.add(bool(boxes[0, 0] > boxes[1, 0]))
+    assert len(sizes) > 5
+    assert flipped == {True, False}
+
+
+def test_an_object_that_a_crop_hardly_shows_is_left_out() -> None:
+    """Of a box of 30 pixels at the edge, a crop shows all, a part or nothing.
+
+    The image is halved, and scaled by a factor that is the first number drawn.
+    """
+    image = picture([(0, 0, 30, 64, 1)], (128, 64), 3)
+    edge = replace(
+        objects(),
+        boxes=np.array([[0.0, 0, 30, 64]]),
+        labels=np.array([1]),
+        crowd=np.array([False]),
+    )
+    shares = []
+    for seed in range(60):
+        with random_stream(seed):
+            wide = DenseAugmentation(sides=Sides(short=64, long=64), zoom=4.0)
+            pixels, boxes, _ = augmented(image, edge, wide)
+        with random_stream(seed):
+            factor = 4.0 ** (2 * torch.rand(()).item() - 1)
+        if len(boxes):
+            visible = (boxes[0, 2:] - boxes[0, :2]).prod().item()
+            shares.append(visible / (30 * 64 * (factor / 2) ** 2))
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= pixels.shape[2]).all()
+    assert 5 < len(shares) < 60
+    assert 0.19 < min(shares) < 0.5
+
+
+def test_crowds_are_not_trained_on() -> None:
+    image = picture(RECTANGLES, (128, 80), 3)
+    plain = DenseAugmentation(sides=Sides(short=80, long=128))
+    with random_stream(0):
+        pixels, boxes, labels = augmented(image, objects(crowd=True), plain)
+    assert labels.tolist() == [0]
+    assert sorted(boxes[0, ::2].tolist()) in ([70, 118], [10, 58])
+    assert pixels.shape == (3, 80, 128)
+
+
+def loaded(data: AnnotatedImages, epoch: int = 0) -> list[torch.Tensor]:
+    loader = dense_loader(
+        data, AUGMENTATION, batches=[[0, 1], [2, 3]], workers=0, seed=5, epoch=epoch
+    )
+    return [image for batch in loader for image in batch.images]
+
+
+def test_unreadable_images_are_replaced_and_named(tmp_path: Path) -> None:
+    write_coco(tmp_path, "train", 4)
+    data = open_annotated(tmp_path, "train")
+    before = loaded(data)
+    assert all(torch.equal(a, b) for a, b in zip(before, loaded(data), strict=True))
+    assert any(a.shape != b.shape for a, b in zip(before, loaded(data, epoch=1), strict=True))
+    data.images[1].write_bytes(b"damaged")
+    picture([], (32, 64)).save(data.images[2])
+    batches = [
+        *dense_loader(data, AUGMENTATION, batches=[[0, 1], [2, 3]], workers=0, seed=5, epoch=0)
+    ]
+    assert [len(batch.images) for batch in batches] == [2, 2]
+    (first,), (second,) = (batch.problems for batch in batches)
+    assert "1.png" in first
+    assert "must be of 64 x 64 pixels, as its annotations say, got 32 x 64 upright" in second
