@@ -44,6 +44,7 @@ def test_one_call_trains_and_the_next_starts_from_its_folder(
         recipe="plain",
         overrides=SMALL,
         workers=0,
+        batch_per_device=2,
         on_epoch=lambda epoch: texts.append(epoch.text),
     )
     assert isinstance(run, splitattn.TrainingResult)
@@ -54,6 +55,7 @@ def test_one_call_trains_and_the_next_starts_from_its_folder(
     assert run.details.n == 3
     assert run.summary == f"top-1 {run.figures['top1']:.2f} %, top-5 100.00 % of 3 images"
     assert texts[0].startswith("32 px  loss ")
+    assert "batch_per_device = 2\n" in (tmp_path / "run" / "recipe.toml").read_text()
     metadata = read_metadata(run.weights)
     assert metadata is not None
     assert metadata.metrics == {**run.figures, "n": 3}

@@ -149,6 +149,8 @@ def train(
     chosen = load_recipe(
         recipe, overrides, model=name, task="detection" if finds else "classification"
     )
+    if batch_per_device is not None:
+        chosen = replace(chosen, batch_per_device=batch_per_device)
     if chosen.task == "detection":
         chosen = replace(chosen, head=head or chosen.head or _DEFAULT_HEAD)
     name = name or default_model(chosen)
@@ -169,7 +171,7 @@ def train(
             output=Path(output),
             device=here,
             workers=distributed.cores_per_process() if workers is None else workers,
-            batch_per_device=batch_per_device or chosen.batch_per_device,
+            batch_per_device=chosen.batch_per_device,
             checkpoint_minutes=checkpoint_minutes,
         )
         resumes = resume and run.checkpoint.exists()
@@ -224,9 +226,9 @@ def _start(model: str, weights: str | Path | None, recipe: Recipe) -> str | Path
     if recipe.pretrained:
         return find_entry(model).tag
     if recipe.frozen_stages or recipe.frozen_batch_norm:
-        name = "frozen_stages" if recipe.frozen_stages else "frozen_batch_norm"
+        name, off = ("frozen_stages", 0) if recipe.frozen_stages else ("frozen_batch_norm", False)
         raise InputError(
-            f"{name} must be off without weights, got {getattr(recipe, name)}: random layers "
+            f"{name} must be {off} without weights, got {getattr(recipe, name)}: random layers "
             "would stay random; add --weights"
         )
     if named(model)[1]:

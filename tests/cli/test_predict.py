@@ -181,6 +181,9 @@ def test_draw_writes_a_picture_for_each_labeled_image(
     refused = predict(photos, "--draw", photos / "coffee.png")
     assert refused.status == 2
     assert "--draw must be a folder" in refused.err
+    before = (photos / "chelsea.png").read_bytes()
+    assert "--draw must be a new or empty folder" in predict(photos, "--draw", photos).err
+    assert (photos / "chelsea.png").read_bytes() == before
 
 
 def test_the_table_is_the_default_and_reads_well(predict, photos: Path) -> None:

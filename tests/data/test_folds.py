@@ -35,6 +35,7 @@ def test_each_image_is_in_one_fold_and_each_class_in_all() -> None:
         assert counts[0] == 4
         assert counts[1] in (2, 3)
         assert train.origin != val.origin
+        assert (train.part, val.part) == (f"all but fold {number}/5", f"fold {number}/5")
         for part in (train, val):
             assert [part.labels[i] for i in range(len(part))] == [
                 LABELS[int(name.split(".")[0])] for name in part.names

@@ -1,5 +1,6 @@
 """Parquet shards in the Hugging Face image layout."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ def test_parquet_shards_are_read_in_order(tmp_path: Path, form: str) -> None:
     assert list(data.labels) == ([1] if form == "file" else [2, 0, 1])
     np.testing.assert_array_equal(decode(data.images[len(data) - 1]), picture(1, 2))
     assert data.names[0] == "0.png"
+
+
+def test_shards_with_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    for number, names in enumerate((CLASSES, CLASSES[::-1])):
+        path = write_shard(tmp_path / f"val-{number}.parquet", [encoded(0, 0)], [0])
+        features = {"label": {"names": names}}
+        about = {"huggingface": json.dumps({"info": {"features": features}})}
+        pq.write_table(pq.read_table(path).replace_schema_metadata(about), path)
+    with pytest.raises(DataError, match=r"the same classes .* got others in val-1\.parquet"):
+        open_data(str(tmp_path), "val")
 
 
 def test_shards_are_found_by_the_usual_names_of_splits(tmp_path: Path) -> None:

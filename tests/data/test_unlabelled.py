@@ -53,6 +53,8 @@ def test_folders_called_like_splits_are_the_splits(tmp_path: Path) -> None:
     train, val = open_for_teacher(str(tmp_path), ("cat", "dog"), seed=0)
     assert sorted(train.names) == [str(tmp_path / f"train/{n}.png") for n in ("2", "a/1")]
     assert list(val.names) == [str(tmp_path / "Val/3.png")]
+    (tmp_path / "__MACOSX").mkdir()
+    assert [len(part) for part in open_for_teacher(str(tmp_path), ("cat", "dog"), seed=0)] == [2, 1]
     # Without one for validation, the training images are divided.
     (tmp_path / "Val/3.png").unlink()
     (tmp_path / "Val").rmdir()

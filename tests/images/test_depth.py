@@ -123,13 +123,24 @@ def test_significant_bits_of_a_png_are_the_lower_or_the_upper_ones(bits: int) ->
         np.testing.assert_allclose(np.asarray(decode(png(scaled, said))), plain, atol=1)
 
 
-@pytest.mark.parametrize("largest", [1000, 4095, 20_000])
-def test_the_largest_value_that_a_tiff_states_is_white(largest: int) -> None:
-    values = ramp(largest // 4)
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_a_tiff_states_its_bits_by_the_largest_value(bits: int) -> None:
+    values = ramp(2**bits // 4)
     tags = ImageFileDirectory_v2()
-    tags[281] = largest
+    tags[281] = 2**bits - 1
     decoded = np.asarray(decode(encoded(values, tiffinfo=tags)))[..., 0]
     np.testing.assert_allclose(decoded, EXPECTED / 4, atol=0.6)
+
+
+def test_the_brightest_value_that_a_tiff_states_is_not_white() -> None:
+    values = ramp(3000)  # of 12 bits
+    tags = ImageFileDirectory_v2()
+    tags[281] = 3000
+    stated, unstated = (
+        np.asarray(decode(encoded(values, tiffinfo=info)))
+        for info in (tags, ImageFileDirectory_v2())
+    )
+    np.testing.assert_array_equal(stated, unstated)
 
 
 def test_twelve_packed_bits_of_a_tiff_are_twelve_bits() -> None:

@@ -346,6 +346,10 @@ def test_a_training_does_not_go_on_with_other_images(task: Classification, run: 
     fewer = replace(task.train, labels=list(task.train.labels)[:-1])
     with pytest.raises(InputError, match="cannot resume with other settings: images differ"):
         train(network(), replace(task, train=fewer), run, resume=True)
+    # Folds of equal size have equal labels.
+    fold = replace(task.train, part="all but fold 2/5")
+    with pytest.raises(InputError, match="cannot resume with other settings: parts differ"):
+        train(network(), replace(task, train=fold), run, resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(task: Classification, run: Run) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -193,7 +193,7 @@ def _fastest_form(way: Way, device: str) -> Form:
 def _worth_measuring(subject: Subject, way: Way) -> bool:
     """Nobody runs our network as trained but in PyTorch, nor rewritten in the slower format."""
     if not subject.is_ours:
-        return way.engine in _IN_TORCH or way.engine in _PEER_WRITERS
+        return way.engine in _IN_TORCH or way.engine in _PEERS
     return way.engine == "torch" if subject.folded is None else way.engine != "torch NCHW"
 
 
@@ -301,9 +301,11 @@ def _from_file(row: EngineRow, precision: str) -> Callable[[Subject, Setting, Pa
             if subject.folded:
                 module.write(subject.folded(), path, settings)
             else:
-                _PEER_WRITERS[row.name](_exported(subject, setting), path, settings)
-        engine, _ = module.open_file(path, device=setting.device.type, trusted=True)
-        return _in_engine(engine)
+                _PEERS[row.name].write(_exported(subject, setting), path, settings)
+        # Not by `open_file` if we can: it refuses what `splitattn export` does not write.
+        if row.name in _PEERS:
+            return _in_engine(_PEERS[row.name].open(path))
+        return _in_engine(module.open_file(path, device="cpu", trusted=True)[0])
 
     return load
 
@@ -327,8 +329,28 @@ def _write_openvino(model: Any, path: Path, settings: FileSettings) -> None:
     open_vino.save(converted, path)
 
 
+def _open_onnx(path: Path) -> Engine:
+    from splitattn.engines.onnx_runtime import OnnxEngine
+
+    return OnnxEngine(path, device="cpu")
+
+
+def _open_openvino(path: Path) -> Engine:
+    from splitattn.engines.open_vino import OpenVinoEngine
+
+    return OpenVinoEngine(path, device="cpu")
+
+
+class _PeerFile(NamedTuple):
+    write: Callable[[Any, Path, FileSettings], None]
+    open: Callable[[Path], Engine]
+
+
 # How the networks of other projects get into an engine. Other engines measure ours only.
-_PEER_WRITERS = {"onnxruntime": _write_onnx, "openvino": _write_openvino}
+_PEERS = {
+    "onnxruntime": _PeerFile(_write_onnx, _open_onnx),
+    "openvino": _PeerFile(_write_openvino, _open_openvino),
+}
 
 
 def _exported(subject: Subject, setting: Setting) -> Any:

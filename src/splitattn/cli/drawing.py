@@ -1,5 +1,6 @@
 """`predict --draw FOLDER`: pictures with their labels or boxes."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,14 @@ class Pictures:
         self._names: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with os.scandir(folder) as entries:
+                empty = next(entries, None) is None
         except OSError as error:
             raise _unwritable(folder, error) from error
+        if not empty:
+            raise InputError(
+                f"--draw must be a new or empty folder, so that no file is replaced, got {folder}"
+            )
 
     def add(self, source: str, answer: Any) -> ImageError | None:
         """Draw one image.
@@ -59,10 +66,10 @@ class Pictures:
     def _free_name(self, source: str) -> str:
         stem = Path(source.split("?")[0]).stem[:_LONGEST_NAME] or "image"
         name, number = f"{stem}.jpg", 1
-        while name in self._names:
+        while name.casefold() in self._names:  # some disks do not tell A.jpg from a.jpg
             number += 1
             name = f"{stem}-{number}.jpg"
-        self._names.add(name)
+        self._names.add(name.casefold())
         return name
 
 

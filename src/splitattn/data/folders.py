@@ -21,7 +21,7 @@ def open_folder(root: Path, split: str) -> LabelledImages:
         DataError: the split, class folders or images are missing.
     """
     folder = _split_folder(root, split)
-    folders = _folders_in(folder)
+    folders = folders_in(folder)
     if not folders:
         raise DataError(f"the data set must have one folder per class, got none in {folder}")
     if all(map(split_of, folders)):
@@ -53,8 +53,8 @@ def open_folder(root: Path, split: str) -> LabelledImages:
 
 def _split_folder(root: Path, split: str) -> Path:
     """The folder below `root` that holds the classes of `split`, or `root` itself."""
-    folders = _folders_in(root)
-    splits = [name for name in folders if split_of(name) and _folders_in(root / name)]
+    folders = folders_in(root)
+    splits = [name for name in folders if split_of(name) and folders_in(root / name)]
     found = called(folders, split)
     # A class may be called like a split ("training" among sports): then it holds images, and
     # there are other classes.
@@ -69,6 +69,7 @@ def _split_folder(root: Path, split: str) -> Path:
     return root
 
 
-def _folders_in(folder: Path) -> list[str]:
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, without litter."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))

@@ -72,8 +72,8 @@ def split_off(
     kept = set(shuffled[fold.number - 1 :: fold.of])
     rest = [index for index in range(len(data)) if index not in kept]
     return (
-        subset(data, rest, f"{data.origin}, all but fold {fold}"),
-        subset(data, sorted(kept), f"{data.origin}, fold {fold}"),
+        subset(data, rest, f"all but fold {fold}"),
+        subset(data, sorted(kept), f"fold {fold}"),
     )
 
 
@@ -90,15 +90,16 @@ class _Chosen(Sequence[T]):
         return self._items[self._indices[index]]
 
 
-def subset(data: LabelledImages, indices: list[int], origin: str) -> LabelledImages:
-    """The images of `data` at `indices`, which must be sorted, under another origin."""
+def subset(data: LabelledImages, indices: list[int], part: str) -> LabelledImages:
+    """The images of `data` at `indices`, which must be sorted. `part` says which these are."""
     blocks = data.blocks
     if blocks is not None:
         starts = tuple(bisect_left(indices, start) for start in blocks.starts)  # some are empty
         blocks = replace(blocks, starts=starts)
     return replace(
         data,
-        origin=origin,
+        origin=f"{data.origin}, {part}",
+        part=part,
         images=_Chosen(data.images, indices),
         labels=[data.labels[index] for index in indices],
         names=_Chosen(data.names, indices),

@@ -34,6 +34,7 @@ class LabelledImages:
 
     Attributes:
         origin: where the images were found; two splits with the same origin are the same images.
+        part: which of the images found there these are; empty for all.
         classes: names, by label.
         images: what `images.decode` takes. Nothing is decoded yet.
         labels: index into `classes` of each image.
@@ -47,6 +48,7 @@ class LabelledImages:
     labels: Sequence[int]
     names: Sequence[str]
     blocks: Blocks | None = None
+    part: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -171,6 +171,11 @@ def open_parquet(shards: list[Path], split: str) -> LabelledImages:
         for shard in chosen:
             with pq.ParquetFile(shard) as file:
                 _check_columns(file.schema_arrow)
+                if _class_names(file.schema_arrow) != classes:
+                    raise DataError(
+                        "all shards must name the same classes in the same order, got others in "
+                        f"{shard.name} than in {chosen[0].name}"
+                    )
                 groups += _groups(shard, file.metadata)
                 labels += file.read(columns=["label"], use_threads=False).column(0).to_pylist()
         if not labels:

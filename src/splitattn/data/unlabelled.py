@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from splitattn.data.class_names import match
+from splitattn.data.folders import folders_in
 from splitattn.data.folds import subset
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
 from splitattn.data.parquet import open_unlabelled_parquet
@@ -82,7 +83,7 @@ def _without_looking_for_labels(data: str, split: str) -> LabelledImages | None:
 
 def _images_below(root: Path, split: str) -> LabelledImages | None:
     """The images of `split` if all folders in `root` are called like splits, or else all images."""
-    folders = [entry.name for entry in root.iterdir() if entry.is_dir()]
+    folders = folders_in(root)
     splits = folders if all(map(split_of, folders)) else []
     found = called(splits, split) or called(splits, "train")
     folder = str(root / found[0] if found else root)
@@ -103,6 +104,6 @@ def _divided(images: LabelledImages, seed: int) -> tuple[LabelledImages, Labelle
     held_out = min(-(-len(images) // _EVERY), _MOST_HELD_OUT)
     val, train = sorted(order[:held_out].tolist()), sorted(order[held_out:].tolist())
     return (
-        subset(images, train, f"{images.origin} (training part)"),
-        subset(images, val, f"{images.origin} (validation part)"),
+        subset(images, train, "training part"),
+        subset(images, val, "validation part"),
     )

@@ -13,6 +13,8 @@ from splitattn.errors import ImageError
 # Tags of TIFF.
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT, _S_MAX_SAMPLE_VALUE = 258, 281, 339, 341
 _UNSIGNED = 1
+# The largest values of 8 to 16 bits.
+_WHOLE_BITS = {2.0**bits - 1 for bits in range(8, 17)}
 
 # Pillow keeps the upper 8 bits of several channels of 16. It reads the lower 8 instead if it takes
 # the two bytes in the other order.
@@ -79,8 +81,9 @@ def read_header(image: Image.Image, content: bytes) -> Header:
 def _white(image: Image.Image, tags: Any) -> float | None:
     if image.format in ("PPM", "JPEG2000"):
         return 65535.0  # Pillow scales these to 16 bits
-    if most := [*_numbers(tags, _S_MAX_SAMPLE_VALUE), *_numbers(tags, _MAX_SAMPLE_VALUE)]:
-        return max(most) if max(most) > 0 else None
+    most = max(_numbers(tags, _S_MAX_SAMPLE_VALUE) + _numbers(tags, _MAX_SAMPLE_VALUE), default=0.0)
+    if most in _WHOLE_BITS:  # any other value is only the brightest of this image
+        return most
     bits = max(_numbers(tags, _BITS_PER_SAMPLE), default=16)
     # Many files use fewer bits than the whole bytes that they say.
     return None if bits % 8 == 0 else 2.0**bits - 1

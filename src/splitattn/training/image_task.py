@@ -62,6 +62,7 @@ class ImageTask(Task[Batch]):
             "model": self.model,
             "classes": list(self.classes),
             "images": [len(self.train), len(self.val), sha256(labels.tobytes()).hexdigest()],
+            "parts": [self.train.part, self.val.part],
         }
 
     def check(self, run: Run) -> None:
