@@ -15,7 +15,7 @@ from splitattn.convert import convert
 from splitattn.errors import InputError, WeightsError
 from splitattn.opening import open_weights
 from splitattn.preprocessing import Preprocessing, center_crop
-from splitattn.training import loop
+from splitattn.training import classification, loop
 from splitattn.training.recipes import TaskName
 from splitattn.training.run import Run
 from splitattn.training.task import Measurement, Task
@@ -36,6 +36,10 @@ def test_one_call_trains_and_the_next_starts_from_its_folder(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    checked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        classification, "check_classes_have_images", lambda *given: checked.append(given[1:])
+    )
     texts: list[str] = []
     run = splitattn.train(
         data,
@@ -48,6 +52,7 @@ def test_one_call_trains_and_the_next_starts_from_its_folder(
         on_epoch=lambda epoch: texts.append(epoch.text),
     )
     assert isinstance(run, splitattn.TrainingResult)
+    assert checked == [(3, None)], "each class is decoded once, with the recipe's white level"
     assert run.weights == tmp_path / "run" / "model.safetensors"
     for path in (run.weights, run.best_weights, run.report):
         assert path.is_file()

@@ -59,3 +59,15 @@ def test_a_sheet_shows_the_batch_as_the_recipe_makes_it(tmp_path: Path) -> None:
     mixed = batch_sheet(data, load_recipe("plain", [*sizes, "mixup_alpha=5.0"], model="resnest14"))
     assert mixed != sheet
     assert batch_sheet(data, plain) == sheet
+
+
+def test_a_sheet_of_gray_images_shows_them_as_training_sees_them(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "gray"
+    folder.mkdir(parents=True)
+    for i in range(2):
+        Image.fromarray(np.full((40, 40), 1000, np.uint16)).save(folder / f"{i}.png")
+    data = open_data(str(tmp_path), "train")
+    settings = ["train_size=32", "first_train_size=32", "batch_size=2", "in_chans=1"]
+    settings += ["white_level=2000", "mean=[0.5]", "std=[0.5]"]
+    shown = np.asarray(batch_sheet(data, load_recipe("plain", settings, model="resnest14")))
+    np.testing.assert_allclose(shown[8:136, 8:136].astype(float), 127.5, atol=1)

@@ -76,6 +76,12 @@ def test_imagenets_classes_may_be_named_as_in_wordnet() -> None:
     assert match(IMAGENET, names).indices == tuple(range(1000))
 
 
+def test_a_part_of_imagenets_full_names_is_matched_by_their_first_lemmas() -> None:
+    names = ("lesser panda, red panda, panda, Ailurus fulgens", "tench, Tinca tinca")
+    found = match(names, IMAGENET)
+    assert (found.indices, found.how) == ((387, 0), "lemma")
+
+
 def test_the_two_cranes_of_imagenet_stay_two() -> None:
     twice = list(IMAGENET)
     twice[134], twice[639] = "crane", "maillot"

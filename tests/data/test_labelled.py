@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from splitattn.data.labelled import LabelledImages, check_classes_have_images, with_classes_of_model
@@ -50,3 +51,15 @@ def test_a_class_without_a_usable_image_is_named(
     wider = replace(data, classes=(*CLASSES, "white"), labels=[0, 1, 0, 1, 0, 1][: len(data)])
     check_classes_have_images(wider)
     assert "2 classes have no training image: 'red', 'white'" in caplog.text
+
+
+def test_the_check_of_classes_reads_images_as_training_does(tmp_path: Path) -> None:
+    """Of floats in a NumPy file, only `white_level` says which is white."""
+    path = tmp_path / "0.npy"
+    np.save(path, np.full((4, 4), 1000, np.float32))
+    data = LabelledImages(
+        origin="", classes=("a",), images=[str(path)], labels=[0], names=[str(path)]
+    )
+    with pytest.raises(DataError, match="set white_level"):
+        check_classes_have_images(data)
+    check_classes_have_images(data, white_level=1000)

@@ -71,6 +71,26 @@ def test_parquet_needs_no_labels(tmp_path: Path) -> None:
     assert whole == {picture(i % 3, i).tobytes() for i in range(4)}
 
 
+@pytest.mark.parametrize("kind", ["csv", "folders", "parquet", "unlabelled"])
+def test_without_a_validation_split_one_image_in_twenty_is_kept(kind: str, tmp_path: Path) -> None:
+    data = tmp_path
+    if kind == "csv":
+        data = tmp_path / "images.csv"
+        rows = "".join(f"{i}.png,{CLASSES[i % 3]},train\n" for i in range(40))
+        data.write_text(f"path,label,split\n{rows}")
+    elif kind == "folders":
+        for i in range(40):
+            write_photographs(tmp_path, [f"train/{CLASSES[i % 3]}/{i}.png"])
+    else:
+        images = [encoded(i % 3, i) for i in range(40)]
+        write_shard(tmp_path / "train-0.parquet", images, [i % 3 for i in range(40)])
+    classes = ("cat", "dog") if kind == "unlabelled" else CLASSES
+    train, val = open_for_teacher(str(data), classes, seed=0)
+    assert train.classes == val.classes == (() if kind == "unlabelled" else CLASSES)
+    assert (len(train), len(val)) == (38, 2)
+    assert len({*train.names, *val.names}) == 40
+
+
 def test_parts_of_large_shards_are_still_read_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from splitattn.errors import ImageError
+from splitattn.images import raster
 from splitattn.images.decode import decode, decode_planes
 from tests.attacks.make import chunk
 
@@ -189,8 +190,14 @@ def test_gray_keeps_the_bits_that_its_file_has() -> None:
         np.testing.assert_allclose(planes[0] * 65535, values, atol=0.01)
 
 
-def test_a_scale_that_was_guessed_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(2):
-        decode(ramp(16383), name="a.png")
-    said = [r.getMessage() for r in caplog.records if "16383" in r.getMessage()]
-    assert len(said) <= 1
+def test_a_scale_that_was_guessed_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(raster, "_told_whites", set())
+    for name in ("a.png", "b.png"):
+        for white in (16383, 4095):
+            decode(ramp(white), name=name)
+    said = [record.getMessage().partition("; set")[0] for record in caplog.records]
+    assert said == [
+        f"a.png does not say which value is white: by its pixels {white}" for white in (16383, 4095)
+    ]

@@ -74,7 +74,7 @@ def match(names: Sequence[str], outputs: Sequence[str]) -> Match:
     for how, key in _KEYS.items():
         if (found := _by_key(names, outputs, key)) is not None:
             return Match(indices=found, how=how)
-    if (found := _by_key(names, _lemmas(outputs), normal)) is not None:
+    if (found := _by_key(names, _lemmas(outputs), first_lemma)) is not None:
         return Match(indices=found, how="lemma")
     ids, output_ids = _ids(names), _ids(outputs)
     if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:

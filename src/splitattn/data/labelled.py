@@ -64,11 +64,14 @@ class LabelledImages:
         return replace(self, classes=classes)
 
 
-def check_classes_have_images(data: LabelledImages, channels: int = RGB) -> None:
+def check_classes_have_images(
+    data: LabelledImages, channels: int = RGB, white_level: float | None = None
+) -> None:
     """Decode one image of each class, and warn of classes that have none.
 
     Args:
         channels: of the network.
+        white_level: see `Preprocessing`.
 
     Raises:
         DataError: a class has images, and none of them can be read.
@@ -82,19 +85,21 @@ def check_classes_have_images(data: LabelledImages, channels: int = RGB) -> None
         logger.warning("%d classes have no training image: %s%s", len(missing), shown, more)
     # In the order of the data, which may lie together on the disk.
     for label, indices in by_class.items():
-        if problem := _why_unreadable(data, indices, channels):
+        if problem := _why_unreadable(data, indices, channels, white_level):
             raise DataError(
                 f"each class must have training images that can be read, got none of "
                 f"{len(indices)} for {data.classes[label]!r}; the first: {problem}"
             )
 
 
-def _why_unreadable(data: LabelledImages, indices: list[int], channels: int) -> str:
+def _why_unreadable(
+    data: LabelledImages, indices: list[int], channels: int, white_level: float | None
+) -> str:
     """What is wrong with the first of the images, or "" if any of them can be read."""
     problem = ""
     for index in indices:
         try:
-            decode_as(data.images[index], channels, name=data.names[index])
+            decode_as(data.images[index], channels, name=data.names[index], white_level=white_level)
         except ImageError as error:
             problem = problem or str(error)
         else:

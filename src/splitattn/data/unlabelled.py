@@ -11,7 +11,7 @@ from splitattn.data.folds import subset
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
 from splitattn.data.parquet import open_unlabelled_parquet
 from splitattn.data.sources import open_data, parquet_shards
-from splitattn.data.splits import called, split_of
+from splitattn.data.splits import MissingSplitError, called, split_of
 from splitattn.errors import DataError
 from splitattn.files import is_folder
 from splitattn.images.paths import expand
@@ -40,7 +40,11 @@ def open_for_teacher(
     Raises:
         DataError: there are no images.
     """
-    train, val = (_open(data, split, classes, class_names) for split in ("train", "val"))
+    train = _open(data, "train", classes, class_names)
+    try:
+        val = _open(data, "val", classes, class_names)
+    except MissingSplitError:
+        val = train
     if train.origin == val.origin:
         train, val = _divided(train, seed)
     if train.classes != val.classes:

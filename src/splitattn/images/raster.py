@@ -6,7 +6,7 @@ Shapes: H, W rows and columns, C channels.
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -152,8 +152,14 @@ class Raster:
         return white
 
 
-@cache  # once for each value: a data set of such files would repeat it for every image
+_told_whites: set[float] = set()
+
+
 def _say_white(white: float, name: str) -> None:
+    # Once for each value: a data set of such files would repeat it for every image.
+    if white in _told_whites:
+        return
+    _told_whites.add(white)
     logger.warning(
         "%s does not say which value is white: by its pixels %g; set white_level if that is wrong",
         name,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -50,7 +50,12 @@ class Classification(ImageTask[Batch]):
                 f"{', '.join(sorted(odd)[:5])}"
             )
         super().check(run)
-        check_classes_have_images(train, run.recipe.in_chans)
+        self._check_images(run.recipe.in_chans, run.recipe.white_level)
+
+    @cached_property
+    def _check_images(self) -> Callable[[int, float | None], None]:
+        # Once: `launch` checks before it fetches weights, and the loop checks again.
+        return cache(partial(check_classes_have_images, self.train))
 
     def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[Batch]:
         return self.loader(run, epoch, first_step, run.recipe.augmentation(epoch))

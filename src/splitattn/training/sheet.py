@@ -48,12 +48,18 @@ def batch_sheet(
         workers=0,
         seed=recipe.seed,
         epoch=epoch,
+        white_level=recipe.white_level,
     )
     batch = next(iter(loader))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        images, shares = mix(batch.images.float(), batch.labels, len(data.classes), recipe)
+        images, shares = mix(_from_0_to_255(batch.images), batch.labels, len(data.classes), recipe)
     return _sheet(images, [_caption(row, data.classes) for row in shares])
+
+
+def _from_0_to_255(images: Tensor) -> Tensor:
+    """Bytes as floats. Images that are not RGB are floats from 0 to 1."""
+    return images.float() if images.dtype == torch.uint8 else images * 255
 
 
 def _caption(shares: Tensor, classes: tuple[str, ...]) -> list[str]:
