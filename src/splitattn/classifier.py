@@ -1,8 +1,6 @@
 """From images to labels in two lines."""
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,12 +8,12 @@ from typing import Any, overload
 
 import numpy as np
 
-from splitattn.engines.engine import NOT_FINITE, finite, softmax
+from splitattn.engines.engine import finite, softmax
 from splitattn.errors import ImageError, InputError
-from splitattn.features import FeatureExtractor, Features
-from splitattn.images.decode import ImageSource, name_of
+from splitattn.features import FeatureExtractor, Features, map_finite
+from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, map_images
+from splitattn.images.loading import Decoding
 from splitattn.images.preprocess import Pixels
 from splitattn.opening import open_network
 from splitattn.weights.download import Progress
@@ -163,23 +161,15 @@ class Classifier:
         if topk < 1:
             raise InputError(f"topk must be at least 1, got {topk}")
         topk = min(topk, len(self.classes))
-        names: deque[str] = deque()  # of the images that are read but not yet labelled
-
-        def noted() -> Iterator[ImageSource]:
-            for source in sources:
-                names.append(name_of(source))
-                yield source
-
-        results = map_images(
+        return map_finite(
             lambda pixels: self._best(pixels, topk),
-            noted(),
+            sources,
             self.preprocessing,
             batch_size=batch_size,
             workers=workers,
             limits=self._limits,
             decoding=self._decoding,
         )
-        return _named(results, names)
 
     def features(self, images: ImageSource | list[Any] | tuple[Any, ...]) -> Features:
         """What the network gives its classifier: the mean over pixels of its last map.
@@ -234,13 +224,3 @@ class Classifier:
                 usable.tolist(), order.tolist(), best.tolist(), strict=True
             )
         ]
-
-
-def _named(
-    results: Generator[list[Prediction] | ImageError | None, None, None], names: deque[str]
-) -> Generator[list[Prediction] | ImageError, None, None]:
-    """`results`, with an error that names the image where there is none."""
-    with closing(results):
-        for result in results:
-            name = names.popleft()
-            yield ImageError(f"{name}: {NOT_FINITE}") if result is None else result

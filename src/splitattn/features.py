@@ -1,20 +1,28 @@
 """Features of images: what a network gives its classifier."""
 
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitattn.engines.engine import NOT_FINITE, finite
 from splitattn.errors import ImageError
-from splitattn.images.decode import ImageSource
+from splitattn.images.decode import ImageSource, name_of
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.loading import Decoding, map_images
+from splitattn.images.preprocess import Pixels
 from splitattn.opening import open_weights
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights.download import Progress
 
 Features = NDArray[np.float32]
+
+T = TypeVar("T")
 
 
 class FeatureExtractor:
@@ -71,8 +79,8 @@ class FeatureExtractor:
         Raises:
             InputError: a number is less than 1.
         """
-        return map_images(
-            lambda pixels: list(self.engine.run(pixels, self.preprocessing)),
+        return map_finite(
+            self._finite,
             sources,
             self.preprocessing,
             batch_size=batch_size,
@@ -80,3 +88,56 @@ class FeatureExtractor:
             limits=self._limits,
             decoding=self._decoding,
         )
+
+    def _finite(self, pixels_BCHW: Pixels) -> list[Features | None]:  # noqa: N803
+        """The features of each image, or None where they are not finite."""
+        found = self.engine.run(pixels_BCHW, self.preprocessing)
+        return [row if usable else None for row, usable in zip(found, finite(found), strict=True)]
+
+
+def map_finite(
+    compute: Callable[[Pixels], Sequence[T | None]],
+    sources: Iterable[ImageSource],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int | None,
+    limits: Limits,
+    decoding: Decoding,
+) -> Generator[T | ImageError, None, None]:
+    """`map_images` with None, where the network gives no finite numbers, as an error.
+
+    Args:
+        compute: as `map_images` takes it, but with None for an image without finite numbers.
+        sources, preprocessing, batch_size, workers, limits, decoding: see `map_images`.
+
+    Raises:
+        InputError: see `map_images`.
+    """
+    names: deque[str] = deque()  # of the images that are read but have no result yet
+
+    def noted() -> Iterator[ImageSource]:
+        for source in sources:
+            names.append(name_of(source))
+            yield source
+
+    results = map_images(
+        compute,
+        noted(),
+        preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        limits=limits,
+        decoding=decoding,
+    )
+    return _named(results, names)
+
+
+def _named(
+    results: Generator[T | ImageError | None, None, None], names: deque[str]
+) -> Generator[T | ImageError, None, None]:
+    """`results`, with an error that names the image where there is none."""
+    with closing(results):
+        for result in results:
+            name = names.popleft()
+            yield ImageError(f"{name}: {NOT_FINITE}") if result is None else result

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from splitattn.classifier import Classifier
 from splitattn.cli import main
+from splitattn.engines.onnx_runtime import OnnxEngine
 from tests.cli.networks import write_weights
 
 
@@ -44,6 +46,33 @@ def test_each_image_has_a_line_of_features(
     with np.load(arrays) as stored:  # an image that is named twice has two rows
         assert stored["paths"].tolist() == [str(path)] * 2
         np.testing.assert_array_equal(stored["features"], [expected] * 2)
+
+
+def test_features_that_are_no_numbers_are_an_error_of_their_image(
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = OnnxEngine.run
+
+    def overflowing(self: OnnxEngine, *arguments: Any) -> Any:
+        found = run(self, *arguments)
+        found[1, 0], found[2, 0] = np.nan, np.inf
+        return found
+
+    monkeypatch.setattr(OnnxEngine, "run", overflowing)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        Image.new("RGB", (8, 8), "red").save(path)
+    assert call(*paths, "--weights", weights) == 1
+    lines = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert ["error" in line for line in lines] == [False, True, True]
+    for path, line in zip(paths[1:], lines[1:], strict=True):
+        assert line["error"].startswith(f"{path}: the network gives NaN or infinite numbers")
+    assert call(*paths, "--weights", weights, "--output", tmp_path / "f.npz") == 1
+    with np.load(tmp_path / "f.npz") as stored:
+        assert stored["paths"].tolist() == [str(paths[0])]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`splitattn features`: images become vectors, for search, clusters and small classifiers."""
 
-import json
 import sys
 from contextlib import closing
 from itertools import tee
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel, Workers
-from splitattn.cli.output import check_output, reconfigure, writing
+from splitattn.cli.output import check_output, json_line, reconfigure, say, writing
 from splitattn.errors import ImageError, InputError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def features(
     """Give what the network's classifier sees of each image: vectors that are near where images
     are alike.
 
-    Exit status 1 if some images could not be read; the others have their features all the same.
+    Exit status 1 if some images could not be used; the others have their features all the same.
     """
     if not paths:
         raise InputError(
@@ -79,22 +78,22 @@ def features(
             if ending != _ARRAYS:
                 write(_line(name, result, extractor.model, extractor.weights))
             elif isinstance(result, ImageError):
-                typer.echo(f"error: {result}", err=True)
+                say(f"error: {result}")
             else:
                 found.append((name, result))
             count(1, None)
     if output and ending == _ARRAYS:
         _write_arrays(found, output)
     if failed:
-        typer.echo(f"{failed} inputs could not be read", err=True)
+        say(f"{failed} inputs have no features")
         raise typer.Exit(1)
 
 
 def _line(name: str, result: "Features | ImageError", model: str, weights: str) -> str:
     if isinstance(result, ImageError):
-        return json.dumps({"path": name, "error": str(result)}) + "\n"
+        return json_line({"path": name, "error": str(result)})
     line = {"path": name, "features": result.tolist(), "model": model, "weights": weights}
-    return json.dumps(line) + "\n"
+    return json_line(line)
 
 
 def _write_arrays(found: "list[tuple[str, Features]]", output: Path) -> None:
