@@ -1,9 +1,11 @@
 """The command line and the package before any verb does anything."""
 
+import errno
 import statistics
 import subprocess
 import sys
 import time
+from io import UnsupportedOperation
 
 import pytest
 import typer
@@ -149,3 +151,36 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
     fails_with(ZeroDivisionError(), monkeypatch)
     with pytest.raises(ZeroDivisionError):
         cli.main(["fail"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.csv"),
+            "cannot read or write a.csv: No space left on device; free space, or choose another "
+            "place",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a.csv"),
+            "cannot read or write a.csv: Permission denied",
+        ),
+        (
+            UnsupportedOperation("not writable"),
+            "cannot read or write the results or a file: not writable",
+        ),
+        (OSError(), "cannot read or write the results or a file: the stream is closed"),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_its_own_words(
+    error: OSError,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli, "discard_unwritten", lambda: None)
+    fails_with(error, monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fail"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {line}\n"

@@ -4,6 +4,7 @@ Nothing here, and nothing that a verb's module imports at its top, costs more th
 `--help` answers at once.
 """
 
+import errno
 import sys
 import traceback
 import warnings
@@ -84,8 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+_ADVICE = {
+    errno.ENOSPC: "; free space, or choose another place",
+    errno.EPIPE: "; keep the program that reads the stream running, or use --output",
+}
+
+
 def _system_fault(error: OSError) -> str:
-    """What the system refused: a full disk, a stream that is closed."""
+    """What the system refused, such as a full disk, in its own words."""
     where = f" {error.filename}" if error.filename else " the results or a file"
-    reason = error.strerror or "the stream is closed"
-    return one_line(f"cannot read or write{where}: {reason}; free space, or choose another place")
+    reason = error.strerror or str(error) or "the stream is closed"
+    advice = _ADVICE.get(error.errno or 0, "")
+    return one_line(f"cannot read or write{where}: {reason}{advice}")
