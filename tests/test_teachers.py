@@ -69,6 +69,8 @@ def test_an_exported_file_teaches_with_logits_alone(weights: Path, tmp_path: Pat
     teacher = open_teacher(str(path))
     assert (teacher.name, teacher.classes, teacher.preprocessing) == ("mine.onnx", CLASSES, LOOK)
     np.testing.assert_allclose(logits(teacher), logits(open_teacher(str(weights))), atol=1e-4)
+    with pytest.raises(InputError, match="got device 'mps'"):
+        open_teacher(str(path), device="mps")
     with pytest.raises(InputError, match=r"exported file .* does not give; pass the weights"):
         open_teacher(str(path), imitation="features")
 

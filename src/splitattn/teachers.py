@@ -55,7 +55,7 @@ def open_teacher(
                 f"imitation=features needs the teacher's classifier, which the exported file {name}"
                 " does not give; pass the weights it was exported from, or use imitation=logits"
             )
-        opened = open_network(weights=name)
+        opened = open_network(weights=name, device=device)
         return Teacher(
             name=Path(name).name,
             classes=opened.classes,

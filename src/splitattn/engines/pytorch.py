@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from splitattn.graph.folding import FoldedNetwork
 
-# A forked process has none of the threads of its parent's pool, for which it would wait forever.
-os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+# The process that loaded PyTorch, which has the threads of its pool.
+_FIRST_PROCESS = os.getpid()
 
 # Height and width of a map of the last stage, in pixels of the image.
 _REDUCTION = 32
@@ -50,10 +51,13 @@ class TorchEngine(Engine):
         size: int | None = None,
     ) -> None:
         super().__init__(f"{name} {torch.__version__} on {device}", batch=batch, size=size)
+        _do_without_lost_threads(os.getpid())
         self.device = device
         self._network = network.to(device).to(memory_format=torch.channels_last)
 
     def run(self, pixels_BCHW: Pixels, preprocessing: Preprocessing) -> Logits:
+        _do_without_lost_threads(os.getpid())
+
         def infer(pixels: Pixels) -> Logits:
             # Bytes travel to the device, a quarter of the floats.
             on_device = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
@@ -62,6 +66,7 @@ class TorchEngine(Engine):
         return self._in_batches(infer, pixels_BCHW)
 
     def _infer(self, images_BCHW: Images) -> Logits:
+        _do_without_lost_threads(os.getpid())
         images = torch.from_numpy(np.ascontiguousarray(images_BCHW))
         return self._logits(images.to(self.device))
 
@@ -181,6 +186,13 @@ def _unusable(name: str, reason: str) -> InputError:
         devices.append("mps")
     usable = ", ".join(devices)
     return InputError(f"device {name!r} cannot be used: {reason}; here there are {usable}")
+
+
+@cache  # once in each process, which may then choose for itself
+def _do_without_lost_threads(process: int) -> None:
+    """A forked process lacks its parent's pool of threads, for which it would wait forever."""
+    if process != _FIRST_PROCESS:
+        torch.set_num_threads(1)
 
 
 class _Exportable(nn.Module):
