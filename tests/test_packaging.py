@@ -1,5 +1,6 @@
 """What is published: wheel and sdist hold what they should, and work where nothing else is."""
 
+import ast
 import json
 import os
 import re
@@ -156,3 +157,20 @@ def test_minimum_versions_are_those_that_the_project_asks_for() -> None:
             if not line.startswith("splitattn")
         }
     )
+
+
+def test_the_scripts_import_only_what_the_project_asks_for() -> None:
+    """Packages that are called otherwise than their module: Pillow, scikit-image, PyYAML."""
+    called = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
+    extras = PROJECT["optional-dependencies"].values()
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
+    asked = {re.split(r"[\[>=]", line)[0].lower().replace("-", "_") for line in lines}
+    scripts = list((ROOT / "scripts").glob("*.py"))
+    known = {*asked, *sys.stdlib_module_names, *(path.stem for path in scripts), "tests"}
+    for path in scripts:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                module = name.partition(".")[0]
+                assert called.get(module, module).replace("-", "_") in known, f"{path}: {name}"

@@ -92,13 +92,12 @@ def images_below(folder: str | Path, passed_over: Counter[str]) -> Iterator[str]
 
 
 def passed_over_text(passed_over: Counter[str]) -> str:
-    """The counts in words, such as "2 files are no images by their endings: .svg (2)"."""
+    """The counts in words, such as "2 files are passed over, ...: .svg (2)"."""
     shown = [f"{ending} ({count})" for ending, count in passed_over.most_common(_SHOWN)]
     more = ", ..." if len(passed_over) > _SHOWN else ""
-    return (
-        f"{passed_over.total()} files are passed over, being no images by their ending: "
-        f"{', '.join(shown)}{more}"
-    )
+    total = passed_over.total()
+    subject, whose = ("1 file is", "its") if total == 1 else (f"{total} files are", "their")
+    return f"{subject} passed over, being no images by {whose} ending: {', '.join(shown)}{more}"
 
 
 def _folders_below(folder: str) -> Iterator[tuple[str, list[str]]]:

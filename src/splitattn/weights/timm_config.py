@@ -132,6 +132,15 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def classes_of(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str, ...] | None:
+    """Class names by output index, or None if timm's configuration has none.
+
+    Args:
+        config: the whole configuration.
+        pretrained: its `pretrained_cfg`, which may be `config` itself.
+
+    Raises:
+        TypeError: names are not text, or the number of classes is none.
+    """
     num_classes = config.get("num_classes", pretrained.get("num_classes"))
     places = (config, pretrained)
     names = next((p[key] for key in ("label_names", "labels") for p in places if p.get(key)), None)
@@ -153,6 +162,12 @@ def classes_of(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str,
 
 
 def preprocessing_of(fields: dict[str, Any]) -> Preprocessing:
+    """How images become the network's input, from timm's `pretrained_cfg`.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError, ValueError: a value cannot be used; `Preprocessing` raises too.
+    """
     # Where test_* fields exist, timm's published accuracies use them.
     channels, height, width = fields.get("test_input_size") or fields["input_size"]
     if height != width:
