@@ -18,6 +18,7 @@ import torch
 
 from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
+from splitattn.cli.predict import MIN_PROBABILITY, label_table
 from splitattn.errors import WeightsError
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
@@ -133,11 +134,8 @@ def demo() -> str:
     lines = ["```text"]
     for name in re.findall(r"\w+\.jpg", script):
         path = next(path for path in sample_photographs() if path.name == name)
-        lines.append(name)
-        lines += [
-            f"{100 * guess.probability:8.2f} %  {guess.label}"
-            for guess in classifier.predict(path, topk=3)
-        ]
+        guesses = classifier.predict(path, topk=3)
+        lines += label_table(MIN_PROBABILITY, name, guesses).splitlines()
     return "\n".join([*lines, "```"])
 
 

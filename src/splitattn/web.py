@@ -37,7 +37,7 @@ class RefusedError(WebError):
     """The server answered with a status that is an error."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Reply:
     """A server's answer to a request that succeeded.
 

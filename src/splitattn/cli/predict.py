@@ -36,7 +36,7 @@ _BY_ENDING = {".json": Format.JSON, ".jsonl": Format.JSON, ".csv": Format.CSV}
 
 # Measured with the model inside the package (docs/log.md): below, three of four first guesses are
 # wrong; just above it, about half.
-_MIN_PROBABILITY = 0.3
+MIN_PROBABILITY = 0.3
 
 
 class Decoding(StrEnum):
@@ -62,7 +62,7 @@ def predict(
             min=0.0,
             max=1.0,
         ),
-    ] = _MIN_PROBABILITY,
+    ] = MIN_PROBABILITY,
     device: Device = "auto",
     engine: Engine = "auto",
     batch_size: Annotated[int, typer.Option(help="Images that the network sees at once.")] = 32,
@@ -237,7 +237,7 @@ def _opened(
             sources, topk=topk, batch_size=batch_size, workers=workers
         ),
         writers={
-            Format.TABLE: partial(_table, min_probability),
+            Format.TABLE: partial(label_table, min_probability),
             Format.JSON: partial(_json, classifier),
             Format.CSV: partial(_csv, classifier),
         },
@@ -246,7 +246,8 @@ def _opened(
     )
 
 
-def _table(min_probability: float, name: str, result: "Result") -> str:
+def label_table(min_probability: float, name: str, result: "Result") -> str:
+    """The lines of an image in the table."""
     if isinstance(result, ImageError):
         return f"error: {result}\n"
     lines = (f"{100 * p.probability:8.2f} %  {one_line(p.label)}\n" for p in result)

@@ -25,7 +25,7 @@ _PICKLE_MAGIC = b"\x80"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pickle:
     """The content of a file.
 
@@ -111,7 +111,7 @@ def _load_zip(file: BinaryIO, path: Path) -> Pickle:
         return _storage(dtype, count, read, big_endian)
 
     unpickler = Unpickler(BytesIO(pickled), len(pickled), _shared(storage))
-    return Pickle(unpickler.load(), unpickler.unknown)
+    return Pickle(content=unpickler.load(), unknown=unpickler.unknown)
 
 
 def _record(path: Path, offset: int, size: int) -> bytearray:
@@ -216,9 +216,9 @@ def _load_pickles(file: BinaryIO, path: Path) -> Pickle:
     unpickler = Unpickler(bounded, size, _shared(legacy.storage))
     content = unpickler.load()
     if content != _LEGACY_MAGIC:
-        return Pickle(content, unpickler.unknown)
+        return Pickle(content=content, unknown=unpickler.unknown)
     _, system = unpickler.load(), unpickler.load()
     legacy.big_endian = isinstance(system, dict) and system.get("little_endian") is False
     content = unpickler.load()
     legacy.find(file, unpickler.load(), size)
-    return Pickle(content, unpickler.unknown)
+    return Pickle(content=content, unknown=unpickler.unknown)

@@ -64,7 +64,7 @@ class Unknown:
         self.name = name
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Storage:
     """A run of numbers in a file.
 
@@ -87,7 +87,7 @@ class Storage:
         return content
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StoredTensor:
     """A dense tensor or array whose numbers are still in the file.
 
