@@ -29,6 +29,7 @@ def _entry_point(name: str) -> _Callable[..., _Any]:
         progress: bool = True,
         *,
         num_classes: int | None = None,
+        new_classifier: bool = False,
         in_chans: int = 3,
         output_stride: int = 32,
         dilation: _Literal["official", "timm"] = "official",
@@ -49,6 +50,7 @@ def _entry_point(name: str) -> _Callable[..., _Any]:
             name,
             weights=weights,
             num_classes=num_classes,
+            new_classifier=new_classifier,
             in_chans=in_chans,
             output_stride=output_stride,
             dilation=dilation,
@@ -66,6 +68,8 @@ def _entry_point(name: str) -> _Callable[..., _Any]:
         progress: show a bar on a terminal while they are downloaded.
         num_classes: width of the classifier; None takes that of the weights, or else 1000. Another
             width than that of the weights gets a new classifier, initialized at random.
+        new_classifier: initialize the classifier at random even if the weights have one of that
+            size.
         in_chans: channels of the input; another number than 3 adapts the first convolution.
         output_stride: 32, or 16 or 8 for a network with dilated stages.
         dilation, drop_path, drop_block, dropout: see `splitattn.ResNeSt`.

@@ -323,18 +323,15 @@ def test_a_signal_after_the_last_network_is_handled() -> None:
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("gpu", "an NVIDIA GPU is called cuda, or cuda:1 if it is the second"),
-        ("0", "an NVIDIA GPU is called cuda, or cuda:1 if it is the second"),
-        ("", "an NVIDIA GPU is called cuda, or cuda:1 if it is the second"),
-        ("meta", "it computes nothing"),
-        ("xpu", ".*"),
-    ],
-)
-def test_a_device_that_is_not_there_is_told_which_ones_are(name: str, reason: str) -> None:
-    expected = rf"^device '{name}' cannot be used: {reason}; here there are auto, cpu"
+def test_a_device_that_is_not_there_is_told_which_ones_are() -> None:
+    expected = r"^device 'xpu' cannot be used: .*; here there are auto, cpu"
     with pytest.raises(InputError, match=expected) as raised:
-        choose_device(name)
+        choose_device("xpu")
     assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["gpu", "0", "", "meta"])
+def test_what_is_no_device_is_told_what_is(name: str) -> None:
+    expected = f"^device '{name}' cannot be used: it must be auto, cpu, cuda"
+    with pytest.raises(InputError, match=expected):
+        choose_device(name)

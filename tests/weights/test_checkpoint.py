@@ -313,9 +313,9 @@ def test_names_of_tensors_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_a_missing_file_get_one_line(tmp_path: Path) -> None:
-    assert "directory" in refusal(tmp_path)
+    assert "not a file but a folder" in refusal(tmp_path)
     assert "No such file" in refusal(tmp_path / "missing")
-    with pytest.raises(WeightsError, match="directory"):
+    with pytest.raises(WeightsError, match="not a file but a folder"):
         read_metadata(tmp_path)
 
 

@@ -128,10 +128,6 @@ def test_models_and_weights_are_listed_verified_and_described() -> None:
         (("evaluate", "shards/val.parquet"), "pyarrow"),
         (("export", "net.xml"), "openvino"),
         (("export", "net.pt2"), "torch torchvision"),
-        (
-            ("predict", PHOTOGRAPHS[0], "--model", "resnest14", "--weights", "w.pth"),
-            "torch torchvision",
-        ),
         (("weights", "convert", "w.pth", "v.pth", "--to", "timm"), "torch torchvision"),
     ],
 )

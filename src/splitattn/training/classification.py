@@ -1,5 +1,6 @@
 """Image classification as a task: mixed batches, cross-entropy, top-1."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
@@ -94,7 +95,8 @@ class Classification(ImageTask[Batch]):
             workers=max(run.workers, 1),
             on_images=lambda *_: poll(),
         )
-        self.note_unreadable(measured.problems, run)
+        if math.isfinite(measured.loss):  # else the network is to blame, and the loop says so
+            self.note_unreadable(measured.problems, run)
         figures = {"loss": measured.loss, "top1": measured.top1, "top5": measured.top5}
         return Measurement(figures=figures, details=measured)
 

@@ -1,5 +1,6 @@
 """Distillation as a task: a student learns from a teacher's answers; images need no labels."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
@@ -162,6 +163,11 @@ class Distillation(ImageTask[Crops]):
         (answered,) = self._answered
         engine = TorchEngine(network, run.device)
         measured = _measured(engine, answered, run.recipe.preprocessing, run, poll)
+        if not math.isfinite(measured.loss):
+            raise InputError(
+                "the student's answers must be finite, got others in validation; lower "
+                "learning_rate or use precision fp32"
+            )
         self.note_unreadable(measured.problems, run)
         figures = {"agreement": measured.top1}
         if self.has_labels:
