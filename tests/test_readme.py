@@ -95,12 +95,6 @@ def tunes(output: str, _: Path) -> None:
     assert output.startswith("tuned/model.safetensors: top-1 ")
 
 
-def tunes_ten_epochs(output: str, desk: Path) -> None:
-    assert output.startswith("flowers/model.safetensors: top-1 ")
-    lines = (desk / "flowers" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["kind"] for line in lines].count("epoch") == 10
-
-
 def labels_with_the_trained_classes(output: str, _: Path) -> None:
     assert {line.split("%  ")[1] for line in output.splitlines()[1:]} == {"espresso", "tabby"}
 
@@ -130,10 +124,6 @@ SHOWS = {
     "splitattn predict photo.jpg --weights model.onnx": labels_a_photo,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml": trains,
     "splitattn train dataset/ --output run --model resnest14 --recipe quick.toml --resume": trains,
-    (
-        "splitattn train dataset/ --output flowers --model resnest26_tiny --recipe finetune "
-        "--set batch_size=4"
-    ): tunes_ten_epochs,
     "splitattn weights convert run/model.safetensors backbone.pth --to detectron2": converts,
     "splitattn models": lists("resnest50_fast_4s2x40d", "27,483,240"),
     "splitattn weights": lists("resnest269:in1k", "84.54"),

@@ -167,7 +167,7 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
         ),
         (
             UnsupportedOperation("not writable"),
-            "cannot read or write the results or a file: not writable",
+            "cannot read or write the results or a file: the stream is closed",
         ),
         (OSError(), "cannot read or write the results or a file: the stream is closed"),
     ],

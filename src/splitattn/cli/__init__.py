@@ -8,6 +8,7 @@ import errno
 import sys
 import traceback
 import warnings
+from io import UnsupportedOperation
 from typing import Annotated
 
 import typer
@@ -94,6 +95,8 @@ _ADVICE = {
 def _system_fault(error: OSError) -> str:
     """What the system refused, such as a full disk, in its own words."""
     where = f" {error.filename}" if error.filename else " the results or a file"
-    reason = error.strerror or str(error) or "the stream is closed"
+    reason = error.strerror or str(error)
+    if isinstance(error, UnsupportedOperation) or not reason:  # what stands for a closed stream
+        reason = "the stream is closed"
     advice = _ADVICE.get(error.errno or 0, "")
     return one_line(f"cannot read or write{where}: {reason}{advice}")
