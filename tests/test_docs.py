@@ -173,8 +173,8 @@ def test_python_examples_do_what_they_say(
     page: str, about: str, check: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (example,) = (block for block in blocks(PAGES[page], "python") if about in block)
-    if "model.onnx" in example and "splitattn.export" not in example:
-        app(["export", "model.onnx"], standalone_mode=False)
+    if (file := re.search(r"\w+\.onnx", example)) and "splitattn.export" not in example:
+        app(["export", file[0]], standalone_mode=False)
         capsys.readouterr()
     if "run/model.safetensors" in example:
         train_as_the_page_has_done()

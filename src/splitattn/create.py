@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from splitattn.architectures import Architecture, Dilation, architecture
 from splitattn.errors import InputError, WeightsError
@@ -71,7 +71,7 @@ def create_model(
     if weights is not None:
         trained = _read(resolve(name, weights).path, name)
         if num_classes is None and trained.fit.num_classes:
-            _set_num_classes(network, trained.fit.num_classes)
+            network.reset_classifier(trained.fit.num_classes)
         _load(network, trained, new_classifier=new_classifier)
     return network
 
@@ -175,13 +175,6 @@ def _read(path: Path, model: str) -> _Trained:
     if left_out := checkpoint.ignored_in_words:
         logger.warning("%s: %s are left out", path, left_out)
     return _Trained(checkpoint=checkpoint, fit=fit)
-
-
-def _set_num_classes(network: ResNeSt, num_classes: int) -> None:
-    """Replace a classifier of another number of classes by one that weights are loaded into."""
-    if num_classes != network.num_classes:
-        network.num_classes = num_classes
-        network.fc = nn.Linear(network.architecture.stage_channels[-1], num_classes)
 
 
 def _load(network: ResNeSt, trained: _Trained, *, new_classifier: bool = False) -> None:

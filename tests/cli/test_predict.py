@@ -341,15 +341,17 @@ def piped(content: bytes) -> io.TextIOWrapper:
 
 
 def test_a_picture_on_stdin_is_labelled(
-    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+    predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = photos / "more" / "astronaut.jpg"
     monkeypatch.setattr(sys, "stdin", piped(path.read_bytes()))
-    answer = predict("-", path, "--format", "json")
+    answer = predict("-", path, "--format", "json", "--draw", tmp_path / "drawn")
     assert answer.status == 0
     first, second = answer.lines
     assert (first.pop("path"), second.pop("path")) == ("-", str(path))
     assert first == second
+    drawn = [tmp_path / "drawn" / f"{name}.jpg" for name in ("stdin", "astronaut")]
+    assert drawn[0].read_bytes() == drawn[1].read_bytes()
 
 
 def test_names_that_begin_like_a_picture_are_names(

@@ -29,13 +29,13 @@ class Answering:
         results: from paths and URLs to one answer or `ImageError` each, in their order.
         writers: for each format, from a name and an answer to text.
         csv_header: names of the columns.
-        draw: from a path or URL and an answer to a picture; raises `ImageError`.
+        draw: from an image and an answer to a picture; raises `ImageError`.
     """
 
     results: Callable[[Iterable[str | bytes]], Generator[Any, None, None]]
     writers: Mapping[Format, Callable[[str, Any], str]]
     csv_header: tuple[str, ...]
-    draw: "Callable[[str, Any], Image.Image]"
+    draw: "Callable[[str | bytes, Any], Image.Image]"
 
 
 def csv_lines(rows: Iterable[tuple[object, ...]]) -> str:

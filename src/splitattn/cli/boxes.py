@@ -49,7 +49,7 @@ def opened(weights: str, *, device: str, score: float | None, iou: float | None)
     )
 
 
-def _draw(source: str, objects: "list[DetectedObject]") -> "Image.Image":
+def _draw(source: str | bytes, objects: "list[DetectedObject]") -> "Image.Image":
     from splitattn.dense.drawing import draw_boxes
     from splitattn.images.decode import decode
 

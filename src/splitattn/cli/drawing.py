@@ -19,13 +19,13 @@ class Pictures:
 
     Args:
         folder: made if it is not there.
-        draw: from a path or URL and its answer to the picture; raises `ImageError`.
+        draw: from an image and its answer to the picture; raises `ImageError`.
 
     Raises:
         InputError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, draw: "Callable[[str, Any], Image.Image]") -> None:
+    def __init__(self, folder: Path, draw: "Callable[[str | bytes, Any], Image.Image]") -> None:
         self._folder = folder
         self._draw = draw
         self._names: set[str] = set()
@@ -40,8 +40,13 @@ class Pictures:
                 f"--draw must be a new or empty folder, so that no file is replaced, got {folder}"
             )
 
-    def add(self, source: str, answer: Any) -> ImageError | None:
+    def add(self, name: str, source: str | bytes, answer: Any) -> ImageError | None:
         """Draw one image.
+
+        Args:
+            name: after which the picture is called; "-" is stdin.
+            source: the image: a path, a URL or its bytes.
+            answer: what `draw` draws.
 
         Returns:
             Why it cannot be drawn: it can no longer be read, or has channels that no screen has.
@@ -55,7 +60,7 @@ class Pictures:
             drawn = self._draw(source, answer)
         except ImageError as error:
             return error
-        path = self._folder / self._free_name(source)
+        path = self._folder / self._free_name(name)
         try:
             with replacing(path) as temporary:
                 drawn.save(temporary, "JPEG", quality=_QUALITY)
@@ -64,7 +69,8 @@ class Pictures:
         return None
 
     def _free_name(self, source: str) -> str:
-        stem = Path(source.split("?")[0]).stem[:_LONGEST_NAME] or "image"
+        stem = "stdin" if source == "-" else Path(source.split("?")[0]).stem[:_LONGEST_NAME]
+        stem = stem or "image"
         name, number = f"{stem}.jpg", 1
         while name.casefold() in self._names:  # some disks do not tell A.jpg from a.jpg
             number += 1

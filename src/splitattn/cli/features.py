@@ -39,8 +39,7 @@ def features(
     workers: Workers = None,
     white_level: WhiteLevel = None,
 ) -> None:
-    """Give what the network's classifier sees of each image: vectors that are near where images
-    are alike.
+    """Compute each image's pooled features, a vector: similar images have similar vectors.
 
     Exit status 1 if some images could not be used; the others have their features all the same.
     """

@@ -147,8 +147,11 @@ def predict(
     passed_over: Counter[str] = Counter()
     pictures = None if draw is None else Pictures(draw, found.draw)
     names, named = tee(expand(paths, listed, passed_over))
-    sources = (picture if name == "-" and picture is not None else name for name in named)
-    results = found.results(sources)
+
+    def source_of(name: str) -> str | bytes:
+        return name if picture is None or name != "-" else picture
+
+    results = found.results(map(source_of, named))
     write_as = found.writers[format]
     done = failed = 0
     with closing(results), writing(output) as write, counting(shown=watched) as count:
@@ -157,7 +160,7 @@ def predict(
         for name, result in zip(names, results, strict=True):
             write(write_as(name, result))
             if pictures and not isinstance(result, ImageError):
-                undrawn = pictures.add(name, result)
+                undrawn = pictures.add(name, source_of(name), result)
                 if undrawn:
                     typer.echo(f"error: {undrawn}", err=True)
                     failed += 1
@@ -224,7 +227,7 @@ def _opened(
             progress=progress,
         )
 
-    def draw(source: str, predictions: "list[Prediction]") -> "Image.Image":
+    def draw(source: str | bytes, predictions: "list[Prediction]") -> "Image.Image":
         from splitattn.images.decode import decode_reduced
         from splitattn.images.drawing import WIDTH, draw_labels
 

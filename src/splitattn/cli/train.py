@@ -46,7 +46,7 @@ def train(
         bool,
         typer.Option(
             "--new-classifier",
-            help="Start with a random classifier, also if that of the weights is as large.",
+            help="Start with a random classifier, even if the weights have one of the right size.",
         ),
     ] = False,
     in_chans: Annotated[

@@ -78,7 +78,7 @@ class Augmentation:
             "random_erasing": (0 <= self.random_erasing <= 1, "from 0 to 1"),
         }
         channels = len(self.mean)
-        if channels != RGB:  # of colors, gray has but brightness and contrast
+        if channels != RGB:  # gray has no hue and no saturation
             policies = ("none", "rand", "trivial") if channels == 1 else ("none",)
             allowed = " or ".join(policies)
             rules |= {
