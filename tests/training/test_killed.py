@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import pytest
 import torch
 
 from splitattn.training.loop import train
@@ -33,8 +32,7 @@ def _train(folder: Path, steps: Connection) -> None:
     train(network(), task, replace(run, checkpoint_minutes=0.0), resume=True, on_step=tell)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path, number: int) -> None:
+def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path) -> None:
     """As a terminal, a batch system and torchrun send it: the workers get it too."""
     write_image_folder(tmp_path / "data", train=18, val=4)
     command = [
@@ -44,7 +42,7 @@ def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path, number: i
         *("--set=train_size=32", "--set=test_size=32", "--set=batch_size=8"),
         *("--set=epochs=500", "--set=warmup_epochs=0"),
     ]
-    for _ in range(2):  # from the start, and from a checkpoint
+    for number in (signal.SIGTERM, signal.SIGINT):  # from the start, and from a checkpoint
         process = subprocess.Popen(
             [*command, "--resume"], stderr=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -23,6 +23,7 @@ from splitattn.weights.resolve import resolve
 from tests.data.datasets import write_image_folder
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 # Nothing that a process draws for its own images.
 RECIPE = """
 epochs = 3
@@ -50,7 +51,7 @@ def arguments(folder: Path, output: str) -> list[str]:
     return [
         *("train", str(folder / "data"), "--output", str(folder / output)),
         *("--model=resnest14", "--recipe", str(folder / "recipe.toml"), "--device=cpu"),
-        *("--workers=0", "--checkpoint-minutes=0", "--batch-per-device=3"),
+        *("--workers=0", "--checkpoint-minutes=0"),
     ]
 
 
@@ -60,9 +61,11 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def together(folder: Path) -> Path:
-    """What two processes leave. Each takes its half of a batch in two parts."""
+    """What two processes leave."""
     command = [*TORCHRUN, "-m", "splitattn", *arguments(folder, "together")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        command, env=ONE_THREAD, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
     # Two processes say what one says.
     assert len(done.stdout.splitlines()) == 1
@@ -80,19 +83,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_two_processes_learn_what_one_learns(folder: Path) -> None:
-    one = arguments(folder, "alone")
-    one[-1] = "--batch-per-device=12"
+def test_two_processes_learn_what_one_learns(folder: Path, together: Path) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(one)
+        main(arguments(folder, "alone"))
     assert not ended.value.code
-    # Each half in one part: accumulated parts of a batch have statistics of their own.
-    halves = arguments(folder, "halves")
-    halves[-1] = "--batch-per-device=6"
-    one_thread_each = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*TORCHRUN, "-m", "splitattn", *halves]
-    subprocess.run(command, env=one_thread_each, timeout=100, check=True)
-    ours, theirs = log_of(folder / "halves"), log_of(folder / "alone")
+    ours, theirs = log_of(together), log_of(folder / "alone")
     assert [line["kind"] for line in ours] == [line["kind"] for line in theirs]
     for our_line, their_line in zip(ours, theirs, strict=True):
         for key in our_line.keys() & {"loss", "train_loss", "val_loss", "learning_rate"}:
@@ -119,7 +114,7 @@ def test_two_processes_measure_exactly_what_one_measures(folder: Path, together:
 def test_a_killed_process_is_replaced_and_nothing_is_lost(folder: Path, together: Path) -> None:
     command = [*TORCHRUN, "--max-restarts=1", "-m", "splitattn", *arguments(folder, "restarted")]
     # Without it torchrun's restarts fail, whatever it runs: see `distributed.processes`.
-    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = ONE_THREAD | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as torchrun:
         checkpoint = folder / "restarted" / "last.pt"
         deadline = time.monotonic() + 60
