@@ -181,10 +181,10 @@ def open_weights(
         )
     resolved = resolve(model, weights, progress=progress)
     checkpoint = read_checkpoint(resolved.path)
-    if checkpoint.metadata and checkpoint.metadata.head:
+    if checkpoint.metadata and checkpoint.metadata.task != TASK:
         raise WeightsError(
-            f"{resolved.path} is a detector, which finds objects and labels no image: use "
-            "splitattn.Detector or splitattn predict"
+            f"{resolved.path} is for {checkpoint.metadata.task} and labels no image: use "
+            "splitattn predict, splitattn.Detector or splitattn.Segmenter"
         )
     found = check_fits(checkpoint, resolved.model)
     if not found.num_classes:
@@ -221,12 +221,12 @@ def open_weights(
     )
 
 
-def is_detector(weights: str | Path | None) -> bool:
-    """Whether these are the weights of a detector: a file, or a training's folder."""
+def task_of(weights: str | Path | None) -> str:
+    """What the outputs of weights are, a file's or a training's folder's: "detection", ..."""
     if weights is None or not exists(weights) or file_engine(weights):
-        return False
+        return TASK
     metadata = read_metadata(weights_file(Path(weights)))
-    return metadata is not None and bool(metadata.head)
+    return TASK if metadata is None else metadata.task
 
 
 def _open_exported(

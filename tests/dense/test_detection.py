@@ -106,7 +106,7 @@ def test_the_report_shows_classes_and_the_worst_images(trained: tuple[Path, Meas
 
 
 def test_weights_of_a_detector_label_no_images(trained: tuple[Path, Measurement]) -> None:
-    with pytest.raises(WeightsError, match=r"is a detector.*use splitattn\.Detector"):
+    with pytest.raises(WeightsError, match=r"is for detection.*use splitattn predict"):
         Classifier(weights=trained[0])
 
 

@@ -116,9 +116,9 @@ def predict(
 
     with starting("opening the network"):
         from splitattn.images.paths import expand, passed_over_text
-        from splitattn.opening import is_detector
+        from splitattn.opening import task_of
 
-        if is_detector(weights):
+        if task_of(weights) == "detection":
             if model is not None or engine not in ("auto", "torch"):
                 raise InputError(
                     f"{weights} is a detector, which says its model and runs in engine torch: "

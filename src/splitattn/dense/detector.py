@@ -66,7 +66,7 @@ class Detector:
             raise InputError(f"iou must be 0 to 1, got {iou}")
         path = weights_file(Path(weights))
         metadata = read_metadata(path)
-        if metadata is None or not metadata.head:
+        if metadata is None or metadata.task != "detection":
             raise WeightsError(f"{path} must be a detector's weights, and does not say that it is")
         head, channels = metadata.head.get("name"), metadata.head.get("channels")
         if not isinstance(head, str) or type(channels) is not int:

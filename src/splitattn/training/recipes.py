@@ -61,8 +61,8 @@ class Recipe:
             square, and so on to the stem; 1 is off.
         frozen_stages: how many of stem, layer1, ..., layer4 are frozen, from the front, as in
             `Backbone`.
-        frozen_batch_norm: whether all batch norms keep what they are, as in `Backbone`. Batches of
-            a few images are too small for statistics.
+        frozen_batch_norm: whether all batch norms of stem and stages keep what they are, as in
+            `Backbone`. Batches of a few images are too small for statistics.
         ema_decay: of the exponential moving average (EMA) of the weights, which is then what is
             measured and saved; 0 is off.
         class_weights: "balanced" weighs the loss of each label by the inverse of its number of

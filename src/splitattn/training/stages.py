@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from splitattn.errors import InputError
+from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.freezing import freeze
 from splitattn.nn.resnest import Stage
 
@@ -46,3 +47,11 @@ def freeze_stages(network: nn.Module, count: int) -> None:
         )
     for part in frozen:
         freeze(part)
+
+
+def freeze_batch_norms(network: nn.Module) -> None:
+    """Freeze the batch norms of stem and stages. Those of a head, which is new, learn."""
+    for _, part in parts_by_depth(network):
+        for module in part.modules():
+            if isinstance(module, BatchNorm2d):
+                freeze(module)

@@ -9,12 +9,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from splitattn.errors import InputError
-from splitattn.nn.batch_norm import BatchNorm2d
-from splitattn.nn.freezing import freeze, thaw
+from splitattn.nn.freezing import thaw
 from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run
-from splitattn.training.stages import freeze_stages
+from splitattn.training.stages import freeze_batch_norms, freeze_stages
 from splitattn.weights.metadata import ModelMetadata
 
 Batch = TypeVar("Batch")
@@ -188,9 +187,8 @@ class Task(ABC, Generic[Batch]):
         """Check that `network` fits, and freeze what stays as it is. Overrides call this one."""
         thaw(network)  # what an earlier training of this network froze
         freeze_stages(network, recipe.frozen_stages)
-        for module in network.modules():
-            if recipe.frozen_batch_norm and isinstance(module, BatchNorm2d):
-                freeze(module)
+        if recipe.frozen_batch_norm:
+            freeze_batch_norms(network)
 
     def begin_epoch(self, network: nn.Module, epoch: int, recipe: Recipe) -> None:
         """Set what changes from epoch to epoch."""

@@ -31,8 +31,9 @@ class ModelMetadata:
         recipe: how the weights were trained.
         metrics: what was measured with them.
         origin: what they were made from, such as "data" and "teacher".
-        head: of a detector, what it is made of besides the backbone, and the sides of its images;
-            empty for a network that labels images.
+        head: of a detector or segmenter, what it is made of besides the backbone, and the sides of
+            its images; empty for a network that labels images.
+        task: what its outputs are, as in a recipe; that of distillation is "classification".
 
     Raises:
         InputError: a field has another type, or cannot be written as JSON.
@@ -45,10 +46,12 @@ class ModelMetadata:
     metrics: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
+    task: str = "classification"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, str):
-            raise InputError(f"model must be a name, got {self.model!r:.60}")
+        for name in ("model", "task"):
+            if not isinstance(value := getattr(self, name), str):
+                raise InputError(f"{name} must be a name, got {value!r:.60}")
         names = isinstance(self.classes, tuple)
         if not names or not all(isinstance(name, str) for name in self.classes):
             raise InputError(f"classes must be a tuple of names, got {self.classes!r:.60}")
@@ -86,6 +89,7 @@ class ModelMetadata:
                 metrics=fields["metrics"],
                 origin=fields.get("origin", {}),  # older files have none
                 head=fields.get("head", {}),  # older files have none
+                task=fields.get("task", "classification"),  # older files have none
             )
         except KeyError as error:
             raise WeightsError(f"malformed metadata: {error} is missing") from error

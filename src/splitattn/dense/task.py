@@ -1,0 +1,126 @@
+"""What tasks on annotated images have in common: loading, and images that cannot be read."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from splitattn import distributed
+from splitattn.data.loading import epoch_batches
+from splitattn.dense.resizing import Sides
+from splitattn.errors import DataError, InputError
+from splitattn.images.decode import RGB
+from splitattn.training.recipes import Recipe
+from splitattn.training.run import Run
+from splitattn.training.task import Batch, Step, Task
+from splitattn.training.unreadable import Unreadable
+
+
+class Split(Protocol):
+    """One split of annotated images."""
+
+    @property
+    def origin(self) -> str:
+        """Where the images were found; two splits with the same origin are the same images."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, by label."""
+
+    def __len__(self) -> int: ...
+
+
+Data = TypeVar("Data", bound=Split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseTask(Task[Batch], Generic[Batch, Data]):
+    """A task on annotated images.
+
+    Attributes:
+        model: name of the backbone, written into the result.
+        head: what is built on the backbone.
+        train: the images to learn from.
+        val: the images to measure on after each epoch, of the same classes in the same order.
+    """
+
+    unit: ClassVar[str] = "images"
+
+    model: str
+    head: str
+    train: Data
+    val: Data
+    _unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False)
+
+    @property
+    def examples(self) -> int:
+        return len(self.train)
+
+    def check(self, run: Run) -> None:
+        if run.recipe.in_chans != RGB:
+            raise InputError(f"in_chans must be {RGB} for {self.name}, got {run.recipe.in_chans}")
+        if self.train.origin == self.val.origin:
+            raise DataError(
+                "train and val must be different images, got the same ones for both, from "
+                f"{self.train.origin}"
+            )
+
+    def begin(self) -> None:
+        """A new training begins: no image was unreadable so far."""
+        self._unreadable.clear()
+
+    def indices(self, run: Run, epoch: int, first_step: int) -> list[list[int]]:
+        """The images of this process's micro-batches from `first_step` of `epoch` on."""
+        return epoch_batches(
+            len(self.train),
+            batch_size=run.recipe.batch_size,
+            seed=run.recipe.seed,
+            epoch=epoch,
+            first_step=first_step,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            accumulation=run.accumulation,
+        )
+
+    def own_images(self) -> Iterable[int]:
+        """The validation images of this process.
+
+        Each is measured alone, so that neither padding nor the number of processes changes a
+        figure.
+        """
+        return range(distributed.rank(), len(self.val), distributed.world_size())
+
+    def note_train(self, problems: Iterable[str]) -> int:
+        """Remember training images that could not be read; returns how many are new."""
+        return self._unreadable.note("train", problems)
+
+    def note_val(self, problems: tuple[str, ...], run: Run) -> None:
+        """Remember the validation images that could not be read, and stop if there are many."""
+        self._unreadable.note("val", problems)
+        self._unreadable.check("val", len(problems), of=len(self.val), folder=run.output)
+
+    def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
+        return {name: value / examples for name, value in sums.items() if name != "unreadable"}
+
+    def watch(self, step: Step, sums: Mapping[str, float], run: Run) -> None:  # noqa: ARG002
+        found = self._unreadable
+        found.in_train += round(sums["unreadable"])
+        found.check("train", found.in_train, of=len(self.train), folder=run.output)
+
+    def end_epoch(self, epoch: int, run: Run) -> dict[str, float]:
+        self._unreadable.gather()
+        return {"size": run.recipe.size_in(epoch), "unreadable": len(self._unreadable.lines)}
+
+    def write_files(self, folder: Path) -> None:
+        self._unreadable.write(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"unreadable": self._unreadable.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._unreadable.load_state_dict(state["unreadable"])
+
+
+def sides(recipe: Recipe, short: int) -> Sides:
+    """The sides of images whose shorter one is `short`, with the recipe's proportion."""
+    return Sides(short=short, long=round(short * recipe.longest_side))
