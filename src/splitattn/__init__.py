@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from splitattn.create import create_backbone, create_model
     from splitattn.dense.detector import DetectedObject, Detector
     from splitattn.dense.detectors import create_detector
+    from splitattn.dense.segmenter import ClassShare, SegmentedImage, Segmenter
+    from splitattn.dense.segmenters import create_segmenter
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
     from splitattn.exporting import ExportReport, export
     from splitattn.launch import TrainingResult, train
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "architectures",
     "Backbone": "nn.backbone",
+    "ClassShare": "dense.segmenter",
     "Classifier": "classifier",
     "DataError": "errors",
     "DetectedObject": "dense.detector",
@@ -46,6 +49,8 @@ _HOMES = {
     "Prediction": "classifier",
     "Preprocessing": "preprocessing",
     "ResNeSt": "nn.resnest",
+    "SegmentedImage": "dense.segmenter",
+    "Segmenter": "dense.segmenter",
     "SplitAttention2d": "nn.split_attention",
     "TrainingResult": "launch",
     "WeightsError": "errors",
@@ -53,6 +58,7 @@ _HOMES = {
     "create_backbone": "create",
     "create_detector": "dense.detectors",
     "create_model": "create",
+    "create_segmenter": "dense.segmenters",
     "evaluate": "workflows",
     "export": "exporting",
     "from_pretrained": "pretrained",
@@ -71,6 +77,7 @@ _HOMES = {
 __all__ = [
     "Architecture",
     "Backbone",
+    "ClassShare",
     "Classifier",
     "DataError",
     "DetectedObject",
@@ -83,6 +90,8 @@ __all__ = [
     "Prediction",
     "Preprocessing",
     "ResNeSt",
+    "SegmentedImage",
+    "Segmenter",
     "SplitAttention2d",
     "TrainingResult",
     "WeightsError",
@@ -90,6 +99,7 @@ __all__ = [
     "create_backbone",
     "create_detector",
     "create_model",
+    "create_segmenter",
     "evaluate",
     "export",
     "from_pretrained",

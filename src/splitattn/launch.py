@@ -20,10 +20,13 @@ from splitattn.data.splits import MissingSplitError
 from splitattn.data.unlabelled import open_for_teacher
 from splitattn.dense.annotated import check_same_classes
 from splitattn.dense.detection import Detection
-from splitattn.dense.detectors import create_detector, find_head
+from splitattn.dense.detectors import DETECTION_HEADS, create_detector, find_head
+from splitattn.dense.masks import is_masked, open_masked
 from splitattn.dense.open import annotation_format, open_annotated
+from splitattn.dense.segmentation import Segmentation
+from splitattn.dense.segmenters import SEGMENTATION_HEADS, create_segmenter, find_segmentation_head
 from splitattn.engines.pytorch import choose_device
-from splitattn.errors import DataError, InputError
+from splitattn.errors import DataError, InputError, nearest
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 from splitattn.teachers import open_teacher
@@ -115,7 +118,9 @@ def train(
             `finetune` does), or else random ones. What the recipe leaves open of mean, deviation,
             filter and crop is then as these weights expect.
         head: of a detector, as in `create_detector`, for images with annotated objects, which
-            then default to "fcos"; see `dense.open.open_annotated` for their formats.
+            then default to "fcos"; see `dense.open.open_annotated` for their formats. Or of a
+            segmenter, as in `create_segmenter`, for images with masks, which default to "fpn"; see
+            `dense.masks.open_masked`.
         recipe: plain, paper, modern, finetune, embedded, distill, or a TOML file. `distill` needs
             an override `teacher=...` (see `open_teacher`), and `data` needs no labels.
         overrides: changes of the recipe, each `key=value`.
@@ -145,14 +150,11 @@ def train(
             resolve(model, weights)  # raises: two weights are named
         model, weights = None, model
     name = _name(model, weights)  # wrong names first of all
-    finds = head is not None or annotation_format(data) is not None
-    chosen = load_recipe(
-        recipe, overrides, model=name, task="detection" if finds else "classification"
-    )
+    chosen = load_recipe(recipe, overrides, model=name, task=_task(data, head))
     if batch_per_device is not None:
         chosen = replace(chosen, batch_per_device=batch_per_device)
-    if chosen.task == "detection":
-        chosen = replace(chosen, head=head or chosen.head or _DEFAULT_HEAD)
+    if default_head := _DEFAULT_HEADS.get(chosen.task):
+        chosen = replace(chosen, head=head or chosen.head or default_head)
     name = name or default_model(chosen)
     here = choose_device(distributed.own_device(device))
     prepare = TASKS[chosen.task]
@@ -205,6 +207,20 @@ def train(
         summary=task.summary(measured),
         details=measured.details,
     )
+
+
+def _task(data: str | Path, head: str | None) -> TaskName:
+    """What is learned from the data, unless a recipe says it."""
+    if head is not None:
+        heads = [*DETECTION_HEADS, *SEGMENTATION_HEADS]
+        if head not in heads:
+            raise InputError(
+                f"head must be one of {', '.join(heads)}, got {head!r}{nearest(head, heads)}"
+            )
+        return "segmentation" if head in SEGMENTATION_HEADS else "detection"
+    if annotation_format(data):
+        return "detection"
+    return "segmentation" if is_masked(data) else "classification"
 
 
 def _name(model: str | None, weights: str | Path | None) -> str | None:
@@ -271,7 +287,7 @@ class DataSettings:
         return split_off(train, Fold(number=1, of=5), seed=seed)
 
 
-_DEFAULT_HEAD = "fcos"
+_DEFAULT_HEADS: dict[TaskName, str] = {"detection": "fcos", "segmentation": "fpn"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +350,7 @@ def _build(
 
 
 def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
-    head = recipe.head or _DEFAULT_HEAD
+    head = _head(recipe)
     find_head(head)
     require("training a detector", "faster_coco_eval", "torchvision")
     train = open_annotated(dataset.data, "train")
@@ -355,6 +371,30 @@ def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.devic
         )
 
     return Plan(task=task, build=build)
+
+
+def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
+    head = _head(recipe)
+    find_segmentation_head(head)
+    require("training a segmenter", "torchvision")
+    train = open_masked(dataset.data, "train")
+    val = open_masked(dataset.data, "val")
+
+    def build(weights: str | Path | None) -> nn.Module:
+        return create_segmenter(
+            model,
+            head=head,
+            weights=None if weights is None else resolve(model, weights).path,
+            num_classes=len(train.classes),
+            channels=recipe.head_channels,
+        )
+
+    task = Segmentation(model=model, head=head, train=train, val=val)
+    return Plan(task=task, build=build)
+
+
+def _head(recipe: Recipe) -> str:
+    return recipe.head or _DEFAULT_HEADS[recipe.task]
 
 
 def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None:
@@ -380,4 +420,5 @@ TASKS: dict[TaskName, Prepare] = {
     "classification": _classification,
     "distillation": _distillation,
     "detection": _detection,
+    "segmentation": _segmentation,
 }

@@ -6,8 +6,12 @@ from pathlib import Path
 
 from splitattn.data.labelled import with_classes_of_model
 from splitattn.data.sources import open_data
+from splitattn.dense.mask_scoring import SegmentationScores, score_masks
+from splitattn.dense.masks import check_classes, open_masked
+from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Answer, Evaluation, measure
-from splitattn.opening import open_network
+from splitattn.libraries import require
+from splitattn.opening import TASK, open_network, task_of
 from splitattn.weights.download import Progress
 
 
@@ -30,6 +34,23 @@ class NetworkEvaluation(Evaluation):
     size: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmentationEvaluation(SegmentationScores):
+    """What was measured of a segmenter, and of which.
+
+    Attributes:
+        model, weights: the network, as `Segmenter` names it.
+        data, split: the images.
+        problems: a line for each image that could not be read; it was left out.
+    """
+
+    model: str
+    weights: str
+    data: str
+    split: str
+    problems: tuple[str, ...]
+
+
 def evaluate(
     data: str,
     *,
@@ -46,11 +67,14 @@ def evaluate(
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_answer: Callable[[Answer], None] | None = None,
-) -> NetworkEvaluation:
-    """Measure top-1, top-5 and loss over every image of `data`, each exactly once.
+) -> NetworkEvaluation | SegmentationEvaluation:
+    """Measure a network over every image of `data`, each exactly once.
+
+    Of a classifier these are top-1, top-5 and loss, of a segmenter mIoU and accuracy.
 
     Args:
-        data: a folder, Parquet shards, a CSV file or `torchvision:NAME`, see `splitattn evaluate`.
+        data: a folder, Parquet shards, a CSV file or `torchvision:NAME`, see `splitattn evaluate`;
+            for a segmenter images with masks, see `dense.masks.open_masked`.
         model, weights, engine, device: which network in which engine, see `Classifier`.
         split: which part of the data.
         class_names: a text file that names the data set's classes, one a line, in label order.
@@ -67,6 +91,16 @@ def evaluate(
         WeightsError: the weights cannot be had or do not fit.
         DataError: the data cannot be opened, has other classes, or no image could be read.
     """
+    if (task := task_of(weights)) != TASK:
+        assert weights is not None
+        if task != "segmentation":
+            raise InputError(f"evaluate is not for {task} yet, got {weights}")
+        if model is not None or size is not None or engine not in ("auto", "torch"):
+            raise InputError(
+                f"{weights} is for {task}, says its model and size and runs in engine torch: leave "
+                "out model, size and engine"
+            )
+        return _evaluate_segmenter(data, weights, split, device=device, on_images=on_images)
     images = open_data(data, split, class_names)
     network = open_network(
         model,
@@ -95,4 +129,38 @@ def evaluate(
         data=data,
         split=split,
         size=network.preprocessing.size,
+    )
+
+
+def _evaluate_segmenter(
+    data: str,
+    weights: str | Path,
+    split: str,
+    *,
+    device: str,
+    on_images: Callable[[int, int], None],
+) -> SegmentationEvaluation:
+    require("a segmenter", "torch", "torchvision")
+    from splitattn.dense.segmenter import Segmenter
+
+    segmenter = Segmenter(weights, device=device)
+    images = open_masked(data, split)
+    check_classes(images, segmenter.classes)
+    scored = score_masks(
+        images,
+        lambda image: segmenter.predict(image).class_map,
+        range(len(images)),
+        lambda: on_images(1, len(images)),
+    )
+    if len(scored.problems) == len(images):
+        raise DataError(f"{data} must have images that can be read, got {scored.problems[0]}")
+    return SegmentationEvaluation(
+        classes=segmenter.classes,
+        confusion=scored.confusion,
+        images=len(images) - len(scored.problems),
+        model=segmenter.model,
+        weights=segmenter.weights,
+        data=data,
+        split=split,
+        problems=scored.problems,
     )

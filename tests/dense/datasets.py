@@ -92,3 +92,40 @@ def bndbox(left: object, top: object, right: object, bottom: object) -> str:
     """A box of VOC."""
     sides = zip(("xmin", "ymin", "xmax", "ymax"), (left, top, right, bottom), strict=True)
     return f"<bndbox>{''.join(f'<{side}>{value}</{side}>' for side, value in sides)}</bndbox>"
+
+
+MASK_CLASSES = ("background", *CLASSES)
+VOID = 255
+
+
+def class_mask(rectangles: Sequence[Rectangle], size: tuple[int, int]) -> np.ndarray:
+    """The class of each pixel of `picture`: 0 is the noise, 255 the last row."""
+    width, height = size
+    mask = np.zeros((height, width), np.uint8)
+    for left, top, right, bottom, label in rectangles:
+        mask[top:bottom, left:right] = label + 1
+    mask[-1] = VOID
+    return mask
+
+
+def write_masked(
+    root: Path, split: str, count: int, *, first: int = 0, size: tuple[int, int] = (64, 64)
+) -> Path:
+    """`root`/split/images and `root`/split/masks."""
+    folder = root / split
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (root / "classes.txt").write_text("\n".join(MASK_CLASSES))
+    for number in range(first, first + count):
+        rectangles = scene(number, size)
+        picture(rectangles, size, number).save(folder / "images" / f"{number}.png")
+        mask = Image.fromarray(class_mask(rectangles, size))
+        mask.save(folder / "masks" / f"{number}.png")
+    return root
+
+
+def write_masked_splits(root: Path, *, train: int = 8, val: int = 4) -> Path:
+    """Images with masks in two splits."""
+    write_masked(root, "train", train)
+    write_masked(root, "val", val, first=1000)
+    return root

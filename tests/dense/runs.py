@@ -1,4 +1,4 @@
-"""A detector that learns in seconds: colored rectangles of three classes and a small network."""
+"""A detector and a segmenter that learn in seconds: colored rectangles, a small network."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +10,13 @@ from splitattn.architectures import Architecture
 from splitattn.dense.annotated import check_same_classes
 from splitattn.dense.detection import Detection
 from splitattn.dense.detectors import create_detector
+from splitattn.dense.masks import open_masked
 from splitattn.dense.open import open_annotated
+from splitattn.dense.segmentation import Segmentation
+from splitattn.dense.segmenters import create_segmenter
 from splitattn.training.recipes import Recipe, load_recipe
 from splitattn.training.run import Run
-from tests.dense.datasets import CLASSES, write_splits
+from tests.dense.datasets import CLASSES, MASK_CLASSES, write_masked_splits, write_splits
 
 ARCHITECTURE = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)
 CHANNELS = 64
@@ -60,3 +63,42 @@ def make_run(output: Path, recipe: Recipe = RECIPE) -> Run:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return create_detector(ARCHITECTURE, num_classes=len(CLASSES), channels=CHANNELS)
+
+
+MASK_RECIPE = replace(
+    load_recipe("finetune", task="segmentation", model="resnest14"),
+    pretrained=False,
+    epochs=2,
+    batch_size=4,
+    batch_per_device=4,
+    learning_rate=1.0,
+    warmup_epochs=0.5,
+    frozen_stages=0,
+    frozen_batch_norm=False,
+    layer_decay=1.0,
+    ema_decay=0.8,
+    head="fpn",
+    head_channels=CHANNELS,
+    train_size=48,
+    first_train_size=32,
+    test_size=64,
+    zoom=1.1,
+    precision="fp32",
+)
+
+
+def make_mask_task(folder: Path, *, train: int = 8, val: int = 4) -> Segmentation:
+    """The task of images and masks below `folder`/data."""
+    data = folder / "data"
+    if not data.exists():
+        write_masked_splits(data, train=train, val=val)
+    return Segmentation(
+        model="small", head="fpn", train=open_masked(data, "train"), val=open_masked(data, "val")
+    )
+
+
+def mask_network(head: str = "fpn") -> nn.Module:
+    torch.manual_seed(0)
+    return create_segmenter(
+        ARCHITECTURE, num_classes=len(MASK_CLASSES), channels=CHANNELS, head=head
+    )

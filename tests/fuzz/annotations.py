@@ -1,13 +1,18 @@
-"""Annotations of objects in every format, for fuzzing."""
+"""Annotations of objects in every format, and masks, for fuzzing."""
 
+import io
 import json
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from splitattn.dense.annotated import Notes, annotated_images
 from splitattn.dense.coco import read_coco
 from splitattn.dense.voc import read_voc
 from splitattn.dense.yolo import read_names, read_yolo
 from splitattn.errors import InputError
+from splitattn.images.decode import decode_indices
 from tests.dense.datasets import bndbox, coco, picture, voc
 
 CLASSES = ("blue", "green", "red")
@@ -36,7 +41,23 @@ def annotation_seeds() -> list[bytes]:
         b"path: .\nnames:\n  0: blue\n  1: green\n",
         b"names: [blue, green, red]\n",
         b"blue\ngreen\n",
+        *mask_seeds(),
     ]
+
+
+def mask_seeds() -> list[bytes]:
+    """Masks of every kind that PNG has."""
+    numbers = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    palette = numbers.copy()
+    palette.putpalette([*range(72)])
+    kinds = (numbers, palette, numbers.convert("1"), numbers.convert("I;16"), numbers.convert("LA"))
+    return [encoded(kind) for kind in kinds]
+
+
+def encoded(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def read_annotations(content: bytes, folder: Path) -> None:
@@ -61,6 +82,7 @@ def read_annotations(content: bytes, folder: Path) -> None:
         lambda: annotated_images(path, CLASSES, [read_yolo(path, image, CLASSES)], Notes()),
         lambda: read_names(path),
         lambda: read_names(names),
+        lambda: decode_indices(path),
     ):
         try:
             read()

@@ -3,12 +3,14 @@
 import csv
 import io
 import sys
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from splitattn.cli import class_maps
 from splitattn.cli.options import (
     ClassNames,
     Device,
@@ -19,7 +21,7 @@ from splitattn.cli.options import (
     WhiteLevel,
     Workers,
 )
-from splitattn.errors import one_line
+from splitattn.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from splitattn.evaluation import Answer
@@ -31,7 +33,8 @@ _CONFUSIONS_SHOWN = 10
 
 def evaluate(
     data: Annotated[
-        str, typer.Argument(help="Folder, Parquet shards, CSV file or torchvision:NAME.")
+        str,
+        typer.Argument(help="Folder, Parquet, CSV file or torchvision:NAME; or images and masks."),
     ],
     model: Model = None,
     weights: Weights = None,
@@ -52,7 +55,7 @@ def evaluate(
         typer.Option(help="Write the first guess for every image to this CSV file."),
     ] = None,
 ) -> None:
-    """Measure top-1, top-5 and loss over every image once, class by class.
+    """Measure top-1, top-5 and loss over every image once, class by class; mIoU of a segmenter.
 
     Exit status 1 if some images could not be read; the others are measured all the same.
     """
@@ -60,10 +63,14 @@ def evaluate(
     from splitattn.cli.progress import counting, downloading, starting
 
     with starting("starting"):
+        from splitattn.opening import TASK, task_of
+        from splitattn.workflows import SegmentationEvaluation
         from splitattn.workflows import evaluate as measure
 
     check_output(output)
     check_output(answers)
+    if answers and task_of(weights) != TASK:
+        raise InputError(f"--answers is for classification, got weights for {task_of(weights)}")
     given: list[Answer] = []
     with downloading() as progress, counting(shown=sys.stderr.isatty()) as advance:
         measured = measure(
@@ -84,10 +91,14 @@ def evaluate(
         )
     if answers:
         write_output(_as_csv(given), answers)
+    if isinstance(measured, SegmentationEvaluation):
+        line, show = class_maps.as_dict(measured), partial(class_maps.print_table, measured)
+    else:
+        line, show = _as_dict(measured), partial(_print_tables, measured)
     if as_json or output:
-        write_output(json_line(_as_dict(measured)), output)
+        write_output(json_line(line), output)
     if not as_json:
-        _print_tables(measured)
+        show()
     for problem in measured.problems:
         say(f"error: {problem}")
     if measured.problems:

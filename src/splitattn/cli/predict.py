@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitattn.cli import boxes
+from splitattn.cli import boxes, class_maps
 from splitattn.cli.answers import Answering, Format, csv_lines
 from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, Output, Weights, WhiteLevel, Workers
@@ -85,7 +85,7 @@ def predict(
     draw: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for pictures with their labels or boxes, one JPEG for each image."
+            help="Folder for pictures with their labels, boxes or classes, a JPEG for each image."
         ),
     ] = None,
     score: Annotated[
@@ -101,7 +101,7 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Label images, or find objects if the weights are a detector's.
+    """Label images, or find objects or the class of each pixel, as the weights do.
 
     Exit status 1 if some could not be used; the others are answered all the same.
     """
@@ -116,17 +116,20 @@ def predict(
 
     with starting("opening the network"):
         from splitattn.images.paths import expand, passed_over_text
-        from splitattn.opening import task_of
+        from splitattn.opening import TASK, task_of
 
-        if task_of(weights) == "detection":
-            if model is not None or engine not in ("auto", "torch"):
-                raise InputError(
-                    f"{weights} is a detector, which says its model and runs in engine torch: "
-                    "leave out --model and --engine"
-                )
-            found = boxes.opened(str(weights), device=device, score=score, iou=iou)
-        elif score is not None or iou is not None:
+        task = task_of(weights)
+        if task != TASK and (model is not None or engine not in ("auto", "torch")):
+            raise InputError(
+                f"{weights} is for {task}, says its model and runs in engine torch: leave out "
+                "--model and --engine"
+            )
+        if task != "detection" and (score is not None or iou is not None):
             raise InputError("--score and --iou need a detector's weights: name them")
+        if task == "detection":
+            found = boxes.opened(str(weights), device=device, score=score, iou=iou)
+        elif task == "segmentation":
+            found = class_maps.opened(str(weights), device=device)
         else:
             found = _opened(
                 model,

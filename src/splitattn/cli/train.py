@@ -13,7 +13,8 @@ def train(
     data: Annotated[
         str,
         typer.Argument(
-            help="Folder, Parquet, CSV file or torchvision:NAME; or boxes: COCO, VOC, YOLO."
+            help="Folder, Parquet, CSV file or torchvision:NAME; boxes: COCO, VOC, YOLO; or "
+            "images/ and masks/."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the result, a new one.")],
@@ -33,7 +34,9 @@ def train(
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option(help="Of a detector, for annotated images: fcos. [default: fcos for them]"),
+        typer.Option(
+            help="For boxes: fcos; for masks: fpn, deeplabv3 or fcn. [default: the first of each]"
+        ),
     ] = None,
     recipe: Annotated[
         str, typer.Option(help="finetune, plain, paper, modern, embedded, distill, or a TOML file.")

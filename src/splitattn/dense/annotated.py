@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,6 @@ Box = tuple[float, float, float, float]
 
 # Rounding in other tools moves a side by up to a pixel.
 _TOLERANCE = 1.0
-# Of a data set without splits, one image in so many is for validation.
-_HELD_OUT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,20 +214,6 @@ def _area(found: FoundObject, box: Box) -> float:
 
 def _text(box: Box) -> str:
     return f"[{', '.join(f'{value:g}' for value in box)}]"
-
-
-def hold_out(found: Sequence[FoundImage], split: str) -> list[FoundImage]:
-    """The part of a data set without splits: one image in five, chosen by its name, is for `val`.
-
-    Adding or removing images leaves the others where they are.
-    """
-    logger.warning("the data set has no splits: one image in %d is for validation", _HELD_OUT)
-    held_out = split != "train"
-    return [image for image in found if _is_held_out(image.name) == held_out]
-
-
-def _is_held_out(name: str) -> bool:
-    return sha256(name.encode("utf-8", "surrogateescape")).digest()[0] % _HELD_OUT == 0
 
 
 def read_image(data: AnnotatedImages, index: int) -> Image.Image:

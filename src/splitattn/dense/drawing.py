@@ -1,6 +1,7 @@
 """Draws boxes with their labels on images."""
 
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -21,14 +22,19 @@ _COLORS: tuple[Color, ...] = (
     (148, 103, 189),
     (140, 86, 75),
 )
+_GOLDEN = 0.618034
 _BRIGHT = 140
 # How far from its box a caption may go, in captions.
 _ROWS = 6
 
 
 def color(index: int) -> Color:
-    """The color of a class."""
-    return _COLORS[index % len(_COLORS)]
+    """The color of a class. After the first ones, hues are a golden angle apart."""
+    if index < len(_COLORS):
+        return _COLORS[index]
+    value, saturation = (0.95, 0.6, 0.8)[index % 3], (0.9, 0.6)[index % 2]
+    red, green, blue = hsv_to_rgb(index * _GOLDEN % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_boxes(

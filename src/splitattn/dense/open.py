@@ -12,14 +12,20 @@ from splitattn.dense.annotated import (
     FoundImage,
     Notes,
     annotated_images,
-    hold_out,
 )
 from splitattn.dense.coco import read_coco
+from splitattn.dense.layout import (
+    accepted_splits,
+    hold_out,
+    image_files,
+    no_split,
+    paired_folders,
+    split_folders,
+)
 from splitattn.dense.voc import found_image, read_voc
 from splitattn.dense.yolo import read_names, read_yolo
 from splitattn.errors import DataError
 from splitattn.files import is_file, is_folder
-from splitattn.images.paths import SUFFIXES
 
 _CLASS_FILES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml")
 # Files that COCO gives out beside those with boxes.
@@ -79,20 +85,6 @@ def open_annotated(data: str | Path, split: str) -> AnnotatedImages:
         raise DataError(f"cannot read {data}: {error}") from error
 
 
-def _accepted(split: str) -> tuple[str, ...]:
-    """`split` and what may stand in for it: a test set serves as validation."""
-    split = split_of(split) or split
-    return ("val", "test") if split == "val" else (split,)
-
-
-def _split_folders(root: Path) -> dict[Path, str]:
-    """The folders in `root` that are called like splits, and which."""
-    if not is_folder(root):
-        return {}
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
-    return {path: name for path in folders if (name := split_of(path.name))}
-
-
 # COCO
 
 
@@ -104,7 +96,7 @@ def _coco_files(root: Path) -> Iterator[Path]:
     if is_file(root):
         candidates = [root] if root.suffix == ".json" else []
     else:
-        folders = [root, root / "annotations", *_split_folders(root)]
+        folders = [root, root / "annotations", *split_folders(root)]
         candidates = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     for path in candidates:
         if not _OTHER_COCO.search(path.stem) and _mentions(path, b'"annotations"', b'"images"'):
@@ -124,7 +116,7 @@ def _mentions(path: Path, *words: bytes) -> bool:
 def _open_coco(root: Path, split: str) -> AnnotatedImages:
     files = {path: _split_of_file(path, root) for path in _coco_files(root)}
     notes = Notes()
-    for name in _accepted(split):
+    for name in accepted_splits(split):
         own = [path for path, found in files.items() if found == name]
         if len(own) > 1:
             raise DataError(
@@ -138,7 +130,7 @@ def _open_coco(root: Path, split: str) -> AnnotatedImages:
         (path,) = files
         classes, found = read_coco(path, _image_folders(path, root, ""), notes)
         return annotated_images(f"{path}: {split}", classes, hold_out(found, split), notes)
-    raise _no_split(root, split, [path.name for path in files])
+    raise no_split(root, split, [path.name for path in files])
 
 
 def _split_of_file(path: Path, root: Path) -> str | None:
@@ -161,7 +153,7 @@ def _image_folders(path: Path, root: Path, split: str) -> list[Path]:
 
 
 def _is_voc(root: Path) -> bool:
-    return is_folder(root) and any(map(_xml_files, (root, *_split_folders(root))))
+    return is_folder(root) and any(map(_xml_files, (root, *split_folders(root))))
 
 
 def _xml_files(folder: Path) -> list[Path]:
@@ -173,7 +165,7 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _open_voc(root: Path, split: str) -> AnnotatedImages:
-    splits = {path: name for path, name in _split_folders(root).items() if _xml_files(path)}
+    splits = {path: name for path, name in split_folders(root).items() if _xml_files(path)}
     files = {folder: _xml_files(folder) for folder in (root, *splits)}
     read = {path: read_voc(path) for paths in files.values() for path in paths}
     # Of all splits, for a rare class may be in one of them only.
@@ -186,7 +178,7 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
 
     notes = Notes()
     listed = {split_of(path.stem): path for path in sorted((root / "ImageSets/Main").glob("*.txt"))}
-    for name in _accepted(split):
+    for name in accepted_splits(split):
         for folder in (folder for folder, found_split in splits.items() if found_split == name):
             return annotated_images(folder, classes, found(files[folder], folder), notes)
         if path := listed.get(name):
@@ -198,7 +190,7 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
             own = [by_stem[stem] for stem in stems if stem in by_stem]
             return annotated_images(path, classes, found(own, root), notes)
     if splits or listed:
-        raise _no_split(root, split, [*splits.values(), *filter(None, listed)])
+        raise no_split(root, split, [*splits.values(), *filter(None, listed)])
     held = hold_out(found(files[root], root), split)
     return annotated_images(f"{root}: {split}", classes, held, notes)
 
@@ -218,53 +210,37 @@ def _voc_classes(root: Path, used: set[str]) -> tuple[str, ...]:
 def _images_below(folder: Path) -> dict[str, Path]:
     """Image files by name and by name without ending."""
     folders = [folder / name for name in ("JPEGImages", "images", ".")]
-    paths = [p for f in folders if f.is_dir() for p in sorted(f.iterdir()) if _is_image(p)]
+    paths = [path for each in folders if each.is_dir() for path in image_files(each)]
     return {path.stem: path for path in paths} | {path.name: path for path in paths}
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 # YOLO
 
 
 def _is_yolo(root: Path) -> bool:
-    folders = [labels for _, _, labels in _yolo_folders(root)] if is_folder(root) else []
+    folders = [labels for _, _, labels in paired_folders(root, "labels")] if is_folder(root) else []
     return any(any(labels.glob("*.txt")) for labels in folders)
-
-
-def _yolo_folders(root: Path) -> list[tuple[str | None, Path, Path]]:
-    """Splits, with their folders of images and labels; None is the split of all images."""
-    folders: list[tuple[str | None, Path, Path]] = [
-        (name, path, root / "labels" / path.name)
-        for path, name in _split_folders(root / "images").items()
-    ]
-    folders += [
-        (name, path / "images", path / "labels") for path, name in _split_folders(root).items()
-    ]
-    folders.append((None, root / "images", root / "labels"))
-    return [each for each in folders if each[1].is_dir() and each[2].is_dir()]
 
 
 def _open_yolo(root: Path, split: str) -> AnnotatedImages:
     splits = {
         name: (images, labels)
-        for name, images, labels in _yolo_folders(root)
-        if name or any(map(_is_image, images.iterdir()))
+        for name, images, labels in paired_folders(root, "labels")
+        if name or image_files(images)
     }
-    for name in (*_accepted(split), *((None,) if len(splits) == 1 else ())):
+    for name in (*accepted_splits(split), *((None,) if len(splits) == 1 else ())):
         if name not in splits:
             continue
         images, labels = splits[name]
-        paths = sorted(path for path in images.iterdir() if _is_image(path))
         classes = _yolo_classes(root)
-        found = [read_yolo(labels / f"{path.stem}.txt", path, classes) for path in paths]
+        found = [
+            read_yolo(labels / f"{path.stem}.txt", path, classes) for path in image_files(images)
+        ]
         if name:
             return annotated_images(images, classes, found, Notes())
         held = hold_out(found, split)
         return annotated_images(f"{images}: {split}", classes, held, Notes())
-    raise _no_split(root, split, [*filter(None, splits)])
+    raise no_split(root, split, [*filter(None, splits)])
 
 
 def _yolo_classes(root: Path) -> tuple[str, ...]:
@@ -273,13 +249,6 @@ def _yolo_classes(root: Path) -> tuple[str, ...]:
     if path is None:
         raise DataError(f"{root} must name its classes; write one a line into classes.txt")
     return read_names(path)
-
-
-def _no_split(root: Path, split: str, found: Sequence[str]) -> DataError:
-    return DataError(
-        f"{root} must have a split {' or '.join(_accepted(split))}, got "
-        f"{', '.join(dict.fromkeys(found)) or 'none'}"
-    )
 
 
 FORMATS = (

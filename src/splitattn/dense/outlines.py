@@ -30,6 +30,10 @@ class RunLengths:
     height: int
     width: int
 
+    def to_coco(self) -> dict[str, Any]:
+        """COCO's `{"size": [height, width], "counts": ...}`, with compressed counts."""
+        return {"size": [self.height, self.width], "counts": _compressed(self.counts)}
+
 
 # Polygons (N, 2) of x and y in pixels, whose union is the object, or a mask.
 Outline = tuple[Polygon, ...] | RunLengths
@@ -95,6 +99,30 @@ def _decompressed(text: str) -> list[int]:
     if shift:
         raise MalformedError(f"compressed run lengths must end, got {text[-60:]!r}")
     return counts
+
+
+def _compressed(counts: Sequence[int]) -> str:
+    """The inverse of `_decompressed` (`rleToString` of COCO's API)."""
+    codes: list[int] = []
+    for index, count in enumerate(counts):
+        value, more = (count - counts[index - 2] if index > 2 else count), True
+        while more:
+            code = value & 0x1F
+            value >>= 5
+            more = value != (-1 if code & _NEGATIVE else 0)
+            codes.append(code | (_CONTINUED if more else 0))
+    return "".join(chr(code + _FIRST_CHARACTER) for code in codes)
+
+
+def to_run_lengths(mask: NDArray[np.bool_]) -> RunLengths:
+    """A mask (height, width) as run lengths."""
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    if flat.size and flat[0]:
+        runs = [0, *runs]
+    height, width = mask.shape
+    return RunLengths(counts=tuple(runs), height=height, width=width)
 
 
 def to_mask(outline: Outline, size: tuple[int, int]) -> NDArray[np.bool_]:

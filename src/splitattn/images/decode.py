@@ -68,6 +68,8 @@ _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OLD_HEADER = 12  # bytes of the bitmap header whose sides have 16 bits
 
+# Pillow's modes of images of one channel that PNG files can have.
+_ONE_CHANNEL = ("1", "L", "P", "I", "I;16")
 # Channels of the images that are decoded to 8 bits.
 RGB = 3
 
@@ -214,6 +216,33 @@ def read_size(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> tuple[int
             _check_size(image, limits)
             turned = orientation(image, exif) in _QUARTER_TURNS
         return image.size[::-1] if turned else image.size
+
+
+def decode_indices(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """The numbers (H, W) that a PNG of one channel holds, such as the class of each pixel.
+
+    Of an image with a palette these are the indices into it. Nothing is scaled and nothing turned.
+
+    Raises:
+        ImageError: the file is no PNG of one channel, has a number above 255, is broken, or is
+            over a limit.
+    """
+    with _named(path, None):
+        content = _read_file(Path(path), limits)
+        if not content.startswith(_PNG):
+            raise ImageError("a mask must be a PNG file, which keeps numbers as they are")
+        with _damage_reported():
+            image = _open(content, limits)
+            _check_size(image, limits)
+            if image.mode not in _ONE_CHANNEL:
+                raise ImageError(
+                    "a mask must have one channel, with the number of a class in each pixel, got "
+                    f"{image.mode}: write the numbers, not colors"
+                )
+            numbers = np.asarray(_loaded(image))
+        if numbers.size and (most := int(numbers.max())) > 255:
+            raise ImageError(f"a mask must have numbers from 0 to 255, got {most}")
+        return numbers.astype(np.uint8)
 
 
 @contextmanager

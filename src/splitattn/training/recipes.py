@@ -27,7 +27,7 @@ from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Order = Literal["crop-resize", "resize-crop"]
-TaskName = Literal["classification", "detection", "distillation"]
+TaskName = Literal["classification", "detection", "distillation", "segmentation"]
 Optimizer = Literal["sgd", "adamw"]
 Imitation = Literal["logits", "features"]
 logger = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class Recipe:
         ema_decay: of the exponential moving average (EMA) of the weights, which is then what is
             measured and saved; 0 is off.
         class_weights: "balanced" weighs the loss of each label by the inverse of its number of
-            images, 1 on average over the images; for classification.
+            images, 1 on average over the images. For segmentation, by the inverse of the square
+            root of its number of pixels, 1 on average over the pixels.
         label_smoothing: probability mass taken from the label and spread over all classes.
         mixup_alpha: of the Beta distribution that mixes each batch with its reverse; 0 is off.
         cutmix_alpha: of the Beta distribution of the share of each image that shows another one; 0
@@ -87,10 +88,12 @@ class Recipe:
         white_level: the value of full brightness in images of more than 8 bits per channel; None
             takes it from each image.
             measured; at random weights those of ImageNet.
-        head: of a detector, as in `create_detector`.
-        head_channels: of each map of its feature pyramid.
+        head: of a detector, as in `create_detector`, or a segmenter, as in `create_segmenter`.
+        head_channels: of each map of its feature pyramid, or of the segmenter's head.
         longest_side: of its images, as a multiple of their shorter side: those that are longer
-            become smaller than `train_size` and `test_size`, which are then the shorter side.
+            become smaller than `train_size` and `test_size`, which are then the shorter side. A
+            segmenter's training images become as large as `test_size` says, and `train_size` is the
+            side of the crops.
         zoom: its training images are scaled by a random factor from 1 / zoom to zoom, and cut
             where they become too large; 1 is off.
         crop_scale: smallest share of an image's area that a training crop covers.
@@ -485,6 +488,8 @@ def _numbers(key: str, value: object) -> tuple[float, ...]:
 def _preset(name: str, model: str, task: str) -> Recipe:
     if task == "detection":
         return _detection(name)
+    if task == "segmentation":
+        return _segmentation(name)
     if name == "embedded":
         return _EMBEDDED
     if name == "paper":
@@ -669,6 +674,54 @@ def _detection(name: str) -> Recipe:
             precision="auto",
         )
     raise InputError(f"recipe: for detection it must be finetune or plain, got {name}")
+
+
+def _segmentation(name: str) -> Recipe:
+    """Recipes for segmentation: `plain`, and `finetune` for few images on a small machine.
+
+    `plain` follows torchvision's references: crops of 480 pixels out of images of 520, scaled by
+    up to 2. All batch norms of the backbone are frozen, as in detectors.
+    """
+    plain = Recipe(
+        task="segmentation",
+        pretrained=True,
+        epochs=30,
+        batch_size=32,
+        batch_per_device=8,
+        learning_rate=0.16,
+        warmup_epochs=1.0,
+        frozen_batch_norm=True,
+        mixup_alpha=0.0,
+        label_smoothing=0.0,
+        train_size=480,
+        test_size=520,
+        longest_side=4.0,
+        zoom=2.0,
+    )
+    if name == "plain":
+        return plain
+    if name == "finetune":
+        return replace(
+            plain,
+            optimizer="adamw",
+            epochs=30,
+            batch_size=8,
+            learning_rate=0.032,
+            weight_decay=0.05,
+            clip_norm=5.0,
+            layer_decay=0.7,
+            ema_decay=0.99,
+            frozen_stages=2,
+            head_channels=96,
+            class_weights="balanced",
+            train_size=288,
+            first_train_size=192,
+            test_size=360,
+            zoom=1.6,
+            color_jitter=0.2,
+            precision="auto",
+        )
+    raise InputError(f"recipe: for segmentation it must be finetune or plain, got {name}")
 
 
 def _rounded(size: float) -> int:

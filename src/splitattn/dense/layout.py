@@ -1,0 +1,87 @@
+"""How data sets of annotated images lie in folders, whatever their format."""
+
+import logging
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from splitattn.data.splits import split_of
+from splitattn.errors import DataError
+from splitattn.files import is_folder
+from splitattn.images.paths import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+# Of a data set without splits, one image in so many is for validation.
+HELD_OUT = 5
+
+
+class Named(Protocol):
+    """An image that has a name."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+
+
+T = TypeVar("T", bound=Named)
+
+
+def accepted_splits(split: str) -> tuple[str, ...]:
+    """`split` and what may stand in for it: a test set serves as validation."""
+    split = split_of(split) or split
+    return ("val", "test") if split == "val" else (split,)
+
+
+def split_folders(root: Path) -> dict[Path, str]:
+    """The folders in `root` that are called like splits, and which."""
+    if not is_folder(root):
+        return {}
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    return {path: name for path in folders if (name := split_of(path.name))}
+
+
+def paired_folders(root: Path, other: str) -> list[tuple[str | None, Path, Path]]:
+    """Splits, with their folders of images and of `other`; None is the split of all images.
+
+    Either is `images/SPLIT/` beside `other/SPLIT/`, or both are in `SPLIT/`, or in `root`.
+    """
+    folders: list[tuple[str | None, Path, Path]] = [
+        (name, path, root / other / path.name)
+        for path, name in split_folders(root / "images").items()
+    ]
+    folders += [(name, path / "images", path / other) for path, name in split_folders(root).items()]
+    folders.append((None, root / "images", root / other))
+    return [each for each in folders if each[1].is_dir() and each[2].is_dir()]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in `folder`, sorted; hidden files are none."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
+
+
+def hold_out(images: Sequence[T], split: str) -> list[T]:
+    """The part of a data set without splits: one image in five, chosen by its name, is for `val`.
+
+    Adding or removing images leaves the others where they are.
+    """
+    logger.warning("the data set has no splits: one image in %d is for validation", HELD_OUT)
+    held_out = split != "train"
+    return [image for image in images if _is_held_out(image.name) == held_out]
+
+
+def _is_held_out(name: str) -> bool:
+    return sha256(name.encode("utf-8", "surrogateescape")).digest()[0] % HELD_OUT == 0
+
+
+def no_split(root: Path, split: str, found: Sequence[str]) -> DataError:
+    """The error for a data set that has the splits `found` only."""
+    return DataError(
+        f"{root} must have a split {' or '.join(accepted_splits(split))}, got "
+        f"{', '.join(dict.fromkeys(found)) or 'none'}"
+    )

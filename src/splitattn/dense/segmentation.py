@@ -1,0 +1,171 @@
+"""Segmentation as a task: the class of every pixel is learned, and scored by overlap."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from hashlib import sha256
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from splitattn import distributed
+from splitattn.data.normalization import normalize
+from splitattn.dense.mask_loading import MaskAugmentation, MaskBatch, mask_loader
+from splitattn.dense.mask_scoring import ScoredMasks, SegmentationScores, score_masks
+from splitattn.dense.masks import IGNORED, MaskedImages
+from splitattn.dense.segment import segment
+from splitattn.dense.segmentation_report import SegmentationDetails, segmentation_report
+from splitattn.dense.task import DenseTask, sides
+from splitattn.errors import DataError, InputError
+from splitattn.training.recipes import Recipe
+from splitattn.training.report import Report
+from splitattn.training.run import Run
+from splitattn.training.task import Figure, Measurement, StepOutput
+from splitattn.weights.metadata import ModelMetadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(DenseTask[MaskBatch, MaskedImages]):
+    """Learn the class of every pixel; `head` is one of `create_segmenter`."""
+
+    name: ClassVar[str] = "segmentation"
+    formats: ClassVar[Mapping[str, Figure]] = {
+        "size": Figure(label="", unit="px", decimals=0),
+        "loss": Figure(label="loss"),
+        "miou": Figure(label="mIoU", unit="%", decimals=2),
+        "accuracy": Figure(label="accuracy", unit="%", decimals=2),
+    }
+    best: ClassVar[str | None] = "miou"
+
+    def identity(self) -> dict[str, Any]:
+        content = sha256(self.train.pixels.tobytes() + b";" + self.val.pixels.tobytes())
+        return {
+            "model": self.model,
+            "head": self.head,
+            "classes": list(self.train.classes),
+            "images": [len(self.train), len(self.val), content.hexdigest()],
+        }
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        present = np.flatnonzero(self.train.pixels.sum(0))
+        if len(present) < 2:
+            raise DataError(
+                "train must have pixels of two classes or more, got only "
+                f"{self.train.classes[present[0]]!r} in {len(self.train)} masks; {IGNORED} is no "
+                "class"
+            )
+
+    def prepare(self, network: nn.Module, recipe: Recipe) -> None:
+        if not hasattr(network, "backbone"):
+            raise InputError("the network must be one of create_segmenter")
+        super().prepare(network, recipe)
+        self.begin()
+
+    def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[MaskBatch]:
+        recipe = run.recipe
+        return mask_loader(
+            self.train,
+            MaskAugmentation(
+                sides=sides(recipe, recipe.test_size),
+                crop=recipe.size_in(epoch),
+                fill=tuple(round(255 * value) for value in recipe.preprocessing.mean),
+                zoom=recipe.zoom,
+                color_jitter=recipe.color_jitter,
+            ),
+            batches=self.indices(run, epoch, first_step),
+            workers=run.workers,
+            seed=recipe.seed,
+            epoch=epoch,
+        )
+
+    def forward(self, network: Callable[..., Any], batch: MaskBatch, run: Run) -> StepOutput:
+        recipe, device = run.recipe, run.device
+        images = normalize(batch.images.to(device, non_blocking=True), recipe.preprocessing)
+        images = images.contiguous(memory_format=torch.channels_last)
+        masks = batch.masks.to(device, non_blocking=True).long()
+        logits = F.interpolate(
+            network(images).float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
+        )
+        weights = self._balancing_weights.to(device) if recipe.class_weights == "balanced" else None
+        loss = F.cross_entropy(
+            logits,
+            masks,
+            weight=weights,
+            ignore_index=IGNORED,
+            label_smoothing=recipe.label_smoothing,
+            reduction="sum",
+        )
+        counted = masks != IGNORED
+        # A crop may show nothing but pixels of no class.
+        loss = loss / counted.sum().clamp(min=1)
+        right = (logits.detach().argmax(1) == masks) & counted
+        shares = right.sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
+        sums: dict[str, Tensor | float] = {
+            "loss": loss.detach() * len(masks),
+            "accuracy": 100 * shares.sum(),
+            "unreadable": self.note_train(batch.problems),
+        }
+        return StepOutput(loss, sums)
+
+    @cached_property
+    def _balancing_weights(self) -> Tensor:
+        """(C,) one over the square root of each class's share of the pixels, 1 on average.
+
+        By the share itself, as images are weighted, the rarest class would outweigh all others.
+        """
+        pixels = torch.from_numpy(self.train.pixels.sum(0)).double()
+        weights = (pixels.sum() / pixels.clamp(min=1)).sqrt()
+        weights[pixels == 0] = 0.0
+        return (weights * pixels.sum() / (weights * pixels).sum()).float()
+
+    def measure(self, network: nn.Module, run: Run, poll: Callable[[], None]) -> Measurement:
+        recipe = run.recipe
+        answer = partial(
+            segment,
+            network,
+            sides=sides(recipe, recipe.test_size),
+            preprocessing=recipe.preprocessing,
+            device=run.device,
+        )
+        own = score_masks(self.val, answer, self.own_images(), poll)
+        scored = ScoredMasks.merged(distributed.gathered(own))
+        self.note_val(scored.problems, run)
+        scores = SegmentationScores(
+            classes=self.val.classes,
+            confusion=scored.confusion,
+            images=len(self.val) - len(scored.problems),
+        )
+        details = SegmentationDetails(scores=scores, worst=scored.worst, problems=scored.problems)
+        return Measurement(figures=scores.figures, details=details)
+
+    def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
+        figures = {**measured.figures, "n": len(self.val)} if measured else {}
+        recipe = run.recipe
+        found = sides(recipe, recipe.test_size)
+        return ModelMetadata(
+            model=self.model,
+            task=self.name,
+            classes=self.train.classes,
+            preprocessing=recipe.preprocessing,
+            recipe=asdict(recipe),
+            metrics=figures,
+            head={
+                "name": self.head,
+                "channels": recipe.head_channels,
+                "short_side": found.short,
+                "long_side": found.long,
+            },
+        )
+
+    def report(self, measured: Measurement) -> Report:
+        title = f"{self.model} tells {len(self.train.classes)} classes apart, pixel by pixel"
+        notes = (*self.train.notes, *self.val.notes)
+        return segmentation_report(title, measured.details, self.val, notes)
+
+    def summary(self, measured: Measurement) -> str:
+        shown = [self.formats[name].text(measured.figures[name]) for name in ("miou", "accuracy")]
+        return f"{', '.join(shown)} on {len(self.val)} images"

@@ -1,0 +1,476 @@
+"""A segmenter learns, resumes bit for bit, and its file tells classes alone."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import splitattn
+from splitattn import launch
+from splitattn.architectures import ARCHITECTURES
+from splitattn.classifier import Classifier
+from splitattn.create import create_backbone
+from splitattn.data.normalization import normalize
+from splitattn.dense.detector import Detector
+from splitattn.dense.mask_loading import MaskBatch
+from splitattn.dense.masks import IGNORED
+from splitattn.dense.outlines import read_run_lengths, to_mask
+from splitattn.dense.segment import segment
+from splitattn.dense.segmenter import Segmenter
+from splitattn.dense.segmenters import SEGMENTATION_HEADS, create_segmenter
+from splitattn.dense.task import sides
+from splitattn.errors import DataError, ImageError, InputError, WeightsError
+from splitattn.training.loop import train
+from splitattn.training.recipes import load_recipe
+from splitattn.training.task import Measurement, Step
+from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
+from splitattn.weights.metadata import read_metadata
+from splitattn.workflows import SegmentationEvaluation
+from tests.dense.datasets import (
+    MASK_CLASSES,
+    VOID,
+    class_mask,
+    picture,
+    write_masked,
+    write_masked_splits,
+)
+from tests.dense.runs import (
+    ARCHITECTURE,
+    CHANNELS,
+    MASK_RECIPE,
+    make_mask_task,
+    make_run,
+    mask_network,
+)
+from tests.dense.test_detection import status
+from tests.examples import blocks
+
+# Apart, and of another size than the training images.
+RECTANGLES = [(10, 16, 46, 54, 2), (76, 30, 114, 66, 0)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Measurement]]:
+    """The folder of a training, and what it measured."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+        task = make_mask_task(folder, train=48)
+        measured = train(mask_network(), task, make_run(folder / "run", MASK_RECIPE))
+        yield folder / "run", measured
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    path = tmp_path / "a [b].png"
+    picture(RECTANGLES, (128, 96), 77).save(path)
+    return path
+
+
+def test_training_learns_and_its_file_tells_classes_alone(
+    trained: tuple[Path, Measurement], photograph: Path
+) -> None:
+    run, measured = trained
+    assert measured.figures["miou"] >= 50
+    assert measured.figures["mean_accuracy"] >= 85
+    metadata = read_metadata(run / "model.safetensors")
+    assert metadata is not None
+    assert metadata.task == "segmentation"
+    assert metadata.classes == MASK_CLASSES
+    assert metadata.metrics == {**measured.figures, "n": 4}
+    assert metadata.recipe == json.loads(json.dumps(asdict(MASK_RECIPE)))
+    assert metadata.head == {
+        "name": "fpn",
+        "channels": CHANNELS,
+        "short_side": 64,
+        "long_side": 256,
+    }
+    found = Segmenter(weights=run).predict(photograph)
+    assert found.class_map.shape == (96, 128)
+    assert found.class_map.dtype == np.uint8
+    truth = class_mask(RECTANGLES, (128, 96))
+    assert (found.class_map == truth)[truth != VOID].mean() > 0.75
+    for left, top, right, bottom, label in RECTANGLES:
+        inside = found.class_map[top + 4 : bottom - 4, left + 4 : right - 4]
+        assert (inside == label + 1).mean() > 0.8
+    shares = found.shares
+    assert shares[0].label == "background"
+    assert sum(each.share for each in shares) == pytest.approx(1)
+    assert [each.share for each in shares] == sorted((e.share for e in shares), reverse=True)
+    assert all((found.class_map == each.index).mean() == each.share for each in shares)
+
+
+def test_the_log_and_the_report_show_figures_classes_and_the_worst_images(
+    trained: tuple[Path, Measurement],
+) -> None:
+    run, measured = trained
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["size"] for line in epochs] == [32, 48]
+    assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
+    assert epochs[1]["train_accuracy"] > epochs[0]["train_accuracy"]
+    assert {"val_miou", "val_accuracy", "val_mean_accuracy"} <= epochs[0].keys()
+    page = (run / "report.html").read_text()
+    assert f"{measured.figures['miou']:.2f}<small> %" in page
+    for name in MASK_CLASSES:
+        assert f'<td class="name" title="{name}">' in page
+    assert page.count("<meter") == 2 * len(MASK_CLASSES)
+    assert "Worst images" in page
+    assert page.count('<img class="picture"') == 2 * 4
+
+
+def test_the_network_is_measured_as_it_answers(trained: tuple[Path, Measurement]) -> None:
+    """By the file's own weights, on each image alone, at the size of its mask."""
+    run, measured = trained
+    data = str(run.parent / "data")
+    again = splitattn.evaluate(data, weights=run)
+    assert isinstance(again, SegmentationEvaluation)
+    assert again.figures == measured.figures
+    assert again.images == 4
+    np.testing.assert_array_equal(again.confusion, measured.details.scores.confusion)
+
+
+def test_evaluate_prints_and_writes_every_class(
+    trained: tuple[Path, Measurement], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, measured = trained
+    data, output = run.parent / "data", tmp_path / "measured.json"
+    assert status(["evaluate", str(data), "--weights", str(run), "--output", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert f"mIoU {measured.figures['miou']:.2f} %" in text
+    content = json.loads(output.read_text())
+    assert content["miou"] == measured.figures["miou"]
+    assert [each["label"] for each in content["classes"]] == [*MASK_CLASSES]
+    assert content["n"] == 4
+    assert np.trace(content["confusion"]) / np.sum(content["confusion"]) == pytest.approx(
+        content["accuracy"] / 100
+    )
+    for option in (["--engine", "onnxruntime"], ["--size", "64"], ["--model", "resnest14"]):
+        assert status(["evaluate", str(data), "--weights", str(run), *option]) == 2
+        assert "leave out model, size and engine" in capsys.readouterr().err
+    answers = ["--answers", str(tmp_path / "a.csv")]
+    assert status(["evaluate", str(data), "--weights", str(run), *answers]) == 2
+    assert "--answers is for classification" in capsys.readouterr().err
+    (data / "classes.txt").write_text("a\nb\nc\nd")
+    try:
+        assert status(["evaluate", str(data), "--weights", str(run)]) == 2
+    finally:
+        (data / "classes.txt").write_text("\n".join(MASK_CLASSES))
+    assert "must have the classes of the weights" in capsys.readouterr().err
+
+
+def test_predict_writes_class_maps_in_every_format_and_draws_them(
+    trained: tuple[Path, Measurement],
+    photograph: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, drawn = str(trained[0]), tmp_path / "drawn"
+    expected = Segmenter(weights=run).predict(photograph)
+    options = ["--weights", run]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    paths = [str(tmp_path / "broken.png"), str(photograph)]
+    assert status(["predict", *paths, *options, "--format", "json", "--draw", str(drawn)]) == 1
+    broken, answer = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "classes" not in broken
+    assert "broken.png" in broken["error"]
+    assert answer["path"] == str(photograph)
+    assert answer["model"] == "small"
+    for each, share in zip(answer["classes"], expected.shares, strict=True):
+        mask = to_mask(read_run_lengths(each.pop("mask")), (128, 96))
+        np.testing.assert_array_equal(mask, expected.class_map == share.index)
+        assert each == asdict(share)
+    whole = Image.open(drawn / "a [b].jpg")
+    assert whole.width == 320
+    assert whole.height > 96
+    picture = np.asarray(whole.crop((96, 0, 224, 96)), int)
+    source = np.asarray(Image.open(photograph), int)
+    assert np.abs(picture - source).max() > 60
+    assert status(["predict", str(photograph), *options]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == str(photograph)
+    first = expected.shares[0]
+    assert table[1] == f"{100 * first.share:8.2f} %  background"
+    assert len(table) == 1 + len(expected.shares)
+    assert status(["predict", str(photograph), *options, "--format", "csv"]) == 0
+    rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][2:5] == ["label", "index", "share"]
+    assert [float(row[4]) for row in rows[1:]] == [each.share for each in expected.shares]
+    for wrong in (["--engine", "onnxruntime"], ["--model", "resnest50"]):
+        assert status(["predict", str(photograph), *options, *wrong]) == 2
+        assert "leave out --model and --engine" in capsys.readouterr().err
+    assert status(["predict", str(photograph), *options, "--score", "0.5"]) == 2
+    assert "need a detector's weights" in capsys.readouterr().err
+
+
+def test_a_broken_image_has_an_error_and_the_others_their_classes(
+    trained: tuple[Path, Measurement], photograph: Path
+) -> None:
+    segmenter = Segmenter(weights=trained[0])
+    first, broken, last = segmenter.predict_stream([photograph, b"no image", photograph])
+    assert isinstance(broken, ImageError)
+    assert not isinstance(first, ImageError)
+    assert not isinstance(last, ImageError)
+    (again,) = segmenter.predict([photograph])
+    for each in (last, again):
+        np.testing.assert_array_equal(first.class_map, each.class_map)
+    with pytest.raises(ImageError):
+        segmenter.predict([photograph, b"no image"])
+
+
+def test_weights_of_another_task_are_refused(trained: tuple[Path, Measurement]) -> None:
+    from splitattn.weights.cache import local_path
+    from splitattn.weights.catalogue import embedded_entry
+
+    with pytest.raises(WeightsError, match=r"is for segmentation.*splitattn\.Segmenter"):
+        Classifier(weights=trained[0])
+    with pytest.raises(WeightsError, match="must be a detector's weights"):
+        Detector(weights=trained[0])
+    path = local_path(embedded_entry())
+    assert path is not None
+    with pytest.raises(WeightsError, match="must be a segmenter's weights"):
+        Segmenter(weights=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"name": "unet"}, "head must be one of fpn, deeplabv3, fcn"),
+        ({"name": 1}, "must say its head"),
+        ({"channels": 96}, "does not fit what it says about itself"),
+        ({"channels": 8}, "channels must be 64 to 1024"),
+        ({"short_side": None}, "must say the sides"),
+    ],
+)
+def test_malformed_heads_are_refused(
+    trained: tuple[Path, Measurement], change: dict[str, Any], rule: str, tmp_path: Path
+) -> None:
+    path = trained[0] / "model.safetensors"
+    metadata = read_metadata(path)
+    assert metadata is not None
+    metadata = replace(metadata, head={**metadata.head, **change})
+    write_checkpoint(tmp_path / "a.safetensors", read_by_own_keys(path), metadata)
+    with pytest.raises(InputError, match=rule):
+        Segmenter(weights=tmp_path / "a.safetensors")
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    task = make_mask_task(tmp_path, train=8, val=1)
+    train(mask_network(), task, make_run(tmp_path / "whole", MASK_RECIPE))
+
+    def stop(step: Step) -> None:
+        if step.step == 2:
+            raise TimeoutError
+
+    run = replace(make_run(tmp_path / "stopped", MASK_RECIPE), checkpoint_minutes=0.0)
+    with pytest.raises(TimeoutError):
+        train(mask_network(), make_mask_task(tmp_path), run, on_step=stop)
+    train(mask_network(), make_mask_task(tmp_path), run, resume=True)
+    whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
+    assert read_metadata(whole) == read_metadata(resumed)
+    tensors = read_by_own_keys(resumed)
+    for key, value in read_by_own_keys(whole).items():
+        np.testing.assert_array_equal(value, tensors[key], err_msg=key)
+
+
+def test_one_command_trains_a_segmenter_from_weights(tmp_path: Path) -> None:
+    """Images with masks become a segmenter by themselves; what is frozen stays as it was."""
+    data = write_masked_splits(tmp_path / "data", train=2, val=1)
+    result = launch.train(
+        data,
+        tmp_path / "run",
+        model="resnest26_tiny",
+        overrides=[
+            "epochs=1",
+            "warmup_epochs=0.5",
+            "batch_size=2",
+            "train_size=32",
+            "first_train_size=32",
+            "test_size=32",
+            "head_channels=64",
+        ],
+        device="cpu",
+        workers=0,
+    )
+    assert {"miou", "accuracy"} <= result.figures.keys()
+    assert result.summary.startswith("mIoU ")
+    start = create_backbone("resnest26_tiny", weights="tiny_imagenet").state_dict()
+    tensors = read_by_own_keys(result.weights)
+    moved = {
+        key
+        for key, value in start.items()
+        if not np.array_equal(value.numpy(), tensors[f"backbone.{key}"])
+    }
+    assert {key.split(".")[0] for key in moved} == {"layer2", "layer3", "layer4"}
+    assert not moved & {key for key in start if "running" in key}
+    # The head's batch norm is new, and learns.
+    assert tensors["head.fuse.1.running_mean"].any()
+    metadata = read_metadata(result.weights)
+    assert metadata is not None
+    assert metadata.recipe["head"] == "fpn"
+
+
+def test_the_loss_is_the_mean_over_pixels_of_a_class(tmp_path: Path) -> None:
+    """Against a sum over pixels one by one, weighted by the root of each class's share."""
+    recipe = replace(MASK_RECIPE, class_weights="balanced", label_smoothing=0.1)
+    task, run = make_mask_task(tmp_path), make_run(tmp_path / "run", recipe)
+    masks = torch.randint(0, 4, (2, 16, 16), dtype=torch.uint8)
+    masks[0, :3] = IGNORED
+    batch = MaskBatch(
+        images=torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), masks=masks, problems=()
+    )
+    logits = torch.randn(2, 4, 4, 4)
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        torch.testing.assert_close(images, normalize(batch.images, recipe.preprocessing))
+        return logits
+
+    step = task.forward(network, batch, run)
+    shares = task.train.pixels.sum(0) / task.train.pixels.sum()
+    weights = 1 / np.sqrt(shares)
+    weights /= (weights * shares).sum()
+    large = F.interpolate(logits, size=(16, 16), mode="bilinear").log_softmax(1)
+    total = right = 0.0
+    for image, row, column in torch.nonzero(masks != IGNORED).tolist():
+        label = int(masks[image, row, column])
+        here = large[image, :, row, column]
+        total -= 0.9 * weights[label] * here[label].item()
+        total -= 0.1 / 4 * float((weights * here.numpy()).sum())
+        right += (int(here.argmax()) == label) / float((masks[image] != IGNORED).sum())
+    assert step.loss.item() == pytest.approx(total / (masks != IGNORED).sum().item(), rel=1e-4)
+    assert float(step.sums["accuracy"]) == pytest.approx(100 * right, rel=1e-4)
+    nothing = replace(batch, masks=torch.full_like(masks, IGNORED))
+    assert task.forward(network, nothing, run).loss.item() == 0
+
+
+@pytest.mark.parametrize("head", [*SEGMENTATION_HEADS])
+@pytest.mark.parametrize("size", [(64, 96), (33, 47)])
+def test_every_head_gives_logits_at_its_stride_and_gradients_everywhere(
+    head: str, size: tuple[int, int]
+) -> None:
+    network = mask_network(head)
+    logits = network(torch.randn(1, 3, *size))
+    stride = 4 if head == "fpn" else 8
+    assert logits.shape == (1, len(MASK_CLASSES), *(-(-side // stride) for side in size))
+    logits.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_heads_of_torchvision_have_its_keys() -> None:
+    from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+    from torchvision.models.segmentation.fcn import FCNHead
+
+    wide = ARCHITECTURE.stage_channels[-1]
+    deeplab = create_segmenter(ARCHITECTURE, num_classes=5, head="deeplabv3").head
+    fcn = create_segmenter(ARCHITECTURE, num_classes=5, head="fcn", channels=wide // 4).head
+    maps = [torch.randn(2, wide, 9, 7)]
+    for ours, theirs in (
+        (deeplab, DeepLabHead(wide, 5, (12, 24, 36))),
+        (fcn, FCNHead(wide, 5)),
+    ):
+        theirs.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(ours.eval()(maps), theirs.eval()(maps[0]))
+
+
+def test_an_image_is_seen_resized_and_answered_in_its_own_pixels() -> None:
+    def left_half(images: torch.Tensor) -> torch.Tensor:
+        assert images.shape == (1, 3, 64, 85)
+        logits = torch.zeros(1, 2, 16, 22)
+        logits[:, 1, :, :11] = 1
+        logits[:, 0, :, 11:] = 1
+        return logits
+
+    found = segment(
+        left_half,  # type: ignore[arg-type]
+        Image.new("RGB", (200, 150)),
+        sides(MASK_RECIPE, 64),
+        MASK_RECIPE.preprocessing,
+        torch.device("cpu"),
+    )
+    assert found.shape == (150, 200)
+    assert (found[:, :98] == 1).all()
+    assert (found[:, 102:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"head": "fpnn"}, "did you mean 'fpn'"),
+        ({"num_classes": 0}, "num_classes must be 1 to 255"),
+        ({"num_classes": 256}, "num_classes must be 1 to 255"),
+        ({"channels": 8}, "channels must be 64 to 1024"),
+        ({"output_stride": 8}, "output_stride must be 32 for head fpn, got 8"),
+        ({"head": "fcn", "output_stride": 32}, "output_stride must be 8 or 16 for head fcn"),
+    ],
+)
+def test_segmenters_that_cannot_be_are_refused(options: dict[str, Any], rule: str) -> None:
+    with pytest.raises(InputError, match=rule):
+        create_segmenter(ARCHITECTURE, **{"num_classes": 3, **options})
+
+
+def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
+    task = make_mask_task(tmp_path, train=4, val=1)
+    run = make_run(tmp_path / "run", MASK_RECIPE)
+    with pytest.raises(DataError, match="must be different images"):
+        replace(task, val=task.train).check(run)
+    with pytest.raises(InputError, match="in_chans must be 3 for segmentation"):
+        task.check(replace(run, recipe=replace(MASK_RECIPE, in_chans=1)))
+    pixels = np.zeros_like(task.train.pixels)
+    pixels[:, 0] = 9
+    alone = replace(task, train=replace(task.train, pixels=pixels))
+    with pytest.raises(DataError, match=r"got only 'background' in 4 masks; 255 is no class"):
+        alone.check(run)
+
+
+def test_heads_name_the_task(tmp_path: Path) -> None:
+    data = write_masked_splits(tmp_path / "data", train=1, val=1)
+    with pytest.raises(InputError, match=r"head must be one of fcos, .*fpn, .*did you mean 'fcn'"):
+        launch.train(data, tmp_path / "run", head="fcnn")
+    with pytest.raises(DataError, match="data must be annotated images"):
+        launch.train(data, tmp_path / "run", head="fcos")
+    assert load_recipe("plain", task="segmentation").frozen_batch_norm
+    with pytest.raises(InputError, match="for segmentation it must be finetune or plain"):
+        load_recipe("modern", task="segmentation")
+
+
+def test_the_commands_and_the_example_of_the_page_run(
+    trained: tuple[Path, Measurement],
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All but those that train, of which `test_one_command_trains_a_segmenter` runs the first."""
+    (tmp_path / "photos").mkdir()
+    photograph.rename(tmp_path / "photos" / "photo.jpg")
+    (tmp_path / "photo.jpg").symlink_to(tmp_path / "photos" / "photo.jpg")
+    (tmp_path / "run").symlink_to(trained[0])
+    write_masked(tmp_path / "street", "test", 2, first=2000)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/howto/segment.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^splitattn ((?:predict|evaluate) .*)$", page, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        shutil.rmtree(tmp_path / "drawn", ignore_errors=True)
+        assert status(command.split()) == 0
+    assert json.loads(Path("classes.json").read_text())["classes"]
+    capsys.readouterr()
+    example, _ = blocks(page, "py")
+    exec(compile(example, "segment.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r" *\d+\.\d%  background", lines[0])
+    with Image.open("photo-classes.png") as classes:
+        assert classes.size == (128, 96)
