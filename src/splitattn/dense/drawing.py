@@ -1,9 +1,11 @@
 """Draws boxes with their labels on images."""
 
 from collections.abc import Sequence
-from colorsys import hsv_to_rgb
+from functools import cache
+from itertools import product
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from splitattn.images.drawing import lettering
@@ -22,19 +24,33 @@ _COLORS: tuple[Color, ...] = (
     (148, 103, 189),
     (140, 86, 75),
 )
-_GOLDEN = 0.618034
+# Sums of red, green and blue, beyond which further colors look black or white.
+_DARKEST, _BRIGHTEST = 150, 640
 _BRIGHT = 140
 # How far from its box a caption may go, in captions.
 _ROWS = 6
 
 
 def color(index: int) -> Color:
-    """The color of a class. After the first ones, hues are a golden angle apart."""
-    if index < len(_COLORS):
-        return _COLORS[index]
-    value, saturation = (0.95, 0.6, 0.8)[index % 3], (0.9, 0.6)[index % 2]
-    red, green, blue = hsv_to_rgb(index * _GOLDEN % 1, saturation, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    """The color of a class."""
+    colors = _COLORS if index < len(_COLORS) else _more_colors()
+    return colors[index % len(colors)]
+
+
+@cache
+def _more_colors() -> tuple[Color, ...]:
+    """The first colors, and after them each time the one that is farthest from all before it."""
+    left = np.array([*product(range(0, 256, 51), repeat=3)])
+    left = left[(left.sum(1) > _DARKEST) & (left.sum(1) < _BRIGHTEST)]
+    colors = [*_COLORS]
+    distances = np.full(len(left), np.inf)
+    for chosen in _COLORS:
+        distances = np.minimum(distances, np.square(left - chosen).sum(1))
+    while distances.any():
+        red, green, blue = left[distances.argmax()].tolist()
+        colors.append((red, green, blue))
+        distances = np.minimum(distances, np.square(left - colors[-1]).sum(1))
+    return tuple(colors)
 
 
 def draw_boxes(

@@ -55,9 +55,9 @@ def _with_legend(drawn: Image.Image, found: Mask, classes: Sequence[str]) -> Ima
     places: list[tuple[int, int, int, str]] = []
     left, top = gap, 0
     for number in order:
-        text, font = lettering(
-            f"{one_line(classes[number])} {counts[number] / found.size:.0%}", size
-        )
+        share = counts[number] / found.size
+        percent = f"{share:.1%}" if share < 0.01 else f"{share:.0%}"
+        text, font = lettering(f"{one_line(classes[number])} {percent}", size)
         needed = size + gap + round(font.getlength(text)) + 2 * gap
         if left > gap and left + needed > width:
             left, top = gap, top + row
