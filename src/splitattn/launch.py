@@ -381,12 +381,14 @@ def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.de
     val = open_masked(dataset.data, "val")
 
     def build(weights: str | Path | None) -> nn.Module:
+        found = None if weights is None else resolve(model, weights)
         return create_segmenter(
             model,
             head=head,
-            weights=None if weights is None else resolve(model, weights).path,
+            weights=found.path if found else None,
             num_classes=len(train.classes),
             channels=recipe.head_channels,
+            new_head=dataset.new_classifier or bool(found and found.classes != train.classes),
         )
 
     task = Segmentation(model=model, head=head, train=train, val=val)

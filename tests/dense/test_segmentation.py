@@ -468,7 +468,7 @@ def test_the_commands_and_the_example_of_the_page_run(
         assert status(command.split()) == 0
     assert json.loads(Path("classes.json").read_text())["classes"]
     capsys.readouterr()
-    example, _ = blocks(page, "py")
+    example, *_ = blocks(page, "py")
     exec(compile(example, "segment.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r" *\d+\.\d%  background", lines[0])

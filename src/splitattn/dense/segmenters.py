@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, H and W rows and columns of the image.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from splitattn.create import create_backbone
 from splitattn.errors import InputError, nearest
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
+from splitattn.weights.checkpoint import read_by_own_keys
+from splitattn.weights.layouts import head_tensors
+from splitattn.weights.resolve import resolve
+
+logger = logging.getLogger(__name__)
 
 _FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
 _DROPPED = 0.1
@@ -160,8 +166,12 @@ def create_segmenter(
     output_stride: int | None = None,
     frozen_stages: int = 0,
     frozen_bn: bool = False,
+    new_head: bool = False,
 ) -> SegmentationNetwork:
-    """Build a segmentation network, in training mode; weights go into the backbone.
+    """Build a segmentation network, in training mode, and load weights.
+
+    They go into the backbone, and into the head if they have one that fits: those of a segmenter of
+    ours, and of PyTorch-Encoding's DeepLabV3 and FCN. Other heads are random.
 
     Args:
         model, weights: see `create_backbone`.
@@ -171,6 +181,7 @@ def create_segmenter(
         output_stride: of the backbone, in pixels: 8 or 16 for "deeplabv3" and "fcn", whose last
             stages are dilated, 8 by default; 32 for "fpn".
         frozen_stages, frozen_bn: see `Backbone`.
+        new_head: start with a random head, whatever the weights have.
 
     Raises:
         InputError: an argument is outside its range, or there is no such model or head.
@@ -195,7 +206,30 @@ def create_segmenter(
         frozen_stages=frozen_stages,
         frozen_bn=frozen_bn,
     )
-    return SegmentationNetwork(backbone, row.build(backbone, channels, num_classes))
+    network = SegmentationNetwork(backbone, row.build(backbone, channels, num_classes))
+    if weights is not None and not new_head:
+        _load_head(network.head, head, resolve(str(model), weights).path)
+    return network
+
+
+def _load_head(part: nn.Module, head: str, path: Path) -> None:
+    """Load the head of a file, if it has one; one that does not fit is left out with a warning."""
+    found, own = head_tensors(read_by_own_keys(path), head), part.state_dict()
+    if not found:
+        return
+    needed = [key for key in own if not key.endswith("num_batches_tracked")]
+    odd = [key for key in needed if key not in found or found[key].shape != own[key].shape]
+    if odd:
+        logger.warning(
+            "%s: the head is new and untrained: head.%s must be %s, got %s",
+            path,
+            odd[0],
+            tuple(own[odd[0]].shape),
+            tuple(found[odd[0]].shape) if odd[0] in found else "none",
+        )
+        return
+    part.load_state_dict(own | {key: found[key] for key in own if key in found})
+    logger.warning("%s: the head is loaded too", path)
 
 
 def find_segmentation_head(name: str) -> SegmentationHead:

@@ -13,9 +13,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from splitattn.architectures import Architecture
 from splitattn.errors import InputError, WeightsError, nearest
+
+T = TypeVar("T")
 
 _Row = tuple[str, str | None, str | None, str | None]
 
@@ -59,6 +62,24 @@ _MMPRETRAIN_FIRST_SHORTCUT = {
     "layer1.#.downsample.1": "layer1.#.downsample.0",
     "layer1.#.downsample.2": "layer1.#.downsample.1",
 }
+
+# Modules of segmentation heads: ours, which are torchvision's, and PyTorch-Encoding's
+# (encoding/models/sseg of github.com/zhanghang1989/PyTorch-Encoding).
+_HEADS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "deeplabv3": (
+        ("0.convs.0", "aspp.b0"),
+        ("0.convs.1", "aspp.b1"),
+        ("0.convs.2", "aspp.b2"),
+        ("0.convs.3", "aspp.b3"),
+        ("0.convs.4", "aspp.b4.gap"),
+        ("0.project", "aspp.project"),
+        ("1", "block.0"),
+        ("2", "block.1"),
+        ("4", "block.4"),
+    ),
+    "fcn": (("0", "conv5.0"), ("1", "conv5.1"), ("4", "conv5.4")),
+}
+_HEAD_PREFIX = "head."
 
 _LATE_POOLING = (
     "its blocks pool only after the 3x3 convolution, so the same weights would compute something "
@@ -306,3 +327,21 @@ def _known(keys: Collection[str]) -> dict[KeyMapping, int]:
 def is_deformable(key: str) -> bool:
     """Whether the key belongs to a deformable convolution (DCN), in any layout."""
     return not _OFFSETS.isdisjoint(key.split("."))
+
+
+def head_tensors(tensors: Mapping[str, T], head: str) -> dict[str, T]:
+    """The tensors of a segmentation head in a file, by our keys without their prefix.
+
+    Args:
+        tensors: by the file's keys, ours or PyTorch-Encoding's; those of other modules, such as an
+            auxiliary head, are left out.
+        head: "fpn", "deeplabv3" or "fcn".
+    """
+    ours = {f"{theirs}.": f"{own}." for own, theirs in _HEADS.get(head, ())}
+    found = {}
+    for key, tensor in tensors.items():
+        if key.startswith(_HEAD_PREFIX):
+            name = key.removeprefix(_HEAD_PREFIX)
+            start = next((start for start in ours if name.startswith(start)), "")
+            found[ours.get(start, "") + name.removeprefix(start)] = tensor
+    return found

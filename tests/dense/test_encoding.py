@@ -1,0 +1,74 @@
+"""PyTorch-Encoding's segmentation networks load, and compute what they did there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from splitattn.architectures import ARCHITECTURES
+from splitattn.dense.segmenters import create_segmenter
+from tests.dense.encoding import Network, enlarged
+from tests.dense.runs import ARCHITECTURE
+
+CLASSES = 5
+WIDTH = ARCHITECTURE.stage_channels[-1]
+CHANNELS = {"deeplabv3": WIDTH // 8, "fcn": WIDTH // 4}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+
+
+def saved(head: str, path: Path) -> Network:
+    """A network whose every tensor is random, in evaluation mode, and its checkpoint."""
+    torch.manual_seed(0)
+    network = Network(ARCHITECTURE, head, CLASSES)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    state = {key: value for key, value in network.state_dict().items() if ".fc." not in key}
+    torch.save({"state_dict": state}, path)
+    return network.eval()
+
+
+@pytest.mark.parametrize("head", ["deeplabv3", "fcn"])
+def test_logits_are_those_of_their_network(
+    head: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = saved(head, tmp_path / "a.pth")
+    ours = create_segmenter(
+        "small",
+        head=head,
+        num_classes=CLASSES,
+        channels=CHANNELS[head],
+        weights=tmp_path / "a.pth",
+    ).eval()
+    image = torch.randn(2, 3, 49, 65)
+    with torch.inference_mode():
+        expected, found = theirs(image), enlarged(ours(image), image)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert "the head is loaded too" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"num_classes": 7}, r"head.4.weight must be (7, 128, 1, 1), got (5, 128, 1, 1)"),
+        ({"head": "deeplabv3"}, "got none"),
+        ({"new_head": True}, ""),
+    ],
+)
+def test_a_head_that_does_not_fit_is_new(
+    options: dict[str, Any], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved("fcn", tmp_path / "a.pth")
+    asked = {"head": "fcn", "num_classes": CLASSES, "channels": WIDTH // 4, **options}
+    create_segmenter("small", weights=tmp_path / "a.pth", **asked)
+    assert told in caplog.text
+    assert "the head is loaded too" not in caplog.text
+    assert ("the head is new and untrained" in caplog.text) == bool(told)
