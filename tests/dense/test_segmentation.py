@@ -24,7 +24,8 @@ from splitattn.dense.detector import Detector
 from splitattn.dense.mask_loading import MaskBatch
 from splitattn.dense.masks import IGNORED
 from splitattn.dense.outlines import read_run_lengths, to_mask
-from splitattn.dense.segment import segment
+from splitattn.dense.resizing import Sides
+from splitattn.dense.segment import MULTIPLE, segment
 from splitattn.dense.segmenter import Segmenter
 from splitattn.dense.segmenters import SEGMENTATION_HEADS, create_segmenter
 from splitattn.dense.task import sides
@@ -387,16 +388,16 @@ def test_heads_of_torchvision_have_its_keys() -> None:
 
 def test_an_image_is_seen_resized_and_answered_in_its_own_pixels() -> None:
     def left_half(images: torch.Tensor) -> torch.Tensor:
-        assert images.shape == (1, 3, 64, 85)
-        logits = torch.zeros(1, 2, 16, 22)
-        logits[:, 1, :, :11] = 1
-        logits[:, 0, :, 11:] = 1
+        assert images.shape == (1, 3, 64, 96)
+        logits = torch.zeros(1, 2, 16, 24)
+        logits[:, 1, :, :12] = 1
+        logits[:, 0, :, 12:] = 1
         return logits
 
     found = segment(
         left_half,  # type: ignore[arg-type]
         Image.new("RGB", (200, 150)),
-        sides(MASK_RECIPE, 64),
+        sides(MASK_RECIPE, 64, MULTIPLE),
         MASK_RECIPE.preprocessing,
         torch.device("cpu"),
     )
@@ -474,3 +475,16 @@ def test_the_commands_and_the_example_of_the_page_run(
     assert re.fullmatch(r" *\d+\.\d%  background", lines[0])
     with Image.open("photo-classes.png") as classes:
         assert classes.size == (128, 96)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 360), (480, 352)),
+        ((640, 480), (480, 352)),
+        ((100, 3000), (32, 1440)),
+        ((1, 1), (352, 352)),
+    ],
+)
+def test_sides_are_multiples(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert Sides(short=360, long=1440, multiple=32).size(*size) == expected

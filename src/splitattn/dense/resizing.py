@@ -1,4 +1,4 @@
-"""How an image becomes a detector's input: resized as a whole, to a side that is short enough."""
+"""How an image becomes the input of a detector or segmenter: resized, to a side that is short."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ class Sides:
 
     Attributes:
         short, long: in pixels.
+        multiple: both sides are rounded to multiples of it.
 
     Raises:
         InputError: a side is outside 32 to 8192, or the long one is shorter.
@@ -23,6 +24,7 @@ class Sides:
 
     short: int
     long: int
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if not _SMALLEST <= self.short <= self.long <= _LARGEST:
@@ -36,9 +38,10 @@ class Sides:
         return min(self.short / min(width, height), self.long / max(width, height))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of an image after it is resized, at least 1."""
-        scale = self.scale(width, height)
-        return max(round(width * scale), 1), max(round(height * scale), 1)
+        """Width and height of an image after it is resized, at least `multiple`."""
+        scale, unit = self.scale(width, height), self.multiple
+        across, down = (max(round(side * scale / unit), 1) * unit for side in (width, height))
+        return across, down
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -46,8 +49,8 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def read_sides(values: dict[str, Any]) -> Sides:
-    """The sides in a file's metadata.
+def read_sides(values: dict[str, Any], multiple: int = 1) -> Sides:
+    """The sides in a file's metadata, with `multiple`.
 
     Raises:
         WeightsError: they are missing or unusable.
@@ -55,6 +58,6 @@ def read_sides(values: dict[str, Any]) -> Sides:
     short, long = values.get("short_side"), values.get("long_side")
     if type(short) is not int or type(long) is not int:
         raise WeightsError(
-            f"a detector must say the sides of its images, got {short!r:.30} and {long!r:.30}"
+            f"the file must say the sides of its images, got {short!r:.30} and {long!r:.30}"
         )
-    return Sides(short=short, long=long)
+    return Sides(short=short, long=long, multiple=multiple)

@@ -12,6 +12,9 @@ from splitattn.dense.masks import Mask
 from splitattn.dense.resizing import Sides, resized
 from splitattn.preprocessing import Preprocessing
 
+# Height and width of the network's images: every map is then just twice as large as the next.
+MULTIPLE = 32
+
 
 @torch.inference_mode()
 def segment(

@@ -16,7 +16,7 @@ from splitattn.data.normalization import normalize
 from splitattn.dense.mask_loading import MaskAugmentation, MaskBatch, mask_loader
 from splitattn.dense.mask_scoring import ScoredMasks, SegmentationScores, score_masks
 from splitattn.dense.masks import IGNORED, MaskedImages
-from splitattn.dense.segment import segment
+from splitattn.dense.segment import MULTIPLE, segment
 from splitattn.dense.segmentation_report import SegmentationDetails, segmentation_report
 from splitattn.dense.task import DenseTask, sides
 from splitattn.errors import DataError, InputError
@@ -70,7 +70,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         return mask_loader(
             self.train,
             MaskAugmentation(
-                sides=sides(recipe, recipe.test_size),
+                sides=sides(recipe, recipe.test_size, MULTIPLE),
                 crop=recipe.size_in(epoch),
                 fill=tuple(round(255 * value) for value in recipe.preprocessing.mean),
                 zoom=recipe.zoom,
@@ -127,7 +127,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         answer = partial(
             segment,
             network,
-            sides=sides(recipe, recipe.test_size),
+            sides=sides(recipe, recipe.test_size, MULTIPLE),
             preprocessing=recipe.preprocessing,
             device=run.device,
         )
@@ -145,7 +145,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
         figures = {**measured.figures, "n": len(self.val)} if measured else {}
         recipe = run.recipe
-        found = sides(recipe, recipe.test_size)
+        found = sides(recipe, recipe.test_size, MULTIPLE)
         return ModelMetadata(
             model=self.model,
             task=self.name,

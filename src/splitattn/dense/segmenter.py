@@ -9,7 +9,7 @@ import numpy as np
 
 from splitattn.dense.masks import Mask
 from splitattn.dense.resizing import read_sides
-from splitattn.dense.segment import segment
+from splitattn.dense.segment import MULTIPLE, segment
 from splitattn.dense.segmenters import create_segmenter
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import ImageError, WeightsError
@@ -91,7 +91,7 @@ class Segmenter:
         head, channels = metadata.head.get("name"), metadata.head.get("channels")
         if not isinstance(head, str) or type(channels) is not int:
             raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
-        self.sides = read_sides(metadata.head)
+        self.sides = read_sides(metadata.head, MULTIPLE)
         self.model, self.weights, self.classes = metadata.model, str(path), metadata.classes
         self._device = choose_device(device)
         self._limits = limits

@@ -121,6 +121,6 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
         self._unreadable.load_state_dict(state["unreadable"])
 
 
-def sides(recipe: Recipe, short: int) -> Sides:
+def sides(recipe: Recipe, short: int, multiple: int = 1) -> Sides:
     """The sides of images whose shorter one is `short`, with the recipe's proportion."""
-    return Sides(short=short, long=round(short * recipe.longest_side))
+    return Sides(short=short, long=round(short * recipe.longest_side), multiple=multiple)
