@@ -25,11 +25,12 @@ from splitattn.dense.mask_loading import MaskBatch
 from splitattn.dense.masks import IGNORED
 from splitattn.dense.outlines import read_run_lengths, to_mask
 from splitattn.dense.resizing import Sides
-from splitattn.dense.segment import MULTIPLE, segment
+from splitattn.dense.segment import segment
 from splitattn.dense.segmenter import Segmenter
 from splitattn.dense.segmenters import SEGMENTATION_HEADS, create_segmenter
 from splitattn.dense.task import sides
 from splitattn.errors import DataError, ImageError, InputError, WeightsError
+from splitattn.graph.segmentation import MULTIPLE
 from splitattn.training.loop import train
 from splitattn.training.recipes import load_recipe
 from splitattn.training.task import Measurement, Step
@@ -387,19 +388,18 @@ def test_heads_of_torchvision_have_its_keys() -> None:
 
 
 def test_an_image_is_seen_resized_and_answered_in_its_own_pixels() -> None:
-    def left_half(images: torch.Tensor) -> torch.Tensor:
+    def left_half(images: np.ndarray) -> np.ndarray:
         assert images.shape == (1, 3, 64, 96)
-        logits = torch.zeros(1, 2, 16, 24)
+        logits = np.zeros((1, 2, 16, 24), np.float32)
         logits[:, 1, :, :12] = 1
         logits[:, 0, :, 12:] = 1
         return logits
 
     found = segment(
-        left_half,  # type: ignore[arg-type]
+        left_half,
         Image.new("RGB", (200, 150)),
         sides(MASK_RECIPE, 64, MULTIPLE),
         MASK_RECIPE.preprocessing,
-        torch.device("cpu"),
     )
     assert found.shape == (150, 200)
     assert (found[:, :98] == 1).all()

@@ -1,37 +1,32 @@
-"""One image through a segmentation network, and back to the image's own pixels."""
+"""One image through a segmenter, and back to the image's own pixels. Needs no PyTorch."""
+
+from collections.abc import Callable
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
-from torchvision.transforms.v2 import functional as F
 
-from splitattn.data.normalization import normalize
 from splitattn.dense.class_maps import class_map
 from splitattn.dense.masks import Mask
 from splitattn.dense.resizing import Sides, resized
+from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
 
-# Height and width of the network's images: every map is then just twice as large as the next.
-MULTIPLE = 32
+# From normalized images (B, 3, H, W) to logits (B, C, h, w) of a smaller size.
+Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-@torch.inference_mode()
 def segment(
-    network: nn.Module,
-    image: Image.Image,
-    sides: Sides,
-    preprocessing: Preprocessing,
-    device: torch.device,
+    network: Logits, image: Image.Image, sides: Sides, preprocessing: Preprocessing
 ) -> Mask:
-    """The class of every pixel of an image, (H, W), by a network in evaluation mode.
+    """The class of every pixel of an image, (H, W).
 
     Args:
-        network: see `create_segmenter`.
+        network: in evaluation mode, see `torch_logits`.
         image: RGB, upright.
         sides: of the network's images.
         preprocessing: gives mean and deviation.
     """
-    pixels = F.to_image(resized(image, sides.size(*image.size)))[None].to(device)
-    logits = network(normalize(pixels, preprocessing))[0].float().cpu().numpy()
-    return class_map(np.ascontiguousarray(logits), image.size)
+    pixels = np.asarray(resized(image, sides.size(*image.size)))
+    logits = network(normalize(pixels.transpose(2, 0, 1)[None], preprocessing))
+    return class_map(np.ascontiguousarray(logits[0]), image.size)

@@ -16,10 +16,12 @@ from splitattn.data.normalization import normalize
 from splitattn.dense.mask_loading import MaskAugmentation, MaskBatch, mask_loader
 from splitattn.dense.mask_scoring import ScoredMasks, SegmentationScores, score_masks
 from splitattn.dense.masks import IGNORED, MaskedImages
-from splitattn.dense.segment import MULTIPLE, segment
+from splitattn.dense.segment import segment
 from splitattn.dense.segmentation_report import SegmentationDetails, segmentation_report
 from splitattn.dense.task import DenseTask, sides
+from splitattn.dense.torch_segment import torch_logits
 from splitattn.errors import DataError, InputError
+from splitattn.graph.segmentation import MULTIPLE
 from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run
@@ -126,10 +128,9 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         recipe = run.recipe
         answer = partial(
             segment,
-            network,
+            torch_logits(network, run.device),
             sides=sides(recipe, recipe.test_size, MULTIPLE),
             preprocessing=recipe.preprocessing,
-            device=run.device,
         )
         own = score_masks(self.val, answer, self.own_images(), poll)
         scored = ScoredMasks.merged(distributed.gathered(own))

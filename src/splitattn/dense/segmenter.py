@@ -9,10 +9,12 @@ import numpy as np
 
 from splitattn.dense.masks import Mask
 from splitattn.dense.resizing import read_sides
-from splitattn.dense.segment import MULTIPLE, segment
+from splitattn.dense.segment import segment
 from splitattn.dense.segmenters import create_segmenter
+from splitattn.dense.torch_segment import torch_logits
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import ImageError, WeightsError
+from splitattn.graph.segmentation import MULTIPLE
 from splitattn.images.decode import ImageSource, decode
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.weights.checkpoint import read_by_own_keys
@@ -93,7 +95,7 @@ class Segmenter:
             raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
         self.sides = read_sides(metadata.head, MULTIPLE)
         self.model, self.weights, self.classes = metadata.model, str(path), metadata.classes
-        self._device = choose_device(device)
+        chosen = choose_device(device)
         self._limits = limits
         self._preprocessing = metadata.preprocessing
         network = create_segmenter(
@@ -104,7 +106,7 @@ class Segmenter:
         except RuntimeError as error:
             first = " ".join(str(error).split())[:200]
             raise WeightsError(f"{path} does not fit what it says about itself: {first}") from error
-        self.network = network.eval().to(self._device)
+        self._logits = torch_logits(network.eval().to(chosen), chosen)
 
     @overload
     def predict(self, images: list[Any] | tuple[Any, ...]) -> list[SegmentedImage]: ...
@@ -149,5 +151,5 @@ class Segmenter:
             except ImageError as error:
                 yield error
                 continue
-            found = segment(self.network, image, self.sides, self._preprocessing, self._device)
+            found = segment(self._logits, image, self.sides, self._preprocessing)
             yield SegmentedImage(class_map=found, classes=self.classes)

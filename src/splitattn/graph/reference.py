@@ -43,17 +43,23 @@ class Reference:
         self._dtype = dtype
 
     def __call__(self, images_BCHW: Array) -> Array:
-        x = self._stem(images_BCHW.astype(self._dtype))
-        x = _max_pool(x)
-        for stage, depth in enumerate(self._architecture.layers):
-            for block in range(depth):
-                reduces = stage > 0 and block == 0
-                x = self._block(x, f"layer{stage + 1}.{block}", reduces=reduces)
-        features: Array = x.mean((2, 3))
+        features: Array = self.maps(images_BCHW)[-1].mean((2, 3))
         if "fc.weight" not in self._tensors:
             return features
         logits: Array = features @ self._tensors["fc.weight"].T + self._tensors["fc.bias"]
         return logits
+
+    def maps(self, images_BCHW: Array) -> list[Array]:
+        """The map of each stage, for images as above."""
+        x = self._stem(images_BCHW.astype(self._dtype))
+        x = _max_pool(x)
+        found = []
+        for stage, depth in enumerate(self._architecture.layers):
+            for block in range(depth):
+                reduces = stage > 0 and block == 0
+                x = self._block(x, f"layer{stage + 1}.{block}", reduces=reduces)
+            found.append(x)
+        return found
 
     def _stem(self, x: Array) -> Array:
         if not self._architecture.deep_stem:

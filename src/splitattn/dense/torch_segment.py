@@ -1,0 +1,20 @@
+"""A segmentation network in PyTorch, for `segment`."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from splitattn.dense.segment import Logits
+
+
+def torch_logits(network: nn.Module, device: torch.device) -> Logits:
+    """`network`, one of `create_segmenter` in evaluation mode on `device`, as arrays see it."""
+
+    @torch.inference_mode()
+    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        found = network(torch.from_numpy(images).to(device))
+        out: NDArray[np.float32] = found.float().cpu().numpy()
+        return out
+
+    return logits
