@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from splitattn.web import RefusedError, WebError, WebTimeoutError, get
+from splitattn import web
+from splitattn.web import Deadline, RefusedError, WebError, WebTimeoutError, get, within
 
 Answer = Callable[[socket.socket], None]
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -67,8 +69,8 @@ def server() -> Iterator[Server]:
     running.listener.close()
 
 
-def body(url: str, *, seconds: float = 5.0, timeout: float | None = None) -> bytes:
-    with get(url, seconds=seconds, timeout=timeout) as reply:
+def body(url: str, *, seconds: float = 5.0) -> bytes:
+    with get(url, seconds=seconds) as reply:
         return b"".join(reply.chunks())
 
 
@@ -97,20 +99,38 @@ def test_the_deadline_holds_for_every_part_of_an_answer(
     if not again:
         server.answer = lambda _: server.over.wait(10) and None  # type: ignore[func-returns-value]
     started = time.monotonic()
-    with pytest.raises(WebTimeoutError, match="no answer in time"):
+    with pytest.raises(WebTimeoutError, match=r"too slow, [0-9,]+ bytes in"):
         body(server.url, seconds=SECONDS)
     assert time.monotonic() - started < SECONDS + GRACE
 
 
-def test_headers_have_a_deadline_of_their_own(server: Server) -> None:
-    server.sends(OK + b"X: ", again=b"a")
+@pytest.mark.parametrize(
+    ("parts", "again"),
+    [
+        ([OK + b"X: "], b"a"),
+        ([OK + b"Content-Length: 1000000000\r\n\r\n"], b"x"),
+        ([CHUNKED, b"1\r\nx\r\n0\r\n"], b"T: x\r\n"),
+        ([OK + b"\r\n" + b"x" * 1_000_000], b"x"),
+    ],
+    ids=["header", "body", "trailers", "fast-then-slow"],
+)
+def test_a_server_without_a_total_must_keep_up_a_rate(
+    server: Server, monkeypatch: pytest.MonkeyPatch, parts: list[bytes], again: bytes
+) -> None:
+    monkeypatch.setattr(web, "PATIENCE", SECONDS)
+    server.sends(*parts, again=again)
     started = time.monotonic()
     with pytest.raises(WebTimeoutError):
-        body(server.url, seconds=60, timeout=SECONDS)
+        body(server.url, seconds=3600)
     assert time.monotonic() - started < SECONDS + GRACE
 
 
-def test_a_body_may_take_longer_than_its_headers(server: Server) -> None:
+def test_a_body_that_keeps_up_the_rate_may_take_longer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "PATIENCE", 0.4)
+    monkeypatch.setattr(web, "SLOWEST", 1)
+
     def slowly(connection: socket.socket) -> None:
         connection.sendall(OK + b"Content-Length: 4\r\n\r\n")
         for byte in (b"a", b"b", b"c", b"d"):
@@ -118,7 +138,54 @@ def test_a_body_may_take_longer_than_its_headers(server: Server) -> None:
             connection.sendall(byte)
 
     server.answer = slowly
-    assert body(server.url, seconds=30, timeout=0.4) == b"abcd"
+    assert body(server.url, seconds=30) == b"abcd"
+
+
+def test_the_search_for_a_name_is_within_the_deadline(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = socket.getaddrinfo
+    found = threading.Event()
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        server.over.wait(10)
+        found.set()
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    started = time.monotonic()
+    with pytest.raises(WebTimeoutError, match="too slow, 0 bytes"):
+        body(server.url, seconds=SECONDS)
+    assert time.monotonic() - started < SECONDS + GRACE
+    server.over.set()
+    assert found.wait(5)
+    assert server.requests == []  # what is found too late is not asked
+
+
+def test_a_deadline_moves_with_what_arrives_but_saves_up_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    deadline = Deadline(8.0, most=60.0)
+    now += 6
+    assert deadline.left() == 2
+    deadline.receive(3 * web.SLOWEST)
+    assert deadline.left() == 5
+    deadline.receive(10**9)
+    assert deadline.left() == 8
+    now += 50
+    deadline.receive(10**9)
+    assert deadline.left() == 4
+    assert str(deadline.missed()) == "too slow, 2,000,049,152 bytes in 56.0 s"
+
+
+def test_what_a_call_raises_is_raised_even_if_it_is_about_time() -> None:
+    def fails() -> None:
+        raise TimeoutError("mine")
+
+    with pytest.raises(TimeoutError, match="mine"):
+        within(Deadline(5.0), fails)
 
 
 def test_redirects_are_followed_as_far_as_a_browser_does(server: Server) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from splitattn.errors import InputError
 from tests.fuzz.target import Target
 
-KINDS = (b"fine", b"refused", b"silent", b"exception", b"crash", b"hang", b"memory")
+KINDS = (b"fine", b"refused", b"silent", b"exception", b"crash", b"hang", b"loop", b"memory")
 
 
 def read(content: bytes, _: Path) -> None:
@@ -22,6 +22,9 @@ def read(content: bytes, _: Path) -> None:
             os.abort()
         case b"hang":
             time.sleep(3600)
+        case b"loop":
+            while True:
+                pass
         case b"memory":
             assert len(bytearray(b"x") * 300_000_000) > len(content)
 

@@ -51,6 +51,7 @@ from tests.attacks.make import FOLDER as ATTACKS
 from tests.attacks.make import chunk, png
 from tests.data.datasets import encoded, write_shard
 from tests.fuzz.annotations import annotation_seeds, read_annotations
+from tests.fuzz.answers import answer_seeds, read_answer
 from tests.fuzz.graphs import (
     damaged_onnx,
     damaged_open_vino,
@@ -437,5 +438,6 @@ TARGETS = (
     Target(
         name="OpenVINO files", seeds=open_vino_seeds, read=read_open_vino, make=damaged_open_vino
     ),
+    Target(name="answers of servers", seeds=answer_seeds, read=read_answer),
     Target(name="command line", seeds=call_seeds, read=run_call, make=damaged_call),
 )

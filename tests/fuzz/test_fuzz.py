@@ -15,7 +15,16 @@ from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
 # Of each target; what takes longer than a file of a few bytes gets fewer.
-SHARE, SHARES = 280, {"command line": 60, "layouts": 100, "ONNX files": 40, "OpenVINO files": 25}
+SHARE, SHARES = (
+    280,
+    {
+        "command line": 60,
+        "layouts": 100,
+        "ONNX files": 40,
+        "OpenVINO files": 25,
+        "answers of servers": 60,
+    },
+)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -25,7 +34,7 @@ def test_damaged_input_is_read_or_refused(target: Target, tmp_path: Path) -> Non
     said: list[str] = []
     for number in range(SHARES.get(target.name, SHARE)):
         content = target.make(seeds, random.Random(f"tests {target.name} {number}"))
-        begin = time.monotonic()
+        begin = time.process_time()
         try:
             target.read(content, tmp_path)
         except InputError as error:
@@ -33,7 +42,7 @@ def test_damaged_input_is_read_or_refused(target: Target, tmp_path: Path) -> Non
         except BaseException:
             (tmp_path / "bug").write_bytes(content)  # pytest keeps the folder, and names it
             raise
-        assert time.monotonic() - begin < run.SECONDS, content
+        assert time.process_time() - begin < run.SECONDS, content
     assert said
     assert all(line.strip() for line in said)
 
@@ -50,7 +59,8 @@ def test_damage_is_the_same_for_the_same_seed_and_bounded() -> None:
 
 def test_every_kind_of_fault_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "BUGS", tmp_path)
-    monkeypatch.setattr(run, "SECONDS", 4)
+    monkeypatch.setattr(run, "SECONDS", 1)
+    monkeypatch.setattr(run, "SECONDS_WITH_WAITING", 4)
     monkeypatch.setattr(run, "MEMORY", 200_000_000)
     for seed in itertools.count():
         inputs = [random.Random(f"{seed} faulty {i}").choice(KINDS) for i in range(len(KINDS))]
@@ -68,4 +78,5 @@ def test_every_kind_of_fault_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
         "silent": "a refusal that says nothing",
         "crash": "ended with status -6",
         "hang": "took more than 4 s",
+        "loop": "took more than 1 s of the processor",
     }

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from splitattn import web
 from splitattn.architectures import ARCHITECTURES
 from splitattn.cli import main
 from splitattn.errors import WeightsError
@@ -104,20 +105,36 @@ def test_a_body_that_stays_truncated_is_told_with_its_size(server: Server, cache
     assert files_in(cache) == []
 
 
-def test_a_server_that_stalls_is_given_up(server: Server, cache: Path) -> None:
+def test_a_server_that_stalls_is_given_up(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "PATIENCE", 0.2)
     entry = make_entry(server.add("/a", stalls(BODY, 0, server.closing)))
-    with pytest.raises(WeightsError, match="/a: no answer in time") as error:
-        fetch(entry, timeout=0.2)
+    with pytest.raises(WeightsError, match="/a: too slow, 0 bytes in 0") as error:
+        fetch(entry)
     one_line(error)
     assert len(server.requests) == 1
     assert files_in(cache) == []
 
 
-def test_a_server_that_stalls_half_way_is_asked_for_the_rest(server: Server) -> None:
+def test_a_server_that_stalls_half_way_is_asked_for_the_rest(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "PATIENCE", 0.5)
     half = len(BODY) // 2
     entry = make_entry(server.add("/a", in_turn(stalls(BODY, half, server.closing), sends(BODY))))
-    assert fetch(entry, timeout=0.5).read_bytes() == BODY
+    assert fetch(entry).read_bytes() == BODY
     assert server.requests == [("/a", None), ("/a", f"bytes={half}-")]
+
+
+def test_a_server_that_stalls_after_hardly_a_byte_is_not_asked_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "PATIENCE", 0.2)
+    entry = make_entry(server.add("/a", stalls(BODY, 1000, server.closing)))
+    with pytest.raises(WeightsError, match="/a: too slow, 1,000 bytes in 0"):
+        fetch(entry)
+    assert len(server.requests) == 1
 
 
 def test_a_broken_connection_is_resumed_where_it_broke(server: Server, cache: Path) -> None:
@@ -143,7 +160,7 @@ def test_what_is_sent_again_replaces_all_that_came_before(server: Server) -> Non
 def test_the_second_url_is_used_when_the_first_server_is_not_there(server: Server) -> None:
     # Port 9 of the loopback address is the discard service, which nobody runs.
     entry = make_entry("http://127.0.0.1:9/a", server.add("/b", sends(BODY)))
-    assert fetch(entry, timeout=2).read_bytes() == BODY
+    assert fetch(entry).read_bytes() == BODY
 
 
 def test_the_second_url_is_used_when_the_first_has_no_such_file(server: Server) -> None:

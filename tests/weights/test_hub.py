@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,11 +211,34 @@ def test_a_server_that_does_not_answer_is_given_up_within_seconds(
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(hub_module, "_SECONDS", 0.2)
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.2")
         started = time.monotonic()
         assert fetch_repository(CATS) == folder
         assert "its server cannot be reached" in refusal(Repository(id="owner/dogs"))
         assert time.monotonic() - started < 4
+
+
+def test_a_download_that_stands_still_is_given_up_within_seconds(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("owner/cats", FILES)
+    over = threading.Event()
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: over.wait(20))
+    monkeypatch.setattr(hub_module, "PATIENCE", 0.2)
+    started = time.monotonic()
+    assert refusal(CATS).startswith("owner/cats: too slow, 0 bytes in ")
+    assert time.monotonic() - started < 4
+    over.set()
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf"])
+def test_the_time_for_an_answer_is_a_number(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    hub.add("owner/cats", FILES)
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", seconds)
+    expected = f"HF_HUB_ETAG_TIMEOUT must be a number of seconds, got '{seconds}'"
+    assert refusal(CATS) == expected
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_downloaded(

@@ -2,7 +2,7 @@
 
 from splitattn.errors import ImageError
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.web import RefusedError, WebError, WebTimeoutError, get
+from splitattn.web import RefusedError, WebError, get
 
 
 def fetch(url: str, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -23,10 +23,6 @@ def fetch(url: str, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
                     raise _too_large(limits)
     except RefusedError as error:
         raise ImageError(f"the server answered {error}") from None
-    except WebTimeoutError:
-        raise ImageError(
-            f"the server must send the image within {limits.max_seconds:g} s, it did not"
-        ) from None
     except WebError as error:
         raise ImageError(f"the URL cannot be fetched: {error}") from None
     return bytes(body)

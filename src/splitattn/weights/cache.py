@@ -156,7 +156,7 @@ def is_intact(entry: WeightsEntry) -> bool:
     return exists(path) and _digest(path).startswith(expected_sha256(entry))
 
 
-def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: float = 30.0) -> Path:
+def fetch(entry: WeightsEntry, *, progress: Progress | None = None) -> Path:
     """Download the entry's file if it is not on this machine yet, and verify its hash.
 
     A cached file with another hash is downloaded again. Processes that want the same file at the
@@ -165,7 +165,6 @@ def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: flo
     Args:
         entry: what to fetch.
         progress: follows the download.
-        timeout: seconds to wait for a connection, or for more data on one.
 
     Raises:
         WeightsError: the file cannot be downloaded; the cache then has no part of it.
@@ -194,7 +193,6 @@ def fetch(entry: WeightsEntry, *, progress: Progress | None = None, timeout: flo
                 sha256=expected_sha256(entry),
                 most=entry.most_bytes,
                 progress=progress,
-                timeout=timeout,
             )
         _first_use(entry)
     return path

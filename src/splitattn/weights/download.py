@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from splitattn.errors import WeightsError
-from splitattn.web import RefusedError, WebError, WebTimeoutError, get
+from splitattn.web import PATIENCE, SLOWEST, RefusedError, WebError, WebTimeoutError, get
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes received so far and, if the server says, the bytes in all."""
@@ -18,9 +18,9 @@ Progress = Callable[[int, int | None], None]
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
-_PAUSE_SECONDS = 1.0
-# A server that is slower than this, in bytes per second, is given up in the end.
-_SLOWEST = 1 << 14
+_PAUSE_SECONDS = 0.5
+# A server that became too slow after sending less is not asked again.
+_WORTH_WAITING = int(PATIENCE * SLOWEST)
 
 
 def download(
@@ -30,7 +30,6 @@ def download(
     sha256: str,
     most: int,
     progress: Progress | None = None,
-    timeout: float = 30.0,
 ) -> None:
     """Download the first of `urls` whose file has the right hash to `path`.
 
@@ -42,7 +41,6 @@ def download(
         sha256: leading hexadecimal digits of the file's hash.
         most: bytes that the file may have; no more are received.
         progress: follows the download.
-        timeout: seconds to wait for an answer, or for more data of one.
 
     Raises:
         WeightsError: no URL sent the right file (the message has each one's failure), or the folder
@@ -55,7 +53,7 @@ def download(
             path.unlink(missing_ok=True)
         for url in urls:
             try:
-                _receive(url, part, most=most, progress=progress, timeout=timeout)
+                _receive(url, part, most=most, progress=progress)
             except (WebError, ConnectionError) as error:
                 answers.append(f"{url}: {_in_words(error)}")
                 continue
@@ -96,7 +94,7 @@ def cache_writes(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _receive(url: str, part: Path, *, most: int, progress: Progress | None, timeout: float) -> None:
+def _receive(url: str, part: Path, *, most: int, progress: Progress | None) -> None:
     """Download `url` to `part`. Resume where a connection broke.
 
     Raises:
@@ -107,14 +105,18 @@ def _receive(url: str, part: Path, *, most: int, progress: Progress | None, time
         file = part.open("wb")
     with file:
         for attempt in range(1, _ATTEMPTS + 1):
+            before = file.tell()
             try:
-                _receive_rest(url, file, most=most, progress=progress, timeout=timeout)
+                _receive_rest(url, file, most=most, progress=progress)
                 break
             except (RefusedError, _TooLargeError):
                 raise
             except (WebError, ConnectionError) as error:
                 # Retry only servers that sent something; the next URL may be better.
+                slow = isinstance(error, WebTimeoutError)
                 if attempt == _ATTEMPTS or file.tell() == 0:
+                    raise
+                if slow and file.tell() - before < _WORTH_WAITING:
                     raise
                 logger.info("%s broke off (%s): going on", url, _in_words(error))
                 time.sleep(attempt * _PAUSE_SECONDS)
@@ -127,14 +129,11 @@ class _TooLargeError(WebError):
     """The server sends more than the file can have."""
 
 
-def _receive_rest(
-    url: str, file: BinaryIO, *, most: int, progress: Progress | None, timeout: float
-) -> None:
+def _receive_rest(url: str, file: BinaryIO, *, most: int, progress: Progress | None) -> None:
     """Append the missing bytes to `file`, or start again if the server cannot send a range."""
     offset = file.tell()
     headers = {"Range": f"bytes={offset}-"} if offset else {}
-    seconds = timeout + most / _SLOWEST
-    with get(url, seconds=seconds, timeout=timeout, headers=headers) as reply:
+    with get(url, headers=headers) as reply:
         if offset and reply.status != 206:
             offset = 0
             file.seek(0)

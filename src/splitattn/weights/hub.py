@@ -5,26 +5,28 @@ run. Environment variables, those of huggingface_hub and ours:
 
     HF_HOME, HF_HUB_CACHE: the folder for downloads, shared with timm and others.
     HF_ENDPOINT: a server to use instead of huggingface.co.
+    HF_HUB_ETAG_TIMEOUT: seconds for an answer about a file; by default `web.PATIENCE`.
     HF_TOKEN: the access token for private repositories; by default that of `hf auth login`.
     SPLITATTN_OFFLINE: 1 forbids the network.
 """
 
 import hashlib
 import logging
+import math
+import os
 import re
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from splitattn.errors import WeightsError, one_line
 from splitattn.files import open_file
 from splitattn.libraries import require
+from splitattn.web import PATIENCE, SLOWEST, Deadline, within
 from splitattn.weights.download import Progress, file_sha256, offline
 from splitattn.weights.timm_config import CONFIG_NAME, read_config
 
@@ -39,14 +41,9 @@ CARD_MARK = (
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # How many bytes a file may have. The largest network takes half a gigabyte in float32.
 _MOST_BYTES = {CONFIG_NAME: 1 << 25, CARD_NAME: 1 << 25}
 _MOST_WEIGHTS_BYTES = 1 << 31
-# For one answer of a server; and how slow a download may be, in bytes per second.
-_SECONDS = 5.0
-_SLOWEST = 1 << 14
 
 _LOCAL = "local-dir:"
 _PREFIXES = ("hf-hub:", "hf_hub:")
@@ -235,26 +232,30 @@ def _downloaded(
     progress: Progress | None = None,
     token: str | None = None,
 ) -> Path | None:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     most = _MOST_BYTES.get(name, _MOST_WEIGHTS_BYTES)
-    download = partial(
-        hf_hub_download,
-        repository.id,
-        name,
-        revision=repository.revision,
-        token=token,
-        tqdm_class=_bar(repository, name, most, progress),
-        **_who(),
-    )
     try:
         size = _metadata(repository, name, token=token).size
         if (size or 0) > most:
             raise _too_large(repository, name, most)
         for again in (False, True):
-            download_now = partial(download, force_download=again)
-            path = Path(_within(_SECONDS + most / _SLOWEST, download_now))
+            # huggingface_hub tells of bytes once a whole chunk of them is there.
+            chunk = min(size or most, constants.DOWNLOAD_CHUNK_SIZE)
+            deadline = Deadline(PATIENCE + chunk / SLOWEST)
+            download = partial(
+                hf_hub_download,
+                repository.id,
+                name,
+                revision=repository.revision,
+                token=token,
+                etag_timeout=_seconds_to_answer(),
+                tqdm_class=_bar(repository, name, most, deadline, progress),
+                force_download=again,
+                **_who(),
+            )
+            path = Path(within(deadline, download))
             told = _linked_hash(path) or _served_hash(repository, path, token=token)
             if _intact(path, told):
                 return path
@@ -294,9 +295,10 @@ def _metadata(repository: Repository, name: str, *, token: str | None) -> Any:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     url = hf_hub_url(repository.id, name, revision=repository.revision)
-    ask = partial(get_hf_file_metadata, url, token=token, timeout=_SECONDS, **_who())
+    seconds = _seconds_to_answer()
+    ask = partial(get_hf_file_metadata, url, token=token, timeout=seconds, **_who())
     try:
-        return _within(_SECONDS, ask)
+        return within(Deadline(seconds), ask)
     except (OSError, *HfHubHTTPError.__bases__) as error:
         answered = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
         if answered:
@@ -304,25 +306,20 @@ def _metadata(repository: Repository, name: str, *, token: str | None) -> Any:
         raise LocalEntryNotFoundError(f"{url} cannot be reached: {error}") from error
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of `call`, which has no deadline of its own.
+def _seconds_to_answer() -> float:
+    """For an answer about a file.
 
     Raises:
-        TimeoutError: it takes longer. It goes on in a thread that does not keep the process alive.
+        WeightsError: HF_HUB_ETAG_TIMEOUT is no number of seconds.
     """
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
+    text = os.environ.get("HF_HUB_ETAG_TIMEOUT") or str(PATIENCE)
     try:
-        return outcome.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise WeightsError(f"HF_HUB_ETAG_TIMEOUT must be a number of seconds, got {text!r:.40}")
+    return seconds
 
 
 def _intact(path: Path, told: str | None) -> bool:
@@ -355,8 +352,10 @@ def _too_large(repository: Repository, name: str, most: int) -> WeightsError:
     return WeightsError(f"{name} of {repository} must have at most {most:,} bytes, it has more")
 
 
-def _bar(repository: Repository, name: str, most: int, progress: Progress | None) -> type[Any]:
-    """A tqdm class for huggingface_hub: shows nothing, calls `progress`, limits the bytes."""
+def _bar(
+    repository: Repository, name: str, most: int, deadline: Deadline, progress: Progress | None
+) -> type[Any]:
+    """A tqdm class for huggingface_hub: shows nothing, calls `progress`, limits bytes and time."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -366,6 +365,7 @@ def _bar(repository: Repository, name: str, most: int, progress: Progress | None
 
         def update(self, n: float | None = 1) -> None:
             self.received += n or 0
+            deadline.receive(int(n or 0))
             if self.received > most:
                 raise _too_large(repository, name, most)
             if progress:
