@@ -21,6 +21,7 @@ from splitattn.weights.checkpoint import read_tensors, write_checkpoint
 from splitattn.weights.layouts import LAYOUTS, MMDET, OFFICIAL, KeyMapping, Layout
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.resolve import resolve
+from tests.small_disk import small_disk
 from tests.weights.conftest import make_entry
 from tests.weights.networks import SMALL, add_small_model, renamed, small_network
 
@@ -163,14 +164,11 @@ def test_a_target_that_cannot_be_written_gets_one_line(tmp_path: Path, source: P
     assert "cannot write weights" in refusal(source, tmp_path / "folder.pth", to="timm")
 
 
-def test_a_full_disk_gets_one_line(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc]\nfile write failed")
-
-    monkeypatch.setattr(torch, "save", full)
-    assert "cannot write weights" in refusal(source, tmp_path / "a.pth", to="timm")
+def test_a_full_disk_gets_one_line(tmp_path: Path, source: Path) -> None:
+    with small_disk():
+        line = refusal(source, tmp_path / "a.pth", to="timm")
+    assert "cannot write weights" in line
+    assert "File too large" in line
     assert list(tmp_path.iterdir()) == [source]
 
 

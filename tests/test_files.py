@@ -1,21 +1,33 @@
 """Files appear whole or not at all."""
 
 import os
+import re
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from splitattn.data.sources import open_data
+from splitattn.engines.open_vino import ov, save
 from splitattn.errors import DataError, InputError, WeightsError
-from splitattn.files import open_file, remove_leftovers, replacing
+from splitattn.files import open_file, remove_leftovers, replacing, writing_native
 from splitattn.opening import open_network
+from splitattn.training import resume as checkpoints
 from splitattn.training.recipes import load_recipe
-from splitattn.weights.checkpoint import read_checkpoint, read_tensors
+from splitattn.training.resume import State
+from splitattn.weights.checkpoint import (
+    read_checkpoint,
+    read_tensors,
+    save_pickle,
+    write_checkpoint,
+)
 from splitattn.weights.metadata import read_metadata
+from tests.small_disk import small_disk
 
 
 def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path) -> None:
@@ -142,3 +154,46 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {*others, link.name, ours.replace("-", "-0", 1)}
+
+
+def _save_ir(path: Path) -> None:
+    parameter = ov.op.Parameter(ov.Type.f32, ov.Shape([100_000]))
+    weight = np.arange(100_000, dtype=np.float32)
+    total = ov.opset13.add(parameter, ov.opset13.constant(weight))
+    save(ov.Model([total], [parameter]), path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: save_pickle(path, {"a": torch.zeros(100_000)}, None),
+        lambda path: checkpoints.save(path, {}, State(), {"model": {"a": torch.zeros(100_000)}}),
+        lambda path: write_checkpoint(path, {"a": torch.zeros(100_000)}),
+        _save_ir,
+    ],
+)
+def test_a_write_that_the_system_refuses_is_an_error_of_one_line(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with small_disk(), pytest.raises((OSError, InputError)) as raised:
+        write(tmp_path / "a")
+    assert re.search("File too large|OpenVINO could not write", str(raised.value))
+    assert "\n" not in str(raised.value)
+
+
+def test_native_code_may_go_on_writing_after_a_write_that_failed(
+    tmp_path: Path,
+) -> None:
+    taken = []
+
+    def write() -> None:
+        with writing_native(tmp_path / "a") as file:
+            taken.extend((file.write(b"a" * 20_000), file.write(memoryview(b"bc"))))
+            raise RuntimeError("unexpected position")
+
+    with small_disk(), pytest.raises(OSError, match="File too large"):
+        write()
+    assert taken == [20_000, 2]
+    with writing_native(tmp_path / "b") as file:
+        file.write(b"whole")
+    assert (tmp_path / "b").read_bytes() == b"whole"

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, and reading one never blocks."""
 
 import errno
+import io
 import os
 import re
 import secrets
@@ -8,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 # The name is random, so nobody can put a link in its place beforehand.
 _TEMPORARY = re.compile(r"\.splitattn-[0-9a-f]{32}\.tmp")
@@ -75,6 +76,50 @@ def open_file(path: str | Path, *, write: bool = False) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+@contextmanager
+def writing_native(path: Path) -> Iterator[BinaryIO]:
+    """A file at `path` for libraries in C++, which may abort the process where a write fails.
+
+    After a failed write it takes the rest without writing it, and raises when the block ends.
+
+    Raises:
+        OSError: the system refuses to write.
+    """
+    with path.open("wb") as file:
+        patient = _Patient(file)
+        try:
+            yield cast("BinaryIO", patient)
+        finally:
+            if patient.error:
+                raise patient.error
+
+
+class _Patient(io.RawIOBase):
+    """Writes until a write fails, and keeps the error."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+                self._file.flush()
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
 
 
 def is_file(path: str | Path) -> bool:

@@ -6,7 +6,7 @@ import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -154,13 +154,12 @@ def test_a_full_disk_stops_the_run_and_leaves_the_old_checkpoint_whole(
     saves: list[int] = []
     write = torch.save
 
-    def fail_later(content: dict[str, Any], path: Path) -> None:
+    def fail_later(content: dict[str, Any], file: BinaryIO) -> None:
         saves.append(content["state"]["step"])
-        write(content, path)
         if len(saves) == 4:
-            with path.open("r+b") as file:
-                file.truncate(1000)
+            file.write(b"PK")
             raise OSError(errno.ENOSPC, "No space left on device")
+        write(content, file)
 
     monkeypatch.setattr(torch, "save", fail_later)
     with pytest.raises(InputError, match=r"folder to write to, got .*: No space left on device"):

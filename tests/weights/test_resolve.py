@@ -31,6 +31,18 @@ def embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WeightsEntry:
     return entry
 
 
+def test_the_embedded_weights_need_no_home_folder(
+    embedded: WeightsEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for variable in ("SPLITATTN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert resolve("resnest14").tag == resolve("resnest14", "tiny").tag == embedded.tag
+
+
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
     path = tmp_path / "bare.pth"

@@ -98,5 +98,7 @@ def _system_fault(error: OSError) -> str:
     reason = error.strerror or str(error)
     if isinstance(error, UnsupportedOperation) or not reason:  # what stands for a closed stream
         reason = "the stream is closed"
+    if "temporary directory" in reason:  # of Python's `tempfile`, with the folders that it tried
+        return one_line(f"{reason}; set TMPDIR to a folder that you can write to")
     advice = _ADVICE.get(error.errno or 0, "")
     return one_line(f"cannot read or write{where}: {reason}{advice}")

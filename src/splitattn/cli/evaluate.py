@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from contextlib import ExitStack
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -68,7 +69,7 @@ def evaluate(
         from splitattn.workflows import evaluate as measure
 
     check_output(output)
-    check_output(answers)
+    check_output(answers, "--answers")
     if answers and task_of(weights) != TASK:
         raise InputError(f"--answers is for classification, got weights for {task_of(weights)}")
     given: list[Answer] = []
@@ -89,16 +90,17 @@ def evaluate(
             on_images=advance,
             on_answer=given.append if answers else None,
         )
-    if answers:
-        write_output(_as_csv(given), answers)
     if isinstance(measured, SegmentationEvaluation):
         line, show = class_maps.as_dict(measured), partial(class_maps.print_table, measured)
     else:
         line, show = _as_dict(measured), partial(_print_tables, measured)
-    if as_json or output:
-        write_output(json_line(line), output)
-    if not as_json:
-        show()
+    with ExitStack() as writes:  # the last first, and each even if another one fails
+        if not as_json:
+            writes.callback(show)
+        if as_json or output:
+            writes.callback(write_output, json_line(line), output)
+        if answers:
+            writes.callback(write_output, _as_csv(given), answers, "--answers")
     for problem in measured.problems:
         say(f"error: {problem}")
     if measured.problems:

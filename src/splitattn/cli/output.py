@@ -15,19 +15,22 @@ from splitattn.errors import InputError, one_line
 from splitattn.files import is_file
 
 
-def check_output(output: Path | None) -> None:
-    """Refuse what cannot be a result file, before any work is done.
+def check_output(output: Path | None, option: str = "--output") -> None:
+    """Refuse what cannot be a result file, which `option` names, before any work is done.
 
     Raises:
         InputError: it is a folder or a device.
     """
     if output is not None and not is_file(output) and os.path.exists(output):  # noqa: PTH110
-        raise InputError(f"--output must be a file, got {output}, a folder or device")
+        raise InputError(f"{option} must be a file, got {output}, a folder or device")
 
 
 @contextmanager
-def writing(output: Path | None) -> Iterator[Callable[[str], None]]:
+def writing(output: Path | None, option: str = "--output") -> Iterator[Callable[[str], None]]:
     """A function that writes text to `output`, which appears when the block ends, or to stdout.
+
+    Args:
+        option: what names the file on the command line.
 
     Raises:
         InputError: the file cannot be written.
@@ -45,16 +48,16 @@ def writing(output: Path | None) -> Iterator[Callable[[str], None]]:
         ):
             yield lambda text: print(text, end="", file=file)
     except OSError as error:
-        raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {option} {output}: {error.strerror or error}") from error
 
 
-def write_output(text: str, output: Path | None) -> None:
-    """Write `text` to `output`, or to stdout.
+def write_output(text: str, output: Path | None, option: str = "--output") -> None:
+    """Write `text` to `output`, which `option` names, or to stdout.
 
     Raises:
         InputError: the file cannot be written.
     """
-    with writing(output) as write:
+    with writing(output, option) as write:
         write(text)
 
 

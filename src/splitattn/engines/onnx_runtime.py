@@ -4,10 +4,14 @@ The library `onnx` is imported only where a model is written or a file is checke
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+# Labelling an image is nobody else's business; and without a home folder it prints a warning.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime as ort

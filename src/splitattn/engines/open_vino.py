@@ -1,6 +1,7 @@
 """OpenVINO as an engine."""
 
 import contextlib
+import errno
 import io
 import logging
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from splitattn.engines.engine import Engine, FileSettings, Images, Logits
 from splitattn.engines.open_vino_structure import check_open_vino
-from splitattn.errors import InputError
+from splitattn.errors import InputError, one_line
 from splitattn.graph.folding import FoldedNetwork
 from splitattn.graph.onnx_model import parts, to_onnx
 from splitattn.libraries import telemetry_off
@@ -117,8 +118,17 @@ def open_file(
 
 
 def save(model: "ov.Model", path: Path, *, half: bool = False) -> None:
-    """Write `model` to `path`, and its weights, as float16 if `half`, to a `.bin` file."""
-    ov.save_model(model, path, compress_to_fp16=half)
+    """Write `model` to `path`, and its weights, as float16 if `half`, to a `.bin` file.
+
+    Raises:
+        OSError: the system refuses to write.
+    """
+    try:
+        ov.save_model(model, path, compress_to_fp16=half)
+    except RuntimeError as error:  # it has no words for a full disk
+        raise OSError(
+            errno.EIO, f"OpenVINO could not write it, as on a full disk: {one_line(str(error))}"
+        ) from error
 
 
 def quantize(model: "ov.Model", images: Sequence[Images], *, floats: list[str]) -> "ov.Model":

@@ -14,6 +14,7 @@ from splitattn.data.normalization import normalize
 from splitattn.engines.engine import Engine, FileSettings, Images, Logits
 from splitattn.engines.table import check_device
 from splitattn.errors import InputError, WeightsError
+from splitattn.files import writing_native
 from splitattn.images.preprocess import Pixels
 from splitattn.nn.fusion import FusedResNeSt
 from splitattn.preprocessing import Preprocessing
@@ -102,7 +103,8 @@ def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
         dynamic_size=settings.dynamic_size,
     )
     extra = {f"{METADATA_KEY}.json": settings.metadata.to_json()}
-    torch.export.save(program, path, extra_files=extra)
+    with writing_native(path) as file:
+        torch.export.save(program, file, extra_files=extra)
 
 
 def open_file(

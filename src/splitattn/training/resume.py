@@ -24,7 +24,7 @@ import torch
 
 from splitattn import distributed
 from splitattn.errors import InputError, WeightsError
-from splitattn.files import replacing
+from splitattn.files import replacing, writing_native
 from splitattn.training.output import unwritable
 from splitattn.weights.checkpoint import as_tensors
 from splitattn.weights.pickles import load_pickle
@@ -99,13 +99,9 @@ def save(
         "launch": _launch(),
     }
     try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        with replacing(path) as temporary, writing_native(temporary) as file:
+            torch.save(content, file)
     except OSError as error:
-        raise unwritable(path.parent, error) from error
-    except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # how torch reports a full disk
-            raise
         raise unwritable(path.parent, error) from error
 
 

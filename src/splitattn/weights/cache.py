@@ -57,8 +57,7 @@ def expected_sha256(entry: WeightsEntry) -> str:
     Raises:
         WeightsError: this user has no home folder.
     """
-    record = _record(entry)
-    if entry.pinned or not is_file(record):
+    if entry.pinned or not is_file(record := _record(entry)):
         return entry.sha256
     try:
         digest = record.read_text("ascii").split()[0]

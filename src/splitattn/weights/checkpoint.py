@@ -1,6 +1,5 @@
 """Reads and writes files of tensors: as NumPy arrays, or as PyTorch's tensors."""
 
-import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from safetensors.numpy import save_file
 
 from splitattn.architectures import architecture
 from splitattn.errors import WeightsError
-from splitattn.files import replacing
+from splitattn.files import replacing, writing_native
 from splitattn.weights.layouts import KeyMapping, count_known, recognize
 from splitattn.weights.matching import Fit, check_layout, check_match
 from splitattn.weights.metadata import (
@@ -432,7 +431,5 @@ def save_pickle(path: Path, state_dict: "Mapping[str, Tensor]", wrapper: str | N
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in state_dict.items()
     }
-    try:
-        torch.save({wrapper: tensors} if wrapper else tensors, path)
-    except RuntimeError as error:  # torch's writer reports a full disk like this
-        raise OSError(errno.EIO, " ".join(str(error).split())) from error
+    with writing_native(path) as file:
+        torch.save({wrapper: tensors} if wrapper else tensors, file)

@@ -1,0 +1,16 @@
+"""A disk that takes no large files: the system itself refuses, also to native code."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def small_disk(most_bytes: int = 10_000) -> Iterator[None]:
+    """No file that this process writes in the block may have more than `most_bytes`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
