@@ -165,7 +165,8 @@ def _read(origin: str, classes: tuple[str, ...], pairs: list[_Pair], notes: Note
         if numbers[-1] >= len(classes):
             raise DataError(
                 f"{pair.mask} must have the classes 0 to {len(classes) - 1}, as many as "
-                f"classes.txt names, or {IGNORED} for none, got {numbers[-1]}"
+                f"classes.txt names, or {IGNORED} for none, got {numbers[-1]}: name it there, or "
+                f"write {IGNORED}"
             )
         kept.append(pair)
         pixels.append(found[: len(classes)])
