@@ -58,19 +58,21 @@ def test_labels_of_other_classes_do_not_count(tmp_path: Path) -> None:
 
 
 class Broken(Engine):
-    """Gives no numbers."""
+    """Gives one value for everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, value: float) -> None:
         super().__init__("broken")
+        self.value = value
 
     def _infer(self, images_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.full((len(images_BCHW), 3), np.nan, np.float32)
+        return np.full((len(images_BCHW), 3), self.value, np.float32)
 
 
-def test_logits_that_are_not_numbers_agree_with_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_agree_with_nothing(tmp_path: Path, value: float) -> None:
     data = str(write_image_folder(tmp_path, train=1, val=1))
     images, labelled = comparison_images(data, CLASSES)
-    measured = compare(Broken(), Broken(), images, PREPROCESSING, labelled=labelled)
+    measured = compare(Broken(value), Broken(value), images, PREPROCESSING, labelled=labelled)
     assert measured == Agreement(n=3, same_labels=0, top1=0, reference_top1=0)
 
 

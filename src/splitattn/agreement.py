@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from splitattn.data.eval_batches import eval_batches
 from splitattn.data.labelled import LabelledImages
-from splitattn.engines.engine import Engine
+from splitattn.engines.engine import Engine, finite
 from splitattn.errors import DataError
 from splitattn.preprocessing import Preprocessing
 
@@ -84,5 +84,5 @@ def compare(
 
 
 def _guesses(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The first guess for each image; -1, which is nobody's label, where a logit is NaN."""
-    return np.where(np.isnan(logits).any(1), -1, logits.argmax(1))
+    """The first guess for each image; -1, which is nobody's label, where a logit is not finite."""
+    return np.where(finite(logits), logits.argmax(1), -1)

@@ -233,6 +233,18 @@ def test_output_that_is_no_file_is_refused_and_stays(predict, photos: Path, tmp_
     assert pipe.is_fifo()
 
 
+def test_output_through_a_loop_of_links_is_refused(predict, photos: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.symlink_to(other)
+    other.symlink_to(one)
+    answer = predict(photos, "--output", one)
+    assert answer.status == 2
+    assert f"{one}" in answer.err
+    assert "Too many levels of symbolic links" in answer.err
+    assert len(answer.err.splitlines()) == 1
+    assert one.is_symlink()
+
+
 def test_output_through_a_link_keeps_the_link(predict, photos: Path, tmp_path: Path) -> None:
     target, link = tmp_path / "target.json", tmp_path / "link.json"
     link.symlink_to(target)

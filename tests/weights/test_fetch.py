@@ -417,7 +417,9 @@ State = dict[str, torch.Tensor]
 def network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
     """Makes a file of a small network with a thousand classes, called resnest14."""
     monkeypatch.setitem(ARCHITECTURES, "resnest14", small())
-    state = ResNeSt(small(), num_classes=1000).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = ResNeSt(small(), num_classes=1000).state_dict()
 
     def make(change: Callable[[State], object] = len) -> bytes:
         change(state)
@@ -462,6 +464,8 @@ def test_the_whole_hash_is_recorded_on_first_use_and_a_change_is_refused(
     [
         (lambda state: state["fc.bias"][7].fill_(1e6), "gives everything the label 7"),
         (lambda state: state["fc.weight"].zero_(), "gives everything the label"),
+        (lambda state: state["bn1.weight"].zero_(), "gives everything the label"),
+        (lambda state: state["conv1.0.weight"].fill_(3e38), "gives no finite numbers"),
         (lambda state: state["bn1.running_var"].fill_(-1), "numbers in bn1.running_var"),
         (lambda state: state["bn1.bias"][0].fill_(float("nan")), "numbers in bn1.bias"),
         (lambda state: state["fc.bias"].resize_(3), "fc.weight has shape"),
@@ -476,6 +480,27 @@ def test_a_file_with_the_right_digits_must_be_a_plausible_network(
 ) -> None:
     with pytest.raises(WeightsError, match=reason):
         fetch(partly_known(server, network(change)))
+
+
+@pytest.mark.parametrize("named", ["resnest14:test", "file"])
+def test_a_file_that_was_put_into_the_cache_is_tried_before_its_name_matches(
+    server: Server,
+    cache: Path,
+    network: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    named: str,
+) -> None:
+    content = network(lambda state: state["bn1.weight"].zero_())
+    monkeypatch.setattr(catalogue, "CATALOGUE", (partly_known(server, content),))
+    path = cache / "weights.pth"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(["weights", "verify", str(path) if named == "file" else named])
+    answer = capsys.readouterr()
+    assert answer.out == ""
+    assert "gives everything the label" in answer.err
 
 
 def test_a_few_digits_are_called_a_name_that_matches(

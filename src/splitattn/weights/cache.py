@@ -81,10 +81,8 @@ def _first_use(entry: WeightsEntry) -> None:
     """
     if entry.pinned or len(expected_sha256(entry)) == _SHA256_DIGITS:
         return
-    from splitattn.weights.plausible import check_plausible
-
     path = local_path(entry)
-    check_plausible(path, entry.model, len(entry.classes))
+    _check_plausible(entry, path)
     record = _record(entry)
     try:
         with replacing(record) as temporary:
@@ -94,11 +92,26 @@ def _first_use(entry: WeightsEntry) -> None:
         logger.info("cannot record the hash of %s in %s: %s", path, record, error)
 
 
+def _check_plausible(entry: WeightsEntry, path: Path) -> None:
+    """Run the network of a file of which only a part of the hash is known.
+
+    Raises:
+        WeightsError: see `check_plausible`.
+    """
+    if not entry.pinned:
+        from splitattn.weights.plausible import check_plausible  # little else runs a network
+
+        check_plausible(path, entry.model, len(entry.classes))
+
+
 def verify(entry: WeightsEntry) -> str:
     """The SHA-256 of the entry's file on this machine, if it is the right one.
 
+    If the publisher gives only a part of the hash, the network is run too.
+
     Raises:
-        WeightsError: the file is missing, cannot be read, or has another hash.
+        WeightsError: the file is missing, cannot be read, has another hash, or does not hold a
+            network whose outputs are plausible.
     """
     path = local_path(entry)
     if not exists(path):
@@ -110,17 +123,20 @@ def verify(entry: WeightsEntry) -> str:
             f"{entry.name} must have a sha256 that begins {expected}, but {path} has {digest}: "
             "delete the file and get it again"
         )
+    _check_plausible(entry, path)
     return digest
 
 
 def identify(path: Path) -> WeightsEntry:
-    """The catalogue entry with the hash of the file at `path`.
+    """The catalogue entry with the hash of the file at `path`, which is checked as by `verify`.
 
     Raises:
-        WeightsError: there is none, or the file cannot be read.
+        WeightsError: there is none, the file cannot be read, or its network's outputs are not
+            plausible.
     """
     digest = _digest(path)
     if entry := _recognized(digest):
+        _check_plausible(entry, path)
         return entry
     raise WeightsError(f"{path} matches no file of the catalogue: its sha256 is {digest}")
 
@@ -135,7 +151,7 @@ def published(path: Path) -> WeightsEntry | None:
 
 
 def _recognized(digest: str) -> WeightsEntry | None:
-    return next((entry for entry in entries() if digest.startswith(entry.sha256)), None)
+    return next((entry for entry in entries() if digest.startswith(expected_sha256(entry))), None)
 
 
 def _digest(path: Path) -> str:
