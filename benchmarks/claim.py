@@ -81,6 +81,7 @@ SMALL = Scale(
         mixup_alpha=0.0,
         train_size=48,
         test_size=56,
+        test_crop_fraction=1.0,
         crop_scale=0.5,
         precision="auto",
     ),

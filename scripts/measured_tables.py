@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -476,11 +477,23 @@ def _origins(rows: Iterable[Row], *libraries: str) -> str:
 
 
 def _one_recipe(rows: Sequence[Row]) -> Row:
-    """That of all rows but for the seed: figures of two recipes have no mean."""
-    recipes = [row["recipe"] | {"seed": None} for row in rows]
+    """That of all rows but for the seed: figures of two recipes have no mean.
+
+    A row lacks the fields that recipes did not have yet when it was measured. What they switch on
+    was not there either, and by default it is off; so the row has their defaults.
+    """
+    from splitattn.training.recipes import Recipe  # imports PyTorch, which no other table needs
+
+    defaults = {field.name: field.default for field in fields(Recipe)}
+    recipes = [defaults | _respelled(row["recipe"]) | {"seed": None} for row in rows]
     if any(recipe != recipes[0] for recipe in recipes):
         raise ValueError("rows with one name must have one recipe; remove those of older ones")
     return recipes[0]
+
+
+def _respelled(recipe: Row) -> Row:
+    """With the names of today: fp32 was called float32."""
+    return {name: "fp32" if value == "float32" else value for name, value in recipe.items()}
 
 
 def _line(cells: Iterable[str]) -> str:

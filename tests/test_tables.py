@@ -76,6 +76,19 @@ def test_two_recipes_have_no_mean(stored: Callable[[str, Any], None]) -> None:
         measured_tables.finetuning()
 
 
+def test_rows_measured_before_a_recipe_field_existed_mix_with_later_ones(
+    stored: Callable[[str, Any], None],
+) -> None:
+    old = tuned("random", 60.0) | {"recipe": {"epochs": 24, "saved_precision": "float32"}}
+    new = {"epochs": 24, "saved_precision": "fp32", "sampling": "uniform", "white_level": None}
+    stored("finetuning", [tuned("embedded", 80.0), old, tuned("random", 62.0) | {"recipe": new}])
+    assert cells(measured_tables.finetuning(), "random weights")[0] == "61.00 ± 1.41"
+    other = tuned("random", 62.0) | {"recipe": new | {"sampling": "balanced"}}
+    stored("finetuning", [tuned("embedded", 80.0), old, other])
+    with pytest.raises(ValueError, match="must have one recipe"):
+        measured_tables.finetuning()
+
+
 def test_the_claim_has_accuracy_and_cost(stored: Callable[[str, Any], None]) -> None:
     row = {
         "what": "two splits",

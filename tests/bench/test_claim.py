@@ -1,9 +1,12 @@
 """benchmarks/claim.py in small: every network learns, from the same initialization."""
 
+import json
 import math
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
+import measured_tables
 import pytest
 import torch
 
@@ -41,3 +44,9 @@ def test_a_quick_run_gives_a_row_with_accuracy_and_cost(tmp_path: Path) -> None:
         assert row["attention_widths"] == expected
         assert row["training_images"] == 24
         assert row["gmacs"] == pytest.approx(0.0024, rel=0.2)
+
+
+def test_new_rows_of_the_claim_have_the_recipe_of_the_stored_ones() -> None:
+    rows = json.loads((measured_tables.BENCHMARKS / "claim.json").read_text("utf-8"))
+    new = {"recipe": json.loads(json.dumps(asdict(claim.SMALL.recipe)))}
+    assert measured_tables._one_recipe([*rows, new])["epochs"] == 4

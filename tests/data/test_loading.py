@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import signal
+from collections import Counter
 from dataclasses import replace
 from itertools import chain
 from multiprocessing import active_children, get_context
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from splitattn.data.augmentation import Augmentation
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labelled import Blocks, LabelledImages
 from splitattn.data.loading import (
     Batch,
     dead_workers_named,
@@ -73,6 +74,32 @@ def test_an_epoch_is_a_permutation_without_the_rest() -> None:
     assert steps != epoch_batches(22, batch_size=4, seed=1, epoch=3)
     assert steps != epoch_batches(22, batch_size=4, seed=2, epoch=2)
     assert epoch_batches(3, batch_size=4, seed=1, epoch=2) == []
+
+
+@pytest.mark.parametrize("blocks", [None, Blocks(starts=(0, 3, 3, 10), at_once=2)])
+def test_balanced_sampling_draws_each_class_equally_often(blocks: Blocks | None) -> None:
+    labels = [7] * 17 + [2] * 2 + [5]  # 20 images: 7, 7 and 6 draws, in any order
+    [step] = epoch_batches(20, batch_size=20, seed=1, epoch=0, balanced=labels, blocks=blocks)
+    assert len(set(step)) == 20, "each draw has a number of its own"
+    drawn = Counter(draw % 20 for draw in step)
+    by_class = Counter(dict.fromkeys(labels, 0))
+    for image, times in drawn.items():
+        by_class[labels[image]] += times
+    assert sorted(by_class.values()) == [6, 7, 7]
+    assert max(drawn[image] for image in range(17)) == 1
+    assert abs(drawn[17] - drawn[18]) <= 1, "the images of a class in turn"
+    [other] = epoch_batches(20, batch_size=20, seed=1, epoch=1, balanced=labels, blocks=blocks)
+    assert {draw % 20 for draw in other} != set(drawn), "others of a large class"
+    halves = {"batch_size": 4, "seed": 1, "epoch": 0, "balanced": labels, "blocks": blocks}
+    assert list(chain.from_iterable(epoch_batches(20, **halves, first_step=3))) == step[12:]
+
+
+def test_an_image_that_is_drawn_again_is_augmented_anew(data: LabelledImages) -> None:
+    n = len(data)
+    [batch] = train_loader(data, AUGMENTATION, batches=[[3, 3 + n, 3]], workers=0, seed=5, epoch=0)
+    assert batch.indices.tolist() == [3, 3, 3]
+    assert torch.equal(batch.images[0], batch.images[2])
+    assert not torch.equal(batch.images[0], batch.images[1])
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 3), (2, 1), (3, 2), (12, 1), (2, 6)])

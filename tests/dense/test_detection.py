@@ -374,6 +374,8 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         replace(task, val=empty).check(run)
     with pytest.raises(InputError, match="in_chans must be 3"):
         task.check(make_run(tmp_path / "run", replace(RECIPE, in_chans=1)))
+    with pytest.raises(InputError, match="sampling must be 'uniform' for detection, got 'bal"):
+        task.check(make_run(tmp_path / "run", replace(RECIPE, sampling="balanced")))
 
 
 def test_recipes_for_detection_are_named() -> None:

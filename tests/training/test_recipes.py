@@ -31,6 +31,12 @@ def test_a_file_changes_the_plain_recipe_and_overrides_change_the_file(tmp_path:
     )
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("epochs = 7", encoding="utf-8-sig")
+    assert load_recipe(str(path)).epochs == 7
+
+
 def test_values_may_be_written_as_in_python() -> None:
     overrides = ["sync_batch_norm=True", "learning_rate=.1", "mixup_alpha = 1.", "clip_norm=1"]
     assert load_recipe("plain", overrides, model="resnest50") == Recipe(
@@ -141,6 +147,12 @@ def test_one_image_a_step_is_for_those_who_do_not_mix() -> None:
     assert Recipe(batch_size=1, mixup_alpha=0.0).batch_size == 1
     with pytest.raises(InputError, match="cutmix_alpha must be 0 where batch_size is 1"):
         Recipe(batch_size=1, mixup_alpha=0.0, cutmix_alpha=1.0)
+
+
+def test_classes_of_unequal_size_are_made_up_for_once() -> None:
+    assert load_recipe("plain", ["sampling=balanced"]).sampling == "balanced"
+    with pytest.raises(InputError, match="class_weights must be 'none' where sampling is 'bal"):
+        load_recipe("plain", ["sampling=balanced", "class_weights=balanced"])
 
 
 def test_an_unknown_recipe_names_what_there_is(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ import os
 import re
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -119,7 +120,7 @@ def first_readable(n: int, drawn: int, read: Callable[[int], T]) -> Readable[T] 
 
     Args:
         n: how many images there are.
-        drawn: index of the image.
+        drawn: the image's index, or its draw (see `epoch_batches`).
         read: reads an image by its index, or raises `ImageError`.
 
     Returns:
@@ -241,8 +242,12 @@ def epoch_batches(
     world_size: int = 1,
     accumulation: int = 1,
     blocks: Blocks | None = None,
+    balanced: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Which of `n` images one process takes in each micro-batch of an epoch, in order.
+
+    An image that is drawn for the k-th time, counted from 0, is `index + k * n`. So each of its
+    draws has a number of its own, and with it an augmentation of its own.
 
     All processes together see the same images in the same steps as one process would: an order
     drawn by `seed` and `epoch` is cut into steps, a step into contiguous shares, one for each
@@ -255,11 +260,14 @@ def epoch_batches(
         accumulation: micro-batches in a step.
         blocks: images that are read together. Blocks are shuffled, and then the images of as many
             as are kept in memory.
+        balanced: the label of each image: each class is drawn equally often, up to one draw, and
+            its images in turn. None draws each image once.
     """
     micro_batch, remainder = divmod(batch_size, world_size * accumulation)
     assert not remainder, "batch_size must be a multiple of world_size * accumulation"
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    order = _order(n, blocks, generator)
+    draws = torch.arange(n) if balanced is None else _balanced(balanced, generator)
+    order = _order(draws, n, blocks, generator)
     return [
         order[start : start + micro_batch]
         for step in range(first_step, n // batch_size)
@@ -268,11 +276,31 @@ def epoch_batches(
     ]
 
 
-def _order(n: int, blocks: Blocks | None, generator: torch.Generator) -> list[int]:
+def _balanced(labels: Sequence[int], generator: torch.Generator) -> Tensor:
+    """(N,) as many draws as there are images, see `epoch_batches`."""
+    all_labels = torch.tensor([*labels])
+    n = len(all_labels)
+    classes = torch.unique(all_labels)
+    classes = classes[torch.randperm(len(classes), generator=generator)]
+    share, rest = divmod(n, len(classes))
+    draws = []
+    for place, label in enumerate(classes.tolist()):
+        images = (all_labels == label).nonzero()[:, 0]
+        count = share + (place < rest)
+        rounds = [
+            images[torch.randperm(len(images), generator=generator)] + k * n
+            for k in range(-(-count // len(images)))
+        ]
+        draws.append(torch.cat(rounds)[:count] if rounds else images[:0])
+    return torch.cat(draws)
+
+
+def _order(draws: Tensor, n: int, blocks: Blocks | None, generator: torch.Generator) -> list[int]:
     if blocks is None:
-        return torch.randperm(n, generator=generator).tolist()
-    ends = (*blocks.starts[1:], n)
-    ranges = [torch.arange(*ends_of) for ends_of in zip(blocks.starts, ends, strict=True)]
+        return draws[torch.randperm(len(draws), generator=generator)].tolist()
+    draws = draws[(draws % n).argsort(stable=True)]
+    bounds = torch.searchsorted(draws % n, torch.tensor([*blocks.starts, n])).tolist()
+    ranges = [draws[start:end] for start, end in pairwise(bounds)]
     shuffled = torch.randperm(len(ranges), generator=generator).tolist()
     order: list[int] = []
     for first in range(0, len(shuffled), blocks.at_once):
@@ -295,7 +323,7 @@ def train_loader(
 
     Args:
         augmentation: how, and for how many channels.
-        batches: indices into `data`, as `epoch_batches` makes them.
+        batches: draws of images of `data`, as `epoch_batches` makes them.
         workers: processes that decode.
         seed, epoch: together they decide every random choice.
         white_level: see `Preprocessing`.

@@ -59,6 +59,11 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
     def check(self, run: Run) -> None:
         if run.recipe.in_chans != RGB:
             raise InputError(f"in_chans must be {RGB} for {self.name}, got {run.recipe.in_chans}")
+        if run.recipe.sampling != "uniform":
+            raise InputError(
+                f"sampling must be 'uniform' for {self.name}, got {run.recipe.sampling!r}: an "
+                "image may have objects of several classes"
+            )
         if self.train.origin == self.val.origin:
             raise DataError(
                 "train and val must be different images, got the same ones for both, from "

@@ -83,6 +83,8 @@ class Distillation(ImageTask[Crops]):
             raise InputError(
                 f"class_weights must be none in distillation, got {run.recipe.class_weights}"
             )
+        if run.recipe.sampling == "balanced" and not self.has_labels:
+            raise InputError("sampling must be 'uniform' for images without labels, got 'balanced'")
         channels = (run.recipe.in_chans, self.teacher.preprocessing.channels)
         if channels != (3, 3):
             raise InputError(

@@ -107,6 +107,7 @@ class ImageTask(Task[Batch]):
                 world_size=distributed.world_size(),
                 accumulation=run.accumulation,
                 blocks=self.train.blocks,
+                balanced=self.train.labels if recipe.sampling == "balanced" else None,
             ),
             workers=run.workers,
             seed=recipe.seed,

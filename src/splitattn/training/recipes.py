@@ -68,6 +68,9 @@ class Recipe:
         class_weights: "balanced" weighs the loss of each label by the inverse of its number of
             images, 1 on average over the images. For segmentation, by the inverse of the square
             root of its number of pixels, 1 on average over the pixels.
+        sampling: "uniform" draws each image once in an epoch. "balanced" draws each class equally
+            often: images of small classes several times, each time augmented anew, and some of
+            large classes not at all; for images with labels.
         label_smoothing: probability mass taken from the label and spread over all classes.
         mixup_alpha: of the Beta distribution that mixes each batch with its reverse; 0 is off.
         cutmix_alpha: of the Beta distribution of the share of each image that shows another one; 0
@@ -138,6 +141,7 @@ class Recipe:
     frozen_batch_norm: bool = False
     ema_decay: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["uniform", "balanced"] = "uniform"
     label_smoothing: float = 0.1
     mixup_alpha: float = 0.2
     cutmix_alpha: float = 0.0
@@ -234,6 +238,11 @@ class Recipe:
                     f"recipe: {name} must be 0 where batch_size is 1, for an image needs another "
                     f"one to mix with, got {value!r}"
                 )
+        if self.sampling == self.class_weights == "balanced":
+            raise InputError(
+                "recipe: class_weights must be 'none' where sampling is 'balanced', got "
+                "'balanced': each alone makes up for classes of unequal size"
+            )
         # These two check the fields that they are made of.
         self.augmentation(0)
         _ = self.preprocessing
@@ -434,7 +443,7 @@ def default_model(recipe: Recipe) -> str:
 
 def _from_file(path: Path, model: str, task: TaskName) -> Recipe:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             values = _parsed(file.read(_MOST_CHARACTERS + 1))
     except (OSError, *_UNPARSABLE) as error:
         raise InputError(f"recipe file must be TOML, got {path}: {error}") from error

@@ -39,7 +39,12 @@ def batch_sheet(
     """
     count = min(count, len(data))
     batches = epoch_batches(
-        len(data), batch_size=count, seed=recipe.seed, epoch=epoch, blocks=data.blocks
+        len(data),
+        batch_size=count,
+        seed=recipe.seed,
+        epoch=epoch,
+        blocks=data.blocks,
+        balanced=data.labels if recipe.sampling == "balanced" else None,
     )
     loader = train_loader(
         data,
