@@ -26,13 +26,14 @@ from splitattn.engines.onnx_runtime import OnnxEngine
 from splitattn.engines.open_vino import OpenVinoEngine, ov
 from splitattn.engines.table import file_engine, formats
 from splitattn.errors import InputError, WeightsError
-from splitattn.exporting import ExportError, ExportReport, export, export_network
+from splitattn.exporting import ExportError, ExportReport, export_network
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalize, preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
 from splitattn.opening import open_exported, open_weights
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
+from splitattn.workflows import export
 from tests.cli.networks import write_weights
 from tests.data.datasets import CLASSES as COLORS
 from tests.data.datasets import write_image_folder

@@ -8,12 +8,12 @@ import torch
 
 from splitattn.create import create_model
 from splitattn.errors import InputError, WeightsError
-from splitattn.exporting import export
 from splitattn.images.preprocess import normalize
 from splitattn.opening import open_network, open_weights
 from splitattn.preprocessing import InputSizeWarning
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
+from splitattn.workflows import export
 from tests.cli.networks import CLASSES, PREPROCESSING, network, write_weights
 
 

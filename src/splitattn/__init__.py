@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from splitattn.dense.segmenter import ClassShare, SegmentedImage, Segmenter
     from splitattn.dense.segmenters import create_segmenter
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
-    from splitattn.exporting import ExportReport, export
+    from splitattn.exporting import ExportReport
     from splitattn.launch import TrainingResult, train
     from splitattn.nn.attention_maps import attention_shares
     from splitattn.nn.backbone import Backbone
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from splitattn.transforms import transform
     from splitattn.weights.catalogue import list_weights
     from splitattn.weights.metadata import ModelMetadata, read_metadata
-    from splitattn.workflows import NetworkEvaluation, evaluate
+    from splitattn.workflows import NetworkEvaluation, evaluate, export
 
     __version__: str
 
@@ -60,7 +60,7 @@ _HOMES = {
     "create_model": "create",
     "create_segmenter": "dense.segmenters",
     "evaluate": "workflows",
-    "export": "exporting",
+    "export": "workflows",
     "from_pretrained": "pretrained",
     "fuse": "nn.fusion",
     "list_models": "architectures",

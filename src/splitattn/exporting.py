@@ -27,9 +27,8 @@ from splitattn.files import replacing
 from splitattn.graph.reference import Reference
 from splitattn.images.preprocess import Pixels, normalize
 from splitattn.libraries import require
-from splitattn.opening import TrainedNetwork, open_exported, open_weights
+from splitattn.opening import TrainedNetwork, open_exported
 from splitattn.preprocessing import Preprocessing
-from splitattn.weights.download import Progress
 
 # How far a probability may be from the plain network's, at any batch size. A label can then differ
 # only where the plain network's best two probabilities are within twice that.
@@ -98,77 +97,6 @@ class ExportReport:
         }
 
 
-def export(
-    path: str | Path,
-    *,
-    model: str | None = None,
-    weights: str | Path | None = None,
-    format: str | None = None,
-    precision: str = "fp32",
-    calibration: str | None = None,
-    batch_size: int | None = None,
-    dynamic_size: bool = False,
-    opset: int | None = None,
-    workers: int | None = None,
-    progress: Progress | None = None,
-    on_images: Callable[[int, int], None] = lambda _, __: None,
-    on_step: Callable[[str], None] = lambda _: None,
-) -> ExportReport:
-    """Write a network for another engine, and compare the file with the network on photographs.
-
-    The file takes "images", normalized float32 (B, C, H, W), and gives "logits", float32
-    (B, classes). It carries its classes and preprocessing, so `predict --weights FILE` needs
-    nothing else. The report is stored beside it as `NAME.parity.json`.
-
-    Args:
-        path: of the file; an OpenVINO network has its weights in a `.bin` file beside it.
-        model, weights: which network, see `Classifier`.
-        format: "onnx", "openvino" or "torch_export"; None goes by the ending of `path`.
-        precision: "fp32"; "fp16", in which ONNX and torch.export also compute, while OpenVINO only
-            stores weights in it; or "int8", for ONNX and OpenVINO.
-        calibration: DATA or any folder of images, for int8: ranges come from up to 300 training
-            images, and labels are compared on all validation images. Parity is measured on its
-            images too, or else on the five that ship with the package.
-        batch_size: the only batch size that the file takes, which some engines run faster; None
-            takes any.
-        dynamic_size: take images of other heights and widths too.
-        opset: version of the ONNX operators, 11 to 20; None is 13, which ONNX Runtime 1.16 and
-            OpenCV 4.8 read.
-        workers: threads that decode images; None chooses from the number of processors.
-        progress: follows the download of weights, if there is one.
-        on_images: told how many more images are done, of how many in this step.
-        on_step: told what is done next.
-
-    Raises:
-        InputError: an argument is wrong, a library is missing, or the file cannot be written.
-        WeightsError: the weights cannot be had or do not fit.
-        DataError: the calibration images cannot be used.
-        ExportError: the file would compute something else; it is discarded.
-    """
-    path = Path(path)
-    check_arguments(
-        path,
-        format=format,
-        precision=precision,
-        calibration=calibration,
-        batch_size=batch_size,
-        opset=opset,
-    )
-    return export_network(
-        open_weights(model, weights, progress=progress),
-        path,
-        format=format,
-        precision=precision,
-        calibration=calibration,
-        batch_size=batch_size,
-        dynamic_size=dynamic_size,
-        opset=opset,
-        workers=workers,
-        on_images=on_images,
-        on_step=on_step,
-    )
-
-
 def export_network(
     network: TrainedNetwork,
     path: Path,
@@ -183,7 +111,7 @@ def export_network(
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
-    """As `export`, for a network that is open."""
+    """As `splitattn.export`, for a network that is open."""
     row = check_arguments(
         path,
         format=format,
@@ -212,10 +140,10 @@ def export_network(
         opset=opset,
         calibration=pixels,
     )
-    with _appearing(path) as made:
+    with appearing(path) as made:
         on_step("quantizing, about a minute" if precision == "int8" else "writing")
         row.load_file_module().write(network.fold(row.form), made, settings)
-        candidate = _reopened(row, made)
+        candidate = reopened(row, made)
         agreement = None
         if calibration is not None and precision == "int8":
             on_step("comparing labels")
@@ -298,7 +226,7 @@ def check_arguments(
     return row
 
 
-def _reopened(row: EngineRow, path: Path) -> Engine:
+def reopened(row: EngineRow, path: Path) -> Engine:
     """The file just written, as its users will run it."""
     try:
         engine, _ = open_exported(row, path, device="cpu", trusted=True)
@@ -358,7 +286,7 @@ def _failure(report: ExportReport) -> ExportError:
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path) -> Iterator[Path]:
     """A path of that name in a temporary folder, whose files appear beside `path` in the end.
 
     The file that people open comes last. If it has a second file, an older one of the two goes

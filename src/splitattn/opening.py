@@ -4,7 +4,8 @@ A network is named by a model and a tag, a file of weights in any layout, a trai
 `hf-hub:` or `local-dir:` name, or a file that `export` wrote.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from splitattn.engines.table import (
 )
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import exists
+from splitattn.graph.detection import places
 from splitattn.graph.folding import FoldedNetwork, Form, fold
 from splitattn.graph.reference import Reference
 from splitattn.preprocessing import Preprocessing, at_size
@@ -33,6 +35,7 @@ from splitattn.weights.metadata import ModelMetadata, read_metadata, unreadable
 from splitattn.weights.resolve import check_owner, resolve, weights_file
 
 TASK = "classification"
+_TRIED_SIZE = 64  # of a detector's images, which may have any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +185,7 @@ def open_weights(
     resolved = resolve(model, weights, progress=progress)
     checkpoint = read_checkpoint(resolved.path)
     if checkpoint.metadata and checkpoint.metadata.task != TASK:
-        raise WeightsError(
-            f"{resolved.path} is for {checkpoint.metadata.task} and labels no image: use "
-            "splitattn predict, splitattn.Detector or splitattn.Segmenter"
-        )
+        raise _labels_nothing(resolved.path, checkpoint.metadata.task)
     found = check_fits(checkpoint, resolved.model)
     if not found.num_classes:
         raise WeightsError(
@@ -223,21 +223,23 @@ def open_weights(
 
 def task_of(weights: str | Path | None) -> str:
     """What the outputs of weights are, a file's or a training's folder's: "detection", ..."""
-    if weights is None or not exists(weights) or file_engine(weights):
+    if weights is None or not exists(weights):
         return TASK
-    metadata = read_metadata(weights_file(Path(weights)))
+    path = Path(weights)
+    if row := file_engine(weights):
+        with _reading(path):
+            return row.load_file_module().read_metadata(path).task
+    metadata = read_metadata(weights_file(path))
     return TASK if metadata is None else metadata.task
 
 
 def _open_exported(
     row: EngineRow, path: Path, model: str | None, *, engine: str, device: str, size: int | None
 ) -> OpenedNetwork:
-    if engine not in ("auto", row.name):
-        raise InputError(
-            f"{path} runs in engine {row.name}, got {engine!r}: leave out --engine, or name the "
-            "weights it was exported from"
-        )
+    check_engine_of_file(row, path, engine)
     opened, metadata = open_exported(row, path, device=device)
+    if metadata.task != TASK:
+        raise _labels_nothing(path, metadata.task)
     preprocessing = metadata.preprocessing
     check_owner(path, metadata.model, model)
     if size is not None and opened.size not in (None, size):
@@ -256,6 +258,19 @@ def _open_exported(
     )
 
 
+def check_engine_of_file(row: EngineRow, path: Path, engine: str) -> None:
+    """Raise unless `engine` is "auto" or the one that an exported file is for.
+
+    Raises:
+        InputError: it is another one.
+    """
+    if engine not in ("auto", row.name):
+        raise InputError(
+            f"{path} runs in engine {row.name}, got {engine!r}: leave out --engine, or name the "
+            "weights it was exported from"
+        )
+
+
 def open_exported(
     row: EngineRow, path: Path, *, device: str = "auto", trusted: bool = False
 ) -> tuple[Engine, ModelMetadata]:
@@ -270,32 +285,49 @@ def open_exported(
         WeightsError: the file cannot be read, is damaged, or was not written by `export`.
     """
     module = row.load_file_module()
-    try:
+    with _reading(path):
         engine, metadata = module.open_file(path, device=device, trusted=trusted)
+    _try(engine, path, metadata)
+    return engine, metadata
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What libraries raise about an exported file becomes errors that a person can act on."""
+    try:
+        yield
     except InputError:
         raise
     except OSError as error:
         raise unreadable(path, error) from error
     except Exception as error:  # damaged bytes make the libraries raise anything
         raise WeightsError(f"{path} is damaged: export it again") from error
-    _try(engine, path, metadata)
-    return engine, metadata
+
+
+def _labels_nothing(path: Path, task: str) -> WeightsError:
+    return WeightsError(
+        f"{path} is for {task} and labels no image: use splitattn predict, splitattn.Detector or "
+        "splitattn.Segmenter"
+    )
 
 
 def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:
     """Raise unless the network takes images and has a name for each output."""
-    size = metadata.preprocessing.size
-    channels = metadata.preprocessing.channels
-    pixels = np.zeros((engine.batch or 2, channels, size, size), np.uint8)
+    finds = metadata.task == "detection"
+    size = _TRIED_SIZE if finds else metadata.preprocessing.size
+    channels, classes = metadata.preprocessing.channels, len(metadata.classes)
+    images = np.zeros((engine.batch or 2, channels, size, size), np.float32)
     try:
-        logits = engine.run(pixels, metadata.preprocessing)
+        found = [output.shape for output in engine.outputs(images)]
     except Exception as error:  # as above
         raise WeightsError(
             f"{path} does not take images of {size} pixels and {channels} channels, as it says: "
             "export it again"
         ) from error
-    if logits.shape != (len(pixels), len(metadata.classes)):
+    rows = (len(images), *([sum(places(size, size))] if finds else []))
+    expected = [(*rows, length) for length in ((4, classes) if finds else (classes,))]
+    if found != expected:
         raise WeightsError(
-            f"{path} must name each of its outputs, it names {len(metadata.classes)} and gives "
-            f"{tuple(logits.shape)} for {len(pixels)} images: export it again"
+            f"{path} must name each of its outputs, it names {classes} and gives "
+            f"{', '.join(map(str, found))} for {len(images)} images: export it again"
         )

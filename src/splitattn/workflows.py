@@ -6,12 +6,15 @@ from pathlib import Path
 
 from splitattn.data.labelled import with_classes_of_model
 from splitattn.data.sources import open_data
+from splitattn.dense.evaluating import DetectionEvaluation, evaluate_detector
+from splitattn.dense.exporting import DetectorExportReport, export_detector
 from splitattn.dense.mask_scoring import SegmentationScores, score_masks
 from splitattn.dense.masks import check_classes, open_masked
 from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Answer, Evaluation, measure
+from splitattn.exporting import ExportReport, check_arguments, export_network
 from splitattn.libraries import require
-from splitattn.opening import TASK, open_network, task_of
+from splitattn.opening import TASK, open_network, open_weights, task_of
 from splitattn.weights.download import Progress
 
 
@@ -67,10 +70,11 @@ def evaluate(
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_answer: Callable[[Answer], None] | None = None,
-) -> NetworkEvaluation | SegmentationEvaluation:
+) -> NetworkEvaluation | DetectionEvaluation | SegmentationEvaluation:
     """Measure a network over every image of `data`, each exactly once.
 
-    Of a classifier these are top-1, top-5 and loss, of a segmenter mIoU and accuracy.
+    Of a classifier these are top-1, top-5 and loss, of a detector COCO's figures, and of a
+    segmenter mIoU and accuracy.
 
     Args:
         data: a folder, Parquet shards, a CSV file or `torchvision:NAME`, see `splitattn evaluate`;
@@ -93,8 +97,12 @@ def evaluate(
     """
     if (task := task_of(weights)) != TASK:
         assert weights is not None
-        if task != "segmentation":
-            raise InputError(f"evaluate is not for {task} yet, got {weights}")
+        if task == "detection":
+            if model is not None or size is not None:
+                raise InputError(f"{weights} says its model and size: leave out model and size")
+            return evaluate_detector(
+                data, weights, split=split, engine=engine, device=device, on_images=on_images
+            )
         if model is not None or size is not None or engine not in ("auto", "torch"):
             raise InputError(
                 f"{weights} is for {task}, says its model and size and runs in engine torch: leave "
@@ -163,4 +171,91 @@ def _evaluate_segmenter(
         data=data,
         split=split,
         problems=scored.problems,
+    )
+
+
+def export(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    format: str | None = None,
+    precision: str = "fp32",
+    calibration: str | None = None,
+    batch_size: int | None = None,
+    dynamic_size: bool = False,
+    opset: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> ExportReport | DetectorExportReport:
+    """Write a network for another engine, and compare the file with the network on photographs.
+
+    The file takes "images", normalized float32 (B, C, H, W), and gives "logits", float32
+    (B, classes); those of a detector are in `dense.exporting.export_detector`. It carries its
+    classes and preprocessing, so `predict --weights FILE` needs nothing else. The report is stored
+    beside it as `NAME.parity.json`.
+
+    Args:
+        path: of the file; an OpenVINO network has its weights in a `.bin` file beside it.
+        model, weights: which network, see `Classifier`.
+        format: "onnx", "openvino" or "torch_export"; None goes by the ending of `path`.
+        precision: "fp32"; "fp16", in which ONNX and torch.export also compute, while OpenVINO only
+            stores weights in it; or "int8", for ONNX and OpenVINO.
+        calibration: DATA or any folder of images, for int8: ranges come from up to 300 training
+            images, and labels are compared on all validation images. Parity is measured on its
+            images too, or else on the five that ship with the package.
+        batch_size: the only batch size that the file takes, which some engines run faster; None
+            takes any.
+        dynamic_size: take images of other heights and widths too.
+        opset: version of the ONNX operators, 11 to 20; None is 13, which ONNX Runtime 1.16 and
+            OpenCV 4.8 read.
+        workers: threads that decode images; None chooses from the number of processors.
+        progress: follows the download of weights, if there is one.
+        on_images: told how many more images are done, of how many in this step.
+        on_step: told what is done next.
+
+    Raises:
+        InputError: an argument is wrong, a library is missing, or the file cannot be written.
+        WeightsError: the weights cannot be had or do not fit.
+        DataError: the calibration images cannot be used.
+        ExportError: the file would compute something else; it is discarded.
+    """
+    path = Path(path)
+    if task_of(weights) == "detection":
+        assert weights is not None
+        if model is not None:
+            raise InputError(f"{weights} is a detector, which says its model: leave out --model")
+        return export_detector(
+            path,
+            weights,
+            format=format,
+            precision=precision,
+            calibration=calibration,
+            batch_size=batch_size,
+            opset=opset,
+            on_images=on_images,
+            on_step=on_step,
+        )
+    check_arguments(
+        path,
+        format=format,
+        precision=precision,
+        calibration=calibration,
+        batch_size=batch_size,
+        opset=opset,
+    )
+    return export_network(
+        open_weights(model, weights, progress=progress),
+        path,
+        format=format,
+        precision=precision,
+        calibration=calibration,
+        batch_size=batch_size,
+        dynamic_size=dynamic_size,
+        opset=opset,
+        workers=workers,
+        on_images=on_images,
+        on_step=on_step,
     )

@@ -65,7 +65,7 @@ def test_a_failed_parity_is_one_line_and_status_1(
     def fails(*_: object, **__: object) -> None:
         raise ExportError("net.xml was not written: it differs")
 
-    monkeypatch.setattr("splitattn.exporting.export", fails)
+    monkeypatch.setattr("splitattn.workflows.export", fails)
     status, out, err = run(capsys, "export", "--weights", weights, tmp_path / "net.xml")
     assert (status, out, err) == (1, "", "error: net.xml was not written: it differs\n")
 

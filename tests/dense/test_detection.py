@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
 
 from splitattn import launch
@@ -17,10 +18,11 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
 from splitattn.cli import main
 from splitattn.create import create_backbone
-from splitattn.dense.detect import detect
 from splitattn.dense.detector import Detector
 from splitattn.dense.detectors import create_detector
+from splitattn.dense.finding import find
 from splitattn.dense.resizing import Sides
+from splitattn.dense.torch_finding import TorchFinder
 from splitattn.errors import DataError, ImageError, InputError, WeightsError
 from splitattn.training.loop import train
 from splitattn.training.recipes import load_recipe
@@ -126,7 +128,7 @@ def test_weights_of_a_classifier_find_no_objects() -> None:
         ({"name": "yolo"}, "head must be one of fcos"),
         ({"name": 1}, "must say its head"),
         ({"channels": 96}, "does not fit what it says about itself"),
-        ({"channels": 65}, "channels must be a multiple of 32"),
+        ({"channels": 65}, "does not fit what it says about itself"),
         ({"short_side": None}, "must say the sides"),
         ({"short_side": 9999}, "the short side must be"),
     ],
@@ -146,12 +148,12 @@ def test_malformed_heads_are_refused(
 def test_scores_and_overlaps_are_limited(
     trained: tuple[Path, Measurement], photograph: Path
 ) -> None:
-    detector = Detector(weights=trained[0])
+    detector = Detector(weights=trained[0], engine="torch")
     few, many = detector.predict(photograph, score=0.4), detector.predict(photograph, score=0.01)
     assert len(few) < len(many)
     assert few == many[: len(few)]
     assert all(each.score > 0.4 for each in few)
-    strict = Detector(weights=trained[0], iou=0.1).predict(photograph, score=0.01)
+    strict = Detector(weights=trained[0], engine="torch", iou=0.1).predict(photograph, score=0.01)
     assert len(strict) < len(many)
     for options in ({"score": 1.5}, {"score": -0.1}):
         with pytest.raises(InputError, match="score must be 0 to 1"):
@@ -163,7 +165,7 @@ def test_scores_and_overlaps_are_limited(
 def test_a_broken_image_has_an_error_and_the_others_their_objects(
     trained: tuple[Path, Measurement], photograph: Path
 ) -> None:
-    detector = Detector(weights=trained[0])
+    detector = Detector(weights=trained[0], engine="torch")
     first, broken, last = detector.predict_stream([photograph, b"no image", photograph], score=0.2)
     assert isinstance(broken, ImageError)
     assert first == last == detector.predict([photograph], score=0.2)[0]
@@ -185,8 +187,8 @@ def test_predict_writes_boxes_in_every_format_and_draws_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, drawn = str(trained[0]), tmp_path / "drawn"
-    expected = Detector(weights=run).predict(photograph, score=0.2)
-    options = ["--weights", run, "--score", "0.2"]
+    expected = Detector(weights=run, engine="torch").predict(photograph, score=0.2)
+    options = ["--weights", run, "--score", "0.2", "--engine", "torch"]
     (tmp_path / "broken.png").write_bytes(b"no image")
     paths = [str(tmp_path / "broken.png"), str(photograph)]
     assert status(["predict", *paths, *options, "--format", "json", "--draw", str(drawn)]) == 1
@@ -209,13 +211,56 @@ def test_predict_writes_boxes_in_every_format_and_draws_them(
     rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
     assert rows[0][4:9] == ["score", "left", "top", "right", "bottom"]
     assert [float(value) for value in rows[1][5:9]] == [*expected[0].box]
-    assert status(["predict", str(photograph), "--weights", run, "--score", "1"]) == 0
+    assert (
+        status(["predict", str(photograph), *options[:2], "--score", "1", "--engine", "torch"]) == 0
+    )
     assert "nothing found" in capsys.readouterr().out
-    for wrong in (["--engine", "onnxruntime"], ["--model", "resnest50"]):
-        assert status(["predict", str(photograph), *options, *wrong]) == 2
-        assert "leave out --model and --engine" in capsys.readouterr().err
+    assert status(["predict", str(photograph), *options, "--model", "resnest50"]) == 2
+    assert "leave out --model" in capsys.readouterr().err
+    assert status(["predict", str(photograph), *options, "--engine", "compile"]) == 2
+    assert "runs in engine onnxruntime, openvino or torch" in capsys.readouterr().err
+    assert status(["predict", str(photograph), "--format", "coco"]) == 2
+    assert "format must be one of table, json, csv" in capsys.readouterr().err
     assert status(["predict", str(photograph), "--score", "0.5"]) == 2
     assert "need a detector's weights" in capsys.readouterr().err
+
+
+def test_coco_results_load_and_score_as_evaluate_scores(
+    trained: tuple[Path, Measurement], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The images are called by their numbers, as COCO's are."""
+    run, measured = trained
+    data = run.parent / "data"
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    paths = [tmp_path / "broken.png", *(data / "images" / f"{1000 + i}.png" for i in range(4))]
+    output = tmp_path / "found.json"
+    options = ["--weights", str(run), "--engine", "torch", "--score", "0.05", "--format", "coco"]
+    call = ["predict", *map(str, paths), *options, "--output", str(output)]
+    assert status(call) == 1
+    assert "broken.png" in capsys.readouterr().err
+    truth = COCO(str(data / "val.json"))
+    for annotation in truth.dataset["annotations"]:
+        annotation["category_id"] //= 10
+    for category in truth.dataset["categories"]:
+        category["id"] //= 10
+    truth.createIndex()
+    scored = COCOeval_faster(truth, truth.loadRes(str(output)), "bbox", print_function=print)
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    assert 100 * scored.stats[0] == pytest.approx(measured.figures["ap"], abs=1e-9)
+    assert status(["evaluate", str(data), "--weights", str(run), "--engine", "torch"]) == 0
+    table = capsys.readouterr().out
+    assert f"AP {measured.figures['ap']:.2f} %  AP50" in table
+    assert status(["evaluate", str(data), "--weights", str(run), "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["ap"] == pytest.approx(measured.figures["ap"], abs=0.5)
+    assert [each["label"] for each in line["classes"]] == [*CLASSES]
+    rows = json.loads(output.read_text())
+    assert {row["image_id"] for row in rows} == {1000, 1001, 1002, 1003}
+    assert rows[0]["file_name"] == str(paths[1])
+    assert status([*call[:1], str(paths[0]), *options]) == 1
+    assert json.loads(capsys.readouterr().out) == []
 
 
 def test_the_example_of_the_page_prints_boxes(
@@ -313,13 +358,8 @@ def test_boxes_come_back_in_the_pixels_of_the_image() -> None:
         box = torch.tensor([[1.0, 2.0, 30.0, 32.0]])
         return [{"boxes": box, "labels": torch.tensor([4]), "scores": torch.tensor([0.5])}]
 
-    found = detect(
-        half,  # type: ignore[arg-type]
-        Image.new("RGB", (96, 64)),
-        Sides(short=32, long=64),
-        torch.device("cpu"),
-        1,
-    )
+    finder = TorchFinder(half, torch.device("cpu"), 1)  # type: ignore[arg-type]
+    found = find(finder, Image.new("RGB", (96, 64)), Sides(short=32, long=64), iou=0.5)
     np.testing.assert_allclose(found.boxes, [[2, 4, 60, 64]])
     assert found.labels.tolist() == [3]
 

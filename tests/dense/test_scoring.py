@@ -11,7 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from splitattn.dense.annotated import AnnotatedImages, Objects
-from splitattn.dense.scoring import FoundObjects, score
+from splitattn.dense.found import FoundObjects
+from splitattn.dense.scoring import score
 
 SIZE = (640, 480)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
@@ -10,7 +11,7 @@ from onnx import helper, numpy_helper
 from splitattn.engines.onnx_runtime import OnnxEngine
 from splitattn.engines.open_vino import OpenVinoEngine
 from splitattn.errors import WeightsError
-from tests.fuzz.graphs import read_onnx, read_open_vino, seed
+from tests.fuzz.graphs import detector_seed, read_onnx, read_open_vino, seed
 
 KIND = (2, "fp32", True)
 
@@ -78,7 +79,7 @@ def other_type(model: onnx.ModelProto) -> None:
     ("change", "reason"),
     [
         (loop, "operator 'Loop'"),
-        (weights_twice, "used twice"),
+        (weights_twice, "used too often"),
         (cut, "a constant"),
         (huge, "numbers, more than"),
         (outside, "it has data_location, external_data"),
@@ -147,3 +148,97 @@ def test_open_vino_that_our_writer_does_not_write_is_refused(
     with pytest.raises(WeightsError, match=reason) as raised:
         read_open_vino(changed + end + weights, tmp_path)
     assert str(raised.value).isprintable()
+
+
+def text_attribute(model: onnx.ModelProto) -> None:
+    each = next(each for each in node(model, "Resize").attribute if each.name == "mode")
+    each.s = b"cubic"
+
+
+def numbers(name: str, values: list[int]) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        tensor = next(each for each in model.graph.initializer if each.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(np.array(values), name))
+
+    return change
+
+
+def larger(model: onnx.ModelProto) -> None:
+    tensor = next(each for each in model.graph.initializer if each.name == "doubled.scales")
+    tensor.raw_data = np.array([1, 1, 2, 4000], np.float32).tobytes()
+
+
+def six_times(model: onnx.ModelProto) -> None:
+    convs = [each for each in model.graph.node if each.op_type == "Conv"]
+    head = [each for each in convs if each.input[1] == "head.class_tower.0.weight"]
+    assert len(head) == 5
+    next(each for each in convs if each.input[1] == "pyramid.p6.weight").input[1] = head[0].input[1]
+
+
+def one_output(model: onnx.ModelProto) -> None:
+    del model.graph.output[1]
+
+
+def swapped_outputs(model: onnx.ModelProto) -> None:
+    boxes, scores = model.graph.output
+    boxes.name, scores.name = "scores", "boxes"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (text_attribute, "an odd resize"),
+        (larger, "other than twice the size"),
+        (six_times, "used too often"),
+        (one_output, "other outputs than boxes, scores"),
+        (swapped_outputs, "no float32 boxes"),
+        (numbers("groups.32", [0, 48, -1, 0]), "other than equal parts"),
+        (numbers("groups.32", [0, 32, -1, 7]), "a reshape that no detector has"),
+        (numbers("decode.flat.4", [1, 4, -1]), "a reshape that no detector has"),
+        (numbers("decode.flat.4", [0, 2, -1]), "an output that lies"),
+        (attribute("Transpose", "perm", 2), "a transpose of other than"),
+        (attribute("CumSum", "exclusive", 0), "odd sums"),
+        (lambda model: node(model, "Sqrt").input.append("images"), "2 inputs"),
+        (huge, "numbers, more than"),
+    ],
+)
+def test_onnx_of_detectors_is_read_as_strictly(
+    change: Callable[[onnx.ModelProto], None], reason: str, tmp_path: Path
+) -> None:
+    content = detector_seed("onnxruntime")
+    with pytest.raises(Started):
+        read_onnx(content, tmp_path)
+    model = onnx.load_model_from_string(content)
+    change(model)
+    with pytest.raises(WeightsError, match=reason):
+        read_onnx(model.SerializeToString(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('mode="nearest"', 'mode="cubic"', "mode 'cubic'"),
+        ('eps_mode="INSIDE_SQRT"', 'eps_mode="OUTSIDE_SQRT"', "eps_mode"),
+        ('exclusive="true"', 'exclusive="false"', "exclusive 'false'"),
+        ('type="Transpose"', 'type="NonMaxSuppression"', "operation 'NonMaxSuppression'"),
+        ('version="opset11"', 'version="opset1"', "another 'Interpolate'"),
+        ("short_side&quot;: 48", "short_side&quot;: 40000", "short_side of 40000"),
+        (
+            "48, &quot;long_side&quot;: 80",
+            "8000, &quot;long_side&quot;: 8000",
+            "numbers, more than",
+        ),
+        ("&quot;detection&quot;", "&quot;walking&quot;", "its task is 'walking'"),
+    ],
+)
+def test_open_vino_of_detectors_is_read_as_strictly(
+    old: str, new: str, reason: str, tmp_path: Path
+) -> None:
+    content = detector_seed("openvino")
+    with pytest.raises(Started):
+        read_open_vino(content, tmp_path)
+    text, end, weights = content.partition(b"</net>\n")
+    changed = text.replace(old.encode(), new.encode(), 1)
+    assert changed != text
+    with pytest.raises(WeightsError, match=reason):
+        read_open_vino(changed + end + weights, tmp_path)

@@ -9,8 +9,8 @@ import pytest
 
 from splitattn.engines import table
 from splitattn.engines.table import EngineRow
-from splitattn.exporting import export
 from splitattn.images.samples import sample_photographs
+from splitattn.workflows import export
 
 TOY = EngineRow(
     name="toy",

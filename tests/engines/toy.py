@@ -36,3 +36,7 @@ def open_file(path: Path, *, device: str, trusted: bool = False) -> tuple[ToyEng
     del device, trusted
     metadata, _, model = path.read_bytes().partition(b"\0")
     return ToyEngine(model), ModelMetadata.from_json(metadata.decode())
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    return ModelMetadata.from_json(path.read_bytes().partition(b"\0")[0].decode())

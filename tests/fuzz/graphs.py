@@ -7,6 +7,7 @@ types and connections, as somebody would who wants an engine to stumble.
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from onnx import numpy_helper
 from splitattn.architectures import Architecture
 from splitattn.engines.engine import FileSettings
 from splitattn.engines.table import find_engine
+from splitattn.graph.detection import detector_shapes, fold_detector
 from splitattn.nn.resnest import ResNeSt
 from splitattn.opening import TrainedNetwork, open_exported
 from splitattn.preprocessing import center_crop
@@ -57,6 +59,7 @@ _ONNX_OPERATORS = (
     *("Conv", "Relu", "Add", "Mul", "Sub", "Div", "Sum", "Max", "Exp", "Neg", "Sigmoid", "Concat"),
     *("Split", "GlobalAveragePool", "AveragePool", "MaxPool", "Flatten", "Gemm", "Cast", "Loop"),
     *("QuantizeLinear", "DequantizeLinear", "Identity", "Reshape", "Resize", "Tile", "Expand"),
+    *("InstanceNormalization", "CumSum", "Transpose", "Sqrt", "NonMaxSuppression"),
     *(
         "Range",
         "LSTM",
@@ -75,6 +78,7 @@ _OPEN_VINO_OPERATIONS = (
     *("AvgPool", "MaxPool", "FakeQuantize", "Const", "Result", "Parameter", "Loop", "If", "Range"),
     *("TensorIterator", "ReadValue", "Assign", "Broadcast", "Tile", "OneHot", "NonMaxSuppression"),
     *("Interpolate", "Einsum", "LSTMSequence", "StridedSlice", "Gather", "TopK", "Eye", "Split"),
+    *("MVN", "CumSum", "Transpose", "Sqrt", "VariadicSplit"),
 )
 
 
@@ -103,6 +107,29 @@ def seed(engine: str, radix: int, precision: str, dynamic: bool) -> bytes:
         return b"".join(file.read_bytes() for file in (path, *_beside(path)))
 
 
+@cache
+def detector_seed(engine: str) -> bytes:
+    """A file of a small detector."""
+    row = find_engine(engine)
+    shape = Architecture(layers=(1, 1, 1, 1), planes=4, stem_width=4)
+    metadata = replace(
+        METADATA,
+        task="detection",
+        head={"name": "fcos", "channels": 64, "short_side": 48, "long_side": 80},
+    )
+    random = np.random.default_rng(0)
+    tensors = {
+        key: random.uniform(0.05, 0.15, size).astype(np.float32)
+        for key, size in detector_shapes(shape, num_classes=3, channels=64).items()
+    }
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"net{row.suffix}"
+        settings = FileSettings(metadata=metadata, dynamic_size=True)
+        network = fold_detector(shape, tensors, form=row.form)
+        row.load_file_module().write(network, path, settings)
+        return b"".join(file.read_bytes() for file in (path, *_beside(path)))
+
+
 def _beside(path: Path) -> list[Path]:
     return [path.with_suffix(".bin")] if path.suffix == ".xml" else []
 
@@ -111,11 +138,11 @@ _SEEDS = ((2, "fp32", True), (4, "fp16", False), (2, "int8", False))
 
 
 def onnx_seeds() -> list[bytes]:
-    return [seed("onnxruntime", *kind) for kind in _SEEDS]
+    return [*(seed("onnxruntime", *kind) for kind in _SEEDS), detector_seed("onnxruntime")]
 
 
 def open_vino_seeds() -> list[bytes]:
-    return [seed("openvino", *kind) for kind in _SEEDS]
+    return [*(seed("openvino", *kind) for kind in _SEEDS), detector_seed("openvino")]
 
 
 def read_onnx(content: bytes, folder: Path) -> None:

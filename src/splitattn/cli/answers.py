@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from splitattn.cli.output import csv_cell
+from splitattn.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +20,7 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+    COCO = "coco"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Answering:
         results: from paths and URLs to one answer or `ImageError` each, in their order.
         writers: for each format, from a name and an answer to text.
         csv_header: names of the columns.
+        coco: begins and ends COCO's results, where there is a writer for them.
         draw: from an image and an answer to a picture; raises `ImageError`.
     """
 
@@ -36,6 +39,21 @@ class Answering:
     writers: Mapping[Format, Callable[[str, Any], str]]
     csv_header: tuple[str, ...]
     draw: "Callable[[str | bytes, Any], Image.Image]"
+    coco: tuple[str, str] = ("", "")
+
+    def around(self, format: Format) -> tuple[str, str]:
+        """What comes before and after all answers.
+
+        Raises:
+            InputError: these answers cannot be written in the format.
+        """
+        if format not in self.writers:
+            raise InputError(
+                f"format must be one of {', '.join(self.writers)} for these weights, got {format}"
+            )
+        if format is Format.CSV:
+            return csv_lines([self.csv_header]), ""
+        return self.coco if format is Format.COCO else ("", "")
 
 
 def csv_lines(rows: Iterable[tuple[object, ...]]) -> str:

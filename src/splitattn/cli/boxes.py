@@ -1,50 +1,64 @@
-"""What `splitattn predict` writes and draws for a detector."""
+"""What `splitattn predict` and `evaluate` write and draw for a detector."""
 
+import re
 from dataclasses import asdict
 from functools import partial
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from splitattn.cli.answers import Answering, Format, csv_lines
-from splitattn.cli.output import json_line
+from splitattn.cli.output import json_line, say
 from splitattn.errors import ImageError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from splitattn.dense.detector import DetectedObject, Detector
+    from splitattn.dense.evaluating import DetectionEvaluation
 
     Result = list[DetectedObject] | ImageError
 
 _SCORE, _IOU = 0.3, 0.6
+_FIGURES = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "small",
+    "ap_medium": "medium",
+    "ap_large": "large",
+}
+_NUMBER = re.compile("[0-9]{1,15}")
 _CSV_HEADER = (
     *("path", "rank", "label", "index", "score", "left", "top", "right", "bottom"),
     *("model", "weights", "error"),
 )
 
 
-def opened(weights: str, *, device: str, score: float | None, iou: float | None) -> Answering:
+def opened(
+    weights: str, *, engine: str, device: str, score: float | None, iou: float | None
+) -> Answering:
     """A detector, and how its boxes are written and drawn.
 
     Args:
+        engine, device: see `Detector`.
         score, iou: see `Detector`; None is the default.
 
     Raises:
         InputError: a library is missing.
     """
-    from splitattn.libraries import require
-
-    require("a detector", "torch", "torchvision")
     from splitattn.dense.detector import Detector
 
-    detector = Detector(weights, device=device, iou=_IOU if iou is None else iou)
+    detector = Detector(weights, engine=engine, device=device, iou=_IOU if iou is None else iou)
     return Answering(
         results=partial(detector.predict_stream, score=_SCORE if score is None else score),
         writers={
             Format.TABLE: _table,
             Format.JSON: partial(_json, detector),
             Format.CSV: partial(_csv, detector),
+            Format.COCO: _CocoResults(),
         },
         csv_header=_CSV_HEADER,
+        coco=("[", "\n]\n"),
         draw=_draw,
     )
 
@@ -92,3 +106,85 @@ def _csv(detector: "Detector", name: str, result: "Result") -> str:
         (name, rank, each.label, each.index, each.score, *each.box, *origin, "")
         for rank, each in enumerate(result, start=1)
     )
+
+
+class _CocoResults:
+    """Writes objects as COCO's results, one a line.
+
+    The id of an image is the number that its file is called after, or else its place in the list;
+    where that id is taken, the next free one. Categories count from 1, in the order of the classes.
+    """
+
+    def __init__(self) -> None:
+        self._place = 0
+        self._used: set[int] = set()
+        self._rows = 0
+
+    def __call__(self, name: str, result: "Result") -> str:
+        self._place += 1
+        stem = PurePath(name).stem
+        number = int(stem) if _NUMBER.fullmatch(stem) else self._place
+        while number in self._used:
+            number = max(self._used) + 1
+        self._used.add(number)
+        if isinstance(result, ImageError):
+            say(f"error: {result}")
+            return ""
+        return "".join(self._row(number, name, each) for each in result)
+
+    def _row(self, number: int, name: str, found: "DetectedObject") -> str:
+        left, top, right, bottom = found.box
+        row = {
+            "image_id": number,
+            "category_id": found.index + 1,
+            "bbox": [left, top, right - left, bottom - top],
+            "score": found.score,
+            "file_name": name,
+        }
+        self._rows += 1
+        return f"{',' if self._rows > 1 else ''}\n{json_line(row).rstrip()}"
+
+
+def as_dict(measured: "DetectionEvaluation") -> dict[str, Any]:
+    """Everything that was measured, as JSON has it."""
+    from splitattn.environment import describe
+
+    return {
+        "model": measured.model,
+        "weights": measured.weights,
+        "engine": measured.engine,
+        "data": measured.data,
+        "split": measured.split,
+        "environment": describe(),
+        "n": measured.images,
+        "objects": measured.objects,
+        **measured.figures,
+        "classes": [
+            {"label": each.name, "objects": each.objects, "ap": each.ap, "ap50": each.ap50}
+            for each in measured.by_class
+        ],
+        "problems": list(measured.problems),
+    }
+
+
+def print_table(measured: "DetectionEvaluation") -> None:
+    """The figures of each class, and of all."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    classes = Table("class", box=None, pad_edge=False)
+    for column in ("objects", "AP %", "AP50 %"):
+        classes.add_column(column, justify="right")
+    for each in measured.by_class:
+        figures = ("-" if value is None else f"{value:.1f}" for value in (each.ap, each.ap50))
+        classes.add_row(escape(one_line(each.name)), str(each.objects), *figures)
+    console = Console()
+    console.print(classes)
+    console.print()
+    figures_of_all = "  ".join(
+        f"{name} {measured.figures[key]:.2f} %"
+        for key, name in _FIGURES.items()
+        if key in measured.figures
+    )
+    console.print(f"{figures_of_all}  n {measured.images}", highlight=False)

@@ -58,7 +58,7 @@ def export(
 
     with starting("starting"):
         from splitattn.exporting import ExportError
-        from splitattn.exporting import export as write
+        from splitattn.workflows import export as write
 
     try:
         with (

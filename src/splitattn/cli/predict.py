@@ -119,15 +119,16 @@ def predict(
         from splitattn.opening import TASK, task_of
 
         task = task_of(weights)
-        if task != TASK and (model is not None or engine not in ("auto", "torch")):
+        if task != TASK and model is not None:
+            raise InputError(f"{weights} is for {task} and says its model: leave out --model")
+        if task == "segmentation" and engine not in ("auto", "torch"):
             raise InputError(
-                f"{weights} is for {task}, says its model and runs in engine torch: leave out "
-                "--model and --engine"
+                f"{weights} is for {task} and runs in engine torch: leave out --engine"
             )
         if task != "detection" and (score is not None or iou is not None):
             raise InputError("--score and --iou need a detector's weights: name them")
         if task == "detection":
-            found = boxes.opened(str(weights), device=device, score=score, iou=iou)
+            found = boxes.opened(str(weights), engine=engine, device=device, score=score, iou=iou)
         elif task == "segmentation":
             found = class_maps.opened(str(weights), device=device)
         else:
@@ -155,11 +156,11 @@ def predict(
         return name if picture is None or name != "-" else picture
 
     results = found.results(map(source_of, named))
+    begin, end = found.around(format)
     write_as = found.writers[format]
     done = failed = 0
     with closing(results), writing(output) as write, counting(shown=watched) as count:
-        if format is Format.CSV:
-            write(csv_lines([found.csv_header]))
+        write(begin)
         for name, result in zip(names, results, strict=True):
             write(write_as(name, result))
             if pictures and not isinstance(result, ImageError):
@@ -170,6 +171,7 @@ def predict(
             done += 1
             failed += isinstance(result, ImageError)
             count(1, total)
+        write(end)
     if passed_over:
         say(f"warning: {passed_over_text(passed_over)}")
     if not done:

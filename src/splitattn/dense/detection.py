@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from splitattn import distributed
 from splitattn.dense.annotated import AnnotatedImages, read_image
-from splitattn.dense.detect import detect
 from splitattn.dense.detection_report import DetectionDetails, detection_report
 from splitattn.dense.detectors import find_head
+from splitattn.dense.finding import IOU, find
+from splitattn.dense.found import FoundObjects
 from splitattn.dense.loading import DenseAugmentation, DenseBatch, dense_loader
-from splitattn.dense.scoring import FoundObjects, score
+from splitattn.dense.scoring import score
 from splitattn.dense.task import DenseTask, sides
+from splitattn.dense.torch_finding import TorchFinder
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
@@ -97,7 +99,7 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
 
     def measure(self, network: nn.Module, run: Run, poll: Callable[[], None]) -> Measurement:
         measured = sides(run.recipe, run.recipe.test_size)
-        first_label = find_head(self.head).first_label
+        finder = TorchFinder(network, run.device, find_head(self.head).first_label)
         own: list[tuple[int, FoundObjects | str]] = []
         for index in self.own_images():
             poll()
@@ -106,7 +108,7 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
             except ImageError as error:
                 own.append((index, str(error)))
                 continue
-            own.append((index, detect(network, image, measured, run.device, first_label)))
+            own.append((index, find(finder, image, measured, iou=IOU)))
         everywhere = dict(sorted(each for part in distributed.gathered(own) for each in part))
         problems = tuple(each for each in everywhere.values() if isinstance(each, str))
         self.note_val(problems, run)

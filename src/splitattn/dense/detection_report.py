@@ -7,7 +7,8 @@ import numpy as np
 
 from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
 from splitattn.dense.drawing import draw_boxes
-from splitattn.dense.scoring import DetectionScores, FoundObjects
+from splitattn.dense.found import FoundObjects
+from splitattn.dense.scoring import DetectionScores
 from splitattn.errors import ImageError
 from splitattn.training.report import Chart, Headline, Report, data_uri, table, text
 

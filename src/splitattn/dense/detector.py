@@ -1,19 +1,33 @@
 """From images to boxes in two lines."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from splitattn.dense.detect import detect
-from splitattn.dense.detectors import create_detector, find_head
+from numpy.typing import NDArray
+from PIL import Image
+
+from splitattn.architectures import architecture
+from splitattn.dense.finding import IOU, LEAST_SCORE, EngineFinder, Finder, find
+from splitattn.dense.found import FoundObjects
 from splitattn.dense.resizing import read_sides
-from splitattn.engines.pytorch import choose_device
+from splitattn.engines.table import (
+    EngineRow,
+    check_device,
+    fastest_engine,
+    file_engine,
+    find_engine,
+)
 from splitattn.errors import ImageError, InputError, WeightsError
+from splitattn.graph.detection import FOLDED_HEADS, FoldedDetector, detector_shapes, fold_detector
+from splitattn.graph.folding import Form
 from splitattn.images.decode import ImageSource, decode
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.weights.checkpoint import read_by_own_keys
-from splitattn.weights.metadata import read_metadata
+from splitattn.libraries import require
+from splitattn.opening import check_engine_of_file, open_exported
+from splitattn.weights.checkpoint import read_arrays_by_own_keys
+from splitattn.weights.metadata import ModelMetadata, read_metadata
 from splitattn.weights.resolve import weights_file
 
 
@@ -38,7 +52,10 @@ class Detector:
     """Finds objects in images.
 
     Args:
-        weights: a file that a training of a detector wrote, or the training's folder.
+        weights: a file that a training of a detector wrote, the training's folder, or a file that
+            `export` wrote. Only engine "torch" needs PyTorch.
+        engine: what runs it: "onnxruntime", "openvino" or "torch"; "auto" is the fastest that is
+            installed, or an exported file's own.
         device: "auto" is CUDA where PyTorch sees it, and else the CPU.
         iou: of two boxes of a class that overlap by more than this, as intersection over union, the
             one with the lower score is left out.
@@ -47,10 +64,12 @@ class Detector:
     Attributes:
         model, weights: name of the backbone, and path of the file.
         classes: names by index.
+        engine: what runs it: engine, version and device.
         sides: shorter and longer side of the images that the network sees, in pixels.
 
     Raises:
-        InputError: there is no such device, or `iou` is not from 0 to 1.
+        InputError: there is no such engine or device, a library is missing, or `iou` is not from 0
+            to 1.
         WeightsError: the weights cannot be read, or are not those of a detector.
     """
 
@@ -58,39 +77,25 @@ class Detector:
         self,
         weights: str | Path,
         *,
+        engine: str = "auto",
         device: str = "auto",
-        iou: float = 0.6,
+        iou: float = IOU,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         if not 0 <= iou <= 1:
             raise InputError(f"iou must be 0 to 1, got {iou}")
-        path = weights_file(Path(weights))
-        metadata = read_metadata(path)
-        if metadata is None or metadata.task != "detection":
-            raise WeightsError(f"{path} must be a detector's weights, and does not say that it is")
-        head, channels = metadata.head.get("name"), metadata.head.get("channels")
-        if not isinstance(head, str) or type(channels) is not int:
-            raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
+        check_device(device)
+        if engine != "auto":
+            find_engine(engine)
+        if row := file_engine(weights):
+            opened = _open_file(row, Path(weights), engine, device)
+        else:
+            opened = _open_weights(open_detector(weights), engine, device)
+        self.engine, self._finder = opened.engine, opened.finder
+        metadata = opened.metadata
         self.sides = read_sides(metadata.head)
-        self.model, self.weights, self.classes = metadata.model, str(path), metadata.classes
-        self._device = choose_device(device)
-        self._limits = limits
-        self._first_label = find_head(head).first_label
-        network: Any = create_detector(
-            metadata.model,
-            head=head,
-            num_classes=len(self.classes),
-            channels=channels,
-            mean=metadata.preprocessing.mean,
-            std=metadata.preprocessing.std,
-        )
-        try:
-            network.load_state_dict(read_by_own_keys(path))
-        except RuntimeError as error:
-            first = " ".join(str(error).split())[:200]
-            raise WeightsError(f"{path} does not fit what it says about itself: {first}") from error
-        network.nms_thresh = iou
-        self._network = network.eval().to(self._device)
+        self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
+        self._limits, self._iou = limits, iou
 
     @overload
     def predict(
@@ -143,16 +148,156 @@ class Detector:
     def _stream(
         self, sources: Iterable[ImageSource], score: float
     ) -> Generator[list[DetectedObject] | ImageError, None, None]:
-        self._network.score_thresh = score
         for source in sources:
             try:
                 image = decode(source, limits=self._limits)
             except ImageError as error:
                 yield error
                 continue
-            found = detect(self._network, image, self.sides, self._device, self._first_label)
+            found = self.find(image, score)
             rows = zip(*(each.tolist() for each in vars(found).values()), strict=True)
             yield [
                 DetectedObject(label=self.classes[i], index=i, score=value, box=tuple(box))
                 for box, i, value in rows
             ]
+
+    def find(self, image: Image.Image, score: float = LEAST_SCORE) -> FoundObjects:
+        """What is found in an image, as arrays.
+
+        Args:
+            image: RGB, upright.
+            score: objects with this one or a lower one are left out.
+        """
+        return find(self._finder, image, self.sides, score=score, iou=self._iou)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedDetector:
+    """A detector as it was trained.
+
+    Attributes:
+        path: of the file.
+        metadata: what the file says about itself.
+        head, channels: as in `create_detector`.
+        tensors: the state dict.
+    """
+
+    path: Path
+    metadata: ModelMetadata
+    head: str
+    channels: int
+    tensors: Mapping[str, NDArray[Any]]
+
+    def fold(self, form: Form) -> FoldedDetector:
+        """The inference network, which only FCOS has.
+
+        Raises:
+            WeightsError: the tensors are not those of the head.
+        """
+        shape = architecture(self.metadata.model)
+        expected = detector_shapes(
+            shape, num_classes=len(self.metadata.classes), channels=self.channels
+        )
+        found = {key: array.shape for key, array in self.tensors.items()}
+        if found != expected:
+            differing = sorted(
+                key for key in {*expected, *found} if expected.get(key) != found.get(key)
+            )
+            raise WeightsError(
+                f"{self.path} does not fit what it says about itself: {differing[0]} must be "
+                f"{expected.get(differing[0])}, got {found.get(differing[0])}"
+            )
+        return fold_detector(shape, self.tensors, form=form)
+
+    def finder(self, device: str) -> Finder:
+        """The detector in PyTorch.
+
+        Raises:
+            InputError: there is no such device, or PyTorch is missing.
+            WeightsError: the tensors are not those of the head.
+        """
+        require("engine torch", "torch", "torchvision")
+        import torch
+
+        from splitattn.dense.detectors import create_detector, find_head
+        from splitattn.dense.torch_finding import TorchFinder
+        from splitattn.engines.pytorch import choose_device
+
+        tensors = {key: torch.from_numpy(array) for key, array in self.tensors.items()}
+        network: Any = create_detector(
+            self.metadata.model,
+            head=self.head,
+            num_classes=len(self.metadata.classes),
+            channels=self.channels,
+            mean=self.metadata.preprocessing.mean,
+            std=self.metadata.preprocessing.std,
+        )
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            first = " ".join(str(error).split())[:200]
+            raise WeightsError(
+                f"{self.path} does not fit what it says about itself: {first}"
+            ) from error
+        chosen = choose_device(device)
+        return TorchFinder(network.eval().to(chosen), chosen, find_head(self.head).first_label)
+
+
+def open_detector(weights: str | Path) -> TrainedDetector:
+    """The detector in a file that a training wrote, or in the training's folder.
+
+    Raises:
+        WeightsError: the weights cannot be read, or are not those of a detector.
+    """
+    path = weights_file(Path(weights))
+    metadata = read_metadata(path)
+    if metadata is None or metadata.task != "detection":
+        raise WeightsError(f"{path} must be a detector's weights, and does not say that it is")
+    head, channels = metadata.head.get("name"), metadata.head.get("channels")
+    if not isinstance(head, str) or type(channels) is not int:
+        raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
+    return TrainedDetector(
+        path=path,
+        metadata=metadata,
+        head=head,
+        channels=channels,
+        tensors=read_arrays_by_own_keys(path),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    finder: Finder
+    engine: str
+    metadata: ModelMetadata
+    path: str
+
+
+def _open_file(row: EngineRow, path: Path, engine: str, device: str) -> _Opened:
+    check_engine_of_file(row, path, engine)
+    opened, metadata = open_exported(row, path, device=device)
+    if metadata.task != "detection":
+        raise WeightsError(f"{path} must be a detector, it is for {metadata.task}")
+    finder = EngineFinder(opened, metadata.preprocessing)
+    return _Opened(finder=finder, engine=opened.name, metadata=metadata, path=str(path))
+
+
+def _open_weights(detector: TrainedDetector, engine: str, device: str) -> _Opened:
+    able = detector.head in FOLDED_HEADS
+    if engine == "auto":
+        row = fastest_engine(device) if able else find_engine("torch")
+    else:
+        row = find_engine(engine)
+    if row.name == "torch":
+        finder: Finder = detector.finder(device)
+        name = row.name
+    elif row.format is None or not able:
+        raise InputError(
+            f"a detector with head {detector.head} runs in engine "
+            f"{'onnxruntime, openvino or torch' if able else 'torch'}, got {engine!r}"
+        )
+    else:
+        network = detector.fold(row.form_on(device))
+        opened = row.load_module().load(network, size=None, device=device)
+        finder, name = EngineFinder(opened, detector.metadata.preprocessing), opened.name
+    return _Opened(finder=finder, engine=name, metadata=detector.metadata, path=str(detector.path))

@@ -3,12 +3,15 @@
 Networks here take images that have been resized already, and boxes are in pixels of these.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -16,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
 from splitattn.errors import InputError, nearest
+from splitattn.graph.detection import STRIDES
 from splitattn.nn.backbone import Backbone
 from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
@@ -31,6 +35,32 @@ class _NormalizeOnly(GeneralizedRCNNTransform):  # type: ignore[misc]
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
+
+
+class _FixedGrid(AnchorGenerator):  # type: ignore[misc]
+    """Anchors every 8, 16, 32, ... pixels.
+
+    torchvision divides the padded image by the map instead, so boxes of large objects would depend
+    on how much an image is padded.
+
+    Args:
+        strides: of each map of the pyramid, in pixels.
+        sizes, aspect_ratios: of the anchors, see `AnchorGenerator`.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        sizes: tuple[tuple[int, ...], ...],
+        aspect_ratios: tuple[float, ...],
+    ) -> None:
+        super().__init__(sizes, (aspect_ratios,) * len(sizes))
+        self._strides = [[torch.tensor(stride)] * 2 for stride in strides]
+
+    def grid_anchors(self, grid_sizes: Any, strides: Any) -> list[Tensor]:
+        del strides
+        found: list[Tensor] = super().grid_anchors(grid_sizes, self._strides)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +90,13 @@ def _pyramid(backbone: Backbone, channels: int) -> BackboneWithFPN:
 
 def _fcos(backbone: Backbone, classes: int, channels: int) -> nn.Module:
     """Tian et al., arXiv 2006.09214. Its classes are sigmoids: there is no background class."""
-    # The low threshold is COCO's: whoever looks at boxes sets a higher one.
-    detector: nn.Module = FCOS(_pyramid(backbone, channels), classes, score_thresh=0.05)
+    detector: nn.Module = FCOS(
+        _pyramid(backbone, channels),
+        classes,
+        anchor_generator=_FixedGrid(STRIDES, tuple((stride,) for stride in STRIDES), (1.0,)),
+        # COCO's: whoever looks at boxes sets a higher one.
+        score_thresh=0.05,
+    )
     return detector
 
 

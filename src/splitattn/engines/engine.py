@@ -46,6 +46,13 @@ class Engine(ABC):
         """Pixels (B, C, H, W), as `load_pixels` gives them, to logits (B, classes)."""
         return self.logits(normalize(pixels_BCHW, preprocessing))
 
+    def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
+        """All outputs of the network, for normalized images (B, C, H, W) of a size that it takes.
+
+        A detector's are boxes (B, N, 4) and scores (B, N, classes), see `write_detector`.
+        """
+        return (self._infer(images_BCHW),)
+
     @abstractmethod
     def _infer(self, images_BCHW: Images) -> Logits:
         """`logits` for a batch of a size that the network takes."""

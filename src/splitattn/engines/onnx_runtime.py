@@ -17,15 +17,15 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from splitattn.engines.engine import Engine, FileSettings, Images, Logits
+from splitattn.engines.engine import Array, Engine, FileSettings, Images, Logits
 from splitattn.errors import InputError
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
-    from splitattn.graph.folding import FoldedNetwork
+    from splitattn.graph.onnx_model import Network
 
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
-FLOAT_PARTS = ("attention",)
+FLOAT_PARTS = ("attention", "norms", "decode")
 
 # A constant has a name, a type, a shape and bytes.
 _CONSTANT_FIELDS = {"name", "data_type", "dims", "raw_data"}
@@ -36,7 +36,7 @@ class OnnxEngine(Engine):
     """Runs an ONNX model.
 
     Args:
-        model: a file, or its bytes; input "images", output "logits" or "features".
+        model: a file, or its bytes; input "images", outputs as `to_onnx` writes them.
         device: "auto", "cpu" or "cuda".
         weights: those that `model` lacks, by name.
 
@@ -70,18 +70,21 @@ class OnnxEngine(Engine):
                 f"engine onnxruntime cannot use device {device!r}: it found no CUDA libraries of "
                 "its version; install them, or use --engine torch"
             )
-        self._output = [self._session.get_outputs()[0].name]  # "logits", or without a classifier
+        self._outputs = [output.name for output in self._session.get_outputs()]
         shape = self._session.get_inputs()[0].shape
         batch, _, size, _ = (side if isinstance(side, int) else None for side in shape)
         super().__init__(f"ONNX Runtime {ort.__version__} on {used}", batch=batch, size=size)
 
+    def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
+        images = {"images": np.ascontiguousarray(images_BCHW)}
+        return tuple(self._session.run(self._outputs, images))
+
     def _infer(self, images_BCHW: Images) -> Logits:
-        (logits,) = self._session.run(self._output, {"images": np.ascontiguousarray(images_BCHW)})
-        out: Logits = logits
-        return out
+        logits: Logits = self.outputs(images_BCHW)[0]
+        return logits
 
 
-def load(network: "FoldedNetwork", *, size: int, device: str) -> OnnxEngine:
+def load(network: "Network", *, size: int | None, device: str) -> OnnxEngine:
     """See `table.EngineModule`."""
     from splitattn.graph.onnx_model import to_onnx
 
@@ -91,7 +94,7 @@ def load(network: "FoldedNetwork", *, size: int, device: str) -> OnnxEngine:
     return OnnxEngine(model.SerializeToString(), device=device, weights=weights)
 
 
-def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
+def write(network: "Network", path: Path, settings: FileSettings) -> None:
     """See `table.FileEngineModule`."""
     import onnx
 
@@ -114,14 +117,19 @@ def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
     onnx.save(model, path)
 
 
+def read_metadata(path: Path) -> ModelMetadata:
+    """See `table.FileEngineModule`."""
+    from splitattn.engines.onnx_structure import check_onnx
+
+    return check_onnx(path)
+
+
 def open_file(
     path: Path, *, device: str, trusted: bool = False
 ) -> tuple[OnnxEngine, ModelMetadata]:
     """See `table.FileEngineModule`."""
-    from splitattn.engines.onnx_structure import check_onnx
-
     del trusted
-    metadata = check_onnx(path)
+    metadata = read_metadata(path)
     return OnnxEngine(path, device=device), metadata
 
 
@@ -185,6 +193,14 @@ def _tidy(graph: Any) -> None:
     for tensor in graph.initializer:
         if {field.name for field, _ in tensor.ListFields()} - _CONSTANT_FIELDS:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    # The only channel of a convolution's bias gets a list of one scale and a single zero point.
+    scales = {node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
+    per_channel = {
+        node.input[1] for node in graph.node if any(a.name == "axis" for a in node.attribute)
+    }
+    for tensor in graph.initializer:
+        if tensor.name in scales - per_channel and [*tensor.dims] == [1]:
+            del tensor.dims[:]
 
 
 def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:

@@ -1,6 +1,8 @@
 """Does an ONNX file hold nothing but what our writer writes, in floats or quantized?"""
 
 import math
+import struct
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,13 @@ from splitattn.files import open_file
 from splitattn.graph.onnx_model import OPSETS
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
+_MOST_FACTORS = 8  # as a region of an image has
+# What makes each pixel four.
+_DOUBLING = {
+    "mode": b"nearest",
+    "coordinate_transformation_mode": b"asymmetric",
+    "nearest_mode": b"floor",
+}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _BYTES = (TensorProto.UINT8, TensorProto.INT8)
 _SIZES = {
@@ -35,15 +44,22 @@ _SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Value:
-    """A tensor: its type, its shape, and what a constant of whole numbers holds."""
+    """A tensor: its type, its shape, and what a constant of a few numbers holds.
+
+    Attributes:
+        numbers: of whole numbers.
+        factors: of up to eight floats.
+    """
 
     kind: int
     shape: Shape
     constant: bool = False
     numbers: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
 
 
 Attributes = Mapping[str, Any]
+_FIELDS = {AttributeProto.INT: "i", AttributeProto.INTS: "ints", AttributeProto.STRING: "s"}
 
 
 def check_onnx(path: Path) -> ModelMetadata:
@@ -77,20 +93,21 @@ def _check(content: bytes) -> ModelMetadata:
     expect(3 <= model.ir_version <= 10, f"IR version {model.ir_version}")
     graph = model.graph
     _only(graph, "node", "name", "initializer", "input", "output")
-    expect(len(graph.input) == len(graph.output) == 1, "several inputs or outputs")
+    expect(len(graph.input) == 1, "several inputs")
+    names = structure.output_names(metadata)
+    expect(len(graph.output) == len(names), f"other outputs than {', '.join(names)}")
     expect(len(graph.node) <= structure.MOST_NODES, "too many nodes")
-    batch, channels, *sides = _lengths(graph.input[0], "images")
+    batch, channels, *sides = _lengths(graph.input[0], "images", rank=4)
     images = structure.image_shape(batch, channels, sides, metadata)
     values = _constants(graph)
     expect("images" not in values, "two tensors of one name")
     values["images"] = _Value(kind=TensorProto.FLOAT, shape=images)
-    _run(graph, values)
-    logits = values.get(graph.output[0].name)
-    expect(logits and logits.kind == TensorProto.FLOAT, "no logits")
-    assert logits is not None
-    stated = _lengths(graph.output[0], "logits")
-    expect(stated in ([batch, logits.shape[1]], [None, logits.shape[1]]), "an output that lies")
-    structure.check_logits(logits.shape, images, metadata)
+    _run(graph, values, metadata.task)
+    shapes = [
+        _output(stated, name, batch, values)
+        for stated, name in zip(graph.output, names, strict=True)
+    ]
+    structure.check_outputs(shapes, images, metadata)
     return metadata
 
 
@@ -100,7 +117,24 @@ def _only(message: Any, *fields: str) -> None:
     expect(not strange, f"it has {', '.join(strange)}")
 
 
-def _lengths(value: ValueInfoProto, name: str) -> list[int | None]:
+def _output(
+    value: ValueInfoProto, name: str, batch: int | None, values: Mapping[str, _Value]
+) -> Shape:
+    """The shape of an output of that name, which must be what the file says."""
+    found = values.get(name)
+    expect(found and found.kind == TensorProto.FLOAT, f"no {name}")
+    assert found is not None
+    stated = _lengths(value, name, rank=len(found.shape))
+    first, *rest = zip(stated, (batch, *found.shape[1:]), strict=True)
+    expect(
+        first[0] in (None, batch) and all(a in (None, b) for a, b in rest[:-1]),
+        "an output that lies",
+    )
+    expect(stated[-1] == found.shape[-1], "an output that lies")
+    return found.shape
+
+
+def _lengths(value: ValueInfoProto, name: str, *, rank: int) -> list[int | None]:
     """The lengths of a float32 tensor of that name; None where a file takes any."""
     kind = value.type.tensor_type
     expect(value.name == name and kind.elem_type == TensorProto.FLOAT, f"no float32 {name}")
@@ -109,7 +143,7 @@ def _lengths(value: ValueInfoProto, name: str) -> list[int | None]:
         fixed = axis.WhichOneof("value") == "dim_value"
         expect(not fixed or axis.dim_value >= 1, f"{name} of {axis.dim_value}")
         lengths.append(axis.dim_value if fixed else None)
-    expect(len(lengths) == (4 if name == "images" else 2), f"{name} of {len(lengths)} dimensions")
+    expect(len(lengths) == rank, f"{name} of {len(lengths)} dimensions")
     return lengths
 
 
@@ -127,14 +161,20 @@ def _constants(graph: GraphProto) -> dict[str, _Value]:
         if kind == TensorProto.INT64:
             steps = range(0, len(data), 8)
             numbers = tuple(int.from_bytes(data[i : i + 8], "little", signed=True) for i in steps)
-        values[name] = _Value(kind=kind, shape=shape, constant=True, numbers=numbers)
+        factors: tuple[float, ...] = ()
+        if kind == TensorProto.FLOAT and len(data) <= _MOST_FACTORS * 4:
+            factors = struct.unpack(f"<{len(data) // 4}f", data)
+        values[name] = _Value(
+            kind=kind, shape=shape, constant=True, numbers=numbers, factors=factors
+        )
     return values
 
 
-def _run(graph: GraphProto, values: dict[str, _Value]) -> None:
+def _run(graph: GraphProto, values: dict[str, _Value], task: str) -> None:
     """Add the outputs of all nodes to `values`."""
-    products = Products()
-    read: set[str] = set()
+    products = Products(task)
+    most = structure.MOST_USES[task]
+    read: Counter[str] = Counter()
     for node in graph.node:
         _only(node, "input", "output", "name", "op_type", "attribute")
         kind = node.op_type
@@ -145,8 +185,8 @@ def _run(graph: GraphProto, values: dict[str, _Value]) -> None:
         large = {
             n for n, x in zip(node.input, inputs, strict=True) if x.constant and len(x.shape) > 1
         }
-        expect(large.isdisjoint(read), "weights that are used twice")
-        read |= large
+        read.update(large)
+        expect(all(read[name] <= most for name in large), "weights that are used too often")
         outputs = _OPERATORS[kind](inputs, _attributes(node), products)
         expect(len(outputs) == len(node.output), f"{kind} with {len(node.output)} outputs")
         for name, value in zip(node.output, outputs, strict=True):
@@ -157,10 +197,11 @@ def _run(graph: GraphProto, values: dict[str, _Value]) -> None:
 def _attributes(node: NodeProto) -> Attributes:
     found: dict[str, Any] = {}
     for each in node.attribute:
-        _only(each, "name", "type", *("ints" if each.type == AttributeProto.INTS else "i",))
-        whole = each.type in (AttributeProto.INT, AttributeProto.INTS)
-        expect(whole and each.name not in found, f"attribute {each.name!r:.40} of {node.op_type}")
-        found[each.name] = each.i if each.type == AttributeProto.INT else tuple(each.ints)
+        field = _FIELDS.get(each.type)
+        expect(field and each.name not in found, f"attribute {each.name!r:.40} of {node.op_type}")
+        _only(each, "name", "type", str(field))
+        value = getattr(each, str(field))
+        found[each.name] = tuple(value) if field == "ints" else value
     return found
 
 
@@ -262,8 +303,52 @@ def _like(least: int, most: int) -> "Operator":
 def _concat(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
     kind = _floats(inputs, range(2, 65))
     _take(attributes, ("axis",))
-    expect(attributes["axis"] == 1, "a concatenation of other than channels")
-    return [_Value(kind=kind, shape=structure.concatenated(*(x.shape for x in inputs)))]
+    shapes = (x.shape for x in inputs)
+    return [_Value(kind=kind, shape=structure.concatenated(*shapes, axis=attributes["axis"]))]
+
+
+def _reshape(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    kind = _floats(inputs[:1], range(1, 2))
+    _take(attributes)
+    expect(len(inputs) == 2 and inputs[1].numbers, "a reshape to what is computed")
+    return [_Value(kind=kind, shape=structure.reshaped(inputs[0].shape, inputs[1].numbers))]
+
+
+def _instance_norm(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    kind = _floats(inputs, range(3, 4))
+    _take(attributes)
+    x, *weights = inputs
+    shape = structure.normalized(x.shape)
+    expect(all(w.constant and w.shape == (shape[1],) for w in weights), "an odd norm")
+    return [_Value(kind=kind, shape=shape)]
+
+
+def _resize(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    _take(attributes, (*_DOUBLING,))
+    expect(attributes == _DOUBLING and len(inputs) == 3, "an odd resize")
+    x, region, scales = inputs
+    kind = _floats([x], range(1, 2))
+    expect(
+        region.shape == (8,) and region.constant and region.kind == TensorProto.FLOAT,
+        "an odd region",
+    )
+    expect(scales.factors == (1, 1, 2, 2), "a resize to other than twice the size")
+    return [_Value(kind=kind, shape=structure.doubled(x.shape))]
+
+
+def _sums(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    _take(attributes, ("exclusive",))
+    expect(attributes["exclusive"] == 1 and len(inputs) == 2, "odd sums")
+    x, axis = inputs
+    kind = _floats([x], range(1, 2))
+    expect(axis.shape == () and len(axis.numbers) == 1, "sums along what is computed")
+    return [_Value(kind=kind, shape=structure.counted(x.shape, axis.numbers[0]))]
+
+
+def _transpose(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    kind = _floats(inputs, range(1, 2))
+    _take(attributes, ("perm",))
+    return [_Value(kind=kind, shape=structure.transposed(inputs[0].shape, attributes["perm"]))]
 
 
 def _split(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
@@ -332,11 +417,16 @@ _OPERATORS: dict[str, Operator] = {
     "GlobalAveragePool": _mean,
     "Flatten": _flatten,
     "Gemm": _gemm,
-    **dict.fromkeys(("Relu", "Sigmoid", "Neg", "Exp"), _like(1, 1)),
+    **dict.fromkeys(("Relu", "Sigmoid", "Neg", "Exp", "Sqrt"), _like(1, 1)),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _like(2, 2)),
     **dict.fromkeys(("Max", "Sum"), _like(2, 65)),
     "Concat": _concat,
     "Split": _split,
+    "Reshape": _reshape,
+    "InstanceNormalization": _instance_norm,
+    "Resize": _resize,
+    "CumSum": _sums,
+    "Transpose": _transpose,
     "Cast": _cast,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,

@@ -11,11 +11,10 @@ from threading import Lock
 
 import numpy as np
 
-from splitattn.engines.engine import Engine, FileSettings, Images, Logits
+from splitattn.engines.engine import Array, Engine, FileSettings, Images, Logits
 from splitattn.engines.open_vino_structure import check_open_vino
 from splitattn.errors import InputError, one_line
-from splitattn.graph.folding import FoldedNetwork
-from splitattn.graph.onnx_model import parts, to_onnx
+from splitattn.graph.onnx_model import Network, parts, to_onnx
 from splitattn.libraries import telemetry_off
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
@@ -25,7 +24,7 @@ with telemetry_off():
     from openvino.properties import hint
 
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
-FLOAT_PARTS = ("attention", "blend")
+FLOAT_PARTS = ("attention", "blend", "norms", "decode")
 
 
 class OpenVinoEngine(Engine):
@@ -61,11 +60,15 @@ class OpenVinoEngine(Engine):
         # A compiled network has one request, and all cores work on it: threads take turns.
         self._one_at_a_time = Lock()
 
-    def _infer(self, images_BCHW: Images) -> Logits:
+    def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
         images = np.ascontiguousarray(images_BCHW)
         with self._one_at_a_time:
-            logits: Logits = self._network(images.shape)(images)[0]
+            found = self._network(images.shape)(images)
             self._last = images.shape  # set only once the network has accepted this shape
+        return tuple(found[i] for i in range(len(found)))
+
+    def _infer(self, images_BCHW: Images) -> Logits:
+        logits: Logits = self.outputs(images_BCHW)[0]
         return logits
 
     def _network(self, shape: tuple[int, ...]) -> "ov.CompiledModel":
@@ -89,13 +92,13 @@ def core() -> "ov.Core":
     return shared
 
 
-def load(network: FoldedNetwork, *, size: int, device: str) -> OpenVinoEngine:
+def load(network: Network, *, size: int | None, device: str) -> OpenVinoEngine:
     """See `table.EngineModule`."""
     _check_device(device)
     return OpenVinoEngine(_model(network, size=size), device=device)
 
 
-def write(network: FoldedNetwork, path: Path, settings: FileSettings) -> None:
+def write(network: Network, path: Path, settings: FileSettings) -> None:
     """See `table.FileEngineModule`. A `.bin` file with the weights appears beside `path`."""
     model = _model(network, size=settings.size, batch=settings.batch)
     if settings.precision == "int8":
@@ -108,12 +111,17 @@ def write(network: FoldedNetwork, path: Path, settings: FileSettings) -> None:
     save(model, path, half=settings.precision == "fp16")
 
 
+def read_metadata(path: Path) -> ModelMetadata:
+    """See `table.FileEngineModule`."""
+    return check_open_vino(path)
+
+
 def open_file(
     path: Path, *, device: str, trusted: bool = False
 ) -> tuple[OpenVinoEngine, ModelMetadata]:
     """See `table.FileEngineModule`."""
     del trusted
-    metadata = check_open_vino(path)
+    metadata = read_metadata(path)
     return OpenVinoEngine(path, device=device), metadata
 
 
@@ -175,7 +183,7 @@ def _share_rounded_inputs(model: "ov.Model", readers: set[str]) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _model(network: FoldedNetwork, *, size: int | None, batch: int | None = None) -> "ov.Model":
+def _model(network: Network, *, size: int | None, batch: int | None = None) -> "ov.Model":
     # Average pooling stays what it is: as convolutions, int8 would round it.
     onnx_model = to_onnx(network, size=size, batch=batch, average_pools=True)
     model = core().read_model(onnx_model.SerializeToString())

@@ -2,6 +2,8 @@
 
 import math
 import re
+import struct
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 _START = b'<?xml version="1.0"?>\n<net '
 _DEEPEST = 8
+_MOST_FACTORS = 8
 _SIZES = {"f32": 4, "f16": 2, "i8": 1, "u8": 1, "i64": 8}
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 # Types of OpenVINO's marks on layers.
@@ -25,12 +28,23 @@ _MARKS = ("decompression", "DisablePrecisionConversion")
 
 @dataclass(frozen=True, kw_only=True)
 class _Value:
-    """A tensor: its type, its shape, whether it is constant, and its numbers if they are i64."""
+    """A tensor: its type, its shape, and whether it is constant.
+
+    Attributes:
+        numbers: of a constant of type i64.
+        factors: of a constant of up to eight floats.
+    """
 
     kind: str
     shape: Shape
     constant: bool = False
     numbers: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it is a constant of several numbers, but no shape."""
+        return self.constant and self.kind != "i64" and math.prod(self.shape) > 1
 
 
 Data = Mapping[str, str]
@@ -106,17 +120,18 @@ class _Network:
     def __init__(self, metadata: ModelMetadata, weights: "_Weights") -> None:
         self._metadata = metadata
         self._weights = weights
-        self._products = Products()
+        self._products = Products(metadata.task)
         self._images: Shape = ()
         self._outputs: list[Shape] = []
-        self._read: set[tuple[int, int]] = set()
+        self._read: Counter[tuple[int, int]] = Counter()
 
     def run(self, layers: Element, sources: Mapping[tuple[int, int], tuple[int, int]]) -> None:
-        """Raise unless all layers are ours and give logits of the images."""
+        """Raise unless all layers are ours and give the outputs of the task for the images."""
         expect(len(layers) <= structure.MOST_NODES, "too many layers")
         values: dict[tuple[int, int], _Value] = {}  # by layer and output
         numbers: set[int] = set()
         used = 0
+        most = structure.MOST_USES[self._metadata.task]
         for layer in layers:
             _check_layer(layer)
             number, kind = _whole(layer.get("id")), layer.get("type", "")
@@ -129,10 +144,10 @@ class _Network:
                 assert source is not None
                 inputs.append(values[source])
                 used += 1
-                if values[source].constant and math.prod(values[source].shape) > 1:
+                if values[source].weighs:
                     # So that what a network computes is in proportion to the size of its file.
-                    expect(source not in self._read, "weights that are used twice")
-                    self._read.add(source)
+                    self._read[source] += 1
+                    expect(self._read[source] <= most, "weights that are used too often")
             value = self._value(layer, kind, inputs)
             outputs = _ports(layer, "output")
             expect(bool(outputs) == (value is not None), f"{kind} with {len(outputs)} outputs")
@@ -140,8 +155,9 @@ class _Network:
                 _check_stated(outputs[0], value.shape)
                 values[number, len(inputs)] = value
         expect(used == len(sources), "edges to nowhere")
-        expect(len(self._outputs) == 1, "several outputs, or none")
-        structure.check_logits(self._outputs[0], self._images, self._metadata)
+        names = structure.output_names(self._metadata)
+        expect(len(self._outputs) == len(names), f"other outputs than {', '.join(names)}")
+        structure.check_outputs(self._outputs, self._images, self._metadata)
 
     def _value(self, layer: Element, kind: str, inputs: Sequence[_Value]) -> _Value | None:
         data = layer.find("data")
@@ -206,7 +222,11 @@ class _Weights:
             numbers = tuple(
                 int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, size, 8)
             )
-        return _Value(kind=kind, shape=shape, constant=True, numbers=numbers)
+        factors: tuple[float, ...] = ()
+        if kind == "f32" and size <= 4 * _MOST_FACTORS:
+            self._file.seek(offset)
+            factors = struct.unpack(f"<{size // 4}f", self._file.read(size))
+        return _Value(kind=kind, shape=shape, constant=True, numbers=numbers, factors=factors)
 
 
 def _check_layer(layer: Element) -> None:
@@ -305,11 +325,37 @@ def _mean(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
 def _reshape(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     x, target = inputs
     _floats([x])
-    expect(
-        target.numbers == (0, -1) and len(x.shape) == 4 and x.shape[2:] == (1, 1),
-        "a reshape of other than means",
-    )
-    return _Value(kind="f32", shape=x.shape[:2])
+    expect(target.numbers, "a reshape to what is computed")
+    return _Value(kind="f32", shape=structure.reshaped(x.shape, target.numbers))
+
+
+def _normalize(inputs: Sequence[_Value], fields: Data, _: Products) -> _Value:
+    x, axes = inputs
+    _floats([x])
+    expect(axes.numbers == (2, 3), "a norm of other than pixels")
+    expect(_EPSILON.fullmatch(fields["eps"]), f"a norm with eps {fields['eps']!r:.40}")
+    return _Value(kind="f32", shape=structure.normalized(x.shape))
+
+
+def _double(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    x, scales, *axes = inputs
+    _floats([x])
+    expect(scales.factors == (1, 1, 2, 2), "a resize to other than twice the size")
+    expect(all(each.numbers == (0, 1, 2, 3) for each in axes), "a resize of odd axes")
+    return _Value(kind="f32", shape=structure.doubled(x.shape))
+
+
+def _count(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    x, axis = inputs
+    _floats([x])
+    expect(axis.shape == () and len(axis.numbers) == 1, "sums along what is computed")
+    return _Value(kind="f32", shape=structure.counted(x.shape, axis.numbers[0]))
+
+
+def _transpose(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    x, order = inputs
+    _floats([x])
+    return _Value(kind="f32", shape=structure.transposed(x.shape, order.numbers))
 
 
 def _matmul(inputs: Sequence[_Value], _: Data, products: Products) -> _Value:
@@ -327,9 +373,11 @@ def _like(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     return _Value(kind="f32", shape=shape, constant=all(value.constant for value in inputs))
 
 
-def _concat(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+def _concat(inputs: Sequence[_Value], fields: Data, _: Products) -> _Value:
     _floats(inputs)
-    return _Value(kind="f32", shape=structure.concatenated(*(value.shape for value in inputs)))
+    shapes = (value.shape for value in inputs)
+    shape = structure.concatenated(*shapes, axis=_whole(fields["axis"]))
+    return _Value(kind="f32", shape=shape)
 
 
 def _convert(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
@@ -374,7 +422,14 @@ _WINDOWS: Fields = {
     "auto_pad": ("explicit",),
 }
 _ONE, _TWO = range(1, 2), range(2, 3)
-_VERSIONS = {"MaxPool": ("opset8",), "AvgPool": ("opset1", "opset14", "opset16")}
+_EPSILON = re.compile(r"(1e-0?5|1\.000000\d*e-0?5|9\.99999\d*e-0?6)")
+_VERSIONS = {
+    "MaxPool": ("opset8",),
+    "AvgPool": ("opset1", "opset14", "opset16"),
+    "MVN": ("opset6",),
+    "Interpolate": ("opset4", "opset11"),
+    "CumSum": ("opset3",),
+}
 _OPERATIONS: dict[str, _Operation] = {
     **dict.fromkeys(
         ("Convolution", "GroupConvolution"),
@@ -404,13 +459,36 @@ _OPERATIONS: dict[str, _Operation] = {
     ),
     "ReduceMean": _Operation(inputs=_TWO, fields={"keep_dims": ("true",)}, compute=_mean),
     "Reshape": _Operation(inputs=_TWO, fields={"special_zero": ("true",)}, compute=_reshape),
+    "MVN": _Operation(
+        inputs=_TWO,
+        fields={"eps": None, "normalize_variance": ("true",), "eps_mode": ("INSIDE_SQRT",)},
+        compute=_normalize,
+    ),
+    "Interpolate": _Operation(
+        inputs=range(2, 4),
+        fields={
+            "mode": ("nearest",),
+            "shape_calculation_mode": ("scales",),
+            "coordinate_transformation_mode": ("asymmetric",),
+            "nearest_mode": ("floor",),
+            "antialias": ("false",),
+            "pads_begin": ("0, 0, 0, 0",),
+            "pads_end": ("0, 0, 0, 0",),
+            "cube_coeff": ("-0.75",),
+        },
+        compute=_double,
+    ),
+    "CumSum": _Operation(
+        inputs=_TWO, fields={"exclusive": ("true",), "reverse": ("false",)}, compute=_count
+    ),
+    "Transpose": _Operation(inputs=_TWO, fields={}, compute=_transpose),
     "MatMul": _Operation(
         inputs=_TWO,
         fields={"transpose_a": ("false",), "transpose_b": ("true",)},
         compute=_matmul,
     ),
     **dict.fromkeys(
-        ("ReLU", "Sigmoid", "Negative", "Exp"),
+        ("ReLU", "Sigmoid", "Negative", "Exp", "Sqrt"),
         _Operation(inputs=_ONE, fields={}, compute=_like),
     ),
     **dict.fromkeys(
@@ -420,7 +498,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "Divide": _Operation(
         inputs=_TWO, fields={**_BROADCAST, "m_pythondiv": ("true",)}, compute=_like
     ),
-    "Concat": _Operation(inputs=range(2, 65), fields={"axis": ("1",)}, compute=_concat),
+    "Concat": _Operation(inputs=range(2, 65), fields={"axis": ("1", "2")}, compute=_concat),
     "Convert": _Operation(inputs=_ONE, fields={"destination_type": ("f32",)}, compute=_convert),
     "FakeQuantize": _Operation(
         inputs=range(5, 6), fields={**_BROADCAST, "levels": ("255", "256")}, compute=_quantize

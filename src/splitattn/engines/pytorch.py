@@ -80,7 +80,7 @@ class TorchEngine(Engine):
         return out
 
 
-def load(network: "FoldedNetwork", *, size: int, device: str) -> TorchEngine:
+def load(network: "FoldedNetwork", *, size: int | None, device: str) -> TorchEngine:
     """See `table.EngineModule`. Images may have any size."""
     del size
     return TorchEngine(FusedResNeSt(network), choose_device(device))
@@ -105,6 +105,11 @@ def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
     extra = {f"{METADATA_KEY}.json": settings.metadata.to_json()}
     with writing_native(path) as file:
         torch.export.save(program, file, extra_files=extra)
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """See `table.FileEngineModule`; raises, as `open_file` does."""
+    return open_file(path, device="cpu")[1]
 
 
 def open_file(

@@ -5,7 +5,8 @@ an end or take all memory. So a file is read in Python first: `onnx_structure` a
 `open_vino_structure` refuse every operation, attribute and type that our writers do not write, and
 compute all shapes with the functions here, which refuse geometry that no ResNeSt has.
 
-Shapes are tuples: (B, C, H, W) for maps, (B, N) for features and logits.
+Shapes are tuples: (B, C, H, W) for maps, (B, N) for features and logits, (B, N, C) for boxes and
+scores.
 """
 
 import math
@@ -14,16 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.errors import WeightsError
+from splitattn.graph.detection import MULTIPLE, STRIDES, places
 from splitattn.weights.metadata import ModelMetadata
 
 Shape = tuple[int, ...]
 
-# ResNeSt-269 has a tenth of these nodes in eight bits, and half of these products at 416 pixels.
+# ResNeSt-269 has a tenth of these nodes in eight bits, and half of these products at 416 pixels; as
+# a detector it has a fourth of the others at 800 x 1333 pixels.
 MOST_NODES = 50_000
-MOST_PRODUCTS = 2**37
+MOST_PRODUCTS = {"classification": 2**37, "detection": 2**42}
+# How often a convolution may be used: a detector's head reads every map of its pyramid.
+MOST_USES = {"classification": 1, "detection": len(STRIDES)}
 # Of one tensor, for the batch that a file is tried on: 512 MiB of floats.
 MOST_NUMBERS = 2**27
 _LARGEST_KERNEL = 7
+_LARGEST_SIDE = 8192
 _LARGEST_STRIDE = 2
 _LARGEST_DILATION = 4
 # A file that takes any batch is tried on this many images.
@@ -63,9 +69,11 @@ def read_metadata(text: str | None) -> ModelMetadata:
     if text is None:
         raise StructureError("it does not say what its outputs mean")
     try:
-        return ModelMetadata.from_json(text)
+        metadata = ModelMetadata.from_json(text)
     except WeightsError as error:
         raise StructureError(str(error)) from error
+    expect(metadata.task in MOST_USES, f"its task is {metadata.task!r:.40}")
+    return metadata
 
 
 def image_shape(
@@ -75,6 +83,9 @@ def image_shape(
     preprocessing = metadata.preprocessing
     expect(channels == len(preprocessing.mean), f"its images have {channels} channels")
     expect(len(sides) == 2, "its input is no batch of images")
+    if metadata.task == "detection":
+        expect(sides == [None, None], "a detector that does not take images of any size")
+        return _affordable((batch or TRIED_BATCH, channels or 0, *_detector_sides(metadata)))
     for side in sides:
         expect(
             side in (None, preprocessing.size),
@@ -84,8 +95,30 @@ def image_shape(
     return _affordable(shape)
 
 
-def check_logits(shape: Shape, images: Shape, metadata: ModelMetadata) -> None:
-    """Raise unless there is one output for each class of each image."""
+def _detector_sides(metadata: ModelMetadata) -> list[int]:
+    """The largest sides of images of a detector, as multiples of what it needs."""
+    found = []
+    for name in ("short_side", "long_side"):
+        side = metadata.head.get(name)
+        expect(type(side) is int and 1 <= side <= _LARGEST_SIDE, f"{name} of {side!r:.40}")
+        assert isinstance(side, int)
+        found.append(-(-side // MULTIPLE) * MULTIPLE)
+    return found
+
+
+def output_names(metadata: ModelMetadata) -> tuple[str, ...]:
+    """What the outputs are called, in their order."""
+    return ("boxes", "scores") if metadata.task == "detection" else ("logits",)
+
+
+def check_outputs(shapes: Sequence[Shape], images: Shape, metadata: ModelMetadata) -> None:
+    """Raise unless the outputs are those of the task, for each class of each image."""
+    if metadata.task == "detection":
+        batch, found = images[0], sum(places(*images[2:]))
+        expected = [(batch, found, 4), (batch, found, len(metadata.classes))]
+        expect([*shapes] == expected, f"boxes and scores of {expected}, it gives {shapes}")
+        return
+    (shape,) = shapes
     expect(
         shape == (images[0], len(metadata.classes)),
         f"it must name each of its outputs, it names {len(metadata.classes)} and gives "
@@ -94,15 +127,20 @@ def check_logits(shape: Shape, images: Shape, metadata: ModelMetadata) -> None:
 
 
 class Products:
-    """Adds up the multiplications that one image takes."""
+    """Adds up the multiplications that one image takes.
 
-    def __init__(self) -> None:
+    Args:
+        task: what the network is for.
+    """
+
+    def __init__(self, task: str) -> None:
         self._total = 0
+        self._most = MOST_PRODUCTS[task]
 
     def add(self, batch: int, count: int) -> None:
         """Add those of an operation, in all images of a batch."""
         self._total += count // batch
-        expect(self._total <= MOST_PRODUCTS, "it computes more than any ResNeSt")
+        expect(self._total <= self._most, "it computes more than any ResNeSt")
 
 
 def convolution(
@@ -175,14 +213,59 @@ def together(*shapes: Shape) -> Shape:
     return out
 
 
-def concatenated(*shapes: Shape) -> Shape:
-    """The shape of maps (B, C, H, W), one after the other in their channels."""
+def concatenated(*shapes: Shape, axis: int = 1) -> Shape:
+    """The shape of maps (B, C, H, W), one after the other in their channels, or of (B, C, N)."""
+    rank = {1: 4, 2: 3}.get(axis)
     expect(
-        all(len(shape) == 4 for shape in shapes)
-        and len({(shape[0], *shape[2:]) for shape in shapes}) == 1,
+        all(len(shape) == rank for shape in shapes)
+        and len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) == 1,
         "shapes that do not fit each other",
     )
-    return _affordable((shapes[0][0], sum(shape[1] for shape in shapes), *shapes[0][2:]))
+    first = shapes[0]
+    length = sum(shape[axis] for shape in shapes)
+    return _affordable((*first[:axis], length, *first[axis + 1 :]))
+
+
+def reshaped(x: Shape, target: Sequence[int]) -> Shape:
+    """The shape of x (B, C, H, W) as features, as groups of channels, or as (B, C, N)."""
+    expect(len(x) == 4, "a reshape of other than maps")
+    batch, channels, height, width = x
+    if tuple(target) == (0, -1):
+        expect(height == width == 1, "a reshape of other than means")
+        return batch, channels
+    expect(
+        len(target) in (3, 4) and target[0] == 0 and target[1] >= 1 and target[2] == -1,
+        "a reshape that no detector has",
+    )
+    expect(len(target) == 3 or target[3] == 0, "a reshape that no detector has")
+    rest = channels * height * (width if len(target) == 3 else 1)
+    expect(rest % target[1] == 0, "a reshape into other than equal parts")
+    out = (batch, target[1], rest // target[1])
+    return out if len(target) == 3 else (*out, width)
+
+
+def normalized(x: Shape) -> Shape:
+    """The shape of an instance norm of x (B, C, H, W)."""
+    expect(len(x) == 4, "a norm of other than maps")
+    return x
+
+
+def doubled(x: Shape) -> Shape:
+    """The shape of x (B, C, H, W) with four pixels for each."""
+    expect(len(x) == 4, "a larger image of other than maps")
+    return _affordable((*x[:2], 2 * x[2], 2 * x[3]))
+
+
+def counted(x: Shape, axis: int) -> Shape:
+    """The shape of sums along rows or columns of x (B, C, H, W)."""
+    expect(len(x) == 4 and axis in (2, 3), "sums along other than rows and columns")
+    return x
+
+
+def transposed(x: Shape, order: Sequence[int]) -> Shape:
+    """The shape of x (B, C, N) as (B, N, C)."""
+    expect(len(x) == 3 and tuple(order) == (0, 2, 1), "a transpose of other than boxes and scores")
+    return x[0], x[2], x[1]
 
 
 def _windows(

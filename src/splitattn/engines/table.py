@@ -16,7 +16,8 @@ from splitattn.libraries import installed, require
 
 if TYPE_CHECKING:
     from splitattn.engines.engine import Engine, FileSettings
-    from splitattn.graph.folding import FoldedNetwork, Form
+    from splitattn.graph.folding import Form
+    from splitattn.graph.onnx_model import Network
     from splitattn.weights.metadata import ModelMetadata
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -26,11 +27,11 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 class EngineModule(Protocol):
     """What the module of an engine has."""
 
-    def load(self, network: "FoldedNetwork", *, size: int, device: str) -> "Engine":
+    def load(self, network: "Network", *, size: int | None, device: str) -> "Engine":
         """`network` in this engine.
 
         Args:
-            size: height and width of the images, in pixels.
+            size: height and width of the images, in pixels; None takes any.
             device: "auto" or a device by name.
 
         Raises:
@@ -42,8 +43,12 @@ class EngineModule(Protocol):
 class FileEngineModule(EngineModule, Protocol):
     """What the module of an engine has if its row names a file format."""
 
-    def write(self, network: "FoldedNetwork", path: Path, settings: "FileSettings") -> None:
+    def write(self, network: "Network", path: Path, settings: "FileSettings") -> None:
         """Write `network` to `path` in the engine's format."""
+        ...
+
+    def read_metadata(self, path: Path) -> "ModelMetadata":
+        """The metadata inside a file; raises as `open_file`."""
         ...
 
     def open_file(

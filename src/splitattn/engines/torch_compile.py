@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from splitattn.graph.folding import FoldedNetwork
 
 
-def load(network: "FoldedNetwork", *, size: int, device: str) -> TorchEngine:
+def load(network: "FoldedNetwork", *, size: int | None, device: str) -> TorchEngine:
     """See `table.EngineModule`. The first batch of a size waits for the compiler.
 
     Raises:

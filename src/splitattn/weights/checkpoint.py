@@ -157,6 +157,15 @@ def read_by_own_keys(path: str | Path) -> "dict[str, Tensor]":
     return _read_content(Path(path), "pt", _as_tensor)[0]
 
 
+def read_arrays_by_own_keys(path: str | Path) -> dict[str, Array]:
+    """As `read_by_own_keys`, into NumPy arrays, which needs no PyTorch.
+
+    Raises:
+        WeightsError: as in `read_tensors`.
+    """
+    return _read_content(Path(path), "numpy", _as_array)[0]
+
+
 def _read_content(
     path: Path, framework: Literal["numpy", "pt"], convert: Callable[[Any], T]
 ) -> tuple[dict[str, T], ModelMetadata | None]:

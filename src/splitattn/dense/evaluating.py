@@ -1,0 +1,110 @@
+"""How good is a detector on annotated images?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from splitattn.dense.annotated import AnnotatedImages, read_image
+from splitattn.dense.detector import Detector
+from splitattn.dense.found import FoundObjects
+from splitattn.dense.open import open_annotated
+from splitattn.dense.scoring import DetectionScores, score
+from splitattn.errors import DataError, ImageError
+from splitattn.libraries import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionEvaluation(DetectionScores):
+    """What was measured, and of which detector.
+
+    Attributes:
+        model, weights, engine: the detector, as `Detector` names it.
+        data, split: the images.
+        problems: a line for each image that could not be read; nothing was found in it.
+    """
+
+    model: str
+    weights: str
+    engine: str
+    data: str
+    split: str
+    problems: tuple[str, ...]
+
+
+def evaluate_detector(
+    data: str | Path,
+    weights: str | Path,
+    *,
+    split: str = "val",
+    engine: str = "auto",
+    device: str = "auto",
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+) -> DetectionEvaluation:
+    """COCO's figures of a detector over every image of `data`, each exactly once.
+
+    Args:
+        data, split: see `open_annotated`.
+        weights, engine, device: see `Detector`.
+        on_images: told how many more images are done, of how many in all.
+
+    Raises:
+        InputError: a library is missing, or see `Detector`.
+        WeightsError: the weights cannot be read, or are not a detector's.
+        DataError: the data cannot be opened, has other classes, or no image could be read.
+    """
+    require("measuring a detector", "faster_coco_eval")
+    detector = Detector(weights, engine=engine, device=device)
+    images = with_classes(open_annotated(data, split), detector.classes)
+    found, problems = find_all(images, detector.find, on_images)
+    if len(problems) == len(images):
+        raise DataError(f"{data} must have images that can be read, got {problems[0]}")
+    return DetectionEvaluation(
+        **vars(score(images, found)),
+        model=detector.model,
+        weights=detector.weights,
+        engine=detector.engine,
+        data=str(data),
+        split=split,
+        problems=problems,
+    )
+
+
+def find_all(
+    data: AnnotatedImages,
+    detect: Callable[[Image.Image], FoundObjects],
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+) -> tuple[list[FoundObjects], tuple[str, ...]]:
+    """What is found in each image; in those that cannot be read, nothing.
+
+    Returns:
+        What is found, and a line for each image that cannot be read.
+    """
+    found, problems = [], []
+    for index in range(len(data)):
+        try:
+            found.append(detect(read_image(data, index)))
+        except ImageError as error:
+            found.append(FoundObjects.none())
+            problems.append(str(error))
+        on_images(1, len(data))
+    return found, tuple(problems)
+
+
+def with_classes(data: AnnotatedImages, classes: tuple[str, ...]) -> AnnotatedImages:
+    """`data` with the labels of a detector's classes.
+
+    Raises:
+        DataError: the data has a class that the detector does not have.
+    """
+    unknown = sorted({*data.classes} - {*classes})
+    if unknown:
+        raise DataError(
+            f"{data.origin} must have the detector's classes, got {len(unknown)} others: "
+            f"{', '.join(unknown[:5])}"
+        )
+    order = np.array([classes.index(name) for name in data.classes], dtype=np.int64)
+    objects = [replace(each, labels=order[each.labels]) for each in data.objects]
+    return replace(data, classes=classes, objects=objects)

@@ -1,0 +1,127 @@
+"""One image through a detector, and back to the image's own pixels. Needs no PyTorch."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from splitattn.dense.found import FoundObjects
+from splitattn.dense.resizing import Sides, resized
+from splitattn.engines.engine import Engine
+from splitattn.graph.detection import MULTIPLE, places
+from splitattn.images.preprocess import normalize
+from splitattn.preprocessing import Preprocessing
+
+# As many as torchvision's detectors take and give: of each map before overlaps are removed, and of
+# an image.
+_MOST_OF_A_MAP, _MOST = 1000, 100
+# COCO scores everything from here on.
+LEAST_SCORE = 0.05
+IOU = 0.6
+
+
+class Finder(Protocol):
+    """Finds objects in an image that has its final size."""
+
+    def __call__(self, pixels: NDArray[np.uint8], *, score: float, iou: float) -> FoundObjects:
+        """What is found in pixels (H, W, 3), with boxes in these pixels.
+
+        Args:
+            score: objects with this one or a lower one are left out.
+            iou: of two boxes of a class that overlap by more, the one of lower score is left out.
+        """
+        ...
+
+
+def find(
+    finder: Finder, image: Image.Image, sides: Sides, *, score: float = LEAST_SCORE, iou: float
+) -> FoundObjects:
+    """What a detector finds in an image.
+
+    Args:
+        finder: see there, also for `score` and `iou`.
+        image: RGB, upright.
+        sides: of the detector's images.
+    """
+    size = sides.size(*image.size)
+    found = finder(np.asarray(resized(image, size)), score=score, iou=iou)
+    return found.scaled(image.width / size[0], image.height / size[1])
+
+
+class EngineFinder:
+    """FCOS in an engine.
+
+    Args:
+        engine: gives boxes and scores, see `write_detector`.
+        preprocessing: mean and deviation of the images.
+    """
+
+    def __init__(self, engine: Engine, preprocessing: Preprocessing) -> None:
+        self.engine = engine
+        self._preprocessing = preprocessing
+
+    def __call__(self, pixels: NDArray[np.uint8], *, score: float, iou: float) -> FoundObjects:
+        images = padded(pixels, self._preprocessing)
+        boxes, scores = self.engine.outputs(images)
+        counts = places(*images.shape[2:])
+        return select(boxes[0], scores[0], counts, pixels.shape[:2], score=score, iou=iou)
+
+
+def padded(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Pixels (H, W, 3) as a detector's images (1, 3, H', W'), whose sides are multiples of 32."""
+    normalized = normalize(pixels.transpose(2, 0, 1)[None], preprocessing)
+    height, width = pixels.shape[:2]
+    after = [(0, 0), (0, 0), (0, -height % MULTIPLE), (0, -width % MULTIPLE)]
+    return np.pad(normalized, after)
+
+
+def select(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    places: list[int],
+    size: tuple[int, ...],
+    *,
+    score: float,
+    iou: float,
+) -> FoundObjects:
+    """The objects among what a detector gives for one image, as torchvision's FCOS selects them.
+
+    Args:
+        boxes: (N, 4).
+        scores: (N, classes).
+        places: how many of N belong to each map.
+        size: height and width of the image, to which boxes are cut.
+        score, iou: see `Finder`.
+    """
+    kept = []
+    for first, count in zip(np.cumsum([0, *places[:-1]]), places, strict=True):
+        own = scores[first : first + count]
+        found = np.flatnonzero(own > score)
+        best = np.argsort(-own.ravel()[found], kind="stable")[:_MOST_OF_A_MAP]
+        kept.append(found[best] + first * scores.shape[1])
+    candidates = np.concatenate(kept)
+    values = scores.ravel()[candidates]
+    place, label = np.divmod(candidates, scores.shape[1])
+    height, width = size
+    cut = boxes[place].clip(0, np.array([width, height, width, height], np.float32))
+    order = np.argsort(-values, kind="stable")
+    apart = order[_apart(cut[order], label[order], iou)][:_MOST]
+    return FoundObjects(boxes=cut[apart], labels=label[apart], scores=values[apart])
+
+
+def _apart(boxes: NDArray[np.float32], labels: NDArray[np.int64], iou: float) -> NDArray[np.bool_]:
+    """Which of `boxes` (N, 4), best first, no better box of their class overlaps by more."""
+    near, far = boxes[:, :2], boxes[:, 2:]
+    areas = (far - near).prod(1)
+    kept = np.ones(len(boxes), dtype=bool)
+    for label in np.unique(labels):
+        (left,) = np.nonzero(labels == label)
+        while len(left):
+            best, left = left[0], left[1:]
+            shared = np.minimum(far[best], far[left]) - np.maximum(near[best], near[left])
+            common = shared.clip(0).prod(1)
+            overlap = common > iou * (areas[best] + areas[left] - common)
+            kept[left[overlap]] = False
+            left = left[~overlap]
+    return kept

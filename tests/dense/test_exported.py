@@ -1,0 +1,211 @@
+"""Detectors run in every engine and as files, and find the same objects everywhere."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import batched_nms
+
+from splitattn import workflows
+from splitattn.architectures import ARCHITECTURES
+from splitattn.classifier import Classifier
+from splitattn.dense import exporting
+from splitattn.dense.detector import Detector
+from splitattn.dense.exporting import BoxParity, DetectorExportReport, PrecisionLoss
+from splitattn.dense.finding import select
+from splitattn.dense.found import FoundObjects
+from splitattn.errors import DataError, InputError, WeightsError
+from splitattn.exporting import ExportError
+from splitattn.training.loop import train
+from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
+from splitattn.weights.metadata import read_metadata
+from tests.dense.datasets import picture, write_coco
+from tests.dense.runs import ARCHITECTURE, RECIPE, make_run, make_task, network
+
+PICTURE = picture([(10, 16, 46, 54, 2), (76, 30, 114, 66, 0)], (128, 96), 77)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A detector that has learned a little."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+        recipe = replace(RECIPE, epochs=1)
+        train(network(), make_task(folder, train=24), make_run(folder / "run", recipe))
+        yield folder / "run"
+
+
+@pytest.fixture(scope="module")
+def plain(run: Path) -> FoundObjects:
+    found = Detector(run, engine="torch").find(PICTURE)
+    assert len(found) > 20
+    return found
+
+
+def check_same(found: FoundObjects, plain: FoundObjects, pixels: float, score: float) -> None:
+    np.testing.assert_array_equal(found.labels, plain.labels)
+    np.testing.assert_allclose(found.scores, plain.scores, atol=score)
+    np.testing.assert_allclose(found.boxes, plain.boxes, atol=pixels)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_find_what_torchvision_finds(engine: str, run: Path, plain: FoundObjects) -> None:
+    detector = Detector(run, engine=engine)
+    assert detector.engine.lower().replace(" ", "").startswith(engine)
+    check_same(detector.find(PICTURE), plain, 1e-3, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("net.onnx", "fp32"), ("net.xml", "fp32"), ("half.onnx", "fp16")]
+)
+def test_files_find_what_the_detector_finds(
+    name: str, precision: str, run: Path, plain: FoundObjects, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    report = workflows.export(path, weights=run, precision=precision)
+    assert isinstance(report, DetectorExportReport)
+    assert report.passed
+    assert (report.parity.images, report.parity.objects, report.parity.same) == (5, 100, 100)
+    stored = json.loads(path.with_name(f"{name}.parity.json").read_text())
+    assert stored == json.loads(json.dumps(report.as_dict()))
+    detector = Detector(path)
+    assert (detector.classes, detector.model) == (Detector(run).classes, "small")
+    close = (1e-3, 1e-5) if precision == "fp32" else (0.2, 2e-3)
+    best = plain.above(float(np.median(plain.scores)))
+    check_same(detector.find(PICTURE, float(np.median(plain.scores)) - 1e-6), best, *close)
+    with pytest.raises(WeightsError, match="is for detection and labels no image"):
+        Classifier(weights=path)
+    other = "openvino" if name.endswith("onnx") else "onnxruntime"
+    with pytest.raises(InputError, match="leave out --engine"):
+        Detector(path, engine=other)
+
+
+def test_int8_may_cost_little_ap(run: Path, tmp_path: Path) -> None:
+    """Ranges come from training images, and what it costs is measured on the others."""
+    data = run.parent / "data"
+    report = workflows.export(
+        tmp_path / "q.onnx", weights=run, precision="int8", calibration=str(data)
+    )
+    assert isinstance(report, DetectorExportReport)
+    assert report.agreement is not None
+    assert report.agreement.images == 4
+    measured = workflows.evaluate(str(data), weights=tmp_path / "q.onnx")
+    assert measured.figures["ap"] == report.agreement.ap  # type: ignore[union-attr]
+    assert report.size < 0.5 * (run / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"batch_size": 2}, "takes any batch"),
+        ({"format": "torch_export", "path": "net.pt2"}, "onnx or openvino, got torch_export"),
+        ({"precision": "int8"}, "int8 needs images to calibrate on"),
+        ({"model": "small"}, "leave out --model"),
+        ({"path": "net.gguf"}, "must end in one of"),
+    ],
+)
+def test_files_that_cannot_be_are_refused(
+    options: dict[str, object], rule: str, run: Path, tmp_path: Path
+) -> None:
+    options = {"path": "net.onnx", "weights": run, **options}
+    path = tmp_path / str(options.pop("path"))
+    with pytest.raises(InputError, match=rule):
+        workflows.export(path, **options)  # type: ignore[arg-type]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_head_of_two_stages_is_refused(run: Path, tmp_path: Path) -> None:
+    source = run / "model.safetensors"
+    metadata = read_metadata(source)
+    assert metadata is not None
+    metadata = replace(metadata, head={**metadata.head, "name": "faster_rcnn"})
+    write_checkpoint(tmp_path / "a.safetensors", read_by_own_keys(source), metadata)
+    with pytest.raises(InputError, match="second stage depends on what it finds"):
+        workflows.export(tmp_path / "a.onnx", weights=tmp_path / "a.safetensors")
+
+
+def test_a_file_that_finds_something_else_does_not_appear(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(*arguments: object, **options: object) -> FoundObjects:
+        return select(*arguments, **options).scaled(1.2, 1.2)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("splitattn.dense.finding.select", off)
+    with pytest.raises(ExportError, match=r"99 % of the boxes must be the same.*got 0\.0 %"):
+        workflows.export(tmp_path / "net.onnx", weights=run)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("precision", "change", "passes"),
+    [
+        ("fp32", {}, True),
+        ("fp32", {"same": 98.9}, False),
+        ("fp32", {"score": 2e-3}, False),
+        ("fp32", {"score": float("nan")}, False),
+        ("fp32", {"objects": 0}, False),
+        ("fp16", {"same": 95.0, "score": 0.04}, True),
+        ("int8", {"same": 60.0}, True),
+        ("int8", {"ap": 47.9}, False),
+    ],
+)
+def test_reports_say_what_may_be_used(
+    precision: str, change: dict[str, float], passes: bool
+) -> None:
+    parity = {"images": 5, "objects": 100, "same": 100.0, "pixels": 0.0, "score": 0.0}
+    loss = PrecisionLoss(images=4, ap=change.pop("ap", 48.1), exact_ap=50.0)
+    report = DetectorExportReport(
+        path=Path("a"),
+        model="small",
+        format="onnx",
+        precision=precision,
+        engine="x",
+        size=1,
+        parity=BoxParity(**{**parity, **change}),  # type: ignore[arg-type]
+        agreement=loss if precision == "int8" else None,
+    )
+    assert report.passed is passes
+    if not passes:
+        assert "a was not written: in x" in str(exporting._failure(report))
+
+
+def test_evaluate_measures_a_detector_on_any_split(run: Path, tmp_path: Path) -> None:
+    measured = workflows.evaluate(str(run.parent / "data"), weights=run, engine="torch")
+    metadata = read_metadata(run / "model.safetensors")
+    assert metadata is not None
+    figures = measured.figures  # type: ignore[union-attr]
+    assert {**figures, "n": 4} == metadata.metrics
+    for wrong in ({"model": "small"}, {"size": 64}):
+        with pytest.raises(InputError, match="leave out model and size"):
+            workflows.evaluate(str(run.parent / "data"), weights=run, **wrong)  # type: ignore[arg-type]
+    path = write_coco(tmp_path, "val", 1)
+    content = path.read_text().replace('"blue"', '"cyan"')
+    path.write_text(content)
+    with pytest.raises(DataError, match="must have the detector's classes, got 1 others: cyan"):
+        workflows.evaluate(str(tmp_path), weights=run)
+    path.write_text(content.replace('"cyan"', '"blue"'))
+    (tmp_path / "images" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError):
+        workflows.evaluate(str(tmp_path), weights=run)
+
+
+def test_the_best_box_of_each_class_wins() -> None:
+    """As torchvision's own suppression of overlaps, on random boxes of several classes."""
+    random = np.random.default_rng(0)
+    near = random.uniform(0, 80, (400, 2))
+    boxes = np.concatenate([near, near + random.uniform(2, 40, (400, 2))], 1).astype(np.float32)
+    scores = random.uniform(0, 1, (400, 3)).astype(np.float32)
+    found = select(boxes, scores, [300, 100], (100, 90), score=0.6, iou=0.5)
+    place, label = np.nonzero(scores > 0.6)
+    cut = torch.from_numpy(boxes[place].clip(0, [90, 100, 90, 100]).astype(np.float32))
+    values = torch.from_numpy(scores[place, label])
+    kept = batched_nms(cut, values, torch.from_numpy(label), 0.5)[:100]
+    np.testing.assert_array_equal(found.boxes, cut[kept])
+    np.testing.assert_array_equal(found.scores, values[kept])
+    np.testing.assert_array_equal(found.labels, label[kept])
+    assert not len(select(boxes, scores, [300, 100], (100, 90), score=1, iou=0.5))

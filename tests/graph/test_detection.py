@@ -1,0 +1,113 @@
+"""The folded detector, in NumPy and ONNX, is the detector of torchvision."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from splitattn.architectures import ARCHITECTURES, Architecture
+from splitattn.dense.detectors import create_detector
+from splitattn.graph.detection import STRIDES, detector_shapes, fold_detector, places
+from splitattn.graph.folding import Form
+from splitattn.graph.onnx_model import OPSETS, parts, to_onnx
+from tests.nn.networks import randomize_norms
+
+SHAPE = Architecture(layers=(1, 1, 1, 1), planes=4, stem_width=4)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Any:
+    """Whose norms and last layers are no longer as they begin."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network: Any = create_detector(SHAPE, num_classes=3, channels=64).eval()
+        randomize_norms(network)
+        for module in network.modules():
+            if isinstance(module, nn.GroupNorm):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.uniform_(module.bias, -0.5, 0.5)
+        for layer in (network.head.classification_head.cls_logits, network.head.regression_head):
+            for weight in layer.parameters():
+                if weight.ndim == 4:
+                    nn.init.normal_(weight, std=0.05)
+    return network
+
+
+@torch.inference_mode()
+def expected(detector: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes and scores of normalized images, before any is left out."""
+    maps = [*detector.backbone(images).values()]
+    found = detector.head(maps)
+    sizes = [(images.shape[2], images.shape[3])] * len(images)
+    anchors = detector.anchor_generator(ImageList(images, sizes), maps)
+    boxes = [
+        detector.box_coder.decode(distances, anchor)
+        for distances, anchor in zip(found["bbox_regression"], anchors, strict=True)
+    ]
+    sure = found["cls_logits"].sigmoid() * found["bbox_ctrness"].sigmoid()
+    return torch.stack(boxes), sure.sqrt()
+
+
+def arrays(detector: nn.Module) -> dict[str, Any]:
+    return {key: value.numpy() for key, value in detector.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("form", "half", "opset", "tolerance"),
+    [
+        ("branches", False, 13, 1e-4),
+        ("grouped", False, OPSETS[0], 1e-4),
+        ("branches", False, OPSETS[-1], 1e-4),
+        ("branches", True, 13, 0.2),
+    ],
+)
+def test_boxes_and_scores_are_those_of_torchvision(
+    detector: Any, form: Form, half: bool, opset: int, tolerance: float
+) -> None:
+    network = fold_detector(SHAPE, arrays(detector), form=form)
+    model = to_onnx(network, size=None, half=half, opset=opset)
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString())
+    # Maps of odd sides on the coarse levels, and of one pixel.
+    for batch, height, width in ((2, 96, 160), (1, 224, 32)):
+        images = torch.randn(batch, 3, height, width)
+        boxes, scores = session.run(["boxes", "scores"], {"images": images.numpy()})
+        true_boxes, true_scores = expected(detector, images)
+        assert boxes.shape == (batch, sum(places(height, width)), 4)
+        assert true_scores.std() > 0.05
+        np.testing.assert_allclose(boxes, true_boxes, atol=tolerance, rtol=tolerance)
+        np.testing.assert_allclose(scores, true_scores, atol=tolerance / 10)
+
+
+def test_places_stay_where_they_are_however_much_an_image_is_padded(detector: Any) -> None:
+    """torchvision's own grid has steps of 56 pixels here, for maps of stride 64."""
+    images = torch.zeros(1, 3, 224, 224)
+    maps = [torch.zeros(1, 1, -(-224 // stride), -(-224 // stride)) for stride in STRIDES]
+    (anchors,) = detector.anchor_generator(ImageList(images, [(224, 224)]), maps)
+    coarse = anchors.split(places(224, 224))[3]
+    centers = (coarse[:, :2] + coarse[:, 2:]) / 2
+    assert centers[:, 0].unique().tolist() == [0, 64, 128, 192]
+
+
+@pytest.mark.parametrize("name", ["resnest14", "resnest50_fast_1s4x24d", "resnest26_tiny"])
+def test_the_shapes_of_a_detector_are_known_without_pytorch(name: str) -> None:
+    with torch.device("meta"):
+        network = create_detector(name, num_classes=7, channels=96)
+    found = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    assert detector_shapes(ARCHITECTURES[name], num_classes=7, channels=96) == found
+
+
+def test_norms_and_boxes_are_parts_of_their_own(detector: Any) -> None:
+    model = to_onnx(fold_detector(SHAPE, arrays(detector)), size=None)
+    found = parts(node.name for node in model.graph.node)
+    kinds = {node.name: node.op_type for node in model.graph.node}
+    assert {kinds[name] for name in found["norms"]} == {
+        *("Reshape", "InstanceNormalization", "Mul", "Add")
+    }
+    assert "CumSum" in {kinds[name] for name in found["decode"]}
+    assert "Conv" not in {kinds[name] for part in ("norms", "decode") for name in found[part]}
