@@ -96,7 +96,7 @@ def structs(values: pa.Array) -> pa.Array:
         (pa.array([b"a", b"b"]), pa.array([False, True]), "label is bool"),
         (pa.array([b"a", b"b"]), pa.array(["0", "1"]), "label is string"),
         (pa.array([b"a", b"b"]), pa.array([[0], [1]]), "label is list"),
-        (pa.array([b"a", b"b"]), pa.array([0, None]), "NoneType"),
+        (pa.array([b"a", b"b"]), pa.array([0, None]), "labels are missing"),
     ],
 )
 def test_images_are_binary_and_labels_whole_numbers(

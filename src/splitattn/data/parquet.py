@@ -8,8 +8,8 @@ import json
 import re
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -158,48 +158,29 @@ def open_parquet(shards: list[Path], split: str) -> LabelledImages:
             or unpack to too much.
         InputError: pyarrow is not installed.
     """
-    require("Parquet data", "pyarrow")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    chosen = _chosen(shards, split)
+    named_in: dict[tuple[str, ...], str] = {}
     labels: list[int] = []
-    groups: list[_Group] = []
-    try:
-        _check_rows(chosen)
-        classes = _class_names(pq.read_schema(chosen[0]))
-        for shard in chosen:
-            with pq.ParquetFile(shard) as file:
-                _check_columns(file.schema_arrow)
-                if _class_names(file.schema_arrow) != classes:
-                    raise DataError(
-                        "all shards must name the same classes in the same order, got others in "
-                        f"{shard.name} than in {chosen[0].name}"
-                    )
-                groups += _groups(shard, file.metadata)
-                labels += file.read(columns=["label"], use_threads=False).column(0).to_pylist()
-        if not labels:
-            raise DataError(f"the data set must hold images, got no rows in {chosen[0]}")
-        low, high = min(labels), max(labels)
-        rows = _Rows(groups)
-    except DataError:
-        raise
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DataError(
-            "Parquet shards must be in the Hugging Face image layout (image: {bytes: binary, "
-            "path: string}, label: int, class names in the metadata), "
-            f"got {chosen[0].name}: {error!r:.300}"
-        ) from error
+
+    def read_labels(file: "pq.ParquetFile", name: str) -> None:
+        _check_label(file.schema_arrow)
+        named_in.setdefault(_class_names(file.schema_arrow), name)
+        if len(named_in) > 1:
+            raise DataError(
+                "all shards must name the same classes in the same order, got others in "
+                f"{name} than in {next(iter(named_in.values()))}"
+            )
+        labels.extend(_labels(file))
+
+    layout = (
+        "be in the Hugging Face image layout (image: {bytes: binary, path: string}, label: int, "
+        "class names in the metadata)"
+    )
+    images = _open_images(shards, split, layout, read_labels)
+    (classes,) = named_in
+    low, high = min(labels), max(labels)
     if not 0 <= low <= high < len(classes):
         raise DataError(f"labels must be 0 to {len(classes) - 1}, got {low}..{high}")
-    return LabelledImages(
-        origin=", ".join(map(str, chosen)),
-        classes=classes,
-        images=_Images(rows, len(labels)),
-        labels=labels,
-        names=_Names(rows, len(labels), split),
-        blocks=rows.blocks,
-    )
+    return replace(images, classes=classes, labels=labels)
 
 
 def open_unlabelled_parquet(shards: list[Path], split: str) -> LabelledImages:
@@ -209,28 +190,49 @@ def open_unlabelled_parquet(shards: list[Path], split: str) -> LabelledImages:
         DataError: see `open_parquet`.
         InputError: pyarrow is not installed.
     """
+    layout = "have a column image: {bytes: binary, path: string}"
+    return _open_images(shards, split, layout, lambda _, __: None)
+
+
+def _open_images(
+    shards: list[Path],
+    split: str,
+    layout: str,
+    read_others: Callable[["pq.ParquetFile", str], None],
+) -> LabelledImages:
+    """The images of `split`, without classes.
+
+    Args:
+        layout: what shards must be or have, for errors.
+        read_others: reads other columns of an open shard, given with its name.
+
+    Raises:
+        DataError, InputError: see `open_parquet`.
+    """
     require("Parquet data", "pyarrow")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     chosen = _chosen(shards, split)
     groups: list[_Group] = []
+    name = chosen[0].name
     try:
         _check_rows(chosen)
         for shard in chosen:
+            name = shard.name
             with pq.ParquetFile(shard) as file:
                 _check_image(file.schema_arrow)
                 groups += _groups(shard, file.metadata)
+                read_others(file, name)
         if not groups:
             raise DataError(f"the data set must hold images, got no rows in {chosen[0]}")
         rows = _Rows(groups)
     except DataError:
         raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DataError(
-            "Parquet shards must have a column image: {bytes: binary, path: string}, "
-            f"got {chosen[0].name}: {error!r:.300}"
-        ) from error
+        text = repr(error) if isinstance(error, KeyError) else str(error)
+        reason = " ".join(text.split())
+        raise DataError(f"Parquet shards must {layout}, got {name}: {reason:.300}") from error
     count = sum(group.rows for group in groups)
     return LabelledImages(
         origin=", ".join(map(str, chosen)),
@@ -279,8 +281,8 @@ def _class_names(schema: "pa.Schema") -> tuple[str, ...]:
     return tuple(map(normal, names))
 
 
-def _check_columns(schema: "pa.Schema") -> None:
-    """Raise unless images are binary and labels whole numbers.
+def _check_label(schema: "pa.Schema") -> None:
+    """Raise unless labels are whole numbers.
 
     Raises:
         KeyError, TypeError: the message says what they are.
@@ -290,7 +292,19 @@ def _check_columns(schema: "pa.Schema") -> None:
     label = schema.field("label").type
     if not types.is_integer(label):
         raise TypeError(f"label is {label}")
-    _check_image(schema)
+
+
+def _labels(file: "pq.ParquetFile") -> list[int]:
+    """The labels of an open shard.
+
+    Raises:
+        TypeError: one is missing.
+    """
+    column = file.read(columns=["label"], use_threads=False).column(0)
+    if column.null_count:
+        raise TypeError("labels are missing")
+    labels: list[int] = column.to_pylist()
+    return labels
 
 
 def _check_image(schema: "pa.Schema") -> None:

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from splitattn.data.splits import split_of
 from splitattn.errors import DataError
 from splitattn.files import is_folder
-from splitattn.images.paths import SUFFIXES
+from splitattn.images.paths import is_image_name
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,8 @@ def paired_folders(root: Path, other: str) -> list[tuple[str | None, Path, Path]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in `folder`, sorted; hidden files are none."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    ]
+    """The images in `folder`, sorted, without litter."""
+    return [path for path in sorted(folder.iterdir()) if is_image_name(path.name)]
 
 
 def hold_out(images: Sequence[T], split: str) -> list[T]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from splitattn.files import is_folder
 
+# Of the formats that `decode` reads.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp"}
     | {".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif", ".hif"}
@@ -31,6 +32,11 @@ def is_url(source: str) -> bool:
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or left by a system and not by a person."""
     return name.startswith(".") or name.casefold() in _LITTER
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name in a folder is taken for an image."""
+    return Path(name).suffix.lower() in SUFFIXES and not is_litter(name)
 
 
 def expand(
@@ -84,11 +90,10 @@ def images_below(folder: str | Path, passed_over: Counter[str]) -> Iterator[str]
     """
     for path, names in _folders_below(str(folder)):
         for name in names:
-            ending = Path(name).suffix.lower()
-            if ending in SUFFIXES:
+            if is_image_name(name):
                 yield str(Path(path, name))
             elif _may_be_picture(name):
-                passed_over[ending or "no ending"] += 1
+                passed_over[Path(name).suffix.lower() or "no ending"] += 1
 
 
 def passed_over_text(passed_over: Counter[str]) -> str:
