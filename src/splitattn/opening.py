@@ -24,6 +24,7 @@ from splitattn.engines.table import (
 )
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import exists
+from splitattn.graph import segmentation
 from splitattn.graph.detection import places
 from splitattn.graph.folding import FoldedNetwork, Form, fold
 from splitattn.graph.reference import Reference
@@ -35,7 +36,7 @@ from splitattn.weights.metadata import ModelMetadata, read_metadata, unreadable
 from splitattn.weights.resolve import check_owner, resolve, weights_file
 
 TASK = "classification"
-_TRIED_SIZE = 64  # of a detector's images, which may have any
+_TRIED_SIZE = 64  # of images of a detector or segmenter, which may have any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,8 +314,7 @@ def _labels_nothing(path: Path, task: str) -> WeightsError:
 
 def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:
     """Raise unless the network takes images and has a name for each output."""
-    finds = metadata.task == "detection"
-    size = _TRIED_SIZE if finds else metadata.preprocessing.size
+    size = metadata.preprocessing.size if metadata.task == TASK else _TRIED_SIZE
     channels, classes = metadata.preprocessing.channels, len(metadata.classes)
     images = np.zeros((engine.batch or 2, channels, size, size), np.float32)
     try:
@@ -324,9 +324,13 @@ def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:
             f"{path} does not take images of {size} pixels and {channels} channels, as it says: "
             "export it again"
         ) from error
-    rows = (len(images), *([sum(places(size, size))] if finds else []))
-    expected = [(*rows, length) for length in ((4, classes) if finds else (classes,))]
-    if found != expected:
+    batch, side = len(images), size // segmentation.STRIDE
+    rows = sum(places(size, size))
+    expected = {
+        "detection": [(batch, rows, 4), (batch, rows, classes)],
+        "segmentation": [(batch, classes, side, side)],
+    }
+    if found != expected.get(metadata.task, [(batch, classes)]):
         raise WeightsError(
             f"{path} must name each of its outputs, it names {classes} and gives "
             f"{', '.join(map(str, found))} for {len(images)} images: export it again"

@@ -10,10 +10,11 @@ from splitattn.dense.evaluating import DetectionEvaluation, evaluate_detector
 from splitattn.dense.exporting import DetectorExportReport, export_detector
 from splitattn.dense.mask_scoring import SegmentationScores, score_masks
 from splitattn.dense.masks import check_classes, open_masked
+from splitattn.dense.segmenter import Segmenter
+from splitattn.dense.segmenter_exporting import SegmenterExportReport, export_segmenter
 from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Answer, Evaluation, measure
 from splitattn.exporting import ExportReport, check_arguments, export_network
-from splitattn.libraries import require
 from splitattn.opening import TASK, open_network, open_weights, task_of
 from splitattn.weights.download import Progress
 
@@ -43,12 +44,14 @@ class SegmentationEvaluation(SegmentationScores):
 
     Attributes:
         model, weights: the network, as `Segmenter` names it.
+        engine: what ran it: engine, version and device.
         data, split: the images.
         problems: a line for each image that could not be read; it was left out.
     """
 
     model: str
     weights: str
+    engine: str
     data: str
     split: str
     problems: tuple[str, ...]
@@ -103,12 +106,11 @@ def evaluate(
             return evaluate_detector(
                 data, weights, split=split, engine=engine, device=device, on_images=on_images
             )
-        if model is not None or size is not None or engine not in ("auto", "torch"):
-            raise InputError(
-                f"{weights} is for {task}, says its model and size and runs in engine torch: leave "
-                "out model, size and engine"
-            )
-        return _evaluate_segmenter(data, weights, split, device=device, on_images=on_images)
+        if model is not None or size is not None:
+            raise InputError(f"{weights} says its model and size: leave out model and size")
+        return _evaluate_segmenter(
+            data, weights, split, engine=engine, device=device, on_images=on_images
+        )
     images = open_data(data, split, class_names)
     network = open_network(
         model,
@@ -145,18 +147,16 @@ def _evaluate_segmenter(
     weights: str | Path,
     split: str,
     *,
+    engine: str,
     device: str,
     on_images: Callable[[int, int], None],
 ) -> SegmentationEvaluation:
-    require("a segmenter", "torch", "torchvision")
-    from splitattn.dense.segmenter import Segmenter
-
-    segmenter = Segmenter(weights, device=device)
+    segmenter = Segmenter(weights, engine=engine, device=device)
     images = open_masked(data, split)
     check_classes(images, segmenter.classes)
     scored = score_masks(
         images,
-        lambda image: segmenter.predict(image).class_map,
+        segmenter.segment,
         range(len(images)),
         lambda: on_images(1, len(images)),
     )
@@ -168,6 +168,7 @@ def _evaluate_segmenter(
         images=len(images) - len(scored.problems),
         model=segmenter.model,
         weights=segmenter.weights,
+        engine=segmenter.engine,
         data=data,
         split=split,
         problems=scored.problems,
@@ -189,13 +190,14 @@ def export(
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_step: Callable[[str], None] = lambda _: None,
-) -> ExportReport | DetectorExportReport:
+) -> ExportReport | DetectorExportReport | SegmenterExportReport:
     """Write a network for another engine, and compare the file with the network on photographs.
 
     The file takes "images", normalized float32 (B, C, H, W), and gives "logits", float32
-    (B, classes); those of a detector are in `dense.exporting.export_detector`. It carries its
-    classes and preprocessing, so `predict --weights FILE` needs nothing else. The report is stored
-    beside it as `NAME.parity.json`.
+    (B, classes). Files of detectors and segmenters give something else, see
+    `dense.exporting.export_detector` and `dense.segmenter_exporting.export_segmenter`. A file
+    carries its classes and preprocessing, so `predict --weights FILE` needs nothing else. The
+    report is stored beside it as `NAME.parity.json`.
 
     Args:
         path: of the file; an OpenVINO network has its weights in a `.bin` file beside it.
@@ -223,11 +225,12 @@ def export(
         ExportError: the file would compute something else; it is discarded.
     """
     path = Path(path)
-    if task_of(weights) == "detection":
+    if (task := task_of(weights)) != TASK:
         assert weights is not None
         if model is not None:
-            raise InputError(f"{weights} is a detector, which says its model: leave out --model")
-        return export_detector(
+            raise InputError(f"{weights} is for {task} and says its model: leave out --model")
+        write = export_detector if task == "detection" else export_segmenter
+        return write(
             path,
             weights,
             format=format,

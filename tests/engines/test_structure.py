@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from splitattn.engines.onnx_runtime import OnnxEngine
 from splitattn.engines.open_vino import OpenVinoEngine
 from splitattn.errors import WeightsError
-from tests.fuzz.graphs import detector_seed, read_onnx, read_open_vino, seed
+from tests.fuzz.graphs import dense_seed, read_onnx, read_open_vino, seed
 
 KIND = (2, "fp32", True)
 
@@ -205,7 +205,7 @@ def swapped_outputs(model: onnx.ModelProto) -> None:
 def test_onnx_of_detectors_is_read_as_strictly(
     change: Callable[[onnx.ModelProto], None], reason: str, tmp_path: Path
 ) -> None:
-    content = detector_seed("onnxruntime")
+    content = dense_seed("onnxruntime", "detection")
     with pytest.raises(Started):
         read_onnx(content, tmp_path)
     model = onnx.load_model_from_string(content)
@@ -234,7 +234,7 @@ def test_onnx_of_detectors_is_read_as_strictly(
 def test_open_vino_of_detectors_is_read_as_strictly(
     old: str, new: str, reason: str, tmp_path: Path
 ) -> None:
-    content = detector_seed("openvino")
+    content = dense_seed("openvino", "detection")
     with pytest.raises(Started):
         read_open_vino(content, tmp_path)
     text, end, weights = content.partition(b"</net>\n")

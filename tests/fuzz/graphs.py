@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from splitattn.architectures import Architecture
 from splitattn.engines.engine import FileSettings
 from splitattn.engines.table import find_engine
 from splitattn.graph.detection import detector_shapes, fold_detector
+from splitattn.graph.segmentation import fold_segmenter, segmenter_shapes
 from splitattn.nn.resnest import ResNeSt
 from splitattn.opening import TrainedNetwork, open_exported
 from splitattn.preprocessing import center_crop
@@ -107,25 +109,31 @@ def seed(engine: str, radix: int, precision: str, dynamic: bool) -> bytes:
         return b"".join(file.read_bytes() for file in (path, *_beside(path)))
 
 
+_DENSE: dict[str, tuple[str, Any, Any]] = {
+    "detection": ("fcos", detector_shapes, fold_detector),
+    "segmentation": ("fpn", segmenter_shapes, fold_segmenter),
+}
+
+
 @cache
-def detector_seed(engine: str) -> bytes:
-    """A file of a small detector."""
-    row = find_engine(engine)
+def dense_seed(engine: str, task: str) -> bytes:
+    """A file of a small detector or segmenter."""
+    row, (head, shapes, fold) = find_engine(engine), _DENSE[task]
     shape = Architecture(layers=(1, 1, 1, 1), planes=4, stem_width=4)
     metadata = replace(
         METADATA,
-        task="detection",
-        head={"name": "fcos", "channels": 64, "short_side": 48, "long_side": 80},
+        task=task,
+        head={"name": head, "channels": 64, "short_side": 48, "long_side": 80},
     )
     random = np.random.default_rng(0)
     tensors = {
         key: random.uniform(0.05, 0.15, size).astype(np.float32)
-        for key, size in detector_shapes(shape, num_classes=3, channels=64).items()
+        for key, size in shapes(shape, num_classes=3, channels=64).items()
     }
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"net{row.suffix}"
         settings = FileSettings(metadata=metadata, dynamic_size=True)
-        network = fold_detector(shape, tensors, form=row.form)
+        network = fold(shape, tensors, form=row.form)
         row.load_file_module().write(network, path, settings)
         return b"".join(file.read_bytes() for file in (path, *_beside(path)))
 
@@ -138,11 +146,16 @@ _SEEDS = ((2, "fp32", True), (4, "fp16", False), (2, "int8", False))
 
 
 def onnx_seeds() -> list[bytes]:
-    return [*(seed("onnxruntime", *kind) for kind in _SEEDS), detector_seed("onnxruntime")]
+    return _all_seeds("onnxruntime")
 
 
 def open_vino_seeds() -> list[bytes]:
-    return [*(seed("openvino", *kind) for kind in _SEEDS), detector_seed("openvino")]
+    return _all_seeds("openvino")
+
+
+def _all_seeds(engine: str) -> list[bytes]:
+    classifiers = (seed(engine, *kind) for kind in _SEEDS)
+    return [*classifiers, *(dense_seed(engine, task) for task in _DENSE)]
 
 
 def read_onnx(content: bytes, folder: Path) -> None:

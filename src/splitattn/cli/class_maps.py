@@ -18,18 +18,11 @@ if TYPE_CHECKING:
 _CSV_HEADER = ("path", "rank", "label", "index", "share", "model", "weights", "error")
 
 
-def opened(weights: str, *, device: str) -> Answering:
-    """A segmenter, and how its class maps are written and drawn.
-
-    Raises:
-        InputError: a library is missing.
-    """
-    from splitattn.libraries import require
-
-    require("a segmenter", "torch", "torchvision")
+def opened(weights: str, *, engine: str, device: str) -> Answering:
+    """A segmenter, and how its class maps are written and drawn."""
     from splitattn.dense.segmenter import Segmenter
 
-    segmenter = Segmenter(weights, device=device)
+    segmenter = Segmenter(weights, engine=engine, device=device)
     return Answering(
         results=segmenter.predict_stream,
         writers={
@@ -94,6 +87,7 @@ def as_dict(measured: "SegmentationEvaluation") -> dict[str, Any]:
     return {
         "model": measured.model,
         "weights": measured.weights,
+        "engine": measured.engine,
         "data": measured.data,
         "split": measured.split,
         "environment": describe(),

@@ -121,16 +121,12 @@ def predict(
         task = task_of(weights)
         if task != TASK and model is not None:
             raise InputError(f"{weights} is for {task} and says its model: leave out --model")
-        if task == "segmentation" and engine not in ("auto", "torch"):
-            raise InputError(
-                f"{weights} is for {task} and runs in engine torch: leave out --engine"
-            )
         if task != "detection" and (score is not None or iou is not None):
             raise InputError("--score and --iou need a detector's weights: name them")
         if task == "detection":
             found = boxes.opened(str(weights), engine=engine, device=device, score=score, iou=iou)
         elif task == "segmentation":
-            found = class_maps.opened(str(weights), device=device)
+            found = class_maps.opened(str(weights), engine=engine, device=device)
         else:
             found = _opened(
                 model,

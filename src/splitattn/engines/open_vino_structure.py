@@ -467,10 +467,10 @@ _OPERATIONS: dict[str, _Operation] = {
     "Interpolate": _Operation(
         inputs=range(2, 4),
         fields={
-            "mode": ("nearest",),
+            "mode": ("nearest", "linear_onnx"),
             "shape_calculation_mode": ("scales",),
-            "coordinate_transformation_mode": ("asymmetric",),
-            "nearest_mode": ("floor",),
+            "coordinate_transformation_mode": ("asymmetric", "half_pixel"),
+            "nearest_mode": ("floor", "round_prefer_floor"),
             "antialias": ("false",),
             "pads_begin": ("0, 0, 0, 0",),
             "pads_end": ("0, 0, 0, 0",),

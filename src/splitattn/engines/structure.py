@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.errors import WeightsError
+from splitattn.graph import segmentation
 from splitattn.graph.detection import MULTIPLE, STRIDES, places
 from splitattn.weights.metadata import ModelMetadata
 
@@ -23,9 +24,14 @@ Shape = tuple[int, ...]
 # ResNeSt-269 has a tenth of these nodes in eight bits, and half of these products at 416 pixels; as
 # a detector it has a fourth of the others at 800 x 1333 pixels.
 MOST_NODES = 50_000
-MOST_PRODUCTS = {"classification": 2**37, "detection": 2**42}
-# How often a convolution may be used: a detector's head reads every map of its pyramid.
-MOST_USES = {"classification": 1, "detection": len(STRIDES)}
+MOST_PRODUCTS = {"classification": 2**37, "detection": 2**42, "segmentation": 2**42}
+# How often constants may be used: a detector's head reads every map of its pyramid, and a segmenter
+# enlarges all maps but the largest by the same factors.
+MOST_USES = {
+    "classification": 1,
+    "detection": len(STRIDES),
+    "segmentation": len(segmentation.STAGES) - 1,
+}
 # Of one tensor, for the batch that a file is tried on: 512 MiB of floats.
 MOST_NUMBERS = 2**27
 _LARGEST_KERNEL = 7
@@ -83,9 +89,9 @@ def image_shape(
     preprocessing = metadata.preprocessing
     expect(channels == len(preprocessing.mean), f"its images have {channels} channels")
     expect(len(sides) == 2, "its input is no batch of images")
-    if metadata.task == "detection":
-        expect(sides == [None, None], "a detector that does not take images of any size")
-        return _affordable((batch or TRIED_BATCH, channels or 0, *_detector_sides(metadata)))
+    if metadata.task != "classification":
+        expect(sides == [None, None], f"{metadata.task} that does not take images of any size")
+        return _affordable((batch or TRIED_BATCH, channels or 0, *_dense_sides(metadata)))
     for side in sides:
         expect(
             side in (None, preprocessing.size),
@@ -95,8 +101,8 @@ def image_shape(
     return _affordable(shape)
 
 
-def _detector_sides(metadata: ModelMetadata) -> list[int]:
-    """The largest sides of images of a detector, as multiples of what it needs."""
+def _dense_sides(metadata: ModelMetadata) -> list[int]:
+    """The largest sides of images of a detector or segmenter, as multiples of what it needs."""
     found = []
     for name in ("short_side", "long_side"):
         side = metadata.head.get(name)
@@ -119,8 +125,13 @@ def check_outputs(shapes: Sequence[Shape], images: Shape, metadata: ModelMetadat
         expect([*shapes] == expected, f"boxes and scores of {expected}, it gives {shapes}")
         return
     (shape,) = shapes
+    sides = (
+        [side // segmentation.STRIDE for side in images[2:]]
+        if metadata.task == "segmentation"
+        else []
+    )
     expect(
-        shape == (images[0], len(metadata.classes)),
+        shape == (images[0], len(metadata.classes), *sides),
         f"it must name each of its outputs, it names {len(metadata.classes)} and gives "
         f"{shape} for {images[0]} images",
     )

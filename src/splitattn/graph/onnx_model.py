@@ -17,14 +17,16 @@ from splitattn.graph.detection import FoldedDetector
 from splitattn.graph.folding import FoldedNetwork
 from splitattn.graph.onnx_detector import write_detector
 from splitattn.graph.onnx_network import MAPS, write_network
+from splitattn.graph.onnx_segmenter import write_segmenter
 from splitattn.graph.onnx_writer import Writer, rename
+from splitattn.graph.segmentation import FoldedSegmenter
 
 OPSETS = range(11, 21)
 # Read by ONNX Runtime 1.16 and OpenCV 4.8, and the lowest that has eight bits per channel.
 OPSET = 13
 
 # What `to_onnx` writes.
-Network = FoldedNetwork | FoldedDetector
+Network = FoldedNetwork | FoldedDetector | FoldedSegmenter
 
 PARTS = ("stem", "pools", "attention", "blend", "classifier", "norms", "decode")
 
@@ -49,7 +51,8 @@ def to_onnx(
     - "features", (B, channels): the mean over pixels of the last map.
     - "stem", "layer1", ..., "layer4": feature maps 0 to 4. "stem" comes before max pooling.
 
-    A detector gives "boxes" and "scores" instead, see `write_detector`.
+    A detector gives "boxes" and "scores" instead, see `write_detector`, and a segmenter "logits" of
+    pixels, see `write_segmenter`.
 
     Args:
         size: H and W of the images, in pixels; None takes any.
@@ -75,7 +78,7 @@ def to_onnx(
     for name, value in (("size", size), ("batch", batch)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, or None for any, got {value}")
-    asked = () if isinstance(network, FoldedDetector) else _checked_outputs(network, outputs)
+    asked = _checked_outputs(network, outputs) if isinstance(network, FoldedNetwork) else ()
     imports = [helper.make_opsetid("", opset)]
     model = helper.make_model(
         helper.make_graph([], "splitattn", [], []),
@@ -100,6 +103,15 @@ def to_onnx(
         for (name, length), own in zip(lengths.items(), written, strict=True):
             graph.output.append(_float32(name, batch, "places", length))
             rename(graph.node, own, name)
+        return model
+    if isinstance(network, FoldedSegmenter):
+        logits = write_segmenter(writer, network, size)
+        graph.output.append(
+            _float32(
+                "logits", batch, logits.channels, logits.side or "rows", logits.side or "columns"
+            )
+        )
+        rename(graph.node, logits.name, "logits")
         return model
     found = write_network(writer, network, size, asked)
     for name in asked:

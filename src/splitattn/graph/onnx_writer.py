@@ -158,21 +158,16 @@ class Writer:
         scaled = self.node("Mul", f"{name}.scaled", back, scales)
         return replace(x, name=self.node("Add", name, scaled, shifts))
 
-    def doubled(self, name: str, x: Tensor) -> Tensor:
-        """Each pixel becomes four."""
+    def doubled(self, name: str, x: Tensor, *, smooth: bool = False) -> Tensor:
+        """Each pixel becomes four; if `smooth`, bilinearly, as with `align_corners=False`."""
         # Only other modes of the operator use a region, but it must not be left out everywhere.
         region = self.constant("doubled.region", np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32))
         scales = self.constant("doubled.scales", np.array([1, 1, 2, 2], np.float32))
-        self.node(
-            "Resize",
-            name,
-            x.name,
-            region,
-            scales,
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
+        how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        if not smooth:
+            how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}
+            how["nearest_mode"] = "floor"
+        self.node("Resize", name, x.name, region, scales, **how)
         return replace(x, name=name, side=None if x.side is None else 2 * x.side)
 
     def counted(self, name: str, ones: Tensor, axis: int) -> Tensor:

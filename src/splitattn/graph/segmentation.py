@@ -21,6 +21,9 @@ MULTIPLE = 32
 # Of the logits, in pixels of the image.
 STRIDE = 4
 
+# The heads of `create_segmenter` that can be folded. The others need a dilated backbone.
+FOLDED_HEADS = ("fpn",)
+
 _BACKBONE, _HEAD = "backbone.", "head."
 _EPSILON = 1e-5  # of the batch norm
 
@@ -57,6 +60,32 @@ class FoldedSegmenter:
         return len(self.classifier.bias)
 
 
+def segmenter_shapes(
+    architecture: Architecture, *, num_classes: int, channels: int
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a segmenter with head "fpn", by key.
+
+    Args:
+        architecture: of the backbone.
+        num_classes: K.
+        channels: of the pyramid.
+    """
+    body = architecture.shapes(num_classes=0)
+    shapes = {f"{_BACKBONE}{key}": shape for key, shape in body.items()}
+    convolutions = {
+        f"laterals.{i}": (channels, architecture.stage_channels[stage - 1], 1)
+        for i, stage in enumerate(STAGES)
+    }
+    convolutions["classifier"] = (num_classes, channels, 1)
+    for name, (outputs, inputs, side) in convolutions.items():
+        shapes[f"{_HEAD}{name}.weight"] = (outputs, inputs, side, side)
+        shapes[f"{_HEAD}{name}.bias"] = (outputs,)
+    shapes[f"{_HEAD}fuse.0.weight"] = (channels, channels, 3, 3)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        shapes[f"{_HEAD}fuse.1.{name}"] = (channels,)
+    return shapes
+
+
 def fold_segmenter(
     architecture: Architecture, tensors: Mapping[str, NDArray[Any]], *, form: Form = "branches"
 ) -> FoldedSegmenter:
@@ -64,11 +93,8 @@ def fold_segmenter(
 
     Args:
         architecture: of the backbone.
-        tensors: arrays by key of `create_segmenter`'s module, with head "fpn".
+        tensors: arrays of the shapes in `segmenter_shapes`, by key.
         form: see `fold`.
-
-    Raises:
-        KeyError: a key is missing.
     """
 
     def of(key: str) -> Array:
@@ -105,7 +131,7 @@ class SegmenterReference(Reference):
 
     Args:
         architecture: of the backbone.
-        tensors: arrays by key of `create_segmenter`'s module, with head "fpn".
+        tensors: arrays of the shapes in `segmenter_shapes`, by key.
     """
 
     def __init__(self, architecture: Architecture, tensors: Mapping[str, NDArray[Any]]) -> None:

@@ -1,0 +1,286 @@
+"""Segmenters as files for other engines. A file appears only if it answers as they do."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from splitattn.dense.mask_scoring import SegmentationScores, score_masks
+from splitattn.dense.masks import MaskedImages, check_classes, open_masked, read_masked
+from splitattn.dense.resizing import Sides, read_sides, resized
+from splitattn.dense.segment import Logits, segment
+from splitattn.dense.segmenter import open_segmenter
+from splitattn.engines.engine import FileSettings
+from splitattn.engines.table import EngineRow
+from splitattn.environment import describe
+from splitattn.errors import DataError, ImageError, InputError
+from splitattn.exporting import ExportError, appearing, check_arguments, reopened
+from splitattn.graph.segmentation import FOLDED_HEADS, MULTIPLE
+from splitattn.images.decode import decode
+from splitattn.images.preprocess import Pixels
+from splitattn.images.samples import sample_photographs
+
+# What share of the pixels must keep their class, in percent.
+_LEAST_SAME = {"fp32": 99.9, "fp16": 99.0}
+# How many points of mIoU eight bits may cost.
+_MOST_LOST = 2.0
+_MOST_IMAGES, _CALIBRATION_IMAGES = 5, 100
+# The plain network is slow: it sees images of at most so many pixels on the shorter side.
+_REFERENCE_SIDE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelParity:
+    """How many pixels a file gives the class that the segmenter gives them.
+
+    Attributes:
+        images: how many were tried.
+        pixels: of these images.
+        same: percent of the pixels that have the same class.
+    """
+
+    images: int
+    pixels: int
+    same: float
+
+    def __str__(self) -> str:
+        return f"{self.same:.3f} % of {self.pixels:,} pixels in {self.images} images are the same"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskLoss:
+    """What eight bits cost.
+
+    Attributes:
+        images: validation images on which both were measured.
+        miou, exact_miou: of the file, and of the segmenter, in percent.
+    """
+
+    images: int
+    miou: float
+    exact_miou: float
+
+    def __str__(self) -> str:
+        return f"mIoU {self.miou:.2f} % on {self.images} images, {self.exact_miou:.2f} % in fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterExportReport:
+    """What was exported, and how equal it is to the segmenter.
+
+    Attributes:
+        path: the file.
+        model: name of the backbone.
+        format, precision: of the file.
+        engine: what ran the file for this report.
+        size: bytes of all files that belong to it.
+        parity: the pixels of the file compared with those of the plain network.
+        agreement: of int8, what it costs.
+    """
+
+    path: Path
+    model: str
+    format: str
+    precision: str
+    engine: str
+    size: int
+    parity: PixelParity
+    agreement: MaskLoss | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file may be used."""
+        if self.agreement:
+            return self.agreement.exact_miou - self.agreement.miou <= _MOST_LOST
+        return self.parity.same >= _LEAST_SAME[self.precision]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is stored beside the file, ready for JSON."""
+        return {
+            "file": self.path.name,
+            "model": self.model,
+            "format": self.format,
+            "precision": self.precision,
+            "engine": self.engine,
+            "bytes": self.size,
+            "least_same": _LEAST_SAME.get(self.precision),
+            "pixels": asdict(self.parity),
+            "most_miou_lost": _MOST_LOST if self.agreement else None,
+            "agreement": asdict(self.agreement) if self.agreement else None,
+            "environment": describe(),
+        }
+
+
+def export_segmenter(
+    path: Path,
+    weights: str | Path,
+    *,
+    format: str | None = None,
+    precision: str = "fp32",
+    calibration: str | None = None,
+    batch_size: int | None = None,
+    opset: int | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> SegmenterExportReport:
+    """Write a segmenter for another engine, and compare the classes of both on photographs.
+
+    The file takes "images", normalized float32 (B, 3, H, W), whose sides are multiples of 32, and
+    gives "logits" (B, classes, H / 4, W / 4). `Segmenter` enlarges them to the image.
+
+    Args:
+        path, format, precision, opset, on_images, on_step: see `splitattn.export`.
+        weights: see `Segmenter`.
+        calibration: images with masks (see `open_masked`). For int8, ranges come from up to 100
+            training images, and mIoU is measured on the validation images. Pixels are compared on
+            up to five validation images, or on the photographs of the package.
+
+    Raises:
+        InputError: an argument is wrong, a library is missing, or the file cannot be written.
+        WeightsError: the weights cannot be had, or are not a segmenter's.
+        DataError: the calibration images cannot be used.
+        ExportError: the file would answer otherwise; it is discarded.
+    """
+    row = check_arguments(
+        path,
+        format=format,
+        precision=precision,
+        calibration=calibration,
+        batch_size=batch_size,
+        opset=opset,
+    )
+    segmenter = open_segmenter(weights)
+    _check(segmenter.head, row, batch_size)
+    metadata = segmenter.metadata
+    sides = read_sides(metadata.head, MULTIPLE)
+    val = None if calibration is None else open_masked(calibration, "val")
+    if val is not None:
+        check_classes(val, metadata.classes)
+    pixels: Sequence[Pixels] = ()
+    if precision == "int8":
+        on_step("reading calibration images")
+        pixels = _calibration(open_masked(str(calibration), "train"), sides, on_images)
+    settings = FileSettings(
+        metadata=metadata,
+        precision=precision,
+        dynamic_size=True,
+        opset=opset,
+        calibration=pixels,
+    )
+    with appearing(path) as made:
+        on_step("quantizing, some minutes" if precision == "int8" else "writing")
+        network = segmenter.fold(row.form)
+        row.load_file_module().write(network, made, settings)
+        candidate = reopened(row, made)
+
+        def answer(logits: Logits, sides: Sides, image: Image.Image) -> Any:
+            return segment(logits, image, sides, metadata.preprocessing)
+
+        agreement = None
+        if precision == "int8" and val is not None:
+            on_step("comparing mIoU")
+            exact = row.load_module().load(network, size=None, device="cpu")
+            agreement = MaskLoss(
+                images=len(val),
+                miou=_miou(partial(answer, candidate.logits, sides), val, on_images),
+                exact_miou=_miou(partial(answer, exact.logits, sides), val, on_images),
+            )
+        on_step("comparing pixels")
+        small = Sides(
+            short=min(sides.short, _REFERENCE_SIDE), long=sides.long, multiple=sides.multiple
+        )
+        report = SegmenterExportReport(
+            path=path,
+            model=metadata.model,
+            format=row.format or "",
+            precision=precision,
+            engine=candidate.name,
+            size=sum(file.stat().st_size for file in made.parent.iterdir()),
+            parity=_parity(
+                partial(answer, segmenter.reference(), small),
+                partial(answer, candidate.logits, small),
+                _pictures(val),
+            ),
+            agreement=agreement,
+        )
+        if not report.passed:
+            raise _failure(report)
+        stored = made.with_name(f"{path.name}.parity.json")
+        stored.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _check(head: str, row: EngineRow, batch_size: int | None) -> None:
+    if head not in FOLDED_HEADS:
+        raise InputError(
+            f"a segmenter with head {head} cannot be exported: its dilated backbone has no folded "
+            f"form. Train one with head {FOLDED_HEADS[0]}"
+        )
+    if row.format == "torch_export":
+        raise InputError("a segmenter can be exported to onnx or openvino, got torch_export")
+    if batch_size is not None:
+        raise InputError(
+            f"a segmenter's file takes any batch, got batch size {batch_size}: leave it out"
+        )
+
+
+def _calibration(
+    data: MaskedImages, sides: Sides, on_images: Callable[[int, int], None]
+) -> list[Pixels]:
+    """Images (3, H, W) as the network sees them, from the whole data set."""
+    count = min(len(data), _CALIBRATION_IMAGES)
+    found: list[Pixels] = []
+    for index in np.linspace(0, len(data) - 1, count).round().astype(int).tolist():
+        on_images(1, count)
+        try:
+            image, _ = read_masked(data, index)
+        except ImageError:
+            continue
+        found.append(np.asarray(resized(image, sides.size(*image.size))).transpose(2, 0, 1))
+    if not found:
+        raise DataError(f"calibration needs readable images, got none of {count}")
+    return found
+
+
+def _miou(
+    answer: Callable[[Image.Image], Any], data: MaskedImages, on_images: Callable[[int, int], None]
+) -> float:
+    scored = score_masks(data, answer, range(len(data)), lambda: on_images(1, len(data)))
+    scores = SegmentationScores(classes=data.classes, confusion=scored.confusion, images=len(data))
+    return scores.figures["miou"]
+
+
+def _pictures(data: MaskedImages | None) -> list[Image.Image]:
+    if data is None:
+        return [decode(path) for path in sample_photographs()]
+    return [read_masked(data, index)[0] for index in range(min(len(data), _MOST_IMAGES))]
+
+
+def _parity(
+    exact: Callable[[Image.Image], Any],
+    found: Callable[[Image.Image], Any],
+    images: Sequence[Image.Image],
+) -> PixelParity:
+    same = pixels = 0
+    for image in images:
+        equal = exact(image) == found(image)
+        same, pixels = same + int(equal.sum()), pixels + equal.size
+    return PixelParity(images=len(images), pixels=pixels, same=100 * same / max(pixels, 1))
+
+
+def _failure(report: SegmenterExportReport) -> ExportError:
+    where = f"{report.path} was not written: in {report.engine}"
+    if report.agreement:
+        return ExportError(
+            f"{where} mIoU may fall by {_MOST_LOST:g} points at most, got {report.agreement}: "
+            "calibrate on images like those it will see, or use fp16"
+        )
+    return ExportError(
+        f"{where} {_LEAST_SAME[report.precision]:g} % of the pixels must be the same, got "
+        f"{report.parity}: use fp32, or another format"
+    )
