@@ -8,9 +8,12 @@ from PIL import Image
 
 from splitattn.cli import main
 from splitattn.data.sources import open_data
+from splitattn.dense.drawing import color
+from splitattn.dense.open import open_annotated
 from splitattn.training.recipes import load_recipe
 from splitattn.training.sheet import batch_sheet
 from tests.data.datasets import write_image_folder
+from tests.dense.datasets import write_splits
 
 
 def call(*arguments: object) -> int:
@@ -71,3 +74,24 @@ def test_a_sheet_of_gray_images_shows_them_as_training_sees_them(tmp_path: Path)
     settings += ["white_level=2000", "mean=[0.5]", "std=[0.5]"]
     shown = np.asarray(batch_sheet(data, load_recipe("plain", settings, model="resnest14")))
     np.testing.assert_allclose(shown[8:136, 8:136].astype(float), 127.5, atol=1)
+
+
+def test_boxes_are_shown_as_training_sees_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, sheet = write_splits(tmp_path / "data", train=3, val=1), tmp_path / "boxes.png"
+    options = ("--output", sheet, "--set", "train_size=64", "--set", "zoom=1", "--images", 2)
+    assert call("data", "show", data, *options, "--set", "color_jitter=0") == 0
+    assert f"3 images with {open_annotated(data, 'train').count()} objects of 3 classes" in (
+        capsys.readouterr().out
+    )
+    with Image.open(sheet) as picture:
+        # Two images of 64 pixels, drawn seven times as large.
+        assert picture.size == (2 * (448 + 8) + 8, 448 + 16)
+        shown = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    outlines = [(shown == color(label)).all(1).sum() for label in range(3)]
+    assert sum(count > 100 for count in outlines) >= 1
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\n")
+    assert call("data", "show", data, *options, "--class-names", names) == 2
+    assert "names its classes" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from splitattn.images.samples import sample_photographs
+from tests.fuzz.graphs import detector_seed
 
 PHOTOGRAPHS = sample_photographs()
 EMBEDDED = "resnest26_tiny"
@@ -76,6 +77,18 @@ def test_features_of_photographs_go_to_numpy_arrays(tmp_path: Path) -> None:
         assert stored["paths"].tolist() == list(map(str, PHOTOGRAPHS))
         assert stored["features"].shape == (len(PHOTOGRAPHS), 1536)
         assert stored["features"].dtype == np.float32
+
+
+def test_predict_finds_objects_with_an_exported_detector(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(detector_seed("onnxruntime"))
+    options = ("--weights", path, "--score", 0.01, "--draw", tmp_path / "drawn")
+    out, err = splitattn("predict", PHOTOGRAPHS[0], *options, "--format", "json")
+    answer = json.loads(out)
+    assert answer["objects"]
+    assert {each["label"] for each in answer["objects"]} <= {"cat", "dog", "mug"}
+    assert [*(tmp_path / "drawn").iterdir()]
+    assert err == ""
 
 
 @pytest.fixture

@@ -1,12 +1,16 @@
 """`splitattn data`: look at a data set as training sees it; make a small one."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from splitattn.cli.options import ClassNames
 from splitattn.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -28,7 +32,7 @@ def show(
     class_names: ClassNames = None,
     images: Annotated[int, typer.Option(help="How many images.", min=1, max=600)] = 24,
 ) -> None:
-    """Draw a training batch, augmented and mixed by the recipe, with its labels."""
+    """Draw a training batch, augmented and mixed by the recipe, with its labels or boxes."""
     import io
 
     from splitattn.cli.output import check_output
@@ -36,24 +40,56 @@ def show(
     from splitattn.libraries import require
 
     require("data show", "torch")
-    from splitattn.data.sources import open_data
-    from splitattn.training.recipes import load_recipe
-    from splitattn.training.sheet import batch_sheet
+    from splitattn.dense.open import annotation_format
 
     check_output(output)
     kind = _FORMATS.get(output.suffix.lower())
     if kind is None:
         raise InputError(f"--output must end in {', '.join(_FORMATS)}, got {output}")
-    chosen = load_recipe(recipe, overrides or ())
-    found = open_data(data, "train", class_names)
+    draw = _boxes if annotation_format(data) else _labels
+    sheet, text = draw(data, recipe, overrides or (), class_names, images)
     picture = io.BytesIO()
-    batch_sheet(found, chosen, count=images).save(picture, kind)
+    sheet.save(picture, kind)
     try:
         with replacing(output) as temporary:
             temporary.write_bytes(picture.getvalue())
     except OSError as error:
         raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error
-    typer.echo(f"{output}: {len(found)} images of {len(found.classes)} classes in {found.origin}")
+    typer.echo(f"{output}: {text}")
+
+
+def _labels(
+    data: str, recipe: str, overrides: Iterable[str], class_names: Path | None, count: int
+) -> "tuple[Image.Image, str]":
+    from splitattn.data.sources import open_data
+    from splitattn.training.recipes import load_recipe
+    from splitattn.training.sheet import batch_sheet
+
+    chosen = load_recipe(recipe, overrides)
+    found = open_data(data, "train", class_names)
+    text = f"{len(found)} images of {len(found.classes)} classes in {found.origin}"
+    return batch_sheet(found, chosen, count=count), text
+
+
+def _boxes(
+    data: str, recipe: str, overrides: Iterable[str], class_names: Path | None, count: int
+) -> "tuple[Image.Image, str]":
+    from splitattn.dense.open import open_annotated
+    from splitattn.libraries import require
+
+    if class_names is not None:
+        raise InputError(f"{data} names its classes: leave out --class-names")
+    require("data show with boxes", "torchvision")
+    from splitattn.dense.sheet import annotated_sheet
+    from splitattn.training.recipes import load_recipe
+
+    chosen = load_recipe(recipe, overrides, task="detection")
+    found = open_annotated(data, "train")
+    text = (
+        f"{len(found)} images with {found.count()} objects of {len(found.classes)} classes in "
+        f"{found.origin}"
+    )
+    return annotated_sheet(found, chosen, count=count), text
 
 
 @app.command()

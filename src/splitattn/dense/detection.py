@@ -14,8 +14,9 @@ from splitattn.dense.detection_report import DetectionDetails, detection_report
 from splitattn.dense.detectors import find_head
 from splitattn.dense.finding import IOU, find
 from splitattn.dense.found import FoundObjects
-from splitattn.dense.loading import DenseAugmentation, DenseBatch, dense_loader
+from splitattn.dense.loading import DenseBatch, dense_loader
 from splitattn.dense.scoring import score
+from splitattn.dense.sheet import augmentation_in
 from splitattn.dense.task import DenseTask, sides
 from splitattn.dense.torch_finding import TorchFinder
 from splitattn.errors import DataError, ImageError, InputError
@@ -70,11 +71,7 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
         recipe = run.recipe
         return dense_loader(
             self.train,
-            DenseAugmentation(
-                sides=sides(recipe, recipe.size_in(epoch)),
-                zoom=recipe.zoom,
-                color_jitter=recipe.color_jitter,
-            ),
+            augmentation_in(recipe, epoch),
             batches=self.indices(run, epoch, first_step),
             workers=run.workers,
             seed=recipe.seed,
