@@ -1,6 +1,9 @@
 """A training that takes a second: three classes of colored noise and a small network."""
 
 import json
+import os
+import socket
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
@@ -9,6 +12,7 @@ from typing import Any
 
 import torch
 
+from splitattn import distributed
 from splitattn.architectures import Architecture
 from splitattn.create import create_model
 from splitattn.data.sources import open_data
@@ -77,6 +81,40 @@ def forkserver() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.training.runs", "tests.training.regression"])
     return context
+
+
+def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work` in two processes, each with the environment that torchrun gives.
+
+    Args:
+        work: a function of a module, which the processes import.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        forkserver().Process(target=_one_of_two, args=(rank, port, work, arguments))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=100)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _one_of_two(rank: int, port: int, work: Callable[..., None], arguments: tuple[Any]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "tests",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+    }
+    with distributed.processes(torch.device("cpu")):
+        work(*arguments)
 
 
 def with_recipe(run: Run, **values: Any) -> Run:

@@ -27,7 +27,7 @@ from splitattn.training.task import Step
 from splitattn.training.teacher import LinearClassifier, ReusedClassifier, Teacher, resized
 from splitattn.weights.card import model_card
 from tests.data.datasets import CLASSES, picture
-from tests.training.runs import ARCHITECTURE, log_of, make_run, make_task
+from tests.training.runs import ARCHITECTURE, in_two_processes, log_of, make_run, make_task
 
 LOOK = Preprocessing(
     size=48, crop_fraction=0.9, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.25)
@@ -141,6 +141,52 @@ def test_a_student_learns_without_labels_and_its_file_is_an_ordinary_one(
         in card
     )
     assert "agreement" in (run.output / "report.html").read_text()
+
+
+# Nothing that a process draws for its own images.
+TOGETHER = replace(
+    RECIPE,
+    imitation="features",
+    epochs=1,
+    warmup_epochs=0.5,
+    learning_rate=0.01,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+    drop_path=0.0,
+    sync_batch_norm=True,
+    saved_precision="fp32",
+)
+
+
+def distill(folder: Path) -> None:
+    """Train on the images of `folder`/data, in one process or as one of several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+        task = make_distillation(folder, make_teacher(features=True))
+        train(make_student(drop_path=0.0), task, make_run(folder, TOGETHER))
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    distill(one)
+    two.mkdir()
+    (two / "data").symlink_to(one / "data")
+    in_two_processes(distill, two)
+    for ours, theirs in zip(log_of(two / "out"), log_of(one / "out"), strict=True):
+        assert ours.pop("kind") == theirs.pop("kind")
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    weights = [load_file(folder / "out" / "model.safetensors") for folder in (two, one)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_student_that_answers_nan_ends_the_training(tmp_path: Path) -> None:
+    task = make_distillation(tmp_path, make_teacher())
+    student = make_student()
+    with torch.no_grad():
+        student.fc.bias.fill_(torch.nan)
+    with pytest.raises(InputError, match="student's answers must be finite, got others"):
+        task.measure(student.eval(), make_run(tmp_path, RECIPE), lambda: None)
 
 
 @pytest.mark.parametrize("imitation", ["logits", "features"])

@@ -3,7 +3,6 @@
 import errno
 import json
 import signal
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +15,7 @@ from splitattn.errors import InputError
 from splitattn.training.loop import train
 from splitattn.training.task import Epoch, Measurement, Step
 from tests.training.regression import RECIPE, Regression, Regressor, make_run, train_together
-from tests.training.runs import forkserver, log_of
+from tests.training.runs import in_two_processes, log_of
 
 
 def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(
@@ -203,18 +202,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     """Each takes its half of a batch in two parts."""
     train(Regressor(), Regression(noise=0.0), make_run(tmp_path / "one"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        forkserver().Process(target=train_together, args=(rank, port, tmp_path / "two"))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=100)
-    assert [process.exitcode for process in processes] == [0, 0]
+    in_two_processes(train_together, tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6)
