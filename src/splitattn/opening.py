@@ -178,11 +178,6 @@ def open_weights(
         WeightsError: the weights cannot be found, verified or matched to the model, have no
             classifier, or nothing says how images of their channels are prepared.
     """
-    if weights is not None and file_engine(weights):
-        raise WeightsError(
-            f"{weights} is an exported network; only predict and evaluate accept it. Pass the "
-            "weights it was exported from."
-        )
     resolved = resolve(model, weights, progress=progress)
     checkpoint = read_checkpoint(resolved.path)
     if checkpoint.metadata and checkpoint.metadata.task != TASK:
