@@ -490,3 +490,11 @@ def test_a_tensor_that_asks_to_be_negated_is_read_negated(tmp_path: Path) -> Non
     negative = torch._neg_view(torch.ones(2))
     torch.save({"fc.bias": negative}, tmp_path / "a.pth")
     assert read_checkpoint(tmp_path / "a.pth").tensors["fc.bias"].tolist() == [-1, -1]
+
+
+def test_a_tensor_of_too_many_dimensions_is_refused(tmp_path: Path) -> None:
+    header = b'{"t":{"dtype":"F32","shape":[%s1],"data_offsets":[0,4]}}' % (b"1," * 99)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(WeightsError, match="damaged safetensors file"):
+        read_checkpoint(path)

@@ -53,6 +53,9 @@ _NOT_WEIGHTS = frozenset({"n_averaged"})
 # What no layer can be loaded from.
 _COMPLEX = frozenset({"complex64", "complex128"})
 
+# Of a tensor in a safetensors file; weights have four.
+_MOST_DIMENSIONS = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Generic[T]):
@@ -212,6 +215,8 @@ def _read_safetensors(
         with safe_open(path, framework=framework) as file:
             metadata = metadata_of(path, file.metadata())
             keys = list(file.keys())
+            if any(len(file.get_slice(key).get_shape()) > _MOST_DIMENSIONS for key in keys):
+                raise damaged(path)  # NumPy and PyTorch raise errors of their own
             if framework == "pt":
                 return {key: file.get_tensor(key) for key in keys}, metadata
             return _read_arrays(path, file, keys), metadata
