@@ -8,7 +8,8 @@ The classes are ImageNet's. The row of the table of architectures must be there 
 1. put the printed row into `weights/catalogue.py` in place of the old one, with what
    `splitattn evaluate DATA` measured;
 2. remove the old file from `weights/embedded/`;
-3. run `python scripts/readme_tables.py` and the tests.
+3. run `python benchmarks/embedded.py`, `python scripts/readme_tables.py`,
+   `python scripts/readme_pictures.py` and the tests.
 """
 
 import argparse

@@ -7,6 +7,7 @@ Rewrites the text between the markers in README.md, docs/models.md and docs/benc
 """
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -122,6 +123,30 @@ def embedded() -> str:
     return text
 
 
+def embedded_figures() -> str:
+    stored = json.loads((ROOT / "benchmarks" / "embedded.json").read_text(encoding="utf-8"))
+    lines = [
+        "| images | n | precision | top-1 % | top-5 % | labels kept % |",
+        "|---|---:|---|---:|---:|---:|",
+        *(
+            f"| {images} | {row['n']:,} | {precision} | {row['top1']:.2f} | {row['top5']:.2f} | "
+            f"{row['kept']:.2f} |"
+            for images, rows in stored["sets"].items()
+            for precision, row in rows.items()
+        ),
+        "",
+        "| network at batch 1, one thread | ms |",
+        "|---|---:|",
+        *(
+            f"| {name} | {ms['median']:.2f} ({ms['quartile1']:.2f}-{ms['quartile3']:.2f}) |"
+            for name, ms in stored["milliseconds"].items()
+        ),
+    ]
+    where = stored["environment"]
+    origin = f"{where['processor']}, {where['date']}, by `benchmarks/embedded.py`."
+    return "\n".join([*lines, "", origin])
+
+
 def demo() -> str:
     """What scripts/demo.sh prints."""
     script = (ROOT / "scripts" / "demo.sh").read_text(encoding="utf-8")
@@ -142,6 +167,7 @@ DOCUMENTS = {
         "embedded": embedded,
     },
     ROOT / "docs" / "models.md": {"models": models, "embedded": embedded},
+    ROOT / "docs" / "photographs.md": {"embedded-figures": embedded_figures},
     ROOT / "docs" / "benchmarks.md": {
         table.__name__: measured_tables.measured(table)
         for table in (

@@ -69,7 +69,7 @@ def test_every_example_takes_a_training_step_and_its_backbone_comes_out_again(
     assert names["loss"].isfinite()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    untrained = create_backbone("resnest26_tiny", weights="tiny_imagenet")
+    untrained = create_backbone("resnest26_tiny", weights="distilled_in1k")
     stages = [module for module in model.modules() if isinstance(module, Stage)]
     assert len(stages) == 4
     for stage, before in zip(stages, untrained.stages(), strict=True):

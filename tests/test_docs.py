@@ -123,7 +123,7 @@ def goes_on_after_an_error(output: str) -> None:
 
 def trains(output: str) -> None:
     first, second, result = output.splitlines()
-    assert all(re.fullmatch(r"64 px  loss .*  top-1 .*", line) for line in (first, second))
+    assert all(re.fullmatch(r"96 px  loss .*  top-1 .*", line) for line in (first, second))
     assert re.fullmatch(r"\d+\.\d % of 4 images; weights in tuned/model.safetensors", result)
 
 

@@ -63,7 +63,14 @@ def test_the_wheel_is_the_package_and_nothing_else(built: dict[str, Path], which
         names = set(wheel.namelist())
         metadata = wheel.read(f"{NAME}.dist-info/METADATA").decode()
         commands = wheel.read(f"{NAME}.dist-info/entry_points.txt").decode()
-    about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+    about = {
+        "METADATA",
+        "RECORD",
+        "WHEEL",
+        "entry_points.txt",
+        "licenses/LICENSE",
+        "licenses/NOTICE",
+    }
     assert names == package_files() | {f"{NAME}.dist-info/{name}" for name in about}
     assert {Path(name).suffix for name in package_files()} == IN_PACKAGE
     assert "splitattn/py.typed" in names
@@ -79,7 +86,7 @@ def test_the_sdist_is_the_source_with_its_tests_and_nothing_else(built: dict[str
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.removeprefix(f"{NAME}/") for name in sdist.getnames()}
     folders = {"benchmarks", "constraints", "docs", "scripts", "src", "tests"}
-    files = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md"}
+    files = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "PKG-INFO", "README.md"}
     files |= {"pyproject.toml", ".gitignore"}
     assert {name.partition("/")[0] for name in names} == folders | files
     assert {f"src/{name}" for name in package_files()} <= names

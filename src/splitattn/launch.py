@@ -121,7 +121,7 @@ def train(
             then default to "fcos"; see `dense.open.open_annotated` for their formats. Or of a
             segmenter, as in `create_segmenter`, for images with masks, which default to "fpn"; see
             `dense.masks.open_masked`.
-        recipe: plain, paper, modern, finetune, embedded, distill, or a TOML file. `distill` needs
+        recipe: plain, paper, modern, finetune, tiny, distill, or a TOML file. `distill` needs
             an override `teacher=...` (see `open_teacher`), and `data` needs no labels.
         overrides: changes of the recipe, each `key=value`.
         class_names: a text file that names the classes, one a line, in label order.

@@ -80,7 +80,7 @@ def test_features_that_are_no_numbers_are_an_error_of_their_image(
     [
         ([], "features needs images, got none"),
         (["x.png", "--output", "x.csv"], "--output must end in .npz, .json or .jsonl, got x.csv"),
-        (["x.png", "--weights", "x.onnx"], "x.onnx is an exported network"),
+        (["x.png", "--weights", "x.onnx"], "'x.onnx' is neither a tag of any model nor a file"),
         (["x.png", "--output", "x.npz"], "features needs images that can be read, got none"),
     ],
 )

@@ -63,7 +63,7 @@ def test_train_then_predict_with_the_names_of_a_file(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe=embeded"], "did you mean 'embedded'"),
+        (["--recipe=modren"], "did you mean 'modern'"),
         (["--set=epoch=3"], "did you mean 'epochs'"),
         (["--model=resnet50"], "did you mean 'resnest50'"),
         (["--model=resnest50d.in21k"], "did you mean 'in1k'"),

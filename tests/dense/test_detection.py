@@ -322,7 +322,7 @@ def test_one_command_trains_a_detector_from_weights(tmp_path: Path) -> None:
     )
     assert {"ap", "ap50"} <= result.figures.keys()
     assert result.summary.startswith("AP ")
-    start = create_backbone("resnest26_tiny", weights="tiny_imagenet").state_dict()
+    start = create_backbone("resnest26_tiny", weights="distilled_in1k").state_dict()
     tensors = read_by_own_keys(result.weights)
     moved = {
         key

@@ -1,6 +1,6 @@
 """A recipe comes from a preset, a file or the command line, and refuses what cannot work."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,7 @@ from splitattn.data.augmentation import Augmentation
 from splitattn.errors import InputError
 from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.training.recipes import PRESETS, Recipe, default_model, load_recipe
-from splitattn.weights.cache import local_path
 from splitattn.weights.catalogue import default_preprocessing, embedded_entry
-from splitattn.weights.metadata import read_metadata
 
 FAST = [name for name in ARCHITECTURES if name.startswith("resnest50_fast_")]
 PUBLISHED = [f"resnest{depth}" for depth in (14, 26, 50, 101, 200, 269)]
@@ -65,7 +63,7 @@ def test_a_file_may_change_a_preset(tmp_path: Path) -> None:
     assert load_recipe(str(path), model="resnest101") == expected
     for wrong in ('"moderm"', "3"):
         path.write_text(f"preset = {wrong}")
-        with pytest.raises(InputError, match="preset must be one of plain, embedded") as raised:
+        with pytest.raises(InputError, match="preset must be one of plain, tiny") as raised:
             load_recipe(str(path), model="resnest101")
         assert "\n" not in str(raised.value)
     path.write_text('preset = "moderm"')
@@ -408,18 +406,6 @@ def test_a_name_that_no_file_can_have_gets_one_line(name: str) -> None:
     with pytest.raises(InputError, match="recipe must be one of") as raised:
         load_recipe(name, model="resnest50")
     assert str(raised.value).isprintable()
-
-
-def test_the_embedded_recipe_is_the_one_that_the_shipped_file_says() -> None:
-    entry = embedded_entry()
-    metadata = read_metadata(local_path(entry))
-    assert metadata is not None
-    recipe = asdict(load_recipe("embedded", model=entry.model))
-    # The file was written when precisions had other names.
-    names = {"bfloat16": "bf16", "float16": "fp16"}
-    written = {k: names.get(v, v) for k, v in metadata.recipe.items()}
-    # Fields that came later have to be off, as the plain recipe leaves them.
-    assert recipe == asdict(Recipe()) | written
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -407,7 +407,9 @@ def test_no_more_is_received_than_the_file_can_have(
 def test_a_size_that_is_unknown_is_bounded_by_the_models_tensors() -> None:
     for entry in entries():
         tensors = ARCHITECTURES[entry.model].parameters(len(entry.classes))
-        assert entry.size == 17_733_888 if entry.pinned else 8 < entry.most_bytes / tensors < 9.1
+        halves = 2 * tensors  # of the embedded weights, whose size is known
+        known = entry.size and halves < entry.size < 1.1 * halves
+        assert known if entry.pinned else 8 < entry.most_bytes / tensors < 9.1
 
 
 State = dict[str, torch.Tensor]

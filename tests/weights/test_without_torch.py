@@ -68,9 +68,9 @@ print(json.dumps({
     ("arguments", "printed"),
     [
         (["models"], "resnest50_fast_2s2x40d"),
-        (["weights"], "resnest26_tiny:tiny_imagenet"),
+        (["weights"], "resnest26_tiny:distilled_in1k"),
         (["weights", "card", "resnest26_tiny"], "# resnest26_tiny"),
-        (["weights", "verify", "resnest26_tiny"], "resnest26_tiny:tiny_imagenet: ok, sha256"),
+        (["weights", "verify", "resnest26_tiny"], "resnest26_tiny:distilled_in1k: ok, sha256"),
         (["weights", "fetch", "resnest26_tiny"], ".safetensors"),
     ],
 )

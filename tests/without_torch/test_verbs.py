@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from splitattn.images.samples import sample_photographs
-from tests.fuzz.graphs import detector_seed
+from tests.fuzz.graphs import dense_seed
 
 PHOTOGRAPHS = sample_photographs()
 EMBEDDED = "resnest26_tiny"
@@ -81,7 +81,7 @@ def test_features_of_photographs_go_to_numpy_arrays(tmp_path: Path) -> None:
 
 def test_predict_finds_objects_with_an_exported_detector(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
-    path.write_bytes(detector_seed("onnxruntime"))
+    path.write_bytes(dense_seed("onnxruntime", "detection"))
     options = ("--weights", path, "--score", 0.01, "--draw", tmp_path / "drawn")
     out, err = splitattn("predict", PHOTOGRAPHS[0], *options, "--format", "json")
     answer = json.loads(out)
@@ -95,7 +95,7 @@ def test_predict_finds_objects_with_an_exported_detector(tmp_path: Path) -> None
 def data(tmp_path: Path) -> Path:
     """Two classes of the embedded model, in ImageFolder layout."""
     for split in ("train", "val"):
-        for label, stem in (("espresso", "coffee"), ("obelisk", "rocket")):
+        for label, stem in (("espresso", "coffee"), ("Egyptian cat", "chelsea")):
             folder = tmp_path / "data" / split / label
             folder.mkdir(parents=True)
             photograph = next(path for path in PHOTOGRAPHS if path.stem == stem)
@@ -127,7 +127,7 @@ def test_export_writes_onnx_that_predict_runs(precision: str, data: Path, tmp_pa
 def test_models_and_weights_are_listed_verified_and_described() -> None:
     assert "resnest269" in splitattn("models")[0]
     assert "resnest269:in1k" in splitattn("weights")[0]
-    assert f"{EMBEDDED}:tiny_imagenet: ok, sha256 " in splitattn("weights", "verify", EMBEDDED)[0]
+    assert f"{EMBEDDED}:distilled_in1k: ok, sha256 " in splitattn("weights", "verify", EMBEDDED)[0]
     assert f"# {EMBEDDED}" in splitattn("weights", "card", EMBEDDED)[0]
 
 

@@ -36,7 +36,7 @@ _BY_ENDING = {".json": Format.JSON, ".jsonl": Format.JSON, ".csv": Format.CSV}
 
 # Measured with the model inside the package (docs/log.md): below, three of four first guesses are
 # wrong; just above it, about half.
-MIN_PROBABILITY = 0.3
+MIN_PROBABILITY = 0.15
 
 
 class Decoding(StrEnum):

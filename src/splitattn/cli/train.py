@@ -39,7 +39,7 @@ def train(
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="finetune, plain, paper, modern, embedded, distill, or a TOML file.")
+        str, typer.Option(help="finetune, plain, paper, modern, tiny, distill, or a TOML file.")
     ] = "finetune",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")

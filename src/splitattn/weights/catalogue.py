@@ -186,26 +186,25 @@ def _gluon(model: str, sha256: str, *, top1: float, top5: float) -> WeightsEntry
 
 _EMBEDDED = WeightsEntry(
     model="resnest26_tiny",
-    tag="tiny_imagenet",
-    filename="resnest26_tiny-cbe17a5d.safetensors",
+    tag="distilled_in1k",
+    filename="resnest26_tiny-48ea18ee.safetensors",
     urls=(),
-    sha256="cbe17a5d4fab0f89174d6b1c80e07c41f2b072fade0432c7d40c7f671c580148",
-    size=17733888,
-    preprocessing=Preprocessing(size=64, crop_fraction=1.0),
-    class_set="tiny_imagenet200",
+    sha256="48ea18ee33002862306ad68f4ee832cfe2a46ae45980c42c42bef9cd6bf6d7f7",
+    size=20088168,
+    preprocessing=Preprocessing(size=96, crop_fraction=1.0),
+    class_set="imagenet1k",
     license="Apache-2.0",
     source=(
-        "this project, by `splitattn train tiny-imagenet-200 --model resnest26_tiny --recipe "
-        "embedded --class-names src/splitattn/weights/classes/tiny_imagenet200.txt --output "
-        "runs/embedded`"
+        "this project, distilled from EfficientNet-Lite2 on 264,511 photographs of public "
+        "repositories and Tiny ImageNet (docs/photographs.md)"
     ),
     measured=MeasuredMetrics(
-        top1=55.26,
-        top5=78.92,
-        n=10000,
-        dataset="Tiny ImageNet (validation)",
-        command="splitattn evaluate tiny-imagenet-200",
-        date="2026-11-23",
+        top1=21.03,
+        top5=40.3,
+        n=737,
+        dataset="imagen-737 (ordinary photographs of 150 of the 1,000 classes)",
+        command="splitattn evaluate imagen-737",
+        date="2026-11-29",
     ),
 )
 
