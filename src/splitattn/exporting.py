@@ -138,10 +138,10 @@ def export_network(
         batch=batch_size,
         dynamic_size=dynamic_size,
         opset=opset,
-        calibration=pixels,
+        calibration=_Counted(pixels, on_step, on_images),
     )
     with appearing(path) as made:
-        on_step("quantizing, about a minute" if precision == "int8" else "writing")
+        on_step(_QUANTIZING if precision == "int8" else "writing")
         row.load_file_module().write(network.fold(row.form), made, settings)
         candidate = reopened(row, made)
         agreement = None
@@ -268,6 +268,33 @@ def _differences(
             f"{preprocessing.size} pixels; leave out --dynamic-size, or use another format"
         ) from error
     return [difference(expected[: len(one)], one, image_size=preprocessing.size) for one in found]
+
+
+class _Counted(Sequence[Pixels]):
+    """Calibration images that are counted as they are asked for. Each pass counts anew."""
+
+    def __init__(
+        self,
+        pixels: Sequence[Pixels],
+        on_step: Callable[[str], None],
+        on_images: Callable[[int, int], None],
+    ) -> None:
+        self._pixels, self._on_step, self._on_images = pixels, on_step, on_images
+        self._asked = 0
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: Any) -> Any:
+        pixels = self._pixels[index]
+        if self._asked and self._asked % len(self) == 0:
+            self._on_step(_QUANTIZING)
+        self._asked += 1
+        self._on_images(1, len(self))
+        return pixels
+
+
+_QUANTIZING = "quantizing, about a minute"
 
 
 def _failure(report: ExportReport) -> ExportError:

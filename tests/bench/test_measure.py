@@ -265,6 +265,8 @@ def test_the_verb_prints_a_line_for_each_rung(
     out = capsys.readouterr().out
     assert re.search(r"^splitattn resnest26_tiny +branches +torch +fp32 +1 ", out, re.MULTILINE)
     assert "billion operations" in out
+    assert "with --json, or in a window of 140 columns" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def bench(*options: str) -> None:

@@ -1,8 +1,14 @@
 """Bars are for people who watch; logs get lines."""
 
-import pytest
+import io
+import re
+import sys
+from functools import partialmethod
 
-from splitattn.cli.progress import downloading, training_progress
+import pytest
+from rich.progress import Progress
+
+from splitattn.cli.progress import downloading, exporting, starting, training_progress
 from splitattn.training.task import Epoch, Figure, Step
 
 
@@ -32,3 +38,71 @@ def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
     with downloading() as progress:
         progress(1, 2)
     assert capsys.readouterr().err == ""
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> io.StringIO:
+    """What is written to stderr, as if it were a terminal that is so many columns wide."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    # Else what is drawn depends on the time between updates.
+    monkeypatch.setattr(Progress, "update", partialmethod(Progress.update, refresh=True))
+    return screen
+
+
+def lines_of(screen: io.StringIO) -> list[str]:
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    return [line for line in re.split(r"[\r\n]", text) if line.strip()]
+
+
+def test_no_line_of_a_training_is_wider_than_a_screen_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = on_terminal(monkeypatch, 80)
+    formats = {"loss": Figure(label="loss"), "top1": Figure(label="top-1", unit="%", decimals=2)}
+    with training_progress() as (on_step, on_epoch):
+        for step in (0, 123_455):
+            on_step(
+                Step(
+                    epoch=99,
+                    epochs=100,
+                    step=step,
+                    steps=123_456,
+                    figures={"loss": 1.5, "top1": 100.0},
+                    formats=formats,
+                    learning_rate=0.1,
+                    examples=256,
+                    unit="images",
+                    seconds=0.25,
+                )
+            )
+        text = "224 px  loss 0.804  val 0.817  top-1 42.50 %  top-5 100.00 %"
+        on_epoch(Epoch(epoch=99, epochs=100, line={"seconds": 1200.0}, text=text))
+    lines = lines_of(screen)
+    assert lines[0].startswith("preparing the training")
+    assert any("loss 1.500 top-1 100.00 % 1024 images/s" in line for line in lines), lines
+    assert "epoch 100/100 224 px loss 0.804 val 0.817 top-1 42.50 % top-5 100.00 % 1200 s" in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_an_export_counts_images_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_terminal(monkeypatch, 80)
+    with exporting(shown=True) as (begin, count):
+        begin("quantizing, about a minute")
+        for _ in range(3):
+            count(1, 300)
+        begin("comparing")
+    text = "\n".join(lines_of(screen))
+    assert "0/?" not in text
+    assert re.search(r"quantizing, about a minute .* 3/300 images", text)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_word_is_there_at_once_and_goes(shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_terminal(monkeypatch, 80)
+    with starting("starting", shown=shown):
+        assert screen.getvalue() == ("starting ..." if shown else "")
+    assert screen.getvalue() == ("starting ...\r\x1b[2K" if shown else "")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,12 @@ import typer
 if TYPE_CHECKING:
     from splitattn.bench.measure import Plan, Row
     from splitattn.bench.peaks import Peaks
+
+
+# Columns that only a wide window shows, and how wide it is; what the others need with the longest
+# names, for cut, no name could be told from another.
+_DETAILS = ("quartiles", "x roofline", "MB", "difference", "same labels")
+_WIDE, _NARROW = 140, 80
 
 
 def bench(
@@ -41,10 +48,12 @@ def bench(
     from splitattn.libraries import require
 
     require("bench", "torch")
-    from splitattn.bench.measure import Plan, expected_seconds, measure
-    from splitattn.cli.progress import telling
-    from splitattn.engines.pytorch import choose_device
-    from splitattn.environment import describe
+    from splitattn.cli.progress import starting, telling
+
+    with starting("starting"):
+        from splitattn.bench.measure import Plan, expected_seconds, measure
+        from splitattn.engines.pytorch import choose_device
+        from splitattn.environment import describe
 
     plan = Plan(
         model=model,
@@ -95,38 +104,34 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
 
     from splitattn.bench.spread import spread
 
-    table = Table("network", "form", "engine", "", box=None, pad_edge=False)
-    for column in (
-        "batch",
-        "ms",
-        "quartiles",
-        "images/s",
-        "x roofline",
-        "MB",
-        "difference",
-        "same labels",
-    ):
-        table.add_column(column, justify="right")
+    watched = Console().is_terminal or "COLUMNS" in os.environ  # else a file, of any width
+    width = max(Console().width, _NARROW) if watched else _WIDE
+    wide = width >= _WIDE
+    padding = (0, 2 if wide else 1, 0, 0)
+    table = Table("network", "form", "engine", "", box=None, pad_edge=False, padding=padding)
+    names = ("batch", "ms", "images/s", *(_DETAILS if wide else ()))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: (row.batch_size, row.median)):
         turns = spread(row.milliseconds)
+        cells = {
+            "batch": str(row.batch_size),
+            "ms": f"{row.median:.1f}",
+            "images/s": f"{row.images_per_second:.1f}",
+            "quartiles": f"{turns['quartile1']:.1f}-{turns['quartile3']:.1f}",
+            "x roofline": f"{row.median / row.roofline_milliseconds:.2f}",
+            "MB": "" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
+            "difference": f"{row.difference:.0e}",
+            "same labels": f"{row.same_labels:.0%}",
+        }
         table.add_row(
-            row.network,
-            row.form,
-            row.engine,
-            row.precision,
-            str(row.batch_size),
-            f"{row.median:.1f}",
-            f"{turns['quartile1']:.1f}-{turns['quartile3']:.1f}",
-            f"{row.images_per_second:.1f}",
-            f"{row.median / row.roofline_milliseconds:.2f}",
-            "" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
-            f"{row.difference:.0e}",
-            f"{row.same_labels:.0%}",
+            row.network, row.form, row.engine, row.precision, *(cells[name] for name in names)
         )
     rates = ", ".join(f"{name} {2e-9 * rate:.0f}" for name, rate in peaks.multiply_adds.items())
-    # A line for each row: cut to a narrow screen's width, no name could be told from another.
-    console = Console(width=max(Console().width, 140))
+    console = Console(width=width)
     console.print(table)
+    if not wide:
+        console.print(f"\n{', '.join(_DETAILS)}:\nwith --json, or in a window of {_WIDE} columns.")
     console.print(
         f"\nThis machine reaches {rates} billion operations a second, and "
         f"moves {1e-9 * peaks.copied_bytes:.1f} GB, read or written, in a copy.",

@@ -36,11 +36,13 @@ def show(
     import io
 
     from splitattn.cli.output import check_output
+    from splitattn.cli.progress import starting
     from splitattn.files import replacing
     from splitattn.libraries import require
 
     require("data show", "torch")
-    from splitattn.dense.open import annotation_format
+    with starting("starting"):
+        from splitattn.dense.open import annotation_format
 
     check_output(output)
     kind = _FORMATS.get(output.suffix.lower())
@@ -97,7 +99,10 @@ def toy(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
 ) -> None:
     """Make a data set of five classes: crops of the photographs inside the package."""
-    from splitattn.data.toy import write_toy_data
+    from splitattn.cli.progress import starting
 
-    count = write_toy_data(folder)
+    with starting("making the data set"):
+        from splitattn.data.toy import write_toy_data
+
+        count = write_toy_data(folder)
     typer.echo(f"{folder}: {count} images; splitattn train {folder} --output run")

@@ -38,7 +38,7 @@ def models(
         )
     Console().print(table)
     typer.echo(
-        "\nsplits: radix s cardinality x bottleneck width d. "
+        "\nsplits: radix s cardinality x bottleneck width d.\n"
         "top-1: % on ImageNet-1k, as published with the weights."
     )
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from splitattn.training.task import Epoch, Step
     from splitattn.weights.download import Progress as Download
 
@@ -17,29 +19,28 @@ if TYPE_CHECKING:
 def training_progress(
     *, shown: bool = True
 ) -> Iterator[tuple[Callable[["Step"], None], Callable[["Epoch"], None]]]:
-    """A bar over the whole training with its figures and time left, and a line for each epoch."""
+    """A bar over the whole training with its figures and time left, and a line for each epoch.
+
+    Until the first step it says that the training is being prepared.
+    """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     console = Console(stderr=True, highlight=False, quiet=not shown)
     bar = Progress(
         TextColumn("{task.fields[epoch]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        BarColumn(bar_width=8),
+        # What does not fit is cut here, and nothing wraps.
+        TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, ratio=1)),
         TimeRemainingColumn(),
         console=console,
+        expand=True,
         # Rich takes FORCE_COLOR, which notebooks and CI set, for a terminal; theirs would fill up.
         disable=not (shown and sys.stderr.isatty()),
         transient=True,
     )
-    task = bar.add_task("", total=None, epoch="", figures="")
+    task = bar.add_task("", total=None, epoch="preparing the training", figures="")
     smoothed: dict[str, float] = {}
 
     def on_step(step: "Step") -> None:
@@ -47,20 +48,21 @@ def training_progress(
         for name, value in now.items():  # over about twenty steps
             smoothed[name] = smoothed.get(name, value) * 0.95 + value * 0.05
         figures = [form.text(smoothed[k]) for k, form in step.formats.items() if k in smoothed]
-        figures += [f"lr {step.learning_rate:.4f}", f"{smoothed['rate']:.0f} {step.unit}/s"]
+        figures += [f"{smoothed['rate']:.0f} {step.unit}/s", f"lr {step.learning_rate:.4f}"]
         bar.update(
             task,
             total=step.steps,
             completed=step.step + 1,
             epoch=f"epoch {step.epoch + 1}/{step.epochs}",
-            figures="  ".join(figures),
+            figures=" ".join(figures),
         )
 
     def on_epoch(epoch: "Epoch") -> None:
-        console.print(
-            f"epoch {epoch.epoch + 1}/{epoch.epochs}  {epoch.text}  {epoch.line['seconds']:.0f} s",
-            soft_wrap=True,
-        )
+        which, seconds = f"epoch {epoch.epoch + 1}/{epoch.epochs}", epoch.line["seconds"]
+        line = f"{which}  {epoch.text}  {seconds:.0f} s"
+        if console.is_terminal and len(line) > console.width:
+            line = line.replace("  ", " ")
+        console.print(line, soft_wrap=True)
 
     with bar:
         yield on_step, on_epoch
@@ -73,37 +75,39 @@ def counting(*, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
         yield _ignore
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} images/s"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[counts]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
         # On one terminal results appear above the bar; a pipe must get them as they are.
         redirect_stdout=sys.stdout.isatty(),
     )
-    task = bar.add_task("", total=None, rate=0.0)
+    task = bar.add_task("", total=None, counts="opening the network")
 
     def count(more: int, total: int | None = None) -> None:
-        bar.update(task, advance=more, total=total, rate=bar.tasks[task].speed or 0.0)
+        bar.update(task, advance=more, total=total)
+        bar.update(task, counts=_counts(bar, task))
 
     with bar:
         yield count
 
 
+def _counts(bar: "Progress", task: "TaskID") -> str:
+    """How many images are done, of how many if that is known, and how many a second."""
+    state = bar.tasks[task]
+    total = "" if state.total is None else f"/{state.total:.0f}"
+    rate = f"  {state.speed:.1f} images/s" if state.speed else ""
+    return f"{state.completed:.0f}{total} images{rate}"
+
+
 @contextmanager
-def starting(what: str) -> Iterator[None]:
+def starting(what: str, *, shown: bool = True) -> Iterator[None]:
     """A word on a terminal, at once, for as long as the block takes."""
-    shown = sys.stderr.isatty()
+    shown = shown and sys.stderr.isatty()
     if shown:
         sys.stderr.write(f"{what} ...")
         sys.stderr.flush()
@@ -119,23 +123,28 @@ def starting(what: str) -> Iterator[None]:
 def exporting(*, shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
     """What is being done, and a bar where images are counted: for `export`."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     bar = Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
         disable=not shown,
     )
-    task = bar.add_task("opening the network", total=None)
+    task = bar.add_task("opening the network", total=None, counts="")
+
+    def begin(step: str) -> None:
+        bar.reset(task, total=None, description=step, counts="")
+
+    def count(more: int, total: int) -> None:
+        bar.update(task, advance=more, total=total)
+        bar.update(task, counts=_counts(bar, task))
+
     with bar:
-        yield (
-            lambda step: bar.reset(task, total=None, description=step),
-            lambda more, total: bar.update(task, advance=more, total=total),
-        )
+        yield begin, count
 
 
 @contextmanager

@@ -96,13 +96,14 @@ def train(
 
     On several devices or machines: `torchrun --nproc-per-node N -m splitattn train ...`
     """
+    from splitattn.cli.progress import starting, training_progress
     from splitattn.libraries import require
 
     require("train", "torch")
-    from splitattn import launch
-    from splitattn.cli.progress import training_progress
-
     first = os.environ.get("RANK", "0") == "0"  # torchrun sets it
+    with starting("starting", shown=first):
+        from splitattn import launch
+
     with training_progress(shown=first) as (on_step, on_epoch):
         result = launch.train(
             data,

@@ -46,7 +46,7 @@ def weights(
         )
     Console().print(table)
     typer.echo(
-        "\npublished: top-1 % on ImageNet-1k, as the publisher states it. "
+        "\npublished: top-1 % on ImageNet-1k, as the publisher states it.\n"
         "measured: top-1 % by this project; --json says on what and how."
     )
 

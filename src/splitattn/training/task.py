@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -260,7 +260,7 @@ def epoch_text(
     parts = [
         figures_text(task.formats, facts, "  "),
         loss.text(train_loss),
-        f"val {loss.text(measured['loss'])}" if "loss" in measured else "",
+        f"val {replace(loss, label='').text(measured['loss'])}" if "loss" in measured else "",
         figures_text(task.formats, others, "  "),
     ]
     return "  ".join(filter(None, parts))
