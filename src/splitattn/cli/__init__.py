@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from io import UnsupportedOperation
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
     try:
-        app([argument for argument in arguments if argument != "--debug"])
+        status = app(
+            [argument for argument in arguments if argument != "--debug"], standalone_mode=False
+        )
     except (InputError, OSError) as error:
         if debug:
             traceback.print_exc()
@@ -84,6 +86,26 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, OSError):
             discard_unwritten()
         sys.exit(2)
+    except Exception as error:
+        # Typer's own, of a class that is not public and has moved between its versions.
+        if not hasattr(error, "format_message"):
+            raise
+        if message := error.format_message():  # empty where the help was shown instead
+            say(f"error: {_usage_fault(message, getattr(error, 'ctx', None))}")
+        sys.exit(2)
+    sys.exit(status or 0)
+
+
+def _usage_fault(message: str, context: Any) -> str:
+    """What is wrong with a call, and where to read how it should be, in one line."""
+    verbs: list[str] = []
+    while context is not None and context.parent is not None:
+        verbs.insert(0, str(context.info_name))
+        context = context.parent
+    message = message[:1].lower() + message[1:].rstrip(".")
+    if verbs == ["train"] and message.startswith("no such option"):
+        message += "; fields of the recipe are changed by --set, such as --set epochs=20"
+    return one_line(f"{message}; see {' '.join(('splitattn', *verbs, '--help'))}")
 
 
 _ADVICE = {

@@ -1,0 +1,82 @@
+"""What newcomers get wrong: one line with the rule, the value and the way out."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from splitattn.cli import main
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a photograph, a data set of four images, an empty folder, a file."""
+    for name in ("cats", "dogs"):
+        for split in ("train", "val"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40)).save(tmp_path / "data" / split / name / "0.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no weights")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        ("modles", "no such command 'modles'. Did you mean 'models'[?]; see splitattn --help"),
+        ("predict", "predict needs images, got none; name files, folders, globs or URLs"),
+        ("predict photo.png --top-k 3", "no such option: --top-k .*--topk.*splitattn predict --h"),
+        ("predict photo.png --topk five", "'--topk': 'five' is not a valid int"),
+        ("predict photo.png --topk 0", "topk must be at least 1, got 0"),
+        ("predict photo.png --format xml", "'xml' is not one of 'table', 'json', 'csv'"),
+        ("predict photo.png --min-probability 30", "30.0 is not in the range 0.0<=x<=1.0"),
+        ("predict photo.png --device gpu", "'gpu' cannot be used: .* did you mean 'cuda'"),
+        ("predict photo.png --engine tensorrt", "engine must be one of .*, got 'tensorrt'"),
+        ("predict photo.png --model resnet50", "'resnet50'; did you mean 'resnest50'"),
+        ("predict photo.png --weights best.pth", "'best.pth' is neither a tag .* nor a file"),
+        ("predict photo.png --weights empty", "empty must be a folder with model.safetensors or"),
+        ("predict photo.png --output data", "--output must be a file, got data, a folder"),
+        ("evaluate", "missing argument 'data'; see splitattn evaluate --help"),
+        ("evaluate dta", "data must be a folder, .* got 'dta': no such thing"),
+        ("evaluate data --split tset", "must have a folder tset/, got none in data"),
+        ("evaluate data --size 8", "'--size': 8 is not in the range x>=32"),
+        ("train data", "missing option '--output'; see splitattn train --help"),
+        ("train data --output run --epochs 5", "no such option: --epochs; .* --set epochs=20"),
+        ("train data --output run --set lr=0.1", "'lr'; did you mean 'learning_rate'"),
+        ("train data --output run --set epochs", "--set must be key=value, got 'epochs'"),
+        ("train data --output run --set epochs=0", "epochs must be 1 to 100000, got 0"),
+        ("train data --output run --set epochs=ten", "epochs must be int, got 'ten'"),
+        ("train data --output run --recipe finetun", "got 'finetun'; did you mean 'finetune'"),
+        ("train data --output run --fold 6/5", "a fold must be 1/N to N/N, .* got 6/5"),
+        ("train empty --output run", "must have one folder per class, got none in empty"),
+        ("train data --output run", "one full batch of 64 images, got 2; set batch_size lower"),
+        ("export", "missing argument 'OUT'; see splitattn export --help"),
+        ("export net.tflite", r"must end in one of .xml, .onnx, .pt2, got net.tflite"),
+        ("export net.onnx --precision int8", "int8 needs images .*: pass --calibration DATA"),
+        ("export net.onnx --precision fp8", "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
+        ("weights convert notes.txt a.pth --to tmm", "layout must be one of .* did you mean 'timm"),
+        ("data toy data", "must be a new or empty folder, got data"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(
+    call: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(call.split())
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, "")
+    assert re.fullmatch(rf"error: .*{line}.*\n", err), err
+
+
+def test_a_bare_call_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for call in ([], ["data"]):
+        with pytest.raises(SystemExit) as end:
+            main(call)
+        out, err = capsys.readouterr()
+        assert end.value.code == 2
+        assert "Usage" in out + err
+        assert "error" not in err
