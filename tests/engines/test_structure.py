@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 from splitattn.engines.onnx_runtime import OnnxEngine
 from splitattn.engines.open_vino import OpenVinoEngine
 from splitattn.errors import WeightsError
-from tests.fuzz.graphs import dense_seed, read_onnx, read_open_vino, seed
+from tests.fuzz.dense_graphs import dense_seed
+from tests.fuzz.graphs import read_onnx, read_open_vino, seed
 
 KIND = (2, "fp32", True)
 

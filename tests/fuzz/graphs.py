@@ -7,11 +7,9 @@ types and connections, as somebody would who wants an engine to stumble.
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,17 +19,11 @@ from onnx import numpy_helper
 from splitattn.architectures import Architecture
 from splitattn.engines.engine import FileSettings
 from splitattn.engines.table import find_engine
-from splitattn.graph.detection import detector_shapes, fold_detector
-from splitattn.graph.segmentation import fold_segmenter, segmenter_shapes
 from splitattn.nn.resnest import ResNeSt
 from splitattn.opening import TrainedNetwork, open_exported
-from splitattn.preprocessing import center_crop
-from splitattn.weights.metadata import ModelMetadata
+from tests.fuzz.dense_graphs import DENSE, METADATA, beside, dense_seed
 from tests.nn.networks import randomize_norms
 
-METADATA = ModelMetadata(
-    model="resnest14", classes=("cat", "dog", "mug"), preprocessing=center_crop(32)
-)
 # An OpenVINO network is two files; as one input, the second follows on the end of the first.
 _END = b"</net>\n"
 _WHOLE = (
@@ -106,40 +98,7 @@ def seed(engine: str, radix: int, precision: str, dynamic: bool) -> bytes:
             metadata=METADATA, precision=precision, dynamic_size=dynamic, calibration=pixels
         )
         row.load_file_module().write(network.fold(row.form), path, settings)
-        return b"".join(file.read_bytes() for file in (path, *_beside(path)))
-
-
-_DENSE: dict[str, tuple[str, Any, Any]] = {
-    "detection": ("fcos", detector_shapes, fold_detector),
-    "segmentation": ("fpn", segmenter_shapes, fold_segmenter),
-}
-
-
-@cache
-def dense_seed(engine: str, task: str) -> bytes:
-    """A file of a small detector or segmenter."""
-    row, (head, shapes, fold) = find_engine(engine), _DENSE[task]
-    shape = Architecture(layers=(1, 1, 1, 1), planes=4, stem_width=4)
-    metadata = replace(
-        METADATA,
-        task=task,
-        head={"name": head, "channels": 64, "short_side": 48, "long_side": 80},
-    )
-    random = np.random.default_rng(0)
-    tensors = {
-        key: random.uniform(0.05, 0.15, size).astype(np.float32)
-        for key, size in shapes(shape, num_classes=3, channels=64).items()
-    }
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / f"net{row.suffix}"
-        settings = FileSettings(metadata=metadata, dynamic_size=True)
-        network = fold(shape, tensors, form=row.form)
-        row.load_file_module().write(network, path, settings)
-        return b"".join(file.read_bytes() for file in (path, *_beside(path)))
-
-
-def _beside(path: Path) -> list[Path]:
-    return [path.with_suffix(".bin")] if path.suffix == ".xml" else []
+        return b"".join(file.read_bytes() for file in (path, *beside(path)))
 
 
 _SEEDS = ((2, "fp32", True), (4, "fp16", False), (2, "int8", False))
@@ -155,7 +114,7 @@ def open_vino_seeds() -> list[bytes]:
 
 def _all_seeds(engine: str) -> list[bytes]:
     classifiers = (seed(engine, *kind) for kind in _SEEDS)
-    return [*classifiers, *(dense_seed(engine, task) for task in _DENSE)]
+    return [*classifiers, *(dense_seed(engine, task) for task in DENSE)]
 
 
 def read_onnx(content: bytes, folder: Path) -> None:

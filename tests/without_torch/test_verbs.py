@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from splitattn.images.samples import sample_photographs
-from tests.fuzz.graphs import dense_seed
+from tests.fuzz.dense_graphs import dense_seed
 
 PHOTOGRAPHS = sample_photographs()
 EMBEDDED = "resnest26_tiny"
