@@ -187,11 +187,12 @@ def claim() -> str:
 
 
 def finetuning() -> str:
-    """The embedded weights against random ones."""
+    """Trained weights against random ones."""
     rows = read("finetuning")
     lines = ["| from | top-1 % | epochs | minutes | seeds |", "|---|---:|---:|---:|---:|"]
-    for start, name in (("embedded", "the model inside the package"), ("random", "random weights")):
-        own = [row for row in rows if row["start"] == start]
+    for weights in dict.fromkeys(row["weights"] for row in rows):
+        name = f"`{weights}`" if weights else "random weights"
+        own = [row for row in rows if row["weights"] == weights]
         epochs = _one_recipe(own)["epochs"]
         minutes = statistics.median(row["training_seconds"] for row in own) / 60
         top1 = _mean([row["top1"] for row in own])

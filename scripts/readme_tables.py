@@ -111,7 +111,7 @@ def embedded() -> str:
     megabytes = local_path(entry).stat().st_size / 1e6
     text = (
         f"The model inside the package is `{entry.name}` ({megabytes:.1f} MB): "
-        f"{len(entry.classes)} classes, images of {entry.preprocessing.size} pixels, "
+        f"{len(entry.classes):,} classes, images of {entry.preprocessing.size} pixels, "
         f"{entry.license}. Trained by: {entry.source}."
     )
     if measured := entry.measured:

@@ -50,17 +50,15 @@ class ExportError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """What was exported, and how equal it is to the network.
+class ExportedFile:
+    """A file that was exported.
 
     Attributes:
         path: the file.
-        model: name of the network's architecture.
+        model: name of the network's architecture, or of its backbone.
         format, precision: of the file.
         engine: what ran the file for this report.
         size: bytes of all files that belong to it.
-        parity: differences of probabilities on photographs, by batch.
-        agreement: labels of an int8 network compared with those of the fp32 network.
     """
 
     path: Path
@@ -69,6 +67,34 @@ class ExportReport:
     precision: str
     engine: str
     size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is stored beside the file, ready for JSON."""
+        return {
+            "file": self.path.name,
+            "model": self.model,
+            "format": self.format,
+            "precision": self.precision,
+            "engine": self.engine,
+            "bytes": self.size,
+            "environment": describe(),
+        }
+
+    def store(self, made: Path) -> None:
+        """Write it beside the file, which is still at `made`."""
+        stored = made.with_name(f"{self.path.name}.parity.json")
+        stored.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(ExportedFile):
+    """What was exported, and how equal it is to the network.
+
+    Attributes:
+        parity: differences of probabilities on photographs, by batch.
+        agreement: labels of an int8 network compared with those of the fp32 network.
+    """
+
     parity: Parity
     agreement: Agreement | None
 
@@ -82,18 +108,11 @@ class ExportReport:
 
     def as_dict(self) -> dict[str, Any]:
         """What is stored beside the file, ready for JSON."""
-        return {
-            "file": self.path.name,
-            "model": self.model,
-            "format": self.format,
-            "precision": self.precision,
-            "engine": self.engine,
-            "bytes": self.size,
+        return super().as_dict() | {
             "tolerance": TOLERANCES.get(self.precision),
             "batches": [asdict(row) for row in self.parity.differences],
             "least_agreement": LEAST_AGREEMENT if self.agreement else None,
             "agreement": asdict(self.agreement) if self.agreement else None,
-            "environment": describe(),
         }
 
 
@@ -170,8 +189,7 @@ def export_network(
         )
         if not report.passed:
             raise _failure(report)
-        stored = made.with_name(f"{path.name}.parity.json")
-        stored.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        report.store(made)
     return report
 
 

@@ -16,8 +16,7 @@ from torch import nn
 import splitattn
 from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
-from splitattn.dense import segmenter_exporting
-from splitattn.dense.segmenter import Segmenter
+from splitattn.dense.segmenter import Segmenter, TrainedSegmenter
 from splitattn.dense.segmenter_exporting import SegmenterExportReport
 from splitattn.errors import InputError, WeightsError
 from splitattn.exporting import ExportError
@@ -116,16 +115,16 @@ def test_half_precision_is_smaller_and_nearly_the_same(folder: Path, tmp_path: P
 def test_a_file_that_answers_otherwise_is_discarded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fold = segmenter_exporting.open_segmenter
+    read = TrainedSegmenter.read
 
     def broken(weights: Any) -> Any:
-        opened = fold(weights)
+        opened = read(weights)
         bias = opened.tensors["head.classifier.bias"]
         other = replace(opened, tensors={**opened.tensors, "head.classifier.bias": bias[::-1] * 9})
         object.__setattr__(other, "reference", opened.reference)
         return other
 
-    monkeypatch.setattr(segmenter_exporting, "open_segmenter", broken)
+    monkeypatch.setattr(TrainedSegmenter, "read", broken)
     with pytest.raises(ExportError, match=r"99.9 % of the pixels must be the same, got"):
         export(tmp_path / "a.onnx", weights=folder / "a.safetensors")
     assert not [*tmp_path.iterdir()]

@@ -1,7 +1,7 @@
 """Detection as a task: boxes and their classes are learned and scored as COCO does it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar
 
@@ -24,7 +24,6 @@ from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run
 from splitattn.training.task import Figure, Measurement, StepOutput
-from splitattn.weights.metadata import ModelMetadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,25 +113,6 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
         return Measurement(
             figures=scores.figures,
             details=DetectionDetails(scores=scores, found=tuple(found), problems=problems),
-        )
-
-    def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
-        figures = {**measured.figures, "n": len(self.val)} if measured else {}
-        recipe = run.recipe
-        found = sides(recipe, recipe.test_size)
-        return ModelMetadata(
-            model=self.model,
-            task=self.name,
-            classes=self.train.classes,
-            preprocessing=recipe.preprocessing,
-            recipe=asdict(recipe),
-            metrics=figures,
-            head={
-                "name": self.head,
-                "channels": recipe.head_channels,
-                "short_side": found.short,
-                "long_side": found.long,
-            },
         )
 
     def report(self, measured: Measurement) -> Report:

@@ -1,34 +1,23 @@
 """From images to boxes in two lines."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
-from numpy.typing import NDArray
 from PIL import Image
 
 from splitattn.architectures import architecture
 from splitattn.dense.finding import IOU, LEAST_SCORE, EngineFinder, Finder, find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.resizing import read_sides
-from splitattn.engines.table import (
-    EngineRow,
-    check_device,
-    fastest_engine,
-    file_engine,
-    find_engine,
-)
-from splitattn.errors import ImageError, InputError, WeightsError
+from splitattn.dense.trained import TrainedDense, open_dense
+from splitattn.errors import ImageError, InputError
 from splitattn.graph.detection import FOLDED_HEADS, FoldedDetector, detector_shapes, fold_detector
 from splitattn.graph.folding import Form
 from splitattn.images.decode import ImageSource, decode
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.libraries import require
-from splitattn.opening import check_engine_of_file, open_exported
-from splitattn.weights.checkpoint import read_arrays_by_own_keys
-from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.weights.resolve import weights_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +73,8 @@ class Detector:
     ) -> None:
         if not 0 <= iou <= 1:
             raise InputError(f"iou must be 0 to 1, got {iou}")
-        check_device(device)
-        if engine != "auto":
-            find_engine(engine)
-        if row := file_engine(weights):
-            opened = _open_file(row, Path(weights), engine, device)
-        else:
-            opened = _open_weights(open_detector(weights), engine, device)
-        self.engine, self._finder = opened.engine, opened.finder
+        opened = open_dense(TrainedDetector, weights, EngineFinder, engine=engine, device=device)
+        self.engine, self._finder = opened.engine, opened.runner
         metadata = opened.metadata
         self.sides = read_sides(metadata.head)
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
@@ -172,58 +155,25 @@ class Detector:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedDetector:
-    """A detector as it was trained.
+class TrainedDetector(TrainedDense[Finder]):
+    """A detector as it was trained."""
 
-    Attributes:
-        path: of the file.
-        metadata: what the file says about itself.
-        head, channels: as in `create_detector`.
-        tensors: the state dict.
-    """
-
-    path: Path
-    metadata: ModelMetadata
-    head: str
-    channels: int
-    tensors: Mapping[str, NDArray[Any]]
+    what: ClassVar[str] = "detector"
+    task: ClassVar[str] = "detection"
+    folded_heads: ClassVar[tuple[str, ...]] = FOLDED_HEADS
 
     def fold(self, form: Form) -> FoldedDetector:
-        """The inference network, which only FCOS has.
-
-        Raises:
-            WeightsError: the tensors are not those of the head.
-        """
         shape = architecture(self.metadata.model)
-        expected = detector_shapes(
-            shape, num_classes=len(self.metadata.classes), channels=self.channels
-        )
-        found = {key: array.shape for key, array in self.tensors.items()}
-        if found != expected:
-            differing = sorted(
-                key for key in {*expected, *found} if expected.get(key) != found.get(key)
-            )
-            raise WeightsError(
-                f"{self.path} does not fit what it says about itself: {differing[0]} must be "
-                f"{expected.get(differing[0])}, got {found.get(differing[0])}"
-            )
+        classes = len(self.metadata.classes)
+        self.check_shapes(detector_shapes(shape, num_classes=classes, channels=self.channels))
         return fold_detector(shape, self.tensors, form=form)
 
-    def finder(self, device: str) -> Finder:
-        """The detector in PyTorch.
-
-        Raises:
-            InputError: there is no such device, or PyTorch is missing.
-            WeightsError: the tensors are not those of the head.
-        """
+    def in_torch(self, device: str) -> Finder:
         require("engine torch", "torch", "torchvision")
-        import torch
-
         from splitattn.dense.detectors import create_detector, find_head
         from splitattn.dense.torch_finding import TorchFinder
         from splitattn.engines.pytorch import choose_device
 
-        tensors = {key: torch.from_numpy(array) for key, array in self.tensors.items()}
         network: Any = create_detector(
             self.metadata.model,
             head=self.head,
@@ -232,72 +182,6 @@ class TrainedDetector:
             mean=self.metadata.preprocessing.mean,
             std=self.metadata.preprocessing.std,
         )
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            first = " ".join(str(error).split())[:200]
-            raise WeightsError(
-                f"{self.path} does not fit what it says about itself: {first}"
-            ) from error
+        self.load_into(network)
         chosen = choose_device(device)
         return TorchFinder(network.eval().to(chosen), chosen, find_head(self.head).first_label)
-
-
-def open_detector(weights: str | Path) -> TrainedDetector:
-    """The detector in a file that a training wrote, or in the training's folder.
-
-    Raises:
-        WeightsError: the weights cannot be read, or are not those of a detector.
-    """
-    path = weights_file(Path(weights))
-    metadata = read_metadata(path)
-    if metadata is None or metadata.task != "detection":
-        raise WeightsError(f"{path} must be a detector's weights, and does not say that it is")
-    head, channels = metadata.head.get("name"), metadata.head.get("channels")
-    if not isinstance(head, str) or type(channels) is not int:
-        raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
-    return TrainedDetector(
-        path=path,
-        metadata=metadata,
-        head=head,
-        channels=channels,
-        tensors=read_arrays_by_own_keys(path),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    finder: Finder
-    engine: str
-    metadata: ModelMetadata
-    path: str
-
-
-def _open_file(row: EngineRow, path: Path, engine: str, device: str) -> _Opened:
-    check_engine_of_file(row, path, engine)
-    opened, metadata = open_exported(row, path, device=device)
-    if metadata.task != "detection":
-        raise WeightsError(f"{path} must be a detector, it is for {metadata.task}")
-    finder = EngineFinder(opened, metadata.preprocessing)
-    return _Opened(finder=finder, engine=opened.name, metadata=metadata, path=str(path))
-
-
-def _open_weights(detector: TrainedDetector, engine: str, device: str) -> _Opened:
-    able = detector.head in FOLDED_HEADS
-    if engine == "auto":
-        row = fastest_engine(device) if able else find_engine("torch")
-    else:
-        row = find_engine(engine)
-    if row.name == "torch":
-        finder: Finder = detector.finder(device)
-        name = row.name
-    elif row.format is None or not able:
-        raise InputError(
-            f"a detector with head {detector.head} runs in engine "
-            f"{'onnxruntime, openvino or torch' if able else 'torch'}, got {engine!r}"
-        )
-    else:
-        network = detector.fold(row.form_on(device))
-        opened = row.load_module().load(network, size=None, device=device)
-        finder, name = EngineFinder(opened, detector.metadata.preprocessing), opened.name
-    return _Opened(finder=finder, engine=name, metadata=detector.metadata, path=str(detector.path))

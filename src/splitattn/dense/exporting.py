@@ -1,8 +1,7 @@
 """Detectors as files for other engines. A file appears only if it finds what the detector finds."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitattn.dense.annotated import AnnotatedImages, read_image
-from splitattn.dense.detector import open_detector
+from splitattn.dense.detector import TrainedDetector
 from splitattn.dense.evaluating import find_all, with_classes
+from splitattn.dense.exportable import calibration_pixels, check_exportable, first_readable
 from splitattn.dense.finding import IOU, LEAST_SCORE, EngineFinder, Finder, find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.open import open_annotated
-from splitattn.dense.resizing import Sides, read_sides, resized
+from splitattn.dense.resizing import Sides, read_sides
 from splitattn.dense.scoring import score
 from splitattn.engines.engine import FileSettings
-from splitattn.engines.table import EngineRow
-from splitattn.environment import describe
-from splitattn.errors import DataError, ImageError, InputError
-from splitattn.exporting import ExportError, appearing, check_arguments, reopened
-from splitattn.graph.detection import FOLDED_HEADS, MULTIPLE
+from splitattn.exporting import ExportedFile, ExportError, appearing, check_arguments, reopened
+from splitattn.graph.detection import MULTIPLE
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import Pixels
 from splitattn.images.samples import sample_photographs
@@ -38,7 +35,8 @@ _LEAST_SAME = {"fp32": 99.0, "fp16": 95.0}
 _TOLERANCES = {"fp32": 1e-3, "fp16": 0.05}
 # How many points of AP eight bits may cost.
 _MOST_LOST = 2.0
-_MOST_IMAGES, _CALIBRATION_IMAGES = 20, 100
+_MOST_IMAGES = 20
+_WHY = "what it looks at in its second stage depends on what it finds in the first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +83,14 @@ class PrecisionLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorExportReport:
+class DetectorExportReport(ExportedFile):
     """What was exported, and how equal it is to the detector.
 
     Attributes:
-        path: the file.
-        model: name of the backbone.
-        format, precision: of the file.
-        engine: what ran the file for this report.
-        size: bytes of all files that belong to it.
         parity: the boxes of the file compared with those of the detector in PyTorch.
         agreement: of int8, what it costs.
     """
 
-    path: Path
-    model: str
-    format: str
-    precision: str
-    engine: str
-    size: int
     parity: BoxParity
     agreement: PrecisionLoss | None
 
@@ -122,19 +109,12 @@ class DetectorExportReport:
 
     def as_dict(self) -> dict[str, Any]:
         """What is stored beside the file, ready for JSON."""
-        return {
-            "file": self.path.name,
-            "model": self.model,
-            "format": self.format,
-            "precision": self.precision,
-            "engine": self.engine,
-            "bytes": self.size,
+        return super().as_dict() | {
             "least_same": _LEAST_SAME.get(self.precision),
             "tolerance": _TOLERANCES.get(self.precision),
             "boxes": asdict(self.parity),
             "most_ap_lost": _MOST_LOST if self.agreement else None,
             "agreement": asdict(self.agreement) if self.agreement else None,
-            "environment": describe(),
         }
 
 
@@ -177,17 +157,21 @@ def export_detector(
         batch_size=batch_size,
         opset=opset,
     )
-    detector = open_detector(weights)
-    _check(detector.head, row, batch_size)
+    detector = TrainedDetector.read(weights)
+    check_exportable(detector, row, batch_size, why=_WHY)
     require("exporting a detector", "torch", "torchvision")
     sides, classes = read_sides(detector.metadata.head), detector.metadata.classes
+    whole = replace(sides, multiple=MULTIPLE)  # as an engine takes them
     val = None if calibration is None else open_annotated(calibration, "val")
     val = None if val is None else with_classes(val, classes)
     pixels: Sequence[Pixels] = ()
     if precision == "int8":
         require("comparing AP", "faster_coco_eval")
         on_step("reading calibration images")
-        pixels = _calibration(open_annotated(str(calibration), "train"), sides, on_images)
+        train = open_annotated(str(calibration), "train")
+        pixels = calibration_pixels(
+            len(train), lambda index: read_image(train, index), whole, on_images
+        )
     settings = FileSettings(
         metadata=detector.metadata,
         precision=precision,
@@ -200,7 +184,7 @@ def export_detector(
         row.load_file_module().write(detector.fold(row.form), made, settings)
         candidate = reopened(row, made)
         finder = EngineFinder(candidate, detector.metadata.preprocessing)
-        exact = detector.finder("cpu")
+        exact = detector.in_torch("cpu")
         agreement = None
         if precision == "int8" and val is not None:
             on_step("comparing AP")
@@ -222,42 +206,8 @@ def export_detector(
         )
         if not report.passed:
             raise _failure(report)
-        stored = made.with_name(f"{path.name}.parity.json")
-        stored.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        report.store(made)
     return report
-
-
-def _check(head: str, row: EngineRow, batch_size: int | None) -> None:
-    if head not in FOLDED_HEADS:
-        raise InputError(
-            f"a detector with head {head} cannot be exported: what it looks at in its second "
-            f"stage depends on what it finds in the first. Train one with head {FOLDED_HEADS[0]}"
-        )
-    if row.format == "torch_export":
-        raise InputError("a detector can be exported to onnx or openvino, got torch_export")
-    if batch_size is not None:
-        raise InputError(
-            f"a detector's file takes any batch, got batch size {batch_size}: leave it out"
-        )
-
-
-def _calibration(
-    data: AnnotatedImages, sides: Sides, on_images: Callable[[int, int], None]
-) -> list[Pixels]:
-    """Images (3, H, W) whose sides are multiples of 32, from the whole data set."""
-    count = min(len(data), _CALIBRATION_IMAGES)
-    found: list[Pixels] = []
-    for index in np.linspace(0, len(data) - 1, count).round().astype(int).tolist():
-        on_images(1, count)
-        try:
-            image = read_image(data, index)
-        except ImageError:
-            continue
-        width, height = (-(-side // MULTIPLE) * MULTIPLE for side in sides.size(*image.size))
-        found.append(np.asarray(resized(image, (width, height))).transpose(2, 0, 1))
-    if not found:
-        raise DataError(f"calibration needs readable images, got none of {count}")
-    return found
 
 
 def _ap(
@@ -275,7 +225,7 @@ def _ap(
 def _pictures(data: AnnotatedImages | None) -> list[Image.Image]:
     if data is None:
         return [decode(path) for path in sample_photographs()]
-    return [read_image(data, index) for index in range(min(len(data), _MOST_IMAGES))]
+    return first_readable(len(data), _MOST_IMAGES, lambda index: read_image(data, index))
 
 
 def _parity(

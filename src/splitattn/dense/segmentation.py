@@ -1,7 +1,7 @@
 """Segmentation as a task: the class of every pixel is learned, and scored by overlap."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, ClassVar
@@ -26,7 +26,6 @@ from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run
 from splitattn.training.task import Figure, Measurement, StepOutput
-from splitattn.weights.metadata import ModelMetadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,25 +141,6 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         )
         details = SegmentationDetails(scores=scores, worst=scored.worst, problems=scored.problems)
         return Measurement(figures=scores.figures, details=details)
-
-    def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
-        figures = {**measured.figures, "n": len(self.val)} if measured else {}
-        recipe = run.recipe
-        found = sides(recipe, recipe.test_size, MULTIPLE)
-        return ModelMetadata(
-            model=self.model,
-            task=self.name,
-            classes=self.train.classes,
-            preprocessing=recipe.preprocessing,
-            recipe=asdict(recipe),
-            metrics=figures,
-            head={
-                "name": self.head,
-                "channels": recipe.head_channels,
-                "short_side": found.short,
-                "long_side": found.long,
-            },
-        )
 
     def report(self, measured: Measurement) -> Report:
         title = f"{self.model} tells {len(self.train.classes)} classes apart, pixel by pixel"

@@ -1,26 +1,20 @@
 """From images to the class of every pixel in two lines."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from splitattn.architectures import architecture
+from splitattn.architectures import Architecture, architecture
 from splitattn.dense.masks import Mask
 from splitattn.dense.resizing import read_sides
 from splitattn.dense.segment import Logits, segment
-from splitattn.engines.table import (
-    EngineRow,
-    check_device,
-    fastest_engine,
-    file_engine,
-    find_engine,
-)
-from splitattn.errors import ImageError, InputError, WeightsError
+from splitattn.dense.trained import TrainedDense, open_dense
+from splitattn.engines.engine import Engine
+from splitattn.errors import ImageError
 from splitattn.graph.folding import Form
 from splitattn.graph.segmentation import (
     FOLDED_HEADS,
@@ -33,10 +27,7 @@ from splitattn.graph.segmentation import (
 from splitattn.images.decode import ImageSource, decode
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.libraries import require
-from splitattn.opening import check_engine_of_file, open_exported
-from splitattn.weights.checkpoint import read_arrays_by_own_keys
-from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.weights.resolve import weights_file
+from splitattn.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +99,9 @@ class Segmenter:
         device: str = "auto",
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        check_device(device)
-        if engine != "auto":
-            find_engine(engine)
-        if row := file_engine(weights):
-            opened = _open_file(row, Path(weights), engine, device)
-        else:
-            opened = _open_weights(open_segmenter(weights), engine, device)
+        opened = open_dense(TrainedSegmenter, weights, _logits_of, engine=engine, device=device)
         metadata = opened.metadata
-        self.engine, self._logits = opened.engine, opened.logits
+        self.engine, self._logits = opened.engine, opened.runner
         self.sides = read_sides(metadata.head, MULTIPLE)
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
         self._limits = limits
@@ -173,30 +158,15 @@ class Segmenter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedSegmenter:
-    """A segmenter as it was trained.
+class TrainedSegmenter(TrainedDense[Logits]):
+    """A segmenter as it was trained."""
 
-    Attributes:
-        path: of the file.
-        metadata: what the file says about itself.
-        head, channels: as in `create_segmenter`.
-        tensors: the state dict.
-    """
-
-    path: Path
-    metadata: ModelMetadata
-    head: str
-    channels: int
-    tensors: Mapping[str, NDArray[Any]]
+    what: ClassVar[str] = "segmenter"
+    task: ClassVar[str] = "segmentation"
+    folded_heads: ClassVar[tuple[str, ...]] = FOLDED_HEADS
 
     def fold(self, form: Form) -> FoldedSegmenter:
-        """The inference network, which only the head "fpn" has.
-
-        Raises:
-            WeightsError: the tensors are not those of the head.
-        """
-        self._check()
-        return fold_segmenter(architecture(self.metadata.model), self.tensors, form=form)
+        return fold_segmenter(self._checked(), self.tensors, form=form)
 
     def reference(self) -> SegmenterReference:
         """The plain network of the head "fpn", which every engine must equal.
@@ -204,41 +174,16 @@ class TrainedSegmenter:
         Raises:
             WeightsError: the tensors are not those of the head.
         """
-        self._check()
-        return SegmenterReference(architecture(self.metadata.model), self.tensors)
+        return SegmenterReference(self._checked(), self.tensors)
 
-    def _check(self) -> None:
-        expected = segmenter_shapes(
-            architecture(self.metadata.model),
-            num_classes=len(self.metadata.classes),
-            channels=self.channels,
-        )
-        found = {
-            key: array.shape
-            for key, array in self.tensors.items()
-            if not key.endswith("num_batches_tracked")
-        }
-        differing = sorted(
-            key
-            for key in {*expected, *found}
-            if expected.get(key) != found.get(key) and not key.endswith("num_batches_tracked")
-        )
-        if differing:
-            raise WeightsError(
-                f"{self.path} does not fit what it says about itself: {differing[0]} must be "
-                f"{expected.get(differing[0])}, got {found.get(differing[0])}"
-            )
+    def _checked(self) -> Architecture:
+        shape = architecture(self.metadata.model)
+        classes = len(self.metadata.classes)
+        self.check_shapes(segmenter_shapes(shape, num_classes=classes, channels=self.channels))
+        return shape
 
-    def torch_logits(self, device: str) -> Logits:
-        """The segmenter in PyTorch.
-
-        Raises:
-            InputError: there is no such device, or PyTorch is missing.
-            WeightsError: the tensors are not those of the head.
-        """
+    def in_torch(self, device: str) -> Logits:
         require("engine torch", "torch", "torchvision")
-        import torch
-
         from splitattn.dense.segmenters import create_segmenter
         from splitattn.dense.torch_segment import torch_logits
         from splitattn.engines.pytorch import choose_device
@@ -249,72 +194,10 @@ class TrainedSegmenter:
             num_classes=len(self.metadata.classes),
             channels=self.channels,
         )
-        try:
-            network.load_state_dict({k: torch.from_numpy(v) for k, v in self.tensors.items()})
-        except RuntimeError as error:
-            first = " ".join(str(error).split())[:200]
-            raise WeightsError(
-                f"{self.path} does not fit what it says about itself: {first}"
-            ) from error
+        self.load_into(network)
         chosen = choose_device(device)
         return torch_logits(network.eval().to(chosen), chosen)
 
 
-def open_segmenter(weights: str | Path) -> TrainedSegmenter:
-    """The segmenter in a file that a training wrote, or in the training's folder.
-
-    Raises:
-        WeightsError: the weights cannot be read, or are not those of a segmenter.
-    """
-    path = weights_file(Path(weights))
-    metadata = read_metadata(path)
-    if metadata is None or metadata.task != "segmentation":
-        raise WeightsError(f"{path} must be a segmenter's weights, and does not say that it is")
-    head, channels = metadata.head.get("name"), metadata.head.get("channels")
-    if not isinstance(head, str) or type(channels) is not int:
-        raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
-    return TrainedSegmenter(
-        path=path,
-        metadata=metadata,
-        head=head,
-        channels=channels,
-        tensors=read_arrays_by_own_keys(path),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    logits: Logits
-    engine: str
-    metadata: ModelMetadata
-    path: str
-
-
-def _open_file(row: EngineRow, path: Path, engine: str, device: str) -> _Opened:
-    check_engine_of_file(row, path, engine)
-    opened, metadata = open_exported(row, path, device=device)
-    if metadata.task != "segmentation":
-        raise WeightsError(f"{path} must be a segmenter, it is for {metadata.task}")
-    return _Opened(logits=opened.logits, engine=opened.name, metadata=metadata, path=str(path))
-
-
-def _open_weights(segmenter: TrainedSegmenter, engine: str, device: str) -> _Opened:
-    able = segmenter.head in FOLDED_HEADS
-    if engine == "auto":
-        row = fastest_engine(device) if able else find_engine("torch")
-    else:
-        row = find_engine(engine)
-    if row.name == "torch":
-        logits, name = segmenter.torch_logits(device), row.name
-    elif row.format is None or not able:
-        raise InputError(
-            f"a segmenter with head {segmenter.head} runs in engine "
-            f"{'onnxruntime, openvino or torch' if able else 'torch'}, got {engine!r}"
-        )
-    else:
-        network = segmenter.fold(row.form_on(device))
-        opened = row.load_module().load(network, size=None, device=device)
-        logits, name = opened.logits, opened.name
-    return _Opened(
-        logits=logits, engine=name, metadata=segmenter.metadata, path=str(segmenter.path)
-    )
+def _logits_of(engine: Engine, _: Preprocessing) -> Logits:
+    return engine.logits

@@ -1,26 +1,22 @@
 """Segmenters as files for other engines. A file appears only if it answers as they do."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from splitattn.dense.exportable import calibration_pixels, check_exportable, first_readable
 from splitattn.dense.mask_scoring import SegmentationScores, score_masks
 from splitattn.dense.masks import MaskedImages, check_classes, open_masked, read_masked
-from splitattn.dense.resizing import Sides, read_sides, resized
+from splitattn.dense.resizing import Sides, read_sides
 from splitattn.dense.segment import Logits, segment
-from splitattn.dense.segmenter import open_segmenter
+from splitattn.dense.segmenter import TrainedSegmenter
 from splitattn.engines.engine import FileSettings
-from splitattn.engines.table import EngineRow
-from splitattn.environment import describe
-from splitattn.errors import DataError, ImageError, InputError
-from splitattn.exporting import ExportError, appearing, check_arguments, reopened
-from splitattn.graph.segmentation import FOLDED_HEADS, MULTIPLE
+from splitattn.exporting import ExportedFile, ExportError, appearing, check_arguments, reopened
+from splitattn.graph.segmentation import MULTIPLE
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import Pixels
 from splitattn.images.samples import sample_photographs
@@ -29,7 +25,8 @@ from splitattn.images.samples import sample_photographs
 _LEAST_SAME = {"fp32": 99.9, "fp16": 99.0}
 # How many points of mIoU eight bits may cost.
 _MOST_LOST = 2.0
-_MOST_IMAGES, _CALIBRATION_IMAGES = 5, 100
+_MOST_IMAGES = 5
+_WHY = "its dilated backbone has no folded form"
 # The plain network is slow: it sees images of at most so many pixels on the shorter side.
 _REFERENCE_SIDE = 128
 
@@ -70,25 +67,14 @@ class MaskLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterExportReport:
+class SegmenterExportReport(ExportedFile):
     """What was exported, and how equal it is to the segmenter.
 
     Attributes:
-        path: the file.
-        model: name of the backbone.
-        format, precision: of the file.
-        engine: what ran the file for this report.
-        size: bytes of all files that belong to it.
         parity: the pixels of the file compared with those of the plain network.
         agreement: of int8, what it costs.
     """
 
-    path: Path
-    model: str
-    format: str
-    precision: str
-    engine: str
-    size: int
     parity: PixelParity
     agreement: MaskLoss | None
 
@@ -101,18 +87,11 @@ class SegmenterExportReport:
 
     def as_dict(self) -> dict[str, Any]:
         """What is stored beside the file, ready for JSON."""
-        return {
-            "file": self.path.name,
-            "model": self.model,
-            "format": self.format,
-            "precision": self.precision,
-            "engine": self.engine,
-            "bytes": self.size,
+        return super().as_dict() | {
             "least_same": _LEAST_SAME.get(self.precision),
             "pixels": asdict(self.parity),
             "most_miou_lost": _MOST_LOST if self.agreement else None,
             "agreement": asdict(self.agreement) if self.agreement else None,
-            "environment": describe(),
         }
 
 
@@ -154,8 +133,8 @@ def export_segmenter(
         batch_size=batch_size,
         opset=opset,
     )
-    segmenter = open_segmenter(weights)
-    _check(segmenter.head, row, batch_size)
+    segmenter = TrainedSegmenter.read(weights)
+    check_exportable(segmenter, row, batch_size, why=_WHY)
     metadata = segmenter.metadata
     sides = read_sides(metadata.head, MULTIPLE)
     val = None if calibration is None else open_masked(calibration, "val")
@@ -164,7 +143,10 @@ def export_segmenter(
     pixels: Sequence[Pixels] = ()
     if precision == "int8":
         on_step("reading calibration images")
-        pixels = _calibration(open_masked(str(calibration), "train"), sides, on_images)
+        train = open_masked(str(calibration), "train")
+        pixels = calibration_pixels(
+            len(train), lambda index: read_masked(train, index)[0], sides, on_images
+        )
     settings = FileSettings(
         metadata=metadata,
         precision=precision,
@@ -210,41 +192,8 @@ def export_segmenter(
         )
         if not report.passed:
             raise _failure(report)
-        stored = made.with_name(f"{path.name}.parity.json")
-        stored.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        report.store(made)
     return report
-
-
-def _check(head: str, row: EngineRow, batch_size: int | None) -> None:
-    if head not in FOLDED_HEADS:
-        raise InputError(
-            f"a segmenter with head {head} cannot be exported: its dilated backbone has no folded "
-            f"form. Train one with head {FOLDED_HEADS[0]}"
-        )
-    if row.format == "torch_export":
-        raise InputError("a segmenter can be exported to onnx or openvino, got torch_export")
-    if batch_size is not None:
-        raise InputError(
-            f"a segmenter's file takes any batch, got batch size {batch_size}: leave it out"
-        )
-
-
-def _calibration(
-    data: MaskedImages, sides: Sides, on_images: Callable[[int, int], None]
-) -> list[Pixels]:
-    """Images (3, H, W) as the network sees them, from the whole data set."""
-    count = min(len(data), _CALIBRATION_IMAGES)
-    found: list[Pixels] = []
-    for index in np.linspace(0, len(data) - 1, count).round().astype(int).tolist():
-        on_images(1, count)
-        try:
-            image, _ = read_masked(data, index)
-        except ImageError:
-            continue
-        found.append(np.asarray(resized(image, sides.size(*image.size))).transpose(2, 0, 1))
-    if not found:
-        raise DataError(f"calibration needs readable images, got none of {count}")
-    return found
 
 
 def _miou(
@@ -258,7 +207,7 @@ def _miou(
 def _pictures(data: MaskedImages | None) -> list[Image.Image]:
     if data is None:
         return [decode(path) for path in sample_photographs()]
-    return [read_masked(data, index)[0] for index in range(min(len(data), _MOST_IMAGES))]
+    return first_readable(len(data), _MOST_IMAGES, lambda index: read_masked(data, index)[0])
 
 
 def _parity(

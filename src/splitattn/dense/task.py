@@ -1,7 +1,7 @@
 """What tasks on annotated images have in common: loading, and images that cannot be read."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -12,8 +12,9 @@ from splitattn.errors import DataError, InputError
 from splitattn.images.decode import RGB
 from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
-from splitattn.training.task import Batch, Step, Task
+from splitattn.training.task import Batch, Measurement, Step, Task
 from splitattn.training.unreadable import Unreadable
+from splitattn.weights.metadata import ModelMetadata
 
 
 class Split(Protocol):
@@ -115,6 +116,25 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
     def end_epoch(self, epoch: int, run: Run) -> dict[str, float]:
         self._unreadable.gather()
         return {"size": run.recipe.size_in(epoch), "unreadable": len(self._unreadable.lines)}
+
+    def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
+        figures = {**measured.figures, "n": len(self.val)} if measured else {}
+        recipe = run.recipe
+        found = sides(recipe, recipe.test_size)
+        return ModelMetadata(
+            model=self.model,
+            task=self.name,
+            classes=self.train.classes,
+            preprocessing=recipe.preprocessing,
+            recipe=asdict(recipe),
+            metrics=figures,
+            head={
+                "name": self.head,
+                "channels": recipe.head_channels,
+                "short_side": found.short,
+                "long_side": found.long,
+            },
+        )
 
     def write_files(self, folder: Path) -> None:
         self._unreadable.write(folder)
