@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import charts
 import pytest
 import readme_tables
 
@@ -33,10 +32,9 @@ def test_imports_go_one_way() -> None:
     run(Path(sys.executable).with_name("lint-imports"), "--no-cache")
 
 
-def test_tables_and_charts_are_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_tables_are_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["readme_tables.py", "--check"])
     readme_tables.main()
-    charts.main()
 
 
 def package_files() -> Iterator[Path]:
