@@ -12,7 +12,9 @@ import splitattn
 from splitattn import launch
 from splitattn.architectures import ARCHITECTURES
 from splitattn.convert import convert
-from splitattn.errors import InputError, WeightsError
+from splitattn.data.folds import Fold, split_off
+from splitattn.data.sources import open_data
+from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.opening import open_weights
 from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.training import classification, loop
@@ -21,7 +23,9 @@ from splitattn.training.run import Run
 from splitattn.training.task import Measurement, Task
 from splitattn.weights.catalogue import embedded_entry
 from splitattn.weights.metadata import read_metadata
+from splitattn.workflows import NetworkEvaluation
 from tests.data.datasets import write_image_folder
+from tests.dense.datasets import write_coco
 from tests.training.runs import ARCHITECTURE
 
 SMALL = ("train_size=32", "test_size=32", "batch_size=4", "epochs=1", "warmup_epochs=0")
@@ -226,6 +230,57 @@ def test_without_a_validation_split_a_fifth_of_each_class_serves(
     assert {*first.val.names}.isdisjoint(second.val.names)
     with pytest.raises(InputError, match="a fold must be K/N, such as 1/5, got '5'"):
         splitattn.train(data, tmp_path / "run", fold="5", **arguments)
+
+
+def test_a_run_is_evaluated_on_the_images_that_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    data = write_image_folder(tmp_path / "data", train=10, val=1)
+    run = splitattn.train(
+        data,
+        tmp_path / "run",
+        model="small",
+        recipe="plain",
+        overrides=[*SMALL, "seed=3"],
+        fold="2/5",
+        workers=0,
+    )
+    _, kept = split_off(open_data(str(data), "train"), Fold(number=2, of=5), seed=3)
+    names: list[str] = []
+    measured = splitattn.evaluate(
+        str(data), weights=run.output, held_out=True, on_answer=lambda each: names.append(each.name)
+    )
+    assert names == [*kept.names]
+    assert isinstance(measured, NetworkEvaluation)
+    assert measured.split == "fold 2/5"
+    assert (measured.n, measured.top1) == (6, run.figures["top1"])
+    assert "trained on" not in caplog.text
+    splitattn.evaluate(str(data), weights=run.output)  # the validation split, which is new to it
+    assert "trained on" not in caplog.text
+    splitattn.evaluate(str(data / "train"), weights=run.output)
+    assert "most of these images were trained on; --held-out measures" in caplog.text
+
+    moved = data.rename(tmp_path / "moved")
+    again = splitattn.evaluate(str(moved), weights=run.best_weights, held_out=True)
+    assert isinstance(again, NetworkEvaluation)
+    assert again.confusion.tolist() == measured.confusion.tolist()
+    with pytest.raises(InputError, match="leave out --split test"):
+        splitattn.evaluate(str(moved), weights=run.output, held_out=True, split="test")
+    next((moved / "train").glob("*/*")).unlink()
+    with pytest.raises(DataError, match=r"got others in .*moved/train \(29 images\)"):
+        splitattn.evaluate(str(moved), weights=run.output, held_out=True)
+    plain = splitattn.train(
+        moved, tmp_path / "plain", model="small", recipe="plain", overrides=SMALL, workers=0
+    )
+    with pytest.raises(DataError, match="weights that say nothing of one: use --split"):
+        splitattn.evaluate(str(moved), weights=plain.output, held_out=True)
+
+
+def test_folds_are_for_classification(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data", "train", 1)
+    with pytest.raises(InputError, match="--fold is for classification, got 1/5 for detection"):
+        splitattn.train(data, tmp_path / "run", fold="1/5")
 
 
 def test_the_network_is_built_as_the_recipe_says(

@@ -32,7 +32,7 @@ def test_a_file_a_folder_and_an_export_open_alike(name: str, folder: Path) -> No
     opened = open_network(weights=folder / name, engine="onnxruntime", device="cpu")
     assert (opened.model, opened.classes) == ("resnest14", CLASSES)
     assert opened.preprocessing == PREPROCESSING
-    assert opened.task == "classification"
+    assert opened.metadata.task == "classification"
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     images = torch.from_numpy(normalize(pixels, PREPROCESSING))
     with torch.inference_mode():

@@ -157,6 +157,9 @@ def train(
         chosen = replace(chosen, head=head or chosen.head or default_head)
     name = name or default_model(chosen)
     here = choose_device(distributed.own_device(device))
+    part = None if fold is None else Fold.parse(fold)
+    if part and chosen.task != "classification":
+        raise InputError(f"--fold is for classification, got {part} for {chosen.task}")
     prepare = TASKS[chosen.task]
     with distributed.processes(here):
         with distributed.first_process_first():  # it may download what the others then find
@@ -164,7 +167,7 @@ def train(
                 data=str(data),
                 class_names=class_names,
                 new_classifier=new_classifier,
-                fold=None if fold is None else Fold.parse(fold),
+                fold=part,
             )
             plan = prepare(dataset, name, chosen, here)
         task = plan.task
@@ -317,8 +320,6 @@ def _classification(dataset: DataSettings, model: str, recipe: Recipe, _: torch.
 
 
 def _distillation(dataset: DataSettings, model: str, recipe: Recipe, device: torch.device) -> Plan:
-    if dataset.fold:
-        raise InputError(f"folds are for data with labels, got {dataset.fold} for distillation")
     teacher = open_teacher(recipe.teacher, imitation=recipe.imitation, device=str(device))
     train, val = open_for_teacher(
         dataset.data, teacher.classes, dataset.class_names, seed=recipe.seed

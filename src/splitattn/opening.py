@@ -45,19 +45,32 @@ class OpenedNetwork:
 
     Attributes:
         engine: runs it.
-        model: name of its architecture.
         weights: tag, path or `hf-hub:` name of its weights.
-        classes: class names by output index.
-        preprocessing: how images become its input.
-        task: what its outputs are: "classification".
+        metadata: model, classes, preprocessing, and recipe and metrics where the file says them.
     """
 
     engine: Engine
-    model: str
     weights: str
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    task: str = TASK
+    metadata: ModelMetadata
+
+    @property
+    def model(self) -> str:
+        """Name of the architecture."""
+        return self.metadata.model
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by output index."""
+        return self.metadata.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the network's input."""
+        return self.metadata.preprocessing
+
+    def prepared(self, preprocessing: Preprocessing) -> "OpenedNetwork":
+        """The same network, its images prepared in another way."""
+        return replace(self, metadata=replace(self.metadata, preprocessing=preprocessing))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,18 +164,16 @@ def open_network(
         preprocessing = at_size(preprocessing, size)
     opened = OpenedNetwork(
         engine=trained.load(engine, device, size=preprocessing.size),
-        model=trained.metadata.model,
         weights=trained.weights,
-        classes=trained.metadata.classes,
-        preprocessing=preprocessing,
+        metadata=trained.metadata,
     )
-    return _with_white_level(opened, white_level)
+    return _with_white_level(opened.prepared(preprocessing), white_level)
 
 
 def _with_white_level(opened: OpenedNetwork, white_level: float | None) -> OpenedNetwork:
     if white_level is None:
         return opened
-    return replace(opened, preprocessing=replace(opened.preprocessing, white_level=white_level))
+    return opened.prepared(replace(opened.preprocessing, white_level=white_level))
 
 
 def open_weights(
@@ -245,12 +256,8 @@ def _open_exported(
         )
     if size is not None:
         preprocessing = at_size(preprocessing, size)
-    return OpenedNetwork(
-        engine=opened,
-        model=metadata.model,
-        weights=str(path),
-        classes=metadata.classes,
-        preprocessing=preprocessing,
+    return OpenedNetwork(engine=opened, weights=str(path), metadata=metadata).prepared(
+        preprocessing
     )
 
 

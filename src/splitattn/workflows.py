@@ -1,9 +1,11 @@
 """What a verb of the command line does, in one call from Python."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from splitattn.data.folds import is_whole, kept_part
 from splitattn.data.labelled import with_classes_of_model
 from splitattn.data.sources import open_data
 from splitattn.dense.evaluating import DetectionEvaluation, evaluate_detector
@@ -17,6 +19,8 @@ from splitattn.evaluation import Answer, Evaluation, measure
 from splitattn.exporting import ExportReport, check_arguments, export_network
 from splitattn.opening import TASK, open_network, open_weights, task_of
 from splitattn.weights.download import Progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ def evaluate(
     model: str | None = None,
     weights: str | Path | None = None,
     split: str = "val",
+    held_out: bool = False,
     class_names: Path | None = None,
     size: int | None = None,
     engine: str = "auto",
@@ -84,6 +89,8 @@ def evaluate(
             for a segmenter images with masks, see `dense.masks.open_masked`.
         model, weights, engine, device: which network in which engine, see `Classifier`.
         split: which part of the data.
+        held_out: measure on the training images that the weights' training kept for validation, as
+            it does for a fold or without a split of its own.
         class_names: a text file that names the data set's classes, one a line, in label order.
         size: height and width of the images, if not the network's own.
         batch_size: images that the network sees at once.
@@ -96,10 +103,15 @@ def evaluate(
     Raises:
         InputError: there is no such model, engine or device, or a library is missing.
         WeightsError: the weights cannot be had or do not fit.
-        DataError: the data cannot be opened, has other classes, or no image could be read.
+        DataError: the data cannot be opened, has other classes, or no image could be read; or
+            nothing was held out of it.
     """
+    if held_out and split != "val":
+        raise InputError(f"--held-out is a part of the training images: leave out --split {split}")
     if (task := task_of(weights)) != TASK:
         assert weights is not None
+        if held_out:
+            raise InputError(f"--held-out is for classification, got weights for {task}")
         if task == "detection":
             if model is not None or size is not None:
                 raise InputError(f"{weights} says its model and size: leave out model and size")
@@ -111,7 +123,7 @@ def evaluate(
         return _evaluate_segmenter(
             data, weights, split, engine=engine, device=device, on_images=on_images
         )
-    images = open_data(data, split, class_names)
+    images = open_data(data, "train" if held_out else split, class_names)
     network = open_network(
         model,
         weights,
@@ -122,6 +134,12 @@ def evaluate(
         progress=progress,
     )
     images = with_classes_of_model(images, network.classes)
+    if held_out:
+        images = kept_part(images, network.metadata.origin, network.metadata.recipe.get("seed"))
+    elif is_whole(images, network.metadata.origin):
+        logger.warning(
+            "most of these images were trained on; --held-out measures on those that were kept"
+        )
     measured = measure(
         network.engine,
         images,
@@ -137,7 +155,7 @@ def evaluate(
         weights=network.weights,
         engine=network.engine.name,
         data=data,
-        split=split,
+        split=images.part or split,
         size=network.preprocessing.size,
     )
 

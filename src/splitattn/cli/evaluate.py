@@ -40,6 +40,14 @@ def evaluate(
     model: Model = None,
     weights: Weights = None,
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "val",
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out",
+            help="Measure on the training images that `train` kept for validation, with --fold "
+            "or without a split.",
+        ),
+    ] = False,
     class_names: ClassNames = None,
     size: Annotated[
         int | None, typer.Option(help="Input size, if not the model's own.", min=32)
@@ -82,6 +90,7 @@ def evaluate(
             model=model,
             weights=weights,
             split=split,
+            held_out=held_out,
             class_names=class_names,
             size=size,
             engine=engine,

@@ -1,10 +1,13 @@
-"""Parts of a data set: a validation split where there is none, and cross-validation."""
+"""Parts of a data set: a validation split where there is none, and cross-validation.
+
+A weights file says in its metadata's `origin` which part its training kept for validation.
+"""
 
 import random
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -71,10 +74,46 @@ def split_off(
     # Dealt in turn over all classes, so that folds are as large as each other.
     kept = set(shuffled[fold.number - 1 :: fold.of])
     rest = [index for index in range(len(data)) if index not in kept]
+    whole = data.fingerprint()
     return (
-        subset(data, rest, f"all but fold {fold}"),
-        subset(data, sorted(kept), f"fold {fold}"),
+        replace(subset(data, rest, f"all but fold {fold}"), whole=whole),
+        replace(subset(data, sorted(kept), f"fold {fold}"), whole=whole),
     )
+
+
+def origin_of(kept: LabelledImages) -> dict[str, str]:
+    """What a weights file says of the part that its training kept: nothing, if it kept none."""
+    return {"validation": kept.part, "images": kept.whole} if kept.whole else {}
+
+
+def is_whole(data: LabelledImages, origin: Mapping[str, object]) -> bool:
+    """Whether `data` are all images, of which a training with this `origin` kept a part."""
+    return "images" in origin and origin["images"] == data.fingerprint()
+
+
+def kept_part(data: LabelledImages, origin: Mapping[str, object], seed: object) -> LabelledImages:
+    """The images of `data` that a training kept for validation.
+
+    Args:
+        data: all images, with labels that are the network's outputs.
+        origin: as the weights file says it.
+        seed: of the training's recipe.
+
+    Raises:
+        DataError: the weights file says of no such part, or that it was one of other images.
+    """
+    part = origin.get("validation")
+    if not isinstance(part, str) or not isinstance(seed, int):
+        raise DataError(
+            "--held-out needs weights whose training kept a part of its images, got weights that "
+            "say nothing of one: use --split"
+        )
+    if not is_whole(data, origin):
+        raise DataError(
+            f"--held-out needs the images that were trained on, got others in {data.origin} "
+            f"({len(data)} images): files or labels differ; name the same data"
+        )
+    return split_off(data, Fold.parse(part.removeprefix("fold ")), seed=seed)[1]
 
 
 class _Chosen(Sequence[T]):

@@ -4,6 +4,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import PurePath
 
 from splitattn.data.class_names import Match, are_numbers, are_unnamed, match
 from splitattn.errors import DataError, ImageError
@@ -35,6 +37,7 @@ class LabelledImages:
     Attributes:
         origin: where the images were found; two splits with the same origin are the same images.
         part: which of the images found there these are; empty for all.
+        whole: the `fingerprint` of all images, if these are a part of them.
         classes: names, by label.
         images: what `images.decode` takes. Nothing is decoded yet.
         labels: index into `classes` of each image.
@@ -49,6 +52,7 @@ class LabelledImages:
     names: Sequence[str]
     blocks: Blocks | None = None
     part: str = ""
+    whole: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,6 +66,12 @@ class LabelledImages:
         if len(classes) != len(self.classes) or len(set(classes)) != len(classes):
             raise _wrong_names(self, classes)
         return replace(self, classes=classes)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names and labels, in their order; folders do not count."""
+        lines = zip(self.names, self.labels, strict=True)
+        text = "\n".join(f"{label} {PurePath(name).name}" for name, label in lines)
+        return sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def check_classes_have_images(

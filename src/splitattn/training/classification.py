@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from splitattn.data.folds import origin_of
 from splitattn.data.labelled import check_classes_have_images
 from splitattn.data.loading import Batch
 from splitattn.data.normalization import normalize
@@ -108,6 +109,7 @@ class Classification(ImageTask[Batch]):
             preprocessing=run.recipe.preprocessing,
             recipe=asdict(run.recipe),
             metrics=figures,
+            origin=origin_of(self.val),
         )
 
     def report(self, measured: Measurement) -> Report:
