@@ -136,7 +136,7 @@ def _rung(row: Row) -> str:
             f"{turns['median'] / row['roofline_milliseconds']:.2f}",
             "" if memory is None else f"{memory / 1e6:.0f}",
             f"{row['difference']:.0e}",
-            f"{row['same_labels']:.0%}",
+            f"{row['same_labels']:.0f}%",
         )
     )
 

@@ -14,7 +14,7 @@ def test_a_difference_is_the_largest_one() -> None:
     outputs = np.array([[1.0, 3.5], [-9.0, -8.0]], np.float32)
     found = difference(expected, outputs, image_size=32)
     assert found == Difference(
-        batch_size=2, image_size=32, absolute=11.0, relative=11 / 8, same_labels=0.5
+        batch_size=2, image_size=32, absolute=11.0, relative=11 / 8, same_labels=50
     )
 
 
@@ -40,9 +40,9 @@ def row(absolute: float, batch_size: int, same_labels: float) -> Difference:
 
 
 def test_a_report_has_the_largest_figures_and_the_share_of_all_images() -> None:
-    report = Parity(differences=(row(0.1, 1, 1.0), row(0.3, 3, 1 / 3)))
+    report = Parity(differences=(row(0.1, 1, 100), row(0.3, 3, 100 / 3)))
     assert (report.absolute, report.relative) == (0.3, 0.3)
-    assert report.same_labels == pytest.approx(0.5)
+    assert report.same_labels == pytest.approx(50)
     assert len(str(report).splitlines()) == 3
 
 

@@ -18,7 +18,7 @@ class Difference:
         batch_size, image_size: of the batch; images are square, in pixels.
         absolute: the largest absolute difference of two outputs.
         relative: `absolute` divided by the largest absolute output of the reference.
-        same_labels: share of the images with the same top-1 label, from 0 to 1.
+        same_labels: images with the same top-1 label, in percent.
     """
 
     batch_size: int
@@ -50,7 +50,7 @@ class Parity:
 
     @property
     def same_labels(self) -> float:
-        """The share of all images with the same top-1 label."""
+        """Of all images, those with the same top-1 label, in percent."""
         images = sum(row.batch_size for row in self.differences)
         return sum(row.same_labels * row.batch_size for row in self.differences) / images
 
@@ -58,7 +58,7 @@ class Parity:
         header = "batch  pixels  absolute  relative  same labels"
         rows = (
             f"{row.batch_size:5d}  {row.image_size:6d}  {row.absolute:8.1e}  {row.relative:8.1e}"
-            f"  {row.same_labels:11.0%}"
+            f"  {row.same_labels:10.0f}%"
             for row in self.differences
         )
         return "\n".join((header, *rows))
@@ -86,7 +86,7 @@ def difference(expected: "NDArray[Any]", outputs: "NDArray[Any]", *, image_size:
         image_size=image_size,
         absolute=absolute,
         relative=relative,
-        same_labels=float((expected.argmax(1) == outputs.argmax(1)).mean()),
+        same_labels=100 * float((expected.argmax(1) == outputs.argmax(1)).mean()),
     )
 
 

@@ -39,7 +39,7 @@ LEAST_AGREEMENT = 90.0
 _CALIBRATION_IMAGES = 300
 # The first whose QuantizeLinear rounds each output channel by itself.
 _INT8_OPSET = 13
-_BATCH_SIZES = (1, 2, 5)
+_BATCH_SIZES = (1, 4)
 # With a dynamic size, a larger size is tried too: by the reduction of the last stage and one more,
 # so that one of the two is odd.
 _LARGER_BY = 33

@@ -225,7 +225,7 @@ def export(
             stores weights in it; or "int8", for ONNX and OpenVINO.
         calibration: DATA or any folder of images, for int8: ranges come from up to 300 training
             images, and labels are compared on all validation images. Parity is measured on its
-            images too, or else on the five that ship with the package.
+            images too, or else on photographs that ship with the package.
         batch_size: the only batch size that the file takes, which some engines run faster; None
             takes any.
         dynamic_size: take images of other heights and widths too.

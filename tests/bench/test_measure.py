@@ -56,7 +56,7 @@ def test_every_rung_has_a_row_for_each_batch_size() -> None:
         assert len(row.milliseconds) == 2
         assert row.roofline_milliseconds > 0
         assert row.difference < 1e-5
-        assert row.same_labels == 1
+        assert row.same_labels == 100
 
 
 def test_the_expected_time_grows_with_rounds_lines_and_memory() -> None:
@@ -121,7 +121,7 @@ def test_figures_are_those_of_the_turns() -> None:
         roofline_milliseconds=3.0,
         peak_memory=None,
         difference=0.0,
-        same_labels=1.0,
+        same_labels=100.0,
     )
     assert row.median == 30
     assert spread(row.milliseconds) == {"median": 30, "quartile1": 20, "quartile3": 40}

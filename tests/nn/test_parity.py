@@ -29,14 +29,14 @@ def test_a_network_equals_itself() -> None:
         *((1, 5), (3, 5)),
     ]
     assert report.relative == 0
-    assert report.same_labels == 1
+    assert report.same_labels == 100
 
 
 def test_a_difference_is_told_in_both_measures() -> None:
     model = Means()
     report = parity(model, lambda x: 1.5 * model(x), batch_sizes=(2,), image_sizes=(4,))
     assert report.relative == pytest.approx(0.5)
-    assert report.same_labels == 1
+    assert report.same_labels == 100
     (row,) = report.differences
     assert row.absolute == pytest.approx(0.5 * row.absolute / row.relative)
 

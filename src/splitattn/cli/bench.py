@@ -122,7 +122,7 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
             "x roofline": f"{row.median / row.roofline_milliseconds:.2f}",
             "MB": "" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
             "difference": f"{row.difference:.0e}",
-            "same labels": f"{row.same_labels:.0%}",
+            "same labels": f"{row.same_labels:.0f}%",
         }
         table.add_row(
             row.network, row.form, row.engine, row.precision, *(cells[name] for name in names)
