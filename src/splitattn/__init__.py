@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from splitattn.dense.segmenters import create_segmenter
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
     from splitattn.exporting import ExportReport
-    from splitattn.launch import TrainingResult, train
+    from splitattn.launch import TrainingResult, find_learning_rate, train
     from splitattn.nn.attention_maps import attention_shares
     from splitattn.nn.backbone import Backbone
     from splitattn.nn.batch_norm import synchronize
@@ -61,6 +61,7 @@ _HOMES = {
     "create_segmenter": "dense.segmenters",
     "evaluate": "workflows",
     "export": "workflows",
+    "find_learning_rate": "launch",
     "from_pretrained": "pretrained",
     "fuse": "nn.fusion",
     "list_models": "architectures",
@@ -102,6 +103,7 @@ __all__ = [
     "create_segmenter",
     "evaluate",
     "export",
+    "find_learning_rate",
     "from_pretrained",
     "fuse",
     "list_models",

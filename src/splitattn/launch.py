@@ -1,7 +1,8 @@
 """One call from a data set to a trained network: names become a network, data and a task."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from splitattn.training.classification import Classification
 from splitattn.training.distillation import Distillation
 from splitattn.training.image_task import ImageTask
 from splitattn.training.log import Logger
+from splitattn.training.range_test import RangeTest, range_test
 from splitattn.training.recipes import Recipe, TaskName, default_model, load_recipe
 from splitattn.training.run import Run
 from splitattn.training.task import Epoch, Step, Task
@@ -145,6 +147,109 @@ def train(
         WeightsError: the weights cannot be had or do not fit the model.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
+    with _prepared(
+        data,
+        output,
+        model=model,
+        weights=weights,
+        head=head,
+        recipe=recipe,
+        overrides=overrides,
+        class_names=class_names,
+        new_classifier=new_classifier,
+        fold=fold,
+        resume=resume,
+        device=device,
+        workers=workers,
+        batch_per_device=batch_per_device,
+        checkpoint_minutes=checkpoint_minutes,
+    ) as (network, task, run):
+        measured = loop.train(
+            network,
+            task,
+            run,
+            resume=resume,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            loggers=loggers,
+        )
+    return TrainingResult(
+        output=run.output,
+        figures=measured.figures,
+        summary=task.summary(measured),
+        details=measured.details,
+    )
+
+
+def find_learning_rate(
+    data: str | Path,
+    output: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    head: str | None = None,
+    recipe: str = "finetune",
+    overrides: Iterable[str] = (),
+    class_names: Path | None = None,
+    new_classifier: bool = False,
+    fold: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    batch_per_device: int | None = None,
+    on_step: Callable[[Step], None] = lambda _: None,
+) -> RangeTest:
+    """Find a learning rate for `train` with the same arguments, which see.
+
+    Trains for at most 100 steps at rising rates. `output` gets `learning_rate.png` and
+    `learning_rate.csv`; weights are not kept.
+
+    Args:
+        on_step: called after each step.
+
+    Returns:
+        Learning rates and losses; its `suggestion` is for `overrides=["learning_rate=..."]`.
+
+    Raises:
+        InputError, DataError, WeightsError: see `train`.
+    """
+    with _prepared(
+        data,
+        output,
+        model=model,
+        weights=weights,
+        head=head,
+        recipe=recipe,
+        overrides=overrides,
+        class_names=class_names,
+        new_classifier=new_classifier,
+        fold=fold,
+        device=device,
+        workers=workers,
+        batch_per_device=batch_per_device,
+    ) as (network, task, run):
+        return range_test(network, task, run, on_step=on_step)
+
+
+@contextmanager
+def _prepared(
+    data: str | Path,
+    output: str | Path,
+    *,
+    model: str | None,
+    weights: str | Path | None,
+    head: str | None,
+    recipe: str,
+    overrides: Iterable[str],
+    class_names: Path | None,
+    new_classifier: bool,
+    fold: str | None,
+    device: str,
+    workers: int | None,
+    batch_per_device: int | None,
+    resume: bool = False,
+    checkpoint_minutes: float = 5.0,
+) -> Iterator[tuple[nn.Module, Task[Any], Run]]:
+    """The network, the task and the run that the arguments of `train` mean."""
     if model is not None and is_reference(model):
         if weights is not None:
             resolve(model, weights)  # raises: two weights are named
@@ -195,21 +300,7 @@ def train(
             run = replace(run, recipe=chosen.starting_from(expected, whose))
             torch.manual_seed(chosen.seed)
             network = plan.build(start)
-        measured = loop.train(
-            network,
-            task,
-            run,
-            resume=resume,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            loggers=loggers,
-        )
-    return TrainingResult(
-        output=run.output,
-        figures=measured.figures,
-        summary=task.summary(measured),
-        details=measured.details,
-    )
+        yield network, task, run
 
 
 def _task(data: str | Path, head: str | None) -> TaskName:

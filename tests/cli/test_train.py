@@ -60,6 +60,25 @@ def test_train_then_predict_with_the_names_of_a_file(
     assert run("train", data, *frozen, "--resume") == 0
 
 
+def test_a_learning_rate_is_suggested_and_nothing_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from splitattn.training import range_test
+
+    monkeypatch.setattr(range_test, "_STEPS", 12)
+    data = write_image_folder(tmp_path / "data", train=6, val=2)
+    output = tmp_path / "out"
+    assert run("train", data, "--output", output, *SMALL, "--find-lr") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("--set learning_rate=")
+    assert out.endswith(f"lowest loss, see {output / 'learning_rate.png'}\n")
+    rate = float(out.split()[1].removeprefix("learning_rate="))
+    assert 1e-5 <= rate <= 10
+    assert len(list(output.iterdir())) == 2
+    assert run("train", data, "--output", output, *SMALL, "--find-lr", "--resume") == 2
+    assert "--find-lr starts anew: leave out --resume" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,6 +67,14 @@ def train(
             "data's own split, else 1/5.",
         ),
     ] = None,
+    find_lr: Annotated[
+        bool,
+        typer.Option(
+            "--find-lr",
+            help="Do not train: try rising learning rates for 100 steps, draw the losses and "
+            "suggest one.",
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue the training in the output folder, if any."),
@@ -97,32 +105,49 @@ def train(
     On several devices or machines: `torchrun --nproc-per-node N -m splitattn train ...`
     """
     from splitattn.cli.progress import starting, training_progress
+    from splitattn.errors import InputError
     from splitattn.libraries import require
 
+    if find_lr and resume:
+        raise InputError("--find-lr starts anew: leave out --resume")
     require("train", "torch")
     first = os.environ.get("RANK", "0") == "0"  # torchrun sets it
     with starting("starting", shown=first):
         from splitattn import launch
 
+    arguments: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "head": head,
+        "recipe": recipe,
+        "overrides": [
+            *(overrides or ()),
+            *([] if in_chans is None else [f"in_chans={in_chans}"]),
+        ],
+        "class_names": class_names,
+        "new_classifier": new_classifier,
+        "fold": fold,
+        "device": device,
+        "workers": workers,
+        "batch_per_device": batch_per_device,
+    }
     with training_progress(shown=first) as (on_step, on_epoch):
-        result = launch.train(
-            data,
-            output,
-            model=model,
-            weights=weights,
-            head=head,
-            recipe=recipe,
-            overrides=[*(overrides or ()), *([] if in_chans is None else [f"in_chans={in_chans}"])],
-            class_names=class_names,
-            new_classifier=new_classifier,
-            fold=fold,
-            resume=resume,
-            device=device,
-            workers=workers,
-            batch_per_device=batch_per_device,
-            checkpoint_minutes=checkpoint_minutes,
-            on_step=on_step,
-            on_epoch=on_epoch,
+        if find_lr:
+            found = launch.find_learning_rate(data, output, **arguments, on_step=on_step)
+        else:
+            result = launch.train(
+                data,
+                output,
+                **arguments,
+                resume=resume,
+                checkpoint_minutes=checkpoint_minutes,
+                on_step=on_step,
+                on_epoch=on_epoch,
+            )
+    if first and find_lr:
+        typer.echo(
+            f"--set learning_rate={found.suggestion:g} is a tenth of the rate with the lowest "
+            f"loss, see {output / 'learning_rate.png'}"
         )
-    if first:
+    elif first:
         typer.echo(f"{result.weights}: {result.summary}; {result.report} shows how")

@@ -1,6 +1,6 @@
 """A network and everything that changes it: one step of the optimizer at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, Generic
@@ -14,7 +14,7 @@ from splitattn.data.loading import derive_seed
 from splitattn.errors import InputError
 from splitattn.nn.batch_norm import synchronize
 from splitattn.training.ema import EMA
-from splitattn.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from splitattn.training.optimizer import make_optimizer, set_learning_rate
 from splitattn.training.pending import Pending
 from splitattn.training.precision import autocast_dtype
 from splitattn.training.run import Run
@@ -53,16 +53,16 @@ class Learner(Generic[Batch]):
             devices = [run.device] if run.device.type == "cuda" else None
             self._parallel = DistributedDataParallel(network, device_ids=devices)
 
-    def step(self, number: int, batches: Sequence[Batch], steps_per_epoch: int) -> Pending:
+    def step(self, number: int, batches: Sequence[Batch], rate: float) -> Pending:
         """One step of the optimizer, from the gradients of one or more micro-batches.
 
         Args:
             number: of the step in the whole training, from 0.
+            rate: the learning rate.
         """
         recipe = self.run.recipe
         # Every random choice follows from the seed, the step and the process.
         torch.manual_seed(derive_seed(recipe.seed, number, distributed.rank()))
-        rate = learning_rate(recipe, number, steps_per_epoch)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
@@ -142,6 +142,14 @@ class Learner(Generic[Batch]):
             "task": self.task,
         }
         return parts | ({"ema": self.ema.module} if self.ema else {})
+
+
+def micro_batches(
+    task: Task[Batch], run: Run, epoch: int, first_step: int
+) -> Iterator[tuple[Batch, ...]]:
+    """The micro-batches of each step from `first_step` of `epoch` on."""
+    parts = [iter(task.batches(run, epoch, first_step))] * run.accumulation
+    return zip(*parts, strict=True)
 
 
 def _scalar(value: Tensor | float, device: torch.device) -> Tensor:

@@ -17,8 +17,9 @@ from splitattn.errors import DataError, InputError
 from splitattn.files import remove_leftovers, replacing
 from splitattn.training import resume as checkpoints
 from splitattn.training.interrupt import StopRequest, stop_request
-from splitattn.training.learner import Learner
+from splitattn.training.learner import Learner, micro_batches
 from splitattn.training.log import Logger, TensorBoard, write_log
+from splitattn.training.optimizer import learning_rate
 from splitattn.training.output import writing_to
 from splitattn.training.pending import Pending
 from splitattn.training.report import write_report
@@ -210,9 +211,9 @@ class _Training(Generic[Batch]):
         self.task.begin_epoch(learner.network, epoch, run.recipe)
         learner.network.train()
         self.stepped_at = perf_counter()
-        parts = [iter(self.task.batches(run, epoch, first_step))] * run.accumulation
-        for batches in zip(*parts, strict=True):
-            pending = learner.step(state.step, batches, self.steps_per_epoch)
+        for batches in micro_batches(self.task, run, epoch, first_step):
+            rate = learning_rate(run.recipe, state.step, self.steps_per_epoch)
+            pending = learner.step(state.step, batches, rate)
             self._settle()
             self.pending = pending
             state.step += 1
