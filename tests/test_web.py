@@ -208,6 +208,12 @@ def test_redirects_lead_to_http_alone(server: Server, scheme: str) -> None:
         body(server.url)
 
 
+@pytest.mark.parametrize("url", ["https:///photo.jpg", "http://", "ftp://127.0.0.1/photo.jpg"])
+def test_what_is_no_web_address_is_no_redirect(url: str) -> None:
+    with pytest.raises(WebError, match="it is no web address; only http and https"), get(url):
+        pass
+
+
 @pytest.mark.parametrize(
     ("head", "reason"),
     [

@@ -166,10 +166,11 @@ def _answer(url: str, headers: Mapping[str, str], watch: "_Watch") -> tuple["Cli
     plain = {"User-Agent": "splitattn", "Accept-Encoding": "identity", **headers}
     client = httpx2.Client(verify=_tls(), timeout=max(watch.deadline.left(), 0.001), headers=plain)
     try:
-        for _ in range(_MOST_REDIRECTS + 1):
+        for redirects in range(_MOST_REDIRECTS + 1):
             request = client.build_request("GET", url, extensions={"trace": watch.trace})
-            if request.url.scheme not in _SCHEMES:
-                raise WebError(f"it redirects to {url[:200]}, and only http and https are followed")
+            if request.url.scheme not in _SCHEMES or not request.url.host:
+                said = f"it redirects to {url[:200]}" if redirects else "it is no web address"
+                raise WebError(f"{said}; only http and https with a host are read")
             response = client.send(request, stream=True)
             if response.next_request is None:
                 return client, response

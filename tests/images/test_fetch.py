@@ -97,7 +97,7 @@ def test_an_image_comes_from_a_url(address: str, path: str) -> None:
         ("/drip", "too slow, [0-9]+ bytes in 0"),
         ("/flood", "at most 1,000,000 bytes"),
         ("/break-off", "expected an image|cannot be fetched"),
-        ("/redirect-to-file", "redirects to file://.*/etc/hostname, and only http and https"),
+        ("/redirect-to-file", "redirects to file://.*/etc/hostname; only http and https"),
         ("/with space", "404"),
     ],
 )
