@@ -128,13 +128,13 @@ def test_a_server_without_a_total_must_keep_up_a_rate(
 def test_a_body_that_keeps_up_the_rate_may_take_longer(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "PATIENCE", 0.4)
+    monkeypatch.setattr(web, "PATIENCE", 1.0)
     monkeypatch.setattr(web, "SLOWEST", 1)
 
     def slowly(connection: socket.socket) -> None:
         connection.sendall(OK + b"Content-Length: 4\r\n\r\n")
         for byte in (b"a", b"b", b"c", b"d"):
-            time.sleep(0.15)
+            time.sleep(0.35)
             connection.sendall(byte)
 
     server.answer = slowly
