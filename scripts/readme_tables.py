@@ -14,9 +14,9 @@ from pathlib import Path
 
 import measured_tables
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from splitattn.architectures import ARCHITECTURES
+from splitattn.bench import roofline
 from splitattn.classifier import Classifier
 from splitattn.cli.predict import MIN_PROBABILITY, label_table
 from splitattn.errors import WeightsError
@@ -88,11 +88,9 @@ def cost(name: str, size: int, num_classes: int) -> tuple[int, int]:
     pooling, at most one percent more.
     """
     with torch.device("meta"):  # counts need no values
-        model = ResNeSt(ARCHITECTURES[name], num_classes=num_classes).eval()
-        with FlopCounterMode(display=False) as counted:
-            model(torch.zeros(1, 3, size, size))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return parameters, counted.get_total_flops() // 2  # a multiplication and an addition
+        model = ResNeSt(ARCHITECTURES[name], num_classes=num_classes)
+    counted = roofline.cost(model, size)
+    return counted.weights, counted.multiply_adds
 
 
 def linked(published: PublishedMetrics) -> str:

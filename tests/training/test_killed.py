@@ -11,14 +11,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
 
 from splitattn.training.loop import train
 from splitattn.training.task import Step
 from tests.data.datasets import write_image_folder
 from tests.training.runs import forkserver, make_run, make_task, network, with_recipe
-
-KILLS = 10
 
 
 def _train(folder: Path, steps: Connection) -> None:
@@ -56,7 +55,8 @@ def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path) -> None:
         assert (tmp_path / "out" / "last.pt").exists()
 
 
-def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(kills: int, tmp_path: Path) -> None:
     context = forkserver()
 
     def start(folder: Path) -> tuple[BaseProcess, Connection]:
@@ -73,7 +73,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     chance = random.Random(0)
     folder = tmp_path / "killed"
     reached = []
-    for _ in range(KILLS):
+    for _ in range(kills):
         process, steps = start(folder)
         first = steps.recv()
         begun = time.perf_counter()

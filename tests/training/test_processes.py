@@ -111,6 +111,7 @@ def test_two_processes_measure_exactly_what_one_measures(folder: Path, together:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_replaced_and_nothing_is_lost(folder: Path, together: Path) -> None:
     command = [*TORCHRUN, "--max-restarts=1", "-m", "splitattn", *arguments(folder, "restarted")]
     # Without it torchrun's restarts fail, whatever it runs: see `distributed.processes`.
