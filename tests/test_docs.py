@@ -121,6 +121,11 @@ def goes_on_after_an_error(output: str) -> None:
     assert re.fullmatch(r"espresso\nerror: missing.jpg: .*\n", output)
 
 
+def explains(output: str) -> None:
+    assert output == "espresso layercam (6, 6)\n"
+    assert Path("why.html").is_file()
+
+
 def trains(output: str) -> None:
     first, second, result = output.splitlines()
     assert all(re.fullmatch(r"96 px  loss .*  top-1 .*", line) for line in (first, second))
@@ -158,6 +163,7 @@ SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
     ("index", "Classifier", three_guesses),
     ("label", "anything", labels),
     ("label", "predict_stream", goes_on_after_an_error),
+    ("explain", "explain(", explains),
     ("train", "splitattn.train", trains),
     ("data", "parquet", finds_every_image),
     ("export", "splitattn.export(", says_what_was_written),

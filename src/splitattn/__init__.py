@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from splitattn.dense.segmenter import ClassShare, SegmentedImage, Segmenter
     from splitattn.dense.segmenters import create_segmenter
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
+    from splitattn.explanation import BlockShares, Explanation
     from splitattn.exporting import ExportReport
     from splitattn.launch import TrainingResult, find_learning_rate, train
     from splitattn.nn.attention_maps import attention_shares
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "architectures",
     "Backbone": "nn.backbone",
+    "BlockShares": "explanation",
     "ClassShare": "dense.segmenter",
     "Classifier": "classifier",
     "DataError": "errors",
     "DetectedObject": "dense.detector",
     "Detector": "dense.detector",
+    "Explanation": "explanation",
     "ExportReport": "exporting",
     "ImageError": "errors",
     "InputError": "errors",
@@ -78,11 +81,13 @@ _HOMES = {
 __all__ = [
     "Architecture",
     "Backbone",
+    "BlockShares",
     "ClassShare",
     "Classifier",
     "DataError",
     "DetectedObject",
     "Detector",
+    "Explanation",
     "ExportReport",
     "ImageError",
     "InputError",

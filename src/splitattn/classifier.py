@@ -10,6 +10,7 @@ import numpy as np
 
 from splitattn.engines.engine import finite, softmax
 from splitattn.errors import ImageError, InputError
+from splitattn.explanation import Explainer, Explanation
 from splitattn.features import FeatureExtractor, Features, map_finite
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
@@ -87,16 +88,15 @@ class Classifier:
         self.model, self.weights = opened.model, opened.weights
         self.classes, self.preprocessing = opened.classes, opened.preprocessing
         self.engine = opened.engine
-        self._make_extractor = partial(
-            FeatureExtractor,
-            model,
-            weights,
-            device=device,
-            engine=engine,
-            decoding=decoding,
-            white_level=white_level,
-            limits=limits,
-        )
+        again: dict[str, Any] = {
+            "device": device,
+            "engine": engine,
+            "decoding": decoding,
+            "white_level": white_level,
+            "limits": limits,
+        }
+        self._make_extractor = partial(FeatureExtractor, model, weights, **again)
+        self._make_explainer = partial(Explainer, model, weights, **again)
         self._decoding = decoding
         self._limits = limits
 
@@ -197,6 +197,31 @@ class Classifier:
         if not isinstance(images, list | tuple):
             return found[0]
         return np.stack(found) if found else np.empty((0, 0), np.float32)
+
+    def explain(
+        self, image: ImageSource, label: str | int | None = None, method: str = "auto"
+    ) -> Explanation:
+        """What a label rests on: a map over the image, and the share of each split.
+
+        The first call loads the network a second time.
+
+        Args:
+            image: as `splitattn.images.decode` takes it.
+            label: a class by name or index; None takes the most probable one.
+            method: "cam", which is exact, where the network's last map is fine enough to show
+                something; "layercam" looks at an earlier map, of small images; "rise" covers parts
+                of the image and needs nothing but probabilities, so it explains exported files
+                too. "auto" takes the first of these that can serve. See `Explanation`.
+
+        Raises:
+            ImageError: the image cannot be used.
+            InputError: there is no such label or method, or an exported file lacks the map.
+        """
+        return self._explainer.explain(image, label, method)
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        return self._make_explainer()
 
     @cached_property
     def _extractor(self) -> FeatureExtractor:

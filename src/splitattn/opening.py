@@ -103,7 +103,12 @@ class TrainedNetwork:
         return replace(self, tensors=kept)
 
     def load(
-        self, engine: str = "auto", device: str = "auto", *, size: int | None = None
+        self,
+        engine: str = "auto",
+        device: str = "auto",
+        *,
+        size: int | None = None,
+        outputs: tuple[str, ...] = (),
     ) -> Engine:
         """The network in an engine.
 
@@ -111,6 +116,8 @@ class TrainedNetwork:
             engine: a name out of `engines.table`; "auto" is the fastest that is installed.
             device: "auto" or a device by name.
             size: height and width of the images, in pixels; None takes the preprocessing's.
+            outputs: what the network gives, by the names of `to_onnx`, logits or features first;
+                empty is these alone.
 
         Raises:
             InputError: there is no such engine or device, the engine does not run on the device,
@@ -118,7 +125,7 @@ class TrainedNetwork:
         """
         row = fastest_engine(device) if engine == "auto" else find_engine(engine)
         module = row.load_module()
-        network = self.fold(row.form_on(device))
+        network = replace(self.fold(row.form_on(device)), outputs=outputs)
         size = self.metadata.preprocessing.size if size is None else size
         return module.load(network, size=size, device=device)
 

@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from splitattn.architectures import ARCHITECTURES
+from splitattn.architectures import ARCHITECTURES, Architecture
 from splitattn.create import create_model
 from splitattn.errors import InputError
 from splitattn.graph.folding import FoldedNetwork, fold
@@ -21,7 +22,9 @@ from splitattn.graph.onnx_model import MAPS, OPSETS, PARTS, parts, to_onnx
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import normalize, preprocess
 from splitattn.images.samples import sample_photographs
+from splitattn.nn.attention_maps import attention_shares
 from splitattn.nn.backbone import Backbone
+from splitattn.nn.fusion import FusedResNeSt
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.catalogue import embedded_entry
 from tests.nn.networks import small
@@ -205,6 +208,36 @@ def test_several_outputs_come_in_the_order_in_which_they_are_asked_for() -> None
     logits, last_map, features = run(written, batch)
     assert relative_difference(logits, outputs_of(model, batch)[0]) < 1e-5
     np.testing.assert_allclose(last_map.mean((2, 3)), features, rtol=1e-5, atol=1e-6)
+
+
+@both_forms
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize(
+    "architecture",
+    [small(), small(1, 2), small(4, 2, layers=(1, 2, 1, 1))],
+    ids=["radix 2", "radix 1", "radix 4"],
+)
+def test_class_maps_add_up_to_logits_and_shares_are_those_of_the_blocks(
+    architecture: Architecture, opset: int, form: str
+) -> None:
+    model = trained(architecture)
+    network = replace(folded(model, form=form), outputs=("logits", "class_maps", "shares"))
+    batch = batch_for(model, 2, 96, 96)
+    written = to_onnx(network, size=96, opset=opset)
+    onnx.checker.check_model(written, full_check=True)
+    logits, class_maps, shares = run(written, batch)
+    assert class_maps.shape == (2, 10, 3, 3)
+    assert relative_difference(logits, outputs_of(model, batch)[0]) < 1e-5
+    bias = model.fc.bias.detach().numpy()
+    np.testing.assert_allclose(class_maps.mean((2, 3)) + bias, logits, atol=1e-4)
+    expected = [
+        own.mean(2)[:, : max(architecture.radix - 1, 1)].numpy()
+        for own in attention_shares(model, torch.from_numpy(batch)).values()
+    ]
+    np.testing.assert_allclose(shares, np.stack(expected, 1), atol=1e-5)
+    in_torch = FusedResNeSt(network).outputs(torch.from_numpy(batch))
+    for ours, theirs in zip((logits, class_maps, shares), in_torch, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
 
 
 def test_nothing_is_written_that_no_output_needs() -> None:

@@ -13,7 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from splitattn.cli import bench, data, evaluate, export, features, models, predict, train, weights
+from splitattn.cli import (
+    bench,
+    data,
+    evaluate,
+    explain,
+    export,
+    features,
+    models,
+    predict,
+    train,
+    weights,
+)
 from splitattn.cli.output import discard_unwritten, replace_closed_streams, say
 from splitattn.errors import InputError, one_line
 
@@ -49,6 +60,7 @@ def _options(
 
 for _verb in (
     predict.predict,
+    explain.explain,
     features.features,
     evaluate.evaluate,
     train.train,

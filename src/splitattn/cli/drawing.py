@@ -1,4 +1,4 @@
-"""`predict --draw FOLDER`: pictures with their labels or boxes."""
+"""Folders of pictures: `predict --draw` and `explain --output`."""
 
 import os
 from collections.abc import Callable
@@ -20,13 +20,19 @@ class Pictures:
     Args:
         folder: made if it is not there.
         draw: from an image and its answer to the picture; raises `ImageError`.
+        option: what names the folder on the command line.
 
     Raises:
         InputError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, draw: "Callable[[str | bytes, Any], Image.Image]") -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        draw: "Callable[[str | bytes, Any], Image.Image]",
+        option: str = "--draw",
+    ) -> None:
+        self._folder, self._option = folder, option
         self._draw = draw
         self._names: set[str] = set()
         try:
@@ -34,10 +40,10 @@ class Pictures:
             with os.scandir(folder) as entries:
                 empty = next(entries, None) is None
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise self._unwritable(error) from error
         if not empty:
             raise InputError(
-                f"--draw must be a new or empty folder, so that no file is replaced, got {folder}"
+                f"{option} must be a new or empty folder, so that no file is replaced, got {folder}"
             )
 
     def add(self, name: str, source: str | bytes, answer: Any) -> ImageError | None:
@@ -65,7 +71,7 @@ class Pictures:
             with replacing(path) as temporary:
                 drawn.save(temporary, "JPEG", quality=_QUALITY)
         except OSError as error:
-            raise _unwritable(self._folder, error) from error
+            raise self._unwritable(error) from error
         return None
 
     def _free_name(self, source: str) -> str:
@@ -78,7 +84,8 @@ class Pictures:
         self._names.add(name.casefold())
         return name
 
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    reason = error.strerror or error
-    return InputError(f"--draw must be a folder to write to, got {folder}: {reason}")
+    def _unwritable(self, error: OSError) -> InputError:
+        reason = error.strerror or error
+        return InputError(
+            f"{self._option} must be a folder to write to, got {self._folder}: {reason}"
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from splitattn.data.normalization import normalize
-from splitattn.engines.engine import Engine, FileSettings, Images, Logits
+from splitattn.engines.engine import Array, Engine, FileSettings, Images, Logits
 from splitattn.engines.table import check_device
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import writing_native
@@ -70,6 +70,15 @@ class TorchEngine(Engine):
         _do_without_lost_threads(os.getpid())
         images = torch.from_numpy(np.ascontiguousarray(images_BCHW))
         return self._logits(images.to(self.device))
+
+    def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
+        if not isinstance(self._network, FusedResNeSt) or not self._network.output_names:
+            return super().outputs(images_BCHW)
+        _do_without_lost_threads(os.getpid())
+        images = torch.from_numpy(np.ascontiguousarray(images_BCHW)).to(self.device)
+        with torch.inference_mode(), _full_precision(self.device):
+            found = self._network.outputs(images.contiguous(memory_format=torch.channels_last))
+        return tuple(output.float().cpu().numpy() for output in found)
 
     @torch.inference_mode()
     def _logits(self, images: Tensor) -> Logits:

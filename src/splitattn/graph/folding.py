@@ -161,11 +161,14 @@ class FoldedNetwork:
         stem: one 7x7 convolution, or three 3x3 ones. What they give is feature map 0.
         stages: the blocks of each stage. What stage i gives, counted from 1, is feature map i.
         classifier: None where the network gives pooled features, or feature maps alone.
+        outputs: what it gives, by the names that `to_onnx` knows; empty is the logits, or the
+            features where there is no classifier.
     """
 
     stem: tuple[Convolution, ...]
     stages: tuple[tuple[Block, ...], ...]
     classifier: Linear | None
+    outputs: tuple[str, ...] = ()
 
     @property
     def in_chans(self) -> int:
@@ -182,6 +185,18 @@ class FoldedNetwork:
     def num_classes(self) -> int:
         """Outputs of the classifier; 0 without one."""
         return len(self.classifier.bias) if self.classifier else 0
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks, in the order in which they run."""
+        return tuple(block for stage in self.stages for block in stage)
+
+    @property
+    def radix(self) -> int:
+        """How many splits a block's attention weighs: 0 without attention, 1 for a gate."""
+        first = next(iter(self.blocks), None)
+        attention = first and first.groups[0].attention
+        return attention.radix if attention else 0
 
 
 def fold(

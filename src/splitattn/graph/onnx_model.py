@@ -50,6 +50,10 @@ def to_onnx(
     - "logits", (B, classes).
     - "features", (B, channels): the mean over pixels of the last map.
     - "stem", "layer1", ..., "layer4": feature maps 0 to 4. "stem" comes before max pooling.
+    - "class_maps", (B, classes, H / 32, W / 32): what each place adds to each logit. The mean over
+      places plus the classifier's bias is the logit.
+    - "shares", (B, blocks, max(R - 1, 1)): the mean over channels of the share of each split but
+      the last, or with radix 1 of the gate.
 
     A detector gives "boxes" and "scores" instead, see `write_detector`, and a segmenter "logits" of
     pixels, see `write_segmenter`.
@@ -65,8 +69,7 @@ def to_onnx(
         average_pools: write averages that count zeros beyond the map (avd) as AveragePool. By
             default they are depthwise convolutions with equal weights, because OpenCV's average
             pooling does not count these zeros (seen in 4.8).
-        outputs: what to give, in this order; None gives the logits, or the features where there is
-            no classifier.
+        outputs: what to give, in this order; None leaves it to the network.
         external: takes the weights, by name, which the model then lacks: for an engine that is
             handed both, so that nothing is copied.
 
@@ -116,7 +119,11 @@ def to_onnx(
     found = write_network(writer, network, size, asked)
     for name in asked:
         tensor = found[name]
-        sides = () if name in ("features", "logits") else (tensor.side, tensor.side)
+        sides: tuple[int | None, ...] = (tensor.side, tensor.side)
+        if name == "shares":
+            sides = (max(network.radix - 1, 1),)
+        elif name in ("features", "logits"):
+            sides = ()
         graph.output.append(_float32(name, batch, tensor.channels, *sides))
         if half:
             writer.node("Cast", name, tensor.name, to=TensorProto.FLOAT)
@@ -164,8 +171,10 @@ def _part(name: str) -> str | None:
 
 
 def _checked_outputs(network: FoldedNetwork, outputs: Sequence[str] | None) -> tuple[str, ...]:
-    own = [*MAPS[: 1 + len(network.stages)], "features", *["logits"] * bool(network.classifier)]
-    asked = own[-1:] if outputs is None else outputs
+    own = [*MAPS[: 1 + len(network.stages)], *["shares"] * (network.radix > 0), "features"]
+    if network.classifier:
+        own += ["class_maps", "logits"]
+    asked = (network.outputs or own[-1:]) if outputs is None else outputs
     if not asked or len({*asked}) < len(asked) or not {*asked}.issubset(own):
         raise InputError(
             f"outputs must be one or more of {', '.join(own)}, none of them twice, "

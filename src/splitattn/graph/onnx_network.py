@@ -12,6 +12,7 @@ from splitattn.graph.folding import (
     Block,
     Branch,
     FoldedNetwork,
+    Linear,
     SplitAttention,
 )
 from splitattn.graph.onnx_writer import Tensor, Writer
@@ -31,13 +32,21 @@ def write_network(
         x = to.like("Relu", f"stem.{i}.relu", to.conv(f"stem.{i}", x, conv))
     found = {"stem": x}
     pooled = not {"features", "logits"}.isdisjoint(outputs)
-    last = len(network.stages) if pooled else max(MAPS.index(name) for name in outputs)
+    whole = not set(outputs).issubset(MAPS)
+    last = len(network.stages) if whole else max(MAPS.index(name) for name in outputs)
     if last:
         x = to.max_pool("stem.pool", x)
+    shares: list[list[list[Tensor]]] = []  # by block, group and split
     for name, stage in zip(MAPS[1:], network.stages[:last], strict=False):
         for block in stage:
-            x = _write_block(to, block, x)
+            x, shares_of_block = _write_block(to, block, x)
+            shares.append(shares_of_block)
         found[name] = x
+    if "shares" in outputs:
+        found["shares"] = _write_shares(to, shares, network.radix)
+    if "class_maps" in outputs:
+        assert network.classifier is not None
+        found["class_maps"] = _write_class_maps(to, network.classifier, x)
     if pooled:
         x = to.mean("pool", x)
         x = Tensor(name=to.node("Flatten", "pool.flat", x.name), channels=x.channels, side=None)
@@ -51,7 +60,29 @@ def write_network(
     return found
 
 
-def _write_block(to: Writer, block: Block, x: Tensor) -> Tensor:
+def _write_shares(to: Writer, shares: Sequence[Sequence[list[Tensor]]], radix: int) -> Tensor:
+    """The output "shares" of `to_onnx`, from those of the splits, by block, group and split."""
+    counted = range(max(radix - 1, 1))
+    means = []
+    for block, groups in enumerate(shares):
+        for split in counted:
+            name = f"shares.{block}.{ascii_lowercase[split]}"
+            of_groups = [group[split] for group in groups]
+            whole = to.concatenated(f"{name}.groups", of_groups) if groups[1:] else of_groups[0]
+            means.append(to.channel_mean(name, whole))
+    name = to.reshaped("shares.blocks", to.concatenated("shares.means", means), len(shares), -1)
+    return Tensor(name=name, channels=len(shares), side=None)
+
+
+def _write_class_maps(to: Writer, classifier: Linear, x: Tensor) -> Tensor:
+    """The output "class_maps" of `to_onnx`: the classifier at each place of the last map."""
+    weight = to.weights("class_maps.weight", classifier.weight[:, :, None, None])
+    name = to.node("Conv", "class_maps.conv", x.name, weight, kernel_shape=[1, 1])
+    return Tensor(name=name, channels=len(classifier.bias), side=x.side)
+
+
+def _write_block(to: Writer, block: Block, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+    """Gives the block's map, and the shares of the splits in each group."""
     name = block.name
     shortcut = x
     for step in block.shortcut:
@@ -60,16 +91,20 @@ def _write_block(to: Writer, block: Block, x: Tensor) -> Tensor:
         else:
             shortcut = to.conv(f"{name}.shortcut", shortcut, step)
     several = len(block.groups) > 1
-    groups = [
+    written = [
         _write_group(to, f"{name}.group{k}" if several else name, group, x)
         for k, group in enumerate(block.groups, start=1)
     ]
+    groups = [blended for blended, _ in written]
     x = to.concatenated(f"{name}.groups", groups) if several else groups[0]
     x = to.conv(f"{name}.conv3", x, block.conv3)
-    return to.like("Relu", f"{name}.relu", to.like("Add", f"{name}.add", x, shortcut))
+    x = to.like("Relu", f"{name}.relu", to.like("Add", f"{name}.add", x, shortcut))
+    return x, [shares for _, shares in written]
 
 
-def _write_group(to: Writer, name: str, group: SplitAttention, x: Tensor) -> Tensor:
+def _write_group(
+    to: Writer, name: str, group: SplitAttention, x: Tensor
+) -> tuple[Tensor, list[Tensor]]:
     several = len(group.branches) > 1
     marks = [f".{ascii_lowercase[i]}" for i in range(len(group.branches))] if several else [""]
     maps = [
@@ -82,7 +117,7 @@ def _write_group(to: Writer, name: str, group: SplitAttention, x: Tensor) -> Ten
     ]
     attention = group.attention
     if attention is None:
-        return averaged[0]
+        return averaged[0], []
     means = [
         to.mean(f"{name}.attention.pool{mark}", one) for mark, one in zip(marks, maps, strict=True)
     ]
@@ -91,7 +126,7 @@ def _write_group(to: Writer, name: str, group: SplitAttention, x: Tensor) -> Ten
         averaged = to.split(f"{name}.split", letters, averaged[0])
         means = to.split(f"{name}.attention.split", letters, means[0])
     shares = _write_attention(to, f"{name}.attention", attention, means)
-    return _write_blend(to, f"{name}.blend", averaged, shares)
+    return _write_blend(to, f"{name}.blend", averaged, shares), shares
 
 
 def _write_branch(to: Writer, name: str, mark: str, branch: Branch, x: Tensor) -> Tensor:

@@ -135,6 +135,19 @@ class Writer:
             name=self.node("GlobalAveragePool", name, x.name), channels=x.channels, side=1
         )
 
+    def channel_mean(self, name: str, x: Tensor) -> Tensor:
+        """The mean over channels, which stay as one."""
+        if self._opset < 18:
+            self.node("ReduceMean", name, x.name, axes=[1])
+        else:
+            self.node("ReduceMean", name, x.name, self.constant("axis.channels", np.array([1])))
+        return replace(x, name=name, channels=1)
+
+    def reshaped(self, name: str, x: Tensor, *sides: int) -> str:
+        """(B, *sides); one of them may be -1, which is what is left."""
+        sizes = np.array([0, *sides], np.int64)
+        return self.node("Reshape", name, x.name, self.constant(f"{name}.sizes", sizes))
+
     def concatenated(self, name: str, groups: Sequence[Tensor]) -> Tensor:
         self.node("Concat", name, *(x.name for x in groups), axis=1)
         return Tensor(name=name, channels=sum(x.channels for x in groups), side=groups[0].side)

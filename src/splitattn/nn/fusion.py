@@ -4,9 +4,9 @@ Shapes: B batch, R radix, K cardinality, C channels of the block's output, D of 
 hidden layer, H and W rows and columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class FusedResNeSt(nn.Module):
     def __init__(self, network: FoldedNetwork, *, head: nn.Module | None = None) -> None:
         super().__init__()
         self.num_classes = network.num_classes
+        self.output_names = network.outputs
         self.stem = nn.Sequential(*_stem(network), nn.MaxPool2d(3, 2, 1))
         self.stages = nn.Sequential(
             *(_FusedBottleneck(block) for stage in network.stages for block in stage)
@@ -47,6 +48,23 @@ class FusedResNeSt(nn.Module):
         features = self.avgpool(self.stages(self.stem(x))).flatten(1)
         logits: Tensor = self.fc(features)
         return logits
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the folded network's `outputs` name; see `to_onnx` for the names."""
+        x = self.stem(x)
+        found, shares = {}, []
+        for block in cast("Iterable[_FusedBottleneck]", self.stages):
+            x, shares_of_block = block.with_shares(x)
+            shares.append(shares_of_block)
+            found[block.name.partition(".")[0]] = x
+        if shares[0]:
+            found["shares"] = torch.stack([_mean_shares(groups) for groups in shares], 1)
+        found["features"] = self.avgpool(x).flatten(1)
+        found["logits"] = self.fc(found["features"])
+        if "class_maps" in self.output_names:
+            weight = cast("nn.Linear", self.fc).weight
+            found["class_maps"] = nn.functional.conv2d(x, weight[:, :, None, None])
+        return tuple(found[name] for name in self.output_names)
 
 
 class FusedBackbone(nn.Module):
@@ -144,6 +162,7 @@ def _arrays(model: nn.Module) -> dict[str, NDArray[np.float64]]:
 class _FusedBottleneck(nn.Module):
     def __init__(self, block: folding.Block) -> None:
         super().__init__()
+        self.name = block.name
         self.groups = nn.ModuleList(_group(group) for group in block.groups)
         self.conv3 = _convolution(block.conv3)
         self.shortcut = nn.Sequential(
@@ -155,7 +174,16 @@ class _FusedBottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        groups = [group(x) for group in self.groups]
+        return self._joined(x, [group(x) for group in self.groups])
+
+    def with_shares(self, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """The block's map, and the shares of the splits, (B, C, 1, 1) each, in each group."""
+        pairs = [g.with_shares(x) for g in self.groups if isinstance(g, _FusedSplitAttention)]
+        if not pairs:
+            return self(x), []
+        return self._joined(x, [blended for blended, _ in pairs]), [shares for _, shares in pairs]
+
+    def _joined(self, x: Tensor, groups: list[Tensor]) -> Tensor:
         residual = self.conv3(groups[0] if len(groups) == 1 else torch.cat(groups, 1))
         out: Tensor = self.relu(residual.add_(self.shortcut(x)))
         return out
@@ -172,16 +200,20 @@ class _FusedSplitAttention(nn.Module):
         self.pool = _average(group.pool)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.with_shares(x)[0]
+
+    def with_shares(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The blend, and the shares of the splits: of two, the first one's alone."""
         splits: Sequence[Tensor] = [branch(x) for branch in self.branches]
         averaged: Sequence[Tensor] = [self.pool(split) for split in splits]
         if len(splits) < self.radix:
             splits, averaged = (maps[0].chunk(self.radix, 1) for maps in (splits, averaged))
-        out: Tensor = self.attention(splits, averaged)
-        return out
+        shares: list[Tensor] = self.attention(splits)
+        return _blended(averaged, shares), shares
 
 
 class _Attention(nn.Module):
-    """Shares from splits, R maps (B, C, H, W); with them, the blend of maps of any one size."""
+    """Shares (B, C, 1, 1) from splits, R maps (B, C, H, W): of two, the first one's alone."""
 
     def __init__(self, attention: folding.Attention) -> None:
         super().__init__()
@@ -189,21 +221,31 @@ class _Attention(nn.Module):
         self.fc2 = nn.ModuleList(_convolution(layer) for layer in attention.fc2)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, splits: Sequence[Tensor], blended: Sequence[Tensor]) -> Tensor:
+    def forward(self, splits: Sequence[Tensor]) -> list[Tensor]:
         pooled = splits[0].mean((2, 3), keepdim=True)
         for split in splits[1:]:
             pooled = pooled + split.mean((2, 3), keepdim=True)
         hidden = self.relu(self.fc1(pooled))
         logits: list[Tensor] = [layer(hidden) for layer in self.fc2]
-        if len(blended) == 1:
-            return blended[0] * logits[0].sigmoid()
-        if len(blended) == 2:
-            first, last = blended
-            return last + logits[0].sigmoid() * (first - last)
-        *others, out = (x * share for x, share in zip(blended, _shares(logits), strict=True))
-        for other in others:
-            out = out + other
-        return out
+        return [logits[0].sigmoid()] if len(splits) <= 2 else _shares(logits)
+
+
+def _blended(maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
+    if len(maps) == 1:
+        return maps[0] * shares[0]
+    if len(maps) == 2:
+        first, last = maps
+        return last + shares[0] * (first - last)
+    *others, out = (x * share for x, share in zip(maps, shares, strict=True))
+    for other in others:
+        out = out + other
+    return out
+
+
+def _mean_shares(groups: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The mean over channels of all groups: (B, R - 1), or with radix 1 (B, 1)."""
+    splits = [torch.cat(of_groups, 1).mean((1, 2, 3)) for of_groups in zip(*groups, strict=True)]
+    return torch.stack(splits[: max(len(splits) - 1, 1)], 1)
 
 
 def _shares(logits: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,109 @@
+"""`splitattn explain`: pictures of what labels rest on."""
+
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from splitattn.cli.drawing import Pictures
+from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel
+from splitattn.cli.output import check_output, reconfigure, say
+from splitattn.errors import ImageError, InputError, one_line
+
+if TYPE_CHECKING:
+    from splitattn.explanation import Explanation
+
+_PAGES = (".html", ".htm")
+
+
+class Method(StrEnum):
+    """How a label is explained."""
+
+    AUTO = "auto"
+    CAM = "cam"
+    LAYERCAM = "layercam"
+    RISE = "rise"
+
+
+def explain(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders, globs, URLs, or - for a list on stdin."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new folder for pictures, a JPEG for each image, or one page that ends in .html."
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="A class by name or index. [default: each image's most probable one]"),
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="cam is exact; layercam looks at an earlier map, of small images; rise covers "
+            "parts of the image, for exported files."
+        ),
+    ] = Method.AUTO,
+    model: Model = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    engine: Engine = "auto",
+    white_level: WhiteLevel = None,
+) -> None:
+    """Draw what a label rests on: a map over the image, and the share of each split in each block.
+
+    Exit status 1 if some images could not be used; the others have their pictures all the same.
+    """
+    if not paths:
+        raise InputError(
+            "explain needs images, got none; name files, folders, globs or URLs, or - for stdin"
+        )
+    if output is None:
+        raise InputError("explain needs --output: a new folder, or a page that ends in .html")
+    is_page = output.suffix.lower() in _PAGES
+    if is_page:
+        check_output(output)
+    pictures = None if is_page else Pictures(output, lambda _, each: each.overlay(), "--output")
+    from splitattn.cli.progress import counting, downloading
+    from splitattn.explanation import Explainer, write_html
+    from splitattn.images.paths import expand
+
+    with downloading() as progress:
+        explainer = Explainer(
+            model, weights, device=device, engine=engine, white_level=white_level, progress=progress
+        )
+    reconfigure(sys.stdin, errors="surrogateescape")
+    done = failed = 0
+
+    def explained() -> "Iterator[tuple[str, Explanation]]":
+        nonlocal done, failed
+        with counting(shown=sys.stderr.isatty()) as count:
+            for path in expand(paths, sys.stdin):
+                done += 1
+                try:
+                    found = explainer.explain(path, label, method.value)
+                except ImageError as error:
+                    failed += 1
+                    say(f"error: {error}")
+                else:
+                    percent = f"{100 * found.probability:.2f} %"
+                    typer.echo(f"{percent:>8}  {one_line(found.label)}  {one_line(path)}")
+                    yield path, found
+                count(1, None)
+
+    if pictures is None:
+        write_html(explained(), output)
+    else:
+        for path, found in explained():
+            pictures.add(path, path, found)
+    if not done:
+        raise InputError("explain needs images, got none: stdin is empty or closed")
+    if failed:
+        say(f"{failed} of {done} images could not be explained")
+        raise typer.Exit(1)

@@ -1,0 +1,69 @@
+"""`splitattn explain`."""
+
+from pathlib import Path
+
+import pytest
+import skimage.data
+from PIL import Image
+
+from splitattn.cli import main
+from tests.cli.networks import CLASSES, write_weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    path = tmp_path / "chelsea.png"
+    Image.fromarray(skimage.data.chelsea()).save(path)
+    return path
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["explain", *map(str, arguments), "--engine", "onnxruntime"])
+    return int(end.value.code or 0)
+
+
+def test_each_image_has_a_picture_and_a_line(
+    weights: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, missing = tmp_path / "why", tmp_path / "missing.png"
+    options = ("--weights", weights, "--label", "mug", "--output", folder)
+    assert call(photograph, missing, photograph, *options) == 1
+    streams = capsys.readouterr()
+    lines = streams.out.splitlines()
+    assert len(lines) == 2
+    assert all(line.split(" %  ")[1] == f"mug  {photograph}" for line in lines)
+    assert "missing.png: no such file" in streams.err
+    assert "1 of 3 images could not be explained" in streams.err
+    assert sorted(path.name for path in folder.iterdir()) == ["chelsea-2.jpg", "chelsea.jpg"]
+    with Image.open(folder / "chelsea.jpg") as picture:
+        assert picture.width == 640
+
+
+def test_a_page_holds_all_images(
+    weights: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "why.html"
+    options = ("--weights", weights, "--method", "cam", "--output", page)
+    assert call(photograph, photograph, *options) == 0
+    shown = page.read_text(encoding="utf-8")
+    assert shown.count("<section>") == shown.count(f"<h2>{photograph}</h2>") == 2
+    assert capsys.readouterr().out.splitlines()[0].split(" %  ")[1].split("  ")[0] in CLASSES
+
+
+def test_wrong_calls_are_refused_before_anything_is_written(
+    weights: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(photograph) == 2
+    assert "explain needs --output" in capsys.readouterr().err
+    page = tmp_path / "why.html"
+    assert call(photograph, "--weights", weights, "--label", "mugg", "--output", page) == 2
+    assert "did you mean 'mug'?" in capsys.readouterr().err
+    assert call(photograph, "--weights", weights, "--output", tmp_path) == 2
+    assert "--output must be a new or empty folder" in capsys.readouterr().err
+    assert not page.exists()

@@ -1,0 +1,224 @@
+"""Explanations: what they add up to, that engines agree, and what they show."""
+
+import io
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from splitattn import explanation
+from splitattn.classifier import Classifier
+from splitattn.engines.engine import Engine, Images, Logits
+from splitattn.errors import ImageError, InputError
+from splitattn.explanation import Explainer, Explanation
+from splitattn.images.heat import heat
+from splitattn.images.preprocess import load_pixels, normalize
+from splitattn.images.samples import sample_photographs
+from splitattn.nn.attention_maps import attention_shares
+from splitattn.nn.resnest import ResNeSt
+from splitattn.opening import open_weights
+from splitattn.preprocessing import Preprocessing
+from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.metadata import ModelMetadata
+from tests.cli.networks import CLASSES, network
+
+ENGINES = ("onnxruntime", "openvino", "torch")
+CAT = sample_photographs()[2]
+# Maps of 6, 3 and 2 places a side after stages 2 to 4.
+SMALL = Preprocessing(size=48, crop_fraction=0.8)
+LABEL = 3
+
+
+def written(path: Path, model: ResNeSt, preprocessing: Preprocessing = SMALL) -> Path:
+    metadata = ModelMetadata(model="resnest14", classes=CLASSES, preprocessing=preprocessing)
+    write_checkpoint(path, model.state_dict(), metadata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("weights") / "small.safetensors", network())
+
+
+@pytest.fixture(scope="module")
+def explainer(weights: Path) -> Explainer:
+    return Explainer(weights=weights, engine="onnxruntime")
+
+
+@cache
+def photograph() -> Tensor:
+    return torch.from_numpy(normalize(load_pixels(CAT, SMALL)[None], SMALL))
+
+
+def gradient_and_activation(layer: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of the plain network, for one logit, by autograd."""
+    kept: list[Tensor] = []
+    hook = getattr(network(), layer).register_forward_hook(lambda *call: kept.append(call[2]))
+    with torch.enable_grad():
+        logits = network()(photograph().clone().requires_grad_())
+        (gradient,) = torch.autograd.grad(logits[0, LABEL], kept)
+    hook.remove()
+    return gradient[0].numpy(), kept[0][0].detach().numpy()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_cam_adds_up_to_the_logit_and_equals_grad_cam(weights: Path, engine: str) -> None:
+    classifier = Classifier(weights=weights, engine=engine, device="cpu", decoding="exact")
+    found = classifier.explain(CAT, CLASSES[LABEL], method="cam")
+    plain = network()
+    with torch.inference_mode():
+        logits = plain(photograph())[0]
+    assert (found.label, found.index, found.grid) == (CLASSES[LABEL], LABEL, (2, 2))
+    assert found.logit == pytest.approx(float(logits[LABEL]), abs=1e-5)
+    assert found.probability == pytest.approx(float(logits.softmax(0)[LABEL]), abs=1e-5)
+    # Completeness: the part that belongs to no place is the classifier's own bias.
+    bias = float(plain.fc.bias.detach()[LABEL])
+    assert found.bias == pytest.approx(bias, abs=1e-5)
+    assert float(found.map.mean()) + bias == pytest.approx(float(logits[LABEL]), abs=1e-5)
+    # Grad-CAM before its ReLU: channels weighted by their mean gradients.
+    gradient, activation = gradient_and_activation("layer4")
+    grad_cam = (gradient.mean((1, 2), keepdims=True) * activation).sum(0)
+    np.testing.assert_allclose(found.map, grad_cam * grad_cam.size, atol=1e-5)
+    assert found.map.std() > 1e-3, "a map in which all places are alike would prove nothing"
+    shares = attention_shares(plain, photograph())
+    assert [f"{each.block}.conv2" for each in found.shares] == [*shares]
+    for each, own in zip(found.shares, shares.values(), strict=True):
+        np.testing.assert_allclose(each.shares, own[0].mean(1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_layercam_equals_that_of_autograd(weights: Path, engine: str) -> None:
+    found = Explainer(weights=weights, engine=engine, decoding="exact").explain(CAT, LABEL)
+    assert (found.method, found.grid) == ("layercam", (6, 6))  # 3 places at stage 3 are too few
+    gradient, activation = gradient_and_activation("layer2")
+    expected = (gradient.clip(0) * activation).sum(0) * 36
+    np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-5)
+    assert found.map.max() > 1.5 * found.map.mean() > 0
+
+
+def test_large_images_are_explained_by_the_last_map(tmp_path: Path) -> None:
+    large = written(tmp_path / "l.safetensors", network(), replace(SMALL, size=176))
+    found = Explainer(weights=large, engine="onnxruntime").explain(CAT)
+    assert (found.method, found.grid) == ("cam", (6, 6))
+
+
+def test_other_weights_give_other_maps(tmp_path: Path) -> None:
+    """Adebayo et al. (arXiv 1810.03292): a map that random weights leave is no explanation."""
+    rng = np.random.default_rng(0)
+    own = open_weights()
+    mixed = {
+        key: torch.from_numpy(rng.permutation(value.ravel()).reshape(value.shape))
+        if key.startswith(("layer3", "layer4", "fc")) and value.ndim > 1
+        else torch.from_numpy(np.array(value))
+        for key, value in own.tensors.items()
+    }
+    write_checkpoint(tmp_path / "mixed.safetensors", mixed, own.metadata)
+    explainers = (None, tmp_path / "mixed.safetensors")
+    for method in ("cam", "layercam"):
+        one, two = (
+            Explainer(weights=weights, engine="onnxruntime").explain(CAT, "tabby cat", method).map
+            for weights in explainers
+        )
+        assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.5, method
+
+
+class CornerEngine(Engine):
+    """Sees class 1 in what is bright at the upper left, and nothing else."""
+
+    def _infer(self, images_BCHW: Images) -> Logits:
+        bright = images_BCHW[:, :, :16, :16].mean((1, 2, 3))
+        return np.stack([np.zeros_like(bright), 4 * bright], 1)
+
+
+def test_rise_finds_the_only_place_that_matters() -> None:
+    images = np.ones((1, 3, 48, 48), np.float32)
+    found = explanation._rise(CornerEngine("corner"), images, 1)
+    row, column = np.unravel_index(found.map.argmax(), found.map.shape)
+    assert row < 16 > column
+    assert found.map.max() > 2 * found.least
+    assert np.abs(found.map[24:, 24:]).max() < found.least
+    again = explanation._rise(CornerEngine("corner"), images, 1)
+    np.testing.assert_array_equal(found.map, again.map)
+
+
+def test_rise_of_a_network_that_looks_nowhere_is_empty() -> None:
+    images = np.zeros((1, 3, 48, 48), np.float32)  # the mean color: no mask changes it
+    found = explanation._rise(CornerEngine("corner"), images, 1)
+    assert np.abs(found.map).max() < 1e-6
+
+
+def test_a_map_in_which_nothing_stands_out_has_no_colors() -> None:
+    flat = np.full((3, 3), 0.01, np.float32)
+    assert np.asarray(heat(flat, (30, 30), 1.0))[..., 3].max() <= 3
+    alpha = np.asarray(heat(np.eye(3, dtype=np.float32) - 0.5, (30, 30), 0.5))[..., 3]
+    assert alpha.max() > 150
+    assert alpha[2, 27] == 0, "below zero there is no color"
+
+
+@pytest.mark.parametrize("order", ["crop-resize", "resize-crop"])
+def test_the_crop_is_mapped_back_onto_the_original(weights: Path, order: str) -> None:
+    marked = np.zeros((200, 400, 3), np.uint8)
+    marked[20:180, 120:280] = 255  # the central four fifths of the shorter side
+    explainer = Explainer(weights=weights, engine="onnxruntime")
+    explainer.preprocessing = replace(SMALL, order=order)
+    found = explainer.explain(Image.fromarray(marked))
+    np.testing.assert_allclose(found.box, (120, 20, 280, 180), atol=0.1)
+    pixels = np.asarray(replace(found, map=np.zeros((2, 2), np.float32)).overlay())
+    assert pixels.shape[1] == 640
+    seen = pixels[:320].max(2) > 128
+    rows, columns = np.nonzero(seen)
+    assert abs(rows.min() - 32) <= 1 <= 2 >= abs(columns.min() - 192)
+    assert abs(rows.max() - 287) <= 1 <= 2 >= abs(columns.max() - 447)
+
+
+def test_a_reduced_photograph_has_its_crop_in_the_same_place(weights: Path) -> None:
+    stream = io.BytesIO()
+    Image.open(CAT).resize((1800, 1200)).save(stream, "JPEG")
+    explainer = Explainer(weights=weights, engine="onnxruntime")
+    found = explainer.explain(stream.getvalue())
+    whole = Explainer(weights=weights, engine="onnxruntime", decoding="exact")
+    exact = whole.explain(stream.getvalue())
+    assert found.image.width < exact.image.width == 1800
+    scale = found.image.width / 1800
+    np.testing.assert_allclose(found.box, np.array(exact.box) * scale, rtol=1e-6)
+    assert min(found.image.size) >= 480
+
+
+@pytest.mark.parametrize(
+    ("label", "method", "message"),
+    [
+        ("tabyb", "cam", "label must be one of the 6 classes or an index, got 'tabyb'; did you "),
+        (6, "cam", "label must be a class or its index, 0 to 5, got 6"),
+        (-1, "cam", "label must be a class or its index, 0 to 5, got -1"),
+        (None, "gradcam", "method must be one of auto, cam, layercam, rise, got 'gradcam'"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_in_one_line(
+    explainer: Explainer, label: str | int | None, method: str, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        explainer.explain(CAT, label, method)
+    assert str(caught.value).startswith(message)
+
+
+def test_an_image_that_cannot_be_read_is_named(explainer: Explainer) -> None:
+    with pytest.raises(ImageError, match=r"missing\.jpg: no such file"):
+        explainer.explain("missing.jpg")
+
+
+def test_the_page_shows_all_and_needs_nothing(explainer: Explainer, tmp_path: Path) -> None:
+    found: Explanation = explainer.explain(CAT, "1")
+    assert found.label == CLASSES[1] == 'say "cheese", please'
+    found.save_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "say &quot;cheese&quot;, please" in page
+    assert page.count('<img src="data:image/jpeg;base64,') == 1
+    assert "http" not in page
+    with pytest.raises(InputError, match=r"cannot write .*nowhere"):
+        found.save_html(tmp_path / "nowhere" / "page.html")
