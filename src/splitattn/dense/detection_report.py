@@ -8,9 +8,10 @@ import numpy as np
 from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
 from splitattn.dense.drawing import draw_boxes
 from splitattn.dense.found import FoundObjects
+from splitattn.dense.report_parts import bar, headlines, notes, pair, shrunk, worst_images
 from splitattn.dense.scoring import DetectionScores
 from splitattn.errors import ImageError
-from splitattn.training.report import Chart, Headline, Report, data_uri, table, text
+from splitattn.training.report import Chart, Report, table, text
 
 _WORST = 8
 # Long side of the pictures, in pixels.
@@ -52,61 +53,40 @@ class DetectionDetails:
 
 
 def detection_report(
-    title: str, details: DetectionDetails, data: AnnotatedImages, notes: Sequence[str]
+    title: str, details: DetectionDetails, data: AnnotatedImages, told: Sequence[str]
 ) -> Report:
     """What there is to show of a trained detector.
 
     Args:
         data: what was measured; it gives the pictures.
-        notes: what was left out or changed of the annotations.
+        told: what was left out or changed of the annotations.
     """
+    scores = details.scores
     return Report(
         title=title,
-        headlines=_headlines(details),
-        details=_notes([*notes, *details.problems]),
+        headlines=headlines(
+            _NAMES, scores.figures, (scores.images, f"with {scores.objects:,} objects")
+        ),
+        details=notes("Left out or changed", [*told, *details.problems]),
         charts=(
             Chart(title="Loss", figure="loss"),
             Chart(title="AP", unit="%", figure="ap"),
             Chart(title="AP50", unit="%", figure="ap50"),
         ),
         columns=_COLUMNS,
-        sections=(_classes(details.scores), _worst(details, data)),
+        sections=(_classes(scores), _worst(details, data)),
     )
-
-
-def _headlines(details: DetectionDetails) -> list[Headline]:
-    figures, scores = details.scores.figures, details.scores
-    rows = [
-        (name, f"{figures[key]:.2f}<small> %</small>", note)
-        for key, (name, note) in _NAMES.items()
-        if key in figures
-    ]
-    rows.append(("Images measured", f"{scores.images:,}", f"with {scores.objects:,} objects"))
-    return [Headline(name=name, value=value, note=note) for name, value, note in rows]
-
-
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    lines = "".join(f"<li>{text(note)}</li>\n" for note in dict.fromkeys(notes))
-    return f"<details><summary>Left out or changed</summary>\n<ul>\n{lines}</ul>\n</details>\n"
 
 
 def _classes(scores: DetectionScores) -> str:
     rows = [
-        [text(each.name), f"{each.objects:,}", *(_bar(each.ap), _bar(each.ap50))]
+        [text(each.name), f"{each.objects:,}", *(bar(each.ap), bar(each.ap50))]
         for each in sorted(scores.by_class, key=lambda each: each.ap if each.ap else 0.0)
     ]
     return f"""<section>
 <h2>Classes</h2>
 {table(["class", "objects", "AP %", "AP50 %"], rows, names=1)}</section>
 """
-
-
-def _bar(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f'<meter min="0" max="100" value="{value:.1f}"></meter> {value:.1f}'
 
 
 def _worst(details: DetectionDetails, data: AnnotatedImages) -> str:
@@ -117,15 +97,9 @@ def _worst(details: DetectionDetails, data: AnnotatedImages) -> str:
     ]
     order = sorted(range(len(data)), key=lambda index: -mistakes[index])[:_WORST]
     figures = [_figure(data, index, details.found[index]) for index in order if mistakes[index]]
-    if not any(figures):
-        return ""
-    return f"""<section>
-<h2>Worst images</h2>
-<p class="quiet">Left the annotations, right what was found with a score of {_SHOWN} or more.</p>
-<div class="charts">
-{"".join(figures)}</div>
-</section>
-"""
+    return worst_images(
+        f"Left the annotations, right what was found with a score of {_SHOWN} or more.", figures
+    )
 
 
 def _mistakes(objects: Objects, found: FoundObjects) -> float:
@@ -159,19 +133,15 @@ def _figure(data: AnnotatedImages, index: int, found: FoundObjects) -> str:
     except ImageError:
         return ""
     objects, shown = data.objects[index], found.above(_SHOWN)
-    scale = min(_PICTURE / max(image.size), 1.0)
-    small = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
+    small = shrunk(image, _PICTURE)
+    scale = small.width / image.width
     truth = [data.classes[label] for label in objects.labels]
     answers = [
         f"{data.classes[label]} {100 * value:.0f}"
         for label, value in zip(shown.labels, shown.scores, strict=True)
     ]
-    pictures = (
+    return pair(
+        data.names[index],
         draw_boxes(small, (objects.boxes * scale).tolist(), objects.labels.tolist(), truth),
         draw_boxes(small, (shown.boxes * scale).tolist(), shown.labels.tolist(), answers),
     )
-    cells = "".join(
-        f'<img class="picture" style="width:49%" alt="" src="{data_uri(p, "jpeg", quality=80)}">'
-        for p in pictures
-    )
-    return f"<figure><figcaption>{text(data.names[index])}</figcaption>\n{cells}</figure>\n"

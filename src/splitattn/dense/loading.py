@@ -1,6 +1,6 @@
 """Training batches of annotated images: decoded and augmented in worker processes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,22 +9,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from splitattn.data.loading import (
-    Loader,
-    Packed,
-    begin_worker,
-    derive_seed,
-    first_readable,
-    random_stream,
-)
+from splitattn.data.loading import Packed
 from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
+from splitattn.dense.examples import Examples, example_loader
 from splitattn.dense.resizing import Sides, resized
-from splitattn.errors import DataError
 
 # Of what is left of an object after a crop: less is no longer the object.
 _LEAST_VISIBLE = 0.2
@@ -82,10 +75,9 @@ class _Packed(Packed[DenseBatch]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    problem: str
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
 
 
 def augmented(
@@ -126,21 +118,19 @@ def _areas(boxes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Items(Dataset["_Item | DataError"]):
+class _Examples(Examples[tuple[Image.Image, Objects], _Item]):
     data: AnnotatedImages
     augmentation: DenseAugmentation
-    seed: int
-    epoch: int
 
-    def __getitem__(self, drawn: int) -> _Item | DataError:
-        found = first_readable(len(self.data), drawn, lambda index: read_image(self.data, index))
-        if isinstance(found, DataError):
-            return found
-        with random_stream(derive_seed(self.seed, self.epoch, drawn)):
-            image, boxes, labels = augmented(
-                found.content, self.data.objects[found.index], self.augmentation
-            )
-        return _Item(image=image, boxes=boxes, labels=labels, problem=found.problem)
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int) -> tuple[Image.Image, Objects]:
+        return read_image(self.data, index), self.data.objects[index]
+
+    def augmented(self, content: tuple[Image.Image, Objects]) -> _Item:
+        image, boxes, labels = augmented(*content, self.augmentation)
+        return _Item(image=image.numpy(), boxes=boxes.numpy(), labels=labels.numpy())
 
 
 def dense_loader(
@@ -153,26 +143,14 @@ def dense_loader(
     epoch: int,
 ) -> DataLoader[DenseBatch]:
     """The images of each of `batches`, augmented at random; see `data.loading.train_loader`."""
-    items: Dataset[Any] = _Items(data=data, augmentation=augmentation, seed=seed, epoch=epoch)
-    return Loader(
-        items,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=begin_worker,
-        generator=torch.Generator(),
-    )
+    examples = _Examples(data=data, augmentation=augmentation, seed=seed, epoch=epoch)
+    return example_loader(examples, _pack, batches=batches, workers=workers)
 
 
-def _collate(items: Iterable[_Item | DataError]) -> _Packed | DataError:
-    found: list[_Item] = []
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-        found.append(item)
+def _pack(items: Sequence[_Item], problems: tuple[str, ...]) -> _Packed:
     return _Packed(
-        images=[item.image.numpy() for item in found],
-        boxes=[item.boxes.numpy() for item in found],
-        labels=[item.labels.numpy() for item in found],
-        problems=tuple(item.problem for item in found if item.problem),
+        images=[item.image for item in items],
+        boxes=[item.boxes for item in items],
+        labels=[item.labels for item in items],
+        problems=problems,
     )

@@ -1,6 +1,6 @@
 """Training batches of images with masks: decoded and augmented in worker processes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,22 +9,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from splitattn.data.loading import (
-    Loader,
-    Packed,
-    begin_worker,
-    derive_seed,
-    first_readable,
-    random_stream,
-)
+from splitattn.data.loading import Packed
+from splitattn.dense.examples import Examples, example_loader
 from splitattn.dense.masks import IGNORED, Mask, MaskedImages, read_masked
 from splitattn.dense.resizing import Sides, resized
-from splitattn.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +72,8 @@ class _Packed(Packed[MaskBatch]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    image: Tensor
-    mask: Tensor
-    problem: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
 
 
 def augmented(
@@ -107,19 +99,19 @@ def augmented(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Items(Dataset["_Item | DataError"]):
+class _Examples(Examples[tuple[Image.Image, Mask], _Item]):
     data: MaskedImages
     augmentation: MaskAugmentation
-    seed: int
-    epoch: int
 
-    def __getitem__(self, drawn: int) -> _Item | DataError:
-        found = first_readable(len(self.data), drawn, lambda index: read_masked(self.data, index))
-        if isinstance(found, DataError):
-            return found
-        with random_stream(derive_seed(self.seed, self.epoch, drawn)):
-            image, mask = augmented(*found.content, self.augmentation)
-        return _Item(image=image, mask=mask, problem=found.problem)
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int) -> tuple[Image.Image, Mask]:
+        return read_masked(self.data, index)
+
+    def augmented(self, content: tuple[Image.Image, Mask]) -> _Item:
+        image, mask = augmented(*content, self.augmentation)
+        return _Item(image=image.numpy(), mask=mask.numpy())
 
 
 def mask_loader(
@@ -132,25 +124,13 @@ def mask_loader(
     epoch: int,
 ) -> DataLoader[MaskBatch]:
     """The images of each of `batches`, augmented at random; see `data.loading.train_loader`."""
-    items: Dataset[Any] = _Items(data=data, augmentation=augmentation, seed=seed, epoch=epoch)
-    return Loader(
-        items,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=begin_worker,
-        generator=torch.Generator(),
-    )
+    examples = _Examples(data=data, augmentation=augmentation, seed=seed, epoch=epoch)
+    return example_loader(examples, _pack, batches=batches, workers=workers)
 
 
-def _collate(items: Iterable[_Item | DataError]) -> _Packed | DataError:
-    found: list[_Item] = []
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-        found.append(item)
+def _pack(items: Sequence[_Item], problems: tuple[str, ...]) -> _Packed:
     return _Packed(
-        images=np.stack([item.image.numpy() for item in found]),
-        masks=np.stack([item.mask.numpy() for item in found]),
-        problems=tuple(item.problem for item in found if item.problem),
+        images=np.stack([item.image for item in items]),
+        masks=np.stack([item.mask for item in items]),
+        problems=problems,
     )

@@ -9,8 +9,9 @@ from PIL import Image
 from splitattn.dense.mask_drawing import draw_classes
 from splitattn.dense.mask_scoring import SegmentationScores, WorstImage
 from splitattn.dense.masks import Mask, MaskedImages, read_masked
+from splitattn.dense.report_parts import bar, headlines, notes, pair, shrunk, worst_images
 from splitattn.errors import ImageError
-from splitattn.training.report import Chart, Headline, Report, data_uri, table, text
+from splitattn.training.report import Chart, Report, table, text
 
 # Long side of the pictures, in pixels.
 _PICTURE = 480
@@ -45,49 +46,36 @@ class SegmentationDetails:
 
 
 def segmentation_report(
-    title: str, details: SegmentationDetails, data: MaskedImages, notes: Sequence[str]
+    title: str, details: SegmentationDetails, data: MaskedImages, told: Sequence[str]
 ) -> Report:
     """What there is to show of a trained segmentation network.
 
     Args:
         data: what was measured; it gives the pictures.
-        notes: what was left out of the data.
+        told: what was left out of the data.
     """
+    scores = details.scores
+    pixels = int(scores.confusion.sum())
     return Report(
         title=title,
-        headlines=_headlines(details.scores),
-        details=_notes([*notes, *details.problems]),
+        headlines=headlines(
+            _NAMES, scores.figures, (scores.images, f"with {pixels:,} pixels of a class")
+        ),
+        details=notes("Left out", [*told, *details.problems]),
         charts=(
             Chart(title="Loss", figure="loss"),
             Chart(title="mIoU", unit="%", figure="miou"),
             Chart(title="Accuracy", unit="%", figure="accuracy"),
         ),
         columns=_COLUMNS,
-        sections=(_classes(details.scores), _worst(details, data)),
+        sections=(_classes(scores), _worst(details, data)),
     )
-
-
-def _headlines(scores: SegmentationScores) -> list[Headline]:
-    figures = scores.figures
-    rows = [
-        (name, f"{figures[key]:.2f}<small> %</small>", note) for key, (name, note) in _NAMES.items()
-    ]
-    pixels = int(scores.confusion.sum())
-    rows.append(("Images measured", f"{scores.images:,}", f"with {pixels:,} pixels of a class"))
-    return [Headline(name=name, value=value, note=note) for name, value, note in rows]
-
-
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    lines = "".join(f"<li>{text(note)}</li>\n" for note in dict.fromkeys(notes))
-    return f"<details><summary>Left out</summary>\n<ul>\n{lines}</ul>\n</details>\n"
 
 
 def _classes(scores: SegmentationScores) -> str:
     pixels = max(int(scores.confusion.sum()), 1)
     rows = [
-        [text(each.name), f"{100 * each.pixels / pixels:.2f}", _bar(each.iou), _bar(each.accuracy)]
+        [text(each.name), f"{100 * each.pixels / pixels:.2f}", bar(each.iou), bar(each.accuracy)]
         for each in sorted(scores.by_class(), key=lambda each: each.iou or 0.0)
     ]
     return f"""<section>
@@ -96,23 +84,11 @@ def _classes(scores: SegmentationScores) -> str:
 """
 
 
-def _bar(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f'<meter min="0" max="100" value="{value:.1f}"></meter> {value:.1f}'
-
-
 def _worst(details: SegmentationDetails, data: MaskedImages) -> str:
     figures = [_figure(data, each) for each in details.worst if each.wrong]
-    if not any(figures):
-        return ""
-    return f"""<section>
-<h2>Worst images</h2>
-<p class="quiet">Left the mask, right the answer. Pixels without a color belong to no class.</p>
-<div class="charts">
-{"".join(figures)}</div>
-</section>
-"""
+    return worst_images(
+        "Left the mask, right the answer. Pixels without a color belong to no class.", figures
+    )
 
 
 def _figure(data: MaskedImages, each: WorstImage) -> str:
@@ -120,18 +96,12 @@ def _figure(data: MaskedImages, each: WorstImage) -> str:
         image, truth = read_masked(data, each.index)
     except ImageError:
         return ""
-    scale = min(_PICTURE / max(image.size), 1.0)
-    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    small = image.resize(size)
+    small = shrunk(image, _PICTURE)
     pictures = [
-        draw_classes(small, _resized(mask, size), data.classes) for mask in (truth, each.answer)
+        draw_classes(small, _resized(mask, small.size), data.classes)
+        for mask in (truth, each.answer)
     ]
-    cells = "".join(
-        f'<img class="picture" style="width:49%" alt="" src="{data_uri(p, "jpeg", quality=80)}">'
-        for p in pictures
-    )
-    caption = f"{text(data.names[each.index])}, {each.wrong:.0%} wrong"
-    return f"<figure><figcaption>{caption}</figcaption>\n{cells}</figure>\n"
+    return pair(f"{data.names[each.index]}, {each.wrong:.0%} wrong", *pictures)
 
 
 def _resized(mask: Mask, size: tuple[int, int]) -> Mask:

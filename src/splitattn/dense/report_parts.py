@@ -1,0 +1,75 @@
+"""What the reports of detectors and of segmenters have in common."""
+
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+
+from splitattn.training.report import Headline, data_uri, text
+
+
+def headlines(
+    names: Mapping[str, tuple[str, str]], figures: Mapping[str, float], measured: tuple[int, str]
+) -> list[Headline]:
+    """The figures, in percent, and how much was measured.
+
+    Args:
+        names: title and note of each figure; those that were not measured are left out.
+        measured: how many images, and a note.
+    """
+    rows = [
+        (name, f"{figures[key]:.2f}<small> %</small>", note)
+        for key, (name, note) in names.items()
+        if key in figures
+    ]
+    count, note = measured
+    rows.append(("Images measured", f"{count:,}", note))
+    return [Headline(name=name, value=value, note=note) for name, value, note in rows]
+
+
+def notes(title: str, lines: Sequence[str]) -> str:
+    """What was left out of the data, each line once, folded up beneath `title`."""
+    if not lines:
+        return ""
+    rows = "".join(f"<li>{text(line)}</li>\n" for line in dict.fromkeys(lines))
+    return f"<details><summary>{title}</summary>\n<ul>\n{rows}</ul>\n</details>\n"
+
+
+def bar(value: float | None) -> str:
+    """A percentage as a bar and a number; None was not measured."""
+    if value is None:
+        return "-"
+    return f'<meter min="0" max="100" value="{value:.1f}"></meter> {value:.1f}'
+
+
+def worst_images(legend: str, figures: Sequence[str]) -> str:
+    """The section of the images with the most mistakes.
+
+    Args:
+        legend: what is left and right.
+        figures: see `pair`; empty ones are left out.
+    """
+    if not any(figures):
+        return ""
+    return f"""<section>
+<h2>Worst images</h2>
+<p class="quiet">{legend}</p>
+<div class="charts">
+{"".join(figures)}</div>
+</section>
+"""
+
+
+def pair(caption: str, truth: Image.Image, answer: Image.Image) -> str:
+    """Two pictures side by side, with a caption above them."""
+    cells = "".join(
+        f'<img class="picture" style="width:49%" alt="" src="{data_uri(p, "jpeg", quality=80)}">'
+        for p in (truth, answer)
+    )
+    return f"<figure><figcaption>{text(caption)}</figcaption>\n{cells}</figure>\n"
+
+
+def shrunk(image: Image.Image, longest: int) -> Image.Image:
+    """`image`, made smaller if its longer side has more than `longest` pixels."""
+    scale = min(longest / max(image.size), 1.0)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    return image.resize((width, height))
