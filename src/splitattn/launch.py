@@ -19,9 +19,14 @@ from splitattn.data.labelled import LabelledImages
 from splitattn.data.sources import open_data
 from splitattn.data.splits import MissingSplitError
 from splitattn.data.unlabelled import open_for_teacher
-from splitattn.dense.annotated import check_same_classes
-from splitattn.dense.detection import Detection
-from splitattn.dense.detectors import DETECTION_HEADS, create_detector, find_head
+from splitattn.dense.annotated import check_same_classes, with_outlines
+from splitattn.dense.detection import Detection, Instances
+from splitattn.dense.detectors import (
+    DETECTION_HEADS,
+    check_box_head,
+    create_detector,
+    find_head,
+)
 from splitattn.dense.masks import is_masked, open_masked
 from splitattn.dense.open import annotation_format, open_annotated
 from splitattn.dense.segmentation import Segmentation
@@ -443,15 +448,16 @@ def _build(
 
 def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
     head = _head(recipe)
-    find_head(head)
+    masks = find_head(head).masks
+    check_box_head(head, recipe.box_head)
     require("training a detector", "faster_coco_eval", "torchvision")
     train = open_annotated(dataset.data, "train")
-    task = Detection(
-        model=model,
-        head=head,
-        train=train,
-        val=check_same_classes(train, open_annotated(dataset.data, "val")),
-    )
+    val = check_same_classes(train, open_annotated(dataset.data, "val"))
+    task: Detection
+    if masks:
+        task = Instances(model=model, head=head, train=with_outlines(train), val=with_outlines(val))
+    else:
+        task = Detection(model=model, head=head, train=train, val=val)
 
     def build(weights: str | Path | None) -> nn.Module:
         return create_detector(
@@ -460,6 +466,7 @@ def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.devic
             weights=None if weights is None else resolve(model, weights).path,
             num_classes=len(train.classes),
             channels=recipe.head_channels,
+            box_head=recipe.box_head,
         )
 
     return Plan(task=task, build=build)

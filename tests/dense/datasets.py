@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from splitattn.dense.outlines import to_run_lengths
+
 CLASSES = ("blue", "green", "red")
 _COLORS = ((40, 60, 220), (40, 200, 60), (220, 50, 40))
 
@@ -44,8 +46,24 @@ def coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dic
     return {"images": images, "annotations": annotations, "categories": categories[::-1]}
 
 
+def outline(rectangle: Rectangle, size: tuple[int, int], number: int) -> Any:
+    """A rectangle as COCO's segmentation: a polygon, or every second time run lengths."""
+    left, top, right, bottom, _ = rectangle
+    if number % 2:
+        return [[left, top, right, top, right, bottom, left, bottom]]
+    mask = np.zeros(size[::-1], dtype=bool)
+    mask[top:bottom, left:right] = True
+    return to_run_lengths(mask).to_coco()
+
+
 def write_coco(
-    root: Path, split: str, count: int, *, first: int = 0, size: tuple[int, int] = (64, 64)
+    root: Path,
+    split: str,
+    count: int,
+    *,
+    first: int = 0,
+    size: tuple[int, int] = (64, 64),
+    outlines: bool = False,
 ) -> Path:
     """`root`/split.json and `root`/images/."""
     (root / "images").mkdir(parents=True, exist_ok=True)
@@ -66,15 +84,18 @@ def write_coco(
                     "iscrowd": 0,
                 }
             )
+            if outlines:
+                rectangle = (left, top, right, bottom, label)
+                annotations[-1]["segmentation"] = outline(rectangle, size, len(annotations))
     path = root / f"{split}.json"
     path.write_text(json.dumps(coco(images, annotations)))
     return path
 
 
-def write_splits(root: Path, *, train: int = 8, val: int = 4) -> Path:
+def write_splits(root: Path, *, train: int = 8, val: int = 4, outlines: bool = False) -> Path:
     """A COCO data set of two splits."""
-    write_coco(root, "train", train)
-    write_coco(root, "val", val, first=1000)
+    write_coco(root, "train", train, outlines=outlines)
+    write_coco(root, "val", val, first=1000, outlines=outlines)
     return root
 
 

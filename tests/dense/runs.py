@@ -8,8 +8,8 @@ from torch import nn
 
 from splitattn.architectures import Architecture
 from splitattn.dense.annotated import check_same_classes
-from splitattn.dense.detection import Detection
-from splitattn.dense.detectors import create_detector
+from splitattn.dense.detection import Detection, Instances
+from splitattn.dense.detectors import create_detector, find_head
 from splitattn.dense.masks import open_masked
 from splitattn.dense.open import open_annotated
 from splitattn.dense.segmentation import Segmentation
@@ -41,15 +41,16 @@ RECIPE = replace(
 )
 
 
-def make_task(folder: Path, *, train: int = 8, val: int = 4) -> Detection:
+def make_task(folder: Path, *, train: int = 8, val: int = 4, head: str = "fcos") -> Detection:
     """The task of a data set below `folder`/data."""
     data = folder / "data"
     if not data.exists():
-        write_splits(data, train=train, val=val)
+        write_splits(data, train=train, val=val, outlines=find_head(head).masks)
     found = open_annotated(data, "train")
-    return Detection(
+    kind = Instances if find_head(head).masks else Detection
+    return kind(
         model="small",
-        head="fcos",
+        head=head,
         train=found,
         val=check_same_classes(found, open_annotated(data, "val")),
     )
@@ -60,9 +61,15 @@ def make_run(output: Path, recipe: Recipe = RECIPE) -> Run:
     return Run(recipe=recipe, output=output, device=torch.device("cpu"), workers=0)
 
 
-def network() -> nn.Module:
+def network(head: str = "fcos", box_head: str = "2fc") -> nn.Module:
     torch.manual_seed(0)
-    return create_detector(ARCHITECTURE, num_classes=len(CLASSES), channels=CHANNELS)
+    return create_detector(
+        ARCHITECTURE,
+        num_classes=len(CLASSES),
+        channels=CHANNELS,
+        head=head,
+        box_head=box_head,
+    )
 
 
 MASK_RECIPE = replace(

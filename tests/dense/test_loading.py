@@ -10,6 +10,7 @@ from splitattn.data.loading import random_stream
 from splitattn.dense.annotated import AnnotatedImages, Objects
 from splitattn.dense.loading import DenseAugmentation, augmented, dense_loader
 from splitattn.dense.open import open_annotated
+from splitattn.dense.outlines import Outline, to_run_lengths
 from splitattn.dense.resizing import Sides
 from tests.dense.datasets import picture, write_coco
 
@@ -24,8 +25,17 @@ def objects(*, crowd: bool = False) -> Objects:
         labels=np.array([box[4] for box in RECTANGLES]),
         crowd=np.array([crowd, False]),
         areas=np.ones(2),
-        outlines=(None, None),
+        outlines=outlines(),
     )
+
+
+def outlines() -> tuple[Outline, ...]:
+    """Of a rectangle as a polygon, of another one as run lengths."""
+    (left, top, right, bottom, _), other = RECTANGLES
+    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float64)
+    mask = np.zeros((80, 128), dtype=bool)
+    mask[other[1] : other[3], other[0] : other[2]] = True
+    return (corners,), to_run_lengths(mask)
 
 
 def test_boxes_stay_on_their_objects_through_zoom_crop_and_flip() -> None:
@@ -33,7 +43,10 @@ def test_boxes_stay_on_their_objects_through_zoom_crop_and_flip() -> None:
     sizes, flipped = set(), set()
     for seed in range(40):
         with random_stream(seed):
-            pixels, boxes, labels = augmented(image, objects(), AUGMENTATION)
+            found = augmented(image, objects(), AUGMENTATION, masks=True)
+        pixels, boxes, labels, masks = found.pixels, found.boxes, found.labels, found.masks
+        assert masks is not None
+        assert masks.shape == (len(labels), *pixels.shape[1:])
         assert pixels.dtype == torch.uint8
         height, width = pixels.shape[1:]
         assert height <= 48
@@ -49,6 +62,9 @@ def test_boxes_stay_on_their_objects_through_zoom_crop_and_flip() -> None:
             if len(mine):
                 seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
                 assert (mine[0] - torch.stack(seen)).abs().max() < 1.6, seed
+                mask = masks[labels == label][0].bool()
+                overlap = (mask & on_object).sum() / (mask | on_object).sum()
+                assert overlap > 0.85, seed
         if len(labels) == 2:
             flipped.add(bool(boxes[0, 0] > boxes[1, 0]))
     assert len(sizes) > 5
@@ -66,12 +82,15 @@ def test_an_object_that_a_crop_hardly_shows_is_left_out() -> None:
         boxes=np.array([[0.0, 0, 30, 64]]),
         labels=np.array([1]),
         crowd=np.array([False]),
+        areas=np.ones(1),
+        outlines=(None,),
     )
     shares = []
     for seed in range(60):
         with random_stream(seed):
             wide = DenseAugmentation(sides=Sides(short=64, long=64), zoom=4.0)
-            pixels, boxes, _ = augmented(image, edge, wide)
+            found = augmented(image, edge, wide)
+        pixels, boxes = found.pixels, found.boxes
         with random_stream(seed):
             factor = 4.0 ** (2 * torch.rand(()).item() - 1)
         if len(boxes):
@@ -87,10 +106,13 @@ def test_crowds_are_not_trained_on() -> None:
     image = picture(RECTANGLES, (128, 80), 3)
     plain = DenseAugmentation(sides=Sides(short=80, long=128))
     with random_stream(0):
-        pixels, boxes, labels = augmented(image, objects(crowd=True), plain)
-    assert labels.tolist() == [0]
-    assert sorted(boxes[0, ::2].tolist()) in ([70, 118], [10, 58])
-    assert pixels.shape == (3, 80, 128)
+        found = augmented(image, objects(crowd=True), plain, masks=True)
+    assert found.labels.tolist() == [0]
+    assert sorted(found.boxes[0, ::2].tolist()) in ([70, 118], [10, 58])
+    assert found.pixels.shape == (3, 80, 128)
+    assert found.masks is not None
+    assert found.masks.shape == (1, 80, 128)
+    assert found.masks.sum() == 48 * 40
 
 
 def loaded(data: AnnotatedImages, epoch: int = 0) -> list[torch.Tensor]:

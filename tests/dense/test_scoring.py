@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import encode
 
 from splitattn.dense.annotated import AnnotatedImages, Objects
 from splitattn.dense.found import FoundObjects
+from splitattn.dense.outlines import Outline, RunLengths, to_mask, to_run_lengths
 from splitattn.dense.scoring import score
 
 SIZE = (640, 480)
@@ -57,7 +59,9 @@ def data_of(objects: list[Objects]) -> AnnotatedImages:
     )
 
 
-def by_pycocotools(data: AnnotatedImages, found: list[FoundObjects]) -> COCOeval:
+def by_pycocotools(
+    data: AnnotatedImages, found: list[FoundObjects], kind: str = "bbox"
+) -> COCOeval:
     """Written out on its own: categories and images have other ids."""
     truth = COCO()
     rows = [
@@ -67,10 +71,16 @@ def by_pycocotools(data: AnnotatedImages, found: list[FoundObjects]) -> COCOeval
             "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
             "area": area,
             "iscrowd": int(crowd),
+            **({} if outline is None else {"segmentation": segmentation(outline)}),
         }
         for image, each in enumerate(data.objects)
-        for box, label, crowd, area in zip(
-            each.boxes.tolist(), each.labels, each.crowd, each.areas.tolist(), strict=True
+        for box, label, crowd, area, outline in zip(
+            each.boxes.tolist(),
+            each.labels,
+            each.crowd,
+            each.areas.tolist(),
+            each.outlines,
+            strict=True,
         )
     ]
     truth.dataset = {
@@ -89,9 +99,14 @@ def by_pycocotools(data: AnnotatedImages, found: list[FoundObjects]) -> COCOeval
         for image, each in enumerate(found)
         for box, label, value in zip(each.boxes.tolist(), each.labels, each.scores, strict=True)
     ]
+    if kind == "segm":
+        masks = [each.pixels() for image in found for each in image.run_lengths(SIZE)]
+        for row, mask in zip(results, masks, strict=True):
+            del row["bbox"]
+            row["segmentation"] = encode(np.asfortranarray(mask, np.uint8))
     with redirect_stdout(StringIO()):
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -119,6 +134,44 @@ def test_figures_are_those_of_pycocotools_by_size_and_class() -> None:
     assert scores.objects == data.count() == sum(each.objects for each in scores.by_class)
 
 
+def segmentation(outline: Outline) -> object:
+    if isinstance(outline, RunLengths):
+        return encode(np.asfortranarray(outline.pixels(), np.uint8))
+    return [polygon.ravel().tolist() for polygon in outline]
+
+
+def with_shapes(objects: Objects) -> Objects:
+    """Diamonds in their boxes, each second one as run lengths."""
+    outlines: list[Outline] = []
+    for i, (left, top, right, bottom) in enumerate(objects.boxes):
+        x, y = (left + right) / 2, (top + bottom) / 2
+        diamond = (np.array([[x, top], [right, y], [x, bottom], [left, y]]),)
+        outlines.append(to_run_lengths(to_mask(diamond, SIZE)) if i % 2 else diamond)
+    return replace(objects, outlines=tuple(outlines))
+
+
+def test_figures_of_masks_are_those_of_pycocotools() -> None:
+    random = np.random.default_rng(3)
+    objects = [with_shapes(random_objects(random, int(n))) for n in random.integers(0, 7, 6)]
+    away = np.abs(np.mgrid[-1:1:28j, -1:1:28j]).sum(0)  # from the center of a diamond
+    found = []
+    for each in objects:
+        near = found_near(each, random)
+        noise = random.normal(0, 0.1, (len(near), 28, 28))
+        found.append(replace(near, masks=(away < 1 + noise).astype(np.float32)))
+    data = data_of(objects)
+    scores = score(data, found)
+    boxes = score(data, [replace(each, masks=None) for each in found])
+    assert scores.figures.items() >= boxes.figures.items()
+    stats = by_pycocotools(data, found, "segm").stats
+    for name, value in zip(("ap", "ap50", "ap75", "ap_small", "ap_medium"), stats, strict=False):
+        assert scores.figures[f"mask_{name}"] == pytest.approx(100 * value, abs=1e-6)
+    assert 5 < scores.figures["mask_ap"] < 95
+    assert scores.figures["mask_ap"] != scores.figures["ap"]
+    assert scores.by_class[0].mask_ap50 is not None
+    assert boxes.by_class[0].mask_ap50 is None
+
+
 def test_the_annotations_themselves_score_full_marks() -> None:
     random = np.random.default_rng(1)
     objects = [replace(o, crowd=np.zeros(len(o), bool)) for o in [random_objects(random, 9)]]
@@ -132,6 +185,8 @@ def test_the_annotations_themselves_score_full_marks() -> None:
 
 def test_nothing_found_scores_nothing() -> None:
     objects = [random_objects(np.random.default_rng(2), 9)]
-    scores = score(data_of(objects), [FoundObjects.none()])
+    nothing = replace(FoundObjects.none(), masks=np.zeros((0, 28, 28), np.float32))
+    scores = score(data_of(objects), [nothing])
+    assert scores.figures["mask_ap"] == 0
     assert scores.figures["ap"] == scores.figures["ap50"] == 0
     assert "ap_large" in scores.figures or len(scores.figures) >= 3

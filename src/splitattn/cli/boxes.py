@@ -1,7 +1,7 @@
 """What `splitattn predict` and `evaluate` write and draw for a detector."""
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from splitattn.dense.detector import DetectedObject, Detector
     from splitattn.dense.evaluating import DetectionEvaluation
+    from splitattn.dense.scoring import ClassScore
 
     Result = list[DetectedObject] | ImageError
 
@@ -26,6 +27,9 @@ _FIGURES = {
     "ap_small": "small",
     "ap_medium": "medium",
     "ap_large": "large",
+    "mask_ap": "mask AP",
+    "mask_ap50": "mask AP50",
+    "mask_ap75": "mask AP75",
 }
 _NUMBER = re.compile("[0-9]{1,15}")
 _CSV_HEADER = (
@@ -67,11 +71,13 @@ def _draw(source: str | bytes, objects: "list[DetectedObject]") -> "Image.Image"
     from splitattn.dense.drawing import draw_boxes
     from splitattn.images.decode import decode
 
+    found = [each.mask for each in objects if each.mask]
     return draw_boxes(
         decode(source),
         [each.box for each in objects],
         [each.index for each in objects],
         [f"{one_line(each.label)} {each.score:.0%}" for each in objects],
+        (mask.pixels() for mask in found) if found else None,
     )
 
 
@@ -92,10 +98,16 @@ def _json(detector: "Detector", name: str, result: "Result") -> str:
     if isinstance(result, ImageError):
         line["error"] = str(result)
     else:
-        line["objects"] = [asdict(each) for each in result]
+        line["objects"] = [_object(each) for each in result]
         line["model"] = detector.model
         line["weights"] = detector.weights
     return json_line(line)
+
+
+def _object(found: "DetectedObject") -> dict[str, Any]:
+    row = asdict(replace(found, mask=None))
+    del row["mask"]
+    return row | ({"mask": found.mask.to_coco()} if found.mask else {})
 
 
 def _csv(detector: "Detector", name: str, result: "Result") -> str:
@@ -141,6 +153,8 @@ class _CocoResults:
             "score": found.score,
             "file_name": name,
         }
+        if found.mask:
+            row["segmentation"] = found.mask.to_coco()
         self._rows += 1
         return f"{',' if self._rows > 1 else ''}\n{json_line(row).rstrip()}"
 
@@ -160,11 +174,18 @@ def as_dict(measured: "DetectionEvaluation") -> dict[str, Any]:
         "objects": measured.objects,
         **measured.figures,
         "classes": [
-            {"label": each.name, "objects": each.objects, "ap": each.ap, "ap50": each.ap50}
+            {"label": each.name, "objects": each.objects, **_by_class(each)}
             for each in measured.by_class
         ],
         "problems": list(measured.problems),
     }
+
+
+def _by_class(score: "ClassScore") -> dict[str, float | None]:
+    """Of one class; those of masks only if there are any."""
+    boxes = {"ap": score.ap, "ap50": score.ap50}
+    masks = {"mask_ap": score.mask_ap, "mask_ap50": score.mask_ap50}
+    return boxes | (masks if score.mask_ap is not None else {})
 
 
 def print_table(measured: "DetectionEvaluation") -> None:
@@ -174,10 +195,12 @@ def print_table(measured: "DetectionEvaluation") -> None:
     from rich.table import Table
 
     classes = Table("class", box=None, pad_edge=False)
-    for column in ("objects", "AP %", "AP50 %"):
+    shown = ["ap", "ap50", *(name for name in ("mask_ap", "mask_ap50") if name in measured.figures)]
+    for column in ("objects", *(f"{_FIGURES[name]} %" for name in shown)):
         classes.add_column(column, justify="right")
     for each in measured.by_class:
-        figures = ("-" if value is None else f"{value:.1f}" for value in (each.ap, each.ap50))
+        values = (getattr(each, name) for name in shown)
+        figures = ("-" if value is None else f"{value:.1f}" for value in values)
         classes.add_row(escape(one_line(each.name)), str(each.objects), *figures)
     console = Console()
     console.print(classes)

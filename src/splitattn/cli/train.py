@@ -35,7 +35,8 @@ def train(
     head: Annotated[
         str | None,
         typer.Option(
-            help="For boxes: fcos; for masks: fpn, deeplabv3 or fcn. [default: the first of each]"
+            help="For boxes: fcos, retinanet, faster_rcnn or mask_rcnn; for masks: fpn, deeplabv3 "
+            "or fcn. [default: the first of each]"
         ),
     ] = None,
     recipe: Annotated[

@@ -232,6 +232,36 @@ def read_image(data: AnnotatedImages, index: int) -> Image.Image:
     return image
 
 
+def with_outlines(data: AnnotatedImages) -> AnnotatedImages:
+    """`data` for finding the pixels of objects: one without an outline counts as a crowd.
+
+    So it is neither trained on nor scored, which is told once.
+
+    Raises:
+        DataError: no object has an outline.
+    """
+    bare = [
+        np.array([outline is None for outline in each.outlines], dtype=bool) & ~each.crowd
+        for each in data.objects
+    ]
+    count = sum(int(each.sum()) for each in bare)
+    if count == data.count():
+        raise DataError(
+            f"{data.origin} must have polygons or run lengths to learn masks, got {count} boxes "
+            "without: use another head, such as fcos"
+        )
+    if not count:
+        return data
+    first = next(name for name, each in zip(data.names, bare, strict=True) if each.any())
+    line = f"objects without an outline, taken as crowds: {count:,}, such as in {first}"
+    logger.warning("%s: %s", data.origin, line)
+    objects = [
+        replace(each, crowd=each.crowd | without)
+        for each, without in zip(data.objects, bare, strict=True)
+    ]
+    return replace(data, objects=objects, notes=(*data.notes, line))
+
+
 def check_same_classes(train: AnnotatedImages, val: AnnotatedImages) -> AnnotatedImages:
     """`val` with the labels of `train`.
 

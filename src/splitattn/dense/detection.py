@@ -15,6 +15,7 @@ from splitattn.dense.detectors import find_head
 from splitattn.dense.finding import IOU, find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.loading import DenseBatch, dense_loader
+from splitattn.dense.outlines import to_coco
 from splitattn.dense.scoring import score
 from splitattn.dense.sheet import augmentation_in
 from splitattn.dense.task import DenseTask, sides
@@ -39,6 +40,7 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
         "ap75": Figure(label="AP75", unit="%", decimals=2),
     }
     best: ClassVar[str | None] = "ap"
+    masks: ClassVar[bool] = False
 
     def identity(self) -> dict[str, Any]:
         content = sha256()
@@ -63,8 +65,14 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
             raise InputError("the network must be one of create_detector")
         expected = recipe.preprocessing
         transform.image_mean, transform.image_std = list(expected.mean), list(expected.std)
+        if heads := getattr(network, "roi_heads", None):
+            heads.fg_bg_sampler.batch_size_per_image = recipe.regions_per_image
         super().prepare(network, recipe)
         self.begin()
+
+    def head_facts(self, recipe: Recipe) -> dict[str, Any]:
+        two_stages = find_head(self.head).stages == 2
+        return {"box_head": recipe.box_head} if two_stages else {}
 
     def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[DenseBatch]:
         recipe = run.recipe
@@ -75,6 +83,7 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
             workers=run.workers,
             seed=recipe.seed,
             epoch=epoch,
+            masks=self.masks,
         )
 
     def forward(self, network: Callable[..., Any], batch: DenseBatch, run: Run) -> StepOutput:
@@ -84,11 +93,16 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
             {"boxes": boxes.to(device), "labels": labels.to(device) + first_label}
             for boxes, labels in zip(batch.boxes, batch.labels, strict=True)
         ]
+        for target, masks in zip(targets, batch.masks or (), strict=False):
+            target["masks"] = masks.to(device)
         losses: dict[str, Tensor] = network(images, targets)
         loss = torch.stack([*losses.values()]).sum()
         sums: dict[str, Tensor | float] = {
             "loss": loss.detach() * len(images),
-            **{f"loss_{name}": value.detach() * len(images) for name, value in losses.items()},
+            **{
+                f"loss_{name.removeprefix('loss_')}": value.detach() * len(images)
+                for name, value in losses.items()
+            },
             "unreadable": self.note_train(batch.problems),
         }
         return StepOutput(loss, sums)
@@ -121,5 +135,32 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
         return detection_report(title, measured.details, self.val, notes)
 
     def summary(self, measured: Measurement) -> str:
-        shown = [self.formats[name].text(measured.figures[name]) for name in ("ap", "ap50")]
+        kind = "mask_" if self.masks else ""
+        shown = [
+            self.formats[name].text(measured.figures.get(name, 0.0))
+            for name in (f"{kind}ap", f"{kind}ap50")
+        ]
         return f"{', '.join(shown)} on {len(self.val)} images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instances(Detection):
+    """Learn where objects are, their classes and their pixels; see `with_outlines`."""
+
+    formats: ClassVar[Mapping[str, Figure]] = {
+        **Detection.formats,
+        "mask_ap": Figure(label="mask AP", unit="%", decimals=2),
+        "mask_ap50": Figure(label="mask AP50", unit="%", decimals=2),
+        "mask_ap75": Figure(label="mask AP75", unit="%", decimals=2),
+    }
+    best: ClassVar[str | None] = "mask_ap"
+    masks: ClassVar[bool] = True
+
+    def identity(self) -> dict[str, Any]:
+        outlines = sha256()
+        for objects in (*self.train.objects, *self.val.objects):
+            outlines.update(repr([o and to_coco(o) for o in objects.outlines]).encode())
+        return super().identity() | {"outlines": outlines.hexdigest()}
+
+    def head_facts(self, recipe: Recipe) -> dict[str, Any]:
+        return super().head_facts(recipe) | {"masks": True}

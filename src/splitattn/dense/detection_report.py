@@ -8,6 +8,7 @@ import numpy as np
 from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
 from splitattn.dense.drawing import draw_boxes
 from splitattn.dense.found import FoundObjects
+from splitattn.dense.outlines import resized_mask
 from splitattn.dense.report_parts import bar, headlines, notes, pair, shrunk, worst_images
 from splitattn.dense.scoring import DetectionScores
 from splitattn.errors import ImageError
@@ -27,7 +28,13 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "val_ap50": ("AP50 %", ".2f"),
     "val_ap75": ("AP75 %", ".2f"),
 }
+_MASK_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "val_mask_ap": ("mask AP %", ".2f"),
+    "val_mask_ap50": ("mask AP50 %", ".2f"),
+}
 _NAMES = {
+    "mask_ap": ("Mask AP", "of objects by their pixels, mean over IoU 0.50 to 0.95"),
+    "mask_ap50": ("Mask AP50", "at IoU 0.50"),
     "ap": ("AP", "mean over IoU 0.50 to 0.95"),
     "ap50": ("AP50", "at IoU 0.50"),
     "ap75": ("AP75", "at IoU 0.75"),
@@ -62,6 +69,7 @@ def detection_report(
         told: what was left out or changed of the annotations.
     """
     scores = details.scores
+    masks = "mask_ap" in scores.figures
     return Report(
         title=title,
         headlines=headlines(
@@ -72,20 +80,26 @@ def detection_report(
             Chart(title="Loss", figure="loss"),
             Chart(title="AP", unit="%", figure="ap"),
             Chart(title="AP50", unit="%", figure="ap50"),
+            *([Chart(title="Mask AP", unit="%", figure="mask_ap")] if masks else []),
         ),
-        columns=_COLUMNS,
+        columns={**_COLUMNS, **(_MASK_COLUMNS if masks else {})},
         sections=(_classes(scores), _worst(details, data)),
     )
 
 
 def _classes(scores: DetectionScores) -> str:
-    rows = [
-        [text(each.name), f"{each.objects:,}", *(bar(each.ap), bar(each.ap50))]
-        for each in sorted(scores.by_class, key=lambda each: each.ap if each.ap else 0.0)
+    kind = "mask_" if "mask_ap" in scores.figures else ""
+    figures = [
+        (each, getattr(each, f"{kind}ap"), getattr(each, f"{kind}ap50")) for each in scores.by_class
     ]
+    rows = [
+        [text(each.name), f"{each.objects:,}", bar(average), bar(at_half)]
+        for each, average, at_half in sorted(figures, key=lambda row: row[1] or 0.0)
+    ]
+    titles = [f"{kind.replace('_', ' ')}{name} %" for name in ("AP", "AP50")]
     return f"""<section>
 <h2>Classes</h2>
-{table(["class", "objects", "AP %", "AP50 %"], rows, names=1)}</section>
+{table(["class", "objects", *titles], rows, names=1)}</section>
 """
 
 
@@ -140,8 +154,25 @@ def _figure(data: AnnotatedImages, index: int, found: FoundObjects) -> str:
         f"{data.classes[label]} {100 * value:.0f}"
         for label, value in zip(shown.labels, shown.scores, strict=True)
     ]
+    outlined = [outline for outline in objects.outlines if outline is not None]
+    whole = shown.masks is not None and len(outlined) == len(objects)
+    small_boxes = shown.scaled(scale, scale)
     return pair(
         data.names[index],
-        draw_boxes(small, (objects.boxes * scale).tolist(), objects.labels.tolist(), truth),
-        draw_boxes(small, (shown.boxes * scale).tolist(), shown.labels.tolist(), answers),
+        draw_boxes(
+            small,
+            (objects.boxes * scale).tolist(),
+            objects.labels.tolist(),
+            truth,
+            (resized_mask(each, image.size, small.size) for each in outlined) if whole else None,
+        ),
+        draw_boxes(
+            small,
+            small_boxes.boxes.tolist(),
+            shown.labels.tolist(),
+            answers,
+            None
+            if shown.masks is None
+            else (each.pixels() for each in small_boxes.run_lengths(small.size)),
+        ),
     )

@@ -10,6 +10,7 @@ from PIL import Image
 from splitattn.architectures import architecture
 from splitattn.dense.finding import IOU, LEAST_SCORE, EngineFinder, Finder, find
 from splitattn.dense.found import FoundObjects
+from splitattn.dense.outlines import RunLengths
 from splitattn.dense.resizing import read_sides
 from splitattn.dense.trained import TrainedDense, open_dense
 from splitattn.errors import ImageError, InputError
@@ -29,12 +30,14 @@ class DetectedObject:
         index: of the class.
         score: from 0 to 1.
         box: left, top, right and bottom, in pixels of the upright image.
+        mask: its pixels, see `RunLengths`; None if the detector finds boxes only.
     """
 
     label: str
     index: int
     score: float
     box: tuple[float, float, float, float]
+    mask: RunLengths | None = None
 
 
 class Detector:
@@ -55,6 +58,7 @@ class Detector:
         classes: names by index.
         engine: what runs it: engine, version and device.
         sides: shorter and longer side of the images that the network sees, in pixels.
+        masks: whether it finds the pixels of each object.
 
     Raises:
         InputError: there is no such engine or device, a library is missing, or `iou` is not from 0
@@ -77,6 +81,7 @@ class Detector:
         self.engine, self._finder = opened.engine, opened.runner
         metadata = opened.metadata
         self.sides = read_sides(metadata.head)
+        self.masks = metadata.head.get("masks") is True
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
         self._limits, self._iou = limits, iou
 
@@ -138,10 +143,16 @@ class Detector:
                 yield error
                 continue
             found = self.find(image, score)
-            rows = zip(*(each.tolist() for each in vars(found).values()), strict=True)
+            boxes, labels, scores = (
+                each.tolist() for each in (found.boxes, found.labels, found.scores)
+            )
+            masks: list[RunLengths | None] = [*found.run_lengths(image.size)]
+            masks = masks or [None] * len(found)
             yield [
-                DetectedObject(label=self.classes[i], index=i, score=value, box=tuple(box))
-                for box, i, value in rows
+                DetectedObject(
+                    label=self.classes[label], index=label, score=value, box=tuple(box), mask=mask
+                )
+                for box, label, value, mask in zip(boxes, labels, scores, masks, strict=True)
             ]
 
     def find(self, image: Image.Image, score: float = LEAST_SCORE) -> FoundObjects:
@@ -179,9 +190,16 @@ class TrainedDetector(TrainedDense[Finder]):
             head=self.head,
             num_classes=len(self.metadata.classes),
             channels=self.channels,
+            box_head=self._box_head(),
             mean=self.metadata.preprocessing.mean,
             std=self.metadata.preprocessing.std,
         )
         self.load_into(network)
         chosen = choose_device(device)
         return TorchFinder(network.eval().to(chosen), chosen, find_head(self.head).first_label)
+
+    def _box_head(self) -> str:
+        found = self.metadata.head.get("box_head", "2fc")  # detectors of one stage have none
+        if not isinstance(found, str):
+            raise self._unfit(f"its box head must be a name, got {found!r:.60}")
+        return found

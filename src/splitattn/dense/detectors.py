@@ -5,27 +5,54 @@ Networks here take images that have been resized already, and boxes are in pixel
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
 
 from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
 from splitattn.errors import InputError, nearest
-from splitattn.graph.detection import STRIDES
+from splitattn.graph.detection import ANCHOR_RATIOS, ANCHOR_SIZES, GROUPS, STRIDES
 from splitattn.nn.backbone import Backbone
+from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 # Group norm in the heads has 32 groups, and needs two values or more in each, also in a map of one
 # pixel.
-_GROUPS, _FEWEST_CHANNELS, _MOST_CHANNELS = 32, 64, 1024
+_FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
+# COCO's: whoever looks at boxes sets a higher one.
+_SCORE = 0.05
+_MOST = 100  # objects of an image
+# Regions of an image at which the second stage looks again (arXiv 1506.01497, section 3.3).
+_REGIONS = 300
+# Two stages: pixels from one place of a map to the next, anchors of the published size and half of
+# it, since images here are often smaller, and sides of the regions that boxes and masks are cut to.
+_REGION_STRIDES = (4, 8, 16, 32, 64)
+_REGION_ANCHORS = tuple((4 * stride, 8 * stride) for stride in _REGION_STRIDES)
+_BOX_SIDE, _MASK_SIDE, _BOX_WIDTH = 7, 14, 1024
+
+BOX_HEADS = ["2fc", "4conv1fc"]
 
 
 class _NormalizeOnly(GeneralizedRCNNTransform):  # type: ignore[misc]
@@ -35,6 +62,13 @@ class _NormalizeOnly(GeneralizedRCNNTransform):  # type: ignore[misc]
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
+
+    def postprocess(
+        self, result: list[dict[str, Tensor]], image_shapes: Any, original_image_sizes: Any
+    ) -> list[dict[str, Tensor]]:
+        """Boxes are in pixels of the image already. Masks stay as small as they are."""
+        del image_shapes, original_image_sizes
+        return result
 
 
 class _FixedGrid(AnchorGenerator):  # type: ignore[misc]
@@ -57,10 +91,24 @@ class _FixedGrid(AnchorGenerator):  # type: ignore[misc]
         super().__init__(sizes, (aspect_ratios,) * len(sizes))
         self._strides = [[torch.tensor(stride)] * 2 for stride in strides]
 
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        # Not in the precision of the maps: in bfloat16, places past 256 would be two pixels apart.
+        del dtype
+        super().set_cell_anchors(torch.float32, device)
+
     def grid_anchors(self, grid_sizes: Any, strides: Any) -> list[Tensor]:
         del strides
         found: list[Tensor] = super().grid_anchors(grid_sizes, self._strides)
         return found
+
+
+def _in_float32(_: nn.Module, __: Any, output: Any) -> Any:
+    """A hook: what a head gives, in float32, so that boxes are computed in it."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return {key: _in_float32(_, __, value) for key, value in output.items()}
+    return type(output)(_in_float32(_, __, each) for each in output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,40 +116,135 @@ class DetectionHead:
     """A row of the table of heads.
 
     Attributes:
-        build: from a backbone, classes and channels of the pyramid to the detector.
+        build: from a backbone, classes, channels of the pyramid and a box head to the detector.
         first_label: that the head gives the first class; 1 where 0 is the background.
         out_indices: maps of the backbone that the pyramid takes.
+        stages: 2 if the head looks again at the regions that it found.
+        masks: whether it finds the pixels of each object.
     """
 
-    build: Callable[[Backbone, int, int], nn.Module]
+    build: Callable[[Backbone, int, int, str], nn.Module]
     first_label: int
     out_indices: tuple[int, ...]
+    stages: int = 1
+    masks: bool = False
 
 
-def _pyramid(backbone: Backbone, channels: int) -> BackboneWithFPN:
+def _pyramid(
+    backbone: Backbone,
+    channels: int,
+    coarser: ExtraFPNBlock,
+    norm: Callable[[int], nn.Module] | None = None,
+) -> BackboneWithFPN:
     return BackboneWithFPN(
         backbone,
         return_layers={f"layer{i}": str(i) for i in backbone.out_indices},
         in_channels_list=list(backbone.channels),
         out_channels=channels,
-        extra_blocks=LastLevelP6P7(channels, channels),
+        extra_blocks=coarser,
+        norm_layer=norm,
     )
 
 
-def _fcos(backbone: Backbone, classes: int, channels: int) -> nn.Module:
+def _fcos(backbone: Backbone, classes: int, channels: int, _: str) -> nn.Module:
     """Tian et al., arXiv 2006.09214. Its classes are sigmoids: there is no background class."""
-    detector: nn.Module = FCOS(
-        _pyramid(backbone, channels),
+    detector: Any = FCOS(
+        _pyramid(backbone, channels, LastLevelP6P7(channels, channels)),
         classes,
         anchor_generator=_FixedGrid(STRIDES, tuple((stride,) for stride in STRIDES), (1.0,)),
-        # COCO's: whoever looks at boxes sets a higher one.
-        score_thresh=0.05,
+        score_thresh=_SCORE,
+        detections_per_img=_MOST,
+    )
+    detector.head.register_forward_hook(_in_float32)
+    return detector  # type: ignore[no-any-return]
+
+
+def _retinanet(backbone: Backbone, classes: int, channels: int, _: str) -> nn.Module:
+    """Lin et al., arXiv 1708.02002.
+
+    Group norm and the loss of boxes are those of torchvision's second version.
+    """
+    anchors = _FixedGrid(STRIDES, ANCHOR_SIZES, ANCHOR_RATIOS)
+    count = anchors.num_anchors_per_location()[0]
+    head = RetinaNetHead(channels, count, classes, norm_layer=partial(nn.GroupNorm, GROUPS))
+    head.regression_head._loss_type = "giou"
+    head.register_forward_hook(_in_float32)
+    detector: nn.Module = RetinaNet(
+        _pyramid(backbone, channels, LastLevelP6P7(channels, channels)),
+        classes,
+        anchor_generator=anchors,
+        head=head,
+        score_thresh=_SCORE,
+        detections_per_img=_MOST,
     )
     return detector
 
 
+def _faster_rcnn(backbone: Backbone, classes: int, channels: int, box_head: str) -> nn.Module:
+    """Ren et al., arXiv 1506.01497, on a feature pyramid (arXiv 1612.03144)."""
+    pyramid, parts = _two_stages(backbone, classes, channels, box_head)
+    detector: nn.Module = FasterRCNN(pyramid, **parts)
+    return detector
+
+
+def _mask_rcnn(backbone: Backbone, classes: int, channels: int, box_head: str) -> nn.Module:
+    """He et al., arXiv 1703.06870."""
+    pyramid, parts = _two_stages(backbone, classes, channels, box_head)
+    detector: nn.Module = MaskRCNN(
+        pyramid,
+        mask_roi_pool=_regions(backbone, _MASK_SIDE),
+        mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1, norm_layer=_norm(box_head)),
+        mask_predictor=MaskRCNNPredictor(channels, channels, classes + 1),
+        **parts,
+    )
+    return detector
+
+
+def _two_stages(
+    backbone: Backbone, classes: int, channels: int, box_head: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The pyramid, and the parts that both detectors of two stages have."""
+    anchors = _FixedGrid(_REGION_STRIDES, _REGION_ANCHORS, ANCHOR_RATIOS)
+    proposing = RPNHead(channels, anchors.num_anchors_per_location()[0])
+    proposing.register_forward_hook(_in_float32)
+    predictor = FastRCNNPredictor(_BOX_WIDTH, classes + 1)
+    predictor.register_forward_hook(_in_float32)
+    norm = _norm(box_head)
+    if box_head == "2fc":
+        head: nn.Module = TwoMLPHead(channels * _BOX_SIDE**2, _BOX_WIDTH)
+    else:
+        size = (channels, _BOX_SIDE, _BOX_SIDE)
+        head = FastRCNNConvFCHead(size, [channels] * 4, [_BOX_WIDTH], norm_layer=norm)
+    return _pyramid(backbone, channels, LastLevelMaxPool(), norm), {
+        "rpn_anchor_generator": anchors,
+        "rpn_head": proposing,
+        "rpn_post_nms_top_n_test": _REGIONS,
+        "box_roi_pool": _regions(backbone, _BOX_SIDE),
+        "box_head": head,
+        "box_predictor": predictor,
+        "box_score_thresh": _SCORE,
+        "box_detections_per_img": _MOST,
+    }
+
+
+def _norm(box_head: str) -> Callable[[int], nn.Module] | None:
+    return None if box_head == "2fc" else BatchNorm2d
+
+
+def _regions(backbone: Backbone, side: int) -> MultiScaleRoIAlign:
+    names = [str(i) for i in backbone.out_indices]
+    return MultiScaleRoIAlign(names, output_size=side, sampling_ratio=2)
+
+
 DETECTION_HEADS: Mapping[str, DetectionHead] = {
     "fcos": DetectionHead(build=_fcos, first_label=0, out_indices=(2, 3, 4)),
+    "retinanet": DetectionHead(build=_retinanet, first_label=0, out_indices=(2, 3, 4)),
+    "faster_rcnn": DetectionHead(
+        build=_faster_rcnn, first_label=1, out_indices=(1, 2, 3, 4), stages=2
+    ),
+    "mask_rcnn": DetectionHead(
+        build=_mask_rcnn, first_label=1, out_indices=(1, 2, 3, 4), stages=2, masks=True
+    ),
 }
 
 
@@ -119,6 +262,19 @@ def find_head(name: str) -> DetectionHead:
     return DETECTION_HEADS[name]
 
 
+def check_box_head(head: str, box_head: str) -> None:
+    """Raise `InputError` unless a detector with `head` can have `box_head`."""
+    if box_head not in BOX_HEADS:
+        raise InputError(
+            f"box_head must be one of {', '.join(BOX_HEADS)}, got {box_head!r}"
+            f"{nearest(box_head, BOX_HEADS)}"
+        )
+    if box_head != BOX_HEADS[0] and find_head(head).stages == 1:
+        raise InputError(
+            f"box_head must be {BOX_HEADS[0]!r} for head {head}, which has none, got {box_head!r}"
+        )
+
+
 def create_detector(
     model: str | Architecture,
     *,
@@ -126,6 +282,7 @@ def create_detector(
     head: str = "fcos",
     weights: str | Path | None = None,
     channels: int = 256,
+    box_head: str = "2fc",
     frozen_stages: int = 0,
     frozen_bn: bool = False,
     mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -138,11 +295,18 @@ def create_detector(
     takes the images and gives for each a dictionary of `boxes`, `labels` and `scores`. Boxes are
     left, top, right and bottom in pixels. It does not resize: `Detector` does, and the training.
 
+    "mask_rcnn" takes `masks` (N, H, W) besides, and gives them as (N, 1, 28, 28): how likely each
+    part of the box is the object's. torchvision's `paste_masks_in_image` enlarges them.
+
     Args:
         model, weights: see `create_backbone`.
-        num_classes: without background; labels count from 0.
-        head: "fcos".
+        num_classes: without background. Labels count from 0 for "fcos" and "retinanet", and from 1
+            for the others, where 0 is the background.
+        head: "fcos", "retinanet", "faster_rcnn" or "mask_rcnn".
         channels: of each map of the feature pyramid; a multiple of 32 from 64 to 1024.
+        box_head: of "faster_rcnn" and "mask_rcnn": "2fc" is two dense layers and no norms,
+            "4conv1fc" four convolutions and a dense layer, with batch norms in pyramid and heads,
+            as in the paper.
         frozen_stages, frozen_bn: see `Backbone`.
         mean, std: of the images, per channel.
 
@@ -153,11 +317,12 @@ def create_detector(
     row = find_head(head)
     if num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
-    if channels % _GROUPS or not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS:
+    if channels % GROUPS or not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS:
         raise InputError(
-            f"channels must be a multiple of {_GROUPS} from {_FEWEST_CHANNELS} to "
+            f"channels must be a multiple of {GROUPS} from {_FEWEST_CHANNELS} to "
             f"{_MOST_CHANNELS}, got {channels}"
         )
+    check_box_head(head, box_head)
     backbone = create_backbone(
         model,
         weights=weights,
@@ -165,6 +330,6 @@ def create_detector(
         frozen_stages=frozen_stages,
         frozen_bn=frozen_bn,
     )
-    detector = row.build(backbone, num_classes, channels)
+    detector = row.build(backbone, num_classes, channels, box_head)
     detector.transform = _NormalizeOnly(1, 1, list(mean), list(std))
     return detector

@@ -1,11 +1,12 @@
-"""Draws boxes with their labels on images."""
+"""Draws boxes or masks of objects, with their labels, on images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from splitattn.images.drawing import lettering
@@ -27,6 +28,7 @@ _COLORS: tuple[Color, ...] = (
 # Sums of red, green and blue, beyond which further colors look black or white.
 _DARKEST, _BRIGHTEST = 150, 640
 _BRIGHT = 140
+OPACITY = 0.55  # of a class's color over a picture
 # How far from its box a caption may go, in captions.
 _ROWS = 6
 
@@ -58,6 +60,7 @@ def draw_boxes(
     boxes: Sequence[Sequence[float]],
     labels: Sequence[int],
     captions: Sequence[str],
+    masks: Iterable[NDArray[np.bool_]] | None = None,
 ) -> Image.Image:
     """A copy of `image` with boxes, each in the color of its class, with a caption.
 
@@ -65,15 +68,19 @@ def draw_boxes(
         boxes: left, top, right, bottom in pixels.
         labels: index of each box's class.
         captions: of each box; an empty one is not drawn.
+        masks: (H, W) of each object: then these are drawn, and no boxes.
     """
     drawn = image.convert("RGB")
     if drawn is image:
         drawn = image.copy()
+    if masks is not None:
+        drawn = _with_masks(drawn, labels, masks)
     draw = ImageDraw.Draw(drawn)
     side = max(drawn.size)
     width, size = max(round(side / 400), 2), min(max(round(side / 45), 11), 48)
     for box, label in zip(boxes, labels, strict=True):
-        draw.rectangle(list(box), outline=color(label), width=width)
+        if masks is None:
+            draw.rectangle(list(box), outline=color(label), width=width)
     # Captions last: no box crosses them.
     taken: list[tuple[float, float, float, float]] = []
     for box, label, caption in zip(boxes, labels, captions, strict=True):
@@ -81,6 +88,30 @@ def draw_boxes(
             text, font = lettering(caption, size)
             taken.append(_caption(draw, box, text, color(label), font, taken))
     return drawn
+
+
+def _with_masks(
+    image: Image.Image, labels: Sequence[int], masks: Iterable[NDArray[np.bool_]]
+) -> Image.Image:
+    """Each object in the color of its class and edged, so that neighbors of a class are apart."""
+    pixels = np.array(image)
+    numbers = np.zeros(pixels.shape[:2], dtype=np.int32)
+    pairs = zip(labels, masks, strict=True)
+    for number, (label, mask) in enumerate(pairs, start=1):
+        free = mask & (numbers == 0)  # the first, which are the best, lie on top
+        numbers[free] = number
+        tint = np.array(color(label), np.float32) - pixels[free]
+        pixels[free] = (pixels[free] + OPACITY * tint).round().astype(np.uint8)
+    pixels[edges(numbers)] = 255
+    return Image.fromarray(pixels)
+
+
+def edges(numbers: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Pixels of (H, W) whose right or lower neighbor has another number."""
+    found = np.zeros(numbers.shape, dtype=bool)
+    found[:, :-1] |= numbers[:, :-1] != numbers[:, 1:]
+    found[:-1] |= numbers[:-1] != numbers[1:]
+    return found
 
 
 def _caption(

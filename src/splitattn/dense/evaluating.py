@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from splitattn.dense.annotated import AnnotatedImages, read_image
+from splitattn.dense.annotated import AnnotatedImages, read_image, with_outlines
 from splitattn.dense.detector import Detector
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.open import open_annotated
@@ -58,6 +58,7 @@ def evaluate_detector(
     require("measuring a detector", "faster_coco_eval")
     detector = Detector(weights, engine=engine, device=device)
     images = with_classes(open_annotated(data, split), detector.classes)
+    images = with_outlines(images) if detector.masks else images
     found, problems = find_all(images, detector.find, on_images)
     if len(problems) == len(images):
         raise DataError(f"{data} must have images that can be read, got {problems[0]}")

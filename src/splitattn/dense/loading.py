@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from splitattn.data.loading import Packed
 from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
 from splitattn.dense.examples import Examples, example_loader
+from splitattn.dense.outlines import resized_mask
 from splitattn.dense.resizing import Sides, resized
 
 # Of what is left of an object after a crop: less is no longer the object.
@@ -47,6 +48,7 @@ class DenseBatch:
         images: each (3, H, W), uint8, of their own sizes.
         boxes: of each image (N, 4), float32, in its pixels.
         labels: of each image (N,), int64.
+        masks: of each image (N, H, W), uint8, 1 on the object; None if they were not asked for.
         problems: a line for each image that could not be read; the next readable one is in its
             place.
     """
@@ -54,6 +56,7 @@ class DenseBatch:
     images: list[Tensor]
     boxes: list[Tensor]
     labels: list[Tensor]
+    masks: list[Tensor] | None
     problems: tuple[str, ...]
 
 
@@ -62,6 +65,7 @@ class _Packed(Packed[DenseBatch]):
     images: list[NDArray[np.uint8]]
     boxes: list[NDArray[np.float32]]
     labels: list[NDArray[np.int64]]
+    masks: list[NDArray[np.uint8]] | None  # eight pixels of a row in a byte
     problems: tuple[str, ...]
 
     def tensors(self) -> DenseBatch:
@@ -69,21 +73,33 @@ class _Packed(Packed[DenseBatch]):
             images=[torch.from_numpy(each) for each in self.images],
             boxes=[torch.from_numpy(each) for each in self.boxes],
             labels=[torch.from_numpy(each) for each in self.labels],
+            masks=None if self.masks is None else [*map(self._unpacked, self.images, self.masks)],
             problems=self.problems,
         )
 
+    @staticmethod
+    def _unpacked(image: NDArray[np.uint8], masks: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(np.unpackbits(masks, axis=-1, count=image.shape[-1]))
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Item:
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
+class TrainingImage:
+    """One image as a training sees it; see `DenseBatch`."""
+
+    pixels: Tensor
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor | None
 
 
 def augmented(
-    image: Image.Image, objects: Objects, augmentation: DenseAugmentation
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One image as a training sees it, by torch's generator: pixels, boxes, labels. No crowds."""
+    image: Image.Image, objects: Objects, augmentation: DenseAugmentation, *, masks: bool = False
+) -> TrainingImage:
+    """One image as a training sees it, by torch's generator. No crowds.
+
+    Args:
+        masks: whether the objects' pixels are wanted; each object then has an outline.
+    """
     sides, zoom = augmentation.sides, augmentation.zoom
     width, height = sides.size(*image.size)
     factor = zoom ** (2 * torch.rand(()).item() - 1)
@@ -95,17 +111,34 @@ def augmented(
         format="XYXY",
         canvas_size=size[::-1],
     )
-    labels = torch.from_numpy(objects.labels)[own]
-    pixels: Any = F.to_image(resized(image, size))
     area = _areas(boxes)
-    pixels, boxes = v2.RandomCrop((min(height, size[1]), min(width, size[0])))(pixels, boxes)
+    drawn: list[Any] = [tv_tensors.Mask(_masks(objects, image.size, size))] if masks else []
+    pixels: Any = F.to_image(resized(image, size))
+    crop = v2.RandomCrop((min(height, size[1]), min(width, size[0])))
+    pixels, boxes, *drawn = crop(pixels, boxes, *drawn)
     boxes = F.clamp_bounding_boxes(boxes)
     kept = (_areas(boxes) >= _LEAST_VISIBLE * area) & (_sides(boxes) >= _LEAST_SIDE).all(1)
-    boxes, labels = tv_tensors.wrap(boxes[kept], like=boxes), labels[kept]
-    pixels, boxes = v2.RandomHorizontalFlip()(pixels, boxes)
+    boxes, *drawn = (tv_tensors.wrap(each[kept], like=each) for each in (boxes, *drawn))
+    pixels, boxes, *drawn = v2.RandomHorizontalFlip()(pixels, boxes, *drawn)
     if jitter := augmentation.color_jitter:
         pixels = v2.ColorJitter(jitter, jitter, jitter)(pixels)
-    return pixels.as_subclass(Tensor), boxes.as_subclass(Tensor), labels
+    return TrainingImage(
+        pixels=pixels.as_subclass(Tensor),
+        boxes=boxes.as_subclass(Tensor),
+        labels=torch.from_numpy(objects.labels)[own][kept],
+        masks=drawn[0].as_subclass(Tensor) if masks else None,
+    )
+
+
+def _masks(objects: Objects, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """The pixels of each object that is no crowd, (N, new height, new width)."""
+    drawn = [
+        resized_mask(outline, size, new_size)
+        for outline, crowd in zip(objects.outlines, objects.crowd, strict=True)
+        if outline is not None and not crowd
+    ]
+    found = np.array(drawn, dtype=np.uint8).reshape(-1, *new_size[::-1])
+    return torch.from_numpy(found)
 
 
 def _sides(boxes: Tensor) -> Tensor:
@@ -118,9 +151,10 @@ def _areas(boxes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Examples(Examples[tuple[Image.Image, Objects], _Item]):
+class _Examples(Examples[tuple[Image.Image, Objects], TrainingImage]):
     data: AnnotatedImages
     augmentation: DenseAugmentation
+    masks: bool
 
     def __len__(self) -> int:
         return len(self.data)
@@ -128,9 +162,8 @@ class _Examples(Examples[tuple[Image.Image, Objects], _Item]):
     def read(self, index: int) -> tuple[Image.Image, Objects]:
         return read_image(self.data, index), self.data.objects[index]
 
-    def augmented(self, content: tuple[Image.Image, Objects]) -> _Item:
-        image, boxes, labels = augmented(*content, self.augmentation)
-        return _Item(image=image.numpy(), boxes=boxes.numpy(), labels=labels.numpy())
+    def augmented(self, content: tuple[Image.Image, Objects]) -> TrainingImage:
+        return augmented(*content, self.augmentation, masks=self.masks)
 
 
 def dense_loader(
@@ -141,16 +174,23 @@ def dense_loader(
     workers: int,
     seed: int,
     epoch: int,
+    masks: bool = False,
 ) -> DataLoader[DenseBatch]:
-    """The images of each of `batches`, augmented at random; see `data.loading.train_loader`."""
-    examples = _Examples(data=data, augmentation=augmentation, seed=seed, epoch=epoch)
+    """The images of each of `batches`, augmented at random; see `data.loading.train_loader`.
+
+    Args:
+        masks: whether batches have the objects' pixels; see `with_outlines`.
+    """
+    examples = _Examples(data=data, augmentation=augmentation, seed=seed, epoch=epoch, masks=masks)
     return example_loader(examples, _pack, batches=batches, workers=workers)
 
 
-def _pack(items: Sequence[_Item], problems: tuple[str, ...]) -> _Packed:
+def _pack(items: Sequence[TrainingImage], problems: tuple[str, ...]) -> _Packed:
+    masks = [np.packbits(item.masks.numpy(), axis=-1) for item in items if item.masks is not None]
     return _Packed(
-        images=[item.image for item in items],
-        boxes=[item.boxes for item in items],
-        labels=[item.labels for item in items],
+        images=[item.pixels.numpy() for item in items],
+        boxes=[item.boxes.numpy() for item in items],
+        labels=[item.labels.numpy() for item in items],
+        masks=masks or None,
         problems=problems,
     )

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from splitattn.dense.drawing import color
+from splitattn.dense.drawing import OPACITY, color, edges
 from splitattn.dense.masks import IGNORED, Mask
 from splitattn.errors import one_line
 from splitattn.images.drawing import lettering
 
-_OPACITY = 0.55
 _GROUND, _TEXT = (24, 24, 27), (250, 250, 250)
 # Smaller pictures get a legend that is as wide as this, in pixels.
 _LEAST_WIDTH = 320
@@ -32,18 +31,10 @@ def draw_classes(
     colors = np.array([color(number) for number in range(len(classes))], dtype=np.float32)
     pixels = np.array(image.convert("RGB"), dtype=np.float32)
     inside = found != IGNORED
-    pixels[inside] += _OPACITY * (colors[found[inside]] - pixels[inside])
-    pixels[_edges(found)] = 255
+    pixels[inside] += OPACITY * (colors[found[inside]] - pixels[inside])
+    pixels[edges(found)] = 255
     drawn = Image.fromarray(pixels.round().astype(np.uint8))
     return _with_legend(drawn, found, classes) if legend else drawn
-
-
-def _edges(found: Mask) -> np.ndarray:
-    """Pixels whose right or lower neighbor is of another class."""
-    edges = np.zeros(found.shape, dtype=bool)
-    edges[:, :-1] |= found[:, :-1] != found[:, 1:]
-    edges[:-1] |= found[:-1] != found[1:]
-    return edges
 
 
 def _with_legend(drawn: Image.Image, found: Mask, classes: Sequence[str]) -> Image.Image:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 # Below it, a polygon has no inside.
 _FEWEST_POINTS = 3
@@ -33,6 +34,11 @@ class RunLengths:
     def to_coco(self) -> dict[str, Any]:
         """COCO's `{"size": [height, width], "counts": ...}`, with compressed counts."""
         return {"size": [self.height, self.width], "counts": _compressed(self.counts)}
+
+    def pixels(self) -> NDArray[np.bool_]:
+        """The mask, (height, width)."""
+        inside = np.arange(len(self.counts)) % 2 == 1
+        return np.repeat(inside, self.counts).reshape(self.width, self.height).T
 
 
 # Polygons (N, 2) of x and y in pixels, whose union is the object, or a mask.
@@ -136,16 +142,38 @@ def to_mask(outline: Outline, size: tuple[int, int]) -> NDArray[np.bool_]:
     """
     width, height = size
     if isinstance(outline, RunLengths):
-        inside = np.arange(len(outline.counts)) % 2 == 1
-        flat = np.repeat(inside, outline.counts)
-        return flat.reshape(outline.width, outline.height).T
+        return outline.pixels()
     # As COCO's own API does it, which scores masks too.
     from faster_coco_eval.core import mask
 
-    polygons = [polygon.ravel().tolist() for polygon in outline]
-    union = mask.decode(mask.merge(mask.frPyObjects(polygons, height, width)))
+    union = mask.decode(mask.merge(mask.frPyObjects(to_coco(outline), height, width)))
     found: NDArray[np.bool_] = np.asarray(union, dtype=bool)
     return found
+
+
+def resized_mask(
+    outline: Outline, size: tuple[int, int], new_size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """The pixels of an object in an image that was resized.
+
+    Args:
+        size, new_size: width and height of the image, before and after.
+
+    Returns:
+        (new height, new width).
+    """
+    if isinstance(outline, RunLengths):
+        mask = Image.fromarray(outline.pixels().astype(np.uint8))
+        return np.asarray(mask.resize(new_size, Image.Resampling.NEAREST), dtype=bool)
+    scale = np.array(new_size) / np.array(size)
+    return to_mask(tuple(polygon * scale for polygon in outline), new_size)
+
+
+def to_coco(outline: Outline) -> list[list[float]] | dict[str, Any]:
+    """An outline as COCO's `segmentation`."""
+    if isinstance(outline, RunLengths):
+        return outline.to_coco()
+    return [polygon.ravel().tolist() for polygon in outline]
 
 
 def clipped(outline: Outline | None, size: tuple[int, int]) -> Outline | None:

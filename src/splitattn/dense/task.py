@@ -131,10 +131,15 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
             head={
                 "name": self.head,
                 "channels": recipe.head_channels,
+                **self.head_facts(recipe),
                 "short_side": found.short,
                 "long_side": found.long,
             },
         )
+
+    def head_facts(self, recipe: Recipe) -> dict[str, Any]:  # noqa: ARG002
+        """What else the result says of its head."""
+        return {}
 
     def write_files(self, folder: Path) -> None:
         self._unreadable.write(folder)

@@ -26,11 +26,14 @@ class TorchFinder:
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8], *, score: float, iou: float) -> FoundObjects:
-        self._network.score_thresh, self._network.nms_thresh = score, iou
+        # Detectors of two stages have them in their second one.
+        last = getattr(self._network, "roi_heads", self._network)
+        last.score_thresh, last.nms_thresh = score, iou
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(self._device).float() / 255
         (found,) = self._network([image])
         return FoundObjects(
             boxes=found["boxes"].float().cpu().numpy(),
             labels=found["labels"].cpu().numpy() - self._first_label,
             scores=found["scores"].float().cpu().numpy(),
+            masks=found["masks"][:, 0].float().cpu().numpy() if "masks" in found else None,
         )

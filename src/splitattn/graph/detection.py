@@ -20,6 +20,12 @@ from splitattn.graph.folding import Array, Convolution, FoldedNetwork, Form, fol
 FOLDED_HEADS = ("fcos",)
 # Pixels from one place of a map to the next, and the unit of what the head gives, for each map.
 STRIDES = (8, 16, 32, 64, 128)
+# RetinaNet's anchors at each place: the side of a square of the same area, in pixels, for each map,
+# and height by width.
+ANCHOR_SIZES = tuple(
+    tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in STRIDES
+)
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 # Height and width of images must be multiples of it.
 MULTIPLE = 32
 GROUPS = 32  # of every group norm

@@ -93,6 +93,9 @@ class Recipe:
             measured; at random weights those of ImageNet.
         head: of a detector, as in `create_detector`, or a segmenter, as in `create_segmenter`.
         head_channels: of each map of its feature pyramid, or of the segmenter's head.
+        box_head: of detectors of two stages, as in `create_detector`.
+        regions_per_image: of these, at most so many regions of a training image teach the second
+            stage in a step.
         longest_side: of its images, as a multiple of their shorter side: those that are longer
             become smaller than `train_size` and `test_size`, which are then the shorter side. A
             segmenter's training images become as large as `test_size` says, and `train_size` is the
@@ -157,6 +160,8 @@ class Recipe:
     white_level: float | None = None
     head: str | None = None
     head_channels: int = 256
+    box_head: Literal["2fc", "4conv1fc"] = "2fc"
+    regions_per_image: int = 512
     longest_side: float = 5 / 3
     zoom: float = 1.0
     crop_scale: float = 0.08
@@ -216,6 +221,7 @@ class Recipe:
             "mean": (self._has_channels(self.mean), f"{self.in_chans} numbers, as in_chans says"),
             "std": (self._has_channels(self.std), f"{self.in_chans} numbers, as in_chans says"),
             "head_channels": (64 <= self.head_channels <= 1024, "64 to 1024"),
+            "regions_per_image": (1 <= self.regions_per_image <= 2000, "1 to 2000"),
             "longest_side": (1 <= self.longest_side <= 100, "1 to 100"),
             "zoom": (1 <= self.zoom <= 10, "1 to 10"),
             "dropout": (self.dropout is None or 0 <= self.dropout < 1, "0 or more, below 1"),
@@ -676,6 +682,7 @@ def _detection(name: str) -> Recipe:
             layer_decay=0.7,
             ema_decay=0.99,
             head_channels=128,
+            regions_per_image=128,
             train_size=320,
             test_size=320,
             zoom=1.4,
