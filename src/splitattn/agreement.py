@@ -1,6 +1,6 @@
 """How many labels stay when a network is rounded to eight bits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from splitattn.data.eval_batches import eval_batches
 from splitattn.data.labelled import LabelledImages
-from splitattn.engines.engine import Engine, finite
+from splitattn.engines.engine import Engine, Logits, finite
 from splitattn.errors import DataError
 from splitattn.preprocessing import Preprocessing
+from splitattn.weights.metadata import Activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ def compare(
     preprocessing: Preprocessing,
     *,
     labelled: bool,
+    activation: Activation = "softmax",
     batch_size: int = 32,
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
@@ -53,6 +55,8 @@ def compare(
 
     Args:
         labelled: the labels of `data` are indices of the networks' outputs.
+        activation: of the networks. With "sigmoid", two networks label an image alike if all
+            classes of more than one half are the same.
         workers: threads that decode images; None chooses from the number of processors.
         on_images: told how many more images are done, of how many in all.
 
@@ -60,18 +64,18 @@ def compare(
         DataError: no image can be read.
     """
     n = same = right = reference_right = 0
+    alike = _ALIKE[activation]
     batches = eval_batches(data, preprocessing, batch_size=batch_size, workers=workers)
     with closing(batches):
         for batch in batches:
             if len(batch.labels):
-                expected, guesses = (
-                    _guesses(engine.run(batch.images, preprocessing))
-                    for engine in (reference, candidate)
+                expected, found = (
+                    engine.run(batch.images, preprocessing) for engine in (reference, candidate)
                 )
                 n += len(batch.labels)
-                same += int(((guesses == expected) & (guesses >= 0)).sum())
-                right += int((guesses == batch.labels).sum())
-                reference_right += int((expected == batch.labels).sum())
+                same += int((alike(expected, found) & finite(expected) & finite(found)).sum())
+                right += int((_first_guesses(found) == batch.labels).sum())
+                reference_right += int((_first_guesses(expected) == batch.labels).sum())
             on_images(len(batch.labels) + len(batch.problems), len(data))
     if not n:
         raise DataError(f"a comparison needs readable images, got none in {data.origin}")
@@ -83,6 +87,13 @@ def compare(
     )
 
 
-def _guesses(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+def _first_guesses(logits: Logits) -> NDArray[np.int64]:
     """The first guess for each image; -1, which is nobody's label, where a logit is not finite."""
     return np.where(finite(logits), logits.argmax(1), -1)
+
+
+# Of two networks' logits (B, classes), which images have the same labels: (B,).
+_ALIKE: Mapping[Activation, Callable[[Logits, Logits], NDArray[np.bool_]]] = {
+    "softmax": lambda one, other: one.argmax(1) == other.argmax(1),
+    "sigmoid": lambda one, other: ((one > 0) == (other > 0)).all(1),
+}

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from splitattn.engines.engine import finite, softmax
+from splitattn.engines.engine import ACTIVATIONS, THRESHOLD, finite
 from splitattn.errors import ImageError, InputError
 from splitattn.explanation import Explainer, Explanation
 from splitattn.features import FeatureExtractor, Features, map_finite
@@ -18,6 +18,8 @@ from splitattn.images.loading import Decoding
 from splitattn.images.preprocess import Pixels
 from splitattn.opening import open_network
 from splitattn.weights.download import Progress
+
+_TOPK = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Prediction:
 
 
 class Classifier:
-    """Labels images.
+    """Labels images: with one class each, or with several if the weights' activation is "sigmoid".
 
     Args:
         model: name of a model, or `hf-hub:owner/name` or `local-dir:path`, which names its weights
@@ -58,6 +60,7 @@ class Classifier:
         model, weights: what was chosen: a model's name, and a tag, a path or an `hf-hub:` name.
         classes: names by output index.
         preprocessing: how an image becomes the network's input.
+        activation: "softmax" if an image has one class, "sigmoid" if it may have several or none.
         engine: the loaded network.
 
     Raises:
@@ -87,6 +90,7 @@ class Classifier:
         )
         self.model, self.weights = opened.model, opened.weights
         self.classes, self.preprocessing = opened.classes, opened.preprocessing
+        self.activation = opened.metadata.activation
         self.engine = opened.engine
         again: dict[str, Any] = {
             "device": device,
@@ -102,32 +106,45 @@ class Classifier:
 
     @overload
     def predict(
-        self, images: list[Any] | tuple[Any, ...], topk: int = 5
+        self,
+        images: list[Any] | tuple[Any, ...],
+        topk: int | None = None,
+        *,
+        threshold: float | None = None,
     ) -> list[list[Prediction]]: ...
 
     @overload
-    def predict(self, images: ImageSource, topk: int = 5) -> list[Prediction]: ...
+    def predict(
+        self, images: ImageSource, topk: int | None = None, *, threshold: float | None = None
+    ) -> list[Prediction]: ...
 
     def predict(
-        self, images: ImageSource | list[Any] | tuple[Any, ...], topk: int = 5
+        self,
+        images: ImageSource | list[Any] | tuple[Any, ...],
+        topk: int | None = None,
+        *,
+        threshold: float | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
-        """The `topk` most probable classes, most probable first.
+        """The most probable classes of an image, most probable first.
 
         Args:
             images: one image, as `splitattn.images.decode` takes it, or a list of images.
-            topk: how many classes to name; all of them, if the model has fewer.
+            topk: how many classes to name at most. None is 5, or all if the activation is sigmoid.
+            threshold: if the activation is sigmoid, the smallest probability of a class that is
+                named; None is 0.5. An image may then have no class.
 
         Returns:
             The predictions of one image, or for a list of images a list of these, in its order.
 
         Raises:
             ImageError: an image cannot be used. `predict_stream` goes on after such an image.
-            InputError: `topk` is less than 1.
+            InputError: `topk` is less than 1, or there is a threshold where each image has one
+                class.
         """
         if not isinstance(images, list | tuple):
-            return self.predict([images], topk)[0]
+            return self.predict([images], topk, threshold=threshold)[0]
         predictions = []
-        for result in self.predict_stream(images, topk=topk):
+        for result in self.predict_stream(images, topk=topk, threshold=threshold):
             if isinstance(result, ImageError):
                 raise result
             predictions.append(result)
@@ -137,7 +154,8 @@ class Classifier:
         self,
         sources: Iterable[ImageSource],
         *,
-        topk: int = 5,
+        topk: int | None = None,
+        threshold: float | None = None,
         batch_size: int = 32,
         workers: int | None = None,
     ) -> Generator[list[Prediction] | ImageError, None, None]:
@@ -148,7 +166,7 @@ class Classifier:
 
         Args:
             sources: images, as `splitattn.images.decode` takes them.
-            topk: how many classes to name; all of them, if the model has fewer.
+            topk, threshold: see `predict`.
             batch_size: images that the network sees at once.
             workers: threads that decode images; None chooses from the number of processors.
 
@@ -156,13 +174,20 @@ class Classifier:
             An image's predictions, most probable first, or the error that says why it has none.
 
         Raises:
-            InputError: a number is less than 1.
+            InputError: a number is less than 1, or see `predict`.
         """
-        if topk < 1:
+        several = self.activation == "sigmoid"
+        if topk is not None and topk < 1:
             raise InputError(f"topk must be at least 1, got {topk}")
-        topk = min(topk, len(self.classes))
+        if threshold is not None and not several:
+            raise InputError(
+                f"a threshold is for weights that give several labels, got {threshold} for "
+                f"{self.weights}: leave it out"
+            )
+        most = (len(self.classes) if several else _TOPK) if topk is None else topk
+        least = (THRESHOLD if several else 0.0) if threshold is None else threshold
         return map_finite(
-            lambda pixels: self._best(pixels, topk),
+            lambda pixels: self._best(pixels, most, least),
             sources,
             self.preprocessing,
             batch_size=batch_size,
@@ -230,18 +255,20 @@ class Classifier:
     def _best(
         self,
         pixels_BCHW: Pixels,  # noqa: N803
-        topk: int,
+        most: int,
+        least: float,
     ) -> list[list[Prediction] | None]:
         """The predictions for each image, or None where logits are not finite."""
         logits = self.engine.run(pixels_BCHW, self.preprocessing)
         usable = finite(logits)
-        probabilities = softmax(np.where(usable[:, None], logits, 0))
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]
+        probabilities = ACTIVATIONS[self.activation](np.where(usable[:, None], logits, 0))
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :most]
         best = np.take_along_axis(probabilities, order, 1)
         return [
             [
                 Prediction(label=self.classes[index], index=index, probability=probability)
                 for index, probability in zip(indices, shares, strict=True)
+                if probability >= least
             ]
             if labelled
             else None

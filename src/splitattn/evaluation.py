@@ -2,11 +2,11 @@
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import compress, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,6 +167,38 @@ def measure(
     Raises:
         DataError: no image could be read.
     """
+    answered = answers(
+        engine, data, preprocessing, batch_size=batch_size, workers=workers, on_images=on_images
+    )
+    with closing(answered):
+        share = _measure(answered, data, on_answer)
+    return _merged(data.classes, distributed.gathered(share))
+
+
+class Answered(NamedTuple):
+    """A batch that the network has answered.
+
+    Attributes:
+        batch: without the images for which the network gives NaN or infinite numbers.
+        logits: (B, C), float64.
+        broken: whether there were such images, which are problems of the batch.
+    """
+
+    batch: EvalBatch
+    logits: Array
+    broken: bool
+
+
+def answers(
+    engine: Engine,
+    data: LabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int | None,
+    on_images: Callable[[int, int], None],
+) -> Generator[Answered, None, None]:
+    """The batches of this process, with the network's answers; for the arguments see `measure`."""
     batches = eval_batches(
         data,
         preprocessing,
@@ -176,16 +208,22 @@ def measure(
         world_size=distributed.world_size(),
     )
     with closing(batches):
-        share = _measure(engine, batches, data, preprocessing, on_images, on_answer)
-    return _merged(data.classes, distributed.gathered(share))
+        for batch in batches:
+            done = len(batch.labels) + len(batch.problems)
+            logits = np.empty((0, len(data.classes)))
+            broken = np.zeros(0, np.bool_)
+            if len(batch.labels):
+                logits = engine.run(batch.images, preprocessing).astype(np.float64)
+                broken = ~finite(logits)
+                if broken.any():
+                    batch, logits = _without(batch, broken, data), logits[~broken]
+            yield Answered(batch, logits, bool(broken.any()))
+            on_images(done, len(data))
 
 
 def _measure(
-    engine: Engine,
-    batches: Iterable[EvalBatch],
+    answered: Iterable[Answered],
     data: LabelledImages,
-    preprocessing: Preprocessing,
-    on_images: Callable[[int, int], None],
     on_answer: Callable[[Answer], None] | None,
 ) -> _Share:
     classes = len(data.classes)
@@ -195,15 +233,9 @@ def _measure(
     mistakes: list[Answer] = []
     problems: list[tuple[str, ...]] = []
     first_guesses = np.full(len(data), -1, np.int64)
-    for batch in batches:
-        done = len(batch.labels) + len(batch.problems)
-        logits = np.empty((0, classes))
-        if len(batch.labels):
-            logits = engine.run(batch.images, preprocessing).astype(np.float64)
-            broken = ~finite(logits)
-            if broken.any():
-                losses.append(math.nan)  # of the network, however few images show it
-                batch, logits = _without(batch, broken, data), logits[~broken]
+    for batch, logits, broken in answered:
+        if broken:
+            losses.append(math.nan)  # of the network, however few images show it
         problems.append(batch.problems)
         if len(logits):
             losses.append(_cross_entropy(logits, batch.labels))
@@ -212,13 +244,12 @@ def _measure(
             np.add.at(confusion, (batch.labels, guesses[:, 0]), 1)
             found = (guesses == batch.labels[:, None]).any(1)
             top5_by_class += np.bincount(batch.labels[found], minlength=classes)
-            answers = _answers(logits, guesses[:, 0], batch, data)
+            given = _answers(logits, guesses[:, 0], batch, data)
             if on_answer:
-                for answer in answers:
+                for answer in given:
                     on_answer(answer)
             wrong = (guesses[:, 0] != batch.labels).tolist()
-            mistakes = _worst([*mistakes, *compress(answers, wrong)])
-        on_images(done, len(data))
+            mistakes = _worst([*mistakes, *compress(given, wrong)])
     return _Share(
         confusion=confusion,
         top5_by_class=top5_by_class,
@@ -270,11 +301,15 @@ def _worst(mistakes: Iterable[Answer]) -> list[Answer]:
     return heapq.nsmallest(_MISTAKES_KEPT, mistakes, key=lambda m: (-m.probability, m.index))
 
 
+def in_turn(problems: list[list[tuple[str, ...]]]) -> tuple[str, ...]:
+    """The problems of each process's batches, dealt in turn, in the order of the data."""
+    turns = zip_longest(*problems, fillvalue=())
+    return tuple(problem for turn in turns for batch in turn for problem in batch)
+
+
 def _merged(classes: tuple[str, ...], shares: list[_Share]) -> Evaluation:
     """One result from the share of each process, by rank."""
-    # Batches were dealt in turn, so taking them in turn restores the order of the data.
-    turns = zip_longest(*(share.problems for share in shares), fillvalue=())
-    problems = tuple(problem for turn in turns for batch in turn for problem in batch)
+    problems = in_turn([share.problems for share in shares])
     confusion = np.sum([share.confusion for share in shares], axis=0)
     losses = [loss for share in shares for loss in share.losses]
     if not losses:

@@ -19,12 +19,11 @@ from splitattn.data.calibration import (
 )
 from splitattn.data.labelled import LabelledImages
 from splitattn.differences import Difference, Parity, difference
-from splitattn.engines.engine import Engine, FileSettings, softmax
+from splitattn.engines.engine import ACTIVATIONS, Engine, FileSettings
 from splitattn.engines.table import PRECISIONS, EngineRow, file_engine, formats
 from splitattn.environment import describe
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import replacing
-from splitattn.graph.reference import Reference
 from splitattn.images.preprocess import Pixels, normalize
 from splitattn.libraries import require
 from splitattn.opening import TrainedNetwork, open_exported
@@ -173,6 +172,7 @@ def export_network(
                 data,
                 preprocessing,
                 labelled=labelled,
+                activation=network.metadata.activation,
                 workers=workers,
                 on_images=on_images,
             )
@@ -257,7 +257,6 @@ def _parity(
     network: TrainedNetwork, candidate: Engine, images: LabelledImages, settings: FileSettings
 ) -> Parity:
     """Differences of probabilities on the same photographs, one alone and several at once."""
-    reference = network.reference()
     preprocessing = network.metadata.preprocessing
     sizes = [preprocessing.size]
     if settings.dynamic_size:
@@ -266,20 +265,24 @@ def _parity(
         differences=tuple(
             row
             for size in sizes
-            for row in _differences(reference, candidate, images, replace(preprocessing, size=size))
+            for row in _differences(network, candidate, images, replace(preprocessing, size=size))
         )
     )
 
 
 def _differences(
-    reference: Reference, candidate: Engine, images: LabelledImages, preprocessing: Preprocessing
+    network: TrainedNetwork,
+    candidate: Engine,
+    images: LabelledImages,
+    preprocessing: Preprocessing,
 ) -> list[Difference]:
+    reference, activate = network.reference(), ACTIVATIONS[network.metadata.activation]
     most = max(_BATCH_SIZES)
     pictures = sampled(images, preprocessing, most)
     pixels = np.stack((pictures * most)[:most])
-    expected = softmax(reference(normalize(pixels, preprocessing)))
+    expected = activate(reference(normalize(pixels, preprocessing)))
     try:
-        found = [softmax(candidate.run(pixels[:n], preprocessing)) for n in _BATCH_SIZES]
+        found = [activate(candidate.run(pixels[:n], preprocessing)) for n in _BATCH_SIZES]
     except Exception as error:  # engines raise many kinds of errors
         raise ExportError(
             f"the network was not written: in {candidate.name} it does not take images of "

@@ -16,7 +16,7 @@ from splitattn.create import create_model
 from splitattn.data.class_names import are_unnamed, match
 from splitattn.data.folds import Fold, split_off
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.sources import open_data
+from splitattn.data.sources import has_several_labels, open_data
 from splitattn.data.splits import MissingSplitError
 from splitattn.data.unlabelled import open_for_teacher
 from splitattn.dense.annotated import check_same_classes, with_outlines
@@ -41,6 +41,7 @@ from splitattn.training.classification import Classification
 from splitattn.training.distillation import Distillation
 from splitattn.training.image_task import ImageTask
 from splitattn.training.log import Logger
+from splitattn.training.multi_label import MultiLabel
 from splitattn.training.range_test import RangeTest, range_test
 from splitattn.training.recipes import Recipe, TaskName, default_model, load_recipe
 from splitattn.training.run import Run
@@ -60,7 +61,8 @@ class TrainingResult:
     Attributes:
         output: the folder; as `weights=` it stands for the result in it.
         figures: what was measured after the last epoch, by name: for classification "loss" in
-            nats, "top1" and "top5" in percent; for distillation "agreement" with the teacher in
+            nats, "top1" and "top5" in percent, or where images may have several labels "loss",
+            "map" and "f1"; for distillation "agreement" with the teacher in
             percent, and "top1" if there are labels.
         summary: the same in one line.
         details: everything else that was measured: an `Evaluation`.
@@ -268,7 +270,7 @@ def _prepared(
     name = name or default_model(chosen)
     here = choose_device(distributed.own_device(device))
     part = None if fold is None else Fold.parse(fold)
-    if part and chosen.task != "classification":
+    if part and chosen.task not in ("classification", "multi-label"):
         raise InputError(f"--fold is for classification, got {part} for {chosen.task}")
     prepare = TASKS[chosen.task]
     with distributed.processes(here):
@@ -319,7 +321,9 @@ def _task(data: str | Path, head: str | None) -> TaskName:
         return "segmentation" if head in SEGMENTATION_HEADS else "detection"
     if annotation_format(data):
         return "detection"
-    return "segmentation" if is_masked(data) else "classification"
+    if is_masked(data):
+        return "segmentation"
+    return "multi-label" if has_several_labels(data) else "classification"
 
 
 def _name(model: str | None, weights: str | Path | None) -> str | None:
@@ -411,7 +415,14 @@ Prepare = Callable[[DataSettings, str, Recipe, torch.device], Plan]
 
 def _classification(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
     train, val = dataset.open(recipe.seed)
-    task = Classification(model=model, train=train, val=val)
+    if (train.label_sets is None) != (recipe.task == "classification"):
+        labels = "one label" if train.label_sets is None else "several labels"
+        raise DataError(
+            f"task must fit the labels, got {recipe.task} for {dataset.data} with {labels} for "
+            "each image: leave it out"
+        )
+    kind = Classification if train.label_sets is None else MultiLabel
+    task = kind(model=model, train=train, val=val)
     return Plan(task=task, build=partial(_build, task, dataset, recipe))
 
 
@@ -519,6 +530,7 @@ def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None
 # A new task is one row here, one name in `recipes.TaskName` and one module with its `Task`.
 TASKS: dict[TaskName, Prepare] = {
     "classification": _classification,
+    "multi-label": _classification,
     "distillation": _distillation,
     "detection": _detection,
     "segmentation": _segmentation,

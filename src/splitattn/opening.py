@@ -231,6 +231,7 @@ def open_weights(
             recipe=own.recipe if own else {},
             metrics=own.metrics if own else {},
             origin=own.origin if own else {},
+            activation=own.activation if own else "softmax",
         ),
     )
 

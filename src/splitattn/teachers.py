@@ -19,6 +19,7 @@ from splitattn.preprocessing import Preprocessing
 from splitattn.training.recipes import Imitation
 from splitattn.training.teacher import LinearClassifier, Teacher
 from splitattn.weights.matching import HEAD
+from splitattn.weights.metadata import Activation
 from splitattn.weights.timm_config import classes_of, preprocessing_of
 
 _TIMM = "timm:"
@@ -56,6 +57,7 @@ def open_teacher(
                 " does not give; pass the weights it was exported from, or use imitation=logits"
             )
         opened = open_network(weights=name, device=device)
+        _check_activation(name, opened.metadata.activation)
         return Teacher(
             name=Path(name).name,
             classes=opened.classes,
@@ -67,6 +69,7 @@ def open_teacher(
 
 def _own_teacher(name: str, imitation: Imitation, device: str) -> Teacher:
     trained = open_weights(name) if _is_model(name) else open_weights(weights=name)
+    _check_activation(name, trained.metadata.activation)
     weights = trained.weights if not exists(trained.weights) else Path(name).name
     classifier = None
     if imitation == "features":
@@ -81,6 +84,14 @@ def _own_teacher(name: str, imitation: Imitation, device: str) -> Teacher:
         engine=trained.load(device=device),
         classifier=classifier,
     )
+
+
+def _check_activation(name: str, activation: Activation) -> None:
+    if activation != "softmax":
+        raise InputError(
+            f"a teacher must give each image one label, got {name}, which gives several: train on "
+            "the labels themselves"
+        )
 
 
 def _is_model(name: str) -> bool:

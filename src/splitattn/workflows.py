@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from splitattn.data.folds import is_whole, kept_part
 from splitattn.data.labelled import with_classes_of_model
@@ -14,9 +15,11 @@ from splitattn.dense.mask_scoring import SegmentationScores, score_masks
 from splitattn.dense.masks import check_classes, open_masked
 from splitattn.dense.segmenter import Segmenter
 from splitattn.dense.segmenter_exporting import SegmenterExportReport, export_segmenter
+from splitattn.engines.engine import THRESHOLD
 from splitattn.errors import DataError, InputError
-from splitattn.evaluation import Answer, Evaluation, measure
+from splitattn.evaluation import Evaluation, measure
 from splitattn.exporting import ExportReport, check_arguments, export_network
+from splitattn.label_scores import LabelScores, measure_labels
 from splitattn.opening import TASK, open_network, open_weights, task_of
 from splitattn.weights.download import Progress
 
@@ -24,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkEvaluation(Evaluation):
-    """What was measured, and of which network.
+class MeasuredNetwork:
+    """Which network was measured, and on what.
 
     Attributes:
         model, weights: the network, as `Classifier` names it.
@@ -40,6 +43,16 @@ class NetworkEvaluation(Evaluation):
     data: str
     split: str
     size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkEvaluation(MeasuredNetwork, Evaluation):
+    """What was measured, and of which network: see `Evaluation` and `MeasuredNetwork`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkLabelScores(MeasuredNetwork, LabelScores):
+    """The same where images may have several labels: see `LabelScores` and `MeasuredNetwork`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +88,15 @@ def evaluate(
     batch_size: int = 64,
     workers: int | None = None,
     white_level: float | None = None,
+    threshold: float | None = None,
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
-    on_answer: Callable[[Answer], None] | None = None,
-) -> NetworkEvaluation | DetectionEvaluation | SegmentationEvaluation:
+    on_answer: Callable[[Any], None] | None = None,
+) -> NetworkEvaluation | NetworkLabelScores | DetectionEvaluation | SegmentationEvaluation:
     """Measure a network over every image of `data`, each exactly once.
 
-    Of a classifier these are top-1, top-5 and loss, of a detector COCO's figures, and of a
-    segmenter mIoU and accuracy.
+    Of a classifier these are top-1, top-5 and loss, or mAP and F1 if it gives several labels; of a
+    detector COCO's figures, and of a segmenter mIoU and accuracy.
 
     Args:
         data: a folder, Parquet shards, a CSV file or `torchvision:NAME`, see `splitattn evaluate`;
@@ -96,9 +110,12 @@ def evaluate(
         batch_size: images that the network sees at once.
         workers: threads that decode images; None chooses from the number of processors.
         white_level: see `Classifier`.
+        threshold: of a classifier that gives several labels, the smallest probability of a label
+            that counts for F1, precision and recall; None is 0.5.
         progress: follows the download of weights, if there is one.
         on_images: told how many more images are done, of how many in all.
-        on_answer: told the first guess for each image, in order.
+        on_answer: told the `evaluation.Answer` for each image, in order, or the
+            `label_scores.LabelAnswer` if there may be several labels.
 
     Raises:
         InputError: there is no such model, engine or device, or a library is missing.
@@ -140,24 +157,40 @@ def evaluate(
         logger.warning(
             "most of these images were trained on; --held-out measures on those that were kept"
         )
-    measured = measure(
-        network.engine,
-        images,
-        network.preprocessing,
-        batch_size=batch_size,
-        workers=workers,
-        on_images=on_images,
-        on_answer=on_answer,
-    )
-    return NetworkEvaluation(
-        **vars(measured),
-        model=network.model,
-        weights=network.weights,
-        engine=network.engine.name,
-        data=data,
-        split=images.part or split,
-        size=network.preprocessing.size,
-    )
+    several = network.metadata.activation == "sigmoid"
+    if several != (images.label_sets is not None):
+        one, other = ("several labels", "one") if several else ("one label", "several")
+        raise DataError(
+            f"data must have as many labels for each image as {network.weights} gives, which is "
+            f"{one}, got {other} in {data}"
+        )
+    if threshold is not None and not several:
+        raise InputError(
+            f"a threshold is for weights that give several labels, got {threshold} for "
+            f"{network.weights}: leave it out"
+        )
+    arguments: dict[str, Any] = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "on_images": on_images,
+        "on_answer": on_answer,
+    }
+    of_network: dict[str, Any] = {
+        "model": network.model,
+        "weights": network.weights,
+        "engine": network.engine.name,
+        "data": data,
+        "split": images.part or split,
+        "size": network.preprocessing.size,
+    }
+    if several:
+        least = THRESHOLD if threshold is None else threshold
+        scores = measure_labels(
+            network.engine, images, network.preprocessing, threshold=least, **arguments
+        )
+        return NetworkLabelScores(**vars(scores), **of_network)
+    measured = measure(network.engine, images, network.preprocessing, **arguments)
+    return NetworkEvaluation(**vars(measured), **of_network)
 
 
 def _evaluate_segmenter(

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,25 @@ def write_shard(path: Path, images: list[bytes], labels: list[int]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     return path
+
+
+def marked_picture(classes: Sequence[int], index: int) -> Image.Image:
+    """Gray noise with a square in the color of each class, each in a corner of its own."""
+    pixels = np.random.default_rng((9, index)).normal(128, 20, (40, 40, 3))
+    for label in classes:
+        top, left = 22 * (label // 2), 22 * (label % 2)
+        pixels[top : top + 18, left : left + 18] = _COLORS[label]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def write_marked_pictures(root: Path, *, train: int, val: int) -> Path:
+    """Pictures of none to all of three classes, and a CSV file with their labels between bars."""
+    root.mkdir(parents=True)
+    lines = ["path,labels,split"]
+    for index in range(train + val):
+        classes = [label for label in range(3) if index >> label & 1]
+        marked_picture(classes, index).save(root / f"{index}.png")
+        names = "|".join(CLASSES[label] for label in classes)
+        lines.append(f"{index}.png,{names},{'train' if index < train else 'val'}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return root / "labels.csv"

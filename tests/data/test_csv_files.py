@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitattn.data.sources import open_data
+from splitattn.data.labelled import with_classes_of_model
+from splitattn.data.sources import has_several_labels, open_data
 from splitattn.errors import DataError
 from splitattn.images.decode import decode
 from tests.data.datasets import picture, write_class_folders
@@ -60,6 +61,65 @@ def test_without_splits_a_file_serves_as_either(tmp_path: Path) -> None:
     assert open_data(path, "train") == open_data(path, "val")
 
 
+def classes_by_image(path: str, split: str) -> dict[str, list[str]]:
+    data = open_data(path, split)
+    return {
+        Path(name).name: [data.classes[each] for each in data.classes_of(label)]
+        for name, label in zip(data.names, data.labels, strict=True)
+    }
+
+
+def test_an_image_may_have_several_labels_or_none(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "data.csv",
+        "path,labels,split",
+        "a.png,sea|boat,train",
+        "b.png,,train",
+        "c.png, boat | sea | boat,train",
+        "d.png,sky,val",
+    )
+    assert has_several_labels(path)
+    assert open_data(path, "val").classes == ("boat", "sea", "sky")
+    boat_and_sea = ["boat", "sea"]
+    expected = {"a.png": boat_and_sea, "b.png": [], "c.png": boat_and_sea}
+    assert classes_by_image(path, "train") == expected
+    assert classes_by_image(path, "val") == {"d.png": ["sky"]}
+    one_hot = write(
+        tmp_path / "one_hot.csv",
+        "path,sky,sea,split,boat",
+        "a.png,0,1,train,1",
+        "b.png,0,0,train,0.0",
+        "c.png,0,1.0,train,1",
+        "d.png,1,0,val,0",
+    )
+    assert has_several_labels(one_hot)
+    assert open_data(one_hot, "val").classes == ("sky", "sea", "boat")
+    expected = {"a.png": ["sea", "boat"], "b.png": [], "c.png": ["sea", "boat"]}
+    assert classes_by_image(one_hot, "train") == expected
+    model = with_classes_of_model(open_data(one_hot, "train"), ("boat", "car", "sea", "sky"))
+    assert [model.classes_of(label) for label in model.labels] == [(0, 2), (), (0, 2)]
+    assert not has_several_labels(write(tmp_path / "one.csv", "path,label", "a.png,x|y"))
+    assert classes_by_image(str(tmp_path / "one.csv"), "val") == {"a.png": ["x|y"]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (["path,labels", "a.png,sea boat"], r"with \| between them, got 'sea boat' and the like"),
+        (["path,label,labels", "a.png,x,y|z"], "must have a header with path and label, or labels"),
+        (["path,sea,sea", "a.png,0,1"], "must have different names, got 'sea,sea'"),
+        (["path,sea,boat", "a.png,0,1", "b.png,2,0"], "0 or 1 in each other column .* in line 3"),
+        (["path,sea,boat", "a.png,0"], "0 or 1 in each other column .* not so in line 2"),
+        (["path,class", "a.png,cat"], "for classes by name, a column label or labels"),
+    ],
+)
+def test_labels_that_may_mean_something_else_are_refused(
+    tmp_path: Path, lines: list[str], complaint: str
+) -> None:
+    with pytest.raises(DataError, match=complaint):
+        open_data(write(tmp_path / "data.csv", *lines), "val")
+
+
 def test_bad_rows_are_named_in_one_line(tmp_path: Path) -> None:
     path = write(
         tmp_path / "data.csv", "path,label", "a.png,x", ",x", "b.png,", "c,d.png,x", "e.png"
@@ -75,8 +135,8 @@ def test_bad_rows_are_named_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "must have a header with path and label, got ''"),
-        (b"a.png,cat\n", "must have a header with path and label, got 'a.png,cat'"),
+        (b"", "must have a header with path and label, or labels, got ''"),
+        (b"a.png,cat\n", "must have a header with path and label, or labels, got 'a.png,cat'"),
         (b"path,label\n", "must hold images, got no rows"),
         (b"path,label,split\na.png,x,train\n", "must have rows whose split is val, got 'train'"),
         (b"path,label\nhttp://127.0.0.1/a.png,x\n", "must be files, got the address 'http"),

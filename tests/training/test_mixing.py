@@ -1,13 +1,17 @@
 """Mixup and cutmix: what is in the image is what the target says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from splitattn.training.mixing import mix, smoothed_loss
+from splitattn.data.labelled import LabelledImages
+from splitattn.training.mixing import mix, smoothed_loss, targets_of
 from splitattn.training.recipes import Recipe
 
 LABELS = torch.tensor([0, 1, 2, 1])
+TARGETS = torch.eye(3)[LABELS]
 
 
 def one_color_each(size: int = 16) -> Tensor:
@@ -15,10 +19,19 @@ def one_color_each(size: int = 16) -> Tensor:
     return torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, size, size).clone()
 
 
+def test_targets_are_the_classes_of_each_image() -> None:
+    one = LabelledImages(
+        origin="", classes=("a", "b", "c"), images="wxyz", labels=[0, 1, 2, 1], names="wxyz"
+    )
+    assert targets_of(one, LABELS).equal(TARGETS)
+    several = replace(one, label_sets=((), (0, 2), (1,)))
+    assert targets_of(several, LABELS).tolist() == [[0, 0, 0], [1, 0, 1], [0, 1, 0], [1, 0, 1]]
+
+
 def test_without_mixing_nothing_changes() -> None:
     images = torch.randn(4, 3, 8, 8)
     recipe = Recipe(mixup_alpha=0.0, cutmix_alpha=0.0)
-    mixed, targets = mix(images, LABELS, 3, recipe)
+    mixed, targets = mix(images, TARGETS, recipe)
     assert mixed.equal(images)
     assert targets.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0]]
 
@@ -26,7 +39,7 @@ def test_without_mixing_nothing_changes() -> None:
 def test_mixup_blends_the_batch_with_its_reverse() -> None:
     torch.manual_seed(3)
     images = torch.randn(4, 3, 8, 8)
-    mixed, targets = mix(images, LABELS, 3, Recipe(mixup_alpha=0.4, cutmix_alpha=0.0))
+    mixed, targets = mix(images, TARGETS, Recipe(mixup_alpha=0.4, cutmix_alpha=0.0))
     share = float(targets[0, 0])
     assert 0.01 < share < 0.99
     torch.testing.assert_close(mixed, share * images + (1 - share) * images.flip(0))
@@ -38,7 +51,7 @@ def test_mixup_blends_the_batch_with_its_reverse() -> None:
 def test_cutmix_targets_are_the_shares_of_pixels(seed: int) -> None:
     torch.manual_seed(seed)
     images = one_color_each()
-    mixed, targets = mix(images, LABELS, 3, Recipe(mixup_alpha=0.0, cutmix_alpha=1.0))
+    mixed, targets = mix(images, TARGETS, Recipe(mixup_alpha=0.0, cutmix_alpha=1.0))
     own = (mixed[0, 0] == 0).float().mean()
     assert set(mixed[0].unique().tolist()) <= {0.0, 3.0}
     torch.testing.assert_close(targets[0], torch.tensor([own, 1 - own, 0]))
@@ -55,7 +68,7 @@ def test_where_both_are_on_a_fair_coin_chooses() -> None:
     recipe = Recipe(mixup_alpha=1.0, cutmix_alpha=1.0)
     blended = 0
     for _ in range(200):
-        mixed, _ = mix(one_color_each(4), LABELS, 3, recipe)
+        mixed, _ = mix(one_color_each(4), TARGETS, recipe)
         blended += not set(mixed[0].unique().tolist()) <= {0.0, 3.0}
     assert 70 < blended < 130
 

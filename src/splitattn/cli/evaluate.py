@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import compress
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitattn.cli import boxes, class_maps
+from splitattn.cli import boxes, class_maps, several_labels
 from splitattn.cli.options import (
     ClassNames,
     Device,
     Engine,
     Model,
     Output,
+    Threshold,
     Weights,
     WhiteLevel,
     Workers,
@@ -57,16 +59,18 @@ def evaluate(
     engine: Engine = "auto",
     workers: Workers = None,
     white_level: WhiteLevel = None,
+    threshold: Threshold = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output: Output = None,
     answers: Annotated[
         Path | None,
-        typer.Option(help="Write the first guess for every image to this CSV file."),
+        typer.Option(help="Write the first guess, or all labels, for each image to this CSV file."),
     ] = None,
 ) -> None:
     """Measure top-1, top-5 and loss over every image once, class by class.
 
-    Of a detector COCO's figures, of a segmenter mIoU and accuracy.
+    Of weights that give several labels mAP and F1, of a detector COCO's figures, of a segmenter
+    mIoU and accuracy.
 
     Exit status 1 if some images could not be read; the others are measured all the same.
     """
@@ -76,14 +80,15 @@ def evaluate(
     with starting("starting"):
         from splitattn.dense.evaluating import DetectionEvaluation
         from splitattn.opening import TASK, task_of
-        from splitattn.workflows import SegmentationEvaluation
+        from splitattn.workflows import NetworkLabelScores, SegmentationEvaluation
         from splitattn.workflows import evaluate as measure
 
     check_output(output)
     check_output(answers, "--answers")
     if answers and task_of(weights) != TASK:
         raise InputError(f"--answers is for classification, got weights for {task_of(weights)}")
-    given: list[Answer] = []
+    given: list[Any] = []
+    answer_lines: Callable[[Any], str] = _as_csv
     with downloading() as progress, counting(shown=sys.stderr.isatty()) as advance:
         measured = measure(
             data,
@@ -98,6 +103,7 @@ def evaluate(
             batch_size=batch_size,
             workers=workers,
             white_level=white_level,
+            threshold=threshold,
             progress=progress,
             on_images=advance,
             on_answer=given.append if answers else None,
@@ -106,6 +112,10 @@ def evaluate(
         line, show = class_maps.as_dict(measured), partial(class_maps.print_table, measured)
     elif isinstance(measured, DetectionEvaluation):
         line, show = boxes.as_dict(measured), partial(boxes.print_table, measured)
+    elif isinstance(measured, NetworkLabelScores):
+        line = several_labels.as_dict(measured)
+        show = partial(several_labels.print_table, measured)
+        answer_lines = several_labels.answers_csv
     else:
         line, show = _as_dict(measured), partial(_print_tables, measured)
     with ExitStack() as writes:  # the last first, and each even if another one fails
@@ -114,7 +124,7 @@ def evaluate(
         if as_json or output:
             writes.callback(write_output, json_line(line), output)
         if answers:
-            writes.callback(write_output, _as_csv(given), answers, "--answers")
+            writes.callback(write_output, answer_lines(given), answers, "--answers")
     for problem in measured.problems:
         say(f"error: {problem}")
     if measured.problems:

@@ -34,6 +34,15 @@ WhiteLevel = Annotated[
         "the image]",
     ),
 ]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of weights that give several labels: the smallest probability of a label. "
+        "[default: 0.5]",
+        min=0.0,
+        max=1.0,
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option(help="Write the results to this file instead of stdout.")
 ]

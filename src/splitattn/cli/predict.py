@@ -16,7 +16,16 @@ import typer
 from splitattn.cli import boxes, class_maps
 from splitattn.cli.answers import Answering, Format, csv_lines
 from splitattn.cli.drawing import Pictures
-from splitattn.cli.options import Device, Engine, Model, Output, Weights, WhiteLevel, Workers
+from splitattn.cli.options import (
+    Device,
+    Engine,
+    Model,
+    Output,
+    Threshold,
+    Weights,
+    WhiteLevel,
+    Workers,
+)
 from splitattn.cli.output import check_output, json_line, reconfigure, say, writing
 from splitattn.errors import ImageError, InputError, one_line
 
@@ -53,7 +62,14 @@ def predict(
     ] = None,
     model: Model = None,
     weights: Weights = None,
-    topk: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
+    topk: Annotated[
+        int | None,
+        typer.Option(
+            help="How many classes to name. [default: 5, or all above --threshold if the weights "
+            "give several labels]"
+        ),
+    ] = None,
+    threshold: Threshold = None,
     min_probability: Annotated[
         float,
         typer.Option(
@@ -132,6 +148,7 @@ def predict(
                 model,
                 weights,
                 topk=topk,
+                threshold=threshold,
                 min_probability=min_probability,
                 device=device,
                 engine=engine,
@@ -204,7 +221,8 @@ def _opened(
     model: str | None,
     weights: str | None,
     *,
-    topk: int,
+    topk: int | None,
+    threshold: float | None,
     min_probability: float,
     device: str,
     engine: str,
@@ -228,6 +246,8 @@ def _opened(
             progress=progress,
         )
 
+    several = classifier.activation == "sigmoid"
+
     def draw(source: str | bytes, predictions: "list[Prediction]") -> "Image.Image":
         from splitattn.images.decode import decode_reduced
         from splitattn.images.drawing import WIDTH, draw_labels
@@ -238,10 +258,11 @@ def _opened(
 
     return Answering(
         results=lambda sources: classifier.predict_stream(
-            sources, topk=topk, batch_size=batch_size, workers=workers
+            sources, topk=topk, threshold=threshold, batch_size=batch_size, workers=workers
         ),
         writers={
-            Format.TABLE: partial(label_table, min_probability),
+            # Where there may be several labels, a threshold has left out the improbable ones.
+            Format.TABLE: partial(label_table, 0.0 if several else min_probability),
             Format.JSON: partial(_json, classifier),
             Format.CSV: partial(_csv, classifier),
         },
@@ -255,7 +276,9 @@ def label_table(min_probability: float, name: str, result: "Result") -> str:
     if isinstance(result, ImageError):
         return f"error: {result}\n"
     lines = (f"{100 * p.probability:8.2f} %  {one_line(p.label)}\n" for p in result)
-    doubt = "  (not sure)" if result[0].probability < min_probability else ""
+    doubt = "" if result else "  (no label)"
+    if result and result[0].probability < min_probability:
+        doubt = "  (not sure)"
     return f"{one_line(name)}{doubt}\n{''.join(lines)}"
 
 
@@ -274,6 +297,8 @@ def _csv(classifier: "Classifier", name: str, result: "Result") -> str:
     if isinstance(result, ImageError):
         return csv_lines([(name, "", "", "", "", "", "", str(result))])
     origin = (classifier.model, classifier.weights)
+    if not result:  # no label at all
+        return csv_lines([(name, "", "", "", "", *origin, "")])
     return csv_lines(
         (name, rank, p.label, p.index, p.probability, *origin, "")
         for rank, p in enumerate(result, start=1)

@@ -55,6 +55,8 @@ def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabelledImag
         DataError: there are none.
     """
     _, images = _parts(data)
+    if images.label_sets is not None:
+        return images, False
     try:
         return with_classes_of_model(images, classes), True
     except DataError:

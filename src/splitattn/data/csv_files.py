@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +15,36 @@ from splitattn.errors import DataError
 from splitattn.files import open_file
 from splitattn.images.paths import is_url
 
-_REQUIRED = ("path", "label")
+# Between the classes of an image in the column `labels`.
+SEPARATOR = "|"
+# Columns that are no classes where each class has a column of its own.
+_NO_CLASSES = ("path", "split")
+_MARKS = {"0": False, "1": True}
 # Bad rows that an error lists before it only counts them.
 _ROWS_SHOWN = 5
 
 
 class _Row(NamedTuple):
     path: str
-    label: str
+    labels: tuple[str, ...]
     split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where a row says its labels.
+
+    Attributes:
+        labels: the labels of a row, or None if they are not as they must be.
+        rule: how rows must be.
+        classes: in order, if the header names them.
+        several: whether an image may have several labels, or none.
+    """
+
+    labels: Callable[[dict[str, str]], tuple[str, ...] | None]
+    rule: str
+    classes: tuple[str, ...] = ()
+    several: bool = False
 
 
 def open_csv(path: Path, split: str) -> LabelledImages:
@@ -31,12 +54,16 @@ def open_csv(path: Path, split: str) -> LabelledImages:
     if there are several splits, `split`. Other columns are ignored. Classes are the labels of all
     splits, in the order of `in_order`.
 
+    Where an image may have several classes or none, `labels` instead of `label` names them with
+    `|` between them. Or there is no such column, and each column but `path` and `split` is a class,
+    in the order of the header, whose cells are 1 or 0.
+
     Raises:
         DataError: the file cannot be read, a column or the split is missing, or rows are
             incomplete.
     """
-    rows = _read(path)
-    classes = in_order(row.label for row in rows)
+    layout, rows = _read(path)
+    classes = layout.classes or in_order(label for row in rows for label in row.labels)
     present = {row.split for row in rows}
     # Without such a column, or with an empty one, every row is of every split.
     found = [""] if present == {""} else called(present, split)
@@ -47,38 +74,103 @@ def open_csv(path: Path, split: str) -> LabelledImages:
         )
     chosen = [row for row in rows if row.split in found]
     index = {label: i for i, label in enumerate(classes)}
+    sets = [tuple(sorted(index[label] for label in row.labels)) for row in chosen]
+    found_sets = tuple(sorted(set(sets)))
+    place = {one: i for i, one in enumerate(found_sets)}
     images = [str(path.parent / row.path) for row in chosen]
     return LabelledImages(
         origin=f"{path} {' '.join(found)}".strip(),
         classes=classes,
         images=images,
-        labels=[index[row.label] for row in chosen],
+        labels=[place[one] if layout.several else one[0] for one in sets],
         names=images,
+        label_sets=found_sets if layout.several else None,
     )
 
 
-def _read(path: Path) -> list[_Row]:
+def has_several_labels(path: Path) -> bool:
+    """Whether the images of a CSV file may have several classes each; False if it is none.
+
+    Its header alone is read.
+    """
     try:
         with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(path, csv.DictReader(file)))
+            return _layout(path, csv.DictReader(file).fieldnames or ()).several
+    except (OSError, UnicodeDecodeError, csv.Error, DataError):
+        return False  # opening it says why
+
+
+def _read(path: Path) -> tuple[_Layout, list[_Row]]:
+    try:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            layout = _layout(path, reader.fieldnames or ())
+            rows = list(_rows(path, reader, layout))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} must be a CSV file in UTF-8: {error}") from error
     if not rows:
         raise DataError(f"the data set must hold images, got no rows in {path}")
-    return rows
-
-
-def _rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[_Row]:
-    columns = reader.fieldnames or ()
-    missing = [name for name in _REQUIRED if name not in columns]
-    if missing:
+    if layout.several and not layout.classes and all(len(row.labels) < 2 for row in rows):
+        shown = next((label for row in rows for label in row.labels), "")
         raise DataError(
-            f"{path} must have a header with path and label, got {','.join(columns)[:100]!r}"
+            f"the column labels of {path} must name several classes in some row, with "
+            f"{SEPARATOR} between them, got {shown!r:.60} and the like: write another separator "
+            f"as {SEPARATOR}, or call the column label if each image has one class"
         )
+    return layout, rows
+
+
+def _layout(path: Path, columns: Sequence[str]) -> _Layout:
+    """Where rows say their labels, by the header.
+
+    Raises:
+        DataError: it says it nowhere.
+    """
+    classes = [name for name in columns if name not in _NO_CLASSES]
+    if "path" not in columns or not classes or ("label" in columns and "labels" in columns):
+        raise DataError(
+            f"{path} must have a header with path and label, or labels, got "
+            f"{','.join(columns)[:100]!r}"
+        )
+    if "label" in columns:
+        return _Layout(labels=_one_label, rule="a path, a label")
+    if "labels" in columns:
+        return _Layout(labels=_several_labels, rule="a path", several=True)
+    if len(set(classes)) < len(classes) or not all(classes):
+        raise DataError(f"columns of {path} must have different names, got {','.join(classes)!r}")
+    return _Layout(
+        labels=partial(_marked, tuple(classes)),
+        rule="a path, 0 or 1 in each other column (for classes by name, a column label or labels)",
+        classes=tuple(map(normal, classes)),
+        several=True,
+    )
+
+
+def _one_label(fields: dict[str, str]) -> tuple[str, ...] | None:
+    label = (fields["label"] or "").strip()
+    return (normal(label),) if label else None
+
+
+def _several_labels(fields: dict[str, str]) -> tuple[str, ...] | None:
+    if fields["labels"] is None:  # the row ends before it
+        return None
+    labels = (normal(label.strip()) for label in fields["labels"].split(SEPARATOR))
+    return tuple({label: None for label in labels if label})
+
+
+def _marked(classes: tuple[str, ...], fields: dict[str, str]) -> tuple[str, ...] | None:
+    marks = [_MARKS.get((fields[name] or "").strip().removesuffix(".0")) for name in classes]
+    if None in marks:
+        return None
+    return tuple(normal(name) for name, mark in zip(classes, marks, strict=True) if mark)
+
+
+def _rows(path: Path, reader: "csv.DictReader[str]", layout: _Layout) -> Iterator[_Row]:
     bad: list[int] = []
     for fields in reader:
         # DictReader files what a row has too much under None, which an unquoted comma leads to.
-        if None in fields or not fields["path"] or not (fields["label"] or "").strip():
+        labels = None if None in fields or not fields["path"] else layout.labels(fields)
+        if labels is None:
             bad.append(reader.line_num)
             continue
         if is_url(fields["path"]):
@@ -88,13 +180,13 @@ def _rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[_Row]:
             )
         yield _Row(
             path=fields["path"],
-            label=normal(fields["label"].strip()),
+            labels=labels,
             split=(fields.get("split") or "").strip(),
         )
     if bad:
         shown = ", ".join(map(str, bad[:_ROWS_SHOWN]))
         more = f" and {len(bad) - _ROWS_SHOWN} more" if len(bad) > _ROWS_SHOWN else ""
         raise DataError(
-            f"each row of {path} must have a path, a label and no more fields than the header "
+            f"each row of {path} must have {layout.rule} and no more fields than the header "
             f"(quote commas); not so in line {shown}{more}"
         )

@@ -38,9 +38,11 @@ class LabelledImages:
         origin: where the images were found; two splits with the same origin are the same images.
         part: which of the images found there these are; empty for all.
         whole: the `fingerprint` of all images, if these are a part of them.
+        label_sets: where an image may have several classes or none, each combination that occurs:
+            indices into `classes`, rising. None if each image has one class.
         classes: names, by label.
         images: what `images.decode` takes. Nothing is decoded yet.
-        labels: index into `classes` of each image.
+        labels: index into `classes` of each image, or into `label_sets`.
         names: how reports and errors call each image.
         blocks: None if any image is as quick to read as any other.
     """
@@ -53,6 +55,7 @@ class LabelledImages:
     blocks: Blocks | None = None
     part: str = ""
     whole: str = ""
+    label_sets: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,10 +70,17 @@ class LabelledImages:
             raise _wrong_names(self, classes)
         return replace(self, classes=classes)
 
+    def classes_of(self, label: int) -> tuple[int, ...]:
+        """Index of each class that images of this label have."""
+        return (label,) if self.label_sets is None else self.label_sets[label]
+
     def fingerprint(self) -> str:
         """SHA-256 of names and labels, in their order; folders do not count."""
         lines = zip(self.names, self.labels, strict=True)
-        text = "\n".join(f"{label} {PurePath(name).name}" for name, label in lines)
+        text = "\n".join(
+            f"{' '.join(map(str, self.classes_of(label)))} {PurePath(name).name}"
+            for name, label in lines
+        )
         return sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
@@ -88,7 +98,8 @@ def check_classes_have_images(
     """
     by_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(data.labels):
-        by_class[label].append(index)
+        for each in data.classes_of(label):
+            by_class[each].append(index)
     if missing := [name for label, name in enumerate(data.classes) if label not in by_class]:
         shown = ", ".join(map(repr, missing[:_SHOWN]))
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -162,6 +173,9 @@ def named(data: LabelledImages, names: tuple[str, ...]) -> LabelledImages:
 
 
 def _relabelled(data: LabelledImages, classes: tuple[str, ...], found: Match) -> LabelledImages:
+    if data.label_sets is not None:
+        sets = (tuple(sorted(found.indices[each] for each in one)) for one in data.label_sets)
+        return replace(data, classes=classes, label_sets=tuple(sets))
     labels = [found.indices[label] for label in data.labels]
     return replace(data, classes=classes, labels=labels)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from splitattn.data import csv_files
 from splitattn.data.class_names import normal
 from splitattn.data.csv_files import open_csv
 from splitattn.data.folders import open_folder
@@ -24,7 +25,8 @@ def open_data(data: str, split: str, class_names: Path | None = None) -> Labelle
             - a folder in ImageFolder layout: `train/` and `val/` with class folders in them, or
               class folders directly;
             - a folder, file or glob of Parquet shards in the Hugging Face image layout;
-            - a CSV file with the columns `path` and `label`, and `split` if it has several;
+            - a CSV file with the columns `path` and `label`, and `split` if it has several; see
+              `csv_files.open_csv`, also for several labels per image;
             - `torchvision:NAME`, which is downloaded.
         split: "train" or "val". A data set without splits gives all its images for either.
         class_names: a text file with a name for each class, one a line, in the order of labels,
@@ -36,6 +38,15 @@ def open_data(data: str, split: str, class_names: Path | None = None) -> Labelle
     """
     images = _open(data, split)
     return named(images, read_class_names(class_names)) if class_names else images
+
+
+def has_several_labels(data: str | Path) -> bool:
+    """Whether images may have several labels each; False if `data` is no such data set."""
+    try:
+        path = Path(data).expanduser()
+    except RuntimeError:  # no such home
+        return False
+    return path.suffix.lower() == ".csv" and csv_files.has_several_labels(path)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def _open(
         if (found := _without_looking_for_labels(data, split)) is None:
             raise
         return found
-    if _are_known(images.classes, classes):
+    if images.label_sets is None and _are_known(images.classes, classes):
         return with_classes_of_model(images, classes)
     return _without_looking_for_labels(data, split) or _without_labels(images)
 
@@ -100,7 +100,7 @@ def _images_below(root: Path, split: str) -> LabelledImages | None:
 
 
 def _without_labels(images: LabelledImages) -> LabelledImages:
-    return replace(images, classes=(), labels=[0] * len(images))
+    return replace(images, classes=(), labels=[0] * len(images), label_sets=None)
 
 
 def _divided(images: LabelledImages, seed: int) -> tuple[LabelledImages, LabelledImages]:

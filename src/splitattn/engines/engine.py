@@ -4,7 +4,7 @@ Shapes: B batch, C channels, H and W rows and columns.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from splitattn.images.preprocess import Pixels, normalize
 from splitattn.preprocessing import Preprocessing
-from splitattn.weights.metadata import ModelMetadata
+from splitattn.weights.metadata import Activation, ModelMetadata
 
 Array = NDArray[Any]
 Images = NDArray[np.float32]
@@ -130,3 +130,20 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     powers = np.exp(logits - logits.max(1, keepdims=True))
     shares: NDArray[Any] = powers / powers.sum(1, keepdims=True)
     return shares
+
+
+def sigmoid(logits: NDArray[Any]) -> NDArray[Any]:
+    """Probabilities (B, classes) of logits (B, classes), each class by itself."""
+    small = np.exp(-np.abs(logits))  # never overflows
+    probabilities: NDArray[Any] = np.where(logits < 0, small, 1) / (1 + small)
+    return probabilities
+
+
+# Of a class that an image has, where it may have several.
+THRESHOLD = 0.5
+
+# How logits become probabilities, by the name that a weights file says in its metadata.
+ACTIVATIONS: Mapping[Activation, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+}

@@ -1,4 +1,4 @@
-"""Image classification as a task: mixed batches, cross-entropy, top-1."""
+"""Image classification as a task: mixed batches, a loss, figures, the resulting file."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +18,12 @@ from splitattn.errors import DataError
 from splitattn.evaluation import measure
 from splitattn.training.classification_report import classification_report
 from splitattn.training.image_task import ImageTask
-from splitattn.training.mixing import mix, smoothed_loss
+from splitattn.training.mixing import mix, smoothed_loss, targets_of
+from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run
 from splitattn.training.task import Figure, Measurement, StepOutput
-from splitattn.weights.metadata import ModelMetadata
+from splitattn.weights.metadata import Activation, ModelMetadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,9 @@ class Classification(ImageTask[Batch]):
         "top5": Figure(label="top-5", unit="%", decimals=2),
     }
     best: ClassVar[str | None] = "top1"
+    activation: ClassVar[Activation] = "softmax"
+    # What measures an engine on images.
+    _measured: ClassVar[Callable[..., Any]] = staticmethod(measure)
 
     def check(self, run: Run) -> None:
         train, val = self.train, self.val
@@ -64,20 +68,28 @@ class Classification(ImageTask[Batch]):
 
     def forward(self, network: Callable[..., Any], batch: Batch, run: Run) -> StepOutput:
         recipe, device = run.recipe, run.device
+        targets = targets_of(self.train, batch.labels).to(device, non_blocking=True)
         images = normalize(batch.images.to(device, non_blocking=True), recipe.preprocessing)
         images = images.contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.to(device, non_blocking=True)
-        images, targets = mix(images, labels, len(self.train.classes), recipe)
+        images, targets = mix(images, targets, recipe)
         logits: Tensor = network(images)
-        balanced = recipe.class_weights == "balanced"
-        weights = self._balancing_weights.to(device) if balanced else None
-        loss = smoothed_loss(logits, targets, recipe, weights)
+        loss = self.loss(logits, targets, recipe)
         sums: dict[str, Tensor | float] = {
-            "loss": loss.detach() * len(labels),
-            "right": (logits.detach().argmax(1) == targets.argmax(1)).sum(),
+            "loss": loss.detach() * len(logits),
+            **self.counts(logits.detach(), targets),
             "unreadable": self._unreadable.note("train", batch.problems),
         }
         return StepOutput(loss, sums)
+
+    def loss(self, logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
+        """The mean loss of logits (B, C) for targets (B, C): a scalar."""
+        balanced = recipe.class_weights == "balanced"
+        weights = self._balancing_weights.to(logits.device) if balanced else None
+        return smoothed_loss(logits, targets, recipe, weights)
+
+    def counts(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What `means` needs besides the loss: sums over a batch."""
+        return {"right": (logits.argmax(1) == targets.argmax(1)).sum()}
 
     @cached_property
     def _balancing_weights(self) -> Tensor:
@@ -89,7 +101,7 @@ class Classification(ImageTask[Batch]):
         return {"loss": sums["loss"] / examples, "top1": 100 * sums["right"] / examples}
 
     def measure(self, network: nn.Module, run: Run, poll: Callable[[], None]) -> Measurement:
-        measured = measure(
+        measured = self._measured(
             TorchEngine(network, run.device),
             self.val,
             run.recipe.preprocessing,
@@ -98,8 +110,11 @@ class Classification(ImageTask[Batch]):
         )
         if math.isfinite(measured.loss):  # else the network is to blame, and the loop says so
             self.note_unreadable(measured.problems, run)
-        figures = {"loss": measured.loss, "top1": measured.top1, "top5": measured.top5}
-        return Measurement(figures=figures, details=measured)
+        return Measurement(figures=self.figures_of(measured), details=measured)
+
+    def figures_of(self, measured: Any) -> dict[str, float]:
+        """Those of `formats` in what `_measured` gave."""
+        return {"loss": measured.loss, "top1": measured.top1, "top5": measured.top5}
 
     def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
         figures = {**measured.figures, "n": measured.details.n} if measured else {}
@@ -110,6 +125,7 @@ class Classification(ImageTask[Batch]):
             recipe=asdict(run.recipe),
             metrics=figures,
             origin=origin_of(self.val),
+            activation=self.activation,
         )
 
     def report(self, measured: Measurement) -> Report:

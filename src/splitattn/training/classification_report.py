@@ -59,7 +59,7 @@ def classification_report(
     return Report(
         title=title,
         headlines=_headlines(evaluation, unreadable),
-        details=_problems(evaluation.problems),
+        details=problem_list(evaluation.problems),
         charts=(
             Chart(title="Loss", unit="nats", figure="loss"),
             Chart(title="Top-1", unit="%", figure="top1"),
@@ -114,7 +114,8 @@ def _headlines(evaluation: Evaluation, unreadable: int) -> list[Headline]:
     return [Headline(name=name, value=value, note=note) for name, value, note in rows]
 
 
-def _problems(problems: Sequence[str]) -> str:
+def problem_list(problems: Sequence[str]) -> str:
+    """Validation images that could not be read, as HTML; empty if there are none."""
     if not problems:
         return ""
     lines = [f"<li>{text(problem)}</li>" for problem in problems[:_PROBLEMS_SHOWN]]

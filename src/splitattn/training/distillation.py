@@ -130,7 +130,8 @@ class Distillation(ImageTask[Crops]):
         crops = batch.images.images.to(device, non_blocking=True).float()
         labels = batch.images.labels.to(device, non_blocking=True)
         # Without labels, all images are of one class, which nothing reads.
-        crops, targets = mix(crops, labels, len(self.train.classes) or 1, recipe)
+        targets = F.one_hot(labels, len(self.train.classes) or 1).float()
+        crops, targets = mix(crops, targets, recipe)
         answer = self.teacher.answer(crops)
         images = normalize(resized(crops, batch.student_size) / 255, recipe.preprocessing)
         given = network(images.contiguous(memory_format=torch.channels_last))

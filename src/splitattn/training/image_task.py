@@ -56,12 +56,19 @@ class ImageTask(Task[Batch]):
     def examples(self) -> int:
         return len(self.train)
 
+    @property
+    def loss_of_guessing(self) -> float:
+        """The loss of a network that finds all classes equally probable."""
+        return math.log(len(self.classes))
+
     def identity(self) -> dict[str, Any]:
-        labels = np.asarray([*self.train.labels, *self.val.labels], dtype=np.int64)
+        labels = np.asarray([*self.train.labels, *self.val.labels], dtype=np.int64).tobytes()
+        if self.train.label_sets is not None:
+            labels += repr((self.train.label_sets, self.val.label_sets)).encode()
         return {
             "model": self.model,
             "classes": list(self.classes),
-            "images": [len(self.train), len(self.val), sha256(labels.tobytes()).hexdigest()],
+            "images": [len(self.train), len(self.val), sha256(labels).hexdigest()],
             "parts": [self.train.part, self.val.part],
         }
 
@@ -116,7 +123,7 @@ class ImageTask(Task[Batch]):
         )
 
     def watch(self, step: Step, sums: Any, run: Run) -> None:
-        self._explosion.watch(step, len(self.classes))
+        self._explosion.watch(step, self.loss_of_guessing)
         found = self._unreadable
         found.in_train += round(sums["unreadable"])
         found.check("train", found.in_train, of=len(self.train), folder=run.output)
@@ -146,8 +153,8 @@ class _Explosion:
     def __init__(self) -> None:
         self.steps = 0
 
-    def watch(self, step: Step, classes: int) -> None:
-        limit = _EXPLOSION_FACTOR * math.log(classes)
+    def watch(self, step: Step, guessing: float) -> None:
+        limit = _EXPLOSION_FACTOR * guessing
         self.steps = self.steps + 1 if step.figures["loss"] > limit else 0
         if self.steps >= _EXPLOSION_STEPS:
             raise step.diverged(f"stay below {limit:.3g}")

@@ -1,4 +1,4 @@
-"""Batches mixed with themselves: mixup and cutmix, on the device, and the loss of the result.
+"""Targets of images, batches mixed with themselves (mixup and cutmix), and the loss of the result.
 
 Shapes: B batch, C classes, H and W rows and columns.
 """
@@ -7,10 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from splitattn.data.labelled import LabelledImages
 from splitattn.training.recipes import Recipe
 
 
-def mix(images: Tensor, labels: Tensor, classes: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def targets_of(data: LabelledImages, labels: Tensor) -> Tensor:
+    """Float32 (B, C), 1 for each class that an image has, from its label (B,) in `data`."""
+    if data.label_sets is None:
+        return F.one_hot(labels, len(data.classes)).float()
+    targets = torch.zeros(len(labels), len(data.classes))
+    for row, label in enumerate(labels.tolist()):
+        targets[row, [*data.label_sets[label]]] = 1
+    return targets
+
+
+def mix(images: Tensor, targets: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Mix each image with its partner in the reversed batch, one share for the whole batch.
 
     Mixup (arXiv 1710.09412) blends the two; cutmix (arXiv 1905.04899) puts a rectangle of the
@@ -18,12 +29,11 @@ def mix(images: Tensor, labels: Tensor, classes: int, recipe: Recipe) -> tuple[T
 
     Args:
         images: (B, 3, H, W) floats.
-        labels: (B,) indices.
+        targets: (B, C) shares of each class.
 
     Returns:
-        The images, and (B, C) shares of each class.
+        Images and targets, mixed.
     """
-    targets = F.one_hot(labels, classes).to(images.dtype)
     alphas = [
         (_mixup, recipe.mixup_alpha),
         (_cutmix, recipe.cutmix_alpha),

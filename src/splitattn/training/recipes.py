@@ -27,7 +27,7 @@ from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Order = Literal["crop-resize", "resize-crop"]
-TaskName = Literal["classification", "detection", "distillation", "segmentation"]
+TaskName = Literal["classification", "detection", "distillation", "multi-label", "segmentation"]
 Optimizer = Literal["sgd", "adamw"]
 Imitation = Literal["logits", "features"]
 logger = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ class Recipe:
         sampling: "uniform" draws each image once in an epoch. "balanced" draws each class equally
             often: images of small classes several times, each time augmented anew, and some of
             large classes not at all; for images with labels.
-        label_smoothing: probability mass taken from the label and spread over all classes.
+        label_smoothing: probability mass taken from the label and spread over all classes; 0 where
+            images may have several labels.
         mixup_alpha: of the Beta distribution that mixes each batch with its reverse; 0 is off.
         cutmix_alpha: of the Beta distribution of the share of each image that shows another one; 0
             is off. With mixup on too, a fair coin decides which of the two a step takes.
@@ -249,9 +250,24 @@ class Recipe:
                 "recipe: class_weights must be 'none' where sampling is 'balanced', got "
                 "'balanced': each alone makes up for classes of unequal size"
             )
+        if self.task == "multi-label":
+            self._check_multi_label()
         # These two check the fields that they are made of.
         self.augmentation(0)
         _ = self.preprocessing
+
+    def _check_multi_label(self) -> None:
+        """Raise for what needs exactly one label for each image."""
+        for name, off in {
+            "label_smoothing": 0.0,
+            "class_weights": "none",
+            "sampling": "uniform",
+        }.items():
+            if (value := getattr(self, name)) != off:
+                raise InputError(
+                    f"recipe: {name} must be {off} where images may have several labels, "
+                    f"got {value}"
+                )
 
     @property
     def starting_size(self) -> int:
@@ -505,6 +521,9 @@ def _preset(name: str, model: str, task: str) -> Recipe:
         return _detection(name)
     if task == "segmentation":
         return _segmentation(name)
+    if task == "multi-label" and name != "distill":  # which needs no labels
+        one_label = _preset(name, model, "classification")
+        return replace(one_label, task="multi-label", label_smoothing=0.0)
     if name == "tiny":
         return _TINY
     if name == "paper":

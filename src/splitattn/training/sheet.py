@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splitattn.data.labelled import LabelledImages
 from splitattn.data.loading import epoch_batches, train_loader
-from splitattn.training.mixing import mix
+from splitattn.training.mixing import mix, targets_of
 from splitattn.training.recipes import Recipe
 
 _COLUMNS = 6
@@ -58,7 +58,8 @@ def batch_sheet(
     batch = next(iter(loader))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        images, shares = mix(_from_0_to_255(batch.images), batch.labels, len(data.classes), recipe)
+        targets = targets_of(data, batch.labels)
+        images, shares = mix(_from_0_to_255(batch.images), targets, recipe)
     return _sheet(images, [_caption(row, data.classes) for row in shares])
 
 
@@ -71,7 +72,7 @@ def _caption(shares: Tensor, classes: tuple[str, ...]) -> list[str]:
     found = shares.topk(min(_NAMED, len(classes)))
     pairs = zip(found.values.tolist(), found.indices.tolist(), strict=True)
     named = [(share, classes[index]) for share, index in pairs if share > _LEAST_SHARE]
-    return [name if len(named) == 1 else f"{share:.0%} {name}" for share, name in named]
+    return [name if share > 1 - _LEAST_SHARE else f"{share:.0%} {name}" for share, name in named]
 
 
 def _sheet(images_BCHW: Tensor, captions: list[list[str]]) -> Image.Image:  # noqa: N803

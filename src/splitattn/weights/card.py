@@ -30,6 +30,8 @@ _METRICS = {
     "agreement": "agreement with the teacher's first guess, %",
     "top1": "top-1 accuracy, %",
     "top5": "top-5 accuracy, %",
+    "map": "mean average precision, %",
+    "f1": "F1 of all labels, %",
     "loss": "loss",
     "n": "images",
 }

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -16,6 +16,8 @@ from splitattn.preprocessing import Preprocessing
 METADATA_KEY = "splitattn"
 # Keys that tell a training's checkpoint (`last.pt`) from other files. `metadata` is JSON or None.
 _TRAINING_KEYS = ("identity", "metadata")
+
+Activation = Literal["softmax", "sigmoid"]
 
 T = TypeVar("T")
 
@@ -33,7 +35,9 @@ class ModelMetadata:
         origin: what they were made from, such as "data" and "teacher".
         head: of a detector or segmenter, what it is made of besides the backbone, and the sides of
             its images; empty for a network that labels images.
-        task: what its outputs are, as in a recipe; that of distillation is "classification".
+        task: what its outputs are: "classification", "detection" or "segmentation".
+        activation: what turns a classifier's logits into probabilities: "softmax" where an image
+            has one class, "sigmoid" where it may have several or none.
 
     Raises:
         InputError: a field has another type, or cannot be written as JSON.
@@ -47,11 +51,17 @@ class ModelMetadata:
     origin: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     task: str = "classification"
+    activation: Activation = "softmax"
 
     def __post_init__(self) -> None:
         for name in ("model", "task"):
             if not isinstance(value := getattr(self, name), str):
                 raise InputError(f"{name} must be a name, got {value!r:.60}")
+        if self.activation not in get_args(Activation):
+            raise InputError(
+                f"activation must be one of {', '.join(get_args(Activation))}, got "
+                f"{self.activation!r:.60}"
+            )
         names = isinstance(self.classes, tuple)
         if not names or not all(isinstance(name, str) for name in self.classes):
             raise InputError(f"classes must be a tuple of names, got {self.classes!r:.60}")
@@ -90,6 +100,7 @@ class ModelMetadata:
                 origin=fields.get("origin", {}),  # older files have none
                 head=fields.get("head", {}),  # older files have none
                 task=fields.get("task", "classification"),  # older files have none
+                activation=fields.get("activation", "softmax"),  # older files have none
             )
         except KeyError as error:
             raise WeightsError(f"malformed metadata: {error} is missing") from error
