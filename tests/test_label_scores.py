@@ -30,10 +30,10 @@ class Known(Engine):
         super().__init__("known")
         self.rows = logits
 
-    def _infer(self, images_BCHW: Images) -> Logits:  # noqa: N803
+    def _infer(self, images_BCHW: Images) -> Logits:
         raise NotImplementedError
 
-    def run(self, pixels_BCHW: Any, _: Preprocessing) -> Logits:  # noqa: N803
+    def run(self, pixels_BCHW: Any, _: Preprocessing) -> Logits:
         return self.rows[pixels_BCHW[:, 0, 0, 0]]
 
 
@@ -149,7 +149,7 @@ def test_what_is_not_finite_is_a_problem_and_nothing_readable_an_error() -> None
     assert scores.n == len(LABELS) - 1
     assert scores.problems[0].startswith("3.png: the network gives NaN")
     nothing = data([b"no image"] * len(LABELS))
-    with pytest.raises(DataError, match="readable images, got none; the first: 0.png"):
+    with pytest.raises(DataError, match=r"readable images, got none; the first: 0\.png"):
         measure_labels(Known(), nothing, PREPROCESSING)
 
 

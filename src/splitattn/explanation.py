@@ -3,7 +3,7 @@
 Shapes: B batch, C channels, H and W rows and columns.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from splitattn.engines.engine import NOT_FINITE, Array, Engine, Images, softmax
+from splitattn.engines.engine import ACTIVATIONS, NOT_FINITE, Array, Engine, Images
 from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError, nearest
 from splitattn.graph.folding import FoldedNetwork
@@ -192,11 +192,13 @@ class Explainer:
         self._network: _Trained | _Exported
         if weights is not None and file_engine(weights):
             opened = open_network(model, weights, engine=engine, device=device)
-            self._network = _Exported(opened.engine, opened.weights)
+            self._activate = ACTIVATIONS[opened.metadata.activation]
+            self._network = _Exported(opened.engine, opened.weights, self._activate)
             self.model, self.weights = opened.model, opened.weights
             self.classes, own = opened.classes, opened.preprocessing
         else:
             trained = open_weights(model, weights, progress=progress)
+            self._activate = ACTIVATIONS[trained.metadata.activation]
             self._network = _Trained(trained, engine, device)
             self.model, self.weights = trained.metadata.model, trained.weights
             self.classes, own = trained.metadata.classes, trained.metadata.preprocessing
@@ -233,7 +235,7 @@ class Explainer:
             highest=max(float(found.map.max()), found.least),
             label=self.classes[found.index],
             index=found.index,
-            probability=float(softmax(found.logits[None])[0, found.index]),
+            probability=float(self._activate(found.logits[None])[0, found.index]),
             logit=float(found.logits[found.index]),
             bias=found.bias,
             method=method,
@@ -330,7 +332,8 @@ class _Trained:
 
     def explain(self, images: Images, index: int | None, method: str) -> _Found:
         if method == "rise":
-            return _rise(self._opened(_CLASS_MAPS), images, index)
+            activate = ACTIVATIONS[self._network.metadata.activation]
+            return _rise(self._opened(_CLASS_MAPS), images, index, activate)
         if method == "cam":
             logits, class_maps, *shares = _outputs(self._opened(_CLASS_MAPS), images)
             found = _cam(logits, class_maps, index)
@@ -372,7 +375,8 @@ class _Trained:
 class _Exported:
     """An exported file, of which only the logits are known."""
 
-    def __init__(self, engine: Engine, path: str) -> None:
+    def __init__(self, engine: Engine, path: str, activate: Callable[[Array], Array]) -> None:
+        self._activate = activate
         self._engine, self._path = engine, path
 
     def best_method(self, size: int) -> str:
@@ -385,7 +389,7 @@ class _Exported:
                 f"{self._path} is an exported file and gives no maps: take method rise, or the "
                 "weights it was exported from"
             )
-        return _rise(self._engine, images, index)
+        return _rise(self._engine, images, index, self._activate)
 
 
 def _grid(size: int, stage: int) -> int:
@@ -415,7 +419,9 @@ def _layercam(
     return _Found(map=own, index=index, logits=logits)
 
 
-def _rise(engine: Engine, images: Images, index: int | None) -> _Found:
+def _rise(
+    engine: Engine, images: Images, index: int | None, activate: Callable[[Array], Array]
+) -> _Found:
     """RISE: which places are seen when the label is probable."""
     logits = engine.logits(images)[0]
     index = int(logits.argmax()) if index is None else index
@@ -423,7 +429,7 @@ def _rise(engine: Engine, images: Images, index: int | None) -> _Found:
     found: list[float] = []
     for masks in _masks(images.shape[2]):
         # What is not seen has the mean color, which is zero after normalization.
-        probabilities = softmax(engine.logits(images * masks[:, None]))[:, index]
+        probabilities = activate(engine.logits(images * masks[:, None]))[:, index]
         total += np.tensordot(probabilities, masks, 1)
         seen += masks.sum(0)
         found.extend(probabilities.tolist())
