@@ -159,7 +159,10 @@ def recipe_fields() -> str:
 
 def presets(model: str) -> str:
     """A table of what each preset sets, for one model."""
-    recipes = {name: load_recipe(name, model=model) for name in PRESETS}
+    found = {name: load_recipe(name, model=model) for name in PRESETS}
+    # Those of detectors and segmenters have pages of their own.
+    tasks = ("classification", "distillation")
+    recipes = {name: recipe for name, recipe in found.items() if recipe.task in tasks}
     lines = [f"| field | {' | '.join(recipes)} |", f"|---|{'---|' * len(recipes)}"]
     for field in fields(Recipe):
         values = [getattr(recipe, field.name) for recipe in recipes.values()]

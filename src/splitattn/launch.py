@@ -130,8 +130,9 @@ def train(
             then default to "fcos"; see `dense.open.open_annotated` for their formats. Or of a
             segmenter, as in `create_segmenter`, for images with masks, which default to "fpn"; see
             `dense.masks.open_masked`.
-        recipe: plain, paper, modern, finetune, tiny, distill, or a TOML file. `distill` needs
-            an override `teacher=...` (see `open_teacher`), and `data` needs no labels.
+        recipe: plain, paper, modern, finetune, tiny, distill, paper_coco, paper_ade20k, or a TOML
+            file. `distill` needs an override `teacher=...` (see `open_teacher`), and `data` needs
+            no labels.
         overrides: changes of the recipe, each `key=value`.
         class_names: a text file that names the classes, one a line, in label order.
         new_classifier: start with a random classifier even if the weights have one for as many
@@ -499,6 +500,7 @@ def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.de
             num_classes=len(train.classes),
             channels=recipe.head_channels,
             new_head=dataset.new_classifier or bool(found and found.classes != train.classes),
+            auxiliary=recipe.auxiliary_weight > 0,
         )
 
     task = Segmentation(model=model, head=head, train=train, val=val)

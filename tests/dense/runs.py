@@ -104,8 +104,12 @@ def make_mask_task(folder: Path, *, train: int = 8, val: int = 4) -> Segmentatio
     )
 
 
-def mask_network(head: str = "fpn") -> nn.Module:
+def mask_network(head: str = "fpn", *, auxiliary: bool = False) -> nn.Module:
     torch.manual_seed(0)
     return create_segmenter(
-        ARCHITECTURE, num_classes=len(MASK_CLASSES), channels=CHANNELS, head=head
+        ARCHITECTURE,
+        num_classes=len(MASK_CLASSES),
+        channels=CHANNELS,
+        head=head,
+        auxiliary=auxiliary,
     )

@@ -424,5 +424,10 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
 
 def test_recipes_for_detection_are_named() -> None:
     assert load_recipe("finetune", task="detection").frozen_batch_norm
-    with pytest.raises(InputError, match="for detection it must be finetune or plain, got modern"):
+    with pytest.raises(InputError, match="must be finetune, plain or paper_coco, got modern"):
         load_recipe("modern", task="detection")
+    with pytest.raises(InputError, match=r"for segmentation it must be .* got paper_coco"):
+        load_recipe("paper_coco", task="segmentation")
+    assert load_recipe("paper_coco").task == "detection"
+    assert load_recipe("paper_ade20k", model="resnest50").epochs == 120
+    assert load_recipe("paper_ade20k", model="resnest101").epochs == 180

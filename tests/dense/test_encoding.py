@@ -46,6 +46,7 @@ def test_logits_are_those_of_their_network(
         num_classes=CLASSES,
         channels=CHANNELS[head],
         weights=tmp_path / "a.pth",
+        auxiliary=True,
     ).eval()
     image = torch.randn(2, 3, 49, 65)
     with torch.inference_mode():
@@ -53,6 +54,10 @@ def test_logits_are_those_of_their_network(
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert "the head is loaded too" in caplog.text
+    assert "the auxiliary head is loaded too" in caplog.text
+    assert ours.auxiliary is not None
+    maps = ours.backbone(image)
+    torch.testing.assert_close(ours.auxiliary(maps), theirs.auxlayer(maps[-2]))
 
 
 @pytest.mark.parametrize(

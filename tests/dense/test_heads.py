@@ -188,6 +188,29 @@ def test_a_training_of_any_head_is_used_like_one_of_fcos(head: str, tmp_path: Pa
         assert 0 <= top <= bottom <= 64
 
 
+def test_the_recipe_of_the_paper_trains_both_heads_of_two_stages(tmp_path: Path) -> None:
+    """Its batch norms learn, and a head without stages is refused."""
+    data = write_splits(tmp_path / "data", train=1, val=1)
+    changes = ("epochs=1", "batch_size=1", "train_size=32", "test_size=32", "head_channels=64")
+    options: dict[str, Any] = {
+        "model": "small",
+        "recipe": "paper_coco",
+        "overrides": [*changes, "pretrained=false", "frozen_stages=0", "regions_per_image=8"],
+        "workers": 0,
+        "device": "cpu",
+    }
+    result = launch.train(data, tmp_path / "run", **options)
+    metadata = read_metadata(result.weights)
+    assert metadata is not None
+    assert metadata.head["name"] == "faster_rcnn"
+    assert metadata.head["box_head"] == "4conv1fc"
+    assert metadata.recipe["schedule"] == "step"
+    tensors = read_by_own_keys(result.weights)
+    assert tensors["roi_heads.box_head.0.1.running_mean"].any()
+    with pytest.raises(InputError, match="box_head must be '2fc' for head fcos, which has none"):
+        launch.train(data, tmp_path / "fcos", head="fcos", **options)
+
+
 @pytest.mark.parametrize("head", DETECTION_HEADS)
 def test_every_layer_of_every_head_learns(head: str) -> None:
     detector: Any = network(head)

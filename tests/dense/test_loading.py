@@ -102,6 +102,21 @@ def test_an_object_that_a_crop_hardly_shows_is_left_out() -> None:
     assert 0.19 < min(shares) < 0.5
 
 
+def test_the_shorter_side_is_drawn_within_its_range() -> None:
+    image = picture(RECTANGLES, (128, 80), 3)
+    several = DenseAugmentation(sides=Sides(short=100, long=400), smallest=0.8)
+    heights = []
+    for seed in range(40):
+        with random_stream(seed):
+            found = augmented(image, objects(), several)
+        height, width = found.pixels.shape[1:]
+        assert width == round(128 * height / 80)
+        assert len(found.labels) == 2
+        heights.append(height)
+    assert 80 <= min(heights) < 84
+    assert 96 < max(heights) <= 100
+
+
 def test_crowds_are_not_trained_on() -> None:
     image = picture(RECTANGLES, (128, 80), 3)
     plain = DenseAugmentation(sides=Sides(short=80, long=128))

@@ -269,21 +269,25 @@ def test_a_stopped_training_goes_on_bit_for_bit(
 ) -> None:
     monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
     task = make_mask_task(tmp_path, train=8, val=1)
-    train(mask_network(), task, make_run(tmp_path / "whole", MASK_RECIPE))
+    recipe = replace(MASK_RECIPE, auxiliary_weight=0.4)
+    train(mask_network(auxiliary=True), task, make_run(tmp_path / "whole", recipe))
 
     def stop(step: Step) -> None:
         if step.step == 2:
             raise TimeoutError
 
-    run = replace(make_run(tmp_path / "stopped", MASK_RECIPE), checkpoint_minutes=0.0)
+    run = replace(make_run(tmp_path / "stopped", recipe), checkpoint_minutes=0.0)
     with pytest.raises(TimeoutError):
-        train(mask_network(), make_mask_task(tmp_path), run, on_step=stop)
-    train(mask_network(), make_mask_task(tmp_path), run, resume=True)
+        train(mask_network(auxiliary=True), make_mask_task(tmp_path), run, on_step=stop)
+    train(mask_network(auxiliary=True), make_mask_task(tmp_path), run, resume=True)
     whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
     assert read_metadata(whole) == read_metadata(resumed)
     tensors = read_by_own_keys(resumed)
     for key, value in read_by_own_keys(whole).items():
         np.testing.assert_array_equal(value, tensors[key], err_msg=key)
+    # The auxiliary head is in the checkpoint, but not in the result.
+    assert {key.split(".")[0] for key in tensors} == {"backbone", "head"}
+    Segmenter(weights=tmp_path / "stopped")
 
 
 def test_one_command_trains_a_segmenter_from_weights(tmp_path: Path) -> None:
@@ -321,6 +325,60 @@ def test_one_command_trains_a_segmenter_from_weights(tmp_path: Path) -> None:
     metadata = read_metadata(result.weights)
     assert metadata is not None
     assert metadata.recipe["head"] == "fpn"
+
+
+@pytest.mark.parametrize("head", SEGMENTATION_HEADS)
+def test_the_auxiliary_loss_is_a_share_of_the_loss_in_training_only(
+    head: str, tmp_path: Path
+) -> None:
+    recipe = replace(MASK_RECIPE, auxiliary_weight=0.25, class_weights="none")
+    task, run = make_mask_task(tmp_path, train=2, val=1), make_run(tmp_path / "run", recipe)
+    masks = torch.randint(0, 4, (2, 64, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    batch = MaskBatch(images=images, masks=masks, problems=())
+    network: Any = mask_network(head, auxiliary=True)
+    network.eval()
+    x = normalize(images, recipe.preprocessing)
+    maps = network.backbone(x)
+    both = (network.head(maps), network.auxiliary(maps))
+    torch.testing.assert_close(network(x), both[0])
+    losses = [
+        F.cross_entropy(F.interpolate(each, (64, 64), mode="bilinear"), masks.long())
+        for each in both
+    ]
+    found = task.forward(lambda _: both, batch, run)
+    torch.testing.assert_close(found.loss, losses[0] + 0.25 * losses[1])
+    logits, auxiliary = network.train()(x)
+    assert auxiliary.shape[1] == 4
+    (logits.sum() + auxiliary.sum()).backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None]
+    task.fold(network)
+    assert isinstance(network(x), torch.Tensor)
+    with pytest.raises(InputError, match="auxiliary_weight must be 0 for a network without"):
+        task.prepare(network, recipe)
+
+
+def test_the_recipe_of_the_paper_trains_with_an_auxiliary_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    data = write_masked_splits(tmp_path / "data", train=2, val=1)
+    changes = ("epochs=1", "batch_size=2", "train_size=32", "test_size=32", "head_channels=64")
+    result = launch.train(
+        data,
+        tmp_path / "run",
+        model="small",
+        recipe="paper_ade20k",
+        overrides=[*changes, "pretrained=false"],
+        device="cpu",
+        workers=0,
+    )
+    metadata = read_metadata(result.weights)
+    assert metadata is not None
+    assert metadata.head["name"] == "deeplabv3"
+    assert metadata.recipe["schedule"] == "poly"
+    tensors = read_by_own_keys(tmp_path / "run" / "last.pt")
+    assert any(".auxiliary." in f".{key}" for key in tensors)
 
 
 def test_the_loss_is_the_mean_over_pixels_of_a_class(tmp_path: Path) -> None:

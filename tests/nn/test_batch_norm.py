@@ -170,7 +170,11 @@ def test_checkpointing_changes_nothing_for_one_image() -> None:
 
 # Of a run: what belongs to an image, to a parameter, and to the network.
 Run = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
-SHARES = {"norm": (slice(0, 2), slice(2, 5)), "network": (slice(0, 1), slice(1, 2))}
+SHARES = {
+    "norm": (slice(0, 2), slice(2, 5)),
+    "lonely norm": (slice(0, 5), slice(5, 5)),
+    "network": (slice(0, 1), slice(1, 2)),
+}
 
 
 def run_norm(share: slice) -> Run:
@@ -234,6 +238,8 @@ def one_of_two(rank: int, folder: Path) -> None:
     )
     found = {
         "norm": run_norm(SHARES["norm"][rank]),
+        "lonely norm": run_norm(SHARES["lonely norm"][rank]),
+        "nothing": run_norm(slice(5, 5)),
         "network": run_network(SHARES["network"][rank]),
         "checkpointed network": run_network(SHARES["network"][rank], checkpointing=True),
         "single precision": run_in_single_precision(),
@@ -261,12 +267,12 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Run]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["norm", "network", "checkpointed network"])
+@pytest.mark.parametrize("name", ["norm", "lonely norm", "network", "checkpointed network"])
 def test_two_processes_equal_one_with_the_whole_batch(
     name: str, of_two: list[dict[str, Run]]
 ) -> None:
-    """Shares of different sizes for the norm, of one image for the network."""
-    whole = run_norm(slice(None)) if name == "norm" else run_network(slice(None))
+    """Shares of different sizes for the norm, also an empty one, of one image for the network."""
+    whole = run_norm(slice(None)) if "norm" in name else run_network(slice(None))
     (images0, gradients0, buffers0), (images1, gradients1, buffers1) = (r[name] for r in of_two)
     for key, expected in whole[0].items():
         both = torch.cat((images0[key], images1[key]))
@@ -277,6 +283,23 @@ def test_two_processes_equal_one_with_the_whole_batch(
     for key, expected in whole[2].items():
         assert torch.equal(buffers0[key], buffers1[key]), key
         torch.testing.assert_close(buffers0[key], expected, atol=1e-10, rtol=0, msg=key)
+
+
+def test_norms_that_see_nothing_in_any_process_stay_as_they_are(
+    of_two: list[dict[str, Run]],
+) -> None:
+    fresh = random_norm_of_run()
+    for found in of_two:
+        _, gradients, buffers = found["nothing"]
+        assert not any(gradient.any() for gradient in gradients.values())
+        for key in ("running_mean", "running_var"):
+            assert torch.equal(buffers[key], fresh[key])
+
+
+def random_norm_of_run() -> dict[str, Tensor]:
+    """What `run_norm` starts from."""
+    torch.manual_seed(1)
+    return dict(random_norm().named_buffers())
 
 
 def test_synchronized_statistics_are_sound_in_single_precision(

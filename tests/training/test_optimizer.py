@@ -26,6 +26,21 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine_to_zero() -> None:
     assert np.all(np.diff(rates[200:]) < 0)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("cosine", {250: 0.8536, 500: 0.5, 750: 0.1464}),
+        ("step", {0: 1, 599: 1, 600: 0.1, 799: 0.1, 800: 0.01, 899: 0.01}),
+        ("poly", {0: 1, 450: 0.5**0.9, 810: 0.1**0.9}),
+    ],
+)
+def test_schedules_fall_from_the_peak(schedule: str, shares: dict[int, float]) -> None:
+    steps = 1000 if schedule == "cosine" else 900
+    recipe = Recipe(epochs=10, warmup_epochs=0.0, batch_size=256, schedule=schedule)  # type: ignore[arg-type]
+    for step, share in shares.items():
+        assert learning_rate(recipe, step, steps // 10) == pytest.approx(0.1 * share, rel=1e-3)
+
+
 def test_norms_and_biases_are_not_decayed() -> None:
     model = network()
     decayed, others = make_optimizer(model, RECIPE).param_groups
@@ -53,6 +68,10 @@ def test_layer_decay_slows_what_is_far_from_the_classifier() -> None:
     assert by_name["layer4.0.conv3.weight"] == 0.4
     assert by_name["layer1.0.bn1.weight"] == 0.05
     assert by_name["conv1.0.weight"] == by_name["bn1.weight"] == 0.025
+    slow = make_optimizer(model, Recipe(layer_decay=0.5, backbone_rate=0.1))
+    scales = {id(w): group["scale"] for group in slow.param_groups for w in group["params"]}
+    assert scales[id(model.fc.weight)] == 1
+    assert scales[id(model.layer4[0].conv3.weight)] == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(

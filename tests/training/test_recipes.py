@@ -154,7 +154,7 @@ def test_classes_of_unequal_size_are_made_up_for_once() -> None:
 
 
 def test_an_unknown_recipe_names_what_there_is(tmp_path: Path) -> None:
-    expected = "one of plain, .*, finetune, distill or a TOML file.*did you mean 'plain'"
+    expected = "one of plain, .*, finetune, distill, .* or a TOML file.*did you mean 'plain'"
     with pytest.raises(InputError, match=expected):
         load_recipe("plian", model="resnest50")
     (tmp_path / "broken.toml").write_text("epochs: 3")
@@ -414,7 +414,8 @@ def test_the_default_model_is_the_embedded_one_for_recipes_that_start_from_weigh
 ) -> None:
     tuned = embedded_entry().model
     recipe = load_recipe(preset)
-    assert recipe.pretrained == (preset in ("finetune", "distill"))
+    tunes = preset in ("finetune", "distill", "paper_coco", "paper_ade20k")
+    assert recipe.pretrained == tunes
     assert default_model(recipe) == (tuned if recipe.pretrained else "resnest50")
     assert recipe == load_recipe(preset, model=default_model(recipe))
     # A file says it by its preset or by itself, and an override over both.

@@ -40,7 +40,11 @@ def train(
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="finetune, plain, paper, modern, tiny, distill, or a TOML file.")
+        str,
+        typer.Option(
+            help="finetune, plain, paper, modern, tiny, distill, paper_coco, paper_ade20k, or a "
+            "TOML file."
+        ),
     ] = "finetune",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")

@@ -1,7 +1,7 @@
 """Training batches of annotated images: decoded and augmented in worker processes."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from splitattn.data.loading import Packed
 from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
 from splitattn.dense.examples import Examples, example_loader
 from splitattn.dense.outlines import resized_mask
-from splitattn.dense.resizing import Sides, resized
+from splitattn.dense.resizing import SHORTEST, Sides, resized
 
 # Of what is left of an object after a crop: less is no longer the object.
 _LEAST_VISIBLE = 0.2
@@ -31,11 +31,13 @@ class DenseAugmentation:
 
     Attributes:
         sides: see `Sides`; larger images are cut to these, at a random place.
+        smallest: the shorter side is drawn from this share of `sides.short` up to it.
         zoom: images are scaled by a factor from 1 / zoom to zoom, on top of `sides`.
         color_jitter: how much brightness, contrast and saturation change, as a share.
     """
 
     sides: Sides
+    smallest: float = 1.0
     zoom: float = 1.0
     color_jitter: float = 0.0
 
@@ -100,7 +102,7 @@ def augmented(
     Args:
         masks: whether the objects' pixels are wanted; each object then has an outline.
     """
-    sides, zoom = augmentation.sides, augmentation.zoom
+    sides, zoom = _drawn(augmentation), augmentation.zoom
     width, height = sides.size(*image.size)
     factor = zoom ** (2 * torch.rand(()).item() - 1)
     size = max(round(width * factor), 1), max(round(height * factor), 1)
@@ -128,6 +130,14 @@ def augmented(
         labels=torch.from_numpy(objects.labels)[own][kept],
         masks=drawn[0].as_subclass(Tensor) if masks else None,
     )
+
+
+def _drawn(augmentation: DenseAugmentation) -> Sides:
+    sides, smallest = augmentation.sides, augmentation.smallest
+    if smallest == 1:
+        return sides
+    share = smallest + (1 - smallest) * torch.rand(()).item()
+    return replace(sides, short=max(round(share * sides.short), SHORTEST))
 
 
 def _masks(objects: Objects, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:

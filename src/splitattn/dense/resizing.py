@@ -7,7 +7,7 @@ from PIL import Image
 
 from splitattn.errors import InputError, WeightsError
 
-_SMALLEST, _LARGEST = 32, 8192
+SHORTEST, _LONGEST = 32, 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class Sides:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        if not _SMALLEST <= self.short <= self.long <= _LARGEST:
+        if not SHORTEST <= self.short <= self.long <= _LONGEST:
             raise InputError(
-                f"the short side must be from {_SMALLEST} to the long one, and that at most "
-                f"{_LARGEST}, got {self.short} and {self.long}"
+                f"the short side must be from {SHORTEST} to the long one, and that at most "
+                f"{_LONGEST}, got {self.short} and {self.long}"
             )
 
     def scale(self, width: int, height: int) -> float:

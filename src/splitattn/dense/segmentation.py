@@ -63,8 +63,17 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
         if not hasattr(network, "backbone"):
             raise InputError("the network must be one of create_segmenter")
+        if recipe.auxiliary_weight and getattr(network, "auxiliary", None) is None:
+            raise InputError(
+                "auxiliary_weight must be 0 for a network without an auxiliary head, got "
+                f"{recipe.auxiliary_weight}: create_segmenter makes one with auxiliary=True"
+            )
         super().prepare(network, recipe)
         self.begin()
+
+    def fold(self, network: Any) -> None:
+        """The result has no auxiliary head."""
+        network.auxiliary = None
 
     def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[MaskBatch]:
         recipe = run.recipe
@@ -88,21 +97,16 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         images = normalize(batch.images.to(device, non_blocking=True), recipe.preprocessing)
         images = images.contiguous(memory_format=torch.channels_last)
         masks = batch.masks.to(device, non_blocking=True).long()
-        logits = F.interpolate(
-            network(images).float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
+        outputs = network(images)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        logits, *auxiliary = (
+            F.interpolate(each.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+            for each in outputs
         )
-        weights = self._balancing_weights.to(device) if recipe.class_weights == "balanced" else None
-        loss = F.cross_entropy(
-            logits,
-            masks,
-            weight=weights,
-            ignore_index=IGNORED,
-            label_smoothing=recipe.label_smoothing,
-            reduction="sum",
-        )
+        loss = self._loss(logits, masks, recipe)
+        for each in auxiliary:
+            loss = loss + recipe.auxiliary_weight * self._loss(each, masks, recipe)
         counted = masks != IGNORED
-        # A crop may show nothing but pixels of no class.
-        loss = loss / counted.sum().clamp(min=1)
         right = (logits.detach().argmax(1) == masks) & counted
         shares = right.sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
         sums: dict[str, Tensor | float] = {
@@ -111,6 +115,19 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
             "unreadable": self.note_train(batch.problems),
         }
         return StepOutput(loss, sums)
+
+    def _loss(self, logits: Tensor, masks: Tensor, recipe: Recipe) -> Tensor:
+        balanced = recipe.class_weights == "balanced"
+        loss = F.cross_entropy(
+            logits,
+            masks,
+            weight=self._balancing_weights.to(masks.device) if balanced else None,
+            ignore_index=IGNORED,
+            label_smoothing=recipe.label_smoothing,
+            reduction="sum",
+        )
+        # A crop may show nothing but pixels of no class.
+        return loss / (masks != IGNORED).sum().clamp(min=1)
 
     @cached_property
     def _balancing_weights(self) -> Tensor:

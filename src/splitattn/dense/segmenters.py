@@ -42,19 +42,28 @@ class SegmentationNetwork(nn.Module):
     Args:
         backbone: gives the maps that the head takes.
         head: from these maps to logits.
+        auxiliary: from these maps to further logits, which only a training uses; or None.
+
+    In training mode with an auxiliary head, the output is the logits of both.
 
     Input (B, 3, H, W) normalized floats; output logits (B, C, ceil(H / s), ceil(W / s)), where s is
     4 for a pyramid and else the backbone's output stride. Enlarge them bilinearly, with
     `align_corners=False`, to the size of the image.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.auxiliary = auxiliary
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(x))
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        maps = self.backbone(x)
+        logits: Tensor = self.head(maps)
+        if self.training and self.auxiliary is not None:
+            return logits, self.auxiliary(maps)
         return logits
 
 
@@ -95,6 +104,27 @@ class LastMapHead(nn.Sequential):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         logits: Tensor = super().forward(maps[-1])  # type: ignore[no-untyped-call]
+        return logits
+
+
+class AuxiliaryHead(nn.Sequential):
+    """An FCN on the map of the last stage but one (arXiv 1612.01105, section 3.3).
+
+    Args:
+        in_channels: of that map; a quarter of it are the head's own.
+        num_classes: C.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        channels = in_channels // 4
+        super().__init__(
+            *_convolution(in_channels, channels),
+            nn.Dropout(_DROPPED),
+            nn.Conv2d(channels, num_classes, 1),
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = super().forward(maps[-2])  # type: ignore[no-untyped-call]
         return logits
 
 
@@ -167,6 +197,7 @@ def create_segmenter(
     frozen_stages: int = 0,
     frozen_bn: bool = False,
     new_head: bool = False,
+    auxiliary: bool = False,
 ) -> SegmentationNetwork:
     """Build a segmentation network, in training mode, and load weights.
 
@@ -181,7 +212,8 @@ def create_segmenter(
         output_stride: of the backbone, in pixels: 8 or 16 for "deeplabv3" and "fcn", whose last
             stages are dilated, 8 by default; 32 for "fpn".
         frozen_stages, frozen_bn: see `Backbone`.
-        new_head: start with a random head, whatever the weights have.
+        new_head: start with random heads, whatever the weights have.
+        auxiliary: add a head for training, see `SegmentationNetwork`.
 
     Raises:
         InputError: an argument is outside its range, or there is no such model or head.
@@ -201,35 +233,46 @@ def create_segmenter(
     backbone = create_backbone(
         model,
         weights=weights,
-        out_indices=row.out_indices,
+        out_indices=tuple(sorted({*row.out_indices, 3})) if auxiliary else row.out_indices,
         output_stride=stride,
         frozen_stages=frozen_stages,
         frozen_bn=frozen_bn,
     )
-    network = SegmentationNetwork(backbone, row.build(backbone, channels, num_classes))
+    network = SegmentationNetwork(
+        backbone,
+        row.build(backbone, channels, num_classes),
+        AuxiliaryHead(backbone.channels[-2], num_classes) if auxiliary else None,
+    )
     if weights is not None and not new_head:
-        _load_head(network.head, head, resolve(str(model), weights).path)
+        path = resolve(str(model), weights).path
+        tensors = read_by_own_keys(path)
+        _load_head(network.head, "head", head_tensors(tensors, head), path)
+        if network.auxiliary is not None:
+            own = head_tensors(tensors, head, auxiliary=True)
+            _load_head(network.auxiliary, "auxiliary head", own, path)
     return network
 
 
-def _load_head(part: nn.Module, head: str, path: Path) -> None:
+def _load_head(part: nn.Module, name: str, found: Mapping[str, Tensor], path: Path) -> None:
     """Load the head of a file, if it has one; one that does not fit is left out with a warning."""
-    found, own = head_tensors(read_by_own_keys(path), head), part.state_dict()
+    own = part.state_dict()
     if not found:
         return
     needed = [key for key in own if not key.endswith("num_batches_tracked")]
     odd = [key for key in needed if key not in found or found[key].shape != own[key].shape]
     if odd:
         logger.warning(
-            "%s: the head is new and untrained: head.%s must be %s, got %s",
+            "%s: the %s is new and untrained: %s.%s must be %s, got %s",
             path,
+            name,
+            name.split()[0],
             odd[0],
             tuple(own[odd[0]].shape),
             tuple(found[odd[0]].shape) if odd[0] in found else "none",
         )
         return
     part.load_state_dict(own | {key: found[key] for key in own if key in found})
-    logger.warning("%s: the head is loaded too", path)
+    logger.warning("%s: the %s is loaded too", path, name)
 
 
 def find_segmentation_head(name: str) -> SegmentationHead:

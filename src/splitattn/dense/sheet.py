@@ -22,6 +22,7 @@ def augmentation_in(recipe: Recipe, epoch: int) -> DenseAugmentation:
     """What happens to training images in an epoch, counted from 0."""
     return DenseAugmentation(
         sides=sides(recipe, recipe.size_in(epoch)),
+        smallest=recipe.multi_scale,
         zoom=recipe.zoom,
         color_jitter=recipe.color_jitter,
     )

@@ -60,8 +60,10 @@ class BatchNorm2d(Freezable, nn.BatchNorm2d):
         mean, variance, count = _statistics(x.detach().to(self.running_mean.dtype))
         self.num_batches_tracked.add_(1)
         share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance * count / (count - 1), share)  # unbiased, as torch keeps it
+        shares = share * (count > 0).to(mean.dtype)  # nothing to learn from nothing
+        self.running_mean.lerp_(mean, shares)
+        # Unbiased, as torch keeps it.
+        self.running_var.lerp_(variance * count / (count - 1), shares)
         out: Tensor = _Normalization.apply(
             x, self.weight, self.bias, mean, variance, count, self.eps
         )
@@ -72,10 +74,10 @@ def synchronize(model: nn.Module) -> None:
     """Let every `BatchNorm2d` of `model` train on the batches of all processes as on one batch.
 
     Outputs, gradients and running statistics are then those of one process that has the whole
-    batch; the processes' shares of it may differ in size, but none may be empty. All of them must
-    run the network equally often. Evaluation is not affected, nor a frozen norm, nor a process that
-    is alone. torch's `SyncBatchNorm.convert_sync_batchnorm` puts norms of its own in the place of
-    these, which knows of no frozen ones and lets them train again.
+    batch; the processes' shares of it may differ in size, and some may be empty, as in a detector's
+    second stage. All of them must run the network equally often. Evaluation is not affected, nor a
+    frozen norm, nor a process that is alone. torch's `SyncBatchNorm.convert_sync_batchnorm` puts
+    norms of its own in the place of these, which knows of no frozen ones and lets them train again.
     """
     # One code path for all devices, which tests can run: torch's own SyncBatchNorm refuses tensors
     # on the CPU, and a single value per channel in a process that is alone. Its communication is
@@ -87,7 +89,10 @@ def synchronize(model: nn.Module) -> None:
 
 def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C) and biased variance (C) over all processes, and how many values (1) they are of."""
-    variance_C, mean_C = torch.var_mean(x_BCHW, (0, 2, 3), correction=0)
+    if x_BCHW.numel():
+        variance_C, mean_C = torch.var_mean(x_BCHW, (0, 2, 3), correction=0)
+    else:
+        variance_C = mean_C = x_BCHW.new_zeros(x_BCHW.shape[1])
     count = mean_C.new_full((1,), x_BCHW.numel() // len(mean_C))
     own = torch.cat((mean_C, variance_C, count))
     gathered = [torch.empty_like(own) for _ in range(world_size())]
@@ -96,10 +101,11 @@ def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     means_PC, variances_PC = everyone[:, :-1].chunk(2, dim=1)
     counts_P1 = everyone[:, -1:]
     total = counts_P1.sum(0)
-    mean_C = (means_PC * counts_P1).sum(0) / total
+    divisor = total.clamp(min=1)
+    mean_C = (means_PC * counts_P1).sum(0) / divisor
     # Deviations from the mean, not a difference of squares, which would cancel.
     deviations_PC = variances_PC + (means_PC - mean_C).square()
-    return mean_C, (deviations_PC * counts_P1).sum(0) / total, total
+    return mean_C, (deviations_PC * counts_P1).sum(0) / divisor, total
 
 
 class _Normalization(torch.autograd.Function):

@@ -32,7 +32,10 @@ Optimizer = Literal["sgd", "adamw"]
 Imitation = Literal["logits", "features"]
 logger = logging.getLogger(__name__)
 
-PRESETS = ("plain", "tiny", "paper", "modern", "finetune", "distill")
+PRESETS = (
+    *("plain", "tiny", "paper", "modern", "finetune", "distill"),
+    *("paper_coco", "paper_ade20k"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,9 @@ class Recipe:
         optimizer: "sgd" is Nesterov's method, "adamw" that of Loshchilov and Hutter (arXiv
             1711.05101) with PyTorch's betas.
         learning_rate: at the peak, for a batch of 256; other batches scale it linearly.
+        schedule: of the learning rate after the warm-up, to zero: "cosine" is half a cosine, "step"
+            a tenth after two thirds and a hundredth after eight ninths of the steps, and "poly"
+            the share of steps that are left to the power of 0.9.
         warmup_epochs: epochs over which it rises from zero. If `epochs` alone is set to no more
             than these, they shrink in proportion.
         momentum: of Nesterov's method; AdamW does not use it.
@@ -59,6 +65,7 @@ class Recipe:
         clip_norm: longest gradient of all weights together; longer ones are shortened; 0 is off.
         layer_decay: the learning rate of layer4 is multiplied by this, that of layer3 by its
             square, and so on to the stem; 1 is off.
+        backbone_rate: the learning rate of stem and stages is multiplied by this too; 1 is off.
         frozen_stages: how many of stem, layer1, ..., layer4 are frozen, from the front, as in
             `Backbone`.
         frozen_batch_norm: whether all batch norms of stem and stages keep what they are, as in
@@ -103,6 +110,10 @@ class Recipe:
             side of the crops.
         zoom: its training images are scaled by a random factor from 1 / zoom to zoom, and cut
             where they become too large; 1 is off.
+        multi_scale: for detection, the shorter side of each training image is drawn from this share
+            of `train_size` up to it; 1 is off.
+        auxiliary_weight: of the loss of a further head on layer3, for segmentation in training
+            only; 0 is off.
         crop_scale: smallest share of an image's area that a training crop covers.
         crop, interpolation, auto_augment, color_jitter, lighting, random_erasing: of the training
             images, as in `Augmentation`.
@@ -136,11 +147,13 @@ class Recipe:
     batch_per_device: int = 128
     optimizer: Optimizer = "sgd"
     learning_rate: float = 0.1
+    schedule: Literal["cosine", "step", "poly"] = "cosine"
     warmup_epochs: float = 5.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     clip_norm: float = 0.0
     layer_decay: float = 1.0
+    backbone_rate: float = 1.0
     frozen_stages: int = 0
     frozen_batch_norm: bool = False
     ema_decay: float = 0.0
@@ -165,6 +178,8 @@ class Recipe:
     regions_per_image: int = 512
     longest_side: float = 5 / 3
     zoom: float = 1.0
+    multi_scale: float = 1.0
+    auxiliary_weight: float = 0.0
     crop_scale: float = 0.08
     crop: Crop = "random-resized"
     interpolation: Interpolation = "bilinear"
@@ -203,6 +218,7 @@ class Recipe:
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "clip_norm": (self.clip_norm >= 0, "0 or more"),
             "layer_decay": (0 < self.layer_decay <= 1, "above 0, at most 1"),
+            "backbone_rate": (0 < self.backbone_rate <= 1, "above 0, at most 1"),
             "frozen_stages": (0 <= self.frozen_stages <= 5, "0 to 5: stem, layer1, ..., layer4"),
             "ema_decay": (0 <= self.ema_decay < 1, "0 or more, below 1"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "0 or more, below 1"),
@@ -224,6 +240,8 @@ class Recipe:
             "head_channels": (64 <= self.head_channels <= 1024, "64 to 1024"),
             "regions_per_image": (1 <= self.regions_per_image <= 2000, "1 to 2000"),
             "longest_side": (1 <= self.longest_side <= 100, "1 to 100"),
+            "multi_scale": (0.1 <= self.multi_scale <= 1, "0.1 to 1"),
+            "auxiliary_weight": (0 <= self.auxiliary_weight <= 10, "0 to 10"),
             "zoom": (1 <= self.zoom <= 10, "1 to 10"),
             "dropout": (self.dropout is None or 0 <= self.dropout < 1, "0 or more, below 1"),
             "drop_path": (0 <= self.drop_path < 1, "0 or more, below 1"),
@@ -520,7 +538,11 @@ def _preset(name: str, model: str, task: str) -> Recipe:
     if task == "detection":
         return _detection(name)
     if task == "segmentation":
-        return _segmentation(name)
+        return _segmentation(name, model)
+    if name == "paper_coco":
+        return _detection(name)
+    if name == "paper_ade20k":
+        return _segmentation(name, model)
     if task == "multi-label" and name != "distill":  # which needs no labels
         one_label = _preset(name, model, "classification")
         return replace(one_label, task="multi-label", label_smoothing=0.0)
@@ -669,6 +691,11 @@ def _detection(name: str) -> Recipe:
 
     All batch norms are frozen, as in every recipe for detectors of torchvision: batches are too
     small for statistics, above all within the attention.
+
+    `paper_coco` is how the paper's detectors were trained on COCO (its code's configurations for
+    detectron2, "1x"), on eight GPUs: batch norms over all of them in backbone, pyramid and heads,
+    four convolutions in the box head, shorter sides of 640 to 800 pixels. Its precise batch norm,
+    which takes the statistics anew before each evaluation, is left out.
     """
     plain = Recipe(
         task="detection",
@@ -708,14 +735,32 @@ def _detection(name: str) -> Recipe:
             color_jitter=0.2,
             precision="auto",
         )
-    raise InputError(f"recipe: for detection it must be finetune or plain, got {name}")
+    if name == "paper_coco":
+        return replace(
+            plain,
+            batch_per_device=2,
+            learning_rate=0.32,
+            schedule="step",
+            warmup_epochs=0.13,
+            frozen_batch_norm=False,
+            sync_batch_norm=True,
+            head="faster_rcnn",
+            box_head="4conv1fc",
+            multi_scale=0.8,
+        )
+    raise InputError(f"recipe: for detection it must be finetune, plain or paper_coco, got {name}")
 
 
-def _segmentation(name: str) -> Recipe:
+def _segmentation(name: str, model: str) -> Recipe:
     """Recipes for segmentation: `plain`, and `finetune` for few images on a small machine.
 
     `plain` follows torchvision's references: crops of 480 pixels out of images of 520, scaled by
     up to 2. All batch norms of the backbone are frozen, as in detectors.
+
+    `paper_ade20k` is how the paper's segmenters were trained on ADE20K (experiments/segmentation of
+    PyTorch-Encoding): batch norms over all GPUs, ten times the backbone's learning rate for the
+    heads, and an auxiliary one whose loss counts a fifth. ResNeSt-50 took 120 epochs, larger ones
+    180.
     """
     plain = Recipe(
         task="segmentation",
@@ -756,7 +801,24 @@ def _segmentation(name: str) -> Recipe:
             color_jitter=0.2,
             precision="auto",
         )
-    raise InputError(f"recipe: for segmentation it must be finetune or plain, got {name}")
+    if name == "paper_ade20k":
+        return replace(
+            plain,
+            epochs=120 if split_name(model)[0] == "resnest50" else 180,
+            batch_size=16,
+            batch_per_device=2,
+            learning_rate=0.64,
+            schedule="poly",
+            warmup_epochs=0.0,
+            backbone_rate=0.1,
+            frozen_batch_norm=False,
+            sync_batch_norm=True,
+            head="deeplabv3",
+            auxiliary_weight=0.2,
+        )
+    raise InputError(
+        f"recipe: for segmentation it must be finetune, plain or paper_ade20k, got {name}"
+    )
 
 
 def _rounded(size: float) -> int:

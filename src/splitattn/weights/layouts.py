@@ -79,7 +79,7 @@ _HEADS: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "fcn": (("0", "conv5.0"), ("1", "conv5.1"), ("4", "conv5.4")),
 }
-_HEAD_PREFIX = "head."
+_HEAD_PREFIX, _AUXILIARY_PREFIX = "head.", "auxlayer."
 
 _LATE_POOLING = (
     "its blocks pool only after the 3x3 convolution, so the same weights would compute something "
@@ -329,19 +329,21 @@ def is_deformable(key: str) -> bool:
     return not _OFFSETS.isdisjoint(key.split("."))
 
 
-def head_tensors(tensors: Mapping[str, T], head: str) -> dict[str, T]:
+def head_tensors(tensors: Mapping[str, T], head: str, *, auxiliary: bool = False) -> dict[str, T]:
     """The tensors of a segmentation head in a file, by our keys without their prefix.
 
     Args:
-        tensors: by the file's keys, ours or PyTorch-Encoding's; those of other modules, such as an
-            auxiliary head, are left out.
+        tensors: by the file's keys, ours or PyTorch-Encoding's; those of other modules are left
+            out.
         head: "fpn", "deeplabv3" or "fcn".
+        auxiliary: take the auxiliary head, which is always an FCN, instead.
     """
+    prefix, head = (_AUXILIARY_PREFIX, "fcn") if auxiliary else (_HEAD_PREFIX, head)
     ours = {f"{theirs}.": f"{own}." for own, theirs in _HEADS.get(head, ())}
     found = {}
     for key, tensor in tensors.items():
-        if key.startswith(_HEAD_PREFIX):
-            name = key.removeprefix(_HEAD_PREFIX)
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
             start = next((start for start in ours if name.startswith(start)), "")
             found[ours.get(start, "") + name.removeprefix(start)] = tensor
     return found
