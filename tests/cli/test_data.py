@@ -13,7 +13,7 @@ from splitattn.dense.open import open_annotated
 from splitattn.training.recipes import load_recipe
 from splitattn.training.sheet import batch_sheet
 from tests.data.datasets import write_image_folder
-from tests.dense.datasets import write_splits
+from tests.dense.datasets import write_masked_splits, write_splits
 
 
 def call(*arguments: object) -> int:
@@ -95,3 +95,26 @@ def test_boxes_are_shown_as_training_sees_them(
     names.write_text("a\nb\nc\n")
     assert call("data", "show", data, *options, "--class-names", names) == 2
     assert "names its classes" in capsys.readouterr().err
+
+
+def test_masks_are_shown_as_training_sees_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of whole images with a legend, and of single objects in the place of their boxes."""
+    sheet = tmp_path / "masks.png"
+    options = ("--output", sheet, "--images", 2, "--set", "train_size=64", "--set", "zoom=1")
+    options += ("--set", "first_train_size=64", "--set", "test_size=64", "--set", "color_jitter=0")
+    data = write_masked_splits(tmp_path / "masked", train=3, val=1)
+    assert call("data", "show", data, *options) == 0
+    assert "3 images with masks of 4 classes" in capsys.readouterr().out
+    with Image.open(sheet) as picture:
+        assert picture.width == 2 * (448 + 8) + 8
+        assert picture.height > 448 + 16
+        shown = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    # The colors of the classes are those of the legend's squares.
+    assert (shown == color(0)).all(1).sum() > 50
+    boxes = write_splits(tmp_path / "boxes", train=2, val=1, outlines=True)
+    assert call("data", "show", boxes, *options[:8]) == 0
+    with Image.open(sheet) as picture:
+        tile = np.asarray(picture.convert("RGB"))[8:456, 8:456].astype(int)
+    assert (tile == 255).all(-1).sum() > 200  # the edges of masks

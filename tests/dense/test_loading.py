@@ -117,6 +117,45 @@ def test_the_shorter_side_is_drawn_within_its_range() -> None:
     assert 96 < max(heights) <= 100
 
 
+def test_a_mosaic_has_four_images_at_half_their_size_with_their_boxes_and_masks(
+    tmp_path: Path,
+) -> None:
+    write_coco(tmp_path, "train", 6, outlines=True)
+    data = open_annotated(tmp_path, "train")
+    sides = Sides(short=128, long=128)
+    several = DenseAugmentation(sides=sides, zoom=1.2, mosaic=1.0, fill=(1, 2, 3))
+    loader = dense_loader(
+        data, several, batches=[[0, 1, 2, 3]], workers=0, seed=1, epoch=0, masks=True
+    )
+    (batch,) = loader
+    assert batch.masks is not None
+    counts = [len(labels) for labels in batch.labels]
+    assert max(counts) > 4  # two objects an image at most
+    filled = False
+    for image, boxes, labels, masks in zip(
+        batch.images, batch.boxes, batch.labels, batch.masks, strict=True
+    ):
+        assert 100 < max(image.shape[1:]) <= 128
+        assert masks.shape[1:] == image.shape[1:]
+        values = image.float()
+        for box, label, mask in zip(boxes, labels, masks, strict=True):
+            # The channels of blue, green and red are the other way round.
+            others = [c for c in range(3) if c != 2 - label]
+            on_color = values[2 - label] - values[others].amax(0) > 60
+            left, top, right, bottom = box.round().int().tolist()
+            inside = torch.zeros_like(on_color)
+            inside[top:bottom, left:right] = True
+            mine = on_color & inside
+            assert (mine & mask.bool()).sum() / (mine | mask.bool()).sum() > 0.7
+            assert mine.sum() / inside.sum() > 0.7
+        filled |= bool((image == torch.tensor([1, 2, 3])[:, None, None]).all(0).any())
+    assert filled
+    again = next(
+        iter(dense_loader(data, several, batches=[[0, 1]], workers=0, seed=1, epoch=0, masks=True))
+    )
+    assert torch.equal(again.images[1], batch.images[1])
+
+
 def test_crowds_are_not_trained_on() -> None:
     image = picture(RECTANGLES, (128, 80), 3)
     plain = DenseAugmentation(sides=Sides(short=80, long=128))

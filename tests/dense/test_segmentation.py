@@ -21,6 +21,7 @@ from splitattn.classifier import Classifier
 from splitattn.create import create_backbone
 from splitattn.data.normalization import normalize
 from splitattn.dense.detector import Detector
+from splitattn.dense.drawing import color
 from splitattn.dense.mask_loading import MaskBatch
 from splitattn.dense.masks import IGNORED
 from splitattn.dense.outlines import read_run_lengths, to_mask
@@ -31,6 +32,7 @@ from splitattn.dense.segmenters import SEGMENTATION_HEADS, create_segmenter
 from splitattn.dense.task import sides
 from splitattn.errors import DataError, ImageError, InputError, WeightsError
 from splitattn.graph.segmentation import MULTIPLE
+from splitattn.images.decode import decode_indices
 from splitattn.training.loop import train
 from splitattn.training.recipes import load_recipe
 from splitattn.training.task import Measurement, Step
@@ -211,6 +213,16 @@ def test_predict_writes_class_maps_in_every_format_and_draws_them(
     assert "leave out --model" in capsys.readouterr().err
     assert status(["predict", str(photograph), *options, "--score", "0.5"]) == 2
     assert "need a detector's weights" in capsys.readouterr().err
+    maps = tmp_path / "maps"
+    assert status(["predict", *paths, *options, "--class-maps", str(maps)]) == 1
+    assert [path.name for path in maps.iterdir()] == ["a [b].png"]
+    np.testing.assert_array_equal(decode_indices(maps / "a [b].png"), expected.class_map)
+    colored = np.asarray(Image.open(maps / "a [b].png").convert("RGB"))
+    assert tuple(colored[0, 0]) == color(int(expected.class_map[0, 0]))
+    assert status(["predict", str(photograph), *options, "--class-maps", str(maps)]) == 2
+    assert "--class-maps must be a new or empty folder" in capsys.readouterr().err
+    assert status(["predict", str(photograph), "--class-maps", str(tmp_path / "b")]) == 2
+    assert "--class-maps needs a segmenter's weights" in capsys.readouterr().err
 
 
 def test_a_broken_image_has_an_error_and_the_others_their_classes(
@@ -484,6 +496,11 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MASK_RECIPE)
     with pytest.raises(DataError, match="must be different images"):
         replace(task, val=task.train).check(run)
+    for change in ({"mosaic": 0.5}, {"multi_scale": 0.8}):
+        (name,) = change
+        recipe = replace(MASK_RECIPE, **change)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=f"{name} must be .* for segmentation, got"):
+            task.check(make_run(tmp_path / "run", recipe))
     with pytest.raises(InputError, match="in_chans must be 3 for segmentation"):
         task.check(replace(run, recipe=replace(MASK_RECIPE, in_chans=1)))
     pixels = np.zeros_like(task.train.pixels)
@@ -500,7 +517,7 @@ def test_heads_name_the_task(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data must be annotated images"):
         launch.train(data, tmp_path / "run", head="fcos")
     assert load_recipe("plain", task="segmentation").frozen_batch_norm
-    with pytest.raises(InputError, match="for segmentation it must be finetune or plain"):
+    with pytest.raises(InputError, match="must be finetune, plain or paper_ade20k"):
         load_recipe("modern", task="segmentation")
 
 

@@ -33,6 +33,7 @@ class Answering:
         csv_header: names of the columns.
         coco: begins and ends COCO's results, where there is a writer for them.
         draw: from an image and an answer to a picture; raises `ImageError`.
+        class_map: the same for the numbers of classes, of a segmenter only.
     """
 
     results: Callable[[Iterable[str | bytes]], Generator[Any, None, None]]
@@ -40,6 +41,7 @@ class Answering:
     csv_header: tuple[str, ...]
     draw: "Callable[[str | bytes, Any], Image.Image]"
     coco: tuple[str, str] = ("", "")
+    class_map: "Callable[[str | bytes, Any], Image.Image] | None" = None
 
     def around(self, format: Format) -> tuple[str, str]:
         """What comes before and after all answers.

@@ -32,6 +32,7 @@ def opened(weights: str, *, engine: str, device: str) -> Answering:
         },
         csv_header=_CSV_HEADER,
         draw=_draw,
+        class_map=_class_map,
     )
 
 
@@ -40,6 +41,12 @@ def _draw(source: str | bytes, found: "SegmentedImage") -> "Image.Image":
     from splitattn.images.decode import decode
 
     return draw_classes(decode(source), found.class_map, found.classes)
+
+
+def _class_map(_: str | bytes, found: "SegmentedImage") -> "Image.Image":
+    from splitattn.dense.mask_drawing import numbered
+
+    return numbered(found.class_map, found.classes)
 
 
 def _table(name: str, result: "Result") -> str:

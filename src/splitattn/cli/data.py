@@ -32,7 +32,7 @@ def show(
     class_names: ClassNames = None,
     images: Annotated[int, typer.Option(help="How many images.", min=1, max=600)] = 24,
 ) -> None:
-    """Draw a training batch, augmented and mixed by the recipe, with its labels or boxes."""
+    """Draw a training batch, augmented and mixed by the recipe, with its labels, boxes or masks."""
     import io
 
     from splitattn.cli.output import check_output
@@ -42,13 +42,18 @@ def show(
 
     require("data show", "torch")
     with starting("starting"):
+        from splitattn.dense.masks import is_masked
         from splitattn.dense.open import annotation_format
 
     check_output(output)
     kind = _FORMATS.get(output.suffix.lower())
     if kind is None:
         raise InputError(f"--output must end in {', '.join(_FORMATS)}, got {output}")
-    draw = _boxes if annotation_format(data) else _labels
+    draw = _labels
+    if annotation_format(data):
+        draw = _boxes
+    elif is_masked(data):
+        draw = _masks
     sheet, text = draw(data, recipe, overrides or (), class_names, images)
     picture = io.BytesIO()
     sheet.save(picture, kind)
@@ -92,6 +97,24 @@ def _boxes(
         f"{found.origin}"
     )
     return annotated_sheet(found, chosen, count=count), text
+
+
+def _masks(
+    data: str, recipe: str, overrides: Iterable[str], class_names: Path | None, count: int
+) -> "tuple[Image.Image, str]":
+    from splitattn.dense.masks import open_masked
+    from splitattn.libraries import require
+
+    if class_names is not None:
+        raise InputError(f"{data} names its classes: leave out --class-names")
+    require("data show with masks", "torchvision")
+    from splitattn.dense.sheet import mask_sheet
+    from splitattn.training.recipes import load_recipe
+
+    chosen = load_recipe(recipe, overrides, task="segmentation")
+    found = open_masked(data, "train")
+    text = f"{len(found)} images with masks of {len(found.classes)} classes in {found.origin}"
+    return mask_sheet(found, chosen, count=count), text
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Folders of pictures: `predict --draw` and `explain --output`."""
+"""Folders of pictures: `predict --draw` and `--class-maps`, `explain --output`."""
 
 import os
 from collections.abc import Callable
@@ -10,17 +10,21 @@ from splitattn.errors import ImageError, InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-_QUALITY = 90
+_SAVING: dict[str, dict[str, Any]] = {
+    ".jpg": {"format": "JPEG", "quality": 90},
+    ".png": {"format": "PNG"},
+}
 _LONGEST_NAME = 60  # characters, so that the name fits into any file system's
 
 
 class Pictures:
-    """Writes a JPEG for each answered image into a folder, called after the image.
+    """Writes a picture for each answered image into a folder, called after the image.
 
     Args:
         folder: made if it is not there.
         draw: from an image and its answer to the picture; raises `ImageError`.
         option: what names the folder on the command line.
+        ending: of the pictures: ".jpg" or ".png".
 
     Raises:
         InputError: the folder cannot be written to.
@@ -31,8 +35,9 @@ class Pictures:
         folder: Path,
         draw: "Callable[[str | bytes, Any], Image.Image]",
         option: str = "--draw",
+        ending: str = ".jpg",
     ) -> None:
-        self._folder, self._option = folder, option
+        self._folder, self._option, self._ending = folder, option, ending
         self._draw = draw
         self._names: set[str] = set()
         try:
@@ -69,7 +74,7 @@ class Pictures:
         path = self._folder / self._free_name(name)
         try:
             with replacing(path) as temporary:
-                drawn.save(temporary, "JPEG", quality=_QUALITY)
+                drawn.save(temporary, **_SAVING[self._ending])
         except OSError as error:
             raise self._unwritable(error) from error
         return None
@@ -77,10 +82,10 @@ class Pictures:
     def _free_name(self, source: str) -> str:
         stem = "stdin" if source == "-" else Path(source.split("?")[0]).stem[:_LONGEST_NAME]
         stem = stem or "image"
-        name, number = f"{stem}.jpg", 1
+        name, number = f"{stem}{self._ending}", 1
         while name.casefold() in self._names:  # some disks do not tell A.jpg from a.jpg
             number += 1
-            name = f"{stem}-{number}.jpg"
+            name = f"{stem}-{number}{self._ending}"
         self._names.add(name.casefold())
         return name
 

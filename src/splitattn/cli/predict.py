@@ -104,6 +104,14 @@ def predict(
             help="Folder for pictures with their labels, boxes or classes, a JPEG for each image."
         ),
     ] = None,
+    class_maps_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--class-maps",
+            help="Of a segmenter: folder for masks, a PNG for each image with the number of each "
+            "pixel's class.",
+        ),
+    ] = None,
     score: Annotated[
         float | None,
         typer.Option(help="Of a detector: leave out objects below. [default: 0.3]", min=0, max=1),
@@ -139,6 +147,8 @@ def predict(
             raise InputError(f"{weights} is for {task} and says its model: leave out --model")
         if task != "detection" and (score is not None or iou is not None):
             raise InputError("--score and --iou need a detector's weights: name them")
+        if task != "segmentation" and class_maps_folder is not None:
+            raise InputError("--class-maps needs a segmenter's weights: name them")
         if task == "detection":
             found = boxes.opened(str(weights), engine=engine, device=device, score=score, iou=iou)
         elif task == "segmentation":
@@ -162,7 +172,12 @@ def predict(
     watched = sys.stderr.isatty()
     total = sum(1 for _ in expand(paths)) if watched and "-" not in paths else None
     passed_over: Counter[str] = Counter()
-    pictures = None if draw is None else Pictures(draw, found.draw)
+    pictures = [] if draw is None else [Pictures(draw, found.draw)]
+    if class_maps_folder is not None:
+        assert found.class_map is not None
+        pictures.append(
+            Pictures(class_maps_folder, found.class_map, option="--class-maps", ending=".png")
+        )
     names, named = tee(expand(paths, listed, passed_over))
 
     def source_of(name: str) -> str | bytes:
@@ -176,9 +191,8 @@ def predict(
         write(begin)
         for name, result in zip(names, results, strict=True):
             write(write_as(name, result))
-            if pictures and not isinstance(result, ImageError):
-                undrawn = pictures.add(name, source_of(name), result)
-                if undrawn:
+            for folder in () if isinstance(result, ImageError) else pictures:
+                if undrawn := folder.add(name, source_of(name), result):
                     typer.echo(f"error: {undrawn}", err=True)
                     failed += 1
             done += 1

@@ -14,11 +14,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from splitattn.data.loading import Packed
+from splitattn.data.loading import Packed, first_readable
 from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
 from splitattn.dense.examples import Examples, example_loader
 from splitattn.dense.outlines import resized_mask
 from splitattn.dense.resizing import SHORTEST, Sides, resized
+from splitattn.errors import DataError
 
 # Of what is left of an object after a crop: less is no longer the object.
 _LEAST_VISIBLE = 0.2
@@ -34,12 +35,16 @@ class DenseAugmentation:
         smallest: the shorter side is drawn from this share of `sides.short` up to it.
         zoom: images are scaled by a factor from 1 / zoom to zoom, on top of `sides`.
         color_jitter: how much brightness, contrast and saturation change, as a share.
+        mosaic: share of the images that are put together of four, each at half its size.
+        fill: the color between these.
     """
 
     sides: Sides
     smallest: float = 1.0
     zoom: float = 1.0
     color_jitter: float = 0.0
+    mosaic: float = 0.0
+    fill: tuple[int, ...] = (124, 116, 104)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +137,33 @@ def augmented(
     )
 
 
+def mosaic(parts: Sequence[TrainingImage], fill: tuple[int, ...]) -> TrainingImage:
+    """Four images as one: they meet at a point, and `fill` is around those that are smaller."""
+    heights = torch.tensor([part.pixels.shape[1] for part in parts]).view(2, 2)
+    widths = torch.tensor([part.pixels.shape[2] for part in parts]).view(2, 2)
+    (above, below), (left, right) = heights.amax(1).tolist(), widths.amax(0).tolist()
+    size = (above + below, left + right)
+    pixels = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *size)
+    boxes, masks = [], []
+    for place, part in enumerate(parts):
+        height, width = part.pixels.shape[1:]
+        top = above if place // 2 else above - height
+        start = left if place % 2 else left - width
+        rows, columns = slice(top, top + height), slice(start, start + width)
+        pixels[:, rows, columns] = part.pixels
+        boxes.append(part.boxes + torch.tensor([start, top, start, top]))
+        if part.masks is not None:
+            whole = torch.zeros(len(part.masks), *size, dtype=torch.uint8)
+            whole[:, rows, columns] = part.masks
+            masks.append(whole)
+    return TrainingImage(
+        pixels=pixels,
+        boxes=torch.cat(boxes),
+        labels=torch.cat([part.labels for part in parts]),
+        masks=torch.cat(masks) if masks else None,
+    )
+
+
 def _drawn(augmentation: DenseAugmentation) -> Sides:
     sides, smallest = augmentation.sides, augmentation.smallest
     if smallest == 1:
@@ -173,7 +205,16 @@ class _Examples(Examples[tuple[Image.Image, Objects], TrainingImage]):
         return read_image(self.data, index), self.data.objects[index]
 
     def augmented(self, content: tuple[Image.Image, Objects]) -> TrainingImage:
-        return augmented(*content, self.augmentation, masks=self.masks)
+        one = self.augmentation
+        if not one.mosaic or torch.rand(()).item() >= one.mosaic:
+            return augmented(*content, one, masks=self.masks)
+        contents = [content]
+        for drawn in torch.randint(len(self), (3,)).tolist():
+            # One that cannot be read is told when it is drawn itself.
+            found = first_readable(len(self), drawn, self.read)
+            contents.append(content if isinstance(found, DataError) else found.content)
+        half = replace(one, sides=one.sides.halved())
+        return mosaic([augmented(*each, half, masks=self.masks) for each in contents], one.fill)
 
 
 def dense_loader(

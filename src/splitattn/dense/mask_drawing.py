@@ -37,6 +37,16 @@ def draw_classes(
     return _with_legend(drawn, found, classes) if legend else drawn
 
 
+def numbered(found: Mask, classes: Sequence[str]) -> Image.Image:
+    """A picture whose pixels are the numbers of their classes, as `open_masked` reads it.
+
+    A palette gives each class its color.
+    """
+    picture = Image.fromarray(found)
+    picture.putpalette([part for number in range(len(classes)) for part in color(number)])
+    return picture
+
+
 def _with_legend(drawn: Image.Image, found: Mask, classes: Sequence[str]) -> Image.Image:
     counts = np.bincount(found.ravel(), minlength=IGNORED + 1)[: len(classes)]
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i] > _LEAST_SHARE * found.size]

@@ -1,6 +1,6 @@
 """How an image becomes the input of a detector or segmenter: resized, to a side that is short."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -32,6 +32,11 @@ class Sides:
                 f"the short side must be from {SHORTEST} to the long one, and that at most "
                 f"{_LONGEST}, got {self.short} and {self.long}"
             )
+
+    def halved(self) -> "Sides":
+        """Half of both, where the shortest allows it."""
+        short = max(self.short // 2, SHORTEST)
+        return replace(self, short=short, long=max(self.long // 2, short))
 
     def scale(self, width: int, height: int) -> float:
         """By what an image is multiplied."""

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from splitattn import distributed
 from splitattn.data.normalization import normalize
-from splitattn.dense.mask_loading import MaskAugmentation, MaskBatch, mask_loader
+from splitattn.dense.mask_loading import MaskBatch, mask_loader
 from splitattn.dense.mask_scoring import ScoredMasks, SegmentationScores, score_masks
 from splitattn.dense.masks import IGNORED, MaskedImages
 from splitattn.dense.segment import segment
 from splitattn.dense.segmentation_report import SegmentationDetails, segmentation_report
+from splitattn.dense.sheet import mask_augmentation_in
 from splitattn.dense.task import DenseTask, sides
 from splitattn.dense.torch_segment import torch_logits
 from splitattn.errors import DataError, InputError
@@ -52,6 +53,9 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
 
     def check(self, run: Run) -> None:
         super().check(run)
+        for name, off in (("mosaic", 0.0), ("multi_scale", 1.0)):
+            if (value := getattr(run.recipe, name)) != off:
+                raise InputError(f"{name} must be {off} for segmentation, got {value}: use zoom")
         present = np.flatnonzero(self.train.pixels.sum(0))
         if len(present) < 2:
             raise DataError(
@@ -79,13 +83,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         recipe = run.recipe
         return mask_loader(
             self.train,
-            MaskAugmentation(
-                sides=sides(recipe, recipe.test_size, MULTIPLE),
-                crop=recipe.size_in(epoch),
-                fill=tuple(round(255 * value) for value in recipe.preprocessing.mean),
-                zoom=recipe.zoom,
-                color_jitter=recipe.color_jitter,
-            ),
+            mask_augmentation_in(recipe, epoch),
             batches=self.indices(run, epoch, first_step),
             workers=run.workers,
             seed=recipe.seed,

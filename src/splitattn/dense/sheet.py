@@ -1,16 +1,22 @@
-"""A picture of a training batch with its boxes: what a detector sees and is to find."""
+"""A picture of a training batch with its boxes or masks: what a network sees and is to find."""
 
+from collections.abc import Sequence
 from math import ceil
 
-import torch
+import numpy as np
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from splitattn.data.loading import epoch_batches
 from splitattn.dense.annotated import AnnotatedImages
 from splitattn.dense.drawing import draw_boxes
 from splitattn.dense.loading import DenseAugmentation, dense_loader
+from splitattn.dense.mask_drawing import draw_classes
+from splitattn.dense.mask_loading import MaskAugmentation, mask_loader
+from splitattn.dense.masks import MaskedImages
 from splitattn.dense.task import sides
+from splitattn.graph.segmentation import MULTIPLE
 from splitattn.training.recipes import Recipe
 
 _COLUMNS, _GAP = 4, 8
@@ -25,11 +31,31 @@ def augmentation_in(recipe: Recipe, epoch: int) -> DenseAugmentation:
         smallest=recipe.multi_scale,
         zoom=recipe.zoom,
         color_jitter=recipe.color_jitter,
+        mosaic=recipe.mosaic,
+        fill=fill_of(recipe),
     )
+
+
+def mask_augmentation_in(recipe: Recipe, epoch: int) -> MaskAugmentation:
+    """What happens to training images and their masks in an epoch, counted from 0."""
+    return MaskAugmentation(
+        sides=sides(recipe, recipe.test_size, MULTIPLE),
+        crop=recipe.size_in(epoch),
+        fill=fill_of(recipe),
+        zoom=recipe.zoom,
+        color_jitter=recipe.color_jitter,
+    )
+
+
+def fill_of(recipe: Recipe) -> tuple[int, ...]:
+    """The color that the network sees as zeros."""
+    return tuple(round(255 * value) for value in recipe.preprocessing.mean)
 
 
 def annotated_sheet(data: AnnotatedImages, recipe: Recipe, *, count: int) -> Image.Image:
     """The first images of the first epoch, augmented as the recipe says, with their boxes.
+
+    If each object has an outline, its pixels are shown instead.
 
     Args:
         data: the training images.
@@ -41,6 +67,11 @@ def annotated_sheet(data: AnnotatedImages, recipe: Recipe, *, count: int) -> Ima
     Raises:
         DataError: the images cannot be read.
     """
+    outlined = all(
+        outline is not None or crowd
+        for objects in data.objects
+        for outline, crowd in zip(objects.outlines, objects.crowd, strict=True)
+    )
     batches = epoch_batches(len(data), batch_size=min(count, len(data)), seed=recipe.seed, epoch=0)
     loader = dense_loader(
         data,
@@ -49,12 +80,38 @@ def annotated_sheet(data: AnnotatedImages, recipe: Recipe, *, count: int) -> Ima
         workers=0,
         seed=recipe.seed,
         epoch=0,
+        masks=outlined,
     )
     batch = next(iter(loader))
-    tiles = [
-        _tile(image, boxes, labels.tolist(), data.classes)
-        for image, boxes, labels in zip(batch.images, batch.boxes, batch.labels, strict=True)
-    ]
+    masks = batch.masks or [None] * len(batch.images)
+    rows = zip(batch.images, batch.boxes, batch.labels, masks, strict=True)
+    return _grid([_tile(*row, data.classes) for row in rows])
+
+
+def mask_sheet(data: MaskedImages, recipe: Recipe, *, count: int) -> Image.Image:
+    """The first images of the first epoch, augmented as the recipe says, with their classes.
+
+    Args, returns, raises: see `annotated_sheet`.
+    """
+    batches = epoch_batches(len(data), batch_size=min(count, len(data)), seed=recipe.seed, epoch=0)
+    loader = mask_loader(
+        data,
+        mask_augmentation_in(recipe, 0),
+        batches=batches[:1],
+        workers=0,
+        seed=recipe.seed,
+        epoch=0,
+    )
+    batch = next(iter(loader))
+    tiles = []
+    for image, mask in zip(batch.images, batch.masks, strict=True):
+        picture = _enlarged(F.to_pil_image(image))
+        numbers = Image.fromarray(mask.numpy()).resize(picture.size, Image.Resampling.NEAREST)
+        tiles.append(draw_classes(picture, np.asarray(numbers), data.classes))
+    return _grid(tiles)
+
+
+def _grid(tiles: Sequence[Image.Image]) -> Image.Image:
     width, height = (max(tile.size[axis] for tile in tiles) for axis in (0, 1))
     columns = min(_COLUMNS, len(tiles))
     rows = ceil(len(tiles) / columns)
@@ -67,10 +124,23 @@ def annotated_sheet(data: AnnotatedImages, recipe: Recipe, *, count: int) -> Ima
 
 
 def _tile(
-    image: torch.Tensor, boxes: torch.Tensor, labels: list[int], classes: tuple[str, ...]
+    image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor | None, classes: tuple[str, ...]
 ) -> Image.Image:
     picture = F.to_pil_image(image)
+    larger = _enlarged(picture)
+    factor = larger.width // picture.width
+    return draw_boxes(
+        larger,
+        (boxes * factor).tolist(),
+        labels.tolist(),
+        [classes[label] for label in labels],
+        None
+        if masks is None
+        else (mask.numpy().astype(bool).repeat(factor, 0).repeat(factor, 1) for mask in masks),
+    )
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """A whole number of times as large, so that its longer side is not too small."""
     factor = max(ceil(_LEAST_LONG / max(picture.size)), 1)
-    larger = picture.resize((picture.width * factor, picture.height * factor))
-    captions = [classes[label] for label in labels]
-    return draw_boxes(larger, (boxes * factor).tolist(), labels, captions)
+    return picture.resize((picture.width * factor, picture.height * factor))

@@ -112,6 +112,8 @@ class Recipe:
             where they become too large; 1 is off.
         multi_scale: for detection, the shorter side of each training image is drawn from this share
             of `train_size` up to it; 1 is off.
+        mosaic: share of the training images of detection that are put together of four, each at
+            half its size (arXiv 2004.10934, section 3.3); 0 is off.
         auxiliary_weight: of the loss of a further head on layer3, for segmentation in training
             only; 0 is off.
         crop_scale: smallest share of an image's area that a training crop covers.
@@ -179,6 +181,7 @@ class Recipe:
     longest_side: float = 5 / 3
     zoom: float = 1.0
     multi_scale: float = 1.0
+    mosaic: float = 0.0
     auxiliary_weight: float = 0.0
     crop_scale: float = 0.08
     crop: Crop = "random-resized"
@@ -241,6 +244,7 @@ class Recipe:
             "regions_per_image": (1 <= self.regions_per_image <= 2000, "1 to 2000"),
             "longest_side": (1 <= self.longest_side <= 100, "1 to 100"),
             "multi_scale": (0.1 <= self.multi_scale <= 1, "0.1 to 1"),
+            "mosaic": (0 <= self.mosaic <= 1, "0 to 1"),
             "auxiliary_weight": (0 <= self.auxiliary_weight <= 10, "0 to 10"),
             "zoom": (1 <= self.zoom <= 10, "1 to 10"),
             "dropout": (self.dropout is None or 0 <= self.dropout < 1, "0 or more, below 1"),
