@@ -126,6 +126,11 @@ def explains(output: str) -> None:
     assert Path("why.html").is_file()
 
 
+def labels_a_folder(output: str) -> None:
+    assert output == "2 images, 0 errors\n"
+    assert Path("labels/_SUCCESS").exists()
+
+
 def trains(output: str) -> None:
     first, second, result = output.splitlines()
     assert all(re.fullmatch(r"96 px  loss .*  top-1 .*", line) for line in (first, second))
@@ -164,6 +169,7 @@ SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
     ("label", "anything", labels),
     ("label", "predict_stream", goes_on_after_an_error),
     ("explain", "explain(", explains),
+    ("bulk", "label_bulk", labels_a_folder),
     ("train", "splitattn.train", trains),
     ("data", "parquet", finds_every_image),
     ("export", "splitattn.export(", says_what_was_written),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from splitattn.architectures import Architecture, list_models
+    from splitattn.bulk.bulk import label_bulk
+    from splitattn.bulk.summary import BulkReport
     from splitattn.classifier import Classifier, Prediction
     from splitattn.create import create_backbone, create_model
     from splitattn.dense.detector import DetectedObject, Detector
@@ -38,6 +40,7 @@ _HOMES = {
     "Architecture": "architectures",
     "Backbone": "nn.backbone",
     "BlockShares": "explanation",
+    "BulkReport": "bulk.summary",
     "ClassShare": "dense.segmenter",
     "Classifier": "classifier",
     "DataError": "errors",
@@ -67,6 +70,7 @@ _HOMES = {
     "find_learning_rate": "launch",
     "from_pretrained": "pretrained",
     "fuse": "nn.fusion",
+    "label_bulk": "bulk.bulk",
     "list_models": "architectures",
     "list_weights": "weights.catalogue",
     "parity": "nn.parity",
@@ -82,6 +86,7 @@ __all__ = [
     "Architecture",
     "Backbone",
     "BlockShares",
+    "BulkReport",
     "ClassShare",
     "Classifier",
     "DataError",
@@ -111,6 +116,7 @@ __all__ = [
     "find_learning_rate",
     "from_pretrained",
     "fuse",
+    "label_bulk",
     "list_models",
     "list_weights",
     "parity",

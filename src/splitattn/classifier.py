@@ -187,7 +187,7 @@ class Classifier:
         most = (len(self.classes) if several else _TOPK) if topk is None else topk
         least = (THRESHOLD if several else 0.0) if threshold is None else threshold
         return map_finite(
-            lambda pixels: self._best(pixels, most, least),
+            lambda pixels: self.best(pixels, most, least),
             sources,
             self.preprocessing,
             batch_size=batch_size,
@@ -252,13 +252,19 @@ class Classifier:
     def _extractor(self) -> FeatureExtractor:
         return self._make_extractor()
 
-    def _best(
+    def best(
         self,
         pixels_BCHW: Pixels,  # noqa: N803
         most: int,
         least: float,
     ) -> list[list[Prediction] | None]:
-        """The predictions for each image, or None where logits are not finite."""
+        """The predictions for each image of a batch, or None where logits are not finite.
+
+        Args:
+            pixels_BCHW: of the network's size, as `images.preprocess.load_pixels` gives them.
+            most: how many classes to name.
+            least: leave out classes with a lower probability.
+        """
         logits = self.engine.run(pixels_BCHW, self.preprocessing)
         usable = finite(logits)
         probabilities = ACTIVATIONS[self.activation](np.where(usable[:, None], logits, 0))

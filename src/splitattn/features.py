@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import tee
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from splitattn.engines.engine import NOT_FINITE, finite
 from splitattn.errors import ImageError
 from splitattn.images.decode import ImageSource, name_of
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, map_images
+from splitattn.images.loading import Decoding, LazySource, map_images
 from splitattn.images.preprocess import Pixels
 from splitattn.opening import open_weights
 from splitattn.preprocessing import Preprocessing
@@ -80,7 +81,7 @@ class FeatureExtractor:
             InputError: a number is less than 1.
         """
         return map_finite(
-            self._finite,
+            self.features,
             sources,
             self.preprocessing,
             batch_size=batch_size,
@@ -89,48 +90,56 @@ class FeatureExtractor:
             decoding=self._decoding,
         )
 
-    def _finite(self, pixels_BCHW: Pixels) -> list[Features | None]:  # noqa: N803
-        """The features of each image, or None where they are not finite."""
+    def features(self, pixels_BCHW: Pixels) -> list[Features | None]:  # noqa: N803
+        """The features of each image of a batch, or None where they are not finite.
+
+        Args:
+            pixels_BCHW: of the network's size, as `images.preprocess.load_pixels` gives them.
+        """
         found = self.engine.run(pixels_BCHW, self.preprocessing)
         return [row if usable else None for row, usable in zip(found, finite(found), strict=True)]
 
 
 def map_finite(
     compute: Callable[[Pixels], Sequence[T | None]],
-    sources: Iterable[ImageSource],
+    sources: Iterable[LazySource],
     preprocessing: Preprocessing,
     *,
     batch_size: int,
     workers: int | None,
     limits: Limits,
     decoding: Decoding,
+    names: Iterable[str] | None = None,
 ) -> Generator[T | ImageError, None, None]:
     """`map_images` with None, where the network gives no finite numbers, as an error.
 
     Args:
         compute: as `map_images` takes it, but with None for an image without finite numbers.
         sources, preprocessing, batch_size, workers, limits, decoding: see `map_images`.
+        names: what errors call the images; needed where `sources` has functions.
 
     Raises:
         InputError: see `map_images`.
     """
-    names: deque[str] = deque()  # of the images that are read but have no result yet
+    waiting: deque[str] = deque()  # names of the images that are read but have no result yet
+    sources, copies = tee(sources)
 
-    def noted() -> Iterator[ImageSource]:
-        for source in sources:
-            names.append(name_of(source))
-            yield source
+    def noted() -> Iterator[str]:
+        for name in map(name_of, copies) if names is None else names:
+            waiting.append(name)
+            yield name
 
     results = map_images(
         compute,
-        noted(),
+        sources,
         preprocessing,
         batch_size=batch_size,
         workers=workers,
         limits=limits,
         decoding=decoding,
+        names=noted(),
     )
-    return _named(results, names)
+    return _named(results, waiting)
 
 
 def _named(

@@ -15,6 +15,7 @@ import typer
 
 from splitattn.cli import (
     bench,
+    bulk,
     data,
     evaluate,
     explain,
@@ -65,6 +66,7 @@ for _verb in (
     evaluate.evaluate,
     train.train,
     export.export,
+    bulk.bulk,
     bench.bench,
     models.models,
 ):

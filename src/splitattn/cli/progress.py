@@ -4,6 +4,7 @@ Rich is imported only if there is something to show.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from splitattn.bulk.shards import ShardReport
     from splitattn.training.task import Epoch, Step
     from splitattn.weights.download import Progress as Download
 
@@ -186,6 +188,44 @@ def telling(*, shown: bool) -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True, highlight=False, quiet=not shown)
     with console.status("") as status:
         yield lambda what: status.update(escape(what))
+
+
+@contextmanager
+def shards_progress() -> Iterator[
+    tuple[Callable[[int], None], Callable[["ShardReport", int], None]]
+]:
+    """A bar of shards with images, errors, rate and time left; in a file, a line for each shard."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    watched = sys.stderr.isatty()
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[counts]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not watched,
+    )
+    task = bar.add_task("", total=None, counts="opening the network")
+    begun = time.monotonic()
+    done = images = errors = 0
+
+    def on_listed(count: int) -> None:
+        bar.update(task, counts=f"{count:,} images listed")
+
+    def on_shard(shard: "ShardReport", shards: int) -> None:
+        nonlocal done, images, errors
+        done, images, errors = done + 1, images + shard.images, errors + shard.errors
+        rate = images / (time.monotonic() - begun)
+        counts = f"{done:,}/{shards:,} parts  {images:,} images  {errors:,} errors  {rate:.0f}/s"
+        bar.update(task, total=shards, completed=done, counts=counts)
+        if not watched:
+            console.print(counts, soft_wrap=True)
+
+    with bar:
+        yield on_listed, on_shard
 
 
 def _ignore(_: int, __: int | None = None) -> None:

@@ -76,20 +76,21 @@ T = TypeVar("T")
 
 def map_images(
     compute: Callable[[Pixels], Sequence[T]],
-    sources: Iterable[ImageSource],
+    sources: Iterable[LazySource],
     preprocessing: Preprocessing,
     *,
     batch_size: int,
     workers: int | None,
     limits: Limits,
     decoding: Decoding,
+    names: Iterable[str] | None = None,
 ) -> Generator[T | ImageError, None, None]:
     """Compute something for each image, in batches, while the next ones are decoded.
 
     Args:
         compute: takes the pixels (B, C, size, size) of images that can be read, and gives a result
             for each.
-        sources, preprocessing, batch_size, workers, limits, decoding: see `load_batches`.
+        sources, preprocessing, batch_size, workers, limits, decoding, names: see `load_batches`.
 
     Yields:
         A result for each image, in their order, or the error that says why it has none.
@@ -104,6 +105,7 @@ def map_images(
         workers=workers,
         limits=limits,
         decoding=decoding,
+        names=names,
     )
     return _computed(compute, batches)
 

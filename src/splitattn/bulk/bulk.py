@@ -1,0 +1,219 @@
+"""Labels every image of a folder or bucket, and goes on where an earlier call stopped."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from splitattn.bulk.clusters import LOCAL, label_shards
+from splitattn.bulk.plan import (
+    RUN,
+    SUCCESS,
+    SUMMARY,
+    Plan,
+    Run,
+    hash_of_weights,
+    part_name,
+    parts_in,
+    read_run,
+    write_manifest,
+)
+from splitattn.bulk.shards import ShardReport
+from splitattn.bulk.sources import list_images
+from splitattn.bulk.stores import Store, is_bucket, local_path, open_store
+from splitattn.bulk.summary import BulkReport, count, page
+from splitattn.errors import DataError, InputError
+from splitattn.files import exists
+from splitattn.images.loading import Decoding
+from splitattn.libraries import require
+from splitattn.opening import open_network
+
+# Fewer images say nothing about a share.
+_LEAST_IMAGES = 100
+
+
+class TooManyErrorsError(DataError):
+    """So many images could not be labeled that something else must be wrong."""
+
+
+def label_bulk(
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    engine: str = "auto",
+    cluster: str = LOCAL,
+    actors: int | None = None,
+    shard_size: int = 10_000,
+    topk: int = 5,
+    features: bool = False,
+    resume: bool = True,
+    retry_errors: bool = False,
+    most_errors: float = 0.1,
+    decoding: Decoding = "fast",
+    batch_size: int = 32,
+    workers: int | None = None,
+    passed_over: Counter[str] | None = None,
+    on_listed: Callable[[int], None] = lambda _: None,
+    on_shard: Callable[[ShardReport, int], None] = lambda _, __: None,
+) -> BulkReport:
+    """Label every image of `source` into Parquet files at `target`.
+
+    A call that was stopped or killed goes on when it is repeated: a part that exists is done. Parts
+    are written whole or not at all. Each image is one row, in the order of the listing: path, size,
+    etag, labels, indices, probabilities, features where they are asked for, and error, which says
+    why an image has no labels. `_SUCCESS` is there once all parts are.
+
+    Args:
+        source: see `bulk.sources.list_images`.
+        target: a folder, or an `s3://`, `gs://` or `file://` address. Workers on other machines
+            need an address, or a folder that all of them share; so does `source`.
+        model, weights, engine, decoding: see `Classifier`.
+        cluster: "local", "ray" to start Ray on this machine, or the address of a Ray cluster.
+        actors: how many shards are labeled at once; None is one, and on Ray one for every four
+            processors.
+        shard_size: images in each part but the last.
+        topk: how many classes to name.
+        features: keep what the network gives its classifier, too; the network then runs twice.
+        resume: go on with a run that was begun; False refuses a target that holds one.
+        retry_errors: label again, of a run that is done, the images that could not be labeled.
+        most_errors: stop when a greater share of the images cannot be labeled, from 0 to 1.
+        batch_size, workers: see `Classifier.predict_stream`.
+        passed_over: counts, by ending, files in folders that may be pictures and are not read.
+        on_listed: told while images are listed, how many are.
+        on_shard: told of each shard that is done, and how many there are.
+
+    Raises:
+        InputError: an argument is wrong, a library is missing, or the target cannot be written.
+        DataError: there are no images, the list cannot be read, or the target holds another run.
+        TooManyErrorsError: see `most_errors`. What was done is kept.
+        ClusterError: a worker or the cluster is lost. What was done is kept.
+        WeightsError: the weights cannot be had.
+    """
+    for name, number in (("actors", actors), ("shard_size", shard_size), ("topk", topk)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
+    if not 0 <= most_errors <= 1:
+        raise InputError(f"most_errors must be from 0 to 1, got {most_errors}")
+    require("bulk", "pyarrow")
+    source, target = _absolute(str(source)), _absolute(str(target))
+    named = None if weights is None else _absolute_if_file(str(weights))
+    store = open_store(target)
+    opened = open_network(model, named, engine=engine)  # wrong names fail here and not in workers
+    ours = Run(
+        source=source,
+        shard_size=shard_size,
+        model=opened.model,
+        weights=hash_of_weights(model, named),
+        preprocessing=opened.preprocessing,
+        decoding=decoding,
+        topk=topk,
+        features=features,
+    )
+    del opened
+    plan = Plan(
+        target=target,
+        model=model,
+        weights=named,
+        engine=engine,
+        decoding=decoding,
+        topk=topk,
+        features=features,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    run = _begin(ours, store, resume=resume, passed_over=passed_over, on_listed=on_listed)
+    here = store.names()
+    missing = [n for n in range(run.shards) if part_name(n) not in here]
+    done_before = [n for n in range(run.shards) if part_name(n) in here]
+    begun, done = time.monotonic(), 0
+    share = _Share(most_errors)
+    for numbers, again in ((missing, False), (done_before if retry_errors else [], True)):
+        if not numbers:
+            continue
+        work = label_shards(plan, numbers, again=again, cluster=cluster, actors=actors)
+        with closing(work):
+            for shard in work:
+                done += shard.images
+                on_shard(shard, len(missing) + len(done_before) * retry_errors)
+                share.add(shard)
+    seconds = time.monotonic() - begun
+    counts = count(store, run.shards)
+    report = BulkReport(
+        images=run.images,
+        errors=counts.errors.total(),
+        shards=run.shards,
+        labeled_now=done,
+        seconds=seconds,
+        classes=dict(counts.classes.most_common()),
+        error_kinds=dict(counts.errors.most_common()),
+    )
+    store.write(SUMMARY, page(report, counts).encode())
+    store.write(SUCCESS, b"")
+    return report
+
+
+def _begin(
+    ours: Run,
+    store: Store,
+    *,
+    resume: bool,
+    passed_over: Counter[str] | None,
+    on_listed: Callable[[int], None],
+) -> Run:
+    """The run at the target, begun now if there is none.
+
+    Raises:
+        DataError: the target holds another run, or `resume` is false and it holds any; or there are
+            no images.
+    """
+    written = read_run(store)
+    if written is not None:
+        if not resume:
+            raise DataError(f"{store.address} holds a run already: name another target")
+        ours.check_same(written)
+        return replace(ours, images=written["images"], shards=written["shards"])
+    if parts := sorted(parts_in(store.names())):
+        raise DataError(
+            f"{store.address} holds {parts[0]} and no {RUN}, so the parts are of something else: "
+            "name another target"
+        )
+    images = shards = 0
+    ignored: Counter[str] = Counter() if passed_over is None else passed_over
+    for listed in write_manifest(store, list_images(ours.source, ignored), ours.shard_size):
+        images, shards = images + listed, shards + 1
+        on_listed(images)
+    if not images:
+        raise DataError(f"there must be images to label, got none in {ours.source}")
+    run = replace(ours, images=images, shards=shards)
+    run.write(store)
+    return run
+
+
+class _Share:
+    """Stops when too many images cannot be labeled."""
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._images = self._errors = 0
+
+    def add(self, shard: ShardReport) -> None:
+        self._images += shard.images
+        self._errors += shard.errors
+        if self._images >= _LEAST_IMAGES and self._errors > self._most * self._images:
+            raise TooManyErrorsError(
+                f"at most {self._most:.0%} of the images may be errors, got {self._errors:,} of "
+                f"{self._images:,}: see the column error of the parts, or allow more"
+            )
+
+
+def _absolute(address: str) -> str:
+    return address.rstrip("/") if is_bucket(address) else str(local_path(address))
+
+
+def _absolute_if_file(weights: str) -> str:
+    """Workers may run in another folder."""
+    return str(Path(weights).absolute()) if exists(weights) else weights

@@ -1,0 +1,199 @@
+"""What a run is, and how far it has come: everything that its folder says."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import splitattn
+from splitattn.bulk.sources import Entry
+from splitattn.bulk.stores import Store
+from splitattn.engines.table import file_engine
+from splitattn.errors import DataError
+from splitattn.images.loading import Decoding
+from splitattn.preprocessing import Preprocessing
+from splitattn.weights.resolve import resolve, weights_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RUN, SUCCESS, SUMMARY = "run.json", "_SUCCESS", "summary.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is done with every image. All workers get it.
+
+    Attributes:
+        target: where parts are written, absolute.
+        model, weights, engine, decoding: see `Classifier`.
+        topk: how many classes to name.
+        features: keep what the network gives its classifier, too.
+        batch_size, workers: see `Classifier.predict_stream`.
+    """
+
+    target: str
+    model: str | None
+    weights: str | None
+    engine: str
+    decoding: Decoding
+    topk: int
+    features: bool
+    batch_size: int
+    workers: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What `run.json` says: only the same run goes on with the parts that are there.
+
+    Attributes:
+        source: what is labeled.
+        shard_size: images in each part but the last.
+        model: name of the architecture.
+        weights: SHA-256 of the files that hold the network.
+        preprocessing: how an image becomes the network's input.
+        decoding, topk, features: see `Plan`.
+        splitattn: version of this package.
+        images, shards: how many there are.
+    """
+
+    source: str
+    shard_size: int
+    model: str
+    weights: str
+    preprocessing: Preprocessing
+    decoding: Decoding
+    topk: int
+    features: bool
+    splitattn: str = splitattn.__version__
+    images: int = field(default=0, compare=False)
+    shards: int = field(default=0, compare=False)
+
+    def write(self, store: Store) -> None:
+        """Write `run.json`."""
+        store.write(RUN, json.dumps(asdict(self), indent=2).encode())
+
+    def check_same(self, written: dict[str, Any]) -> None:
+        """Raise unless a run that was begun is this one.
+
+        Raises:
+            DataError: it is another one; the message says in what.
+        """
+        ours = json.loads(json.dumps(asdict(self)))
+        for name in ours.keys() - {"images", "shards"}:
+            if written.get(name) != ours[name]:
+                raise DataError(
+                    f"the target holds a run with {name} {written.get(name)!r:.120}, got "
+                    f"{ours[name]!r:.120}: name another target, or the same {name}"
+                )
+
+
+def read_run(store: Store) -> dict[str, Any] | None:
+    """What `run.json` says, or None if no run was begun.
+
+    Raises:
+        DataError: it was not written by this package.
+    """
+    content = store.read(RUN)
+    if content is None:
+        return None
+    try:
+        written = json.loads(content)
+        if all(type(written[key]) is int and written[key] >= 0 for key in ("images", "shards")):
+            return dict(written)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise DataError(f"{store.address}/{RUN} is damaged: name another target")
+
+
+def hash_of_weights(model: str | None, weights: str | None) -> str:
+    """SHA-256 of the files of a network.
+
+    Raises:
+        InputError, WeightsError: see `Classifier`.
+    """
+    if weights is not None and (row := file_engine(weights)):
+        path = Path(weights)
+        files = [path, *([path.with_suffix(row.beside)] if row.beside else [])]
+    else:
+        files = [weights_file(resolve(model, weights).path)]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def part_name(number: int) -> str:
+    """The file with the results of a shard."""
+    return f"part-{number:05d}.parquet"
+
+
+def parts_in(names: Iterable[str]) -> set[str]:
+    """Those of `names` that are parts."""
+    return {name for name in names if name.startswith("part-") and name.endswith(".parquet")}
+
+
+def write_manifest(store: Store, entries: Iterable[Entry], shard_size: int) -> Iterator[int]:
+    """Write the list of each shard; after each, how many images it has."""
+    import pyarrow as pa
+
+    remaining = iter(entries)
+    shards = iter(lambda: list(islice(remaining, shard_size)), [])
+    for number, shard in enumerate(shards):
+        columns: dict[str, pa.Array] = {
+            # Names of files are bytes, and need not be text.
+            "path": pa.array([os.fsencode(entry.path) for entry in shard], pa.binary()),
+            "size": pa.array([entry.size for entry in shard], pa.int64()),
+            "etag": pa.array([entry.etag for entry in shard], pa.string()),
+            "row": pa.array([entry.row for entry in shard], pa.int64()),
+        }
+        store.write(_manifest_name(number), to_parquet(pa.table(columns)))
+        yield len(shard)
+
+
+def read_manifest(store: Store, number: int) -> list[Entry]:
+    """The images of a shard.
+
+    Raises:
+        DataError: the list is not there, or damaged.
+    """
+    rows = read_table(store, _manifest_name(number), list(Entry.__dataclass_fields__)).to_pylist()
+    return [Entry(**{**row, "path": os.fsdecode(row["path"])}) for row in rows]
+
+
+def read_table(store: Store, name: str, columns: list[str]) -> "pa.Table":
+    """Columns of a Parquet file.
+
+    Raises:
+        DataError: it is not there, or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = store.read(name)
+    if content is None:
+        raise DataError(f"{store.address}/{name} is gone: name another target")
+    try:
+        return pq.read_table(io.BytesIO(content), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{store.address}/{name} is damaged: remove it and go on") from error
+
+
+def to_parquet(table: "pa.Table") -> bytes:
+    """A table as the bytes of a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    return bytes(buffer.getvalue())
+
+
+def _manifest_name(number: int) -> str:
+    return f"_manifest/{number:05d}.parquet"

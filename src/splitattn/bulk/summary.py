@@ -1,0 +1,151 @@
+"""What came of a run: counts of all parts, and a page with examples."""
+
+import base64
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from random import Random
+from typing import Any
+
+from splitattn.bulk.plan import part_name, read_table
+from splitattn.bulk.stores import Store, is_bucket, read_object
+from splitattn.errors import ImageError
+from splitattn.images.decode import decode_reduced
+from splitattn.images.drawing import draw_labels
+
+_EXAMPLES = 24
+_THUMBNAIL = 240
+_SHOWN_CLASSES = 50
+_SHOWN_ERRORS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkReport:
+    """What came of a run.
+
+    Attributes:
+        images: how many there were.
+        errors: how many could not be labeled.
+        shards: parts that hold them all.
+        labeled_now: images of the shards that this call did, without those that were done before.
+        seconds: that this call took, without listing.
+        classes: images by their most probable class.
+        error_kinds: images by what was wrong with them, without names and numbers.
+    """
+
+    images: int
+    errors: int
+    shards: int
+    labeled_now: int
+    seconds: float
+    classes: dict[str, int]
+    error_kinds: dict[str, int]
+
+    @property
+    def rate(self) -> float:
+        """Images a second of this call; 0 if it had nothing to do."""
+        return self.labeled_now / self.seconds if self.labeled_now else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What all parts of a run say, and some of their images.
+
+    Attributes:
+        classes: images by their most probable class.
+        errors: images by what was wrong with them.
+        examples: path, label and probability of images chosen at random, always the same.
+    """
+
+    classes: Counter[str]
+    errors: Counter[str]
+    examples: list[tuple[str, str, float]]
+
+
+def count(store: Store, shards: int) -> Counts:
+    """Read every part once; memory does not grow with their number."""
+    classes: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    examples: list[tuple[str, str, float]] = []
+    chance, seen = Random(0), 0
+    for number in range(shards):
+        columns = ["path", "labels", "probabilities", "error"]
+        for row in read_table(store, part_name(number), columns).to_pylist():
+            if row["error"] is not None:
+                errors[_kind(row)] += 1
+                continue
+            classes[row["labels"][0]] += 1
+            # Each image so far is among the examples with the same chance.
+            place = seen if seen < _EXAMPLES else chance.randrange(seen + 1)
+            seen += 1
+            if place < _EXAMPLES:
+                examples[place : place + 1] = [
+                    (row["path"], row["labels"][0], row["probabilities"][0])
+                ]
+    return Counts(classes=classes, errors=errors, examples=examples)
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """What was wrong, in words that many images share."""
+    reason = row["error"].removeprefix(f"{row['path']}: ")
+    return re.sub(r"\d[\d,.]*", "N", reason)[:120]
+
+
+def page(report: BulkReport, counts: Counts) -> str:
+    """The summary as one HTML page that needs nothing else."""
+    pictures = "".join(_figure(*example) for example in counts.examples)
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{report.images:,} images</title>
+<meta name="viewport" content="width=device-width">
+<style>
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
+body {{ max-width: 70rem; margin: 2rem auto; padding: 0 1rem }}
+td {{ padding: 0 1rem 0 0 }} td:last-child {{ text-align: right }}
+.examples {{ display: flex; flex-wrap: wrap; gap: 1rem }}
+figure {{ margin: 0; width: {_THUMBNAIL}px; overflow-wrap: anywhere; font-size: .8rem }}
+img {{ max-width: 100% }}
+</style>
+<h1>{report.images:,} images</h1>
+<p>{report.images - report.errors:,} labeled, {report.errors:,} errors, in {report.shards:,} parts.
+{_pace(report)}</p>
+<h2>Classes</h2>{_table(counts.classes, _SHOWN_CLASSES)}
+<h2>Errors</h2>{_table(counts.errors, _SHOWN_ERRORS)}
+<h2>Examples, chosen at random</h2><div class="examples">{pictures}</div>
+</html>
+"""
+
+
+def _pace(report: BulkReport) -> str:
+    if not report.labeled_now:
+        return ""
+    return f"The last call did {report.labeled_now:,} of them, {report.rate:.1f} a second."
+
+
+def _table(counts: Counter[str], most: int) -> str:
+    if not counts:
+        return "<p>None.</p>"
+    rows: Iterable[str] = (
+        f"<tr><td>{escape(name)}</td><td>{n:,}</td></tr>" for name, n in counts.most_common(most)
+    )
+    more = len(counts) - most
+    rest = f"<p>{more:,} more are not shown.</p>" if more > 0 else ""
+    return f"<table>{''.join(rows)}</table>{rest}"
+
+
+def _figure(path: str, label: str, probability: float) -> str:
+    try:
+        source = read_object(path) if is_bucket(path) else path
+        image = decode_reduced(source, _THUMBNAIL).image
+    except ImageError:  # gone since, or in a Parquet file
+        return f"<figure><figcaption>{escape(path)}: {escape(label)}</figcaption></figure>"
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    draw_labels(image, [(label, probability)]).convert("RGB").save(buffer, "JPEG", quality=80)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<figure><img alt="{escape(label)}" src="data:image/jpeg;base64,{encoded}">'
+        f"<figcaption>{escape(path)}</figcaption></figure>"
+    )

@@ -1,0 +1,97 @@
+"""`splitattn bulk`: label any number of images, here or on a Ray cluster."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from splitattn.cli.options import Engine, Model, Weights, Workers
+from splitattn.cli.output import say
+
+if TYPE_CHECKING:
+    from splitattn.bulk.summary import BulkReport
+
+
+def bulk(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A folder, s3:// or gs:// address, a .csv or .txt list of paths, or Parquet.",
+        ),
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="DST", help="A folder, or an s3:// or gs:// address.")
+    ],
+    model: Model = None,
+    weights: Weights = None,
+    engine: Engine = "auto",
+    cluster: Annotated[
+        str, typer.Option(help="local, ray for Ray on this machine, or a Ray cluster's address.")
+    ] = "local",
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            help="Shards that are labeled at once. [default: 1; on Ray one for 4 processors]", min=1
+        ),
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Images in a part.", min=1)] = 10_000,
+    topk: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 5,
+    features: Annotated[
+        bool, typer.Option("--features", help="Keep each image's features, too.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with a run that was begun, or refuse a target with one.")
+    ] = True,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try again the images that are errors.")
+    ] = False,
+    most_errors: Annotated[
+        float,
+        typer.Option(help="Stop where a greater share of images are errors.", min=0, max=1),
+    ] = 0.1,
+    workers: Workers = None,
+) -> None:
+    """Label a bucket or folder into Parquet files. Repeat the command to go on after a stop.
+
+    Exit status 1 if some images could not be labeled; the others are labeled all the same.
+    """
+    from splitattn.bulk.bulk import label_bulk
+    from splitattn.cli.progress import shards_progress
+    from splitattn.images.paths import passed_over_text
+
+    passed_over: Counter[str] = Counter()
+    with shards_progress() as (on_listed, on_shard):
+        report = label_bulk(
+            source,
+            target,
+            model=model,
+            weights=weights,
+            engine=engine,
+            cluster=cluster,
+            actors=actors,
+            shard_size=shard_size,
+            topk=topk,
+            features=features,
+            resume=resume,
+            retry_errors=retry_errors,
+            most_errors=most_errors,
+            workers=workers,
+            passed_over=passed_over,
+            on_listed=on_listed,
+            on_shard=on_shard,
+        )
+    if passed_over:
+        say(f"warning: {passed_over_text(passed_over)}")
+    typer.echo(summary_text(target, report))
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def summary_text(target: str, report: "BulkReport") -> str:
+    """One line for people and logs."""
+    pace = f", {report.rate:.1f} images/s" if report.labeled_now else ""
+    return (
+        f"{target}: {report.images:,} images in {report.shards:,} parts, {report.errors:,} errors"
+        f"{pace}; see summary.html there"
+    )

@@ -1,0 +1,141 @@
+"""An object store that speaks enough of S3 to list, read and write, and can be made to fail."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+BUCKET = "photos"
+
+
+class S3Server(ThreadingHTTPServer):
+    """Attributes:
+    objects: bytes by key, of the one bucket there is.
+    busy: the share of requests that are answered with 503.
+    page: how many keys an answer lists.
+    requests: how many came.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.objects: dict[str, bytes] = {}
+        self.busy = 0.0
+        self.page = 1000
+        self.requests = 0
+        self.chance = Random(0)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: S3Server
+    protocol_version = "HTTP/1.1"
+
+    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _refused(self) -> bool:
+        self.server.requests += 1
+        if self.server.chance.random() >= self.server.busy:
+            return False
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
+        return True
+
+    def do_GET(self) -> None:
+        if self._refused():
+            return
+        parts = urlsplit(self.path)
+        key = unquote(parts.path).removeprefix(f"/{BUCKET}").lstrip("/")
+        if not key:
+            self._list(parse_qs(parts.query))
+        elif key in self.server.objects:
+            content = self.server.objects[key]
+            self._answer(
+                200,
+                content,
+                ETag=_etag(content),
+                Last_Modified="Sun, 01 Nov 2026 00:00:00 GMT",
+            )
+        else:
+            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self._refused():
+            return
+        key = unquote(urlsplit(self.path).path).removeprefix(f"/{BUCKET}/")
+        self.server.objects[key] = content
+        self._answer(200, ETag=_etag(content))
+
+    def _list(self, query: dict[str, list[str]]) -> None:
+        prefix = query.get("prefix", [""])[0]
+        after = query.get("continuation-token", query.get("start-after", [""]))[0]
+        delimiter = query.get("delimiter", [""])[0]
+        keys = [
+            key for key in sorted(self.server.objects) if key.startswith(prefix) and key > after
+        ]
+        if delimiter:
+            keys = [key for key in keys if delimiter not in key[len(prefix) :]]
+        shown = keys[: self.server.page]
+        contents = "".join(
+            f"<Contents><Key>{escape(key)}</Key><Size>{len(self.server.objects[key])}</Size>"
+            f"<LastModified>2026-11-01T00:00:00.000Z</LastModified>"
+            f"<ETag>{escape(_etag(self.server.objects[key]))}</ETag></Contents>"
+            for key in shown
+        )
+        more = len(keys) > len(shown)
+        token = (
+            f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
+        )
+        self._answer(
+            200,
+            f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}"
+            "</ListBucketResult>".encode(),
+            Content_Type="application/xml",
+        )
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.md5(content).hexdigest()}"'
+
+
+@contextmanager
+def serving() -> Iterator[S3Server]:
+    server = S3Server()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def environment(server: S3Server) -> dict[str, str]:
+    """What points every client at `server`."""
+    return {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": quote("a secret"),
+        "AWS_REGION": "us-east-1",
+    }
