@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from splitattn.data.csv_files import SEPARATOR
 from splitattn.errors import one_line
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ def print_table(measured: "NetworkLabelScores") -> None:
 def answers_csv(answers: Iterable["LabelAnswer"]) -> str:
     """A line for each image: its labels, those it was given, and their probabilities."""
     from splitattn.cli.output import csv_cell
+    from splitattn.data.csv_files import SEPARATOR
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
