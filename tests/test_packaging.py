@@ -18,8 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAME = f"splitattn-{PROJECT['version']}"
-# Code, class names, weights, photographs and whose they are, the report's style.
-IN_PACKAGE = {".py", ".typed", ".txt", ".safetensors", ".jpg", ".md", ".css"}
+# Code, class names, weights, photographs and whose they are, the report's style, the web page.
+IN_PACKAGE = {".py", ".typed", ".txt", ".safetensors", ".jpg", ".md", ".css", ".html", ".js"}
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:

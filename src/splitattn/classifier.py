@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from splitattn.engines.engine import ACTIVATIONS, THRESHOLD, finite
 from splitattn.errors import ImageError, InputError
@@ -15,8 +16,9 @@ from splitattn.features import FeatureExtractor, Features, map_finite
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.loading import Decoding
-from splitattn.images.preprocess import Pixels
+from splitattn.images.preprocess import Pixels, load_pixels
 from splitattn.opening import open_network
+from splitattn.preprocessing import least_side
 from splitattn.weights.download import Progress
 
 _TOPK = 5
@@ -176,16 +178,7 @@ class Classifier:
         Raises:
             InputError: a number is less than 1, or see `predict`.
         """
-        several = self.activation == "sigmoid"
-        if topk is not None and topk < 1:
-            raise InputError(f"topk must be at least 1, got {topk}")
-        if threshold is not None and not several:
-            raise InputError(
-                f"a threshold is for weights that give several labels, got {threshold} for "
-                f"{self.weights}: leave it out"
-            )
-        most = (len(self.classes) if several else _TOPK) if topk is None else topk
-        least = (THRESHOLD if several else 0.0) if threshold is None else threshold
+        most, least = self.choice(topk, threshold)
         return map_finite(
             lambda pixels: self.best(pixels, most, least),
             sources,
@@ -224,7 +217,12 @@ class Classifier:
         return np.stack(found) if found else np.empty((0, 0), np.float32)
 
     def explain(
-        self, image: ImageSource, label: str | int | None = None, method: str = "auto"
+        self,
+        image: ImageSource,
+        label: str | int | None = None,
+        method: str = "auto",
+        *,
+        name: str | None = None,
     ) -> Explanation:
         """What a label rests on: a map over the image, and the share of each split.
 
@@ -233,6 +231,7 @@ class Classifier:
         Args:
             image: as `splitattn.images.decode` takes it.
             label: a class by name or index; None takes the most probable one.
+            name: what errors call the image; by default its path.
             method: "cam", which is exact, where the network's last map is fine enough to show
                 something; "layercam" looks at an earlier map, of small images; "rise" covers parts
                 of the image and needs nothing but probabilities, so it explains exported files
@@ -242,7 +241,7 @@ class Classifier:
             ImageError: the image cannot be used.
             InputError: there is no such label or method, or an exported file lacks the map.
         """
-        return self._explainer.explain(image, label, method)
+        return self._explainer.explain(image, label, method, name=name)
 
     @cached_property
     def _explainer(self) -> Explainer:
@@ -251,6 +250,55 @@ class Classifier:
     @cached_property
     def _extractor(self) -> FeatureExtractor:
         return self._make_extractor()
+
+    def load(
+        self, image: ImageSource, *, limits: Limits | None = None, name: str | None = None
+    ) -> Pixels:
+        """The network's input for an image, for those who gather batches themselves.
+
+        Args:
+            image: as `splitattn.images.decode` takes it.
+            limits: what is refused before it is decoded; None takes the classifier's.
+            name: what errors call the image; by default its path.
+
+        Returns:
+            Pixels (C, size, size).
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        least = least_side(self.preprocessing) if self._decoding == "fast" else None
+        limits = self._limits if limits is None else limits
+        return load_pixels(image, self.preprocessing, least_side=least, limits=limits, name=name)
+
+    def probabilities(
+        self,
+        pixels_BCHW: Pixels,  # noqa: N803
+    ) -> NDArray[np.float32]:
+        """Probabilities (B, classes) of images as `load` gives them, (B, C, size, size).
+
+        Where the network gives no finite numbers, all of an image are NaN.
+        """
+        logits = self.engine.run(pixels_BCHW, self.preprocessing)
+        usable = finite(logits)[:, None]
+        found = ACTIVATIONS[self.activation](np.where(usable, logits, 0))
+        return np.where(usable, found, np.float32(np.nan))
+
+    def named(
+        self, probabilities: NDArray[np.float32], most: int, least: float
+    ) -> list[Prediction]:
+        """The classes of one image, most probable first, from its probabilities (classes,).
+
+        Args:
+            most: how many classes to name.
+            least: leave out classes with a lower probability.
+        """
+        order = np.argsort(-probabilities, kind="stable")[:most].tolist()
+        return [
+            Prediction(label=self.classes[index], index=index, probability=probability)
+            for index, probability in zip(order, probabilities[order].tolist(), strict=True)
+            if probability >= least
+        ]
 
     def best(
         self,
@@ -261,24 +309,31 @@ class Classifier:
         """The predictions for each image of a batch, or None where logits are not finite.
 
         Args:
-            pixels_BCHW: of the network's size, as `images.preprocess.load_pixels` gives them.
-            most: how many classes to name.
-            least: leave out classes with a lower probability.
+            pixels_BCHW: of the network's size, as `load` gives them.
+            most, least: see `named`.
         """
-        logits = self.engine.run(pixels_BCHW, self.preprocessing)
-        usable = finite(logits)
-        probabilities = ACTIVATIONS[self.activation](np.where(usable[:, None], logits, 0))
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :most]
-        best = np.take_along_axis(probabilities, order, 1)
+        found = self.probabilities(pixels_BCHW)
         return [
-            [
-                Prediction(label=self.classes[index], index=index, probability=probability)
-                for index, probability in zip(indices, shares, strict=True)
-                if probability >= least
-            ]
-            if labelled
-            else None
-            for labelled, indices, shares in zip(
-                usable.tolist(), order.tolist(), best.tolist(), strict=True
-            )
+            self.named(row, most, least) if usable else None
+            for row, usable in zip(found, finite(found), strict=True)
         ]
+
+    def choice(self, topk: int | None, threshold: float | None) -> tuple[int, float]:
+        """How many classes `predict` names, and the smallest probability of these.
+
+        Args:
+            topk, threshold: see `predict`.
+
+        Raises:
+            InputError: see `predict`.
+        """
+        several = self.activation == "sigmoid"
+        if topk is not None and topk < 1:
+            raise InputError(f"topk must be at least 1, got {topk}")
+        if threshold is not None and not several:
+            raise InputError(
+                f"a threshold is for weights that give several labels, got {threshold} for "
+                f"{self.weights}: leave it out"
+            )
+        most = (len(self.classes) if several else _TOPK) if topk is None else topk
+        return most, (THRESHOLD if several else 0.0) if threshold is None else threshold

@@ -12,6 +12,8 @@ from splitattn.errors import InputError
 # extra of it would not work for everyone.
 _PACKAGES = {
     "faster_coco_eval": "faster-coco-eval",
+    "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
     "torch": "torch torchvision",
     "yaml": "PyYAML",
 }

@@ -23,6 +23,7 @@ from splitattn.cli import (
     features,
     models,
     predict,
+    serve,
     train,
     weights,
 )
@@ -67,6 +68,7 @@ for _verb in (
     train.train,
     export.export,
     bulk.bulk,
+    serve.serve,
     bench.bench,
     models.models,
 ):

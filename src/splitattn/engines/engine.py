@@ -66,6 +66,14 @@ class Engine(ABC):
         parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], missing, axis=0)])
         return np.concatenate([infer(part) for part in parts])[: len(images)]
 
+    def fix_batches(self, batch_sizes: Sequence[int], preprocessing: Preprocessing) -> None:
+        """Prepare for batches of these sizes now, and for no others later.
+
+        For a server, whose requests must not wait for a compiler. Other sizes still work.
+        """
+        for batch_size in batch_sizes:
+            self.warm_up(batch_size, preprocessing)
+
     def warm_up(self, batch_size: int, preprocessing: Preprocessing) -> None:
         """Do what only the first batches of this size pay for."""
         size = preprocessing.size

@@ -16,6 +16,7 @@ from splitattn.engines.open_vino_structure import check_open_vino
 from splitattn.errors import InputError, one_line
 from splitattn.graph.onnx_model import Network, parts, to_onnx
 from splitattn.libraries import telemetry_off
+from splitattn.preprocessing import Preprocessing
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 with telemetry_off():
@@ -32,7 +33,7 @@ class OpenVinoEngine(Engine):
 
     OpenVINO compiles a faster network if it knows the shape of the batch. So a shape that comes
     twice in a row gets a network of its own, which replaces the one for the shape before it. All
-    other shapes share a network for any shape.
+    other shapes share a network for any shape. `fix_batches` ends that.
 
     Args:
         model: an IR file, or a model in memory; its only input takes the images.
@@ -57,8 +58,15 @@ class OpenVinoEngine(Engine):
         # A model that has one shape already gets no second network.
         self._owner: tuple[int, ...] = tuple(shape.to_shape()) if shape.is_static else ()
         self._last: tuple[int, ...] = ()
+        self._fixed: dict[tuple[int, ...], ov.CompiledModel] | None = None
         # A compiled network has one request, and all cores work on it: threads take turns.
         self._one_at_a_time = Lock()
+
+    def fix_batches(self, batch_sizes: Sequence[int], preprocessing: Preprocessing) -> None:
+        image = (preprocessing.channels, preprocessing.size, preprocessing.size)
+        own = batch_sizes if self.batch is None else ()
+        self._fixed = {(batch, *image): self._compiled((batch, *image)) for batch in own}
+        super().fix_batches(batch_sizes, preprocessing)
 
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
         images = np.ascontiguousarray(images_BCHW)
@@ -72,11 +80,16 @@ class OpenVinoEngine(Engine):
         return logits
 
     def _network(self, shape: tuple[int, ...]) -> "ov.CompiledModel":
+        if self._fixed is not None:
+            return self._fixed.get(shape, self._any_shape)
         if shape == self._last != self._owner:
-            model = self._model.clone()
-            model.reshape(shape)
-            self._own_shape, self._owner = _compile(model), shape
+            self._own_shape, self._owner = self._compiled(shape), shape
         return self._own_shape if shape == self._owner else self._any_shape
+
+    def _compiled(self, shape: tuple[int, ...]) -> "ov.CompiledModel":
+        model = self._model.clone()
+        model.reshape(shape)
+        return _compile(model)
 
 
 @cache

@@ -1,0 +1,1 @@
+"""An HTTP service and a web page around one network."""

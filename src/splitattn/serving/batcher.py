@@ -1,0 +1,124 @@
+"""Gathers what many callers want computed into batches. It knows no HTTP and no images."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a batch took.
+
+    Attributes:
+        size: items in it.
+        seconds: of the computation.
+        waited: seconds that each item waited for it.
+    """
+
+    size: int
+    seconds: float
+    waited: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Entry(Generic[Item, Result]):
+    item: Item
+    future: "Future[Result]"
+    since: float
+
+
+class Batcher(Generic[Item, Result]):
+    """Computes items in batches, in one thread, in the order in which they came.
+
+    While one batch is computed, the next one gathers. An idle batcher computes at once. Whoever
+    cancels the future of an item that still waits has it dropped before it costs anything.
+
+    Args:
+        compute: from one to `max_batch` items to a result for each. What it raises becomes the
+            result of all items of its batch.
+        max_batch: the most items in a batch.
+        max_wait: seconds that an idle batcher waits for a full batch after the first item.
+        on_batch: told of each batch, in the batcher's thread.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[list[Item]], Sequence[Result]],
+        *,
+        max_batch: int,
+        max_wait: float = 0.0,
+        on_batch: Callable[[Ran], None] = lambda _: None,
+    ) -> None:
+        self._compute, self._on_batch = compute, on_batch
+        self._max_batch, self._max_wait = max_batch, max_wait
+        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._changed = Condition()
+        self._closed = False
+        self._thread = Thread(target=self._run, name="splitattn-batcher", daemon=True)
+        self._thread.start()
+
+    def submit(self, item: Item) -> "Future[Result]":
+        """Have `item` computed.
+
+        Raises:
+            RuntimeError: the batcher is closed.
+        """
+        entry: _Entry[Item, Result] = _Entry(item=item, future=Future(), since=time.monotonic())
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the batcher is closed")
+            self._waiting.append(entry)
+            self._changed.notify()
+        return entry.future
+
+    def close(self) -> None:
+        """Compute what has been submitted, then end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                if self._max_wait:
+                    self._changed.wait_for(self._is_full, self._max_wait)
+                batch = self._taken()
+            if batch:
+                self._run_batch(batch)
+            batch = []  # or its images would stay until the next one comes
+
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= self._max_batch or self._closed
+
+    def _taken(self) -> list[_Entry[Item, Result]]:
+        """The next batch, without what has been cancelled."""
+        batch: list[_Entry[Item, Result]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            entry = self._waiting.popleft()
+            if entry.future.set_running_or_notify_cancel():
+                batch.append(entry)
+        return batch
+
+    def _run_batch(self, batch: list[_Entry[Item, Result]]) -> None:
+        start = time.monotonic()
+        try:
+            results = self._compute([entry.item for entry in batch])
+            for entry, result in zip(batch, results, strict=True):
+                entry.future.set_result(result)
+        except Exception as error:
+            for entry in batch:
+                if not entry.future.done():
+                    entry.future.set_exception(error)
+        waited = tuple(start - entry.since for entry in batch)
+        self._on_batch(Ran(size=len(batch), seconds=time.monotonic() - start, waited=waited))

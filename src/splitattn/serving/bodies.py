@@ -1,0 +1,186 @@
+"""Request bodies: images as they are, in multipart forms, or as base64 in JSON."""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from splitattn.serving.request_errors import RequestError, bad_request, too_large
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+JSON, FORM, BYTES = "application/json", "multipart/form-data", "application/octet-stream"
+_LONGEST_NAME = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What a request holds.
+
+    Attributes:
+        images: name and encoded bytes of each; a `RequestError` stands for what is no bytes.
+        is_list: whether the answer is a list, even of one image.
+    """
+
+    images: tuple[tuple[str, bytes | RequestError], ...]
+    is_list: bool
+
+
+def media_type(header: str) -> str:
+    """What the header Content-Type says, without its parameters."""
+    return header.partition(";")[0].strip().lower()
+
+
+def check_media_type(header: str) -> None:
+    """Raise unless images can be sent as that.
+
+    Raises:
+        RequestError: they cannot: 415.
+    """
+    kind = media_type(header)
+    if kind and kind not in (JSON, FORM, BYTES) and not kind.startswith("image/"):
+        raise RequestError(
+            415,
+            "unsupported_media_type",
+            f"Content-Type must be image/*, {BYTES}, {FORM} or {JSON}, got {kind!r:.60}",
+        )
+
+
+def read_images(body: bytes, content_type: str, most: int) -> Sent:
+    """The images in a body.
+
+    Args:
+        body: whole.
+        content_type: the header.
+        most: images that one request may have.
+
+    Raises:
+        RequestError: the body is not what the header says, or has no image or too many.
+    """
+    kind = media_type(content_type)
+    if kind == FORM:
+        sent = Sent(images=tuple(_read_form(body, content_type, most)), is_list=True)
+    elif kind == JSON:
+        sent = _read_json(body, most)
+    else:
+        sent = Sent(images=(("image", body),) if body else (), is_list=False)
+    if not sent.images:
+        raise bad_request("the request must hold an image, got none: send it as the body")
+    return sent
+
+
+def _too_many(most: int) -> RequestError:
+    return too_large(f"one request may hold {most} images, got more: send several requests")
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """An object.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise bad_request("the body must be JSON, got something else") from None
+    if not isinstance(value, dict):
+        raise bad_request(f"the body must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_json(body: bytes, most: int) -> Sent:
+    value = read_json(body)
+    if unknown := value.keys() - {"image", "images"}:
+        raise bad_request(
+            f"the object may hold image or images, got {min(unknown)!r:.60}; parameters go into "
+            "the URL"
+        )
+    images = value.get("images", [value["image"]] if "image" in value else [])
+    if not isinstance(images, list):
+        raise bad_request(f"images must be a list, got {type(images).__name__}")
+    if len(images) > most:
+        raise _too_many(most)
+    return Sent(
+        images=tuple((f"images[{i}]", decoded(text)) for i, text in enumerate(images)),
+        is_list="images" in value,
+    )
+
+
+def decoded(text: object) -> bytes | RequestError:
+    """The bytes of base64, with or without the beginning of a data URL; or what is wrong."""
+    if not isinstance(text, str):
+        return bad_request(f"an image must be base64 text, got {type(text).__name__}")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    if text.lower().startswith(("http:", "https:", "file:")):
+        return bad_request("an image must be base64 text, got a URL, which is never fetched")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return bad_request("an image must be base64 text, got other characters")
+
+
+class _Form:
+    """Collects the files of a form."""
+
+    def __init__(self, most: int) -> None:
+        self.images: list[tuple[str, bytes]] = []
+        self._most = most
+        self._header, self._value = b"", b""
+        self._disposition = b""
+        self._parts: list[bytes] = []
+
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self._begin,
+            "on_part_data": self._data,
+            "on_part_end": self._end,
+            "on_header_field": self._on_header,
+            "on_header_value": self._on_value,
+            "on_header_end": self._on_header_end,
+        }
+
+    def _begin(self) -> None:
+        self._header, self._value, self._disposition, self._parts = b"", b"", b"", []
+
+    def _on_header(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header, self._value = b"", b""
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self._parts.append(data[start:end])
+
+    def _end(self) -> None:
+        if len(self.images) >= self._most:
+            raise _too_many(self._most)
+        _, options = parse_options_header(self._disposition)
+        name = options.get(b"filename") or options.get(b"name") or b"image"
+        shown = name.decode("utf-8", "replace")[:_LONGEST_NAME]
+        self.images.append((shown, b"".join(self._parts)))
+
+
+def _read_form(body: bytes, content_type: str, most: int) -> list[tuple[str, bytes]]:
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise bad_request("a form must state its boundary in Content-Type, got none")
+    form = _Form(most)
+    try:
+        parser = MultipartParser(boundary, form.callbacks())
+        parser.write(body)
+        parser.finalize()
+    except FormParserError:
+        raise bad_request("the form is damaged: send it again") from None
+    return form.images

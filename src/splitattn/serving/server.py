@@ -1,0 +1,105 @@
+"""Runs a service: uvicorn in one process, JSON logs, and a shutdown that loses nothing."""
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from splitattn.errors import InputError
+from splitattn.serving.app import create_app
+from splitattn.serving.guard import LOG, JsonFormatter
+from splitattn.serving.served import Model
+from splitattn.serving.settings import Settings
+
+_MORE = 10.0  # seconds to end in, beyond what a request may take
+_KEEP_ALIVE = 75  # seconds, longer than those of usual balancers, so that they close first
+_BACKLOG = 2048
+
+
+def serve(
+    model: Model,
+    settings: Settings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> None:
+    """Serve a model until SIGTERM or SIGINT.
+
+    At SIGTERM `/readyz` says 503. For `drain_wait` seconds requests are still taken; then the
+    socket closes, what was accepted is answered, and the process ends. SIGINT does not wait. A
+    second signal ends it at once.
+
+    Args:
+        model: a `Classifier`, `Detector` or `Segmenter`.
+        settings: see there.
+        host, port: where to listen; port 0 takes a free one.
+
+    Raises:
+        InputError: the address cannot be listened on.
+    """
+    app = create_app(model, settings)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=int(settings.deadline + settings.body_timeout + _MORE),
+    )
+    _log_as_json()
+    try:
+        socket = config.bind_socket()
+    except SystemExit:
+        raise InputError(
+            f"cannot listen on {host} port {port}: choose another --port, or end what listens there"
+        ) from None
+    address = "http://{}:{}".format(*socket.getsockname()[:2])
+    asyncio.run(_run(uvicorn.Server(config), app, settings, socket, address))
+
+
+async def _run(
+    server: uvicorn.Server,
+    app: Starlette,
+    settings: Settings,
+    socket: Any,
+    address: str,
+) -> None:
+    running = asyncio.create_task(server.serve(sockets=[socket]))
+    while not (server.started or running.done()):
+        await asyncio.sleep(0.01)
+    if running.done():
+        await running
+        return
+    # After uvicorn's own, which would close the socket before any balancer knows.
+    loop, ends = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+
+    def end(wait: float) -> None:
+        server.force_exit = bool(ends)
+        ends.append(asyncio.create_task(_drain(server, app, wait)))
+
+    loop.add_signal_handler(signal.SIGTERM, end, settings.drain_wait)
+    loop.add_signal_handler(signal.SIGINT, end, 0.0)
+    await app.state.starting
+    LOG.info("%s is served at %s", app.state.service.served.model, address)
+    await running
+
+
+async def _drain(server: uvicorn.Server, app: Starlette, wait: float) -> None:
+    app.state.service.drain()
+    await asyncio.sleep(wait)
+    server.should_exit = True
+
+
+def _log_as_json() -> None:
+    """All logs of this process as JSON on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)

@@ -1,0 +1,117 @@
+"""The batcher, without any network."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from splitattn.serving.batcher import Batcher, Ran
+
+WAIT = 10  # seconds, for what comes at once
+
+
+class Gate:
+    """Computes squares, but not before it is opened."""
+
+    def __init__(self) -> None:
+        self.open, self.busy = threading.Event(), threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: list[int]) -> Sequence[int]:
+        self.busy.set()
+        assert self.open.wait(WAIT)
+        self.batches.append(items)
+        return [item**2 for item in items]
+
+
+@contextmanager
+def batcher(gate: Gate, **options: float) -> Iterator[Batcher[int, int]]:
+    ready: Batcher[int, int] = Batcher(gate, **{"max_batch": 4, **options})  # type: ignore[arg-type]
+    try:
+        yield ready
+    finally:
+        gate.open.set()
+        ready.close()
+
+
+def test_items_gather_while_the_network_is_busy() -> None:
+    gate = Gate()
+    with batcher(gate) as running:
+        first = running.submit(0)
+        assert gate.busy.wait(WAIT)
+        others = [running.submit(i) for i in range(1, 8)]
+        gate.open.set()
+        assert [each.result(WAIT) for each in (first, *others)] == [i**2 for i in range(8)]
+    assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+
+
+def test_a_single_item_waits_for_nobody() -> None:
+    gate = Gate()
+    gate.open.set()
+    with batcher(gate) as running:
+        started = time.monotonic()
+        assert running.submit(3).result(WAIT) == 9
+        assert time.monotonic() - started < 1
+
+
+def test_with_a_wait_a_full_batch_goes_at_once_and_a_part_of_one_later() -> None:
+    gate = Gate()
+    gate.open.set()
+    with batcher(gate, max_wait=0.2) as running:
+        full = [running.submit(i) for i in range(4)]
+        started = time.monotonic()
+        assert [each.result(WAIT) for each in full] == [0, 1, 4, 9]
+        assert time.monotonic() - started < 0.15
+        running.submit(5).result(WAIT)
+        assert time.monotonic() - started >= 0.2
+    assert [len(batch) for batch in gate.batches] == [4, 1]
+
+
+def test_what_nobody_waits_for_is_dropped_before_it_costs() -> None:
+    gate = Gate()
+    with batcher(gate) as running:
+        first = running.submit(0)
+        assert gate.busy.wait(WAIT)
+        left, stays = running.submit(1), running.submit(2)
+        assert left.cancel()
+        gate.open.set()
+        assert (first.result(WAIT), stays.result(WAIT)) == (0, 4)
+    assert gate.batches == [[0], [2]]
+
+
+def test_closing_computes_what_was_submitted_and_ends_the_thread() -> None:
+    gate = Gate()
+    running: Batcher[int, int] = Batcher(gate, max_batch=2)
+    futures = [running.submit(i) for i in range(5)]
+    gate.open.set()
+    running.close()
+    assert [each.result(0) for each in futures] == [0, 1, 4, 9, 16]
+    assert "splitattn-batcher" not in {thread.name for thread in threading.enumerate()}
+    with pytest.raises(RuntimeError):
+        running.submit(1)
+
+
+def test_an_error_is_the_result_of_its_batch_alone() -> None:
+    def compute(items: list[int]) -> list[int]:
+        if 0 in items:
+            raise ValueError("no zero")
+        return items
+
+    running: Batcher[int, int] = Batcher(compute, max_batch=1)
+    bad, good = running.submit(0), running.submit(1)
+    with pytest.raises(ValueError, match="no zero"):
+        bad.result(WAIT)
+    assert good.result(WAIT) == 1
+    running.close()
+
+
+def test_each_batch_is_told() -> None:
+    gate, told = Gate(), list[Ran]()
+    gate.open.set()
+    running: Batcher[int, int] = Batcher(gate, max_batch=4, on_batch=told.append)
+    running.submit(0).result(WAIT)
+    running.close()
+    assert [each.size for each in told] == [1]
+    assert all(each.seconds >= 0 and min(each.waited) >= 0 for each in told)

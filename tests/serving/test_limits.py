@@ -1,0 +1,203 @@
+"""How a service refuses, gives up and ends, with a model whose computation waits for the test."""
+
+import socket
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import httpx2
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from splitattn.errors import InputError
+from splitattn.serving.settings import Settings
+
+from .running import WAIT, Running, gated, until_ready
+
+
+def post(own: Running, content: bytes = b"image", **headers: str) -> httpx2.Response:
+    return own.client.post("/v1/predict", content=content, headers=headers)
+
+
+def fault(response: httpx2.Response) -> tuple[int, str]:
+    error = response.json()["error"]
+    assert error["status"] == response.status_code
+    assert "\n" not in error["message"]
+    return response.status_code, error["code"]
+
+
+def wait_for(true: "object") -> None:
+    pause = threading.Event()
+    deadline = time.monotonic() + WAIT
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        pause.wait(0.005)
+
+
+def send(own: Running, content: bytes, *, whole: bool = True) -> socket.socket:
+    """A request on a socket of its own, without reading the answer."""
+    length = len(content) if whole else len(content) + 100
+    connection = socket.create_connection(("127.0.0.1", own.port), timeout=WAIT)
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def test_until_it_has_compiled_it_lives_but_is_not_ready() -> None:
+    with gated(max_batch=4, compiled=False) as (own, model):
+        model.gate.set()
+        assert own.client.get("/livez").status_code == 200
+        ready = own.client.get("/readyz")
+        assert (ready.status_code, ready.json()) == (503, {"ready": False, "state": "loading"})
+        assert fault(post(own)) == (503, "loading")
+        model.compiled.set()
+        until_ready(own)
+        assert model.prepared == [1, 4]
+        assert post(own).status_code == 200
+
+
+def test_a_full_queue_is_429_at_once_and_nothing_else() -> None:
+    with (
+        gated(max_queue=2, max_images=2, max_batch=1) as (own, model),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        accepted: list[Future[httpx2.Response]] = [pool.submit(post, own) for _ in range(2)]
+        wait_for(lambda: own.metric("splitattn_queue_images") == 2)
+        started = time.monotonic()
+        refused = post(own)
+        assert time.monotonic() - started < 1
+        assert fault(refused) == (429, "queue_full")
+        assert refused.headers["Retry-After"] == "1"
+        model.gate.set()
+        assert [each.result(WAIT).json()["length"] for each in accepted] == [5, 5]
+        assert post(own).status_code == 200
+        assert own.metric("splitattn_queue_images") == 0
+        assert own.metric("splitattn_queue_bytes") == 0
+
+
+def test_bytes_that_wait_are_bounded_too() -> None:
+    with gated(max_queued_bytes=1000) as (own, model), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, own, b"x" * 600)
+        assert model.busy.wait(WAIT)
+        assert fault(post(own, b"x" * 600)) == (429, "queue_full")
+        model.gate.set()
+        assert first.result(WAIT).status_code == 200
+        assert post(own, b"x" * 600).status_code == 200
+
+
+def test_what_nobody_waits_for_is_not_computed() -> None:
+    with gated(max_batch=1) as (own, model):
+        stays = send(own, b"stays")
+        assert model.busy.wait(WAIT)
+        leaves = send(own, b"leaves")
+        wait_for(lambda: own.metric("splitattn_queue_images") == 2)
+        leaves.close()
+        wait_for(lambda: own.metric("splitattn_queue_images") == 1)
+        model.gate.set()
+        assert stays.recv(100).startswith(b"HTTP/1.1 200")
+        stays.close()
+        assert model.batches == [[b"stays"]]
+        assert own.metric('splitattn_dropped_total{reason="client_left"}') == 1
+
+
+def test_after_the_deadline_it_is_504_and_not_computed() -> None:
+    with gated(deadline=0.2, max_batch=1) as (own, model), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, own, b"first")
+        assert model.busy.wait(WAIT)
+        assert fault(post(own, b"late")) == (504, "deadline")
+        assert fault(first.result(WAIT)) == (504, "deadline")
+        model.gate.set()
+        assert post(own, b"next").status_code == 200
+        assert model.batches == [[b"first"], [b"next"]]
+
+
+def test_a_body_that_does_not_come_is_given_up_while_others_are_answered() -> None:
+    with gated(body_timeout=0.3) as (own, model):
+        model.gate.set()
+        slow = [send(own, b"half", whole=False) for _ in range(20)]
+        assert post(own).status_code == 200
+        for connection in slow:
+            assert connection.recv(100).startswith(b"HTTP/1.1 408")
+            connection.close()
+        assert own.metric("splitattn_queue_bytes") == 0
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_413(chunked: bool) -> None:
+    with gated(max_body=1000) as (own, model):
+        model.gate.set()
+        content = iter([b"x" * 600] * 2) if chunked else b"x" * 1001
+        refused = own.client.post("/v1/predict", content=content)
+        assert fault(refused) == (413, "too_large")
+        assert post(own, b"x" * 1000).status_code == 200
+
+
+def test_a_crash_of_the_network_is_500_and_the_next_image_is_answered() -> None:
+    with gated() as (own, model):
+        model.gate.set()
+        refused = post(own, b"crash")
+        assert fault(refused) == (500, "internal")
+        assert "memory" not in refused.text  # what went wrong inside is for the log
+        assert post(own).json()["length"] == 5
+
+
+def test_ending_answers_what_was_accepted() -> None:
+    with gated(max_batch=1) as (own, model), ThreadPoolExecutor(3) as pool:
+        accepted = [pool.submit(post, own) for _ in range(3)]
+        wait_for(lambda: own.metric("splitattn_queue_images") == 3)
+        own.app.state.service.drain()
+        ready = own.client.get("/readyz")
+        assert (ready.status_code, ready.json()["state"]) == (503, "draining")
+        own.server.should_exit = True
+        time.sleep(0.2)
+        model.gate.set()
+        assert [each.result(WAIT).json()["length"] for each in accepted] == [5] * 3
+
+
+def test_a_service_that_stops_is_503() -> None:
+    with gated() as (own, _):
+        own.app.state.service.stop()
+        assert fault(post(own)) == (503, "stopping")
+        assert own.client.get("/livez").status_code == 200
+        assert own.client.get("/readyz").status_code == 503
+
+
+def test_a_key_is_asked_for_where_there_is_one() -> None:
+    with gated(key="secret-key") as (own, model):
+        model.gate.set()
+        for wrong in ({}, {"Authorization": "Bearer secret-kez"}, {"Authorization": "secret-key"}):
+            refused = own.client.post("/v1/predict", content=b"image", headers=wrong)
+            assert fault(refused) == (401, "unauthorized")
+        assert own.client.get("/metrics").status_code == 401
+        right = {"Authorization": "Bearer secret-key"}
+        assert own.client.post("/v1/predict", content=b"image", headers=right).status_code == 200
+        assert "secret" not in repr(own.app.state.service.settings)
+
+
+def test_another_host_is_refused_where_hosts_are_known() -> None:
+    with gated(trusted_hosts=("localhost", "127.0.0.1", "::1")) as (own, _):
+        for good in ("localhost", f"127.0.0.1:{own.port}", "[::1]:80", "LOCALHOST"):
+            assert own.client.get("/livez", headers={"Host": good}).status_code == 200
+        for bad in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80"):
+            assert fault(own.client.get("/livez", headers={"Host": bad})) == (400, "untrusted_host")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_batch": 0}, "max_batch must be at least 1, got 0"),
+        ({"deadline": 0.0}, "deadline must be more than 0, got 0.0"),
+        ({"max_wait": float("inf")}, "max_wait must be at least 0, got inf"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"max_images": 200}, "max_images must be at most max_queue, 128, got 200"),
+        ({"key": ""}, "key must not be empty"),
+    ],
+)
+def test_settings_are_checked_where_they_are_built(
+    settings: dict[str, float], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        Settings(**settings)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(message)

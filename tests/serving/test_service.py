@@ -1,0 +1,330 @@
+"""What a service answers, with small networks behind real sockets."""
+
+import base64
+import io
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from splitattn.architectures import ARCHITECTURES
+from splitattn.classifier import Classifier
+from splitattn.dense.detector import Detector
+from splitattn.dense.segmenter import Segmenter
+from splitattn.images.samples import sample_photographs
+from splitattn.serving.app import create_app
+from splitattn.serving.settings import Settings
+from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.metadata import ModelMetadata
+from tests.attacks.make import attacks
+from tests.cli.networks import CLASSES, PREPROCESSING, write_weights
+from tests.dense.datasets import CLASSES as OBJECTS
+from tests.dense.datasets import MASK_CLASSES
+from tests.dense.runs import ARCHITECTURE, CHANNELS, mask_network, network
+
+from .running import Running, running, until_ready
+
+PHOTOGRAPHS = [path.read_bytes() for path in sample_photographs()]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    weights = write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+    return Classifier(weights=weights, engine="onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def own(classifier: Classifier) -> Iterator[Running]:
+    with running(create_app(classifier, Settings(max_batch=4, max_images=8))) as service:
+        until_ready(service)
+        yield service
+
+
+def post(own: Running, content: bytes, query: str = "", **headers: str) -> Any:
+    response = own.client.post(
+        f"/v1/predict?{query}", content=content, headers={"Content-Type": "image/jpeg", **headers}
+    )
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_answers_are_those_of_predict(own: Running, classifier: Classifier) -> None:
+    for photograph in PHOTOGRAPHS:
+        answer = post(own, photograph, "topk=6")
+        expected = classifier.predict(photograph, topk=6)
+        assert [each["label"] for each in answer["predictions"]] == [p.label for p in expected]
+        np.testing.assert_allclose(
+            [each["probability"] for each in answer["predictions"]],
+            [each.probability for each in expected],
+            atol=1e-5,
+        )
+        assert (answer["model"], answer["weights"]) == (classifier.model, str(classifier.weights))
+    assert len(post(own, PHOTOGRAPHS[0])["predictions"]) == 5
+
+
+def test_several_files_are_answered_in_their_order_each_for_itself(
+    own: Running, classifier: Classifier
+) -> None:
+    names = ["one.jpg", "bröken.jpg", "../two.jpg"]
+    contents = [PHOTOGRAPHS[0], b"no image", PHOTOGRAPHS[1]]
+    files = [("file", each) for each in zip(names, contents, strict=True)]
+    form = own.client.post("/v1/predict?topk=1", files=files)
+    encoded = [base64.b64encode(each).decode() for each in contents]
+    encoded[2] = f"data:image/jpeg;base64,{encoded[2]}"
+    listed = own.client.post("/v1/predict?topk=1", json={"images": encoded})
+    assert form.status_code == listed.status_code == 200
+    for response in (form, listed):
+        first, broken, last = response.json()["results"]
+        for answer, photograph in ((first, PHOTOGRAPHS[0]), (last, PHOTOGRAPHS[1])):
+            (best,) = classifier.predict(photograph, topk=1)
+            assert answer["predictions"][0]["label"] == best.label
+        assert broken["error"]["code"] == "bad_image"
+        assert "\n" not in broken["error"]["message"]
+    assert [each["name"] for each in form.json()["results"]] == names
+    single = own.client.post("/v1/predict", json={"image": encoded[0]})
+    assert single.json()["predictions"] == post(own, PHOTOGRAPHS[0])["predictions"]
+
+
+FAULTS: list[tuple[str, str, bytes, str, int, str]] = [
+    ("POST", "/v1/predict", b"no image", "image/png", 422, "expected an image"),
+    ("POST", "/v1/predict", b"", "image/png", 400, "must hold an image"),
+    ("POST", "/v1/predict", b"x", "text/html", 415, "Content-Type must be"),
+    ("POST", "/v1/predict", b"{", "application/json", 400, "must be JSON"),
+    ("POST", "/v1/predict", b"[" * 100_000, "application/json", 400, "must be JSON"),
+    ("POST", "/v1/predict", b"[]", "application/json", 400, "must be a JSON object"),
+    ("POST", "/v1/predict", b"{}", "application/json", 400, "must hold an image"),
+    ("POST", "/v1/predict", b'{"url": "x"}', "application/json", 400, "image or images"),
+    ("POST", "/v1/predict", b'{"image": 3}', "application/json", 400, "must be base64 text"),
+    ("POST", "/v1/predict", b'{"image": "http://10.0.0.1/"}', "application/json", 400, "a URL"),
+    ("POST", "/v1/predict", b'{"image": "file:///etc/passwd"}', "application/json", 400, "a URL"),
+    ("POST", "/v1/predict", b"x", "multipart/form-data", 400, "boundary"),
+    ("POST", "/v1/predict", b"x", "multipart/form-data; boundary=b", 400, "damaged"),
+    ("POST", "/v1/predict?topk=0", b"x", "image/png", 422, "topk must be at least 1"),
+    ("POST", "/v1/predict?topk=many", b"x", "image/png", 422, "topk must be a whole number"),
+    (
+        "POST",
+        "/v1/predict?top_k=1",
+        b"x",
+        "image/png",
+        422,
+        "parameters here are topk, threshold, explain",
+    ),
+    ("POST", "/v1/predict?explain=x", b"x", "image/png", 422, "explain must be true or false"),
+    ("POST", "/v1/explain?method=rise", b"x", "image/png", 422, "method must be"),
+    ("POST", "/v1/explain", b"no image", "image/png", 422, "expected an image"),
+    ("GET", "/v1/predict", b"", "", 405, "does not take GET"),
+    ("GET", "/v1/nothing", b"", "", 404, "nothing is at"),
+    ("GET", "/../../etc/passwd", b"", "", 404, "nothing is at"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "content", "kind", "status", "message"), FAULTS)
+def test_what_cannot_be_answered_has_one_shape(
+    own: Running, method: str, path: str, content: bytes, kind: str, status: int, message: str
+) -> None:
+    response = own.client.request(method, path, content=content, headers={"Content-Type": kind})
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["status"] == status
+    assert message in error["message"]
+    assert "\n" not in error["message"]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_too_many_images_are_refused(own: Running) -> None:
+    encoded = {"images": ["AAAA"] * 9}
+    assert own.client.post("/v1/predict", json=encoded).status_code == 413
+    files = [("file", ("a.jpg", b"a"))] * 9
+    assert own.client.post("/v1/predict", files=files).status_code == 413
+
+
+def test_hostile_files_are_errors_of_their_own(own: Running) -> None:
+    hostile = [each for each in attacks() if each.path.startswith("images/")]
+    assert len(hostile) > 40
+    for attack in hostile:
+        response = own.client.post("/v1/predict", content=attack.content)
+        assert response.status_code in ((200, 422) if attack.content else (400,)), attack.path
+    assert post(own, PHOTOGRAPHS[0])["predictions"]
+
+
+def test_explanations_come_as_json_and_as_a_picture(own: Running, classifier: Classifier) -> None:
+    found = own.client.post("/v1/explain?label=mug", content=PHOTOGRAPHS[2]).json()
+    expected = classifier.explain(PHOTOGRAPHS[2], "mug")
+    assert (found["label"], found["method"]) == ("mug", expected.method)
+    np.testing.assert_allclose(found["map"], expected.map, atol=1e-4)
+    accept = {"Accept": "image/jpeg"}
+    picture = own.client.post("/v1/explain", content=PHOTOGRAPHS[2], headers=accept)
+    assert picture.headers["Content-Type"] == "image/jpeg"
+    with Image.open(io.BytesIO(picture.content)) as image:
+        assert image.width == 640
+    both = post(own, PHOTOGRAPHS[2], "explain=true&topk=1")
+    assert both["explanation"]["label"] == both["predictions"][0]["label"]
+    assert both["explanation"]["picture"].startswith("data:image/jpeg;base64,")
+    wrong = own.client.post("/v1/explain?label=mugg", content=PHOTOGRAPHS[2])
+    assert wrong.status_code == 422
+    assert "did you mean 'mug'?" in wrong.json()["error"]["message"]
+
+
+def test_the_service_says_what_it_is(own: Running, classifier: Classifier) -> None:
+    about = own.client.get("/v1/model").json()
+    assert (about["task"], about["classes"]) == ("classification", list(CLASSES))
+    assert about["size"] == PREPROCESSING.size
+    assert about["engine"] == classifier.engine.name
+    described = own.client.get("/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    for path, operations in described["paths"].items():
+        for verb in operations:
+            assert own.client.request(verb, path, content=b"x").status_code not in (404, 405)
+    post(own, PHOTOGRAPHS[0])
+    assert own.metric('splitattn_requests_total{path="/v1/predict",status="200"}') >= 1
+    assert own.metric("splitattn_queue_images") == 0
+    assert own.client.get("/metrics").headers["Content-Type"].startswith("text/plain")
+
+
+def test_a_request_keeps_its_id_and_a_hostile_one_does_not(own: Running) -> None:
+    asked = own.client.get("/livez", headers={"X-Request-ID": "abc-123"})
+    assert asked.headers["X-Request-ID"] == "abc-123"
+    hostile = own.client.get("/livez", headers={"X-Request-ID": 'a" b'})
+    assert len(hostile.headers["X-Request-ID"]) == 32
+
+
+def test_the_protocol_takes_files_and_pixels_in_json(own: Running, classifier: Classifier) -> None:
+    name = own.client.get("/v2/models/resnest14").json()
+    assert name["outputs"][0] == {
+        "name": "probabilities",
+        "datatype": "FP32",
+        "shape": [-1, len(CLASSES)],
+    }
+    assert own.client.get("/v2/health/ready").json() == {"ready": True}
+    encoded = [base64.b64encode(each).decode() for each in PHOTOGRAPHS[:2]]
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [2], "data": encoded}]
+    files = own.client.post("/v2/models/resnest14/infer", json={"id": "7", "inputs": inputs})
+    probabilities, labels = files.json()["outputs"]
+    best = [each[0] for each in classifier.predict(PHOTOGRAPHS[:2])]
+    assert labels["data"] == [each.label for each in best]
+    assert files.json()["id"] == "7"
+    found = np.reshape(probabilities["data"], probabilities["shape"])
+    np.testing.assert_allclose(found.max(1), [each.probability for each in best], atol=1e-5)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)
+    inputs = [
+        {"name": "image", "datatype": "UINT8", "shape": [2, 40, 50, 3], "data": pixels.tolist()}
+    ]
+    arrays = own.client.post("/v2/models/resnest14/infer", json={"inputs": inputs})
+    expected = [each[0].label for each in classifier.predict([*pixels])]
+    assert arrays.json()["outputs"][1]["data"] == expected
+
+
+def test_the_protocol_takes_and_gives_binary_tensors(own: Running, classifier: Classifier) -> None:
+    content = b"".join(struct.pack("<I", len(each)) + each for each in PHOTOGRAPHS[:3])
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "BYTES",
+                    "shape": [3],
+                    "parameters": {"binary_data_size": len(content)},
+                }
+            ],
+            "outputs": [{"name": "probabilities", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    response = own.client.post(
+        "/v2/models/resnest14/infer", content=head + content, headers=headers
+    )
+    length = int(response.headers["Inference-Header-Content-Length"])
+    (output,) = json.loads(response.content[:length])["outputs"]
+    found = np.frombuffer(response.content[length:], np.float32).reshape(output["shape"])
+    expected = classifier.predict(PHOTOGRAPHS[:3], topk=1)
+    np.testing.assert_allclose(found.max(1), [each[0].probability for each in expected], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {},
+        {"datatype": "FP32", "shape": [1], "data": []},
+        {"datatype": "BYTES", "shape": [2], "data": ["AAAA"]},
+        {"datatype": "BYTES", "shape": [1], "data": "AAAA"},
+        {"datatype": "BYTES", "shape": [-1], "data": ["AAAA"]},
+        {"datatype": "BYTES", "shape": [99], "data": ["AAAA"] * 99},
+        {"datatype": "BYTES", "shape": [1], "data": [7]},
+        {"datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [1, 2]},
+        {"datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [[1], [1, 2]]},
+        {"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 300]},
+        {"datatype": "UINT8", "shape": [1, 10**9, 10**9, 3], "data": [1]},
+        {"datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}},
+    ],
+)
+def test_the_protocol_refuses_in_its_own_shape(own: Running, tensor: dict[str, Any]) -> None:
+    response = own.client.post("/v2/models/resnest14/infer", json={"inputs": [tensor]})
+    assert response.status_code in (400, 413, 422)
+    assert isinstance(response.json()["error"], str)
+
+
+def write_dense(path: Path, task: str) -> Path:
+    """Untrained weights, which find something everywhere."""
+    detects = task == "detection"
+    model = network() if detects else mask_network()
+    state = model.state_dict()
+    for key, value in state.items():
+        if key.endswith("cls_logits.bias"):
+            value.fill_(1.0)
+    metadata = ModelMetadata(
+        model="small",
+        task=task,
+        classes=OBJECTS if detects else MASK_CLASSES,
+        preprocessing=PREPROCESSING,
+        head={
+            "name": "fcos" if detects else "fpn",
+            "channels": CHANNELS,
+            "short_side": 64,
+            "long_side": 96,
+        },
+    )
+    write_checkpoint(path, state, metadata)
+    return path
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_detectors_and_segmenters_are_served(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    weights = write_dense(tmp_path / "dense.safetensors", task)
+    model: Detector | Segmenter = (
+        Detector(weights, engine="onnxruntime")
+        if task == "detection"
+        else Segmenter(weights, engine="onnxruntime")
+    )
+    with running(create_app(model)) as own:
+        until_ready(own)
+        answer = post(own, PHOTOGRAPHS[0], "draw=true")
+        image = Image.open(io.BytesIO(PHOTOGRAPHS[0]))
+        assert answer["size"] == {"width": image.width, "height": image.height}
+        assert answer["picture"].startswith("data:image/jpeg;base64,")
+        if isinstance(model, Detector):
+            expected = model.predict(PHOTOGRAPHS[0])
+            assert len(expected) > 3
+            assert [each["box"] for each in answer["objects"]] == [[*each.box] for each in expected]
+        else:
+            shares = [each.share for each in model.predict(PHOTOGRAPHS[0]).shares]
+            assert [each["share"] for each in answer["classes"]] == shares
+            assert "counts" in post(own, PHOTOGRAPHS[0], "masks=true")["classes"][0]["mask"]
+        refused = own.client.post("/v1/explain", content=PHOTOGRAPHS[0])
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+        encoded = base64.b64encode(PHOTOGRAPHS[0]).decode()
+        inputs = [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded]}]
+        inferred = own.client.post("/v2/models/small/infer", json={"inputs": inputs})
+        (text,) = inferred.json()["outputs"][0]["data"]
+        assert json.loads(text)["size"] == answer["size"]
