@@ -26,6 +26,7 @@ from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
 from tests.attacks.make import attacks
 from tests.cli.networks import CLASSES, PREPROCESSING, write_weights
+from tests.cli.networks import network as classes_network
 from tests.dense.datasets import CLASSES as OBJECTS
 from tests.dense.datasets import MASK_CLASSES
 from tests.dense.runs import ARCHITECTURE, CHANNELS, mask_network, network
@@ -270,6 +271,21 @@ def test_the_protocol_refuses_in_its_own_shape(own: Running, tensor: dict[str, A
     response = own.client.post("/v2/models/resnest14/infer", json={"inputs": [tensor]})
     assert response.status_code in (400, 413, 422)
     assert isinstance(response.json()["error"], str)
+
+
+def test_an_image_that_may_have_several_classes_may_have_none(tmp_path: Path) -> None:
+    metadata = ModelMetadata(
+        model="resnest14", classes=CLASSES, preprocessing=PREPROCESSING, activation="sigmoid"
+    )
+    write_checkpoint(tmp_path / "several.safetensors", classes_network().state_dict(), metadata)
+    model = Classifier(weights=tmp_path / "several.safetensors", engine="onnxruntime")
+    with running(create_app(model)) as own:
+        until_ready(own)
+        expected = model.predict(PHOTOGRAPHS[0], threshold=0.3)
+        assert len(post(own, PHOTOGRAPHS[0], "threshold=0.3")["predictions"]) == len(expected) > 0
+        none = post(own, PHOTOGRAPHS[0], "threshold=1&explain=true")
+        assert none["predictions"] == []
+        assert none["explanation"]["label"] in CLASSES
 
 
 def write_dense(path: Path, task: str) -> Path:

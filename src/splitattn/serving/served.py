@@ -17,6 +17,7 @@ from splitattn.dense.mask_drawing import draw_classes
 from splitattn.dense.outlines import to_run_lengths
 from splitattn.dense.segmenter import SegmentedImage, Segmenter
 from splitattn.engines.engine import NOT_FINITE
+from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError, one_line
 from splitattn.explanation import Explanation
 from splitattn.images.decode import decode
@@ -41,12 +42,14 @@ class Served(ABC):
         classes: names by index.
         most_of_a_batch: images that `compute` gains from taking at a time; None is any number.
         parameters: of a request, with what each means.
+        explains: whether it can say what a label rests on, soon enough for a request.
     """
 
     task: str
     engine: str
     most_of_a_batch: int | None = None
     parameters: Mapping[str, str]
+    explains: bool = False
 
     def __init__(self, model: Model) -> None:
         self.model, self.weights = model.model, str(model.weights)
@@ -97,6 +100,7 @@ class ServedClassifier(Served):
     def __init__(self, model: Classifier) -> None:
         super().__init__(model)
         self.classifier, self.engine = model, model.engine.name
+        self.explains = file_engine(self.weights) is None  # exported files give no maps
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
         self.classifier.engine.fix_batches(batch_sizes, self.classifier.preprocessing)

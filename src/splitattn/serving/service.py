@@ -62,7 +62,7 @@ class Service:
     @property
     def explains(self) -> bool:
         """Whether it answers what labels rest on."""
-        return self.settings.explain and isinstance(self.served, ServedClassifier)
+        return self.settings.explain and self.served.explains
 
     def start(self) -> None:
         """Compile for single images and full batches; then the service is ready."""
@@ -205,7 +205,8 @@ class Service:
             return await self.in_thread(self.served.answer, loaded, result, options, name)
         found = self.served.answer(loaded, result, options, name)
         if options.get("explain") and self.explains and isinstance(self.served, ServedClassifier):
-            explain, label = self.served.explain, found["predictions"][0]["index"]
+            # An image that may have several classes may have none: the best one is explained.
+            explain, label = self.served.explain, int(result.argmax())
             explained = await self.in_thread(explain, content, label, "auto", name)
             found["explanation"] = await self.in_thread(explanation_as_json, explained)
         return found

@@ -89,7 +89,7 @@ function show(card, file, answer, milliseconds) {
       ? answer.objects.map((each) => [each.label, each.score])
       : answer.classes.map((each) => [each.label, each.share]);
   list.append(...rows.slice(0, 20).map(([label, share]) => guess(label, share)));
-  const doubt = answer.predictions && rows[0][1] < SURE ? "Not sure. " : "";
+  const doubt = answer.predictions && rows.length && rows[0][1] < SURE ? "Not sure. " : "";
   note.textContent = `${rows.length ? doubt : "Nothing found. "}${Math.round(milliseconds)} ms`;
   if (answer.picture) {
     const image = card.querySelector("img");
@@ -97,7 +97,7 @@ function show(card, file, answer, milliseconds) {
     image.hidden = false;
     image.alt = `${file.name} with ${rows.length ? rows.map((row) => row[0]).join(", ") : "nothing"}`;
   }
-  if (answer.predictions && about && about.explains) explainable(card, file, answer.predictions[0]);
+  if (answer.predictions && rows.length && about && about.explains) explainable(card, file, answer.predictions[0]);
 }
 
 function explainable(card, file, best) {
