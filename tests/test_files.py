@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from splitattn.data.sources import open_data
 from splitattn.engines.open_vino import ov, save
 from splitattn.errors import DataError, InputError, WeightsError
-from splitattn.files import open_file, remove_leftovers, replacing, writing_native
+from splitattn.files import (
+    as_on_disk,
+    is_utf8,
+    open_file,
+    remove_leftovers,
+    replacing,
+    writing_native,
+)
 from splitattn.opening import open_network
 from splitattn.training import resume as checkpoints
 from splitattn.training.recipes import load_recipe
@@ -140,6 +147,23 @@ def test_what_is_no_file_is_neither_read_nor_replaced(
         load_recipe("pipe.toml", model="resnest50")
     with pytest.raises(WeightsError, match="pipe, device or socket"):
         open_network(weights="pipe.onnx")
+
+
+def test_a_name_whose_accents_are_composed_in_another_way_is_found(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    (tmp_path / apart).mkdir()
+    (tmp_path / apart / f"{composed}.png").touch()
+    found = tmp_path / apart / f"{composed}.png"
+    for folder in (composed, apart):
+        for name in (composed, apart):
+            assert as_on_disk(tmp_path / folder / f"{name}.png") == found
+    missing = tmp_path / composed / "th\u00e9.png"
+    assert as_on_disk(missing) == missing
+    both = tmp_path / apart / f"{apart}.png"
+    both.touch()
+    assert as_on_disk(both) == both, "the very name comes first"
+    assert is_utf8(found)
+    assert not is_utf8(Path(os.fsdecode(b"caf\xe9.png")))
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 _NO_FILE = "not a file but a folder, pipe, device or socket"
+
+
+def as_on_disk(path: Path) -> Path:
+    """`path` as the disk spells it, where accents are composed in another way; else itself.
+
+    macOS decomposes the accents of file names, and lists of files that people write compose them.
+    """
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        there = [found / form for form in forms if os.path.lexists(found / form)]
+        if not there:
+            return path
+        found = there[0]
+    return found
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the path is UTF-8. Names of files need not be, and some libraries take no others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_file(path: str | Path, *, write: bool = False) -> BinaryIO:

@@ -378,6 +378,13 @@ def test_names_that_begin_like_a_picture_are_names(
     assert [line["path"] for line in answer.lines] == names
 
 
+def test_a_list_in_utf_16_is_one_line(predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", piped("a.png\nb.png\n".encode("utf-16")))
+    answer = predict("-")
+    assert answer.status == 2
+    assert answer.err == "error: a list on stdin must be in UTF-8, got UTF-16: convert it\n"
+
+
 @pytest.mark.parametrize("stdin", [None, b""], ids=["closed", "empty"])
 def test_nothing_on_stdin_is_one_line(
     predict, stdin: bytes | None, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 """Bars are for people who watch; logs get lines."""
 
+import errno
 import io
 import re
 import sys
@@ -8,6 +9,7 @@ from functools import partialmethod
 import pytest
 from rich.progress import Progress
 
+from splitattn.cli.output import say
 from splitattn.cli.progress import downloading, exporting, starting, training_progress
 from splitattn.training.task import Epoch, Figure, Step
 
@@ -86,6 +88,17 @@ def test_no_line_of_a_training_is_wider_than_a_screen_of_80_columns(
     assert any("loss 1.500 top-1 100.00 % 1024 images/s" in line for line in lines), lines
     assert "epoch 100/100 224 px loss 0.804 val 0.817 top-1 42.50 % top-5 100.00 % 1200 s" in lines
     assert max(map(len, lines)) <= 80
+
+
+def test_a_full_disk_behind_stderr_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device", text)
+
+    monkeypatch.setattr("sys.stderr", Full())
+    with training_progress() as (_, on_epoch):
+        on_epoch(Epoch(epoch=0, epochs=1, line={"seconds": 1.0}, text="loss 1"))
+    say("error: lost, and nothing depends on it")
 
 
 def test_an_export_counts_images_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """`splitattn train`: one command from images to a file that `predict` takes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from splitattn.cli import main
+from splitattn.weights.checkpoint import read_tensors
 from tests.data.datasets import picture, write_image_folder
 
 SMALL = [
@@ -58,6 +60,35 @@ def test_train_then_predict_with_the_names_of_a_file(
     assert run("train", data, *frozen, *weights) == 0
     # What it began with is in the checkpoint by now.
     assert run("train", data, *frozen, "--resume") == 0
+
+
+def test_names_that_are_not_utf8_serve_for_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xe9j\xe0")
+    data = write_image_folder(folder / "data", train=4, val=1)
+    for split in ("train", "val"):
+        (data / split / "red").rename(data / split / os.fsdecode(b"r\xf6t"))
+    output, table = folder / os.fsdecode(b"\xf6ut"), folder / os.fsdecode(b"\xe9.csv")
+    assert run("train", data, "--output", output, *SMALL, "--set=batch_size=4") == 0
+    assert "no curves for TensorBoard" in caplog.text
+    assert "r\\udcf6t" in (output / "report.html").read_text()
+    assert run("evaluate", data, "--weights", output, "--answers", table, "--json") == 0
+    measured = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["label"] for row in measured["classes"]] == ["blue", "green", "r\udcf6t"]
+    assert table.read_text().count("r\\udcf6t/0.png,r\\udcf6t,") == 1
+    exported = folder / os.fsdecode(b"\xf6.onnx")
+    assert run("export", exported, "--weights", output) == 0
+    capsys.readouterr()
+    assert run("evaluate", data, "--weights", exported, "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["loss"] == pytest.approx(measured["loss"], rel=1e-5)
+    # PyTorch's way to read, which is another one.
+    converted = folder / os.fsdecode(b"\xf6.safetensors")
+    assert run("weights", "convert", output, converted, "--to", "official") == 0
+    own, others = (read_tensors(path).tensors for path in (output / "model.safetensors", converted))
+    assert own.keys() == others.keys()
+    assert all(value.equal(others[key]) for key, value in own.items())
 
 
 def test_a_learning_rate_is_suggested_and_nothing_trained(

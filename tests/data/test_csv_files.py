@@ -39,6 +39,20 @@ def test_columns_may_come_in_any_order_with_others_between_them(tmp_path: Path) 
     assert list(data.images) == [str(tmp_path / "é.png"), str(tmp_path / "d.png")]
 
 
+def test_files_are_found_however_their_accents_are_composed(tmp_path: Path) -> None:
+    (tmp_path / "set e\u0301").mkdir()
+    picture(1, 0).save(tmp_path / "set e\u0301" / "cafe\u0301.png")
+    write(
+        tmp_path / "set e\u0301" / "d.csv",
+        "path,label",
+        "caf\u00e9.png,th\u00e9",
+        "b.png,the\u0301",
+    )
+    data = open_data(str(tmp_path / "set \u00e9" / "d.csv"), "val")
+    assert data.classes == ("th\u00e9",)
+    np.testing.assert_array_equal(decode(data.images[0]), picture(1, 0))
+
+
 def test_a_split_column_has_the_splits(tmp_path: Path) -> None:
     path = write(
         tmp_path / "data.csv",

@@ -71,6 +71,17 @@ def test_stdin_is_a_list_in_its_place_among_the_paths() -> None:
     ]
 
 
+def test_a_list_may_begin_with_a_byte_order_mark() -> None:
+    lines = ["\ufeffa.png\n", "\ufeffb.png\n"]
+    assert list(expand(["-"], lines)) == ["a.png", "\ufeffb.png"]
+
+
+def test_a_folder_is_found_however_its_accents_are_composed(tmp_path: Path) -> None:
+    (tmp_path / "cafe\u0301").mkdir()
+    (tmp_path / "cafe\u0301" / "a.png").touch()
+    assert list(expand([str(tmp_path / "caf\u00e9")])) == [str(tmp_path / "cafe\u0301" / "a.png")]
+
+
 def test_stdin_is_read_no_further_than_needed() -> None:
     endless = (f"{number}.jpg\n" for number in itertools.count())
     assert list(itertools.islice(expand(["-"], endless), 2)) == ["0.jpg", "1.jpg"]

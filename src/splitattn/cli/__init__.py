@@ -27,7 +27,7 @@ from splitattn.cli import (
     train,
     weights,
 )
-from splitattn.cli.output import discard_unwritten, replace_closed_streams, say
+from splitattn.cli.output import discard_unwritten, reconfigure, replace_closed_streams, say
 from splitattn.errors import InputError, one_line
 
 app = typer.Typer(
@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
+    # Paths need not be text, and no verb fails for that.
+    reconfigure(sys.stdout, errors="backslashreplace")
     try:
         status = app(
             [argument for argument in arguments if argument != "--debug"], standalone_mode=False

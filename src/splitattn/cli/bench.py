@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from splitattn.cli.output import say
+
 if TYPE_CHECKING:
     from splitattn.bench.measure import Plan, Row
     from splitattn.bench.peaks import Peaks
@@ -65,7 +67,7 @@ def bench(
         only=only,
         memory=memory,
     )
-    typer.echo(_announcement(plan, expected_seconds(plan)), err=True)
+    say(_announcement(plan, expected_seconds(plan)))
     with telling(shown=sys.stderr.isatty()) as tell:
         peaks, rows = measure(plan, on_step=tell)
     if as_json:

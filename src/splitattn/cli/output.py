@@ -36,7 +36,6 @@ def writing(output: Path | None, option: str = "--output") -> Iterator[Callable[
         InputError: the file cannot be written.
     """
     if output is None:
-        reconfigure(sys.stdout, errors="backslashreplace")
         yield _write_to_stdout
         return
     from splitattn.files import replacing

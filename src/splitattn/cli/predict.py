@@ -1,5 +1,6 @@
 """`splitattn predict`: images become labels."""
 
+import codecs
 import io
 import sys
 from collections import Counter
@@ -193,7 +194,7 @@ def predict(
             write(write_as(name, result))
             for folder in () if isinstance(result, ImageError) else pictures:
                 if undrawn := folder.add(name, source_of(name), result):
-                    typer.echo(f"error: {undrawn}", err=True)
+                    say(f"error: {undrawn}")
                     failed += 1
             done += 1
             failed += isinstance(result, ImageError)
@@ -219,6 +220,8 @@ def _picture_on_stdin() -> bytes | None:
     reconfigure(sys.stdin, errors="surrogateescape")
     stream = getattr(sys.stdin, "buffer", None)
     start = stream.peek(12)[:12] if isinstance(stream, io.BufferedReader) else b""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError("a list on stdin must be in UTF-8, got UTF-16: convert it")
     binary = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
     # "BM" and others are letters too, but a picture goes on with what is in no name.
     first_line = start.partition(b"\n")[0].rstrip(b"\r")

@@ -6,7 +6,7 @@ Rich is imported only if there is something to show.
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def training_progress(
         line = f"{which}  {epoch.text}  {seconds:.0f} s"
         if console.is_terminal and len(line) > console.width:
             line = line.replace("  ", " ")
-        console.print(line, soft_wrap=True)
+        with suppress(OSError):  # a full disk behind stderr ends no training
+            console.print(line, soft_wrap=True)
 
     with bar:
         yield on_step, on_epoch

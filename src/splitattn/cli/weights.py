@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from splitattn.cli.output import say
 from splitattn.errors import InputError, one_line
 from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
@@ -117,10 +118,9 @@ def convert(
         f"{done.tensors} tensors{dropped}"
     )
     if done.missing_depth:
-        typer.echo(
+        say(
             f"note: {done.target} lists no network of layers {done.missing_depth}: add them to its "
-            "table of depths to build one",
-            err=True,
+            "table of depths to build one"
         )
 
 
@@ -164,7 +164,7 @@ def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:
             typer.echo(answer(target))
         except InputError as error:
             failed = True
-            typer.echo(f"error: {error}", err=True)
+            say(f"error: {error}")
     if failed:
         raise typer.Exit(1)
 

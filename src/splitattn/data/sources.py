@@ -10,7 +10,7 @@ from splitattn.data.labelled import LabelledImages, named
 from splitattn.data.parquet import open_parquet
 from splitattn.data.torchvision_sets import open_torchvision
 from splitattn.errors import DataError
-from splitattn.files import is_file
+from splitattn.files import as_on_disk, is_file
 from splitattn.images.paths import expand_glob
 
 _TORCHVISION = "torchvision:"
@@ -61,14 +61,14 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
         return tuple(normal(line.strip()) for line in lines)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"class names must be a text file, got {path}: {error}") from error
+        raise DataError(f"class names must be a text file in UTF-8, got {path}: {error}") from error
 
 
 def _open(data: str, split: str) -> LabelledImages:
     if data.startswith(_TORCHVISION):
         return open_torchvision(data.removeprefix(_TORCHVISION), split)
     try:
-        root = Path(data).expanduser()
+        root = as_on_disk(Path(data).expanduser())
         if root.suffix.lower() == ".csv" and is_file(root):
             return open_csv(root, split)
         if shards := parquet_shards(root):

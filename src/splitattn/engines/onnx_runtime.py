@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from splitattn.engines.engine import Array, Engine, FileSettings, Images, Logits
 from splitattn.errors import InputError
+from splitattn.files import is_utf8
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def open_file(
     """See `table.FileEngineModule`."""
     del trusted
     metadata = read_metadata(path)
-    return OnnxEngine(path, device=device), metadata
+    model = path if is_utf8(path) else path.read_bytes()
+    return OnnxEngine(model, device=device), metadata
 
 
 def quantize(model: Any, images: Sequence[Images], *, floats: list[str]) -> Any:

@@ -136,7 +136,8 @@ def open_file(
             "yourself with torch.export.load if you trust it, or export to ONNX"
         )
     extra = {f"{METADATA_KEY}.json": ""}
-    program = torch.export.load(path, extra_files=extra)
+    with path.open("rb") as file:  # by name it takes UTF-8 only
+        program = torch.export.load(file, extra_files=extra)
     (images,) = (node for node in program.graph.nodes if node.target == "images")
     shape = images.meta["val"].shape
     batch, _, size, _ = (side if isinstance(side, int) else None for side in shape)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, IcoImagePlugin, Image, JpegImagePlugin
 
 from splitattn.errors import ImageError
-from splitattn.files import open_file
+from splitattn.files import as_on_disk, open_file
 from splitattn.images.crop import cropped
 from splitattn.images.header import Header, read_header
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
@@ -310,6 +310,7 @@ def name_of(source: ImageSource) -> str:
 
 
 def _read_file(path: Path, limits: Limits) -> bytes:
+    path = as_on_disk(path)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

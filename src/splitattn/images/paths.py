@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from mimetypes import MimeTypes
 from pathlib import Path
 
-from splitattn.files import is_folder
+from splitattn.files import as_on_disk, is_folder
 
 # Of the formats that `decode` reads.
 SUFFIXES = frozenset(
@@ -22,6 +22,7 @@ _LITTER = frozenset(
 )
 _KINDS = MimeTypes()  # Python's own table, not the system's
 _SHOWN = 5
+_MARK = "\ufeff"  # with which some programs begin a text in UTF-8
 
 
 def is_url(source: str) -> bool:
@@ -57,7 +58,8 @@ def expand(
     passed_over = Counter() if passed_over is None else passed_over
     for path in paths:
         if path == "-":
-            for line in stdin:
+            for number, line in enumerate(stdin):
+                line = line if number else line.removeprefix(_MARK)
                 if name := line.rstrip("\r\n"):
                     yield from _images(name, passed_over)
         elif is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
@@ -129,11 +131,12 @@ def _may_be_picture(name: str) -> bool:
 
 def _images(path: str, passed_over: Counter[str]) -> Iterator[str]:
     """`path` itself, or the images below it if it is a folder that has any."""
-    if is_url(path) or not is_folder(path):
+    folder = path if is_url(path) else str(as_on_disk(Path(path)))
+    if is_url(path) or not is_folder(folder):
         yield path
         return
     empty = True
-    for image in images_below(path, passed_over):
+    for image in images_below(folder, passed_over):
         empty = False
         yield image
     if empty:

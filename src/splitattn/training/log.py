@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from splitattn.files import replacing
+from splitattn.files import is_utf8, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,10 @@ class TensorBoard:
                 from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             logger.info("no curves for TensorBoard; pip install tensorboard adds them")
+            self._writer = None
+            return
+        if not is_utf8(folder):
+            logger.warning("no curves for TensorBoard: its folder %s must be UTF-8", folder)
             self._writer = None
             return
         self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from splitattn.architectures import architecture
 from splitattn.errors import WeightsError
-from splitattn.files import replacing, writing_native
+from splitattn.files import is_utf8, replacing, writing_native
 from splitattn.weights.layouts import KeyMapping, count_known, recognize
 from splitattn.weights.matching import Fit, check_layout, check_match
 from splitattn.weights.metadata import (
@@ -211,15 +211,20 @@ def _read(
 def _read_safetensors(
     path: Path, framework: Literal["numpy", "pt"]
 ) -> tuple[dict[str, Any], ModelMetadata | None]:
+    by_name = framework == "numpy" or is_utf8(path)  # others are not opened for PyTorch
     try:
-        with safe_open(path, framework=framework) as file:
+        with safe_open(path, framework=framework if by_name else "numpy") as file:
             metadata = metadata_of(path, file.metadata())
             keys = list(file.keys())
             if any(len(file.get_slice(key).get_shape()) > _MOST_DIMENSIONS for key in keys):
                 raise damaged(path)  # NumPy and PyTorch raise errors of their own
-            if framework == "pt":
+            if framework == "numpy":
+                return _read_arrays(path, file, keys), metadata
+            if by_name:
                 return {key: file.get_tensor(key) for key in keys}, metadata
-            return _read_arrays(path, file, keys), metadata
+            from safetensors.torch import load
+
+            return load(path.read_bytes()), metadata
     except SafetensorError as error:
         raise damaged(path) from error
 
