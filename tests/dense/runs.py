@@ -3,7 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch import nn
 
 from splitattn.architectures import Architecture
@@ -113,3 +116,14 @@ def mask_network(head: str = "fpn", *, auxiliary: bool = False) -> nn.Module:
         head=head,
         auxiliary=auxiliary,
     )
+
+
+def spoil(weights: Path, key: str, spoiled: Path) -> None:
+    """Write weights whose tensors that end in `key` hold a NaN."""
+    with safe_open(weights, "np") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        if name.endswith(key):
+            tensor[0] = np.nan
+    save_file(tensors, spoiled, metadata)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from splitattn.training.task import Measurement, Step
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
 from splitattn.weights.metadata import read_metadata
 from tests.dense.datasets import CLASSES, picture, write_splits
-from tests.dense.runs import ARCHITECTURE, CHANNELS, RECIPE, make_run, make_task, network
+from tests.dense.runs import ARCHITECTURE, CHANNELS, RECIPE, make_run, make_task, network, spoil
 from tests.examples import blocks
 
 # Apart, and of another size than the training images.
@@ -171,6 +172,28 @@ def test_a_broken_image_has_an_error_and_the_others_their_objects(
     assert first == last == detector.predict([photograph], score=0.2)[0]
     with pytest.raises(ImageError):
         detector.predict([photograph, b"no image"])
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_what_is_no_number_is_an_error_and_not_an_empty_image(
+    engine: str, trained: tuple[Path, Measurement], photograph: Path, tmp_path: Path
+) -> None:
+    spoil(trained[0] / "model.safetensors", "cls_logits.bias", tmp_path / "nan.safetensors")
+    detector = Detector(weights=tmp_path / "nan.safetensors", engine=engine)
+    (found,) = detector.predict_stream([photograph])
+    assert isinstance(found, ImageError)
+    assert str(found).startswith(f"{photograph}: the network gives NaN or infinite numbers")
+
+
+def test_threads_have_thresholds_of_their_own(
+    trained: tuple[Path, Measurement], photograph: Path
+) -> None:
+    detector = Detector(weights=trained[0], engine="torch")
+    scores = [0.0, 0.95] * 8
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda s: len(detector.predict(photograph, score=s)), scores))
+    assert found[0] > found[1]
+    assert found == found[:2] * 8
 
 
 def status(arguments: list[str]) -> object:
@@ -357,12 +380,15 @@ def test_normalization_is_that_of_the_weights(tmp_path: Path) -> None:
 def test_boxes_come_back_in_the_pixels_of_the_image() -> None:
     """The network sees half the width and a third of the height."""
 
-    def half(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        assert images[0].shape == (3, 32, 48)
-        box = torch.tensor([[1.0, 2.0, 30.0, 32.0]])
-        return [{"boxes": box, "labels": torch.tensor([4]), "scores": torch.tensor([0.5])}]
+    class Half(torch.nn.Module):
+        head = torch.nn.Identity()
 
-    finder = TorchFinder(half, torch.device("cpu"), 1)  # type: ignore[arg-type]
+        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            assert images[0].shape == (3, 32, 48)
+            box = torch.tensor([[1.0, 2.0, 30.0, 32.0]])
+            return [{"boxes": box, "labels": torch.tensor([4]), "scores": torch.tensor([0.5])}]
+
+    finder = TorchFinder(Half(), torch.device("cpu"), 1)
     found = find(finder, Image.new("RGB", (96, 64)), Sides(short=32, long=64), iou=0.5)
     np.testing.assert_allclose(found.boxes, [[2, 4, 60, 64]])
     assert found.labels.tolist() == [3]

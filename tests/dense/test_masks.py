@@ -207,6 +207,7 @@ def test_a_data_set_without_masks_is_refused(tmp_path: Path) -> None:
     [
         (None, r"write one a line into classes\.txt"),
         ("a\na", "name each class once"),
+        ("a\n\nb", "must name a class on each line, got none on 2"),
         ("\n".join(map(str, range(256))), "must name at most 255 classes, got 256"),
     ],
 )

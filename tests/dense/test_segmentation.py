@@ -38,7 +38,7 @@ from splitattn.training.recipes import load_recipe
 from splitattn.training.task import Measurement, Step
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
 from splitattn.weights.metadata import read_metadata
-from splitattn.workflows import SegmentationEvaluation
+from splitattn.workflows import SegmentationEvaluation, export
 from tests.dense.datasets import (
     MASK_CLASSES,
     VOID,
@@ -54,6 +54,7 @@ from tests.dense.runs import (
     make_mask_task,
     make_run,
     mask_network,
+    spoil,
 )
 from tests.dense.test_detection import status
 from tests.examples import blocks
@@ -238,6 +239,20 @@ def test_a_broken_image_has_an_error_and_the_others_their_classes(
         np.testing.assert_array_equal(first.class_map, each.class_map)
     with pytest.raises(ImageError):
         segmenter.predict([photograph, b"no image"])
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_what_is_no_number_is_an_error_and_no_class(
+    engine: str, trained: tuple[Path, Measurement], photograph: Path, tmp_path: Path
+) -> None:
+    spoil(trained[0] / "model.safetensors", "classifier.bias", tmp_path / "nan.safetensors")
+    segmenter = Segmenter(weights=tmp_path / "nan.safetensors", engine=engine)
+    (found,) = segmenter.predict_stream([photograph])
+    assert isinstance(found, ImageError)
+    assert str(found).startswith(f"{photograph}: the network gives NaN or infinite numbers")
+    with pytest.raises(ImageError, match="gives NaN or infinite numbers"):
+        export(tmp_path / "nan.onnx", weights=tmp_path / "nan.safetensors")
+    assert not (tmp_path / "nan.onnx").exists()
 
 
 def test_weights_of_another_task_are_refused(trained: tuple[Path, Measurement]) -> None:

@@ -1,8 +1,9 @@
-"""Images of more than 8 bits: which value is white."""
+"""Images of more than 8 bits: which value is white. And of fewer: numbers stay as they are."""
 
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from splitattn.errors import ImageError
 from splitattn.images import raster
-from splitattn.images.decode import decode, decode_planes
+from splitattn.images.decode import decode, decode_indices, decode_planes
 from tests.attacks.make import chunk
 
 
@@ -201,3 +202,22 @@ def test_a_scale_that_was_guessed_is_said_once(
     assert said == [
         f"a.png does not say which value is white: by its pixels {white}" for white in (16383, 4095)
     ]
+
+
+def png_of_few_bits(depth: int, color: int, numbers: list[int]) -> bytes:
+    """A PNG file of one row of `numbers`, each of `depth` bits."""
+    bits = "".join(f"{number:0{depth}b}" for number in numbers)
+    size = -(-len(bits) // 8)
+    row = int(bits.ljust(8 * size, "0"), 2).to_bytes(size, "big")
+    header = struct.pack(">IIBBBBB", len(numbers), 1, depth, color, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(range(3 * 2**depth))) if color == 3 else b""
+    image = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette + image + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("color", [0, 3], ids=["gray", "palette"])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_numbers_of_few_bits_are_not_scaled(depth: int, color: int, tmp_path: Path) -> None:
+    numbers = [0, 1, 2**depth - 1, 0, 1]
+    (tmp_path / "mask.png").write_bytes(png_of_few_bits(depth, color, numbers))
+    assert decode_indices(tmp_path / "mask.png").tolist() == [numbers]

@@ -448,6 +448,9 @@ def test_the_whole_hash_is_recorded_on_first_use_and_a_change_is_refused(
     digest = hashlib.sha256(content).hexdigest()
     assert record.read_text() == f"{digest}  weights.pth\n"
     assert expected_sha256(entry) == verify(entry) == digest
+    record.unlink()
+    assert verify(entry) == digest
+    assert record.read_text() == f"{digest}  weights.pth\n", "verify records it too"
     # A file that begins with the same digits, which is made in minutes.
     forged = network(lambda state: state["fc.bias"].fill_(1))
     other = replace(entry, sha256="")

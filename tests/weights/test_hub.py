@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -225,10 +226,33 @@ def test_a_download_that_stands_still_is_given_up_within_seconds(
     over = threading.Event()
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: over.wait(20))
     monkeypatch.setattr(hub_module, "PATIENCE", 0.2)
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.2")
     started = time.monotonic()
     assert refusal(CATS).startswith("owner/cats: too slow, 0 bytes in ")
     assert time.monotonic() - started < 4
     over.set()
+
+
+@pytest.mark.parametrize("allowed", ["answer", "body"])
+def test_a_slow_download_has_time_for_its_answer_and_for_its_bytes(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    hub.add("owner/cats", FILES)
+    monkeypatch.setattr(hub_module, "PATIENCE", 0.01)
+    if allowed == "answer":
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "20")
+    else:
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+        monkeypatch.setattr(hub_module, "SLOWEST", len(min(FILES.values(), key=len)) / 20)
+
+    def later(*arguments: Any, **options: Any) -> str:
+        time.sleep(1.2)
+        return str(hf_hub_download(*arguments, **options))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", later)
+    assert fetch_repository(CATS).is_dir()
 
 
 @pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf"])

@@ -175,11 +175,17 @@ def test_verifying_an_entry_tells_missing_from_wrong(cache: Path) -> None:
 
 
 def test_a_file_is_identified_by_its_hash(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bare: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bare: Path, cache: Path
 ) -> None:
     entry = make_entry("https://weights.invalid/a")
     monkeypatch.setattr(catalogue, "CATALOGUE", (entry,))
     (tmp_path / "renamed").write_bytes(BODY)
+    assert identify(tmp_path / "renamed") is entry
+    # What was recorded of another file of the catalogue is not even read.
+    other = make_entry("https://weights.invalid/b", sha256="0" * 8, filename="other.pth")
+    monkeypatch.setattr(catalogue, "CATALOGUE", (other, entry))
+    cache.mkdir(exist_ok=True)
+    (cache / "other.pth.sha256").write_bytes(b"")
     assert identify(tmp_path / "renamed") is entry
     with pytest.raises(WeightsError, match="matches no file of the catalogue"):
         identify(bare)

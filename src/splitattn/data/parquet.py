@@ -8,7 +8,7 @@ import json
 import re
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -101,6 +101,19 @@ class _Rows:
         found: bytes | str | None = image[field].as_py() if image.is_valid else None
         return found
 
+    def paths(self) -> Iterator[str | None]:
+        """The paths of all rows, or None where there is none."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for group in self._groups:
+            try:
+                with pq.ParquetFile(group.shard) as file:
+                    table = file.read_row_group(group.index, ["image.path"], use_threads=False)
+                yield from table.column("image").combine_chunks().field("path").to_pylist()
+            except (pa.ArrowException, OSError, KeyError):
+                yield from [None] * group.rows
+
     def _read(self, group: int) -> "pa.ChunkedArray":
         with self._lock:
             if group not in self._kept:
@@ -139,6 +152,11 @@ class _Names(Sequence[str]):
 
     def __len__(self) -> int:
         return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        """All of them without the images, which may be many gigabytes."""
+        for index, path in enumerate(self._rows.paths()):
+            yield path or f"{self._split}[{index}]"
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
         try:

@@ -16,7 +16,7 @@ from splitattn.dense.trained import TrainedDense, open_dense
 from splitattn.errors import ImageError, InputError
 from splitattn.graph.detection import FOLDED_HEADS, FoldedDetector, detector_shapes, fold_detector
 from splitattn.graph.folding import Form
-from splitattn.images.decode import ImageSource, decode
+from splitattn.images.decode import ImageSource, decode, name_of
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.libraries import require
 
@@ -142,7 +142,11 @@ class Detector:
             except ImageError as error:
                 yield error
                 continue
-            found = self.find(image, score)
+            try:
+                found = self.find(image, score)
+            except ImageError as error:
+                yield ImageError(f"{name_of(source)}: {error}")
+                continue
             boxes, labels, scores = (
                 each.tolist() for each in (found.boxes, found.labels, found.scores)
             )

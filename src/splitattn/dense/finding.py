@@ -8,7 +8,8 @@ from PIL import Image
 
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.resizing import Sides, resized
-from splitattn.engines.engine import Engine
+from splitattn.engines.engine import NOT_FINITE, Engine
+from splitattn.errors import ImageError
 from splitattn.graph.detection import MULTIPLE, places
 from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
@@ -30,6 +31,9 @@ class Finder(Protocol):
         Args:
             score: objects with this one or a lower one are left out.
             iou: of two boxes of a class that overlap by more, the one of lower score is left out.
+
+        Raises:
+            ImageError: the network gives no finite numbers.
         """
         ...
 
@@ -64,6 +68,8 @@ class EngineFinder:
     def __call__(self, pixels: NDArray[np.uint8], *, score: float, iou: float) -> FoundObjects:
         images = padded(pixels, self._preprocessing)
         boxes, scores = self.engine.outputs(images)
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ImageError(NOT_FINITE)
         counts = places(*images.shape[2:])
         return select(boxes[0], scores[0], counts, pixels.shape[:2], score=score, iou=iou)
 

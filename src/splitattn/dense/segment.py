@@ -9,6 +9,8 @@ from PIL import Image
 from splitattn.dense.class_maps import class_map
 from splitattn.dense.masks import Mask
 from splitattn.dense.resizing import Sides, resized
+from splitattn.engines.engine import NOT_FINITE
+from splitattn.errors import ImageError
 from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
 
@@ -26,7 +28,12 @@ def segment(
         image: RGB, upright.
         sides: of the network's images.
         preprocessing: gives mean and deviation.
+
+    Raises:
+        ImageError: the network gives no finite numbers.
     """
     pixels = np.asarray(resized(image, sides.size(*image.size)))
     logits = network(normalize(pixels.transpose(2, 0, 1)[None], preprocessing))
+    if not np.isfinite(logits).all():
+        raise ImageError(NOT_FINITE)
     return class_map(np.ascontiguousarray(logits[0]), image.size)

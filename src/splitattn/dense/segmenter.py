@@ -24,7 +24,7 @@ from splitattn.graph.segmentation import (
     fold_segmenter,
     segmenter_shapes,
 )
-from splitattn.images.decode import ImageSource, decode
+from splitattn.images.decode import ImageSource, decode, name_of
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
@@ -150,7 +150,12 @@ class Segmenter:
             except ImageError as error:
                 yield error
                 continue
-            yield SegmentedImage(class_map=self.segment(image), classes=self.classes)
+            try:
+                found = self.segment(image)
+            except ImageError as error:
+                yield ImageError(f"{name_of(source)}: {error}")
+                continue
+            yield SegmentedImage(class_map=found, classes=self.classes)
 
     def segment(self, image: Image.Image) -> Mask:
         """The class of every pixel of an image that is RGB and upright, (H, W)."""

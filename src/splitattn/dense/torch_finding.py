@@ -1,5 +1,6 @@
 """A detector of torchvision as a `Finder`."""
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from splitattn.dense.found import FoundObjects
+from splitattn.engines.engine import NOT_FINITE
+from splitattn.errors import ImageError
 
 
 class TorchFinder:
@@ -21,19 +24,33 @@ class TorchFinder:
 
     def __init__(self, network: nn.Module, device: torch.device, first_label: int) -> None:
         self._network: Any = network
+        self._lock = Lock()
+        # Detectors of two stages have scores and thresholds in their second one.
+        self._last = getattr(network, "roi_heads", network)
+        self._scoring: nn.Module = getattr(self._last, "box_predictor", None) or self._last.head
         self._device = device
         self._first_label = first_label
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8], *, score: float, iou: float) -> FoundObjects:
-        # Detectors of two stages have them in their second one.
-        last = getattr(self._network, "roi_heads", self._network)
-        last.score_thresh, last.nms_thresh = score, iou
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(self._device).float() / 255
-        (found,) = self._network([image])
+        with self._lock:  # threads share the network, and with it the thresholds
+            self._last.score_thresh, self._last.nms_thresh = score, iou
+            watch = self._scoring.register_forward_hook(_check_finite)
+            try:
+                (found,) = self._network([image])
+            finally:
+                watch.remove()  # the network may go on training
         return FoundObjects(
             boxes=found["boxes"].float().cpu().numpy(),
             labels=found["labels"].cpu().numpy() - self._first_label,
             scores=found["scores"].float().cpu().numpy(),
             masks=found["masks"][:, 0].float().cpu().numpy() if "masks" in found else None,
         )
+
+
+def _check_finite(_: nn.Module, __: Any, outputs: Any) -> None:
+    """torchvision drops boxes whose scores are no numbers, as if there were nothing there."""
+    tensors = outputs.values() if isinstance(outputs, dict) else outputs
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ImageError(NOT_FINITE)

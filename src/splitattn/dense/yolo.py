@@ -87,12 +87,14 @@ def read_names(path: Path) -> tuple[str, ...]:
             raise MalformedError(
                 f"it may have at most {_MOST_BYTES_OF_NAMES:,} bytes, got {size:,}"
             )
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         yaml = path.suffix in (".yaml", ".yml")
-        names = _yaml_names(text) if yaml else [line.strip() for line in text.splitlines()]
+        names = _yaml_names(text) if yaml else [line.strip() for line in text.rstrip().splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} must name the classes: {error}") from error
-    names = [name for name in names if name]
+    if "" in names:
+        # A line left out would give every later class another number.
+        raise DataError(f"{path} must name a class on each line, got none on {names.index('') + 1}")
     if not names or len(set(names)) < len(names):
         raise DataError(f"{path} must name each class once, got {names!r:.60}")
     return tuple(names)

@@ -66,6 +66,8 @@ _SHARES["HEIF"] = 1 / 3
 _SHARES["48-bit"] = 1 / 2
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
+# Where a PNG file says the bits of a pixel, and after them its kind of color.
+_PNG_DEPTH, _PNG_GRAY = 24, 0
 _OLD_HEADER = 12  # bytes of the bitmap header whose sides have 16 bits
 
 # Pillow's modes of images of one channel that PNG files can have.
@@ -240,6 +242,9 @@ def decode_indices(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> NDAr
                     f"{image.mode}: write the numbers, not colors"
                 )
             numbers = np.asarray(_loaded(image))
+            depth, color = content[_PNG_DEPTH : _PNG_DEPTH + 2]
+            if color == _PNG_GRAY and depth in (2, 4):
+                numbers = numbers // (255 // (2**depth - 1))  # Pillow spreads them over 8 bits
         if numbers.size and (most := int(numbers.max())) > 255:
             raise ImageError(f"a mask must have numbers from 0 to 255, got {most}")
         return numbers.astype(np.uint8)

@@ -83,13 +83,24 @@ def _first_use(entry: WeightsEntry) -> None:
         return
     path = local_path(entry)
     _check_plausible(entry, path)
+    _note(entry, path, _digest(path))
+
+
+def _note(entry: WeightsEntry, path: Path, digest: str) -> None:
+    """Record the hash of a file whose network was found plausible, if it can be written."""
     record = _record(entry)
     try:
         with replacing(record) as temporary:
-            temporary.write_text(f"{_digest(path)}  {path.name}\n", encoding="ascii")
-    except OSError as error:
-        # A cache that others fill may be read-only: the file is checked each time.
-        logger.info("cannot record the hash of %s in %s: %s", path, record, error)
+            temporary.write_text(f"{digest}  {path.name}\n", encoding="ascii")
+    except OSError as error:  # a cache that others fill may be read-only
+        logger.warning(
+            "cannot record the hash of %s, so its network is tried at every start: %s; run "
+            "'splitattn weights verify %s' where %s can be written",
+            path,
+            error,
+            entry.name,
+            record.parent,
+        )
 
 
 def _check_plausible(entry: WeightsEntry, path: Path) -> None:
@@ -124,6 +135,8 @@ def verify(entry: WeightsEntry) -> str:
             "delete the file and get it again"
         )
     _check_plausible(entry, path)
+    if not entry.pinned and len(expected) < _SHA256_DIGITS:
+        _note(entry, path, digest)
     return digest
 
 
@@ -151,7 +164,9 @@ def published(path: Path) -> WeightsEntry | None:
 
 
 def _recognized(digest: str) -> WeightsEntry | None:
-    return next((entry for entry in entries() if digest.startswith(expected_sha256(entry))), None)
+    found = (entry for entry in entries() if digest.startswith(entry.sha256))
+    # Records of other entries are not read: a damaged one is no reason to refuse this file.
+    return next((entry for entry in found if digest.startswith(expected_sha256(entry))), None)
 
 
 def _digest(path: Path) -> str:

@@ -243,7 +243,7 @@ def _downloaded(
         for again in (False, True):
             # huggingface_hub tells of bytes once a whole chunk of them is there.
             chunk = min(size or most, constants.DOWNLOAD_CHUNK_SIZE)
-            deadline = Deadline(PATIENCE + chunk / SLOWEST)
+            deadline = Deadline(_seconds_to_answer() + PATIENCE + chunk / SLOWEST)
             download = partial(
                 hf_hub_download,
                 repository.id,
