@@ -125,7 +125,9 @@ def map_finite(
     sources, copies = tee(sources)
 
     def noted() -> Iterator[str]:
-        for name in map(name_of, copies) if names is None else names:
+        # Functions have no name: whoever gives them gives names, too.
+        own = (name_of(source) for source in copies if not callable(source))
+        for name in own if names is None else names:
             waiting.append(name)
             yield name
 

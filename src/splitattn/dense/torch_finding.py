@@ -26,8 +26,8 @@ class TorchFinder:
         self._network: Any = network
         self._lock = Lock()
         # Detectors of two stages have scores and thresholds in their second one.
-        self._last = getattr(network, "roi_heads", network)
-        self._scoring: nn.Module = getattr(self._last, "box_predictor", None) or self._last.head
+        self._last: Any = getattr(network, "roi_heads", network)
+        self._scoring = getattr(self._last, "box_predictor", None) or self._last.head
         self._device = device
         self._first_label = first_label
 
