@@ -5,6 +5,7 @@ import errno
 import io
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -64,9 +65,11 @@ class OpenVinoEngine(Engine):
 
     def fix_batches(self, batch_sizes: Sequence[int], preprocessing: Preprocessing) -> None:
         image = (preprocessing.channels, preprocessing.size, preprocessing.size)
-        own = batch_sizes if self.batch is None else ()
-        self._fixed = {(batch, *image): self._compiled((batch, *image)) for batch in own}
-        super().fix_batches(batch_sizes, preprocessing)
+        own = [(batch, *image) for batch in batch_sizes if self.batch is None]
+        with ThreadPoolExecutor() as pool:  # a compiler uses one core
+            self._fixed = dict(zip(own, pool.map(self._compiled, own), strict=True))
+        for batch in batch_sizes:
+            self.run(np.zeros((batch, *image), np.uint8), preprocessing)
 
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
         images = np.ascontiguousarray(images_BCHW)

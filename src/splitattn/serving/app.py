@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,7 +23,6 @@ from splitattn.serving.metrics import CONTENT_TYPE
 from splitattn.serving.openapi import describe_service
 from splitattn.serving.request_errors import RequestError, bad_request
 from splitattn.serving.served import (
-    Model,
     Served,
     ServedClassifier,
     explanation_as_json,
@@ -32,6 +31,9 @@ from splitattn.serving.served import (
 )
 from splitattn.serving.service import Service, asked
 from splitattn.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from splitattn.serving.served import Model
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
 _PAGE = ("index.html", "page.css", "page.js")
@@ -49,7 +51,7 @@ _CSP = "; ".join(
 )
 
 
-def create_app(model: Model, settings: Settings | None = None) -> Starlette:
+def create_app(model: "Model", settings: Settings | None = None) -> Starlette:
     """An ASGI application that serves a model.
 
     It compiles when it starts (ASGI's lifespan), and `/readyz` says 503 until then. Run it in one

@@ -5,32 +5,30 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from splitattn.classifier import Classifier
-from splitattn.dense.detector import DetectedObject, Detector
-from splitattn.dense.drawing import draw_boxes
-from splitattn.dense.mask_drawing import draw_classes
-from splitattn.dense.outlines import to_run_lengths
-from splitattn.dense.segmenter import SegmentedImage, Segmenter
 from splitattn.engines.engine import NOT_FINITE
 from splitattn.engines.table import file_engine
-from splitattn.errors import ImageError, InputError, one_line
+from splitattn.errors import ImageError, InputError
 from splitattn.explanation import Explanation
-from splitattn.images.decode import decode
 from splitattn.images.limits import Limits
 from splitattn.images.preprocess import Pixels
 from splitattn.serving.request_errors import bad_value
 
-Model = Classifier | Detector | Segmenter
+if TYPE_CHECKING:
+    from splitattn.dense.detector import Detector
+    from splitattn.dense.segmenter import Segmenter
+
+    Model = Classifier | Detector | Segmenter
+
 Options = Mapping[str, Any]
 
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 _QUALITY = 88
-_DEFAULT_SCORE, _LEAST_SCORE = 0.3, 0.05
 
 
 class Served(ABC):
@@ -51,7 +49,7 @@ class Served(ABC):
     parameters: Mapping[str, str]
     explains: bool = False
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: "Model") -> None:
         self.model, self.weights = model.model, str(model.weights)
         self.classes = tuple(model.classes)
 
@@ -120,13 +118,13 @@ class ServedClassifier(Served):
 
     def options(self, query: Mapping[str, str]) -> Options:
         self.check(query)
-        topk = _integer(query, "topk") if "topk" in query else None
-        threshold = _share(query, "threshold") if "threshold" in query else None
+        topk = integer(query, "topk") if "topk" in query else None
+        threshold = share(query, "threshold") if "threshold" in query else None
         try:
             most, least = self.classifier.choice(topk, threshold)
         except InputError as error:
             raise bad_value(str(error)) from error
-        return {"most": most, "least": least, "explain": _boolean(query, "explain")}
+        return {"most": most, "least": least, "explain": boolean(query, "explain")}
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -144,100 +142,13 @@ class ServedClassifier(Served):
             raise bad_value(str(error)) from error
 
 
-class ServedDetector(Served):
-    task = "detection"
-    most_of_a_batch = 1
-    parameters = {  # noqa: RUF012
-        "score": "objects with a lower one are left out, 0.3 by default",
-        "draw": "true adds a JPEG with the boxes",
-    }
-
-    def __init__(self, model: Detector) -> None:
-        super().__init__(model)
-        self._detector, self.engine = model, model.engine
-
-    def prepare(self, batch_sizes: Sequence[int]) -> None:
-        del batch_sizes  # images of any size come one by one
-        self._detector.predict(Image.new("RGB", (64, 64)))
-
-    def load(self, content: bytes, limits: Limits, name: str) -> Image.Image:
-        return decode(content, limits=limits, name=name)
-
-    def compute(self, loaded: list[Image.Image]) -> Sequence[Any]:
-        # Requests choose from these by their own score.
-        return [self._detector.predict(image, score=_LEAST_SCORE) for image in loaded]
-
-    def answer(
-        self, loaded: Image.Image, result: list[DetectedObject], options: Options, name: str
-    ) -> dict[str, Any]:
-        del name
-        objects = [each for each in result if each.score > options["score"]]
-        found: dict[str, Any] = {
-            "size": {"width": loaded.width, "height": loaded.height},
-            "objects": [asdict(each) for each in objects],
-        }
-        if options["draw"]:
-            captions = [f"{one_line(each.label)} {each.score:.0%}" for each in objects]
-            boxes, labels = [each.box for each in objects], [each.index for each in objects]
-            found["picture"] = data_url(draw_boxes(loaded, boxes, labels, captions))
-        return found
-
-    def options(self, query: Mapping[str, str]) -> Options:
-        self.check(query)
-        score = _share(query, "score", _LEAST_SCORE) if "score" in query else _DEFAULT_SCORE
-        return {"score": score, "draw": _boolean(query, "draw")}
-
-
-class ServedSegmenter(Served):
-    task = "segmentation"
-    most_of_a_batch = 1
-    parameters = {  # noqa: RUF012
-        "masks": "true adds the run lengths of each class, as COCO has them",
-        "draw": "true adds a JPEG with the classes",
-    }
-
-    def __init__(self, model: Segmenter) -> None:
-        super().__init__(model)
-        self._segmenter, self.engine = model, str(model.engine)
-
-    def prepare(self, batch_sizes: Sequence[int]) -> None:
-        del batch_sizes  # as above
-        self._segmenter.predict(Image.new("RGB", (64, 64)))
-
-    def load(self, content: bytes, limits: Limits, name: str) -> Image.Image:
-        return decode(content, limits=limits, name=name)
-
-    def compute(self, loaded: list[Image.Image]) -> Sequence[Any]:
-        return [self._segmenter.predict(image) for image in loaded]
-
-    def answer(
-        self, loaded: Image.Image, result: SegmentedImage, options: Options, name: str
-    ) -> dict[str, Any]:
-        del name
-        classes = [asdict(each) for each in result.shares]
-        if options["masks"]:
-            for each in classes:
-                each["mask"] = to_run_lengths(result.class_map == each["index"]).to_coco()
-        found: dict[str, Any] = {
-            "size": {"width": loaded.width, "height": loaded.height},
-            "classes": classes,
-        }
-        if options["draw"]:
-            found["picture"] = data_url(draw_classes(loaded, result.class_map, result.classes))
-        return found
-
-    def options(self, query: Mapping[str, str]) -> Options:
-        self.check(query)
-        return {"masks": _boolean(query, "masks"), "draw": _boolean(query, "draw")}
-
-
-def served(model: Model) -> Served:
+def served(model: "Model") -> Served:
     """The model behind the interface of a service."""
-    if isinstance(model, Detector):
-        return ServedDetector(model)
-    if isinstance(model, Segmenter):
-        return ServedSegmenter(model)
-    return ServedClassifier(model)
+    if isinstance(model, Classifier):
+        return ServedClassifier(model)
+    from splitattn.serving.served_dense import served_dense  # a classifier starts without it
+
+    return served_dense(model)
 
 
 def explanation_as_json(found: Explanation) -> dict[str, Any]:
@@ -270,14 +181,14 @@ def data_url(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg(picture)).decode()}"
 
 
-def _integer(query: Mapping[str, str], name: str) -> int:
+def integer(query: Mapping[str, str], name: str) -> int:
     text = query[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
         raise bad_value(f"{name} must be a whole number, got {text!r:.60}")
     return int(text)
 
 
-def _share(query: Mapping[str, str], name: str, least: float = 0.0) -> float:
+def share(query: Mapping[str, str], name: str, least: float = 0.0) -> float:
     try:
         value = float(query[name])
     except ValueError:
@@ -287,7 +198,7 @@ def _share(query: Mapping[str, str], name: str, least: float = 0.0) -> float:
     return value
 
 
-def _boolean(query: Mapping[str, str], name: str) -> bool:
+def boolean(query: Mapping[str, str], name: str) -> bool:
     text = query.get(name, "false").lower()
     if text not in (*_TRUE, *_FALSE):
         raise bad_value(f"{name} must be true or false, got {text!r:.60}")

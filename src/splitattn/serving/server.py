@@ -5,6 +5,8 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.applications import Starlette
@@ -12,8 +14,10 @@ from starlette.applications import Starlette
 from splitattn.errors import InputError
 from splitattn.serving.app import create_app
 from splitattn.serving.guard import LOG, JsonFormatter
-from splitattn.serving.served import Model
 from splitattn.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from splitattn.serving.served import Model
 
 _MORE = 10.0  # seconds to end in, beyond what a request may take
 _KEEP_ALIVE = 75  # seconds, longer than those of usual balancers, so that they close first
@@ -21,7 +25,7 @@ _BACKLOG = 2048
 
 
 def serve(
-    model: Model,
+    model: "Model",
     settings: Settings,
     *,
     host: str = "127.0.0.1",
@@ -65,10 +69,12 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         family, kind, protocol, _, address = found[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(_BACKLOG)
+        with ExitStack() as unless_it_works:
+            listening = unless_it_works.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+            unless_it_works.pop_all()
     except OSError as error:
         raise InputError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; choose another "

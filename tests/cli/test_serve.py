@@ -1,0 +1,114 @@
+"""`splitattn serve`: how the call becomes a service. What it answers is in tests/serving."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from splitattn.classifier import Classifier
+from splitattn.cli import main
+from splitattn.serving import server
+from splitattn.serving.settings import Settings
+from tests.cli.networks import write_weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["serve", *map(str, arguments)])
+    return int(end.value.code or 0)
+
+
+def test_options_become_settings(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        server, "serve", lambda model, settings, **rest: asked.update(rest, m=model, s=settings)
+    )
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    options = ("--weights", weights, "--engine", "onnxruntime", "--api-key-file", key)
+    numbers = ("--max-batch", 4, "--max-wait", 2, "--max-queue", 9, "--max-body-mib", 1)
+    assert call(*options, *numbers, "--no-explain", "--port", 0) == 0
+    assert isinstance(asked["m"], Classifier)
+    assert asked["s"] == Settings(
+        max_batch=4,
+        max_wait=0.002,
+        max_queue=9,
+        max_images=9,
+        max_body=2**20,
+        explain=False,
+        key="secret",
+        trusted_hosts=("localhost", "127.0.0.1", "::1"),
+    )
+    assert (asked["host"], asked["port"]) == ("127.0.0.1", 0)
+    call(*options, "--host", "0.0.0.0")
+    assert asked["s"].trusted_hosts == ()
+    call(*options, "--trusted-host", "photos.example")
+    assert asked["s"].trusted_hosts == ("photos.example",)
+
+
+def test_wrong_calls_are_one_line(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    own = ("--weights", weights, "--engine", "onnxruntime")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments, message in (
+            (("--max-batch", 0), "max_batch must be at least 1, got 0"),
+            (("--api-key-file", empty), "must hold a key, it is empty"),
+            (("--api-key-file", tmp_path / "none"), "No such file"),
+            ((*own, "--port", port), f"cannot listen on 127.0.0.1 port {port}"),
+        ):
+            assert call(*arguments) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert message in line
+
+
+def test_sigterm_answers_what_comes_while_it_drains(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, whose main thread serves while another one asks."""
+    monkeypatch.setattr(server, "_log_as_json", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    found: dict[str, Any] = {}
+
+    def ask() -> None:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            for _ in range(1000):
+                try:
+                    if client.get("/readyz").status_code == 200:
+                        break
+                except httpx2.TransportError:
+                    pass
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            found["ready"] = client.get("/readyz").status_code
+            found["answer"] = client.post("/v1/predict", content=b"no image").status_code
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    model = Classifier(weights=weights, engine="onnxruntime")
+    server.serve(model, Settings(drain_wait=1.0), port=port)
+    asking.join(20)
+    assert found == {"ready": 503, "answer": 422}
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
