@@ -1,9 +1,11 @@
 """The optional libraries: whether they are here, and imported without what they do besides."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from splitattn.errors import InputError
@@ -38,6 +40,28 @@ def require(purpose: str, *libraries: str) -> None:
             f"{purpose} needs {' and '.join(missing)}, not installed here: "
             f"pip install {' '.join(dict.fromkeys(packages))}"
         )
+
+
+@contextmanager
+def home_folder() -> Iterator[None]:
+    """Libraries that ask for the home folder, imported in this block, are told one.
+
+    A user without a name or a home, as containers have, would be an error to NNCF. It is told a
+    folder that is gone when the block ends.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        from tempfile import TemporaryDirectory
+
+        with TemporaryDirectory() as folder:
+            os.environ["HOME"] = folder
+            try:
+                yield
+            finally:
+                del os.environ["HOME"]
+    else:
+        yield
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from splitattn.engines.engine import Engine, FileSettings, softmax
 from splitattn.engines.onnx_runtime import OnnxEngine
 from splitattn.engines.pytorch import TorchEngine, choose_device
 from splitattn.errors import InputError
-from splitattn.libraries import telemetry_off
+from splitattn.libraries import home_folder, telemetry_off
 from tests.engines.networks import (
     METADATA,
     PREPROCESSING,
@@ -323,11 +323,40 @@ def test_a_signal_after_the_last_network_is_handled() -> None:
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
+def test_libraries_are_told_a_home_folder_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = Path.home()
+    with home_folder():
+        assert Path.home() == own
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])  # a user without a name
+    with home_folder():
+        told = Path.home()
+        assert list(told.iterdir()) == []
+    assert not told.exists()
+    with pytest.raises(RuntimeError):
+        Path.home()
+
+
 def test_a_device_that_is_not_there_is_told_which_ones_are() -> None:
     expected = r"^device 'xpu' cannot be used: .*; here there are auto, cpu"
     with pytest.raises(InputError, match=expected) as raised:
         choose_device("xpu")
     assert len(str(raised.value)) < 200
+
+
+def test_a_device_that_pytorch_is_built_without_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def empty(*_: object, **__: object) -> None:
+        raise NotImplementedError("Could not run 'aten::empty.memory_format' with arguments")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(
+        InputError, match=r"^device 'mps' cannot be used: this PyTorch is built wit"
+    ):
+        choose_device("mps")
 
 
 @pytest.mark.parametrize("name", ["gpu", "0", "", "meta"])

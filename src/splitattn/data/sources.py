@@ -11,7 +11,7 @@ from splitattn.data.parquet import open_parquet
 from splitattn.data.torchvision_sets import open_torchvision
 from splitattn.errors import DataError
 from splitattn.files import as_on_disk, is_file
-from splitattn.images.paths import expand_glob
+from splitattn.images.paths import expand_glob, is_image_name
 
 _TORCHVISION = "torchvision:"
 
@@ -79,9 +79,15 @@ def _open(data: str, split: str) -> LabelledImages:
         raise DataError(
             f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"
         ) from error
+    if not is_file(root):
+        reason = "no such thing"
+    elif is_image_name(root.name):
+        reason = "a single picture; to label it use splitattn predict"
+    else:
+        reason = "a file of another kind"
     raise DataError(
         "data must be a folder, Parquet shards, a CSV file or torchvision:NAME, "
-        f"got {data!r}: no such thing"
+        f"got {data!r}: {reason}"
     )
 
 

@@ -16,7 +16,7 @@ from splitattn.engines.engine import Array, Engine, FileSettings, Images, Logits
 from splitattn.engines.open_vino_structure import check_open_vino
 from splitattn.errors import InputError, one_line
 from splitattn.graph.onnx_model import Network, parts, to_onnx
-from splitattn.libraries import telemetry_off
+from splitattn.libraries import home_folder, telemetry_off
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
@@ -163,7 +163,7 @@ def quantize(model: "ov.Model", images: Sequence[Images], *, floats: list[str]) 
         floats: friendly names of the operations that stay floats.
     """
     core()  # before the cores that NNCF makes and drops
-    with telemetry_off():
+    with telemetry_off(), home_folder():
         import nncf
 
     # Not by NNCF's own function, which also silences every handler that listens to it.

@@ -184,7 +184,9 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except NotImplementedError as error:  # whose text is about operators
+        raise _unusable(name, "this PyTorch is built without it") from error
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise _unusable(name, reason) from error
     return device
