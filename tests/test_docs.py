@@ -47,6 +47,20 @@ def test_the_guide_is_a_notebook_without_outputs() -> None:
     assert not any(cell.outputs or cell.execution_count for cell in cells)
 
 
+def test_the_tree_of_the_architecture_names_every_module() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    tree = page.split("```text\nsrc/splitattn/\n")[1].split("```")[0]
+    named, package = set(), ""
+    for indent, name in re.findall(r"^( +)(\S+)", tree, re.MULTILINE):
+        package = package if len(indent) > 2 else ""
+        named.add(f"{package}{name}")
+        package = name if name.endswith("/") else package
+    files = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    modules = {name for name in files if not name.endswith(("__init__.py", "__main__.py"))}
+    verbs = {name for name in modules if name.startswith("cli/")}
+    assert {name for name in named if name.endswith(".py")} == modules - verbs
+
+
 def test_links_of_the_guide_lead_somewhere() -> None:
     """Sphinx checks those of the other pages, and these where it knows them for links."""
     text = "\n".join(cell.source for cell in nbformat.read(GUIDE, as_version=4).cells)

@@ -353,9 +353,7 @@ def test_a_device_that_pytorch_is_built_without_is_told_so(
         raise NotImplementedError("Could not run 'aten::empty.memory_format' with arguments")
 
     monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(
-        InputError, match=r"^device 'mps' cannot be used: this PyTorch is built wit"
-    ):
+    with pytest.raises(InputError, match=r"^device 'mps' cannot be used: this PyTorch is built"):
         choose_device("mps")
 
 
