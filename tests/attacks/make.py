@@ -3,8 +3,8 @@
 usage: python tests/attacks/make.py
 
 Standard library alone, so that no encoder refuses to write what no decoder should read. The first
-part of a file's path says who reads it: `images`, `weights`, `recipes`, `data`, `exported`. A file
-whose description begins with "Valid:" is to be read all the same.
+part of a file's path says who reads it: `images`, `weights`, `recipes`, `data`, `exported`,
+`annotations`. A file whose description begins with "Valid:" is to be read all the same.
 """
 
 import io
@@ -1063,12 +1063,124 @@ def exported() -> list[tuple[str, str, bytes]]:
     ]
 
 
+def coco(**changes: object) -> bytes:
+    """COCO's JSON of an image of 16 x 16 pixels with an object, which `changes` change."""
+    row: dict[str, object] = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 8, 9]}
+    image: dict[str, object] = {"id": 1, "file_name": "a.png", "width": 16, "height": 16}
+    for key, value in changes.items():
+        (image if key in image and key != "id" else row)[key] = value
+    category = {"id": 1, "name": "a"}
+    content = {"images": [image], "annotations": [row], "categories": [category]}
+    return json.dumps(content).encode()
+
+
+def voc(doctype: str, body: str) -> bytes:
+    return f"{doctype}<annotation><filename>a.png</filename>{body}</annotation>".encode()
+
+
+def annotations() -> list[tuple[str, str, bytes]]:
+    """By its ending a file is COCO's, VOC's or YOLO's, the names of classes, or a mask."""
+    laughs = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 12))
+    box = "<xmin>{}</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax>"
+    found = "<object><name>a</name><bndbox>" + box + "</bndbox></object>"
+    aliases = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    depth = b"[" * 9_000
+    runs = {"size": [2**19, 2**19], "counts": [0, 2**38]}
+    return [
+        ("empty.json", "No bytes at all beside the words.", b'"annotations" "images"'),
+        ("deep.json", "Lists in lists, 9,000 deep.", b'{"images": "annotations", "a": ' + depth),
+        ("digits.json", "A number of 5,000 digits.", coco(image_id=1).replace(b"16", b"9" * 5_000)),
+        ("nan.json", "A box of NaN and infinity.", coco(bbox=[float("nan"), 1, float("inf"), 2])),
+        ("logical-id.json", "An image whose id is true.", coco(image_id=True, id=True)),
+        ("null-byte.json", "A file name with a null byte.", coco(file_name="a\0.png")),
+        ("passwd.json", "An image that is a file of the system.", coco(file_name="/etc/passwd")),
+        ("device.json", "An image that is a device without an end.", coco(file_name="/dev/zero")),
+        (
+            "endless.json",
+            "Run lengths of which one never ends.",
+            coco(segmentation={"size": [16, 16], "counts": "o" * 9_000}),
+        ),
+        (
+            "minus.json",
+            "Run lengths below zero.",
+            coco(segmentation={"size": [16, 16], "counts": [300, -44]}),
+        ),
+        (
+            "runs.json",
+            "Valid: run lengths of 2**38 pixels, of another size than their image.",
+            coco(segmentation=runs),
+        ),
+        (
+            "huge.json",
+            "An image that says it has 2**38 pixels, and run lengths of as many.",
+            coco(segmentation=runs, width=2**19, height=2**19),
+        ),
+        (
+            "far.json",
+            "Valid: a polygon that reaches 100 million pixels out of its image.",
+            coco(segmentation=[[-1e8, -1e8, 1e8, -1e8, 1e8, 1e8, -1e8, 1e8]]),
+        ),
+        (
+            "points.json",
+            "Valid: a polygon of 1,500 points.",
+            coco(segmentation=[[k % 17 for k in range(3_000)]]),
+        ),
+        (
+            "laughs.xml",
+            "Entities that unfold to 100 GB.",
+            voc(f'<!DOCTYPE a [<!ENTITY a0 "ha">{laughs}]>', "&a11;"),
+        ),
+        (
+            "external.xml",
+            "An entity that is a file of the system.",
+            voc('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>', "&x;"),
+        ),
+        ("deep.xml", "Elements in elements, 1,000 deep.", voc("", "<a>" * 1_000)),
+        ("nan.xml", "A box that begins at NaN.", voc("", found.format("nan"))),
+        ("far.xml", "A box that begins at 1e300.", voc("", found.format("1e300"))),
+        (
+            "outside.xml",
+            "Valid: a box that begins outside its image.",
+            voc("", found.format("-1e8")),
+        ),
+        ("nan.txt", "A box of NaN.", b"0 nan nan nan nan\n"),
+        ("pixels.txt", "A box in pixels.", b"0 120 80 40 30\n"),
+        ("class.txt", "A class of 20 digits.", b"99999999999999999999 0.5 0.5 0.1 0.1\n"),
+        ("bytes.txt", "Bytes that are no text.", bytes(range(128, 256))),
+        ("odd.txt", "A polygon that lacks a number.", b"0 0.1 0.1 0.5 0.1 0.5\n"),
+        (
+            "laughs.yaml",
+            "Names of names of names, 9**11 of them.",
+            f"a0: &a0 [a]\n{aliases}names: [*a11]\n".encode(),
+        ),
+        (
+            "code.yaml",
+            "A name that runs a command.",
+            f"names: !!python/object/apply:os.system ['touch {MARKER}']\n".encode(),
+        ),
+        ("deep.yaml", "Lists in lists, 9,000 deep.", b"names: " + depth),
+        ("bomb.png", "A mask of 4 GB of pixels from a few bytes.", png(65_000, 65_000, color=0)),
+        (
+            "number.png",
+            "A mask of a class that is not named.",
+            png(16, 16, (b"\0" + b"\xc8" * 16) * 16, color=0),
+        ),
+        (
+            "deep.png",
+            "Valid: a mask of 16 bits, all of them 0.",
+            png(16, 16, (b"\0" + bytes(32)) * 16, depth=16, color=0),
+        ),
+        ("colors.png", "A mask in colors.", png(16, 16, (b"\0" + bytes(48)) * 16)),
+    ]
+
+
 KINDS = {
     "images": images,
     "weights": weights,
     "recipes": recipes,
     "data": data,
     "exported": exported,
+    "annotations": annotations,
 }
 
 

@@ -158,6 +158,51 @@ def test_data_are_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) ->
     refused(*call(capfd, "train", path, "--output", "out", "--model", "resnest14"))
 
 
+def data_set(attack: Attack) -> Path:
+    """A data set of one image, to which the file belongs by its ending."""
+    folder, ending = Path("set"), Path(attack.path).suffix
+    paths = {
+        ".json": "train.json",
+        ".xml": "Annotations/a.xml",
+        ".txt": "labels/a.txt",
+        ".yaml": "data.yaml",
+        ".png": "masks/a.png",
+    }
+    images = {".json": ".", ".xml": "JPEGImages"}.get(ending, "images")
+    others = {".txt": {"classes.txt": "a\n"}, ".png": {"classes.txt": "a\nb\n"}}
+    others[".yaml"] = {"labels/a.txt": "0 0.5 0.5 0.1 0.1\n"}
+    for path, text in others.get(ending, {}).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    path = folder / paths[ending]
+    for parent in (path.parent, folder / images):
+        parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(attack.content)
+    for number in range(1 if ending == ".json" else 8):  # some of them are for training
+        stem = f"a{number}" if number else "a"
+        Image.new("RGB", (16, 16)).save(folder / images / f"{stem}.png")
+        if ending in (".xml", ".txt", ".png"):
+            path.with_stem(stem).write_bytes(attack.content)
+    return folder
+
+
+@pytest.mark.parametrize("attack", of("annotations"), ids=name)
+def test_annotations_are_one_line_or_boxes(
+    attack: Attack, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = data_set(attack)
+    picture = ["--output", "batch.png", "--set", "train_size=32", "--set", "test_size=32"]
+    picture += ["--set", "first_train_size=32"]
+    status, said = call(capfd, "data", "show", str(data), *picture)
+    if attack.valid:
+        assert status == 0, said
+        assert Path("batch.png").exists()
+        return
+    refused(status, said.splitlines()[-1])
+    assert "root:" not in said  # of /etc/passwd
+    assert not Path("batch.png").exists()
+
+
 @pytest.mark.parametrize("attack", of("exported"), ids=name)
 def test_an_exported_network_is_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
     path = FOLDER / attack.path

@@ -50,6 +50,7 @@ from splitattn.weights.resolve import resolve
 from tests.attacks.make import FOLDER as ATTACKS
 from tests.attacks.make import chunk, png
 from tests.data.datasets import encoded, write_shard
+from tests.fuzz.annotated import annotated_seeds, annotated_set, read_annotated
 from tests.fuzz.annotations import annotation_seeds, read_annotations
 from tests.fuzz.answers import answer_seeds, read_answer
 from tests.fuzz.graphs import (
@@ -441,6 +442,9 @@ TARGETS = (
     Target(name="recipes", seeds=recipe_seeds, read=read_recipe),
     Target(name="data sets", seeds=data_seeds, read=read_data),
     Target(name="annotations", seeds=annotation_seeds, read=read_annotations),
+    Target(
+        name="annotated data sets", seeds=annotated_seeds, read=read_annotated, make=annotated_set
+    ),
     Target(name="ONNX files", seeds=onnx_seeds, read=read_onnx, make=damaged_onnx),
     Target(
         name="OpenVINO files", seeds=open_vino_seeds, read=read_open_vino, make=damaged_open_vino

@@ -20,6 +20,7 @@ SHARE, SHARES = (
     {
         "command line": 60,
         "layouts": 100,
+        "annotated data sets": 100,
         "ONNX files": 40,
         "OpenVINO files": 25,
         "answers of servers": 60,
@@ -44,6 +45,8 @@ def test_damaged_input_is_read_or_refused(target: Target, tmp_path: Path) -> Non
             raise
         assert time.process_time() - begin < run.SECONDS, content
     assert said
+    if target.name == "annotated data sets":  # most of which are read, and used
+        assert len(said) < SHARES[target.name] / 2
     assert all(line.strip() for line in said)
 
 

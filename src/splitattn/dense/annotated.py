@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from splitattn.dense.outlines import Outline, clipped
+from splitattn.dense.outlines import Outline, RunLengths, clipped
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import decode, read_size
 
@@ -196,8 +196,19 @@ def _objects(image: FoundImage, size: tuple[int, int], notes: Notes) -> Objects:
         labels=np.array([found.label for found, _ in kept], dtype=np.int64),
         crowd=np.array([found.crowd for found, _ in kept], dtype=bool),
         areas=np.array([_area(found, box) for found, box in kept], dtype=np.float64),
-        outlines=tuple(clipped(found.outline, size) for found, _ in kept),
+        outlines=tuple(_outline(found, image, size, notes) for found, _ in kept),
     )
+
+
+def _outline(
+    found: FoundObject, image: FoundImage, size: tuple[int, int], notes: Notes
+) -> Outline | None:
+    outline = found.outline
+    if isinstance(outline, RunLengths) and (outline.width, outline.height) != size:
+        where = f"{outline.width} x {outline.height} in {image.name}"
+        notes.add("run lengths of another size than their image, left out", where)
+        return None
+    return clipped(outline, size)
 
 
 def _inside(box: Box, size: tuple[int, int]) -> Box:

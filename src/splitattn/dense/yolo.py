@@ -4,6 +4,7 @@ A line is `class x y width height`, the center and size of a box, or `class x y 
 polygon. Coordinates are shares of the image's width and height.
 """
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,5 +113,8 @@ def _yaml_names(text: str) -> list[str]:
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(n, str | int | float) for n in names):
-        raise MalformedError(f"names must be a list, or a mapping from 0 on, got {names!r:.60}")
+        # In YAML, a short file can name the same list a billion times.
+        raise MalformedError(
+            f"names must be a list, or a mapping from 0 on, got {reprlib.repr(names):.60}"
+        )
     return [str(name) for name in names]
