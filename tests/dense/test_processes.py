@@ -25,14 +25,14 @@ from tests.dense.runs import (
 )
 
 # One image at a time in each process, or one after the other in a process that is alone. Nothing
-# depends on the other image of a batch, so both do the same. One step, for group norms over maps of
-# one pixel make a great difference of a small one.
+# depends on the other image of a batch, so both do the same.
 SHARED: dict[str, Any] = {
     "epochs": 1,
     "optimizer": "sgd",
+    "clip_norm": 0.0,
+    "ema_decay": 0.0,
     "warmup_epochs": 0.0,
     "batch_size": 2,
-    "batch_per_device": 1,
     "frozen_batch_norm": True,
     "test_size": 32,
     "train_size": 32,
@@ -44,7 +44,9 @@ SEGMENTATION = replace(MASK_RECIPE, first_train_size=None, **SHARED)
 def trainings(folder: Path, own: str) -> dict[str, dict[str, float]]:
     """What is measured of a detector and of a segmenter that this process helps to train."""
     return {
-        name: train(model, task, make_run(folder / own / name, recipe)).figures
+        name: train(
+            model, task, replace(make_run(folder / own / name, recipe), batch_per_device=1)
+        ).figures
         for name, model, task, recipe in (
             ("detection", network(), make_task(folder / "boxes"), DETECTION),
             ("segmentation", plain_segmenter(), make_mask_task(folder / "masks"), SEGMENTATION),
@@ -94,8 +96,9 @@ def test_two_processes_train_and_measure_as_one_does(tmp_path: Path) -> None:
             read_by_own_keys(tmp_path / each / name / "model.safetensors")
             for each in ("alone", "together")
         )
-        for key, value in one.items():
-            np.testing.assert_allclose(value, two[key], atol=1e-4, err_msg=f"{name} {key}")
+        # A process that is alone has run its batch norms twice as often.
+        for key in (key for key in one if not key.endswith("num_batches_tracked")):
+            np.testing.assert_allclose(one[key], two[key], atol=2e-5, err_msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize(
