@@ -129,14 +129,14 @@ def evaluate(
         assert weights is not None
         if held_out:
             raise InputError(f"--held-out is for classification, got weights for {task}")
+        given: dict[str, object] = {"model": model, "size": size, "class_names": class_names}
+        given |= {"white_level": white_level, "threshold": threshold}
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"{unused[0]} is for classification: leave it out for {weights}")
         if task == "detection":
-            if model is not None or size is not None:
-                raise InputError(f"{weights} says its model and size: leave out model and size")
             return evaluate_detector(
                 data, weights, split=split, engine=engine, device=device, on_images=on_images
             )
-        if model is not None or size is not None:
-            raise InputError(f"{weights} says its model and size: leave out model and size")
         return _evaluate_segmenter(
             data, weights, split, engine=engine, device=device, on_images=on_images
         )

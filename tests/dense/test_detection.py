@@ -30,6 +30,7 @@ from splitattn.training.recipes import load_recipe
 from splitattn.training.task import Measurement, Step
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
 from splitattn.weights.metadata import read_metadata
+from splitattn.workflows import evaluate
 from tests.dense.datasets import CLASSES, picture, write_splits
 from tests.dense.runs import ARCHITECTURE, CHANNELS, RECIPE, make_run, make_task, network, spoil
 from tests.examples import blocks
@@ -201,6 +202,21 @@ def status(arguments: list[str]) -> object:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     return ended.value.code or 0
+
+
+@pytest.mark.parametrize("option", ["--topk=3", "--threshold=0.5", "--white-level=4095"])
+def test_options_of_classification_are_refused(
+    option: str,
+    trained: tuple[Path, Measurement],
+    photograph: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = f"--weights={trained[0]}"
+    assert status(["predict", str(photograph), weights, option]) == 2
+    rule = f"error: {option.partition('=')[0]} is for classification, {trained[0]} is for detection"
+    assert capsys.readouterr().err.startswith(rule)
+    with pytest.raises(InputError, match="white_level is for classification: leave it out"):
+        evaluate("data", weights=trained[0], white_level=255)
 
 
 def test_predict_writes_boxes_in_every_format_and_draws_them(
@@ -446,6 +462,10 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         task.check(make_run(tmp_path / "run", replace(RECIPE, in_chans=1)))
     with pytest.raises(InputError, match="sampling must be 'uniform' for detection, got 'bal"):
         task.check(make_run(tmp_path / "run", replace(RECIPE, sampling="balanced")))
+    unread: dict[str, Any] = {"mixup_alpha": 0.4, "drop_path": 0.2, "class_weights": "balanced"}
+    for name, value in unread.items():
+        with pytest.raises(InputError, match=f"{name} does nothing for detection, got {value!r}"):
+            task.check(make_run(tmp_path / "run", replace(RECIPE, **{name: value})))
 
 
 def test_recipes_for_detection_are_named() -> None:

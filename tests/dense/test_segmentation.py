@@ -516,6 +516,9 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         recipe = replace(MASK_RECIPE, **change)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=f"{name} must be .* for segmentation, got"):
             task.check(make_run(tmp_path / "run", recipe))
+    unread = make_run(tmp_path / "run", replace(MASK_RECIPE, random_erasing=0.5))
+    with pytest.raises(InputError, match=r"random_erasing does nothing for segmentation, got 0\.5"):
+        task.check(unread)
     with pytest.raises(InputError, match="in_chans must be 3 for segmentation"):
         task.check(replace(run, recipe=replace(MASK_RECIPE, in_chans=1)))
     pixels = np.zeros_like(task.train.pixels)

@@ -144,8 +144,13 @@ def predict(
         from splitattn.opening import TASK, task_of
 
         task = task_of(weights)
-        if task != TASK and model is not None:
-            raise InputError(f"{weights} is for {task} and says its model: leave out --model")
+        given = {"--model": model, "--topk": topk, "--threshold": threshold}
+        given["--white-level"] = white_level
+        for option, value in given.items():
+            if task != TASK and value is not None:
+                raise InputError(
+                    f"{option} is for classification, {weights} is for {task}: leave it out"
+                )
         if task != "detection" and (score is not None or iou is not None):
             raise InputError("--score and --iou need a detector's weights: name them")
         if task != "segmentation" and class_maps_folder is not None:

@@ -32,6 +32,10 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
     """Learn where objects are, and their classes; `head` is one of `create_detector`."""
 
     name: ClassVar[str] = "detection"
+    unread: ClassVar[tuple[str, ...]] = (
+        *DenseTask.unread,
+        *("class_weights", "label_smoothing", "auxiliary_weight"),
+    )
     formats: ClassVar[Mapping[str, Figure]] = {
         "size": Figure(label="", unit="px", decimals=0),
         "loss": Figure(label="loss"),

@@ -34,6 +34,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     """Learn the class of every pixel; `head` is one of `create_segmenter`."""
 
     name: ClassVar[str] = "segmentation"
+    unread: ClassVar[tuple[str, ...]] = (*DenseTask.unread, "box_head", "regions_per_image")
     formats: ClassVar[Mapping[str, Figure]] = {
         "size": Figure(label="", unit="px", decimals=0),
         "loss": Figure(label="loss"),

@@ -10,7 +10,7 @@ from splitattn.data.loading import epoch_batches
 from splitattn.dense.resizing import Sides
 from splitattn.errors import DataError, InputError
 from splitattn.images.decode import RGB
-from splitattn.training.recipes import Recipe
+from splitattn.training.recipes import Recipe, load_recipe
 from splitattn.training.run import Run
 from splitattn.training.task import Batch, Measurement, Step, Task
 from splitattn.training.unreadable import Unreadable
@@ -39,6 +39,7 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
     """A task on annotated images.
 
     Attributes:
+        unread: fields of a recipe that change nothing here.
         model: name of the backbone, written into the result.
         head: what is built on the backbone.
         train: the images to learn from.
@@ -46,6 +47,10 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
     """
 
     unit: ClassVar[str] = "images"
+    unread: ClassVar[tuple[str, ...]] = (
+        *("mixup_alpha", "cutmix_alpha", "dropout", "drop_path", "drop_block", "crop"),
+        *("crop_scale", "interpolation", "auto_augment", "lighting", "random_erasing"),
+    )
 
     model: str
     head: str
@@ -60,6 +65,12 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
     def check(self, run: Run) -> None:
         if run.recipe.in_chans != RGB:
             raise InputError(f"in_chans must be {RGB} for {self.name}, got {run.recipe.in_chans}")
+        plain = load_recipe("plain", task=run.recipe.task)
+        for name in self.unread:
+            if (value := getattr(run.recipe, name)) != getattr(plain, name):
+                raise InputError(
+                    f"{name} does nothing for {self.name}, got {value!r}: leave it out"
+                )
         if run.recipe.sampling != "uniform":
             raise InputError(
                 f"sampling must be 'uniform' for {self.name}, got {run.recipe.sampling!r}: an "
