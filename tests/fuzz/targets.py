@@ -35,6 +35,7 @@ from splitattn.errors import ImageError, InputError
 from splitattn.images.decode import decode, decode_planes
 from splitattn.images.preprocess import preprocess
 from splitattn.images.samples import sample_photographs
+from splitattn.libraries import installed
 from splitattn.opening import TrainedNetwork
 from splitattn.preprocessing import center_crop
 from splitattn.training import loop
@@ -53,6 +54,7 @@ from tests.data.datasets import encoded, write_shard
 from tests.fuzz.annotated import annotated_seeds, annotated_set, read_annotated
 from tests.fuzz.annotations import annotation_seeds, read_annotations
 from tests.fuzz.answers import answer_seeds, read_answer
+from tests.fuzz.bodies import body_seeds, read_body
 from tests.fuzz.graphs import (
     damaged_onnx,
     damaged_open_vino,
@@ -298,6 +300,7 @@ _CALLS = (
     ("predict", "photos", "--engine", "torch", "--format", "json", "--topk", "2"),
     ("predict", "photo.jpg", "--engine", "torch", "--output", "out.csv", "--format", "csv"),
     ("predict", "photo.jpg", "--weights", "net.onnx"),
+    ("explain", "photo.jpg", "--output", "why.html", "--method", "cam", "--engine", "torch"),
     ("evaluate", "data", "--weights", "tiny.safetensors", "--workers", "0"),
     ("evaluate", "shard.parquet", "--split", "train", "--workers", "0", "--json"),
     ("train", "data", "--output", "out", "--model", "resnest14", "--set", "batch_size=2"),
@@ -414,11 +417,9 @@ def _no_work(folder: Path) -> Iterator[None]:
 
     load = TrainedNetwork.load
 
-    def load_plain(
-        network: TrainedNetwork, engine: str, device: str, *, size: int | None = None
-    ) -> Engine:
+    def load_plain(network: TrainedNetwork, engine: str, device: str, **rest: Any) -> Engine:
         plain = "torch" if engine in engine_names() else engine
-        return load(network, plain, device, size=size)
+        return load(network, plain, device, **rest)
 
     own = {"SPLITATTN_OFFLINE": "1", "SPLITATTN_CACHE": str(folder / "cache"), "COLUMNS": "100"}
     with (
@@ -451,4 +452,9 @@ TARGETS = (
     ),
     Target(name="answers of servers", seeds=answer_seeds, read=read_answer),
     Target(name="command line", seeds=call_seeds, read=run_call, make=damaged_call),
+    *(
+        [Target(name="bodies of requests", seeds=body_seeds, read=read_body)]
+        if installed("starlette", "python_multipart")
+        else []
+    ),
 )
