@@ -220,7 +220,7 @@ class Service:
             if self.process.poll() is not None:
                 break
             await asyncio.sleep(0.01)
-        raise SystemExit(f"no service: see {self._log.name}")
+        raise SystemExit(f"no service: {Path(self._log.name).read_text()[-2000:]}")
 
     def memory(self) -> int:
         """Bytes that it has in memory, with all its processes' children."""

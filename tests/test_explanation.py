@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from splitattn.opening import open_weights
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
+from splitattn.workflows import export
 from tests.cli.networks import CLASSES, network
 
 ENGINES = ("onnxruntime", "openvino", "torch")
@@ -100,6 +102,40 @@ def test_layercam_equals_that_of_autograd(weights: Path, engine: str) -> None:
     expected = (gradient.clip(0) * activation).sum(0) * 36
     np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-5)
     assert found.map.max() > 1.5 * found.map.mean() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("net.onnx", {}),
+        ("net.onnx", {"batch_size": 2, "precision": "fp16"}),
+        ("net.xml", {"dynamic_size": True}),
+    ],
+    ids=str,
+)
+def test_exported_files_carry_the_map(
+    weights: Path, explainer: Explainer, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    path = tmp_path / name
+    export(path, weights=weights, class_maps=True, **options)
+    exported = Classifier(weights=path)
+    found, own = exported.explain(CAT, LABEL), explainer.explain(CAT, LABEL, "cam")
+    tolerance = 1e-2 if options.get("precision") == "fp16" else 1e-4
+    assert found.method == "cam"
+    np.testing.assert_allclose(found.map, own.map, atol=tolerance)
+    assert found.bias == pytest.approx(own.bias, abs=tolerance)
+    assert exported.predict(CAT)[0].label == Classifier(weights=weights).predict(CAT)[0].label
+
+
+def test_a_file_without_the_map_is_explained_by_rise_alone(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explanation, "_MASKS", 32)
+    export(tmp_path / "net.onnx", weights=weights)
+    exported = Explainer(weights=tmp_path / "net.onnx")
+    assert exported.explain(CAT).method == "rise"
+    with pytest.raises(InputError, match=r"net\.onnx is an exported file without the maps"):
+        exported.explain(CAT, method="cam")
 
 
 def test_large_images_are_explained_by_the_last_map(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from splitattn.engines.engine import ACTIVATIONS, NOT_FINITE, Array, Engine, Images
 from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError, nearest
-from splitattn.graph.folding import FoldedNetwork
+from splitattn.graph.folding import CLASS_MAPS, FoldedNetwork
 from splitattn.graph.gradient import logit_gradient
 from splitattn.images.decode import RGB, ImageSource, decode_planes, decode_reduced, name_of
 from splitattn.images.heat import Scale, Shares, draw_heat, write_page
@@ -44,8 +44,6 @@ _MEANINGS = {
     "layercam": "activations times positive gradients, in logits",
     "rise": f"how much a place adds to the probability if it is seen, by {_MASKS} random masks",
 }
-
-_CLASS_MAPS = "class_maps"  # an output of `to_onnx`
 
 Map = NDArray[np.float32]
 Box = tuple[float, float, float, float]
@@ -224,21 +222,19 @@ class Explainer:
         index = None if label is None else self._index(label)
         pixels, picture, box = self._load(image, name)
         images = normalize(pixels[None], self.preprocessing)
-        if method == "auto":
-            method = self._network.best_method(self.preprocessing.size)
         found = self._network.explain(images, index, method)
         if not (np.isfinite(found.logits).all() and np.isfinite(found.map).all()):
             raise ImageError(f"{name or name_of(image)}: {NOT_FINITE}")
         return Explanation(
             map=found.map,
-            grid=(_CELLS, _CELLS) if method == "rise" else _shape(found.map),
+            grid=(_CELLS, _CELLS) if found.method == "rise" else _shape(found.map),
             highest=max(float(found.map.max()), found.least),
             label=self.classes[found.index],
             index=found.index,
             probability=float(self._activate(found.logits[None])[0, found.index]),
             logit=float(found.logits[found.index]),
             bias=found.bias,
-            method=method,
+            method=found.method,
             image=picture,
             box=box,
             shares=found.shares,
@@ -312,6 +308,7 @@ class _Found:
         least: what a place must have to be told from none.
     """
 
+    method: str
     map: Map
     index: int
     logits: NDArray[np.float32]
@@ -327,15 +324,15 @@ class _Trained:
         self._network, self._engine, self._device = network, engine, device
         self._engines: dict[str, Engine] = {}
 
-    def best_method(self, size: int) -> str:
-        return "cam" if _grid(size, _LAST_STAGE) >= LEAST_GRID else "layercam"
-
     def explain(self, images: Images, index: int | None, method: str) -> _Found:
+        if method == "auto":
+            fine = _grid(images.shape[2], _LAST_STAGE) >= LEAST_GRID
+            method = "cam" if fine else "layercam"
         if method == "rise":
             activate = ACTIVATIONS[self._network.metadata.activation]
-            return _rise(self._opened(_CLASS_MAPS), images, index, activate)
+            return _rise(self._opened(CLASS_MAPS), images, index, activate)
         if method == "cam":
-            logits, class_maps, *shares = _outputs(self._opened(_CLASS_MAPS), images)
+            logits, class_maps, *shares = _outputs(self._opened(CLASS_MAPS), images)
             found = _cam(logits, class_maps, index)
         else:
             earlier = range(_LAST_STAGE - 1, _EARLIEST_STAGE - 1, -1)
@@ -373,23 +370,23 @@ class _Trained:
 
 
 class _Exported:
-    """An exported file, of which only the logits are known."""
+    """An exported file: it gives logits, and class maps if it was exported with them."""
 
     def __init__(self, engine: Engine, path: str, activate: Callable[[Array], Array]) -> None:
         self._activate = activate
         self._engine, self._path = engine, path
 
-    def best_method(self, size: int) -> str:
-        del size
-        return "rise"
-
     def explain(self, images: Images, index: int | None, method: str) -> _Found:
-        if method != "rise":
-            raise InputError(
-                f"{self._path} is an exported file and gives no maps: take method rise, or the "
-                "weights it was exported from"
-            )
-        return _rise(self._engine, images, index, self._activate)
+        if method in ("auto", "cam"):
+            outputs = _outputs(self._engine, images)
+            if len(outputs) > 1:
+                return _cam(outputs[0], outputs[1], index)
+        if method in ("auto", "rise"):
+            return _rise(self._engine, images, index, self._activate)
+        raise InputError(
+            f"{self._path} is an exported file without the maps that {method} needs: take method "
+            "rise, export it with --class-maps for cam, or take the weights it was exported from"
+        )
 
 
 def _grid(size: int, stage: int) -> int:
@@ -399,14 +396,17 @@ def _grid(size: int, stage: int) -> int:
 
 def _outputs(engine: Engine, images: Images) -> list[Array]:
     """What the network gives for a single image (1, C, H, W), without the axis of the batch."""
-    return [output[0] for output in engine.outputs(images)]
+    batch = images.repeat(engine.batch or 1, axis=0)
+    return [output[0] for output in engine.outputs(batch)]
 
 
 def _cam(logits: Array, class_maps: Array, index: int | None) -> _Found:
     """Class activation mapping, from class maps (classes, H, W)."""
     index = int(logits.argmax()) if index is None else index
     own: Map = class_maps[index]
-    return _Found(map=own, index=index, logits=logits, bias=float(logits[index] - own.mean()))
+    return _Found(
+        method="cam", map=own, index=index, logits=logits, bias=float(logits[index] - own.mean())
+    )
 
 
 def _layercam(
@@ -416,7 +416,7 @@ def _layercam(
     index = int(logits.argmax()) if index is None else index
     positive = np.maximum(logit_gradient(network, stage, features, index), 0)
     own = ((positive * features).sum(0) * features[0].size).astype(np.float32)
-    return _Found(map=own, index=index, logits=logits)
+    return _Found(method="layercam", map=own, index=index, logits=logits)
 
 
 def _rise(
@@ -434,6 +434,7 @@ def _rise(
         seen += masks.sum(0)
         found.extend(probabilities.tolist())
     return _Found(
+        method="rise",
         map=(total / seen - np.mean(found)).astype(np.float32),
         index=index,
         logits=logits,

@@ -24,6 +24,7 @@ from splitattn.engines.table import PRECISIONS, EngineRow, file_engine, formats
 from splitattn.environment import describe
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import replacing
+from splitattn.graph.folding import CLASS_MAPS
 from splitattn.images.preprocess import Pixels, normalize
 from splitattn.libraries import require
 from splitattn.opening import TrainedNetwork, open_exported
@@ -125,6 +126,7 @@ def export_network(
     batch_size: int | None = None,
     dynamic_size: bool = False,
     opset: int | None = None,
+    class_maps: bool = False,
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_step: Callable[[str], None] = lambda _: None,
@@ -138,6 +140,8 @@ def export_network(
         batch_size=batch_size,
         opset=opset,
     )
+    if class_maps and row.format == "torch_export":
+        raise InputError("--class-maps belongs to ONNX and OpenVINO files, got torch_export")
     preprocessing = network.metadata.preprocessing
     images = (
         package_photographs(preprocessing.channels)
@@ -160,7 +164,10 @@ def export_network(
     )
     with appearing(path) as made:
         on_step(_QUANTIZING if precision == "int8" else "writing")
-        row.load_file_module().write(network.fold(row.form), made, settings)
+        folded = network.fold(row.form)
+        if class_maps:
+            folded = replace(folded, outputs=("logits", CLASS_MAPS))
+        row.load_file_module().write(folded, made, settings)
         candidate = reopened(row, made)
         agreement = None
         if calibration is not None and precision == "int8":

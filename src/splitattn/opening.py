@@ -7,6 +7,7 @@ A network is named by a model and a tag, a file of weights in any layout, a trai
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from splitattn.weights.resolve import check_owner, resolve, weights_file
 
 TASK = "classification"
 _TRIED_SIZE = 64  # of images of a detector or segmenter, which may have any
+_REDUCTION = 32  # pixels of the images to a place of the last map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,11 +338,14 @@ def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:
         ) from error
     batch, side = len(images), size // segmentation.STRIDE
     rows = sum(places(size, size))
+    place = ceil(size / _REDUCTION)
+    # A classifier may give class maps or not.
+    class_maps = [(batch, classes, place, place)] * (len(found) > 1)
     expected = {
         "detection": [(batch, rows, 4), (batch, rows, classes)],
         "segmentation": [(batch, classes, side, side)],
     }
-    if found != expected.get(metadata.task, [(batch, classes)]):
+    if found != expected.get(metadata.task, [(batch, classes), *class_maps]):
         raise WeightsError(
             f"{path} must name each of its outputs, it names {classes} and gives "
             f"{', '.join(map(str, found))} for {len(images)} images: export it again"

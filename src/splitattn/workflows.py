@@ -237,6 +237,7 @@ def export(
     batch_size: int | None = None,
     dynamic_size: bool = False,
     opset: int | None = None,
+    class_maps: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
@@ -264,6 +265,8 @@ def export(
         dynamic_size: take images of other heights and widths too.
         opset: version of the ONNX operators, 11 to 20; None is 13, which ONNX Runtime 1.16 and
             OpenCV 4.8 read.
+        class_maps: give "class_maps" too, float32 (B, classes, H / 32, W / 32): what each place
+            adds to each logit, so that `explain` takes the file. For ONNX and OpenVINO.
         workers: threads that decode images; None chooses from the number of processors.
         progress: follows the download of weights, if there is one.
         on_images: told how many more images are done, of how many in this step.
@@ -280,6 +283,8 @@ def export(
         assert weights is not None
         if model is not None:
             raise InputError(f"{weights} is for {task} and says its model: leave out --model")
+        if class_maps:
+            raise InputError(f"--class-maps is for classifiers, {weights} is for {task}")
         write = export_detector if task == "detection" else export_segmenter
         return write(
             path,
@@ -309,6 +314,7 @@ def export(
         batch_size=batch_size,
         dynamic_size=dynamic_size,
         opset=opset,
+        class_maps=class_maps,
         workers=workers,
         on_images=on_images,
         on_step=on_step,

@@ -47,6 +47,12 @@ def export(
         int | None,
         typer.Option(help="ONNX operator version, 11 to 20. [default: 13, for old runtimes]"),
     ] = None,
+    class_maps: Annotated[
+        bool,
+        typer.Option(
+            "--class-maps", help="Give what each place adds to each logit too, for explain."
+        ),
+    ] = False,
     workers: Workers = None,
 ) -> None:
     """Write a network for another engine; `predict --weights OUT` runs it.
@@ -75,6 +81,7 @@ def export(
                 batch_size=batch_size,
                 dynamic_size=dynamic_size,
                 opset=opset,
+                class_maps=class_maps,
                 workers=workers,
                 progress=progress,
                 on_images=on_images,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from splitattn.graph.onnx_model import Network
 
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
-FLOAT_PARTS = ("attention", "norms", "decode")
+FLOAT_PARTS = ("attention", "maps", "norms", "decode")
 
 # A constant has a name, a type, a shape and bytes.
 _CONSTANT_FIELDS = {"name", "data_type", "dims", "raw_data"}

@@ -97,7 +97,7 @@ def _check(content: bytes) -> ModelMetadata:
     graph = model.graph
     _only(graph, "node", "name", "initializer", "input", "output")
     expect(len(graph.input) == 1, "several inputs")
-    names = structure.output_names(metadata)
+    names = structure.output_names(metadata, len(graph.output))
     expect(len(graph.output) == len(names), f"other outputs than {', '.join(names)}")
     expect(len(graph.node) <= structure.MOST_NODES, "too many nodes")
     batch, channels, *sides = _lengths(graph.input[0], "images", rank=4)

@@ -26,7 +26,7 @@ with telemetry_off():
     from openvino.properties import hint
 
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
-FLOAT_PARTS = ("attention", "blend", "norms", "decode")
+FLOAT_PARTS = ("attention", "blend", "maps", "norms", "decode")
 
 
 class OpenVinoEngine(Engine):

@@ -155,7 +155,7 @@ class _Network:
                 _check_stated(outputs[0], value.shape)
                 values[number, len(inputs)] = value
         expect(used == len(sources), "edges to nowhere")
-        names = structure.output_names(self._metadata)
+        names = structure.output_names(self._metadata, len(self._outputs))
         expect(len(self._outputs) == len(names), f"other outputs than {', '.join(names)}")
         structure.check_outputs(self._outputs, self._images, self._metadata)
 

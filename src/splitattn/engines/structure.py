@@ -19,6 +19,9 @@ from splitattn.graph import segmentation
 from splitattn.graph.detection import MULTIPLE, STRIDES, places
 from splitattn.weights.metadata import ModelMetadata
 
+_CLASSIFICATION = "classification"
+_REDUCTION = 32  # pixels of the images to a place of the class maps
+
 Shape = tuple[int, ...]
 
 # ResNeSt-269 has a tenth of these nodes in eight bits, and half of these products at 416 pixels; as
@@ -112,9 +115,17 @@ def _dense_sides(metadata: ModelMetadata) -> list[int]:
     return found
 
 
-def output_names(metadata: ModelMetadata) -> tuple[str, ...]:
-    """What the outputs are called, in their order."""
-    return ("boxes", "scores") if metadata.task == "detection" else ("logits",)
+def output_names(metadata: ModelMetadata, count: int) -> tuple[str, ...]:
+    """What the outputs are called, in their order.
+
+    Args:
+        count: how many there are; a classifier may have class maps or not.
+    """
+    if metadata.task == "detection":
+        return ("boxes", "scores")
+    return (
+        ("logits", "class_maps") if metadata.task == _CLASSIFICATION and count > 1 else ("logits",)
+    )
 
 
 def check_outputs(shapes: Sequence[Shape], images: Shape, metadata: ModelMetadata) -> None:
@@ -124,7 +135,11 @@ def check_outputs(shapes: Sequence[Shape], images: Shape, metadata: ModelMetadat
         expected = [(batch, found, 4), (batch, found, len(metadata.classes))]
         expect([*shapes] == expected, f"boxes and scores of {expected}, it gives {shapes}")
         return
-    (shape,) = shapes
+    shape, *maps = shapes
+    if maps:
+        lengths = [-(-side // _REDUCTION) for side in images[2:]]
+        expected_maps = [(images[0], len(metadata.classes), *lengths)]
+        expect(maps == expected_maps, f"class maps of {expected_maps}, it gives {maps}")
     sides = (
         [side // segmentation.STRIDE for side in images[2:]]
         if metadata.task == "segmentation"

@@ -28,6 +28,9 @@ from splitattn.errors import InputError
 Form = Literal["branches", "grouped"]
 Array = NDArray[np.floating[Any]]
 
+# The output that says what each place adds to each logit, see `to_onnx`.
+CLASS_MAPS = "class_maps"
+
 EPSILON = 1e-5  # of every batch norm
 
 

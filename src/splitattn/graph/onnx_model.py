@@ -28,7 +28,7 @@ OPSET = 13
 # What `to_onnx` writes.
 Network = FoldedNetwork | FoldedDetector | FoldedSegmenter
 
-PARTS = ("stem", "pools", "attention", "blend", "classifier", "norms", "decode")
+PARTS = ("stem", "pools", "attention", "blend", "classifier", "maps", "norms", "decode")
 
 
 def to_onnx(
@@ -140,6 +140,7 @@ def parts(names: Iterable[str]) -> dict[str, list[str]]:
     - "attention": all from there to the shares of the splits.
     - "blend": where the shares meet the splits.
     - "classifier": the last dense layer.
+    - "maps": the classifier at each place.
     - "norms": the group norms of a detector.
     - "decode": what makes boxes and scores of a detector's last convolutions.
 
@@ -156,7 +157,12 @@ def parts(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _part(name: str) -> str | None:
-    for start, part in (("stem.", "stem"), ("classifier", "classifier"), ("decode.", "decode")):
+    for start, part in (
+        ("stem.", "stem"),
+        ("classifier", "classifier"),
+        ("class_maps", "maps"),
+        ("decode.", "decode"),
+    ):
         if name.startswith(start):
             return part
     for mark, part in (

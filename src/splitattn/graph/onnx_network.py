@@ -7,6 +7,7 @@ from string import ascii_lowercase
 from onnx import TensorProto
 
 from splitattn.graph.folding import (
+    CLASS_MAPS,
     Attention,
     AveragePool,
     Block,
@@ -44,9 +45,9 @@ def write_network(
         found[name] = x
     if "shares" in outputs:
         found["shares"] = _write_shares(to, shares, network.radix)
-    if "class_maps" in outputs:
+    if CLASS_MAPS in outputs:
         assert network.classifier is not None
-        found["class_maps"] = _write_class_maps(to, network.classifier, x)
+        found[CLASS_MAPS] = _write_class_maps(to, network.classifier, x)
     if pooled:
         x = to.mean("pool", x)
         x = Tensor(name=to.node("Flatten", "pool.flat", x.name), channels=x.channels, side=None)
@@ -77,7 +78,8 @@ def _write_shares(to: Writer, shares: Sequence[Sequence[list[Tensor]]], radix: i
 def _write_class_maps(to: Writer, classifier: Linear, x: Tensor) -> Tensor:
     """The output "class_maps" of `to_onnx`: the classifier at each place of the last map."""
     weight = to.weights("class_maps.weight", classifier.weight[:, :, None, None])
-    name = to.node("Conv", "class_maps.conv", x.name, weight, kernel_shape=[1, 1])
+    windows = {"kernel_shape": [1, 1], "strides": [1, 1], "pads": [0, 0, 0, 0]}
+    name = to.node("Conv", "class_maps.conv", x.name, weight, group=1, **windows)
     return Tensor(name=name, channels=len(classifier.bias), side=x.side)
 
 

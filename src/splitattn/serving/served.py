@@ -98,7 +98,7 @@ class ServedClassifier(Served):
     def __init__(self, model: Classifier) -> None:
         super().__init__(model)
         self.classifier, self.engine = model, model.engine.name
-        self.explains = file_engine(self.weights) is None  # exported files give no maps
+        self.explains = _gives_maps(model)
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
         self.classifier.engine.fix_batches(batch_sizes, self.classifier.preprocessing)
@@ -140,6 +140,15 @@ class ServedClassifier(Served):
             raise
         except InputError as error:
             raise bad_value(str(error)) from error
+
+
+def _gives_maps(model: Classifier) -> bool:
+    """Whether a forward pass or two explain a label: not if only an exported file has logits."""
+    if file_engine(model.weights) is None:
+        return True
+    size, channels = model.preprocessing.size, model.preprocessing.channels
+    blank = np.zeros((model.engine.batch or 1, channels, size, size), np.float32)
+    return len(model.engine.outputs(blank)) > 1
 
 
 def served(model: "Model") -> Served:
