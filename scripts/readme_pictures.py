@@ -1,30 +1,44 @@
-"""Draw the picture of labeled photographs at the top of README.md.
+"""Draw the pictures of README.md: labeled photographs, a terminal, the report of a training.
 
-usage: python scripts/readme_pictures.py
+usage: python scripts/readme_pictures.py [labels] [terminal] [report]
 
-The photographs are those of the demo, labeled by the model inside the package. Look at the result.
+All of them by default. Photographs are those of the demo, labeled by the model inside the package.
+The report is of a short training on the toy data set, which takes a minute or two, photographed by
+Chromium, which must be on PATH. Look at the results.
 """
 
+import io
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageOps
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
 
 from splitattn.classifier import Classifier
+from splitattn.data.toy import write_toy_data
 from splitattn.images.drawing import WIDTH, draw_labels
 from splitattn.images.samples import sample_photographs
 
 ROOT = Path(__file__).parents[1]
-PICTURE = ROOT / "docs" / "charts" / "labels.jpg"
+PICTURES = ROOT / "docs" / "charts"
 SHAPE = (3, 2)  # of each photograph, width to height
+COLUMNS = 84  # of the terminal
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+REPORT_SIZE = (1000, 815)  # of the part that is shown, in pixels
+TRAINING = ("epochs=3", "batch_size=16", "learning_rate=0.5")
 
 
-def main() -> None:
-    script = (ROOT / "scripts" / "demo.sh").read_text(encoding="utf-8")
+def labels() -> None:
+    """The photographs of the demo, each with its two best labels."""
     classifier = Classifier(engine="onnxruntime")  # the only engine in the demo's environment
     by_name = {path.name: path for path in sample_photographs()}
     drawn = []
-    for name in re.findall(r"\w+\.jpg", script):
+    for name in demo_photographs():
         guesses = classifier.predict(by_name[name], topk=2)
         with Image.open(by_name[name]) as image:
             shown = ImageOps.fit(image.convert("RGB"), (WIDTH, WIDTH * SHAPE[1] // SHAPE[0]))
@@ -34,8 +48,78 @@ def main() -> None:
     for column, picture in enumerate(drawn):
         together.paste(picture, (column * width, 0))
     together.resize((together.width // 2, together.height // 2), Image.Resampling.LANCZOS).save(
-        PICTURE, quality=85
+        PICTURES / "labels.jpg", quality=85
     )
+
+
+def terminal() -> None:
+    """`splitattn predict` as it looks in a terminal."""
+    arguments = ("predict", "--topk", "2", *demo_photographs())
+    shown = splitattn(*arguments, folder=sample_photographs()[0].parent)
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False)
+    console.print(f"[bold green]$[/] splitattn {' '.join(arguments)}")
+    console.print(shown.rstrip(), markup=False)
+    picture = console.export_svg(title="splitattn", theme=MONOKAI, unique_id="terminal")
+    # Nothing is loaded from elsewhere: any font of fixed width will do.
+    picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+    picture = picture.replace("Fira Code", "ui-monospace, DejaVu Sans Mono")
+    (PICTURES / "terminal.svg").write_text(picture, encoding="utf-8")
+
+
+def report() -> None:
+    """The top of `report.html` after a short training."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        sys.exit(f"the picture of the report needs one of {', '.join(BROWSERS)} on PATH")
+    width, height = REPORT_SIZE
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_toy_data(folder / "toy")
+        settings = [argument for setting in TRAINING for argument in ("--set", setting)]
+        splitattn("train", "toy", "--output", "run", *settings, folder=folder)
+        subprocess.run(
+            [
+                browser,
+                *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+                f"--user-data-dir={folder / 'browser'}",
+                f"--window-size={width},{height}",
+                f"--screenshot={folder / 'report.png'}",
+                (folder / "run" / "report.html").as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        with Image.open(folder / "report.png") as image:
+            small = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            small.save(PICTURES / "report.png", optimize=True)
+
+
+def demo_photographs() -> list[str]:
+    """Names of the photographs that the demo labels."""
+    script = (ROOT / "scripts" / "demo.sh").read_text(encoding="utf-8")
+    return re.findall(r"\w+\.jpg", script)
+
+
+def splitattn(*arguments: str, folder: Path) -> str:
+    """What the command prints on stdout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "splitattn", *arguments],
+        cwd=folder,
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    return done.stdout
+
+
+DRAWN = {"labels": labels, "terminal": terminal, "report": report}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or DRAWN:
+        if name not in DRAWN:
+            sys.exit(f"pictures are {', '.join(DRAWN)}, got {name!r}")
+        DRAWN[name]()
 
 
 if __name__ == "__main__":
