@@ -68,7 +68,9 @@ def test_answers_are_those_of_predict(own: Running, classifier: Classifier) -> N
             atol=1e-5,
         )
         assert (answer["model"], answer["weights"]) == (classifier.model, str(classifier.weights))
-    assert len(post(own, PHOTOGRAPHS[0])["predictions"]) == 5
+    by_curl = post(own, PHOTOGRAPHS[0], **{"Content-Type": "application/x-www-form-urlencoded"})
+    assert by_curl == post(own, PHOTOGRAPHS[0])
+    assert len(by_curl["predictions"]) == 5
 
 
 def test_several_files_are_answered_in_their_order_each_for_itself(

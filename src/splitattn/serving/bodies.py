@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 JSON, FORM, BYTES = "application/json", "multipart/form-data", "application/octet-stream"
+_BY_CURL = "application/x-www-form-urlencoded"  # what `curl --data-binary` calls any file
 _LONGEST_NAME = 200
 
 
@@ -43,7 +44,7 @@ def check_media_type(header: str) -> None:
         RequestError: they cannot: 415.
     """
     kind = media_type(header)
-    if kind and kind not in (JSON, FORM, BYTES) and not kind.startswith("image/"):
+    if kind and kind not in (JSON, FORM, BYTES, _BY_CURL) and not kind.startswith("image/"):
         raise RequestError(
             415,
             "unsupported_media_type",
