@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from splitattn.engines.onnx_runtime import OnnxEngine
 from splitattn.engines.open_vino import OpenVinoEngine
 from splitattn.errors import WeightsError
+from splitattn.graph.onnx_writer import rename
 from tests.fuzz.dense_graphs import dense_seed
 from tests.fuzz.graphs import read_onnx, read_open_vino, seed
 
@@ -76,9 +77,26 @@ def other_type(model: onnx.ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
+def second_output(name: str) -> Callable[[onnx.ModelProto], None]:
+    """Gives an early map, as if it were what each place adds to each logit."""
+
+    def change(model: onnx.ModelProto) -> None:
+        conv, relu = node(model, "Conv"), node(model, "Relu")
+        bias = next(each for each in model.graph.initializer if each.name == conv.input[2])
+        rename(model.graph.node, relu.output[0], name)
+        shape = ["batch", bias.dims[0], "height", "width"]
+        model.graph.output.append(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        )
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (second_output("class_maps"), "class maps of"),
+        (second_output("layer4"), "class_maps"),
         (loop, "operator 'Loop'"),
         (weights_twice, "used too often"),
         (cut, "a constant"),
