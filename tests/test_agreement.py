@@ -57,6 +57,30 @@ def test_labels_of_other_classes_do_not_count(tmp_path: Path) -> None:
     assert str(measured) == "66.67 % of 3 images labelled alike"
 
 
+class Rows(Engine):
+    """Answers with the logits that it was given."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__("rows")
+        self.rows = np.array(rows, np.float32)
+
+    def _infer(self, _: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.rows
+
+
+def test_several_labels_are_alike_if_all_of_them_are(tmp_path: Path) -> None:
+    images, _ = comparison_images(str(write_image_folder(tmp_path, train=1, val=1)), CLASSES)
+    measured = compare(
+        Rows([[3, 1, -1], [3, 1, -1], [3, 1, -1]]),
+        Rows([[1, 3, -2], [3, -1, -1], [3, 1, 1]]),  # the first has the same labels above one half
+        images,
+        PREPROCESSING,
+        labelled=False,
+        activation="sigmoid",
+    )
+    assert measured.same_labels == pytest.approx(100 / 3)
+
+
 class Broken(Engine):
     """Gives one value for everything."""
 

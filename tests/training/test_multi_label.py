@@ -11,10 +11,14 @@ import torch
 from torch.nn import functional as F
 
 import splitattn
+from splitattn import exporting
 from splitattn.architectures import ARCHITECTURES
 from splitattn.cli import main
+from splitattn.data.calibration import package_photographs
 from splitattn.data.sources import open_data
+from splitattn.engines.engine import FileSettings
 from splitattn.errors import DataError, InputError
+from splitattn.opening import open_weights
 from splitattn.teachers import open_teacher
 from splitattn.training.multi_label import MultiLabel
 from splitattn.training.recipes import Recipe, load_recipe
@@ -147,6 +151,20 @@ def test_evaluate_gives_the_same_figures_for_the_run_and_its_export(
     assert measured.guessed.tolist() == [
         sum(name in row["guesses"].split("|") for row in rows.values()) for name in CLASSES
     ]
+
+
+def test_parity_is_that_of_sigmoids(run: splitattn.TrainingResult) -> None:
+    network = open_weights(weights=run.output)
+    engine = network.load("onnxruntime", "cpu")
+
+    class Shifted(type(engine)):  # type: ignore[misc]
+        def logits(self, images_BCHW: Any) -> Any:
+            return super().logits(images_BCHW) + 1  # which a softmax does not notice
+
+    settings, images = FileSettings(metadata=network.metadata), package_photographs(3)
+    assert exporting._parity(network, engine, images, settings).absolute < 1e-5
+    engine.__class__ = Shifted
+    assert exporting._parity(network, engine, images, settings).absolute > 0.05
 
 
 def test_what_needs_one_label_and_what_needs_several_are_not_mixed(
