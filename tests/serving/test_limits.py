@@ -87,6 +87,27 @@ def test_bytes_that_wait_are_bounded_too() -> None:
         assert post(own, b"x" * 600).status_code == 200
 
 
+def test_a_request_is_refused_at_once_while_all_threads_decode() -> None:
+    settings = {"max_queue": 2, "max_images": 2, "max_batch": 1, "workers": 1}
+    with gated(**settings) as (own, model), ThreadPoolExecutor(2) as pool:
+        decoding = threading.Event()
+
+        def load(content: bytes, *_: object) -> bytes:
+            decoding.set()
+            assert model.gate.wait(WAIT)
+            return content
+
+        model.load = load  # type: ignore[method-assign,assignment]
+        accepted = [pool.submit(post, own) for _ in range(2)]
+        assert decoding.wait(WAIT)
+        wait_for(lambda: own.metric("splitattn_queue_images") == 2)
+        assert fault(post(own)) == (429, "queue_full")
+        refused = own.client.post("/v1/predict", json={"images": ["AAAA"]})
+        assert fault(refused) == (429, "queue_full")
+        model.gate.set()
+        assert [each.result(WAIT).status_code for each in accepted] == [200, 200]
+
+
 def test_what_nobody_waits_for_is_not_computed() -> None:
     with gated(max_batch=1) as (own, model):
         stays = send(own, b"stays")

@@ -116,7 +116,7 @@ async def _predict(service: Service, request: Request) -> Response:
     kind = request.headers.get("content-type", "")
     check_media_type(kind)
     async with service.body(request) as body:
-        sent = await service.in_thread(read_images, body, kind, service.settings.max_images)
+        sent = await service.read(read_images, body, kind, service.settings.max_images)
         answers = await service.predict(request, sent, options)
     about = {"model": service.served.model, "weights": service.served.weights}
     if sent.is_list:
@@ -133,7 +133,7 @@ async def _explain(service: Service, request: Request) -> Response:
     kind = request.headers.get("content-type", "")
     check_media_type(kind)
     async with service.body(request) as body:
-        sent = await service.in_thread(read_images, body, kind, 1)
+        sent = await service.read(read_images, body, kind, 1)
         ((name, content),) = sent.images
         if isinstance(content, RequestError):
             raise content

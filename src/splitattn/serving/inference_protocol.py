@@ -124,7 +124,7 @@ class InferenceProtocol:
         service.check_ready()
         async with service.body(request) as body:
             length = request.headers.get(_HEADER_LENGTH)
-            asked = await service.in_thread(self._read, body, length)
+            asked = await service.read(self._read, body, length)
             contents = [_as_bytes(image) for image in asked.images]
             computed = together(
                 service.computed(f"image {i}", content) for i, content in enumerate(contents)

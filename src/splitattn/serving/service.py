@@ -51,6 +51,8 @@ class Service:
             ready=lambda: float(self.state == "ready"),
         )
         self._pool = ThreadPoolExecutor(settings.workers, "splitattn-decode")
+        # Bodies do not wait behind images: only what is read can be counted or refused.
+        self._readers = ThreadPoolExecutor(1, "splitattn-read")
         self._max_batch = min(settings.max_batch, served.most_of_a_batch or settings.max_batch)
         self._batcher: Batcher[Any, Any] = Batcher(
             served.compute,
@@ -81,6 +83,7 @@ class Service:
     def close(self) -> None:
         """Answer what was accepted, then end all threads."""
         self.stop()
+        self._readers.shutdown()
         self._pool.shutdown()
         self._batcher.close()
 
@@ -123,6 +126,10 @@ class Service:
             yield b"".join(chunks)
         finally:
             self._bytes -= own
+
+    async def read(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that takes a body apart, in a thread for that alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function that computes, in a thread that decodes."""
