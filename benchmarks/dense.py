@@ -1,0 +1,162 @@
+"""What detectors and segmenters reach from the model inside the package, in twenty minutes.
+
+usage: python benchmarks/dense.py SET DATA [--seeds 0 1 2] [--start embedded random]
+           [--threads 2] [--runs FOLDER] [--set KEY=VALUE ...] [--output FILE]
+
+SET is one of
+    bccd     boxes of blood cells (COCO): FCOS, AP50 on val and test
+    raccoon  boxes of raccoons (VOC): FCOS, AP50 on one image in five
+    nuclei   single nuclei (COCO with run lengths): Mask R-CNN, mask AP50 on val
+    camvid   streets, 11 classes (images and masks): FPN, mIoU on test
+
+For every seed a network is trained from the embedded weights by the recipe of the set, with the
+preset `finetune` beneath; and if asked to, another one from random weights as torchvision's
+references train it, with the same head, images and epochs. A run that was stopped goes on where it
+was, and one that is in benchmarks/dense.json is not repeated.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitattn import environment
+from splitattn.files import replacing
+from splitattn.launch import train
+from splitattn.training.recipes import TaskName
+from splitattn.weights.catalogue import embedded_entry
+from splitattn.workflows import evaluate
+
+OUTPUT = Path(__file__).with_suffix(".json")
+# What torchvision's references do, besides random weights: SGD, no EMA, batch norms that learn.
+RANDOM = (
+    *("pretrained=false", "frozen_stages=0", "frozen_batch_norm=false", "layer_decay=1.0"),
+    *("optimizer=sgd", "learning_rate=0.16", "weight_decay=1e-4", "ema_decay=0.0"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Set:
+    """A data set and how it is learned.
+
+    Attributes:
+        task, head: of the training.
+        figure: that counts, as a result names it.
+        splits: on which it is measured after the training.
+        changes: of the preset `finetune`.
+    """
+
+    task: TaskName
+    head: str
+    figure: str
+    splits: tuple[str, ...]
+    changes: tuple[str, ...]
+
+
+SETS = {
+    "bccd": Set(
+        task="detection",
+        head="fcos",
+        figure="ap50",
+        splits=("val", "test"),
+        changes=("epochs=14", "train_size=320", "test_size=320"),
+    ),
+    "raccoon": Set(
+        task="detection",
+        head="fcos",
+        figure="ap50",
+        splits=("val",),
+        changes=("epochs=30", "train_size=256", "test_size=256"),
+    ),
+    "nuclei": Set(
+        task="detection",
+        head="mask_rcnn",
+        figure="mask_ap50",
+        splits=("val",),
+        changes=("epochs=12", "train_size=320", "test_size=320", "frozen_stages=1"),
+    ),
+    "camvid": Set(
+        task="segmentation",
+        head="fpn",
+        figure="miou",
+        splits=("val", "test"),
+        changes=("epochs=60", "train_size=288", "first_train_size=192", "test_size=360"),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("set", choices=SETS)
+    parser.add_argument("data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--start", nargs="+", choices=("embedded", "random"), default=["embedded"])
+    parser.add_argument("--threads", type=int, default=2, help="processor cores to learn with")
+    parser.add_argument("--runs", type=Path, default=Path("runs/dense"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else []
+    for seed in arguments.seeds:
+        for start in arguments.start:
+            key = {"set": arguments.set, "start": start, "seed": seed}
+            key["changes"] = arguments.overrides
+            if any(all(row[name] == key[name] for name in key) for row in rows):
+                continue
+            output = arguments.runs / f"{arguments.set}-{start}-{seed}"
+            row = key | measured(SETS[arguments.set], arguments.data, key, output)
+            sys.stdout.write(
+                f"{arguments.set} {start} {seed}: {row['figures']} in "
+                f"{row['training_seconds']:.0f} s\n"
+            )
+            sys.stdout.flush()
+            rows.append(row)
+            with replacing(arguments.output) as path:
+                path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def measured(chosen: Set, data: str, key: dict[str, Any], output: Path) -> dict[str, Any]:
+    entry = embedded_entry()
+    random = key["start"] == "random"
+    train(
+        data,
+        output,
+        model=entry.model,
+        weights=None if random else entry.tag,
+        head=chosen.head,
+        recipe="finetune",
+        overrides=[
+            *chosen.changes,
+            *(RANDOM if random else ()),
+            f"seed={key['seed']}",
+            *key["changes"],
+        ],
+        resume=True,
+    )
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
+    epochs = [line for line in log if line["kind"] == "epoch"]
+    figures = {}
+    for split in chosen.splits:
+        found: Any = evaluate(data, weights=output, split=split)
+        figures[f"{split}_{chosen.figure}"] = found.figures[chosen.figure]
+    return {
+        "model": entry.model,
+        "weights": None if random else entry.tag,
+        "sha256": None if random else entry.sha256,
+        "head": chosen.head,
+        "figures": figures,
+        "epochs": len(epochs),
+        # Measuring after each epoch is in.
+        "training_seconds": sum(line["seconds"] for line in epochs),
+        "threads": torch.get_num_threads(),
+        "environment": environment.describe(),
+    }
+
+
+if __name__ == "__main__":
+    main()
