@@ -337,7 +337,7 @@ def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:
             "export it again"
         ) from error
     batch, side = len(images), size // segmentation.STRIDE
-    rows = sum(places(size, size))
+    rows = sum(places(size, size, str(metadata.head.get("name"))))
     place = ceil(size / _REDUCTION)
     # A classifier may give class maps or not.
     class_maps = [(batch, classes, place, place)] * (len(found) > 1)

@@ -17,19 +17,21 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from splitattn import launch
 from splitattn.architectures import ARCHITECTURES
 from splitattn.dense.annotated import with_outlines
-from splitattn.dense.detector import Detector
+from splitattn.dense.detector import Detector, TrainedDetector
 from splitattn.dense.detectors import DETECTION_HEADS, create_detector
 from splitattn.dense.drawing import color, draw_boxes
 from splitattn.dense.open import open_annotated
 from splitattn.dense.outlines import read_run_lengths
 from splitattn.dense.pasting import pasted
+from splitattn.engines.engine import FileSettings
+from splitattn.engines.table import find_engine
 from splitattn.errors import DataError, InputError
 from splitattn.training.loop import train
 from splitattn.training.task import Measurement, Step
-from splitattn.weights.checkpoint import read_by_own_keys
-from splitattn.weights.metadata import read_metadata
-from tests.dense.datasets import picture, write_coco, write_splits
-from tests.dense.runs import ARCHITECTURE, RECIPE, make_run, make_task, network
+from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
+from splitattn.weights.metadata import ModelMetadata, read_metadata
+from tests.dense.datasets import CLASSES, picture, write_coco, write_splits
+from tests.dense.runs import ARCHITECTURE, CHANNELS, RECIPE, make_run, make_task, network
 from tests.dense.test_detection import status
 
 RECTANGLES = [(10, 16, 46, 54, 2), (76, 30, 114, 66, 0)]
@@ -231,6 +233,38 @@ def test_every_layer_of_every_head_learns(head: str) -> None:
     assert ("masks" in found) == DETECTION_HEADS[head].masks
     if "masks" in found:
         assert found["masks"].shape[1:] == (1, 28, 28)
+
+
+def test_retinanet_finds_the_same_in_every_engine_and_file(tmp_path: Path) -> None:
+    """With scores and boxes that are no longer as they begin."""
+    detector: Any = network("retinanet")
+    nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.05)
+    nn.init.normal_(detector.head.regression_head.bbox_reg.weight, std=0.02)
+    metadata = ModelMetadata(
+        model="small",
+        classes=CLASSES,
+        preprocessing=RECIPE.preprocessing,
+        head={"name": "retinanet", "channels": CHANNELS, "short_side": 64, "long_side": 96},
+        task="detection",
+    )
+    weights = tmp_path / "a.safetensors"
+    write_checkpoint(weights, detector.state_dict(), metadata)
+    image = picture(RECTANGLES, (128, 96), 77)
+    plain = Detector(weights, engine="torch").find(image, 0.05)
+    assert len(plain) > 20
+    trained = TrainedDetector.read(weights)
+    files = []
+    for name in ("onnxruntime", "openvino"):
+        row = find_engine(name)
+        files.append(tmp_path / f"net{row.suffix}")
+        settings = FileSettings(metadata=metadata, dynamic_size=True)
+        row.load_file_module().write(trained.fold(row.form), files[-1], settings)
+    others = [Detector(weights, engine="onnxruntime"), *map(Detector, files)]
+    for other in others:
+        found = other.find(image, 0.05)
+        np.testing.assert_array_equal(found.labels, plain.labels)
+        np.testing.assert_allclose(found.scores, plain.scores, atol=1e-5)
+        np.testing.assert_allclose(found.boxes, plain.boxes, atol=1e-2)
 
 
 def test_images_without_objects_teach_detectors_of_masks_too() -> None:

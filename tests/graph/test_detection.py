@@ -22,10 +22,23 @@ SHAPE = Architecture(layers=(1, 1, 1, 1), planes=4, stem_width=4)
 
 @pytest.fixture(scope="module")
 def detector() -> Any:
-    """Whose norms and last layers are no longer as they begin."""
+    return lively("fcos")
+
+
+@pytest.fixture(scope="module")
+def anchored() -> Any:
+    """With scores around a half, and boxes far from their anchors."""
+    network = lively("retinanet")
+    nn.init.zeros_(network.head.classification_head.cls_logits.bias)
+    nn.init.normal_(network.head.regression_head.bbox_reg.weight, std=0.3)
+    return network
+
+
+def lively(head: str) -> Any:
+    """A detector whose norms and last layers are no longer as they begin."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network: Any = create_detector(SHAPE, num_classes=3, channels=64).eval()
+        network: Any = create_detector(SHAPE, num_classes=3, channels=64, head=head).eval()
         randomize_norms(network)
         for module in network.modules():
             if isinstance(module, nn.GroupNorm):
@@ -45,12 +58,27 @@ def expected(detector: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     found = detector.head(maps)
     sizes = [(images.shape[2], images.shape[3])] * len(images)
     anchors = detector.anchor_generator(ImageList(images, sizes), maps)
+    if "bbox_ctrness" not in found:
+        whole = [
+            detector.box_coder.decode_single(changes, anchor)
+            for changes, anchor in zip(found["bbox_regression"], anchors, strict=True)
+        ]
+        return by_anchor(torch.stack(whole), maps), by_anchor(found["cls_logits"].sigmoid(), maps)
     boxes = [
         detector.box_coder.decode(distances, anchor)
         for distances, anchor in zip(found["bbox_regression"], anchors, strict=True)
     ]
     sure = found["cls_logits"].sigmoid() * found["bbox_ctrness"].sigmoid()
     return torch.stack(boxes), sure.sqrt()
+
+
+def by_anchor(values: Tensor, maps: list[Tensor]) -> Tensor:
+    """(B, N, C), which count the anchors of each place, as all places of each anchor."""
+    counts = [9 * each.shape[2] * each.shape[3] for each in maps]
+    parts = values.split(counts, 1)
+    return torch.cat(
+        [part.unflatten(1, (-1, 9)).transpose(1, 2).flatten(1, 2) for part in parts], 1
+    )
 
 
 def arrays(detector: nn.Module) -> dict[str, Any]:
@@ -84,6 +112,21 @@ def test_boxes_and_scores_are_those_of_torchvision(
         np.testing.assert_allclose(scores, true_scores, atol=tolerance / 10)
 
 
+def test_boxes_of_anchors_are_those_of_torchvision(anchored: Any) -> None:
+    """Also of changes so large that torchvision limits them."""
+    network = fold_detector(SHAPE, arrays(anchored), head="retinanet")
+    session = ort.InferenceSession(to_onnx(network, size=None).SerializeToString())
+    images = 3 * torch.randn(2, 3, 96, 160)
+    boxes, scores = session.run(["boxes", "scores"], {"images": images.numpy()})
+    true_boxes, true_scores = expected(anchored, images)
+    assert boxes.shape == (2, sum(places(96, 160, "retinanet")), 4)
+    assert true_scores.std() > 0.05
+    assert (true_boxes[..., 2] - true_boxes[..., 0]).max() > 600
+    # Exponentials make a difference of rounding larger.
+    np.testing.assert_allclose(boxes, true_boxes, atol=0.05, rtol=1e-4)
+    np.testing.assert_allclose(scores, true_scores, atol=1e-5)
+
+
 def test_places_stay_where_they_are_however_much_an_image_is_padded(detector: Any) -> None:
     """torchvision's own grid has steps of 56 pixels here, for maps of stride 64."""
     images = torch.zeros(1, 3, 224, 224)
@@ -100,6 +143,11 @@ def test_the_shapes_of_a_detector_are_known_without_pytorch(name: str) -> None:
         network = create_detector(name, num_classes=7, channels=96)
     found = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert detector_shapes(ARCHITECTURES[name], num_classes=7, channels=96) == found
+    with torch.device("meta"):
+        network = create_detector(name, num_classes=7, channels=96, head="retinanet")
+    found = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    shapes = detector_shapes(ARCHITECTURES[name], num_classes=7, channels=96, head="retinanet")
+    assert shapes == found
 
 
 def test_norms_and_boxes_are_parts_of_their_own(detector: Any) -> None:

@@ -180,8 +180,10 @@ class TrainedDetector(TrainedDense[Finder]):
     def fold(self, form: Form) -> FoldedDetector:
         shape = architecture(self.metadata.model)
         classes = len(self.metadata.classes)
-        self.check_shapes(detector_shapes(shape, num_classes=classes, channels=self.channels))
-        return fold_detector(shape, self.tensors, form=form)
+        self.check_shapes(
+            detector_shapes(shape, num_classes=classes, channels=self.channels, head=self.head)
+        )
+        return fold_detector(shape, self.tensors, form=form, head=self.head)
 
     def in_torch(self, device: str) -> Finder:
         require("engine torch", "torch", "torchvision")

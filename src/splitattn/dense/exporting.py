@@ -36,11 +36,7 @@ _TOLERANCES = {"fp32": 1e-3, "fp16": 0.05}
 # How many points of AP eight bits may cost.
 _MOST_LOST = 2.0
 _MOST_IMAGES = 20
-_WHY = {
-    "retinanet": "only FCOS's boxes are decoded in a file so far",
-    "faster_rcnn": "what it looks at in its second stage depends on what it finds in the first",
-}
-_WHY["mask_rcnn"] = _WHY["faster_rcnn"]
+_WHY = "what it looks at in its second stage depends on what it finds in the first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +158,7 @@ def export_detector(
         opset=opset,
     )
     detector = TrainedDetector.read(weights)
-    check_exportable(detector, row, batch_size, why=_WHY.get(detector.head, "it is not known here"))
+    check_exportable(detector, row, batch_size, why=_WHY)
     require("exporting a detector", "torch", "torchvision")
     sides, classes = read_sides(detector.metadata.head), detector.metadata.classes
     whole = replace(sides, multiple=MULTIPLE)  # as an engine takes them

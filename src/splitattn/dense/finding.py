@@ -54,7 +54,7 @@ def find(
 
 
 class EngineFinder:
-    """FCOS in an engine.
+    """A detector of one stage in an engine.
 
     Args:
         engine: gives boxes and scores, see `write_detector`.
@@ -71,6 +71,8 @@ class EngineFinder:
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise ImageError(NOT_FINITE)
         counts = places(*images.shape[2:])
+        several = boxes.shape[1] // sum(counts)  # boxes of a place
+        counts = [several * count for count in counts]
         return select(boxes[0], scores[0], counts, pixels.shape[:2], score=score, iou=iou)
 
 
@@ -91,7 +93,8 @@ def select(
     score: float,
     iou: float,
 ) -> FoundObjects:
-    """The objects among what a detector gives for one image, as torchvision's FCOS selects them.
+    """The objects among what a detector gives for one image, as torchvision's FCOS and
+    RetinaNet select them.
 
     Args:
         boxes: (N, 4).

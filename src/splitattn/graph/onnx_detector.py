@@ -4,7 +4,9 @@ A node is called after its part: "pyramid.layer3.lateral", "head.p5.box_tower.2.
 "decode.p5.boxes". "p3" to "p7" are the maps of the pyramid.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from splitattn.graph.onnx_writer import Tensor, Writer
 
 LEVELS = tuple(f"p{3 + i}" for i in range(len(STRIDES)))
 _SIDES = 4  # of a box
+_MOST_GROWTH = math.log(1000 / 16)  # of an anchor, as torchvision's `BoxCoder` has it
 # Left and top are before a place, right and bottom after it.
 _SIGNS = np.array([-1, -1, 1, 1], np.float32).reshape(1, 4, 1, 1)
 
@@ -24,20 +27,58 @@ def write_detector(to: Writer, detector: FoldedDetector, size: int | None) -> tu
 
     Returns:
         Boxes (B, N, 4): left, top, right and bottom in pixels of the image; and scores (B, N, K)
-        from 0 to 1. N counts the places of all maps, the finest first, row by row.
+        from 0 to 1. N counts the boxes of all maps, the finest first; of a map those of each anchor
+        in turn, row by row.
     """
     names = [MAPS[stage] for stage in STAGES]
     found = write_network(to, detector.backbone, size, names)
     levels = zip(LEVELS, _pyramid(to, detector, [found[name] for name in names]), strict=True)
-    heads = [_head(to, f"head.{level}", detector, x) for level, x in levels]
     boxes, scores = [], []
-    for level, stride, (classes, distances, centerness) in zip(LEVELS, STRIDES, heads, strict=True):
-        name = f"decode.{level}"
-        maps = _boxes(to, name, distances, centerness, stride)
-        boxes.append(_flat(to, f"{name}.boxes", maps, _SIDES))
-        maps = _scores(to, name, classes, centerness)
-        scores.append(_flat(to, f"{name}.scores", maps, detector.num_classes))
+    for i, (level, x) in enumerate(levels):
+        found_boxes, found_scores = _level(to, level, i, detector, x)
+        boxes.append(_joined(to, f"decode.{level}.all_boxes", found_boxes))
+        scores.append(_joined(to, f"decode.{level}.all_scores", found_scores))
     return _together(to, "decode.boxes", boxes), _together(to, "decode.scores", scores)
+
+
+def _level(
+    to: Writer, level: str, number: int, detector: FoldedDetector, x: Tensor
+) -> tuple[list[str], list[str]]:
+    """Boxes (B, 4, H * W) and scores (B, K, H * W) of a map, for each box of a place."""
+    head, stride = f"head.{level}", STRIDES[number]
+    of_classes = _tower(to, head, "class_tower", detector.class_tower, x)
+    of_boxes = _tower(to, head, "box_tower", detector.box_tower, x)
+
+    def last(part: str, x: Tensor, conv: Convolution) -> Tensor:
+        return to.conv(f"{head}.{part}", x, conv, shared=f"head.{part}")
+
+    many = len(detector.boxes) > 1
+    found_boxes, found_scores = [], []
+    for k, (to_classes, to_box) in enumerate(zip(detector.classes, detector.boxes, strict=True)):
+        end = f".{k}" if many else ""
+        name = f"decode.{level}{end}"
+        logits = last(f"classes{end}", of_classes, to_classes)
+        if detector.centerness:
+            distances = last("boxes", of_boxes, to_box)
+            distances = to.like("Relu", f"{head}.boxes.relu", distances)
+            centerness = to.float32(last("centerness", of_boxes, detector.centerness))
+            maps = _boxes(to, name, to.float32(distances), centerness, stride)
+            shares = _scores(to, name, to.float32(logits), centerness)
+        else:
+            anchor = detector.anchors[number][k]
+            moves, growths = (
+                to.float32(last(f"{part}{end}", of_boxes, _channels(to_box, channels)))
+                for part, channels in (("moves", slice(0, 2)), ("growths", slice(2, 4)))
+            )
+            maps = _anchored(to, name, moves, growths, anchor, stride)
+            shares = to.like("Sigmoid", f"{name}.score", to.float32(logits))
+        found_boxes.append(_flat(to, f"{name}.boxes", maps, _SIDES))
+        found_scores.append(_flat(to, f"{name}.scores", shares, detector.num_classes))
+    return found_boxes, found_scores
+
+
+def _channels(conv: Convolution, channels: slice) -> Convolution:
+    return replace(conv, weight=conv.weight[channels], bias=conv.bias[channels])
 
 
 def _pyramid(to: Writer, detector: FoldedDetector, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -58,26 +99,6 @@ def _pyramid(to: Writer, detector: FoldedDetector, maps: Sequence[Tensor]) -> li
     return [*levels, p6, p7]
 
 
-def _head(
-    to: Writer, name: str, detector: FoldedDetector, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of classes, distances and logits of centerness, in float32."""
-
-    def last(part: str, x: Tensor, conv: Convolution) -> Tensor:
-        return to.conv(f"{name}.{part}", x, conv, shared=f"head.{part}")
-
-    of_classes = _tower(to, name, "class_tower", detector.class_tower, x)
-    of_boxes = _tower(to, name, "box_tower", detector.box_tower, x)
-    distances = last("boxes", of_boxes, detector.boxes)
-    found = (
-        last("classes", of_classes, detector.classes),
-        to.like("Relu", f"{name}.boxes.relu", distances),
-        last("centerness", of_boxes, detector.centerness),
-    )
-    classes, boxes, centerness = (to.float32(each) for each in found)
-    return classes, boxes, centerness
-
-
 def _tower(to: Writer, name: str, part: str, layers: Sequence[TowerLayer], x: Tensor) -> Tensor:
     for i, layer in enumerate(layers):
         own, shared = f"{name}.{part}.{i}", f"head.{part}.{i}"
@@ -95,11 +116,7 @@ def _scores(to: Writer, name: str, classes: Tensor, centerness: Tensor) -> Tenso
 
 def _boxes(to: Writer, name: str, distances: Tensor, centerness: Tensor, stride: int) -> Tensor:
     """Boxes (B, 4, H, W) in pixels, from distances to places that are counted here."""
-    zeros = to.like("Sub", f"{name}.zeros", centerness, centerness)
-    ones = to.like("Exp", f"{name}.ones", zeros)
-    columns, rows = (
-        to.counted(f"{name}.{part}", ones, axis) for part, axis in (("columns", 3), ("rows", 2))
-    )
+    columns, rows = _counted(to, name, centerness)
     places = to.concatenated(f"{name}.places", [columns, rows, columns, rows])
     signs = Tensor(name=to.constant("decode.signs", _SIGNS), channels=_SIDES, side=1)
     scale = Tensor(
@@ -111,6 +128,50 @@ def _boxes(to: Writer, name: str, distances: Tensor, centerness: Tensor, stride:
     return to.like("Mul", f"{name}.pixels", to.like("Add", f"{name}.sides", places, reach), scale)
 
 
+def _counted(to: Writer, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of its column and of its row at each place of a map."""
+    zeros = to.like("Sub", f"{name}.zeros", like, like)
+    ones = to.like("Exp", f"{name}.ones", zeros)
+    columns, rows = (
+        to.counted(f"{name}.{part}", ones, axis) for part, axis in (("columns", 3), ("rows", 2))
+    )
+    return columns, rows
+
+
+def _anchored(
+    to: Writer,
+    name: str,
+    moves: Tensor,
+    growths: Tensor,
+    anchor: tuple[float, float],
+    stride: int,
+) -> Tensor:
+    """Boxes (B, 4, H, W) in pixels, from how they differ from the anchor at each place.
+
+    Args:
+        moves, growths: (B, 2, H, W), of x and y, and of width and height.
+    """
+
+    def constant(part: str, *values: float) -> Tensor:
+        numbers = np.array(values, np.float32).reshape(1, -1, 1, 1)
+        return Tensor(name=to.constant(f"{name}.{part}", numbers), channels=len(values), side=1)
+
+    size = constant("anchor", *anchor)
+    columns, rows = _counted(to, name, moves)
+    across = to.like("Mul", f"{name}.across", columns, constant("across.steps", stride, 0))
+    down = to.like("Mul", f"{name}.down", rows, constant("down.steps", 0, stride))
+    pixels = to.like("Add", f"{name}.pixels", across, down)
+    center = to.like("Add", f"{name}.center", to.like("Mul", f"{name}.moved", moves, size), pixels)
+    # The smaller of a growth and the largest that torchvision allows.
+    most = constant("most", _MOST_GROWTH)
+    beyond = to.like("Relu", f"{name}.beyond", to.like("Sub", f"{name}.over", growths, most))
+    growth = to.like("Exp", f"{name}.growth", to.like("Sub", f"{name}.limited", growths, beyond))
+    half = to.like("Mul", f"{name}.half", growth, constant("half_anchor", *(v / 2 for v in anchor)))
+    near = to.like("Sub", f"{name}.near", center, half)
+    far = to.like("Add", f"{name}.far", center, half)
+    return to.concatenated(f"{name}.sides", [near, far])
+
+
 def _flat(to: Writer, name: str, x: Tensor, channels: int) -> str:
     """(B, C, H, W) to (B, C, H * W)."""
     shape = to.constant(f"decode.flat.{channels}", np.array([0, channels, -1], np.int64))
@@ -119,6 +180,9 @@ def _flat(to: Writer, name: str, x: Tensor, channels: int) -> str:
 
 def _together(to: Writer, name: str, levels: Sequence[str]) -> str:
     """(B, C, N) of each level to (B, N, C) of all."""
-    return to.node(
-        "Transpose", name, to.node("Concat", f"{name}.all", *levels, axis=2), perm=[0, 2, 1]
-    )
+    return to.node("Transpose", name, _joined(to, f"{name}.all", levels), perm=[0, 2, 1])
+
+
+def _joined(to: Writer, name: str, parts: Sequence[str]) -> str:
+    """(B, C, N) of several, one after the other."""
+    return parts[0] if len(parts) == 1 else to.node("Concat", name, *parts, axis=2)
