@@ -161,7 +161,8 @@ def test_evaluate_prints_and_writes_every_class(
     )
     for option in (["--size", "64"], ["--model", "resnest14"]):
         assert status(["evaluate", str(data), "--weights", str(run), *option]) == 2
-        assert "leave out model and size" in capsys.readouterr().err
+        said = f"{option[0].removeprefix('--')} is for classification: leave it out for"
+        assert said in capsys.readouterr().err
     answers = ["--answers", str(tmp_path / "a.csv")]
     assert status(["evaluate", str(data), "--weights", str(run), *answers]) == 2
     assert "--answers is for classification" in capsys.readouterr().err
