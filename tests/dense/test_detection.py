@@ -259,7 +259,7 @@ def test_predict_writes_boxes_in_every_format_and_draws_them(
     )
     assert "nothing found" in capsys.readouterr().out
     assert status(["predict", str(photograph), *options, "--model", "resnest50"]) == 2
-    assert "leave out --model" in capsys.readouterr().err
+    assert "--model is for classification" in capsys.readouterr().err
     assert status(["predict", str(photograph), *options, "--engine", "compile"]) == 2
     assert "runs in engine onnxruntime, openvino or torch" in capsys.readouterr().err
     assert status(["predict", str(photograph), "--format", "coco"]) == 2

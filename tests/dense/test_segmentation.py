@@ -212,7 +212,7 @@ def test_predict_writes_class_maps_in_every_format_and_draws_them(
     assert rows[0][2:5] == ["label", "index", "share"]
     assert [float(row[4]) for row in rows[1:]] == [each.share for each in expected.shares]
     assert status(["predict", str(photograph), *options, "--model", "resnest50"]) == 2
-    assert "leave out --model" in capsys.readouterr().err
+    assert "--model is for classification" in capsys.readouterr().err
     assert status(["predict", str(photograph), *options, "--score", "0.5"]) == 2
     assert "need a detector's weights" in capsys.readouterr().err
     maps = tmp_path / "maps"
