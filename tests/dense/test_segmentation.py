@@ -556,13 +556,14 @@ def test_the_commands_and_the_example_of_the_page_run(
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs/howto/segment.md").read_text(encoding="utf-8")
     commands = re.findall(r"^splitattn ((?:predict|evaluate) .*)$", page, re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 6
     assert "splitattn export segmenter.onnx --weights run\n" in page
     assert status(["export", "segmenter.onnx", "--weights", "run"]) == 0
     for command in commands:
         shutil.rmtree(tmp_path / "drawn", ignore_errors=True)
         assert status(command.split()) == 0
     assert json.loads(Path("classes.json").read_text())["classes"]
+    assert decode_indices("masks/photo.png").shape == (96, 128)
     capsys.readouterr()
     example, *_ = blocks(page, "py")
     exec(compile(example, "segment.md", "exec"), {})
