@@ -46,7 +46,7 @@ _BY_ENDING = {".json": Format.JSON, ".jsonl": Format.JSON, ".csv": Format.CSV}
 
 # Measured with the model inside the package (docs/log.md): below, three of four first guesses are
 # wrong; just above it, about half.
-MIN_PROBABILITY = 0.15
+MIN_PROBABILITY = 0.25
 
 
 class Decoding(StrEnum):
