@@ -239,6 +239,27 @@ def test_polygons_of_yolo_have_their_own_area(tmp_path: Path) -> None:
     assert found.classes[found.objects[0].labels[0]] == "green"
 
 
+def test_coco_names_files_however_their_accents_are_composed(tmp_path: Path) -> None:
+    save_picture(tmp_path / "images" / "cafe\u0301.png")
+    content = coco(
+        [{"id": 0, "file_name": "caf\u00e9.png", "width": SIZE[0], "height": SIZE[1]}],
+        [{"id": 0, "image_id": 0, "category_id": 10, "bbox": [1, 2, 10, 12], "area": 120}],
+    )
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    found = open_annotated(tmp_path, "train")
+    assert found.images[0] == tmp_path / "images" / "cafe\u0301.png"
+    assert found.objects[0].boxes.tolist() == [[1, 2, 11, 14]]
+
+
+def test_lines_of_yolo_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write_format(tmp_path, "yolo")
+    expected = open_annotated(tmp_path, "train")
+    path = tmp_path / "labels" / "train" / "a.txt"
+    path.write_text(f"\ufeff{path.read_text()}", encoding="utf-8")
+    found = open_annotated(tmp_path, "train")
+    np.testing.assert_array_equal(found.objects[0].boxes, expected.objects[0].boxes)
+
+
 def test_an_image_without_labels_of_yolo_is_background(tmp_path: Path) -> None:
     write_format(tmp_path, "yolo")
     save_picture(tmp_path / "images" / "train" / "b.png")

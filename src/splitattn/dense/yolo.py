@@ -46,7 +46,7 @@ def read_yolo(path: Path, image: Path, classes: Sequence[str]) -> FoundImage:
 def _lines(path: Path) -> list[str]:
     if (size := path.stat().st_size) > _MOST_BYTES:
         raise MalformedError(f"it may have at most {_MOST_BYTES:,} bytes, got {size:,}")
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _object(line: str, classes: int, width: int, height: int) -> FoundObject:
