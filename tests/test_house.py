@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -77,8 +76,6 @@ def public_dataclasses() -> Iterator[type]:
     for module in pkgutil.walk_packages([str(PACKAGE)], "splitattn."):
         if module.name == "splitattn.__main__":  # runs the command line
             continue
-        if module.name.startswith("splitattn.serving.") and not find_spec("starlette"):
-            continue  # an extra of its own, as for the tests of it
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             own = kind.__module__ == module.name and not kind.__name__.startswith("_")
             if own and dataclasses.is_dataclass(kind):
