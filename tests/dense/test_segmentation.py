@@ -522,6 +522,9 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         task.check(unread)
     with pytest.raises(InputError, match="in_chans must be 3 for segmentation"):
         task.check(replace(run, recipe=replace(MASK_RECIPE, in_chans=1)))
+    wide = create_segmenter(ARCHITECTURE, head="fcn", num_classes=2, output_stride=16)
+    with pytest.raises(InputError, match="trained at output stride 8, got 16"):
+        replace(task, head="fcn").prepare(wide, MASK_RECIPE)
     pixels = np.zeros_like(task.train.pixels)
     pixels[:, 0] = 9
     alone = replace(task, train=replace(task.train, pixels=pixels))

@@ -16,8 +16,9 @@ from torch import nn
 import splitattn
 from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
+from splitattn.dense import segmenter_exporting
 from splitattn.dense.segmenter import Segmenter, TrainedSegmenter
-from splitattn.dense.segmenter_exporting import SegmenterExportReport
+from splitattn.dense.segmenter_exporting import MaskLoss, PixelParity, SegmenterExportReport
 from splitattn.errors import InputError, WeightsError
 from splitattn.exporting import ExportError
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
@@ -169,6 +170,34 @@ def test_eight_bits_are_compared_by_miou(folder: Path, tmp_path: Path) -> None:
     assert isinstance(exact, SegmentationEvaluation)
     assert report.agreement.exact_miou == pytest.approx(exact.figures["miou"], abs=0.5)
     assert report.size < 0.4 * (folder / "a.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("precision", "same", "miou", "passes"),
+    [
+        ("fp32", 100.0, None, True),
+        ("fp32", 98.0, None, False),
+        ("fp16", 99.0, None, True),
+        ("int8", 60.0, 49.1, True),
+        ("int8", 100.0, 40.0, False),
+    ],
+)
+def test_reports_say_what_may_be_used(
+    precision: str, same: float, miou: float | None, passes: bool
+) -> None:
+    report = SegmenterExportReport(
+        path=Path("a"),
+        model="small",
+        format="onnx",
+        precision=precision,
+        engine="x",
+        size=1,
+        parity=PixelParity(images=1, pixels=100, same=same),
+        agreement=None if miou is None else MaskLoss(images=4, miou=miou, exact_miou=50.0),
+    )
+    assert report.passed is passes
+    if not passes:
+        assert "a was not written: in x" in str(segmenter_exporting._failure(report))
 
 
 def test_other_heads_run_in_pytorch_alone(folder: Path, tmp_path: Path) -> None:

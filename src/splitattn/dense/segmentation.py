@@ -18,6 +18,7 @@ from splitattn.dense.mask_scoring import ScoredMasks, SegmentationScores, score_
 from splitattn.dense.masks import IGNORED, MaskedImages
 from splitattn.dense.segment import segment
 from splitattn.dense.segmentation_report import SegmentationDetails, segmentation_report
+from splitattn.dense.segmenters import SEGMENTATION_HEADS
 from splitattn.dense.sheet import mask_augmentation_in
 from splitattn.dense.task import DenseTask, sides
 from splitattn.dense.torch_segment import torch_logits
@@ -68,6 +69,10 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
         if not hasattr(network, "backbone"):
             raise InputError("the network must be one of create_segmenter")
+        stride = SEGMENTATION_HEADS[self.head].output_stride
+        if (got := getattr(network.backbone, "output_stride", stride)) != stride:
+            # Dilations are in no tensor, so who reads the file would build another network.
+            raise InputError(f"a segmenter is trained at output stride {stride}, got {got}")
         if recipe.auxiliary_weight and getattr(network, "auxiliary", None) is None:
             raise InputError(
                 "auxiliary_weight must be 0 for a network without an auxiliary head, got "
