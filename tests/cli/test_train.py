@@ -89,6 +89,7 @@ def test_names_that_are_not_utf8_serve_for_everything(
     own, others = (read_tensors(path).tensors for path in (output / "model.safetensors", converted))
     assert own.keys() == others.keys()
     assert all(value.equal(others[key]) for key, value in own.items())
+    capsys.readouterr().out.encode()  # whatever is printed is text
 
 
 def test_a_learning_rate_is_suggested_and_nothing_trained(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from splitattn.errors import one_line
 from splitattn.files import is_utf8, replacing
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ class TensorBoard:
             self._writer = None
             return
         if not is_utf8(folder):
-            logger.warning("no curves for TensorBoard: its folder %s must be UTF-8", folder)
+            shown = one_line(str(folder))
+            logger.warning("no curves for TensorBoard: its folder %s must be UTF-8", shown)
             self._writer = None
             return
         self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1)
