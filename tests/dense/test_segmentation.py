@@ -383,7 +383,7 @@ def test_the_auxiliary_loss_is_a_share_of_the_loss_in_training_only(
     task.fold(network)
     assert isinstance(network(x), torch.Tensor)
     with pytest.raises(InputError, match="auxiliary_weight must be 0 for a network without"):
-        task.prepare(network, recipe)
+        replace(task, head=head).prepare(network, recipe)
 
 
 def test_the_recipe_of_the_paper_trains_with_an_auxiliary_head(
