@@ -15,7 +15,7 @@ from torch import Tensor
 
 from splitattn import explanation
 from splitattn.classifier import Classifier
-from splitattn.engines.engine import Engine, Images, Logits
+from splitattn.engines.engine import Engine, Images, Logits, softmax
 from splitattn.errors import ImageError, InputError
 from splitattn.explanation import Explainer, Explanation
 from splitattn.images.heat import heat
@@ -174,18 +174,18 @@ class CornerEngine(Engine):
 
 def test_rise_finds_the_only_place_that_matters() -> None:
     images = np.ones((1, 3, 48, 48), np.float32)
-    found = explanation._rise(CornerEngine("corner"), images, 1)
+    found = explanation._rise(CornerEngine("corner"), images, 1, softmax)
     row, column = np.unravel_index(found.map.argmax(), found.map.shape)
     assert row < 16 > column
     assert found.map.max() > 2 * found.least
     assert np.abs(found.map[24:, 24:]).max() < found.least
-    again = explanation._rise(CornerEngine("corner"), images, 1)
+    again = explanation._rise(CornerEngine("corner"), images, 1, softmax)
     np.testing.assert_array_equal(found.map, again.map)
 
 
 def test_rise_of_a_network_that_looks_nowhere_is_empty() -> None:
     images = np.zeros((1, 3, 48, 48), np.float32)  # the mean color: no mask changes it
-    found = explanation._rise(CornerEngine("corner"), images, 1)
+    found = explanation._rise(CornerEngine("corner"), images, 1, softmax)
     assert np.abs(found.map).max() < 1e-6
 
 

@@ -17,7 +17,6 @@ from splitattn.classifier import Classifier
 from splitattn.create import create_model
 from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.evaluation import Evaluation, measure
-from splitattn.training import classification
 from splitattn.training.classification import Classification
 from splitattn.training.loop import train
 from splitattn.training.recipes import Recipe, load_recipe
@@ -177,7 +176,7 @@ def test_the_best_epoch_is_kept_beside_the_last(
         wrong = np.roll(np.diag(measured.confusion.sum(1) - right), 1, axis=1)
         return replace(measured, confusion=np.diag(right) + wrong)
 
-    monkeypatch.setattr(classification, "measure", told)
+    monkeypatch.setattr(Classification, "_measured", staticmethod(told))
     run = with_recipe(run, epochs=3)
     train(network(), task, run)
     top1 = [line["val_top1"] for line in log_of(run.output) if line["kind"] == "epoch"]
