@@ -78,6 +78,7 @@ def test_gradient_checkpointing_compiles_too() -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_kernels_give_the_same_numbers() -> None:
     block = Bottleneck(64, 16, small()).eval()
     randomize_norms(block)

@@ -32,6 +32,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_kernels_equal_plain_pytorch_in_tritons_interpreter() -> None:
     options = ("-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "--durations=5")
