@@ -11,9 +11,6 @@ from typing import Any
 import httpx2
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
 from splitattn.classifier import Classifier
 from splitattn.cli import main
 from splitattn.serving import server

@@ -8,9 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx2
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
 from splitattn.errors import InputError
 from splitattn.serving.settings import Settings
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
 pytest.importorskip("playwright")
 
 from playwright.sync_api import Page, Request, Route, expect, sync_playwright

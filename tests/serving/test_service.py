@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
 from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
 from splitattn.dense.detector import Detector

@@ -127,18 +127,14 @@ def label_bulk(
     )
     run = _begin(ours, store, resume=resume, passed_over=passed_over, on_listed=on_listed)
     here = store.names()
-    missing = [n for n in range(run.shards) if part_name(n) not in here]
-    done_before = [n for n in range(run.shards) if part_name(n) in here]
+    numbers = [n for n in range(run.shards) if retry_errors or part_name(n) not in here]
     begun, done = time.monotonic(), 0
     share = _Share(most_errors)
-    for numbers, again in ((missing, False), (done_before if retry_errors else [], True)):
-        if not numbers:
-            continue
-        work = label_shards(plan, numbers, again=again, cluster=cluster, actors=actors)
-        with closing(work):
+    if numbers:
+        with closing(label_shards(plan, numbers, cluster=cluster, actors=actors)) as work:
             for shard in work:
                 done += shard.images
-                on_shard(shard, len(missing) + len(done_before) * retry_errors)
+                on_shard(shard, len(numbers))
                 share.add(shard)
     seconds = time.monotonic() - begun
     counts = count(store, run.shards)

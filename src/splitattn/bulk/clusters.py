@@ -1,7 +1,7 @@
 """Where shards are labeled: in this process, in several, or on a Ray cluster."""
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,13 +26,12 @@ class ClusterError(InputError):
 
 
 def label_shards(
-    plan: Plan, numbers: Iterable[int], *, again: bool, cluster: str, actors: int | None
+    plan: Plan, numbers: Iterable[int], *, cluster: str, actors: int | None
 ) -> Generator[ShardReport, None, None]:
     """Label shards, and tell of each that is done, in any order. Closing it ends the workers.
 
     Args:
-        numbers: which shards.
-        again: only the images that could not be labeled before.
+        numbers: which shards, see `ShardLabeler.label`.
         cluster: "local", "ray" to start Ray on this machine, or the address of a Ray cluster.
         actors: how many shards are labeled at once; None is one, and on Ray one for every four
             processors.
@@ -42,24 +41,24 @@ def label_shards(
         ClusterError: a worker is lost.
     """
     if cluster != LOCAL:
-        return _on_ray(plan, numbers, again=again, cluster=cluster, actors=actors)
+        return _on_ray(plan, numbers, cluster=cluster, actors=actors)
     if actors in (None, 1):
-        return _here(plan, numbers, again=again)
-    return _in_processes(plan, numbers, again=again, actors=actors)
+        return _here(plan, numbers)
+    return _in_processes(plan, numbers, actors)
 
 
-def _here(plan: Plan, numbers: Iterable[int], *, again: bool) -> Generator[ShardReport, None, None]:
+def _here(plan: Plan, numbers: Iterable[int]) -> Generator[ShardReport, None, None]:
     labeler = ShardLabeler(plan)
     for number in numbers:
-        yield labeler.label_errors(number) if again else labeler.label(number)
+        yield labeler.label(number)
 
 
 def _in_processes(
-    plan: Plan, numbers: Iterable[int], *, again: bool, actors: int
+    plan: Plan, numbers: Iterable[int], actors: int
 ) -> Generator[ShardReport, None, None]:
     threads = max(1, (os.cpu_count() or 1) // actors)
     pool = ProcessPoolExecutor(
-        actors, get_context("spawn"), initializer=_open_here, initargs=(plan, again, threads)
+        actors, get_context("spawn"), initializer=_open_here, initargs=(plan, threads)
     )
     remaining = iter(numbers)
     running: set[Future[ShardReport]] = set()
@@ -81,24 +80,23 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-# Of a worker process: what it does with a shard.
-_work: Callable[[int], ShardReport] | None = None
+# Of a worker process.
+_labeler: ShardLabeler | None = None
 
 
-def _open_here(plan: Plan, again: bool, threads: int) -> None:
-    global _work
+def _open_here(plan: Plan, threads: int) -> None:
+    global _labeler
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    labeler = ShardLabeler(plan)
-    _work = labeler.label_errors if again else labeler.label
+    _labeler = ShardLabeler(plan)
 
 
 def _label_here(number: int) -> ShardReport:
-    assert _work is not None
-    return _work(number)
+    assert _labeler is not None
+    return _labeler.label(number)
 
 
 def _on_ray(
-    plan: Plan, numbers: Iterable[int], *, again: bool, cluster: str, actors: int | None
+    plan: Plan, numbers: Iterable[int], *, cluster: str, actors: int | None
 ) -> Generator[ShardReport, None, None]:
     require("bulk on a cluster", "ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is labeled is nobody else's
@@ -119,8 +117,7 @@ def _on_ray(
             while True:
                 for number in islice(remaining, len(idle)):
                     actor = idle.pop()
-                    task = actor.label_errors if again else actor.label
-                    running[task.remote(number)] = actor
+                    running[actor.label.remote(number)] = actor
                 if not running:
                     return
                 (done, *_), _ = ray.wait(list(running))

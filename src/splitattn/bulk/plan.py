@@ -1,11 +1,10 @@
 """What a run is, and how far it has come: everything that its folder says."""
 
-import hashlib
 import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from splitattn.engines.table import file_engine
 from splitattn.errors import DataError
 from splitattn.images.loading import Decoding
 from splitattn.preprocessing import Preprocessing
+from splitattn.weights.download import file_sha256
 from splitattn.weights.resolve import resolve, weights_file
 
 if TYPE_CHECKING:
@@ -104,12 +104,13 @@ def read_run(store: Store) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        written = json.loads(content)
-        if all(type(written[key]) is int and written[key] >= 0 for key in ("images", "shards")):
-            return dict(written)
+        written = dict(json.loads(content))
+        whole = all(type(written[key]) is int and written[key] > 0 for key in ("images", "shards"))
     except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise DataError(f"{store.address}/{RUN} is damaged: name another target")
+        whole = False
+    if not whole:
+        raise DataError(f"{store.address}/{RUN} is damaged: name another target")
+    return written
 
 
 def hash_of_weights(model: str | None, weights: str | None) -> str:
@@ -123,10 +124,7 @@ def hash_of_weights(model: str | None, weights: str | None) -> str:
         files = [path, *([path.with_suffix(row.beside)] if row.beside else [])]
     else:
         files = [weights_file(resolve(model, weights).path)]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return " ".join(map(file_sha256, files))
 
 
 def part_name(number: int) -> str:
@@ -163,7 +161,9 @@ def read_manifest(store: Store, number: int) -> list[Entry]:
     Raises:
         DataError: the list is not there, or damaged.
     """
-    rows = read_table(store, _manifest_name(number), list(Entry.__dataclass_fields__)).to_pylist()
+    rows = read_table(
+        store, _manifest_name(number), [each.name for each in fields(Entry)]
+    ).to_pylist()
     return [Entry(**{**row, "path": os.fsdecode(row["path"])}) for row in rows]
 
 
@@ -173,12 +173,24 @@ def read_table(store: Store, name: str, columns: list[str]) -> "pa.Table":
     Raises:
         DataError: it is not there, or damaged.
     """
+    found = find_table(store, name, columns)
+    if found is None:
+        raise DataError(f"{store.address}/{name} is gone: name another target")
+    return found
+
+
+def find_table(store: Store, name: str, columns: list[str]) -> "pa.Table | None":
+    """Columns of a Parquet file, or None if it is not there.
+
+    Raises:
+        DataError: it is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     content = store.read(name)
     if content is None:
-        raise DataError(f"{store.address}/{name} is gone: name another target")
+        return None
     try:
         return pq.read_table(io.BytesIO(content), columns=columns)
     except (pa.ArrowException, OSError) as error:

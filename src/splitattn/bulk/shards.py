@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitattn.bulk.plan import Plan, part_name, read_manifest, read_table, to_parquet
+from splitattn.bulk.plan import Plan, find_table, part_name, read_manifest, to_parquet
 from splitattn.bulk.sources import Entry
 from splitattn.bulk.stores import is_bucket, open_store, read_object
 from splitattn.classifier import Classifier, Prediction
@@ -57,33 +57,25 @@ class ShardLabeler:
         )
 
     def label(self, number: int) -> ShardReport:
-        """Label all images of a shard and write its part.
+        """Label the images of a shard and write its part.
+
+        If the part is there, only those images that it has as errors are labeled again.
 
         Raises:
-            InputError: its list cannot be read, or its part not written.
+            InputError: the shard's list or its part cannot be read, or the part not written.
         """
-        return self._write(number, self._rows(read_manifest(self._store, number)))
-
-    def label_errors(self, number: int) -> ShardReport:
-        """Label again those images of a shard that could not be labeled, and write its part anew.
-
-        Raises:
-            InputError: see `label`.
-        """
-        rows = read_table(self._store, part_name(number), self._schema().names).to_pylist()
-        wrong = [index for index, row in enumerate(rows) if row["error"] is not None]
-        if not wrong:
-            return ShardReport(number=number, images=len(rows), errors=0)
-        entries = read_manifest(self._store, number)
-        for index, row in zip(wrong, self._rows([entries[i] for i in wrong]), strict=True):
-            rows[index] = row
-        return self._write(number, rows)
-
-    def _write(self, number: int, rows: list[dict[str, Any]]) -> ShardReport:
         import pyarrow as pa
 
-        table = pa.Table.from_pylist(rows, self._schema())
-        self._store.write(part_name(number), to_parquet(table))
+        entries = read_manifest(self._store, number)
+        name, schema = part_name(number), self._schema()
+        before = find_table(self._store, name, schema.names)
+        unlabeled: list[dict[str, Any]] = [{"error": "not labeled yet"}] * len(entries)
+        rows = unlabeled if before is None else before.to_pylist()
+        wrong = [index for index, row in enumerate(rows) if row["error"] is not None]
+        if wrong:
+            for index, row in zip(wrong, self._rows([entries[i] for i in wrong]), strict=True):
+                rows[index] = row
+            self._store.write(name, to_parquet(pa.Table.from_pylist(rows, schema)))
         errors = sum(row["error"] is not None for row in rows)
         return ShardReport(number=number, images=len(rows), errors=errors)
 
@@ -156,7 +148,7 @@ def _image_in_parquet(path: str, row: int) -> bytes:
         raise ImageError(f"{path}#{row}: {error}") from error
 
 
-@cache
+@lru_cache(maxsize=2)  # of a file and the next: each may take 2 GB
 def _images_of(path: str) -> Sequence[bytes]:
     """The images of a Parquet file, whichever split its name says."""
     split = split_of(Path(path).name.partition("-")[0]) or "train"

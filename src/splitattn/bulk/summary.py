@@ -1,7 +1,5 @@
 """What came of a run: counts of all parts, and a page with examples."""
 
-import base64
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +13,7 @@ from splitattn.bulk.stores import Store, is_bucket, read_object
 from splitattn.errors import ImageError
 from splitattn.images.decode import decode_reduced
 from splitattn.images.drawing import draw_labels
+from splitattn.images.encode import data_url
 
 _EXAMPLES = 24
 _THUMBNAIL = 240
@@ -142,10 +141,8 @@ def _figure(path: str, label: str, probability: float) -> str:
     except ImageError:  # gone since, or in a Parquet file
         return f"<figure><figcaption>{escape(path)}: {escape(label)}</figcaption></figure>"
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    draw_labels(image, [(label, probability)]).convert("RGB").save(buffer, "JPEG", quality=80)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
+    picture = data_url(draw_labels(image, [(label, probability)]), quality=80)
     return (
-        f'<figure><img alt="{escape(label)}" src="data:image/jpeg;base64,{encoded}">'
+        f'<figure><img alt="{escape(label)}" src="{picture}">'
         f"<figcaption>{escape(path)}</figcaption></figure>"
     )

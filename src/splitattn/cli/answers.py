@@ -63,3 +63,11 @@ def csv_lines(rows: Iterable[tuple[object, ...]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
     return text.getvalue()
+
+
+def what_was_measured(measured: Any) -> dict[str, Any]:
+    """How the JSON of every evaluation begins: which network, which data, where."""
+    from splitattn.environment import describe
+
+    names = ("model", "weights", "engine", "data", "split")
+    return {name: getattr(measured, name) for name in names} | {"environment": describe()}

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from splitattn.cli.answers import Answering, Format, csv_lines
+from splitattn.cli.answers import Answering, Format, csv_lines, what_was_measured
 from splitattn.cli.output import json_line, say
 from splitattn.errors import ImageError, one_line
 
@@ -161,15 +161,8 @@ class _CocoResults:
 
 def as_dict(measured: "DetectionEvaluation") -> dict[str, Any]:
     """Everything that was measured, as JSON has it."""
-    from splitattn.environment import describe
-
     return {
-        "model": measured.model,
-        "weights": measured.weights,
-        "engine": measured.engine,
-        "data": measured.data,
-        "split": measured.split,
-        "environment": describe(),
+        **what_was_measured(measured),
         "n": measured.images,
         "objects": measured.objects,
         **measured.figures,

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from splitattn.cli.answers import Answering, Format, csv_lines
+from splitattn.cli.answers import Answering, Format, csv_lines, what_was_measured
 from splitattn.cli.output import json_line
 from splitattn.errors import ImageError, one_line
 
@@ -89,15 +89,8 @@ def _csv(segmenter: "Segmenter", name: str, result: "Result") -> str:
 
 def as_dict(measured: "SegmentationEvaluation") -> dict[str, Any]:
     """Everything that was measured, as JSON has it."""
-    from splitattn.environment import describe
-
     return {
-        "model": measured.model,
-        "weights": measured.weights,
-        "engine": measured.engine,
-        "data": measured.data,
-        "split": measured.split,
-        "environment": describe(),
+        **what_was_measured(measured),
         "n": measured.images,
         **measured.figures,
         "classes": [

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from splitattn.cli import boxes, class_maps, several_labels
+from splitattn.cli.answers import what_was_measured
 from splitattn.cli.options import (
     ClassNames,
     Device,
@@ -145,16 +146,9 @@ def _as_csv(answers: "list[Answer]") -> str:
 
 
 def _as_dict(measured: "NetworkEvaluation") -> dict[str, Any]:
-    from splitattn.environment import describe
-
     return {
-        "model": measured.model,
-        "weights": measured.weights,
-        "engine": measured.engine,
-        "data": measured.data,
-        "split": measured.split,
+        **what_was_measured(measured),
         "size": measured.size,
-        "environment": describe(),
         "n": measured.n,
         "top1": measured.top1,
         "top5": measured.top5,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from splitattn.cli.answers import what_was_measured
 from splitattn.errors import one_line
 
 if TYPE_CHECKING:
@@ -15,16 +16,9 @@ if TYPE_CHECKING:
 
 def as_dict(measured: "NetworkLabelScores") -> dict[str, Any]:
     """What `--json` prints."""
-    from splitattn.environment import describe
-
     return {
-        "model": measured.model,
-        "weights": measured.weights,
-        "engine": measured.engine,
-        "data": measured.data,
-        "split": measured.split,
+        **what_was_measured(measured),
         "size": measured.size,
-        "environment": describe(),
         "n": measured.n,
         "threshold": measured.threshold,
         "map": measured.mean_average_precision,

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from splitattn.training.report import Headline, data_uri, text
+from splitattn.images.encode import data_url
+from splitattn.training.report import Headline, text
 
 
 def headlines(
@@ -62,7 +63,7 @@ def worst_images(legend: str, figures: Sequence[str]) -> str:
 def pair(caption: str, truth: Image.Image, answer: Image.Image) -> str:
     """Two pictures side by side, with a caption above them."""
     cells = "".join(
-        f'<img class="picture" style="width:49%" alt="" src="{data_uri(p, "jpeg", quality=80)}">'
+        f'<img class="picture" style="width:49%" alt="" src="{data_url(p, quality=80)}">'
         for p in (truth, answer)
     )
     return f"<figure><figcaption>{text(caption)}</figcaption>\n{cells}</figure>\n"

@@ -1,7 +1,5 @@
 """Draws an explanation: a map over its image, the scale, and the shares of the splits."""
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +12,7 @@ from PIL import Image, ImageDraw
 from splitattn.errors import InputError, one_line
 from splitattn.files import replacing
 from splitattn.images.drawing import WIDTH, lettering
+from splitattn.images.encode import data_url
 
 _MARGIN, _LINE, _TEXT_SIZE, _SMALL = 16, 18, 18, 13
 _GROUND, _TEXT, _QUIET = "#18181b", "#fafafa", "#a1a1aa"
@@ -44,10 +43,9 @@ p { margin: 0 0 .5rem }
 <h1>What the labels rest on</h1>
 """
 _SECTION = """<section><h2>{name}</h2><p>{text}</p>
-<img src="data:image/jpeg;base64,{picture}" width="{width}" height="{height}" alt="{name}: {text}">
+<img src="{picture}" width="{width}" height="{height}" alt="{name}: {text}">
 </section>
 """
-_QUALITY = 88
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,13 +258,7 @@ def _section(name: str, text: str, picture: Image.Image) -> str:
     return _SECTION.format(
         name=escape(one_line(name), quote=True),
         text=escape(one_line(text), quote=True),
-        picture=base64.b64encode(_jpeg(picture)).decode(),
+        picture=data_url(picture),
         width=picture.width,
         height=picture.height,
     )
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_QUALITY)
-    return stream.getvalue()

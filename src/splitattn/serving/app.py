@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from splitattn.images.encode import jpeg
 from splitattn.serving.bodies import check_media_type, read_images
 from splitattn.serving.guard import Guard, error_response
 from splitattn.serving.inference_protocol import InferenceProtocol
@@ -26,7 +27,6 @@ from splitattn.serving.served import (
     Served,
     ServedClassifier,
     explanation_as_json,
-    jpeg,
     served,
 )
 from splitattn.serving.service import Service, asked

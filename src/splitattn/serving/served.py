@@ -1,20 +1,18 @@
 """What a service serves: a classifier, a detector or a segmenter, behind one interface."""
 
-import base64
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from splitattn.classifier import Classifier
 from splitattn.engines.engine import NOT_FINITE
 from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError
 from splitattn.explanation import Explanation
+from splitattn.images.encode import data_url
 from splitattn.images.limits import Limits
 from splitattn.images.preprocess import Pixels
 from splitattn.serving.request_errors import bad_value
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
-_QUALITY = 88
 
 
 class Served(ABC):
@@ -178,16 +175,6 @@ def explanation_as_json(found: Explanation) -> dict[str, Any]:
         "shares": [{"block": each.block, "shares": list(each.shares)} for each in found.shares],
         "picture": data_url(found.overlay()),
     }
-
-
-def jpeg(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_QUALITY)
-    return stream.getvalue()
-
-
-def data_url(picture: Image.Image) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(picture)).decode()}"
 
 
 def integer(query: Mapping[str, str], name: str) -> int:

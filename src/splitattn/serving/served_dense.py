@@ -13,8 +13,9 @@ from splitattn.dense.outlines import to_run_lengths
 from splitattn.dense.segmenter import SegmentedImage, Segmenter
 from splitattn.errors import one_line
 from splitattn.images.decode import decode
+from splitattn.images.encode import data_url
 from splitattn.images.limits import Limits
-from splitattn.serving.served import Options, Served, boolean, data_url, share
+from splitattn.serving.served import Options, Served, boolean, share
 
 _DEFAULT_SCORE, _LEAST_SCORE = 0.3, 0.05
 

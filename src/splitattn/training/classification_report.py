@@ -10,7 +10,8 @@ from splitattn.data.labelled import LabelledImages
 from splitattn.errors import ImageError
 from splitattn.evaluation import Answer, Evaluation
 from splitattn.images.decode import decode
-from splitattn.training.report import Chart, Headline, Report, data_uri, table, text
+from splitattn.images.encode import data_url
+from splitattn.training.report import Chart, Headline, Report, table, text
 from splitattn.training.task import Measurement
 
 # A table of more classes than this is no longer read but only looked at.
@@ -206,7 +207,7 @@ def _matrix_picture(evaluation: Evaluation) -> str:
     image = image.resize((side, side), Image.Resampling.NEAREST)
     image.putpalette(_MATRIX_COLOR * 256)
     # One color, as opaque as the share is large, is right on white and on black.
-    return data_uri(image, "png", transparency=bytes(range(256)))
+    return data_url(image, "png", transparency=bytes(range(256)))
 
 
 def _mistakes(mistakes: Sequence[Answer], data: LabelledImages) -> str:
@@ -230,7 +231,7 @@ def _mistake(mistake: Answer, data: LabelledImages) -> str:
         return ""
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     name, label, guess = map(text, (mistake.name, mistake.label, mistake.guess))
-    picture = data_uri(image, "jpeg", quality=85)
+    picture = data_url(image, quality=85)
     return f"""<figure title="{name}"><img alt="{label}" src="{picture}">
 <figcaption><span><b title="{guess}">{guess}</b>{100 * mistake.probability:.1f} %</span>
 <span class="quiet" title="{label}">is {label}</span></figcaption></figure>

@@ -1,14 +1,10 @@
 """What a training led to, on one page: an HTML file that loads nothing else and runs nothing."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from splitattn.environment import describe
 from splitattn.errors import one_line
@@ -239,10 +235,3 @@ def _footer() -> str:
         found["processor"],
     ]
     return f"<footer>{' · '.join(text(fact) for fact in facts if fact)}</footer>\n"
-
-
-def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
-    """A picture as the source of an `img` element; `kind` is png or jpeg."""
-    stream = io.BytesIO()
-    image.save(stream, kind.upper(), optimize=True, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
