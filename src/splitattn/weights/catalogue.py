@@ -187,15 +187,15 @@ def _gluon(model: str, sha256: str, *, top1: float, top5: float) -> WeightsEntry
 _EMBEDDED = WeightsEntry(
     model="resnest26_tiny",
     tag="distilled_in1k",
-    filename="resnest26_tiny-bf97aae3.safetensors",
+    filename="resnest26_tiny-95554d51.safetensors",
     urls=(),
-    sha256="bf97aae37563b55c9715f61e3077f46494a574b9ea3c5f0cb231299b0750cb33",
+    sha256="95554d51853298008e80493a1a3f4e6e6e2ef7bf2c0e26ca2bdddf785f26f5c2",
     size=20088192,
     preprocessing=Preprocessing(size=96, crop_fraction=1.0),
     class_set="imagenet1k",
     license="Apache-2.0",
     source=(
-        "this project, distilled from EfficientNet-Lite2 on 264,511 photographs of public "
+        "this project, distilled from EfficientNet-Lite2 on 184,203 photographs of public "
         "repositories and Tiny ImageNet (docs/photographs.md)"
     ),
     measured=MeasuredMetrics(
