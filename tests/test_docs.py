@@ -94,6 +94,15 @@ def test_public_names_are_in_the_reference(name: str) -> None:
     assert re.search(rf"^\.\. (?:{kinds}):: splitattn\.{name}$", reference, re.MULTILINE)
 
 
+def test_every_code_block_of_a_page_ends() -> None:
+    """One that does not swallows what follows, which only the site's build would tell."""
+    for page in sorted(DOCS.rglob("*.md")):
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert all(fences[::2]), page  # each begins with its language
+        assert not any(fences[1::2]), page
+        assert len(fences) % 2 == 0, page
+
+
 def commands() -> list[str]:
     """Every call of splitattn in a page's shell examples, without what the shell does around it."""
     shell = "".join(block for page in PAGES.values() for block in blocks(page, "sh"))
