@@ -120,13 +120,8 @@ def test_pytorch_on_cuda_runs_the_form_for_cuda(
     assert table.find_engine("openvino").form_on("auto") == table.find_engine("openvino").form
 
 
-def test_openvino_compiles_a_fixed_shape_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "net.xml"
-    row = table.find_engine("openvino")
-    settings = FileSettings(metadata=METADATA, batch=2)
-    row.load_file_module().write(trained().fold(row.form), path, settings)
+def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A list that gets each model that OpenVINO compiles."""
     compiled: list[object] = []
     compile_model = open_vino._compile
 
@@ -135,6 +130,29 @@ def test_openvino_compiles_a_fixed_shape_once(
         return compile_model(model)
 
     monkeypatch.setattr(open_vino, "_compile", counted)
+    return compiled
+
+
+def test_openvino_soon_stops_compiling_for_mixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = count_compilations(monkeypatch)
+    engine = trained().load("openvino", "cpu")
+    for _ in range(8):
+        for batch in (1, 1, 2, 2, 3, 3):
+            engine.run(photographs()[:batch], PREPROCESSING)
+    assert len(compiled) == 2, "one for any shape, one for the first that came twice in a row"
+    for _ in range(5):
+        engine.run(photographs()[:4], PREPROCESSING)
+    assert len(compiled) == 3, "a shape that stays gets a network of its own after all"
+
+
+def test_openvino_compiles_a_fixed_shape_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net.xml"
+    row = table.find_engine("openvino")
+    settings = FileSettings(metadata=METADATA, batch=2)
+    row.load_file_module().write(trained().fold(row.form), path, settings)
+    compiled = count_compilations(monkeypatch)
     engine = open_vino.OpenVinoEngine(path)
     for _ in range(3):
         engine.run(photographs()[:2], PREPROCESSING)

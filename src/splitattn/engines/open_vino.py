@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -33,8 +33,9 @@ class OpenVinoEngine(Engine):
     """Runs an OpenVINO model on the CPU, one batch at a time.
 
     OpenVINO compiles a faster network if it knows the shape of the batch. So a shape that comes
-    twice in a row gets a network of its own, which replaces the one for the shape before it. All
-    other shapes share a network for any shape. `fix_batches` ends that.
+    twice in a row gets a network of its own. All other shapes share a network for any shape. After
+    that, the next shape to get one must come four times in a row, and then eight: images of mixed
+    shapes soon compile no more. `fix_batches` ends all that.
 
     Args:
         model: an IR file, or a model in memory; its only input takes the images.
@@ -47,27 +48,32 @@ class OpenVinoEngine(Engine):
 
     def __init__(self, model: "ov.Model | Path", *, device: str = "auto") -> None:
         _check_device(device)
-        model = core().read_model(model) if isinstance(model, Path) else model
-        shape = model.input(0).get_partial_shape()
+        self._model = core().read_model(model) if isinstance(model, Path) else model
+        shape = self._model.input(0).get_partial_shape()
         batch, _, size, _ = (None if side.is_dynamic else side.get_length() for side in shape)
         super().__init__(
             f"OpenVINO {ov.__version__.partition('-')[0]} on cpu", batch=batch, size=size
         )
-        self._model = model
-        self._any_shape = _compile(model)
-        self._own_shape = self._any_shape
         # A model that has one shape already gets no second network.
-        self._owner: tuple[int, ...] = tuple(shape.to_shape()) if shape.is_static else ()
+        self._has_one_shape = shape.is_static
+        self._own_network: ov.CompiledModel | None = None
+        self._owner: tuple[int, ...] = ()
+        self._times_needed = 2
         self._last: tuple[int, ...] = ()
+        self._times = 0
         self._fixed: dict[tuple[int, ...], ov.CompiledModel] | None = None
         # A compiled network has one request, and all cores work on it: threads take turns.
         self._one_at_a_time = Lock()
+        if isinstance(model, Path):
+            _ = self._for_any_shape  # what is damaged shows now, and not at the first image
 
     def fix_batches(self, batch_sizes: Sequence[int], preprocessing: Preprocessing) -> None:
         image = (preprocessing.channels, preprocessing.size, preprocessing.size)
         own = [(batch, *image) for batch in batch_sizes if self.batch is None]
         with ThreadPoolExecutor() as pool:  # a compiler uses one core
+            others = pool.submit(lambda: self._for_any_shape)
             self._fixed = dict(zip(own, pool.map(self._compiled, own), strict=True))
+            others.result()
         for batch in batch_sizes:
             self.run(np.zeros((batch, *image), np.uint8), preprocessing)
 
@@ -75,7 +81,9 @@ class OpenVinoEngine(Engine):
         images = np.ascontiguousarray(images_BCHW)
         with self._one_at_a_time:
             found = self._network(images.shape)(images)
-            self._last = images.shape  # set only once the network has accepted this shape
+            # Counted only once the network has accepted this shape.
+            self._times = self._times + 1 if images.shape == self._last else 1
+            self._last = images.shape
         return tuple(found[i] for i in range(len(found)))
 
     def _infer(self, images_BCHW: Images) -> Logits:
@@ -84,10 +92,18 @@ class OpenVinoEngine(Engine):
 
     def _network(self, shape: tuple[int, ...]) -> "ov.CompiledModel":
         if self._fixed is not None:
-            return self._fixed.get(shape, self._any_shape)
-        if shape == self._last != self._owner:
-            self._own_shape, self._owner = self._compiled(shape), shape
-        return self._own_shape if shape == self._owner else self._any_shape
+            return self._fixed.get(shape) or self._for_any_shape
+        comes_often = shape == self._last and self._times + 1 >= self._times_needed
+        if comes_often and shape != self._owner and not self._has_one_shape:
+            self._own_network, self._owner = self._compiled(shape), shape
+            self._times_needed *= 2
+        if self._own_network and shape == self._owner:
+            return self._own_network
+        return self._for_any_shape
+
+    @cached_property
+    def _for_any_shape(self) -> "ov.CompiledModel":
+        return _compile(self._model)
 
     def _compiled(self, shape: tuple[int, ...]) -> "ov.CompiledModel":
         model = self._model.clone()
