@@ -108,6 +108,7 @@ def train(
     checkpoint_minutes: float = 5.0,
     on_step: Callable[[Step], None] = lambda _: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    on_measured: Callable[[int, int], None] = lambda _, __: None,
     loggers: Iterable[Logger] = (),
 ) -> TrainingResult:
     """Train a network on a data set.
@@ -147,6 +148,8 @@ def train(
         checkpoint_minutes: time between checkpoints within an epoch.
         on_step: called after each step.
         on_epoch: called after each epoch.
+        on_measured: told, while an epoch is measured, how many more examples were done, of how
+            many.
         loggers: told each line of the log, such as experiment trackers (`training.log`).
 
     Raises:
@@ -179,6 +182,7 @@ def train(
             resume=resume,
             on_step=on_step,
             on_epoch=on_epoch,
+            on_measured=on_measured,
             loggers=loggers,
         )
     return TrainingResult(

@@ -205,12 +205,7 @@ def _evaluate_segmenter(
     segmenter = Segmenter(weights, engine=engine, device=device)
     images = open_masked(data, split)
     check_classes(images, segmenter.classes)
-    scored = score_masks(
-        images,
-        segmenter.segment,
-        range(len(images)),
-        lambda: on_images(1, len(images)),
-    )
+    scored = score_masks(images, segmenter.segment, range(len(images)), on_images)
     if len(scored.problems) == len(images):
         raise DataError(f"{data} must have images that can be read, got {scored.problems[0]}")
     return SegmentationEvaluation(

@@ -33,7 +33,7 @@ def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
         unit="images",
         seconds=0.5,
     )
-    with training_progress() as (on_step, on_epoch):
+    with training_progress() as (on_step, on_epoch, _):
         on_step(step)
         on_epoch(Epoch(epoch=0, epochs=2, line={"seconds": 3.0}, text="loss 1.500  AP 0.25"))
     assert capsys.readouterr().err == "epoch 1/2  loss 1.500  AP 0.25  3 s\n"
@@ -65,7 +65,7 @@ def test_no_line_of_a_training_is_wider_than_a_screen_of_80_columns(
 ) -> None:
     screen = on_terminal(monkeypatch, 80)
     formats = {"loss": Figure(label="loss"), "top1": Figure(label="top-1", unit="%", decimals=2)}
-    with training_progress() as (on_step, on_epoch):
+    with training_progress() as (on_step, on_epoch, on_measured):
         for step in (0, 123_455):
             on_step(
                 Step(
@@ -81,11 +81,14 @@ def test_no_line_of_a_training_is_wider_than_a_screen_of_80_columns(
                     seconds=0.25,
                 )
             )
+        on_measured(64, 1000)
+        on_measured(64, 1000)
         text = "224 px  loss 0.804  val 0.817  top-1 42.50 %  top-5 100.00 %"
         on_epoch(Epoch(epoch=99, epochs=100, line={"seconds": 1200.0}, text=text))
     lines = lines_of(screen)
     assert lines[0].startswith("preparing the training")
     assert any("loss 1.500 top-1 100.00 % 1024 images/s" in line for line in lines), lines
+    assert any("epoch 100/100" in line and "measuring 128/1000" in line for line in lines), lines
     assert "epoch 100/100 224 px loss 0.804 val 0.817 top-1 42.50 % top-5 100.00 % 1200 s" in lines
     assert max(map(len, lines)) <= 80
 
@@ -96,7 +99,7 @@ def test_a_full_disk_behind_stderr_ends_no_training(monkeypatch: pytest.MonkeyPa
             raise OSError(errno.ENOSPC, "No space left on device", text)
 
     monkeypatch.setattr("sys.stderr", Full())
-    with training_progress() as (_, on_epoch):
+    with training_progress() as (_, on_epoch, _):
         on_epoch(Epoch(epoch=0, epochs=1, line={"seconds": 1.0}, text="loss 1"))
     say("error: lost, and nothing depends on it")
 

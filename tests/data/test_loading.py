@@ -4,10 +4,11 @@ import errno
 import os
 import pickle
 import signal
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, current_process, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic, sleep
@@ -299,6 +300,18 @@ def test_batches_need_no_shared_memory(
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
     monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
     assert len(epoch(data, workers=1)) == 5
+
+
+@pytest.mark.parametrize("name", ["a b", "l" * 120])
+def test_workers_take_any_temporary_folder(
+    name: str, data: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a socket has at most 108 characters: none may be made there."""
+    (tmp_path / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delitem(vars(current_process())["_config"], "tempdir", raising=False)
+    assert len(joined(epoch(data, workers=1), "labels")) == 20
 
 
 def _read_forever(data: LabelledImages, told: Any) -> None:

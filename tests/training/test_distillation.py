@@ -186,7 +186,7 @@ def test_a_student_that_answers_nan_ends_the_training(tmp_path: Path) -> None:
     with torch.no_grad():
         student.fc.bias.fill_(torch.nan)
     with pytest.raises(InputError, match="student's answers must be finite, got others"):
-        task.measure(student.eval(), make_run(tmp_path, RECIPE), lambda: None)
+        task.measure(student.eval(), make_run(tmp_path, RECIPE), lambda *_: None)
 
 
 @pytest.mark.parametrize("imitation", ["logits", "features"])
@@ -225,7 +225,7 @@ def test_labels_give_top1_and_are_mixed_into_the_loss(tmp_path: Path) -> None:
     # A student that is the teacher agrees with it, and is right where the teacher is.
     network = make_teacher().engine._network  # type: ignore[attr-defined]
     run = make_run(tmp_path, replace(RECIPE, test_size=48))
-    figures = task.measure(network, run, lambda: None).figures
+    figures = task.measure(network, run, lambda *_: None).figures
     pixels = np.stack([preprocess(picture(i // 4, 1000 + i % 4), LOOK) for i in range(12)])
     right = task.teacher.engine.run(pixels, LOOK).argmax(1) == np.arange(12) // 4
     assert figures == {"agreement": 100.0, "top1": pytest.approx(100 * right.mean())}

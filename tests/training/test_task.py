@@ -24,6 +24,7 @@ def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(
     told = iter([3.0, 1.0, 2.0])
     losses: list[float] = []
     epochs: list[Epoch] = []
+    counted: list[tuple[int, int]] = []
     measure = Regression.measure
 
     def measured(*arguments: Any) -> Measurement:
@@ -38,7 +39,9 @@ def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(
         make_run(tmp_path),
         on_step=lambda step: losses.append(step.figures["loss"]),
         on_epoch=epochs.append,
+        on_measured=lambda *counts: counted.append(counts),
     )
+    assert counted == [(1, 1)] * 3
     assert found.figures == {"distance": 2.0}
     assert losses[-1] < 0.7 * losses[0]
     best, last = (load_file(tmp_path / f"{name}.safetensors") for name in ("best", "model"))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @contextmanager
 def training_progress(
     *, shown: bool = True
-) -> Iterator[tuple[Callable[["Step"], None], Callable[["Epoch"], None]]]:
+) -> Iterator[
+    tuple[Callable[["Step"], None], Callable[["Epoch"], None], Callable[[int, int], None]]
+]:
     """A bar over the whole training with its figures and time left, and a line for each epoch.
 
     Until the first step it says that the training is being prepared.
@@ -44,8 +46,11 @@ def training_progress(
     )
     task = bar.add_task("", total=None, epoch="preparing the training", figures="")
     smoothed: dict[str, float] = {}
+    measured = 0
 
     def on_step(step: "Step") -> None:
+        nonlocal measured
+        measured = 0
         now = {**step.figures, "rate": step.examples / step.seconds}
         for name, value in now.items():  # over about twenty steps
             smoothed[name] = smoothed.get(name, value) * 0.95 + value * 0.05
@@ -67,8 +72,13 @@ def training_progress(
         with suppress(OSError):  # a full disk behind stderr ends no training
             console.print(line, soft_wrap=True)
 
+    def on_measured(more: int, total: int) -> None:
+        nonlocal measured
+        measured = min(measured + more, total)
+        bar.update(task, figures=f"measuring {measured}/{total}")
+
     with bar:
-        yield on_step, on_epoch
+        yield on_step, on_epoch, on_measured
 
 
 @contextmanager

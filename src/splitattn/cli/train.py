@@ -136,7 +136,7 @@ def train(
         "workers": workers,
         "batch_per_device": batch_per_device,
     }
-    with training_progress(shown=first) as (on_step, on_epoch):
+    with training_progress(shown=first) as (on_step, on_epoch, on_measured):
         if find_lr:
             found = launch.find_learning_rate(data, output, **arguments, on_step=on_step)
         else:
@@ -148,6 +148,7 @@ def train(
                 checkpoint_minutes=checkpoint_minutes,
                 on_step=on_step,
                 on_epoch=on_epoch,
+                on_measured=on_measured,
             )
     if first and find_lr:
         typer.echo(

@@ -111,12 +111,14 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
         }
         return StepOutput(loss, sums)
 
-    def measure(self, network: nn.Module, run: Run, poll: Callable[[], None]) -> Measurement:
+    def measure(
+        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+    ) -> Measurement:
         measured = sides(run.recipe, run.recipe.test_size)
         finder = TorchFinder(network, run.device, find_head(self.head).first_label)
         own: list[tuple[int, FoundObjects | str]] = []
         for index in self.own_images():
-            poll()
+            on_images(1, len(self.val))
             try:
                 image = read_image(self.val, index)
             except ImageError as error:

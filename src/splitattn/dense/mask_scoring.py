@@ -129,7 +129,7 @@ def score_masks(
     data: MaskedImages,
     answer: Callable[[Image.Image], Mask],
     indices: Iterable[int],
-    on_image: Callable[[], None],
+    on_images: Callable[[int, int], None],
 ) -> ScoredMasks:
     """Compare the answers for some images with their masks.
 
@@ -137,14 +137,14 @@ def score_masks(
         data: images and masks.
         answer: from an image to the class of every pixel.
         indices: of the images in `data`.
-        on_image: called before each image.
+        on_images: told of each image, and of how many in `data`.
     """
     classes = len(data.classes)
     total = np.zeros((classes, classes), dtype=np.int64)
     problems: list[str] = []
     images: list[WorstImage] = []
     for index in indices:
-        on_image()
+        on_images(1, len(data))
         try:
             image, mask = read_masked(data, index)
         except ImageError as error:

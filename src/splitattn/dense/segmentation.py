@@ -144,7 +144,9 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         weights[pixels == 0] = 0.0
         return (weights * pixels.sum() / (weights * pixels).sum()).float()
 
-    def measure(self, network: nn.Module, run: Run, poll: Callable[[], None]) -> Measurement:
+    def measure(
+        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+    ) -> Measurement:
         recipe = run.recipe
         answer = partial(
             segment,
@@ -152,7 +154,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
             sides=sides(recipe, recipe.test_size, MULTIPLE),
             preprocessing=recipe.preprocessing,
         )
-        own = score_masks(self.val, answer, self.own_images(), poll)
+        own = score_masks(self.val, answer, self.own_images(), on_images)
         scored = ScoredMasks.merged(distributed.gathered(own))
         self.note_val(scored.problems, run)
         scores = SegmentationScores(

@@ -156,16 +156,18 @@ class Distillation(ImageTask[Crops]):
     def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
         return {"loss": sums["loss"] / examples, "agreement": 100 * sums["agreeing"] / examples}
 
-    def measure(self, network: nn.Module, run: Run, poll: Callable[[], None]) -> Measurement:
+    def measure(
+        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+    ) -> Measurement:
         """The share of images for which student and teacher have the same first guess.
 
         With labels, top-1 too. Each network crops and resizes images as it expects them.
         """
         if not self._answered:
-            self._answered.append(self._ask(run, poll))
+            self._answered.append(self._ask(run, on_images))
         (answered,) = self._answered
         engine = TorchEngine(network, run.device)
-        measured = _measured(engine, answered, run.recipe.preprocessing, run, poll)
+        measured = _measured(engine, answered, run.recipe.preprocessing, run, on_images)
         if not math.isfinite(measured.loss):
             raise InputError(
                 "the student's answers must be finite, got others in validation; lower "
@@ -178,13 +180,14 @@ class Distillation(ImageTask[Crops]):
             figures["top1"] = 100 * float(np.mean((measured.guesses == self.val.labels)[read]))
         return Measurement(figures=figures, details=measured)
 
-    def _ask(self, run: Run, poll: Callable[[], None]) -> LabelledImages:
+    def _ask(self, run: Run, on_images: Callable[[int, int], None]) -> LabelledImages:
         """The validation images, labelled by the teacher's first guesses."""
         blank = replace(self.val, classes=self.classes, labels=[0] * len(self.val))
         teacher = self.teacher
-        answers = _measured(teacher.for_logits(), blank, teacher.preprocessing, run, poll).guesses
+        preprocessing = teacher.preprocessing
+        measured = _measured(teacher.for_logits(), blank, preprocessing, run, on_images)
         # Of images that cannot be read, no label is ever looked at.
-        return replace(blank, labels=answers.clip(0).tolist())
+        return replace(blank, labels=measured.guesses.clip(0).tolist())
 
     def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
         figures = {**measured.figures, "n": measured.details.n} if measured else {}
@@ -211,14 +214,14 @@ def _measured(
     images: LabelledImages,
     preprocessing: Preprocessing,
     run: Run,
-    poll: Callable[[], None],
+    on_images: Callable[[int, int], None],
 ) -> Evaluation:
     return measure(
         engine,
         images,
         preprocessing,
         workers=max(run.workers, 1),
-        on_images=lambda *_: poll(),
+        on_images=on_images,
     )
 
 

@@ -41,6 +41,7 @@ def train(
     resume: bool = False,
     on_step: Callable[[Step], None] = lambda _: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    on_measured: Callable[[int, int], None] = lambda _, __: None,
     loggers: Iterable[Logger] = (),
 ) -> Measurement:
     """Train `network` in place and write into the output folder:
@@ -61,6 +62,8 @@ def train(
         resume: continue from the output folder's checkpoint, if there is one.
         on_step: called after each step.
         on_epoch: called after each epoch.
+        on_measured: told, while an epoch is measured, how many more examples this process has
+            done, of how many that it does.
         loggers: told each line of the log, in the first process. One that raises is dropped with a
             warning.
 
@@ -79,7 +82,7 @@ def train(
         dead_workers_named(),
         stop_request() as stop,
         closing(
-            _Training(Learner(network, task, run), stop, on_step, on_epoch, loggers)
+            _Training(Learner(network, task, run), stop, on_step, on_epoch, on_measured, loggers)
         ) as training,
     ):
         training.begin(resume)
@@ -117,10 +120,12 @@ class _Training(Generic[Batch]):
         stop: StopRequest,
         on_step: Callable[[Step], None],
         on_epoch: Callable[[Epoch], None],
+        on_measured: Callable[[int, int], None],
         loggers: Iterable[Logger],
     ) -> None:
         self.learner, self.task, self.run = learner, learner.task, learner.run
         self.stop, self.on_step, self.on_epoch = stop, on_step, on_epoch
+        self.on_measured = on_measured
         self.writes = distributed.rank() == 0
         self.loggers = list(loggers) if self.writes else []
         self.epochs = self.run.recipe.epochs
@@ -291,12 +296,13 @@ class _Training(Generic[Batch]):
                 logger.warning("%s is dropped: %s", type(one).__name__, error)
 
     def _measure(self) -> Measurement:
-        def leave_if_asked() -> None:
+        def on_images(done: int, total: int) -> None:
+            self.on_measured(done, math.ceil(total / distributed.world_size()))
             if self.stop:
                 self._leave()
 
         self.learner.update_candidate()
-        measured = self.task.measure(self.learner.candidate, self.run, leave_if_asked)
+        measured = self.task.measure(self.learner.candidate, self.run, on_images)
         if not math.isfinite(loss := measured.figures.get("loss", 0.0)):
             raise InputError(
                 f"the loss must stay finite, got {loss} in validation after step "

@@ -166,12 +166,15 @@ class Task(ABC, Generic[Batch]):
         """
 
     @abstractmethod
-    def measure(self, network: nn.Module, run: Run, poll: Callable[[], None]) -> Measurement:
+    def measure(
+        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+    ) -> Measurement:
         """Measure a network; the result is the same in every process.
 
         Args:
             network: in evaluation mode, with the weights as a file will hold them.
-            poll: to be called every few batches; raises if the training shall stop.
+            on_images: to be told how many more examples this process has measured, of how many
+                in all; raises if the training shall stop.
         """
 
     # These have defaults.
