@@ -796,6 +796,7 @@ def parquet(
     text: bool = False,
     unpacked: int | None = None,
     declared: int | None = None,
+    values: dict[bytes, int] | None = None,
 ) -> bytes:
     """A shard in the Hugging Face image layout.
 
@@ -805,6 +806,7 @@ def parquet(
         text: image bytes are text.
         unpacked: bytes that the page of images says to unpack to.
         declared: bytes that the footer says it unpacks to.
+        values: how many values the footer says that columns have, by name.
     """
     content = b"PAR1"
 
@@ -830,7 +832,7 @@ def parquet(
             f2=list_of(5, [i32(8)[1] if repeated else i32(0)[1]]),
             f3=list_of(8, [binary(name)[1] for name in path]),
             f4=i32(codec),
-            f5=i64(rows),
+            f5=i64((values or {}).get(path[-1], rows)),
             f6=i64(stated),
             f7=i64(size),
             **where,
@@ -933,6 +935,12 @@ def data() -> list[tuple[str, str, bytes]]:
             "A page that says it unpacks to 2 GB, where the footer does not.",
             parquet([bytes(1_000_000)], unpacked=2**31 - 1),
         ),
+        (
+            "fewer-images.parquet",
+            "A column of less than no images.",
+            parquet([b"a", b"b"], values={b"bytes": -9}),
+        ),
+        ("fewer-labels.parquet", "One label of two.", parquet([b"a", b"b"], values={b"label": 1})),
         ("empty.parquet", "No bytes at all.", b""),
         ("text.parquet", "Text.", b"not columns but prose\n"),
         ("magic.parquet", "Its first and last bytes and nothing else.", magic + magic),

@@ -110,9 +110,10 @@ class _Rows:
             try:
                 with pq.ParquetFile(group.shard) as file:
                     table = file.read_row_group(group.index, ["image.path"], use_threads=False)
-                yield from table.column("image").combine_chunks().field("path").to_pylist()
+                paths = table.column("image").combine_chunks().field("path").to_pylist()
             except (pa.ArrowException, OSError, KeyError):
-                yield from [None] * group.rows
+                paths = []
+            yield from paths if len(paths) == group.rows else [None] * group.rows
 
     def _read(self, group: int) -> "pa.ChunkedArray":
         with self._lock:
@@ -319,7 +320,7 @@ def _labels(file: "pq.ParquetFile") -> list[int]:
         TypeError: one is missing.
     """
     column = file.read(columns=["label"], use_threads=False).column(0)
-    if column.null_count:
+    if column.null_count or len(column) != file.metadata.num_rows:
         raise TypeError("labels are missing")
     labels: list[int] = column.to_pylist()
     return labels
@@ -400,6 +401,11 @@ def _read_group(group: _Group) -> "pa.ChunkedArray":
         raise DataError(f"row group {group.index} of {group.shard} is damaged: {error}") from error
     if size > group.limit:
         raise _too_large(group.shard, group.index, group.limit)
+    if len(image) != group.rows:
+        raise DataError(
+            f"row group {group.index} of {group.shard} is damaged: it must have {group.rows} images, "
+            f"got {len(image)}"
+        )
     return image
 
 
