@@ -28,8 +28,8 @@ from splitattn.training.run import Run
 from splitattn.weights.catalogue import embedded_entry
 
 OUTPUT = Path(__file__).with_suffix(".json")
-# Of the preset `finetune`: the data set is small, and its photographs show about 32 pixels of detail
-# whatever the network's own size is. So crops are small and vary much, over many epochs
+# Of the preset `finetune`: the data set is small, and its photographs show about 32 pixels of
+# detail whatever the network's own size is. So crops are small and vary much, over many epochs
 # (docs/log.md).
 CHANGES = (
     "train_size=64",

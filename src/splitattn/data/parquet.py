@@ -403,8 +403,8 @@ def _read_group(group: _Group) -> "pa.ChunkedArray":
         raise _too_large(group.shard, group.index, group.limit)
     if len(image) != group.rows:
         raise DataError(
-            f"row group {group.index} of {group.shard} is damaged: it must have {group.rows} images, "
-            f"got {len(image)}"
+            f"row group {group.index} of {group.shard} is damaged: it must have {group.rows} "
+            f"images, got {len(image)}"
         )
     return image
 
