@@ -148,7 +148,7 @@ def _attribute(model: onnx.ModelProto, dice: random.Random) -> None:
     if each.type == onnx.AttributeProto.INT:
         each.i = value
     elif dice.random() < 0.2:
-        del each.ints[dice.randrange(len(each.ints)) :]
+        del each.ints[dice.randint(0, len(each.ints)) :]
     elif dice.random() < 0.2:
         each.ints.append(value)
     elif each.ints:
