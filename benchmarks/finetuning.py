@@ -1,6 +1,7 @@
 """What weights are worth: fine-tuning the model inside the package, and the same budget without it.
 
 usage: python benchmarks/finetuning.py DATA [--runs FOLDER] [--seeds 0 1 2] [--threads 1]
+                                    [--starts embedded random]
 
 DATA is a data set of photographs, such as flowers-5. For every seed, one network starts from the
 embedded weights, another from random weights; both see the same crops for the same number of
@@ -51,6 +52,9 @@ def main() -> None:
     parser.add_argument("data", help="photographs, with a train and a val split")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetuning"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--starts", nargs="+", choices=("embedded", "random"), default=["embedded", "random"]
+    )
     parser.add_argument("--threads", type=int, default=1, help="processor cores to learn with")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
@@ -61,8 +65,8 @@ def main() -> None:
     scratch = replace(tuned, layer_decay=1.0)
     rows = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else []
     for seed in arguments.seeds:
-        for start, recipe in (("embedded", tuned), ("random", scratch)):
-            recipe = replace(recipe, seed=seed)
+        for start in arguments.starts:
+            recipe = replace(tuned if start == "embedded" else scratch, seed=seed)
             if any((row["start"], row["recipe"]) == (start, asdict(recipe)) for row in rows):
                 continue
             row = measured(arguments.data, start, recipe, arguments.runs / f"{start}-{seed}")
