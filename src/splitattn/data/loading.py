@@ -1,6 +1,5 @@
 """Training batches: decoded and augmented in worker processes, normalized on the device."""
 
-import os
 import re
 import signal
 from abc import ABC, abstractmethod
@@ -8,9 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from multiprocessing import parent_process
-from multiprocessing.process import BaseProcess
-from threading import Thread
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,6 +20,7 @@ from splitattn.data.augmentation import Augmentation, training_transform
 from splitattn.data.labelled import Blocks, LabelledImages
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.images.decode import decode_as
+from splitattn.processes import end_with_parent
 
 T = TypeVar("T")
 
@@ -174,13 +171,7 @@ def begin_worker(_: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if main := parent_process():
-        Thread(target=_end_with, args=(main,), daemon=True).start()
-
-
-def _end_with(main: BaseProcess) -> None:
-    main.join()
-    os._exit(1)
+    end_with_parent()
 
 
 class Loader(DataLoader[T]):
