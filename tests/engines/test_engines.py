@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -380,3 +381,18 @@ def test_what_is_no_device_is_told_what_is(name: str) -> None:
     expected = f"^device '{name}' cannot be used: it must be auto, cpu, cuda"
     with pytest.raises(InputError, match=expected):
         choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "threads"),
+    [("onnxruntime", "3,1", 3), ("onnxruntime", "many", 0), ("openvino", "1", 1)],
+)
+def test_a_network_uses_as_many_threads_as_the_environment_says(
+    name: str, setting: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    engine: Any = trained().load(name, "cpu")
+    if name == "onnxruntime":
+        assert engine._session.get_session_options().intra_op_num_threads == threads
+    else:
+        assert engine._for_any_shape.get_property("INFERENCE_NUM_THREADS") == threads

@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, H and W rows and columns.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,15 @@ class _Normalized(Sequence[Images]):
 
     def __getitem__(self, index: Any) -> Any:
         return normalize(self._pixels[index][None], self._preprocessing)
+
+
+def network_threads() -> int:
+    """How many threads of the CPU a network may use: OMP_NUM_THREADS, or 0 for as many as help.
+
+    PyTorch reads this variable itself, and clusters set it for what they start.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(threads) if threads.isdecimal() else 0
 
 
 NOT_FINITE = "the network gives NaN or infinite numbers for it; verify the weights, or use fp32"

@@ -17,7 +17,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from splitattn.engines.engine import Array, Engine, FileSettings, Images, Logits
+from splitattn.engines.engine import (
+    Array,
+    Engine,
+    FileSettings,
+    Images,
+    Logits,
+    network_threads,
+)
 from splitattn.errors import InputError
 from splitattn.files import is_utf8
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
@@ -56,6 +63,7 @@ class OnnxEngine(Engine):
         providers = _providers(device)
         options = ort.SessionOptions()
         options.log_severity_level = _SILENT
+        options.intra_op_num_threads = network_threads()
         # The session reads the arrays where they are, so they must live as long as it does.
         self._weights = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()

@@ -12,7 +12,14 @@ from threading import Lock
 
 import numpy as np
 
-from splitattn.engines.engine import Array, Engine, FileSettings, Images, Logits
+from splitattn.engines.engine import (
+    Array,
+    Engine,
+    FileSettings,
+    Images,
+    Logits,
+    network_threads,
+)
 from splitattn.engines.open_vino_structure import check_open_vino
 from splitattn.errors import InputError, one_line
 from splitattn.graph.onnx_model import Network, parts, to_onnx
@@ -23,7 +30,7 @@ from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 with telemetry_off():
     import openvino as ov
     from openvino.passes import ConstantFolding, Manager
-    from openvino.properties import hint
+    from openvino.properties import hint, inference_num_threads
 
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
 FLOAT_PARTS = ("attention", "blend", "maps", "norms", "decode")
@@ -232,6 +239,7 @@ def _compile(model: "ov.Model") -> "ov.CompiledModel":
         hint.inference_precision: ov.Type.f32,
         # All cores work on one batch, rather than each on its own.
         hint.performance_mode: hint.PerformanceMode.LATENCY,
+        inference_num_threads: network_threads(),
     }
     return core().compile_model(model, "CPU", settings)
 
