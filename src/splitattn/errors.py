@@ -16,7 +16,15 @@ class InputError(ValueError):
 
 
 class ImageError(InputError):
-    """A file, URL or array is not an image that can be labelled."""
+    """A file, URL or array is not an image that can be labelled.
+
+    Attributes:
+        reason: what is wrong, without the image's name.
+    """
+
+    def __init__(self, reason: str, name: str | None = None) -> None:
+        super().__init__(reason if name is None else f"{name}: {reason}")
+        self.reason = reason
 
 
 class WeightsError(InputError):

@@ -151,4 +151,4 @@ def _named(
     with closing(results):
         for result in results:
             name = names.popleft()
-            yield ImageError(f"{name}: {NOT_FINITE}") if result is None else result
+            yield ImageError(NOT_FINITE, name) if result is None else result

@@ -2,10 +2,11 @@
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from random import Random
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -15,18 +16,19 @@ BUCKET = "photos"
 class S3Server(ThreadingHTTPServer):
     """Attributes:
     objects: bytes by key, of the one bucket there is.
-    busy: the share of requests that are answered with 503.
+    busy: how many more requests of a kind are answered with 503: LIST, PUT, or GET of a key's end.
+    forbidden: keys that begin so are answered with 403.
     page: how many keys an answer lists.
-    requests: how many came.
+    signed: whether each request was signed, as they came.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, bytes] = {}
-        self.busy = 0.0
+        self.busy: Counter[str] = Counter()
+        self.forbidden = "nothing"
         self.page = 1000
-        self.requests = 0
-        self.chance = Random(0)
+        self.signed: list[bool] = []
 
     @property
     def url(self) -> str:
@@ -46,29 +48,36 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _refused(self) -> bool:
-        self.server.requests += 1
-        if self.server.chance.random() >= self.server.busy:
+    def _refused(self, key: str) -> bool:
+        self.server.signed.append("Authorization" in self.headers)
+        command = self.command if key else "LIST"
+        kind = command if command in ("LIST", "PUT") else f"{command} {PurePosixPath(key).suffix}"
+        if key.startswith(self.server.forbidden):
+            self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+        elif self.server.busy[kind] > 0:
+            self.server.busy[kind] -= 1
+            self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
+        else:
             return False
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
         return True
 
     def do_GET(self) -> None:
-        if self._refused():
-            return
         parts = urlsplit(self.path)
         key = unquote(parts.path).removeprefix(f"/{BUCKET}").lstrip("/")
+        if self._refused(key):
+            return
         if not key:
             self._list(parse_qs(parts.query))
         elif key in self.server.objects:
             content = self.server.objects[key]
-            self._answer(
-                200,
-                content,
-                ETag=_etag(content),
-                Last_Modified="Sun, 01 Nov 2026 00:00:00 GMT",
-            )
+            headers = {"ETag": _etag(content), "Last_Modified": "Sun, 01 Nov 2026 00:00:00 GMT"}
+            if asked := self.headers.get("Range"):
+                first, last = (int(n) for n in asked.removeprefix("bytes=").split("-"))
+                part = content[first : last + 1]
+                headers["Content_Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+                self._answer(206, part, **headers)
+            else:
+                self._answer(200, content, **headers)
         else:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
 
@@ -77,9 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
-        if self._refused():
-            return
         key = unquote(urlsplit(self.path).path).removeprefix(f"/{BUCKET}/")
+        if self._refused(key):
+            return
         self.server.objects[key] = content
         self._answer(200, ETag=_etag(content))
 

@@ -3,8 +3,10 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from splitattn.bulk.clusters import LOCAL, label_shards
@@ -14,28 +16,26 @@ from splitattn.bulk.plan import (
     SUMMARY,
     Plan,
     Run,
+    ShardReport,
+    engine_name,
     hash_of_weights,
     part_name,
     parts_in,
+    read_report,
     read_run,
     write_manifest,
 )
-from splitattn.bulk.shards import ShardReport
+from splitattn.bulk.shards import check_errors
 from splitattn.bulk.sources import list_images
 from splitattn.bulk.stores import Store, is_bucket, local_path, open_store
-from splitattn.bulk.summary import BulkReport, count, page
+from splitattn.bulk.summary import BulkReport, Totals, page
 from splitattn.errors import DataError, InputError
 from splitattn.files import exists
 from splitattn.images.loading import Decoding
 from splitattn.libraries import require
 from splitattn.opening import open_network
 
-# Fewer images say nothing about a share.
-_LEAST_IMAGES = 100
-
-
-class TooManyErrorsError(DataError):
-    """So many images could not be labeled that something else must be wrong."""
+_READERS = 16  # of the footers of parts, each of which is a wait for the store
 
 
 def label_bulk(
@@ -48,7 +48,7 @@ def label_bulk(
     cluster: str = LOCAL,
     actors: int | None = None,
     shard_size: int = 10_000,
-    topk: int = 5,
+    topk: int | None = None,
     features: bool = False,
     resume: bool = True,
     retry_errors: bool = False,
@@ -76,11 +76,12 @@ def label_bulk(
         actors: how many shards are labeled at once; None is one, and on Ray one for every four
             processors.
         shard_size: images in each part but the last.
-        topk: how many classes to name.
+        topk: how many classes to name; None is as for `Classifier.predict`.
         features: keep what the network gives its classifier, too; the network then runs twice.
         resume: go on with a run that was begun; False refuses a target that holds one.
         retry_errors: label again, of a run that is done, the images that could not be labeled.
-        most_errors: stop when a greater share of the images cannot be labeled, from 0 to 1.
+        most_errors: the greatest share of the images of a part, and of all, that may be errors,
+            from 0 to 1. Up to ten errors are always allowed.
         batch_size, workers: see `Classifier.predict_stream`.
         passed_over: counts, by ending, files in folders that may be pictures and are not read.
         on_listed: told while images are listed, how many are.
@@ -89,7 +90,8 @@ def label_bulk(
     Raises:
         InputError: an argument is wrong, a library is missing, or the target cannot be written.
         DataError: there are no images, the list cannot be read, or the target holds another run.
-        TooManyErrorsError: see `most_errors`. What was done is kept.
+        TooManyErrorsError: see `most_errors`. The part is not written; others are kept.
+        StoreError: the store of an image does not answer or refuses. What was done is kept.
         ClusterError: a worker or the cluster is lost. What was done is kept.
         WeightsError: the weights cannot be had.
     """
@@ -108,48 +110,60 @@ def label_bulk(
         shard_size=shard_size,
         model=opened.model,
         weights=hash_of_weights(model, named),
+        engine=engine_name(named, engine),
         preprocessing=opened.preprocessing,
         decoding=decoding,
         topk=topk,
         features=features,
     )
     del opened
+    run = _begin(ours, store, resume=resume, passed_over=passed_over, on_listed=on_listed)
     plan = Plan(
+        run=run,
         target=target,
         model=model,
         weights=named,
-        engine=engine,
-        decoding=decoding,
-        topk=topk,
-        features=features,
+        most_errors=most_errors,
         batch_size=batch_size,
         workers=workers,
     )
-    run = _begin(ours, store, resume=resume, passed_over=passed_over, on_listed=on_listed)
-    here = store.names()
-    numbers = [n for n in range(run.shards) if retry_errors or part_name(n) not in here]
-    begun, done = time.monotonic(), 0
-    share = _Share(most_errors)
+    begun, labeled = time.monotonic(), 0
+    totals = Totals()
+    numbers = _remaining(run, store, totals, retry_errors=retry_errors)
     if numbers:
         with closing(label_shards(plan, numbers, cluster=cluster, actors=actors)) as work:
             for shard in work:
-                done += shard.images
+                labeled += shard.labeled
+                totals.add(shard)
                 on_shard(shard, len(numbers))
-                share.add(shard)
-    seconds = time.monotonic() - begun
-    counts = count(store, run.shards)
+    where = "in all parts: see their column error and label them again, or allow more"
+    check_errors(totals.images, totals.errors, most_errors, where)
     report = BulkReport(
-        images=run.images,
-        errors=counts.errors.total(),
+        images=totals.images,
+        errors=totals.errors,
         shards=run.shards,
-        labeled_now=done,
-        seconds=seconds,
-        classes=dict(counts.classes.most_common()),
-        error_kinds=dict(counts.errors.most_common()),
+        labeled_now=labeled,
+        seconds=time.monotonic() - begun,
+        classes=dict(totals.classes.most_common()),
+        error_kinds=dict(totals.error_kinds.most_common()),
     )
-    store.write(SUMMARY, page(report, counts).encode())
+    store.write(SUMMARY, page(report, totals).encode())
     store.write(SUCCESS, b"")
     return report
+
+
+def _remaining(run: Run, store: Store, totals: Totals, *, retry_errors: bool) -> list[int]:
+    """The shards that are to be labeled; the others are added to `totals`."""
+    here = store.names()
+    done = [number for number in range(run.shards) if part_name(number) in here]
+    remaining = set(range(run.shards)).difference(done)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for shard in pool.map(partial(read_report, store), done):
+            if retry_errors and shard.errors:
+                remaining.add(shard.number)
+            else:
+                totals.add(shard)
+    return sorted(remaining)
 
 
 def _begin(
@@ -187,23 +201,6 @@ def _begin(
     run = replace(ours, images=images, shards=shards)
     run.write(store)
     return run
-
-
-class _Share:
-    """Stops when too many images cannot be labeled."""
-
-    def __init__(self, most: float) -> None:
-        self._most = most
-        self._images = self._errors = 0
-
-    def add(self, shard: ShardReport) -> None:
-        self._images += shard.images
-        self._errors += shard.errors
-        if self._images >= _LEAST_IMAGES and self._errors > self._most * self._images:
-            raise TooManyErrorsError(
-                f"at most {self._most:.0%} of the images may be errors, got {self._errors:,} of "
-                f"{self._images:,}: see the column error of the parts, or allow more"
-            )
 
 
 def _absolute(address: str) -> str:

@@ -1,24 +1,33 @@
 """Where shards are labeled: in this process, in several, or on a Ray cluster."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+import signal
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
-from splitattn.bulk.plan import Plan
-from splitattn.bulk.shards import ShardLabeler, ShardReport
+from splitattn.bulk.plan import Plan, ShardReport
+from splitattn.bulk.shards import ShardLabeler
 from splitattn.errors import InputError
 from splitattn.libraries import require
+from splitattn.processes import end_with_parent
 
 LOCAL, RAY = "local", "ray"
 # Processors of an actor: decoding keeps as many threads busy as the network leaves.
 _PROCESSORS = 4
 # An actor that is killed is replaced; a shard that ends so many is to blame itself.
 _ATTEMPTS = 5
+_PATIENCE = 60.0  # seconds until somebody should know that no worker has begun
+_WAITING = (
+    "no worker could start yet: the cluster has no place for one, or does not reach its limits; "
+    "waiting goes on"
+)
 
 
 class ClusterError(InputError):
@@ -26,7 +35,7 @@ class ClusterError(InputError):
 
 
 def label_shards(
-    plan: Plan, numbers: Iterable[int], *, cluster: str, actors: int | None
+    plan: Plan, numbers: Sequence[int], *, cluster: str, actors: int | None
 ) -> Generator[ShardReport, None, None]:
     """Label shards, and tell of each that is done, in any order. Closing it ends the workers.
 
@@ -58,14 +67,14 @@ def _in_processes(
 ) -> Generator[ShardReport, None, None]:
     threads = max(1, (os.cpu_count() or 1) // actors)
     pool = ProcessPoolExecutor(
-        actors, get_context("spawn"), initializer=_open_here, initargs=(plan, threads)
+        actors, get_context("spawn"), initializer=_begin_process, initargs=(threads,)
     )
     remaining = iter(numbers)
     running: set[Future[ShardReport]] = set()
     try:
         while True:
             for number in islice(remaining, actors - len(running)):
-                running.add(pool.submit(_label_here, number))
+                running.add(pool.submit(_label_here, plan, number))
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -80,58 +89,83 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-# Of a worker process.
-_labeler: ShardLabeler | None = None
-
-
-def _open_here(plan: Plan, threads: int) -> None:
-    global _labeler
+def _begin_process(threads: int) -> None:
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a terminal's, which the parent has, too
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    _labeler = ShardLabeler(plan)
 
 
-def _label_here(number: int) -> ShardReport:
-    assert _labeler is not None
-    return _labeler.label(number)
+def _label_here(plan: Plan, number: int) -> ShardReport:
+    return _labeler(plan).label(number)
+
+
+_labeler = cache(ShardLabeler)
 
 
 def _on_ray(
-    plan: Plan, numbers: Iterable[int], *, cluster: str, actors: int | None
+    plan: Plan, numbers: Sequence[int], *, cluster: str, actors: int | None
 ) -> Generator[ShardReport, None, None]:
     require("bulk on a cluster", "ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is labeled is nobody else's
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     with _connected(cluster):
-        processors = int(ray.cluster_resources().get("CPU", 1))
-        actors = max(1, processors // _PROCESSORS) if actors is None else actors
-        each = max(1, processors // actors) if cluster == RAY else min(_PROCESSORS, processors)
+        each, actors = _places(ray.nodes(), actors, shared=cluster != RAY)
         remote = ray.remote(ShardLabeler).options(
             num_cpus=each, max_restarts=-1, max_task_retries=_ATTEMPTS
         )
-        idle = [remote.remote(plan) for _ in range(actors)]
-        remaining = iter(numbers)
-        running: dict[Any, Any] = {}
         try:
-            while True:
-                for number in islice(remaining, len(idle)):
-                    actor = idle.pop()
-                    running[actor.label.remote(number)] = actor
-                if not running:
-                    return
-                (done, *_), _ = ray.wait(list(running))
-                idle.append(running.pop(done))
-                yield ray.get(done)
-        except RayTaskError as error:
-            if isinstance(error.cause, InputError):
+            yield from _by_actors(ray, [remote.remote(plan) for _ in range(actors)], numbers)
+        except RayError as error:
+            if not isinstance(error, RayTaskError):
+                # The last line of a traceback, if there is one.
+                reason = str(error).strip().rpartition("\n")[2]
+                raise ClusterError(
+                    f"a worker is lost: {reason:.300}; run the same command again to go on"
+                ) from error
+            if isinstance(error.cause, InputError | OSError):
                 raise error.cause from None
             raise
-        except RayActorError as error:
-            raise ClusterError(
-                f"a worker ended {_ATTEMPTS + 1} times on one shard, perhaps for want of memory: "
-                "run the same command again to go on, with fewer actors"
-            ) from error
+
+
+def _places(
+    nodes: Iterable[dict[str, Any]], actors: int | None, *, shared: bool
+) -> tuple[int, int]:
+    """Processors of each actor, and how many actors.
+
+    Args:
+        nodes: what `ray.nodes()` says. An actor must fit on the smallest.
+        actors: how many are asked for; None is as many as fit.
+        shared: others use the cluster, too; else the actors share all of it.
+    """
+    found = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    processors = [count for count in found if count] or [1]
+    each = min(_PROCESSORS, *processors)
+    if actors is None:
+        return each, sum(count // each for count in processors)
+    return (each if shared else max(1, sum(processors) // actors)), actors
+
+
+def _by_actors(
+    ray: Any, actors: Iterable[Any], numbers: Sequence[int]
+) -> Generator[ShardReport, None, None]:
+    """Label shards on those actors that have started; others may wait for a place forever."""
+    running = {actor.__ray_ready__.remote(): actor for actor in actors}
+    remaining, left = iter(numbers), len(numbers)
+    while left:
+        done, _ = ray.wait(list(running), timeout=None if left < len(numbers) else _PATIENCE)
+        if not done:
+            warnings.warn(_WAITING, stacklevel=2)
+        for reference in done:
+            actor, result = running.pop(reference), ray.get(reference)
+            if (number := next(remaining, None)) is not None:
+                running[actor.label.remote(number)] = actor
+            else:  # another, which was lost with its shard, may wait for this place
+                ray.kill(actor)
+            if isinstance(result, ShardReport):
+                left -= 1
+                yield result
 
 
 @contextmanager
@@ -139,10 +173,13 @@ def _connected(cluster: str) -> Iterator[None]:
     """Ray, started here or reached at an address, and let go at the end."""
     import ray
 
+    if ray.is_initialized():  # by the caller, as in a notebook
+        yield
+        return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
-        if cluster == RAY:
-            ray.init(include_dashboard=False, **quiet)
+        if cluster == RAY:  # "local" starts one, whatever RAY_ADDRESS says
+            ray.init("local", include_dashboard=False, **quiet)
         else:
             ray.init(cluster, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -1,18 +1,18 @@
 """What a run is, and how far it has come: everything that its folder says."""
 
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import splitattn
 from splitattn.bulk.sources import Entry
-from splitattn.bulk.stores import Store
-from splitattn.engines.table import file_engine
+from splitattn.bulk.stores import Store, open_address
+from splitattn.engines.table import fastest_engine, file_engine
 from splitattn.errors import DataError
 from splitattn.images.loading import Decoding
 from splitattn.preprocessing import Preprocessing
@@ -22,30 +22,33 @@ from splitattn.weights.resolve import resolve, weights_file
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Of a part's schema: its report, as JSON.
+_REPORT = b"splitattn.report"
 RUN, SUCCESS, SUMMARY = "run.json", "_SUCCESS", "summary.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is done with every image. All workers get it.
+class ShardReport:
+    """A shard that is done.
 
     Attributes:
-        target: where parts are written, absolute.
-        model, weights, engine, decoding: see `Classifier`.
-        topk: how many classes to name.
-        features: keep what the network gives its classifier, too.
-        batch_size, workers: see `Classifier.predict_stream`.
+        number: which.
+        images: how many it has.
+        labeled: how many of them were labeled, or tried, now.
+        errors: how many have no labels.
+        classes: images by their most probable class.
+        error_kinds: images by what was wrong with them, without names and numbers.
+        examples: a random number, path, label and probability of images chosen by the lowest of
+            these numbers.
     """
 
-    target: str
-    model: str | None
-    weights: str | None
-    engine: str
-    decoding: Decoding
-    topk: int
-    features: bool
-    batch_size: int
-    workers: int | None
+    number: int
+    images: int
+    labeled: int
+    errors: int
+    classes: dict[str, int]
+    error_kinds: dict[str, int]
+    examples: list[tuple[float, str, str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,11 @@ class Run:
         shard_size: images in each part but the last.
         model: name of the architecture.
         weights: SHA-256 of the files that hold the network.
+        engine: what runs it, and never "auto".
         preprocessing: how an image becomes the network's input.
-        decoding, topk, features: see `Plan`.
+        decoding: see `Classifier`.
+        topk: see `Classifier.predict`.
+        features: keep what the network gives its classifier, too.
         splitattn: version of this package.
         images, shards: how many there are.
     """
@@ -67,9 +73,10 @@ class Run:
     shard_size: int
     model: str
     weights: str
+    engine: str
     preprocessing: Preprocessing
     decoding: Decoding
-    topk: int
+    topk: int | None
     features: bool
     splitattn: str = splitattn.__version__
     images: int = field(default=0, compare=False)
@@ -94,17 +101,39 @@ class Run:
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is done with every image. All workers get it.
+
+    Attributes:
+        run: what every worker must find.
+        target: where parts are written, absolute.
+        model, weights: see `Classifier`.
+        most_errors: the greatest share of a new part's images that may be errors.
+        batch_size, workers: see `Classifier.predict_stream`.
+    """
+
+    run: Run
+    target: str
+    model: str | None
+    weights: str | None
+    most_errors: float
+    batch_size: int
+    workers: int | None
+
+
 def read_run(store: Store) -> dict[str, Any] | None:
     """What `run.json` says, or None if no run was begun.
 
     Raises:
         DataError: it was not written by this package.
     """
-    content = store.read(RUN)
-    if content is None:
+    file = open_address(f"{store.address}/{RUN}")
+    if file is None:
         return None
     try:
-        written = dict(json.loads(content))
+        with file:
+            written = dict(json.load(file))
         whole = all(type(written[key]) is int and written[key] > 0 for key in ("images", "shards"))
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
@@ -125,6 +154,14 @@ def hash_of_weights(model: str | None, weights: str | None) -> str:
     else:
         files = [weights_file(resolve(model, weights).path)]
     return " ".join(map(file_sha256, files))
+
+
+def engine_name(weights: str | None, engine: str) -> str:
+    """The engine that `engine`, which may be "auto", means here."""
+    if engine != "auto":
+        return engine
+    row = None if weights is None else file_engine(weights)
+    return (row or fastest_engine("auto")).name
 
 
 def part_name(number: int) -> str:
@@ -175,7 +212,7 @@ def read_table(store: Store, name: str, columns: list[str]) -> "pa.Table":
     """
     found = find_table(store, name, columns)
     if found is None:
-        raise DataError(f"{store.address}/{name} is gone: name another target")
+        raise _gone(store, name)
     return found
 
 
@@ -185,16 +222,49 @@ def find_table(store: Store, name: str, columns: list[str]) -> "pa.Table | None"
     Raises:
         DataError: it is damaged.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    content = store.read(name)
-    if content is None:
-        return None
+    with _opened(store, name) as file:
+        return None if file is None else pq.read_table(file, columns=columns)
+
+
+def read_report(store: Store, number: int) -> ShardReport:
+    """What is known of a part that is done. Its rows are not read.
+
+    Raises:
+        DataError: it is not there, or damaged.
+    """
+    import pyarrow.parquet as pq
+
+    with _opened(store, part_name(number)) as file:
+        if file is None:
+            raise _gone(store, part_name(number))
+        known = json.loads(pq.read_schema(file).metadata[_REPORT])
+        known["examples"] = list(map(tuple, known["examples"]))
+        return ShardReport(**{**known, "labeled": 0})
+
+
+def write_part(store: Store, table: "pa.Table", report: ShardReport) -> None:
+    """Write a part with what is known of it."""
+    known = json.dumps(vars(report)).encode()
+    part = table.replace_schema_metadata({_REPORT: known})
+    store.write(part_name(report.number), to_parquet(part))
+
+
+@contextmanager
+def _opened(store: Store, name: str) -> Iterator[BinaryIO | None]:
+    import pyarrow as pa
+
     try:
-        return pq.read_table(io.BytesIO(content), columns=columns)
-    except (pa.ArrowException, OSError) as error:
+        file = open_address(f"{store.address}/{name}")
+        with file or nullcontext():
+            yield file
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
         raise DataError(f"{store.address}/{name} is damaged: remove it and go on") from error
+
+
+def _gone(store: Store, name: str) -> DataError:
+    return DataError(f"{store.address}/{name} is gone: name another target")
 
 
 def to_parquet(table: "pa.Table") -> bytes:

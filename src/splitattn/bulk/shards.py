@@ -1,14 +1,31 @@
 """Labels the images of one shard, and writes them as one part."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache, partial
+from heapq import nsmallest
+from pathlib import Path, PurePosixPath
+from random import Random
+from shutil import copyfileobj
+from socket import gethostname
+from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from splitattn.bulk.plan import Plan, find_table, part_name, read_manifest, to_parquet
+import splitattn
+from splitattn.bulk.plan import (
+    Plan,
+    ShardReport,
+    find_table,
+    hash_of_weights,
+    part_name,
+    read_manifest,
+    write_part,
+)
 from splitattn.bulk.sources import Entry
-from splitattn.bulk.stores import is_bucket, open_store, read_object
+from splitattn.bulk.stores import is_bucket, open_address, open_store, read_object
 from splitattn.classifier import Classifier, Prediction
 from splitattn.data.parquet import open_unlabelled_parquet
 from splitattn.data.splits import split_of
@@ -21,40 +38,62 @@ from splitattn.images.preprocess import Pixels
 if TYPE_CHECKING:
     import pyarrow as pa
 
+EXAMPLES = 24
+# So few errors are never too many, whatever their share.
+_FEW_ERRORS = 10
 
-@dataclass(frozen=True, kw_only=True)
-class ShardReport:
-    """A shard that is done.
 
-    Attributes:
-        number: which.
-        images: how many it has.
-        errors: how many could not be labeled.
+class TooManyErrorsError(DataError):
+    """So many images could not be labeled that something else must be wrong."""
+
+
+def check_errors(images: int, errors: int, most: float, where: str) -> None:
+    """Raise if more than a share of `most` of the images are errors.
+
+    Args:
+        where: these images are, and what to do.
+
+    Raises:
+        TooManyErrorsError: they are.
     """
-
-    number: int
-    images: int
-    errors: int
+    if errors > max(_FEW_ERRORS, most * images):
+        raise TooManyErrorsError(
+            f"at most {most:.0%} of the images may be errors, got {errors:,} of {images:,} {where}"
+        )
 
 
 class ShardLabeler:
-    """Labels shard after shard with one network, which it opens once.
-
-    Raises:
-        InputError, WeightsError: see `Classifier`.
-    """
+    """Labels shard after shard with one network, which it opens at the first."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._store = open_store(plan.target)
-        self._classifier = Classifier(
-            plan.model, plan.weights, engine=plan.engine, decoding=plan.decoding
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        run, plan = self._plan.run, self._plan
+        classifier = Classifier(plan.model, plan.weights, engine=run.engine, decoding=run.decoding)
+        here = replace(
+            run,
+            splitattn=splitattn.__version__,
+            model=classifier.model,
+            weights=hash_of_weights(plan.model, plan.weights),
+            preprocessing=classifier.preprocessing,
         )
-        self._extractor = (
-            FeatureExtractor(plan.model, plan.weights, engine=plan.engine)
-            if plan.features
-            else None
-        )
+        for name in ("splitattn", "model", "weights", "preprocessing"):
+            ours, theirs = getattr(run, name), getattr(here, name)
+            if ours != theirs:
+                raise DataError(
+                    f"all workers must have the run's {name}, {ours!s:.120}, got {theirs!s:.120} "
+                    f"on {gethostname()}: install the same there"
+                )
+        return classifier
+
+    @cached_property
+    def _extractor(self) -> FeatureExtractor | None:
+        plan = self._plan
+        if not plan.run.features:
+            return None
+        return FeatureExtractor(plan.model, plan.weights, engine=plan.run.engine)
 
     def label(self, number: int) -> ShardReport:
         """Label the images of a shard and write its part.
@@ -62,22 +101,37 @@ class ShardLabeler:
         If the part is there, only those images that it has as errors are labeled again.
 
         Raises:
-            InputError: the shard's list or its part cannot be read, or the part not written.
+            InputError, WeightsError: see `Classifier`; or the shard's list, its part or the store
+                of an image cannot be read, or the part not written.
+            TooManyErrorsError: too many images of a new part are errors; it is not written.
         """
         import pyarrow as pa
+        import pyarrow.compute as pc
 
-        entries = read_manifest(self._store, number)
-        name, schema = part_name(number), self._schema()
-        before = find_table(self._store, name, schema.names)
-        unlabeled: list[dict[str, Any]] = [{"error": "not labeled yet"}] * len(entries)
-        rows = unlabeled if before is None else before.to_pylist()
-        wrong = [index for index, row in enumerate(rows) if row["error"] is not None]
-        if wrong:
-            for index, row in zip(wrong, self._rows([entries[i] for i in wrong]), strict=True):
-                rows[index] = row
-            self._store.write(name, to_parquet(pa.Table.from_pylist(rows, schema)))
-        errors = sum(row["error"] is not None for row in rows)
-        return ShardReport(number=number, images=len(rows), errors=errors)
+        store, schema = open_store(self._plan.target), self._schema()
+        entries = read_manifest(store, number)
+        before = find_table(store, part_name(number), schema.names)
+        wrong = (
+            list(range(len(entries)))
+            if before is None
+            else pc.indices_nonzero(pc.is_valid(before["error"])).to_pylist()
+        )
+        chosen = [entries[index] for index in wrong]
+        results = self._results(chosen)
+        errors = [result for result in results if isinstance(result, ImageError)]
+        table = pa.Table.from_pylist(list(map(_row, chosen, results)), schema)
+        if before is None:
+            first = next(iter(errors), "none")
+            where = f"in {part_name(number)}: see what is wrong, or allow more; the first: {first}"
+            check_errors(len(entries), len(errors), self._plan.most_errors, where)
+        else:
+            places = list(range(len(entries)))
+            for place, index in enumerate(wrong):
+                places[index] = len(entries) + place
+            table = pa.concat_tables([before, table]).take(places)
+        report = _report(number, table, errors, labeled=len(wrong))
+        write_part(store, table, report)
+        return report
 
     def _schema(self) -> "pa.Schema":
         import pyarrow as pa
@@ -91,12 +145,12 @@ class ShardLabeler:
             "probabilities": pa.list_(pa.float32()),
             "error": pa.string(),
         }
-        if self._plan.features:
+        if self._plan.run.features:
             fields["features"] = pa.list_(pa.float32())
         return pa.schema(list(fields.items()))
 
-    def _rows(self, entries: list[Entry]) -> list[dict[str, Any]]:
-        """A row for each image, in order."""
+    def _results(self, entries: list[Entry]) -> list[dict[str, Any] | ImageError]:
+        """What is known of each image, in order."""
         results = map_finite(
             self._compute,
             [source_of(entry) for entry in entries],
@@ -104,14 +158,15 @@ class ShardLabeler:
             batch_size=self._plan.batch_size,
             workers=self._plan.workers,
             limits=DEFAULT_LIMITS,
-            decoding=self._plan.decoding,
+            decoding=self._plan.run.decoding,
             names=[entry.name for entry in entries],
         )
-        return [_row(entry, result) for entry, result in zip(entries, results, strict=True)]
+        return list(results)
 
     def _compute(self, pixels_BCHW: Pixels) -> Sequence[dict[str, Any] | None]:  # noqa: N803
         """What the networks say of each image, or None where they give no finite numbers."""
-        best = self._classifier.best(pixels_BCHW, self._plan.topk, 0.0)
+        most, least = self._classifier.choice(self._plan.run.topk, None)
+        best = self._classifier.best(pixels_BCHW, most, least)
         features = self._extractor.features(pixels_BCHW) if self._extractor else best
         return [
             None if labels is None or of_image is None else self._answer(labels, of_image)
@@ -141,16 +196,60 @@ def _row(entry: Entry, result: dict[str, Any] | ImageError) -> dict[str, Any]:
     return {**known, **result, "error": None}
 
 
+def _report(
+    number: int, table: "pa.Table", errors: Iterable[ImageError], *, labeled: int
+) -> ShardReport:
+    """What to know of a part without reading it."""
+    import pyarrow.compute as pc
+
+    first = [pc.list_slice(table[name], 0, 1).to_pylist() for name in ("labels", "probabilities")]
+    chance = Random(number)
+    named = [
+        (chance.random(), path, *labels, *probabilities)
+        for path, labels, probabilities in zip(table["path"].to_pylist(), *first, strict=True)
+        if labels
+    ]
+    return ShardReport(
+        number=number,
+        images=len(table),
+        labeled=labeled,
+        errors=len(table) - table["error"].null_count,
+        classes=Counter(label for _, _, label, _ in named),
+        error_kinds=Counter(map(_kind, errors)),
+        examples=nsmallest(EXAMPLES, named),
+    )
+
+
+def _kind(error: ImageError) -> str:
+    """What was wrong, in words that many images share: without numbers and paths."""
+    return re.sub(r"\S*[\d/]\S*", "...", error.reason)[:120]
+
+
 def _image_in_parquet(path: str, row: int) -> bytes:
     try:
-        return _images_of(path)[row]
+        with _opening:
+            images, _ = _images_of(path)
+        return images[row]
     except (DataError, IndexError) as error:
-        raise ImageError(f"{path}#{row}: {error}") from error
+        raise ImageError(str(error), f"{path}#{row}") from error
+
+
+_opening = Lock()  # threads ask for the same file at once
 
 
 @lru_cache(maxsize=2)  # of a file and the next: each may take 2 GB
-def _images_of(path: str) -> Sequence[bytes]:
-    """The images of a Parquet file, whichever split its name says."""
+def _images_of(path: str) -> tuple[Sequence[bytes], object]:
+    """The images of a Parquet file, whichever split its name says, and what keeps it there."""
+    folder = None
+    if is_bucket(path):
+        folder = TemporaryDirectory()
+        copy = Path(folder.name, PurePosixPath(path).name)
+        content = open_address(path)
+        if content is None:
+            raise DataError(f"{path} is gone")
+        with content, copy.open("wb") as file:
+            copyfileobj(content, file)
+        path = str(copy)
     split = split_of(Path(path).name.partition("-")[0]) or "train"
     images: Sequence[bytes] = open_unlabelled_parquet([Path(path)], split).images  # type: ignore[assignment]
-    return images
+    return images, folder

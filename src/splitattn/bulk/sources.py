@@ -1,18 +1,20 @@
 """Lists the images that are to be labeled, one after another."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import BinaryIO
 
-from splitattn.bulk.stores import is_bucket, list_bucket, local_path
+from splitattn.bulk.stores import is_bucket, list_bucket, local_path, open_address
 from splitattn.errors import DataError
-from splitattn.images.paths import images_below, is_image_name, is_litter, is_url
+from splitattn.files import is_file, is_folder
+from splitattn.images.paths import images_below, is_image, is_litter, is_url
 from splitattn.libraries import require
 
-_LISTS = (".csv", ".txt")
+_LISTS, _PARQUET = (".csv", ".txt"), ".parquet"
 _PATH = "path"
 
 
@@ -41,42 +43,56 @@ def list_images(source: str, passed_over: Counter[str]) -> Iterator[Entry]:
     """Every image that `source` stands for. Memory does not grow with their number.
 
     Args:
-        source: a folder, an `s3://`, `gs://` or `file://` address of one; a CSV file with a column
-            `path`, or a text file with a path on each line; or Parquet, a file or a folder of
-            them, with a column `path`, or with images in the Hugging Face layout.
+        source: a path, or an `s3://`, `gs://` or `file://` address, of a folder; of a CSV file with
+            a column `path`, or a text file with a path on each line; or of Parquet, a file or a
+            folder of them, with a column `path`, or with images in the Hugging Face layout.
         passed_over: counts, by ending, files in folders that may be pictures and are not read.
 
     Raises:
         DataError: there is nothing, or a list cannot be read.
         InputError: a library is missing, or there is no such kind of address.
     """
+    suffix = Path(source).suffix.lower()
+    source = source if is_bucket(source) else str(local_path(source))
+    if is_folder(source):
+        return _in_folder(Path(source), passed_over)
+    if suffix == _PARQUET:
+        return _in_parquet(source)
+    if suffix in _LISTS:
+        return _in_list(source)
     if is_bucket(source):
-        return _in_bucket(source)
-    path = local_path(source)
-    if path.is_dir():
-        shards = sorted(path.glob("*.parquet"))
-        return _in_parquet(shards) if shards else _in_folder(path, passed_over)
-    if not path.is_file():
-        raise DataError(f"{source} is neither a folder nor a file: check the path")
-    if path.suffix.lower() == ".parquet":
-        return _in_parquet([path])
-    if path.suffix.lower() in _LISTS:
-        return _in_list(path)
+        return _in_bucket(source, passed_over)
+    if not is_file(source):
+        raise _nothing(source)
     raise DataError(
         f"a source is a folder, an address, or a .csv, .txt or .parquet file, got {source}"
     )
 
 
-def _in_bucket(address: str) -> Iterator[Entry]:
-    start = len(PurePosixPath(urlsplit(address).path).parts)
+def _in_bucket(address: str, passed_over: Counter[str]) -> Iterator[Entry]:
+    shard = image = ""
     for path, size, etag in list_bucket(address):
-        parts = PurePosixPath(urlsplit(path).path).parts
-        if is_image_name(parts[-1]) and not any(map(is_litter, parts[start:-1])):
+        *folders, name = path.removeprefix(f"{address}/").split("/")
+        if any(map(is_litter, folders)):
+            continue
+        if not folders and name.endswith(_PARQUET):
+            shard = path
+            yield from _in_parquet(path)
+        elif is_image(name, passed_over):
+            image = path
             yield Entry(path=path, size=size, etag=etag)
+        if shard and image:
+            raise _both(shard, image)
 
 
 def _in_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Entry]:
-    for path in images_below(folder, passed_over):
+    images = images_below(folder, passed_over)
+    if shards := sorted(folder.glob(f"*{_PARQUET}")):
+        if image := next(images, None):
+            raise _both(str(shards[0]), image)
+        for shard in shards:
+            yield from _in_parquet(str(shard))
+    for path in images:
         try:
             status = Path(path).stat()
         except OSError:  # a link to nothing; labeling says so
@@ -86,53 +102,72 @@ def _in_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Entry]:
         yield Entry(path=path, size=status.st_size, etag=etag)
 
 
-def _in_list(path: Path) -> Iterator[Entry]:
+def _both(shard: str, image: str) -> DataError:
+    return DataError(
+        f"a source has images or Parquet, got both, {image} and {shard}: name a folder with one "
+        "kind, or the file"
+    )
+
+
+def _nothing(source: str) -> DataError:
+    return DataError(f"{source} is neither a folder nor a file: check the path")
+
+
+def _opened(source: str) -> BinaryIO:
+    file = open_address(source)
+    if file is None:
+        raise _nothing(source)
+    return file
+
+
+def _in_list(source: str) -> Iterator[Entry]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
+        with io.TextIOWrapper(_opened(source), encoding="utf-8-sig", newline="") as file:
+            if source.lower().endswith(".csv"):
                 rows = csv.DictReader(file)
                 if _PATH not in (rows.fieldnames or ()):
                     got = ", ".join(rows.fieldnames or ()) or "an empty file"
-                    raise DataError(f"{path} must have a column {_PATH}, got {got:.100}")
+                    raise DataError(f"{source} must have a column {_PATH}, got {got:.100}")
                 names: Iterator[str] = (row[_PATH] or "" for row in rows)
             else:
                 names = (line.rstrip("\r\n") for line in file)
             for name in names:
                 if name:
-                    yield _listed(name, path.parent)
+                    yield _listed(name, source)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} must be text in UTF-8, of paths: {error}") from error
+        raise DataError(f"{source} must be text in UTF-8, of paths: {error}") from error
 
 
-def _listed(name: str, folder: Path) -> Entry:
+def _listed(name: str, source: str) -> Entry:
+    """The image that a list calls `name`, which may be relative to the list."""
     if is_bucket(name) or is_url(name):
         return Entry(path=name)
-    return Entry(path=str(folder / (local_path(name) if "://" in name else name)))
+    if "://" in name:
+        return Entry(path=str(local_path(name)))
+    folder = source.rpartition("/")[0]
+    return Entry(path=f"{folder}/{name}" if is_bucket(source) else str(Path(folder, name)))
 
 
-def _in_parquet(shards: list[Path]) -> Iterator[Entry]:
+def _in_parquet(source: str) -> Iterator[Entry]:
     require("Parquet data", "pyarrow")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for shard in shards:
-        try:
-            with pq.ParquetFile(shard) as file:
-                columns = file.schema_arrow.names
-                if "image" in columns:
-                    yield from (
-                        Entry(path=str(shard), row=row) for row in range(file.metadata.num_rows)
-                    )
-                    continue
-                if _PATH not in columns:
-                    raise DataError(
-                        f"{shard} must have a column image or {_PATH}, "
-                        f"got {', '.join(columns):.100}"
-                    )
-                for batch in file.iter_batches(columns=[_PATH]):
-                    for name in batch.column(0).to_pylist():
-                        if not isinstance(name, str):
-                            raise DataError(f"paths in {shard} must be text, got {name!r:.60}")
-                        yield _listed(name, shard.parent)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{shard} cannot be read as Parquet: {error!s:.200}") from error
+    try:
+        with _opened(source) as opened, pq.ParquetFile(opened) as file:
+            columns = file.schema_arrow.names
+            if "image" in columns:
+                for row in range(file.metadata.num_rows):
+                    yield Entry(path=source, row=row)
+                return
+            if _PATH not in columns:
+                raise DataError(
+                    f"{source} must have a column image or {_PATH}, got {', '.join(columns):.100}"
+                )
+            for batch in file.iter_batches(columns=[_PATH]):
+                for name in batch.column(0).to_pylist():
+                    if not isinstance(name, str):
+                        raise DataError(f"paths in {source} must be text, got {name!r:.60}")
+                    yield _listed(name, source)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{source} cannot be read as Parquet: {error!s:.200}") from error

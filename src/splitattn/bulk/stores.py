@@ -1,12 +1,13 @@
 """Files in a folder or a bucket, written whole or not at all."""
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from urllib.parse import unquote
 
 from splitattn.errors import ImageError, InputError
 from splitattn.files import open_file, replacing
@@ -14,11 +15,10 @@ from splitattn.images.limits import DEFAULT_LIMITS
 from splitattn.libraries import installed, require
 
 if TYPE_CHECKING:
+    from obstore import ReadableFile
     from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs")
-# A request that is throttled or fails is tried again, after 0.1 s and then ever longer.
-_RETRIES: Any = {"max_retries": 10}
+_BUCKETS = ("s3://", "gs://")
 
 
 class StoreError(InputError):
@@ -30,9 +30,6 @@ class Store(Protocol):
 
     address: str
 
-    def read(self, name: str) -> bytes | None:
-        """The bytes of a file, or None if there is none."""
-
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole; whoever reads sees the old one or the new one."""
 
@@ -42,19 +39,27 @@ class Store(Protocol):
 
 def is_bucket(address: str) -> bool:
     """Whether `address` is an object store's rather than a path."""
-    return urlsplit(address).scheme in SCHEMES
+    return address.startswith(_BUCKETS)
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """A bucket's address, and the key. Keys may hold `#`, `?` and `%`, which mean nothing."""
+    scheme, _, rest = address.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}", key
 
 
 def local_path(address: str) -> Path:
     """The absolute path that a path or a `file://` address means."""
-    parts = urlsplit(address)
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise InputError(f"file:// addresses name this machine, got {address}: use file:///...")
-        return Path(unquote(parts.path)).absolute()
-    if "://" in address:
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        return Path(address).absolute()
+    if scheme != "file":
         raise InputError(f"addresses are paths, file://, s3:// or gs://, got {address}")
-    return Path(address).absolute()
+    host, _, path = rest.partition("/")
+    if host not in ("", "localhost"):
+        raise InputError(f"file:// addresses name this machine, got {address}: use file:///...")
+    return Path(f"/{unquote(path)}").absolute()
 
 
 def open_store(address: str) -> Store:
@@ -63,22 +68,13 @@ def open_store(address: str) -> Store:
     Raises:
         InputError: there is no such kind of address, or a library is missing.
     """
-    if is_bucket(address):
-        return _Bucket(address.rstrip("/"))
-    return _Folder(local_path(address))
+    return _Bucket(address.rstrip("/")) if is_bucket(address) else _Folder(local_path(address))
 
 
 class _Folder:
     def __init__(self, path: Path) -> None:
         self.address = str(path)
         self._path = path
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            with open_file(self._path / name) as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
 
     def write(self, name: str, content: bytes) -> None:
         path = self._path / name
@@ -95,29 +91,65 @@ class _Folder:
 class _Bucket:
     def __init__(self, address: str) -> None:
         self.address = address
-        self._store = _opened(address)
-
-    def read(self, name: str) -> bytes | None:
-        import obstore
-
-        with _in_words(f"{self.address}/{name}"):
-            try:
-                return bytes(obstore.get(self._store, name).bytes())
-            except FileNotFoundError:
-                return None
+        root, key = split_address(address)
+        self._store, self._prefix = _opened(root), f"{key}/" if key else ""
 
     def write(self, name: str, content: bytes) -> None:
         import obstore
 
         with _in_words(f"{self.address}/{name}"):
-            obstore.put(self._store, name, content)
+            obstore.put(self._store, f"{self._prefix}{name}", content)
 
     def names(self) -> set[str]:
         import obstore
 
         with _in_words(self.address):
-            found = obstore.list_with_delimiter(self._store)["objects"]
-            return {PurePosixPath(entry["path"]).name for entry in found}
+            found = obstore.list_with_delimiter(self._store, self._prefix or None)["objects"]
+            return {entry["path"].removeprefix(self._prefix) for entry in found}
+
+
+def open_address(address: str) -> BinaryIO | None:
+    """A file or an object, to read any part of it, or None if there is none.
+
+    Raises:
+        StoreError: the bucket cannot be read; reading may raise it, too.
+    """
+    if not is_bucket(address):
+        try:
+            return open_file(address)
+        except FileNotFoundError:
+            return None
+    import obstore
+
+    root, key = split_address(address)
+    store = _opened(root)
+    with _in_words(address):
+        try:
+            return cast("BinaryIO", io.BufferedReader(_Object(obstore.open_reader(store, key))))
+        except FileNotFoundError:
+            return None
+
+
+class _Object(io.RawIOBase):
+    """An object as a file of Python's own kind."""
+
+    def __init__(self, file: "ReadableFile") -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        with _in_words("the bucket"):
+            content = memoryview(self._file.read(len(buffer)))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def list_bucket(address: str) -> Iterator[tuple[str, int, str | None]]:
@@ -129,65 +161,77 @@ def list_bucket(address: str) -> Iterator[tuple[str, int, str | None]]:
         StoreError: they cannot be listed.
     """
     import obstore
+    from obstore.exceptions import InvalidPathError
 
-    root = _root(address)
-    prefix = urlsplit(address).path.strip("/")
+    root, prefix = split_address(address)
+    store = _opened(root)
     with _in_words(address):
-        for chunk in obstore.list(_opened(root), prefix or None, chunk_size=1000):
-            for entry in chunk:
-                yield f"{root}/{entry['path']}", entry["size"], entry["e_tag"]
+        try:
+            for chunk in obstore.list(store, prefix or None, chunk_size=1000):
+                for entry in chunk:
+                    yield f"{root}/{entry['path']}", entry["size"], entry["e_tag"]
+        except InvalidPathError as error:
+            raise StoreError(
+                f"{address}: no part of a key may be empty, . or ..: {_first_line(error)}; rename "
+                "it, or name a list of the others"
+            ) from error
 
 
 def read_object(address: str) -> bytes:
     """The bytes of an object that may be an image. May be called from any thread.
 
     Raises:
-        ImageError: there is none, it is larger than an image may be, or it cannot be read.
+        ImageError: there is none, or it is larger than an image may be.
+        StoreError: the store does not answer, or refuses: another attempt may have it.
     """
     import obstore
 
-    root = _root(address)
-    most = DEFAULT_LIMITS.max_bytes
-    try:
-        with _in_words(address):
-            found = obstore.get(_opened(root), address.removeprefix(f"{root}/"))
-            if found.meta["size"] > most:
-                raise ImageError(
-                    f"{address}: an image has at most {most:,} bytes, got {found.meta['size']:,}"
-                )
-            return bytes(found.bytes())
-    except FileNotFoundError:
-        raise ImageError(f"{address}: no such object") from None
-    except StoreError as error:
-        raise ImageError(str(error)) from error
-
-
-def _root(address: str) -> str:
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc}"
+    root, key = split_address(address)
+    store, most = _opened(root), DEFAULT_LIMITS.max_bytes
+    with _in_words(address):
+        try:
+            found = obstore.get(store, key)
+        except FileNotFoundError:
+            raise ImageError("no such object", address) from None
+        except ValueError as error:  # of keys, as `list_bucket` says
+            raise ImageError(_first_line(error), address) from error
+        if found.meta["size"] > most:
+            raise ImageError(
+                f"an image has at most {most:,} bytes, got {found.meta['size']:,}", address
+            )
+        return bytes(found.bytes())
 
 
 @cache
-def _opened(address: str) -> "ObjectStore":
-    require(f"{urlsplit(address).scheme}:// addresses", "obstore")
+def _opened(root: str) -> "ObjectStore":
+    """The bucket. Requests that are throttled or fail are repeated, ever more slowly."""
+    require(f"{root.partition('://')[0]}:// addresses", "obstore")
     from obstore.store import from_url
 
     options: dict[str, Any] = {}
-    if address.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-        if endpoint:
-            options["config"] = {"aws_endpoint": endpoint}
-        if endpoint.startswith("http://"):
-            options["client_options"] = {"allow_http": True}
-        if "AWS_ACCESS_KEY_ID" not in os.environ and installed("boto3"):
-            # Profiles, single sign-on and whatever else people have configured.
-            from obstore.auth.boto3 import Boto3CredentialProvider
-
-            options["credential_provider"] = Boto3CredentialProvider()
     try:
-        return from_url(address, retry_config=_RETRIES, **options)
+        if root.startswith("s3://"):
+            options = _s3_options()
+        return from_url(root, **options)
     except Exception as error:  # many kinds, of which the library makes none public
-        raise StoreError(f"{address} cannot be opened: {_first_line(error)}") from error
+        raise StoreError(f"{root} cannot be opened: {_first_line(error)}") from error
+
+
+def _s3_options() -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if endpoint:
+        options["config"] = {"aws_endpoint": endpoint}
+    if endpoint.startswith("http://"):
+        options["client_options"] = {"allow_http": True}
+    if {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"}.isdisjoint(os.environ) and installed("boto3"):
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        # Profiles, single sign-on and whatever else people have configured; if nothing is, the
+        # library looks for itself.
+        with suppress(ValueError):
+            options["credential_provider"] = Boto3CredentialProvider()
+    return options
 
 
 @contextmanager
@@ -195,7 +239,7 @@ def _in_words(address: str) -> Iterator[None]:
     """What the library raises becomes a line that says what was being read or written."""
     try:
         yield
-    except (FileNotFoundError, InputError):
+    except InputError:
         raise
     except Exception as error:  # as above
         raise StoreError(f"{address}: {_first_line(error)}") from error

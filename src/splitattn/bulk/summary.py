@@ -1,21 +1,19 @@
 """What came of a run: counts of all parts, and a page with examples."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import nsmallest
 from html import escape
-from random import Random
-from typing import Any
 
-from splitattn.bulk.plan import part_name, read_table
-from splitattn.bulk.stores import Store, is_bucket, read_object
+from splitattn.bulk.plan import ShardReport
+from splitattn.bulk.shards import EXAMPLES
+from splitattn.bulk.stores import StoreError, is_bucket, read_object
 from splitattn.errors import ImageError
 from splitattn.images.decode import decode_reduced
 from splitattn.images.drawing import draw_labels
 from splitattn.images.encode import data_url
 
-_EXAMPLES = 24
 _THUMBNAIL = 240
 _SHOWN_CLASSES = 50
 _SHOWN_ERRORS = 20
@@ -29,7 +27,7 @@ class BulkReport:
         images: how many there were.
         errors: how many could not be labeled.
         shards: parts that hold them all.
-        labeled_now: images of the shards that this call did, without those that were done before.
+        labeled_now: images that this call labeled, or tried to.
         seconds: that this call took, without listing.
         classes: images by their most probable class.
         error_kinds: images by what was wrong with them, without names and numbers.
@@ -49,53 +47,32 @@ class BulkReport:
         return self.labeled_now / self.seconds if self.labeled_now else 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What all parts of a run say, and some of their images.
+class Totals:
+    """What all parts say, added one by one; memory does not grow with their number.
 
     Attributes:
-        classes: images by their most probable class.
-        errors: images by what was wrong with them.
-        examples: path, label and probability of images chosen at random, always the same.
+        images, errors, classes, error_kinds: see `BulkReport`.
+        examples: of all parts, see `ShardReport`.
     """
 
-    classes: Counter[str]
-    errors: Counter[str]
-    examples: list[tuple[str, str, float]]
+    def __init__(self) -> None:
+        self.images = self.errors = 0
+        self.classes: Counter[str] = Counter()
+        self.error_kinds: Counter[str] = Counter()
+        self.examples: list[tuple[float, str, str, float]] = []
+
+    def add(self, shard: ShardReport) -> None:
+        """Add a part."""
+        self.images += shard.images
+        self.errors += shard.errors
+        self.classes.update(shard.classes)
+        self.error_kinds.update(shard.error_kinds)
+        self.examples = nsmallest(EXAMPLES, [*self.examples, *shard.examples])
 
 
-def count(store: Store, shards: int) -> Counts:
-    """Read every part once; memory does not grow with their number."""
-    classes: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    examples: list[tuple[str, str, float]] = []
-    chance, seen = Random(0), 0
-    for number in range(shards):
-        columns = ["path", "labels", "probabilities", "error"]
-        for row in read_table(store, part_name(number), columns).to_pylist():
-            if row["error"] is not None:
-                errors[_kind(row)] += 1
-                continue
-            classes[row["labels"][0]] += 1
-            # Each image so far is among the examples with the same chance.
-            place = seen if seen < _EXAMPLES else chance.randrange(seen + 1)
-            seen += 1
-            if place < _EXAMPLES:
-                examples[place : place + 1] = [
-                    (row["path"], row["labels"][0], row["probabilities"][0])
-                ]
-    return Counts(classes=classes, errors=errors, examples=examples)
-
-
-def _kind(row: dict[str, Any]) -> str:
-    """What was wrong, in words that many images share."""
-    reason = row["error"].removeprefix(f"{row['path']}: ")
-    return re.sub(r"\d[\d,.]*", "N", reason)[:120]
-
-
-def page(report: BulkReport, counts: Counts) -> str:
+def page(report: BulkReport, totals: Totals) -> str:
     """The summary as one HTML page that needs nothing else."""
-    pictures = "".join(_figure(*example) for example in counts.examples)
+    pictures = "".join(_figure(*example[1:]) for example in totals.examples)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{report.images:,} images</title>
 <meta name="viewport" content="width=device-width">
@@ -110,8 +87,8 @@ img {{ max-width: 100% }}
 <h1>{report.images:,} images</h1>
 <p>{report.images - report.errors:,} labeled, {report.errors:,} errors, in {report.shards:,} parts.
 {_pace(report)}</p>
-<h2>Classes</h2>{_table(counts.classes, _SHOWN_CLASSES)}
-<h2>Errors</h2>{_table(counts.errors, _SHOWN_ERRORS)}
+<h2>Classes</h2>{_table(totals.classes, _SHOWN_CLASSES)}
+<h2>Errors</h2>{_table(totals.error_kinds, _SHOWN_ERRORS)}
 <h2>Examples, chosen at random</h2><div class="examples">{pictures}</div>
 </html>
 """
@@ -138,7 +115,7 @@ def _figure(path: str, label: str, probability: float) -> str:
     try:
         source = read_object(path) if is_bucket(path) else path
         image = decode_reduced(source, _THUMBNAIL).image
-    except ImageError:  # gone since, or in a Parquet file
+    except (ImageError, StoreError):  # gone since, or in a Parquet file
         return f"<figure><figcaption>{escape(path)}: {escape(label)}</figcaption></figure>"
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     picture = data_url(draw_labels(image, [(label, probability)]), quality=80)

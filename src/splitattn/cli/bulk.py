@@ -36,7 +36,9 @@ def bulk(
         ),
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Images in a part.", min=1)] = 10_000,
-    topk: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 5,
+    topk: Annotated[
+        int | None, typer.Option(help="How many classes to name. [default: as predict]", min=1)
+    ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Keep each image's features, too.")
     ] = False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from splitattn.bulk.shards import ShardReport
+    from splitattn.bulk.plan import ShardReport
     from splitattn.training.task import Epoch, Step
     from splitattn.weights.download import Progress as Download
 
@@ -228,7 +228,7 @@ def shards_progress() -> Iterator[
 
     def on_shard(shard: "ShardReport", shards: int) -> None:
         nonlocal done, images, errors
-        done, images, errors = done + 1, images + shard.images, errors + shard.errors
+        done, images, errors = done + 1, images + shard.labeled, errors + shard.errors
         rate = images / (time.monotonic() - begun)
         counts = f"{done:,}/{shards:,} parts  {images:,} images  {errors:,} errors  {rate:.0f}/s"
         bar.update(task, total=shards, completed=done, counts=counts)

@@ -256,7 +256,7 @@ def _named(source: ImageSource, name: str | None) -> Iterator[str]:
     try:
         yield called
     except ImageError as error:
-        raise ImageError(f"{called}: {error}") from error.__cause__
+        raise ImageError(error.reason, called) from error.__cause__
 
 
 @dataclass(frozen=True, kw_only=True)

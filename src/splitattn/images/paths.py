@@ -40,6 +40,19 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES and not is_litter(name)
 
 
+def is_image(name: str, passed_over: Counter[str]) -> bool:
+    """As `is_image_name`.
+
+    Args:
+        passed_over: counts, by ending, the other files that may be pictures.
+    """
+    if is_image_name(name):
+        return True
+    if not is_litter(name) and _may_be_picture(name):
+        passed_over[Path(name).suffix.lower() or "no ending"] += 1
+    return False
+
+
 def expand(
     paths: Iterable[str], stdin: Iterable[str] = (), passed_over: Counter[str] | None = None
 ) -> Iterator[str]:
@@ -92,10 +105,8 @@ def images_below(folder: str | Path, passed_over: Counter[str]) -> Iterator[str]
     """
     for path, names in _folders_below(str(folder)):
         for name in names:
-            if is_image_name(name):
+            if is_image(name, passed_over):
                 yield str(Path(path, name))
-            elif _may_be_picture(name):
-                passed_over[Path(name).suffix.lower() or "no ending"] += 1
 
 
 def passed_over_text(passed_over: Counter[str]) -> str:

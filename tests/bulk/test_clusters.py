@@ -1,0 +1,190 @@
+"""How shards reach workers, without Ray: a stand-in has actors that start, wait or are lost."""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from splitattn.bulk import clusters
+from splitattn.bulk.clusters import ClusterError, label_shards
+from splitattn.bulk.plan import Plan, ShardReport
+from splitattn.errors import DataError
+
+
+def report(number: int) -> ShardReport:
+    return ShardReport(
+        number=number, images=1, labeled=1, errors=0, classes={}, error_kinds={}, examples=[]
+    )
+
+
+class RayError(Exception):
+    pass
+
+
+class RayTaskError(RayError):
+    cause: BaseException | None = None
+
+
+class Method:
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+
+class Actor:
+    """Has Ray's `__ray_ready__`, and `label`. A reference is a function that gives its value."""
+
+    def __init__(self, ray: "Ray") -> None:
+        self.__ray_ready__ = Method(lambda: self._reference(lambda: True))
+        self.label = Method(lambda number: self._label(ray, number))
+
+    def _label(self, ray: "Ray", number: int) -> Callable[[], Any]:
+        if number in ray.deadly:
+            ray.deadly.remove(number)
+            ray.actors.remove(self)
+            ray.actors.append(self)  # begins anew, after all that wait
+        return self._reference(lambda: ray.answer(number))
+
+    def _reference(self, value: Callable[[], Any]) -> Callable[[], Any]:
+        def reference() -> Any:
+            return value()
+
+        reference.actor = self  # type: ignore[attr-defined]
+        return reference
+
+
+class Ray(ModuleType):
+    """Of Ray's functions those that are used.
+
+    Attributes:
+        places: of the actors only so many run, the first.
+        deadly: shards whose first actor is lost.
+    """
+
+    def __init__(self, *, places: int = 100, running: bool = False) -> None:
+        super().__init__("ray")
+        self.places = places
+        self.actors: list[Actor] = []
+        self.deadly: set[int] = set()
+        self.answer: Callable[[int], ShardReport] = report
+        self.addresses: list[str] = []
+        self.running = running
+        self.waits = 0
+        self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+
+    def is_initialized(self) -> bool:
+        return self.running
+
+    def init(self, address: str, **_: Any) -> None:
+        self.addresses.append(address)
+        self.running = True
+
+    def shutdown(self) -> None:
+        self.running = False
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}]
+
+    def remote(self, _: type) -> Any:
+        def start(_: Plan) -> Actor:
+            self.actors.append(Actor(self))
+            return self.actors[-1]
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=start))
+
+    def wait(self, references: list[Any], timeout: float | None) -> tuple[list[Any], list[Any]]:
+        self.waits += 1
+        if timeout is not None and self.waits == 1:
+            return [], references  # nothing, for a minute
+        run = self.actors[: self.places]
+        ready = [reference for reference in references if reference.actor in run]
+        assert ready, "this would wait forever"
+        return ready[:1], ready[1:]
+
+    def kill(self, actor: Actor) -> None:
+        self.actors.remove(actor)
+
+    def get(self, reference: Callable[[], Any]) -> Any:
+        return reference()
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ray], Ray]:
+    monkeypatch.setattr(clusters, "require", lambda *_: None)
+
+    def set_modules(ray: Ray) -> Ray:
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        monkeypatch.setitem(sys.modules, "ray.exceptions", ray.exceptions)  # type: ignore[misc]
+        return ray
+
+    return set_modules
+
+
+def label(cluster: str = "ray", actors: int | None = 4) -> list[int]:
+    plan: Plan = None  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match="no worker could start yet"):
+        return [s.number for s in label_shards(plan, range(5), cluster=cluster, actors=actors)]
+
+
+@pytest.mark.parametrize("places", [1, 4, 100])
+def test_a_run_ends_when_some_workers_find_no_place(places: int, use: Callable[[Ray], Ray]) -> None:
+    ray = use(Ray(places=places))
+    assert sorted(label()) == [0, 1, 2, 3, 4]
+    assert ray.addresses == ["local"]
+    assert not ray.running
+
+
+def test_a_worker_that_is_lost_gets_a_place_from_those_without_work(
+    use: Callable[[Ray], Ray],
+) -> None:
+    ray = use(Ray(places=2))
+    ray.deadly = {1, 3}
+    assert sorted(label(actors=3)) == [0, 1, 2, 3, 4]
+
+
+def test_a_ray_that_is_there_is_used_and_left(use: Callable[[Ray], Ray]) -> None:
+    ray = use(Ray(running=True))
+    assert sorted(label("ray://head:10001")) == [0, 1, 2, 3, 4]
+    assert not ray.addresses
+    assert ray.running
+
+
+@pytest.mark.parametrize(
+    ("counts", "actors", "shared", "expected"),
+    [
+        ((16, 16), None, True, (4, 8)),
+        ((0, 2, 16), None, True, (2, 9)),  # a head that computes nothing, and a small node
+        ((2, 2), 4, True, (2, 4)),
+        ((2,), 4, False, (1, 4)),
+        ((16,), 2, False, (8, 2)),
+        ((), None, True, (1, 1)),
+    ],
+)
+def test_actors_fit_on_the_smallest_node(
+    counts: tuple[int, ...], actors: int | None, shared: bool, expected: tuple[int, int]
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": float(n)} if n else {}} for n in counts]
+    nodes.append({"Alive": False, "Resources": {"CPU": 1.0}})
+    assert clusters._places(nodes, actors, shared=shared) == expected
+
+
+def test_what_is_wrong_with_a_worker_is_passed_on(use: Callable[[Ray], Ray]) -> None:
+    ray = use(Ray())
+
+    def dies(_: int) -> ShardReport:
+        raise RayError("The actor died.\nTraceback:\nModuleNotFoundError: No module named 'PIL'\n")
+
+    def refuses(_: int) -> ShardReport:
+        error = RayTaskError("Traceback:\nDataError: other weights")
+        error.cause = DataError("other weights")
+        raise error
+
+    ray.answer = dies
+    with pytest.raises(
+        ClusterError, match=r"lost: ModuleNotFoundError: No module named 'PIL'; run"
+    ):
+        label()
+    ray.waits, ray.answer = 0, refuses
+    with pytest.raises(DataError, match=r"^other weights$"):
+        label()
