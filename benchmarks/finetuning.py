@@ -24,7 +24,8 @@ from splitattn.data.sources import open_data
 from splitattn.files import replacing
 from splitattn.training.classification import Classification
 from splitattn.training.loop import train
-from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
 from splitattn.weights.catalogue import embedded_entry
 

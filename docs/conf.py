@@ -22,7 +22,9 @@ from sphinx.writers.html5 import HTML5Translator
 
 import splitattn
 from splitattn.data.augmentation import Augmentation
-from splitattn.training.recipes import PRESETS, Recipe, load_recipe
+from splitattn.training.presets import PRESETS
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 
 GENERATED = Path(__file__).with_name("generated")
 

@@ -16,7 +16,8 @@ from splitattn.data.augmentation import Augmentation, training_transform
 from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.images.preprocess import load_pixels, normalize, preprocess
 from splitattn.preprocessing import Preprocessing, center_crop, with_channels
-from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 

@@ -12,7 +12,7 @@ import typer.main
 import splitattn
 from splitattn.architectures import architecture
 from splitattn.cli import app
-from splitattn.training.recipes import load_recipe
+from splitattn.training.recipe_files import load_recipe
 from splitattn.weights.hub import is_reference
 from splitattn.weights.metadata import ModelMetadata
 from tests.cli.networks import CLASSES, PREPROCESSING, network

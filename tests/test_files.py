@@ -25,7 +25,7 @@ from splitattn.files import (
 )
 from splitattn.opening import open_network
 from splitattn.training import resume as checkpoints
-from splitattn.training.recipes import load_recipe
+from splitattn.training.recipe_files import load_recipe
 from splitattn.training.resume import State
 from splitattn.weights.checkpoint import (
     read_checkpoint,

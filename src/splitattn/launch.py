@@ -43,7 +43,8 @@ from splitattn.training.image_task import ImageTask
 from splitattn.training.log import Logger
 from splitattn.training.multi_label import MultiLabel
 from splitattn.training.range_test import RangeTest, range_test
-from splitattn.training.recipes import Recipe, TaskName, default_model, load_recipe
+from splitattn.training.recipe_files import default_model, load_recipe
+from splitattn.training.recipes import Recipe, TaskName
 from splitattn.training.run import Run
 from splitattn.training.task import Epoch, Step, Task
 from splitattn.weights.catalogue import find_entry, named

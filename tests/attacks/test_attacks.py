@@ -17,7 +17,7 @@ from splitattn.images.decode import _SHARES, decode
 from splitattn.images.limits import DEFAULT_LIMITS
 from splitattn.images.samples import sample_photographs
 from splitattn.opening import open_network
-from splitattn.training.recipes import load_recipe
+from splitattn.training.recipe_files import load_recipe
 from tests.attacks.make import FOLDER, KINDS, MARKER, README, Attack, attacks, readme
 
 ATTACKS = attacks()

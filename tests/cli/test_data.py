@@ -10,7 +10,7 @@ from splitattn.cli import main
 from splitattn.data.sources import open_data
 from splitattn.dense.drawing import color
 from splitattn.dense.open import open_annotated
-from splitattn.training.recipes import load_recipe
+from splitattn.training.recipe_files import load_recipe
 from splitattn.training.sheet import batch_sheet
 from tests.data.datasets import write_image_folder
 from tests.dense.datasets import write_masked_splits, write_splits

@@ -17,7 +17,8 @@ from splitattn.dense.masks import open_masked
 from splitattn.dense.open import open_annotated
 from splitattn.dense.segmentation import Segmentation
 from splitattn.dense.segmenters import create_segmenter
-from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
 from tests.dense.datasets import CLASSES, MASK_CLASSES, write_masked_splits, write_splits
 

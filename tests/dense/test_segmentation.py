@@ -34,7 +34,7 @@ from splitattn.errors import DataError, ImageError, InputError, WeightsError
 from splitattn.graph.segmentation import MULTIPLE
 from splitattn.images.decode import decode_indices
 from splitattn.training.loop import train
-from splitattn.training.recipes import load_recipe
+from splitattn.training.recipe_files import load_recipe
 from splitattn.training.task import Measurement, Step
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
 from splitattn.weights.metadata import read_metadata

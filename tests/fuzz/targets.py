@@ -39,7 +39,8 @@ from splitattn.libraries import installed
 from splitattn.opening import TrainedNetwork
 from splitattn.preprocessing import center_crop
 from splitattn.training import loop
-from splitattn.training.recipes import PRESETS, load_recipe
+from splitattn.training.presets import PRESETS
+from splitattn.training.recipe_files import load_recipe
 from splitattn.training.resume import State, restore
 from splitattn.training.resume import save as save_training
 from splitattn.weights.cache import local_path

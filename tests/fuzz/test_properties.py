@@ -20,7 +20,9 @@ from splitattn.images.decode import decode
 from splitattn.images.paths import SUFFIXES, expand
 from splitattn.images.preprocess import preprocess
 from splitattn.preprocessing import Preprocessing
-from splitattn.training.recipes import PRESETS, Recipe, load_recipe
+from splitattn.training.presets import PRESETS
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 

@@ -19,7 +19,8 @@ from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.evaluation import Evaluation, measure
 from splitattn.training.classification import Classification
 from splitattn.training.loop import train
-from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
 from splitattn.training.task import Step
 from splitattn.weights.checkpoint import read_checkpoint

@@ -21,7 +21,8 @@ from splitattn.errors import DataError, InputError
 from splitattn.opening import open_weights
 from splitattn.teachers import open_teacher
 from splitattn.training.multi_label import MultiLabel
-from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 from splitattn.workflows import NetworkLabelScores
 from tests.data.datasets import CLASSES, marked_picture, write_image_folder, write_marked_pictures

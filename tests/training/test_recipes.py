@@ -10,7 +10,9 @@ from splitattn.create import create_model
 from splitattn.data.augmentation import Augmentation
 from splitattn.errors import InputError
 from splitattn.preprocessing import Preprocessing, center_crop
-from splitattn.training.recipes import PRESETS, Recipe, default_model, load_recipe
+from splitattn.training.presets import PRESETS
+from splitattn.training.recipe_files import default_model, load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.weights.catalogue import default_preprocessing, embedded_entry
 
 FAST = [name for name in ARCHITECTURES if name.startswith("resnest50_fast_")]

@@ -69,7 +69,7 @@ def _labels(
     data: str, recipe: str, overrides: Iterable[str], class_names: Path | None, count: int
 ) -> "tuple[Image.Image, str]":
     from splitattn.data.sources import open_data
-    from splitattn.training.recipes import load_recipe
+    from splitattn.training.recipe_files import load_recipe
     from splitattn.training.sheet import batch_sheet
 
     chosen = load_recipe(recipe, overrides)
@@ -88,7 +88,7 @@ def _boxes(
         raise InputError(f"{data} names its classes: leave out --class-names")
     require("data show with boxes", "torchvision")
     from splitattn.dense.sheet import annotated_sheet
-    from splitattn.training.recipes import load_recipe
+    from splitattn.training.recipe_files import load_recipe
 
     chosen = load_recipe(recipe, overrides, task="detection")
     found = open_annotated(data, "train")
@@ -109,7 +109,7 @@ def _masks(
         raise InputError(f"{data} names its classes: leave out --class-names")
     require("data show with masks", "torchvision")
     from splitattn.dense.sheet import mask_sheet
-    from splitattn.training.recipes import load_recipe
+    from splitattn.training.recipe_files import load_recipe
 
     chosen = load_recipe(recipe, overrides, task="segmentation")
     found = open_masked(data, "train")

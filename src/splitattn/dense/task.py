@@ -10,7 +10,8 @@ from splitattn.data.loading import epoch_batches
 from splitattn.dense.resizing import Sides
 from splitattn.errors import DataError, InputError
 from splitattn.images.decode import RGB
-from splitattn.training.recipes import Recipe, load_recipe
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
 from splitattn.training.task import Batch, Measurement, Step, Task
 from splitattn.training.unreadable import Unreadable

@@ -1,0 +1,151 @@
+"""Recipes by name or from TOML files, with overrides such as `epochs=20`."""
+
+import re
+import reprlib
+import tomllib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from splitattn.errors import InputError, nearest
+from splitattn.files import is_file
+from splitattn.training.presets import PRESETS, preset
+from splitattn.training.recipes import KINDS, Recipe, TaskName
+from splitattn.weights.catalogue import embedded_entry
+
+# What people call fields elsewhere, for the hint at the name here.
+_SHORT = {
+    "lr": "learning_rate",
+    "lr0": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "imgsz": "train_size",
+    "img_size": "train_size",
+    "size": "train_size",
+    "amp": "precision",
+    "smoothing": "label_smoothing",
+    "mixup": "mixup_alpha",
+    "cutmix": "cutmix_alpha",
+}
+
+# Bytes that are no text, no TOML, numbers of thousands of digits, lists in lists in lists.
+_UNPARSABLE = (ValueError, RecursionError)
+# Many times the longest preset, which has fewer than a thousand. Of a.a.a.a.a..., the parser takes
+# time as the square of the length: half a second for this much.
+_MOST_CHARACTERS = 10_000
+_FROM_SCRATCH = "resnest50"
+
+
+def load_recipe(
+    name_or_file: str,
+    overrides: Iterable[str] = (),
+    *,
+    model: str | None = None,
+    task: TaskName = "classification",
+) -> Recipe:
+    """A preset by name or a TOML file of fields, with `key=value` overrides applied.
+
+    A file changes the plain recipe, or the preset that its key `preset` names.
+
+    Args:
+        model: architecture that it is for; some presets depend on it. None is the recipe's
+            `default_model`.
+        task: that it is for, unless a file names another one.
+
+    Raises:
+        InputError: no such preset, file or model, an unknown key (the message names the nearest),
+            a value of the wrong type or outside its range, or a model without a paper recipe.
+    """
+    if model is None:
+        overrides = list(overrides)
+        scratch = load_recipe(name_or_file, overrides, model=_FROM_SCRATCH, task=task)
+        model = default_model(scratch)
+    path = Path(name_or_file)
+    if name_or_file in PRESETS:
+        recipe = preset(name_or_file, model, task)
+    elif is_file(path):
+        recipe = _from_file(path, model, task)
+    else:
+        raise InputError(
+            f"recipe must be one of {', '.join(PRESETS)} or a TOML file, got {name_or_file!r}"
+            f"{nearest(name_or_file, list(PRESETS))}"
+        )
+    values = {}
+    for override in overrides:
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not text:
+            raise InputError(f"--set must be key=value, got {override[:60]!r}")
+        try:
+            values[key] = _parsed(f"value = {_as_toml(text)}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = text  # a bare word, such as bf16
+        except _UNPARSABLE as error:
+            raise InputError(f"--set must be key=value, got {override[:60]!r}: {error}") from error
+    return _with(recipe, values)
+
+
+def _as_toml(text: str) -> str:
+    """A number or truth value as people write it, as TOML does: `.1` is 0.1, `True` is true."""
+    if text in ("True", "False"):
+        return text.lower()
+    return re.sub(r"^([+-]?)\.(?=\d)", r"\g<1>0.", re.sub(r"^([+-]?\d+)\.$", r"\1.0", text))
+
+
+def default_model(recipe: Recipe) -> str:
+    """The model to train if none is named: the embedded one if the recipe starts from weights."""
+    return embedded_entry().model if recipe.pretrained else _FROM_SCRATCH
+
+
+def _from_file(path: Path, model: str, task: TaskName) -> Recipe:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            values = _parsed(file.read(_MOST_CHARACTERS + 1))
+    except (OSError, *_UNPARSABLE) as error:
+        raise InputError(f"recipe file must be TOML, got {path}: {error}") from error
+    name = values.pop("preset", "plain")
+    if name not in PRESETS:
+        shown = reprlib.repr(name)
+        hint = nearest(shown.strip("'"), list(PRESETS))
+        raise InputError(
+            f"recipe file {path}: preset must be one of {', '.join(PRESETS)}, got {shown}{hint}"
+        )
+    own = values.get("task", task)
+    return _with(preset(name, model, own), values)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(f"it may have at most {_MOST_CHARACTERS:,} characters, got more")
+    return tomllib.loads(text)
+
+
+def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    for key, value in values.items():
+        if key not in KINDS:
+            hint = nearest(_SHORT.get(key, key), list(KINDS))
+            raise InputError(f"recipe: no field is called {reprlib.repr(key)}{hint}")
+        kind = KINDS[key]
+        if kind is float and type(value) is int and abs(value) < 2**63:
+            values[key] = value = float(value)
+        if kind is tuple:
+            values[key] = value = _numbers(key, value)
+        if type(value) is not kind:
+            raise InputError(f"recipe: {key} must be {kind.__name__}, got {reprlib.repr(value)}")
+    epochs = values.get("epochs", recipe.epochs)
+    if "warmup_epochs" not in values and 1 <= epochs <= recipe.warmup_epochs:
+        # It was meant for more epochs: the same share of fewer.
+        values["warmup_epochs"] = recipe.warmup_epochs * epochs / recipe.epochs
+    return replace(recipe, **values)
+
+
+def _numbers(key: str, value: object) -> tuple[float, ...]:
+    """A list of numbers, one a channel."""
+    numbers = value if isinstance(value, list) else []
+    if not numbers or any(type(number) not in (int, float) for number in numbers):
+        raise InputError(
+            f"recipe: {key} must be a list of numbers, one for each channel, such as "
+            f"[0.5, 0.5, 0.5], got {reprlib.repr(value)}"
+        )
+    return tuple(float(number) for number in numbers)
