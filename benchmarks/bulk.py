@@ -1,32 +1,48 @@
-"""How fast is `splitattn bulk`, from files and from a bucket, against `predict`; what memory?
+"""How fast is `splitattn bulk` against `predict`, what memory does it take, and what do kills cost?
 
-usage: python benchmarks/bulk.py PHOTOGRAPHS [--rounds 3] [--output FILE]
+usage: python benchmarks/bulk.py [--photographs 20000] [--kills 10] [--rounds 3] [--output FILE]
 
-Whole processes, which take turns. The bucket is served by moto on the same processors, so its rate
-holds the server's work, too. Nothing else should run meanwhile. Needs moto[server] and boto3.
+1. Rates: a fifth of the photographs by `predict`, by `bulk` from files and by `bulk` from a bucket,
+   in whole processes that take turns. The bucket is served by moto in this process, on the same
+   processors; so besides seconds there are those that the command kept processors busy.
+2. Faults: all photographs from the bucket into another, by two workers on Ray, while the store
+   answers 503 to one request in twenty. Again and again a worker is killed (-9), then the driver,
+   and the command is repeated. At the end, every image must be there once, with the labels of
+   `predict`.
+3. Memory: that of listing folders of 2,000 and 200,000 empty files into a manifest.
 
-Memory is that of listing folders of 2,000 and 200,000 empty files into a manifest.
+Nothing else should run meanwhile. Needs ray, moto[server], boto3 and psutil.
 """
 
 import argparse
 import json
 import os
-import socket
+import resource
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import Any
+
+from PIL import Image
 
 from splitattn import environment
 from splitattn.files import replacing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from splitattn.images.samples import sample_photographs
 
 OUTPUT = Path(__file__).with_suffix(".json")
+BUCKET, LABELS = "photos", "labels"
+SIDE = 160
+SHARD = 250  # images: small, so that kills come between many parts
+BUSY = 0.05
 LISTED = (2_000, 200_000)
 LISTING = """
 import sys
@@ -43,81 +59,266 @@ print(environment.peak_memory())
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("photographs", type=Path, help="a folder")
+    parser.add_argument("--photographs", type=int, default=20_000)
+    parser.add_argument("--kills", type=int, default=10, help="of a worker, and of the driver")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
     arguments = parser.parse_args()
-    photographs = sorted(path for path in arguments.photographs.rglob("*") if path.is_file())
-    seconds: dict[str, list[float]] = {"predict": [], "bulk, files": [], "bulk, bucket": []}
-    with TemporaryDirectory() as name, bucket(photographs) as server:
-        for turn in range(arguments.rounds):
-            out = Path(name, str(turn))
-            folder = str(arguments.photographs)
-            commands = {
-                "predict": ("predict", folder, "--format=json", f"--output={out}.json"),
-                "bulk, files": ("bulk", folder, f"{out}.files"),
-                "bulk, bucket": ("bulk", "s3://photos/in", f"s3://photos/{turn}"),
+    os.environ.pop("OMP_NUM_THREADS", None)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        photographs = folder / "photographs"
+        write_photographs(photographs, arguments.photographs)
+        with bucket() as store:
+            say("put the photographs into the bucket")
+            store.put_folder(photographs)
+            report = {
+                "environment": environment.describe(),
+                "photographs": arguments.photographs,
+                "rates": rates(photographs / "rates", folder, arguments.rounds),
+                "faults": faults(photographs, folder, arguments.kills, store),
+                "peak_memory_of_listing": {str(n): listed(folder, n) for n in LISTED},
             }
-            for case, command in commands.items():
-                begun = time.perf_counter()
-                done = subprocess.run(
-                    (sys.executable, "-m", "splitattn", *command),
-                    env=os.environ | server,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-                if done.returncode > 1:
-                    sys.exit(done.stderr)
-                seconds[case].append(round(time.perf_counter() - begun, 2))
-        memory = {str(count): listed(Path(name), count) for count in LISTED}
-    report = {
-        "environment": environment.describe(),
-        "photographs": len(photographs),
-        "rounds": arguments.rounds,
-        "seconds": seconds,
-        "peak_memory_of_listing": memory,
-    }
     with replacing(arguments.output) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def bucket(photographs: list[Path]) -> "Iterator[dict[str, str]]":
-    """A bucket with the photographs, and the environment that leads to it."""
-    import boto3
+def say(what: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {what}\n")
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
+
+def write_photographs(folder: Path, count: int) -> None:
+    """Parts of the package's photographs, each another one; a fifth of them in `rates`."""
+    say(f"write {count:,} photographs")
+    chance = Random(0)
+    wholes = [Image.open(path).convert("RGB") for path in sample_photographs()]
+    for number in range(count):
+        whole = wholes[number % len(wholes)]
+        side = chance.randint(100, min(whole.size))
+        x, y = (chance.randint(0, length - side) for length in whole.size)
+        path = folder / ("others" if number % 5 else "rates") / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole.resize((SIDE, SIDE), box=(x, y, x + side, y + side)).save(path)
+
+
+class Store:
+    """What speaks S3, and can be made busy."""
+
+    def __init__(self, app: Callable[[dict[str, Any], Any], Iterable[bytes]]) -> None:
+        self._app = app
+        self._chance = Random(0)
+        self.share = 0.0
+        self.refused = self.requests = 0
+
+    def __call__(self, request: dict[str, Any], start: Any) -> Iterable[bytes]:
+        if "boto" in request.get("HTTP_USER_AGENT", "").lower():  # this benchmark's own
+            return self._app(request, start)
+        self.requests += 1
+        if self._chance.random() >= self.share:
+            return self._app(request, start)
+        self.refused += 1
+        request["wsgi.input"].read(int(request.get("CONTENT_LENGTH") or 0))
+        start("503 Slow Down", [("Content-Type", "application/xml")])
+        return [b"<Error><Code>SlowDown</Code></Error>"]
+
+    @cached_property
+    def client(self) -> Any:
+        import boto3
+
+        return boto3.client("s3")
+
+    def put_folder(self, folder: Path) -> None:
+        client = self.client
+        for name in (BUCKET, LABELS):
+            client.create_bucket(Bucket=name)
+        for path in folder.rglob("*.jpg"):
+            key = f"in/{path.relative_to(folder).as_posix()}"
+            client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+
+    def parts(self) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=LABELS, Prefix="faults/part-"
+        )
+        return [found["Key"] for page in pages for found in page.get("Contents", ())]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        import pyarrow.parquet as pq
+
+        for key in self.parts():
+            content = self.client.get_object(Bucket=LABELS, Key=key)["Body"].read()
+            yield from pq.read_table(BytesIO(content)).to_pylist()
+
+
+@contextmanager
+def bucket() -> Iterator[Store]:
+    """A bucket, to which the environment leads."""
+    import logging
+
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    store = Store(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, store, threaded=True)
+    Thread(target=server.serve_forever, daemon=True).start()
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.server_port}",
+        AWS_ACCESS_KEY_ID="someone",
+        AWS_SECRET_ACCESS_KEY="secret",
+        AWS_REGION="us-east-1",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    try:
+        yield store
+    finally:
+        server.shutdown()
+
+
+def command(*arguments: object) -> tuple[str, ...]:
+    return (sys.executable, "-m", "splitattn", *map(str, arguments))
+
+
+def timed(*arguments: object) -> dict[str, float]:
+    """Seconds of a command, and those that it and the bucket kept processors busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    served, begun = time.process_time(), time.perf_counter()
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - begun
+    if done.returncode:
+        sys.exit(done.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return {
+        "seconds": round(seconds, 2),
+        "busy": round(busy, 2),
+        "busy_of_bucket": round(time.process_time() - served, 2),
     }
-    os.environ.update(server)
-    command = (sys.executable, "-m", "moto.server", "-p", str(port))
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as moto:
-        try:
-            while moto.poll() is None:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            client = boto3.client("s3")
-            client.create_bucket(Bucket="photos")
-            for number, path in enumerate(photographs):
-                key = f"in/{number:06d}{path.suffix}"
-                client.put_object(Bucket="photos", Key=key, Body=path.read_bytes())
-            yield server
-        finally:
-            moto.terminate()
+
+
+def rates(photographs: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    cases: dict[str, list[dict[str, float]]] = {"predict": [], "files": [], "bucket": []}
+    for turn in range(rounds):
+        say(f"rates, round {turn + 1}")
+        out = folder / f"rates-{turn}"
+        run = {
+            "predict": ("predict", photographs, "--format=json", f"--output={out}.json"),
+            "files": ("bulk", photographs, out),
+            "bucket": ("bulk", f"s3://{BUCKET}/in/rates", f"s3://{LABELS}/rates-{turn}"),
+        }
+        for case, arguments in run.items():
+            cases[case].append(timed(*arguments))
+    return {"images": len(list(photographs.iterdir())), **cases}
+
+
+def faults(photographs: Path, folder: Path, kills: int, store: Store) -> dict[str, Any]:
+    """What is left of the labels after kills of workers and drivers."""
+    say("predict all")
+    predicted = folder / "all.json"
+    undisturbed = timed("predict", photographs, "--format=json", f"--output={predicted}")
+    options = ("--cluster=ray", "--actors=2", f"--shard-size={SHARD}")
+    arguments = ("bulk", f"s3://{BUCKET}/in", f"s3://{LABELS}/faults", *options)
+    store.share, store.requests, store.refused = BUSY, 0, 0
+    killed: Counter[str] = Counter()
+    begun = time.perf_counter()
+    for _ in range(kills):
+        with subprocess.Popen(
+            command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as driver:
+            killed.update(disturb(driver, store))
+        say(f"killed {dict(killed)}, {len(store.parts())} parts")
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - begun
+    if done.returncode:
+        sys.exit(done.stderr)
+    say("compare")
+    store.share = 0.0
+    return {
+        "shard_size": SHARD,
+        "killed": dict(killed),
+        "requests": store.requests,
+        "refused": store.refused,
+        "seconds": round(seconds, 2),
+        "predict": undisturbed,
+        **compared(store.rows(), predicted, photographs),
+    }
+
+
+def disturb(driver: "subprocess.Popen[bytes]", store: Store) -> Iterator[str]:
+    """Kill a worker after the next part, and the driver after one more; says what was killed."""
+    import psutil
+
+    own = psutil.Process(driver.pid)
+    if not part_is_written(driver, store):
+        return
+    workers = [p for p in own.children(recursive=True) if "ShardLabeler" in "".join(p.cmdline())]
+    if workers:
+        workers[0].kill()
+        yield "worker"
+    if not part_is_written(driver, store):
+        return
+    left = own.children(recursive=True)
+    driver.kill()
+    yield "driver"
+    ends = time.monotonic() + 3
+    while alive := [process for process in left if runs(process)]:  # Ray's end with the driver
+        if time.monotonic() > ends:
+            say(f"{', '.join(process.name() for process in alive)} did not end")
+            for process in alive:
+                process.kill()
+            return
+        time.sleep(0.1)
+
+
+def runs(process: Any) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def part_is_written(driver: "subprocess.Popen[bytes]", store: Store) -> bool:
+    """Wait for one more part; false if the driver has ended."""
+    before = len(store.parts())
+    while driver.poll() is None:
+        if len(store.parts()) > before:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def compared(rows: Iterable[dict[str, Any]], predicted: Path, photographs: Path) -> dict[str, Any]:
+    expected = {
+        Path(each["path"]).relative_to(photographs).as_posix(): each["predictions"]
+        for each in map(json.loads, predicted.read_text("utf-8").splitlines())
+    }
+    found = {}
+    count = 0
+    for row in rows:
+        count += 1
+        found[row["path"].removeprefix(f"s3://{BUCKET}/in/")] = row
+    names = expected.keys() & found.keys()
+    pairs = [(expected[name], found[name]) for name in names if not found[name]["error"]]
+    differences = [
+        abs(each["probability"] - probability)
+        for labels, row in pairs
+        for each, probability in zip(labels, row["probabilities"], strict=True)
+    ]
+    return {
+        "rows": count,
+        "images_twice": count - len(found),
+        "images_lost": len(expected.keys() - found.keys()),
+        "errors": sum(row["error"] is not None for row in found.values()),
+        "first_label_differs": sum(a[0]["label"] != b["labels"][0] for a, b in pairs),
+        "any_label_differs": sum([x["label"] for x in a] != b["labels"] for a, b in pairs),
+        "largest_difference_of_probabilities": max(differences),
+    }
 
 
 def listed(folder: Path, count: int) -> int:
     """Peak bytes of a process that lists `count` files."""
+    say(f"list {count:,} files")
     files = folder / f"listed-{count}"
     for number in range(count):
         path = files / f"{number // 1000:04d}" / f"{number:06d}.jpg"

@@ -53,7 +53,7 @@ def list_images(source: str, passed_over: Counter[str]) -> Iterator[Entry]:
         InputError: a library is missing, or there is no such kind of address.
     """
     suffix = Path(source).suffix.lower()
-    source = source if is_bucket(source) else str(local_path(source))
+    source = source.rstrip("/") if is_bucket(source) else str(local_path(source))
     if is_folder(source):
         return _in_folder(Path(source), passed_over)
     if suffix == _PARQUET:
