@@ -1,6 +1,8 @@
 """Explanations: what they add up to, that engines agree, and what they show."""
 
+import copy
 import io
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 from splitattn import explanation
 from splitattn.classifier import Classifier
 from splitattn.engines.engine import Engine, Images, Logits, softmax
-from splitattn.errors import ImageError, InputError
+from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.explanation import Explainer, Explanation
 from splitattn.images.heat import heat
 from splitattn.images.preprocess import load_pixels, normalize
@@ -136,6 +138,61 @@ def test_a_file_without_the_map_is_explained_by_rise_alone(
     assert exported.explain(CAT).method == "rise"
     with pytest.raises(InputError, match=r"net\.onnx is an exported file without the maps"):
         exported.explain(CAT, method="cam")
+
+
+def test_explanations_are_of_the_weights_that_predict(weights: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.safetensors"
+    shutil.copy(weights, own)
+    before, after = (Classifier(weights=own, engine="onnxruntime") for _ in range(2))
+    expected = before.explain(CAT, LABEL)
+    written(tmp_path / "other.safetensors", network(), replace(SMALL, size=64)).replace(own)
+    assert before.explain(CAT, LABEL).logit == expected.logit
+    with pytest.raises(WeightsError, match="has changed since it was opened: open it again"):
+        after.explain(CAT, LABEL)
+    with pytest.raises(WeightsError, match="has changed since it was opened: open it again"):
+        after.features(CAT)
+
+
+def test_an_exported_file_is_opened_once(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export(path, weights=weights, class_maps=True)
+    exported = Classifier(weights=path)
+    path.unlink()
+    assert exported.explain(CAT, LABEL).method == "cam"
+
+
+def test_a_map_in_which_all_places_are_alike_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explanation, "_MASKS", 32)
+    blind = copy.deepcopy(network())
+    torch.nn.init.zeros_(blind.fc.weight)
+    path = written(tmp_path / "blind.safetensors", blind)
+    found = Explainer(weights=path, engine="onnxruntime").explain(CAT, LABEL, "rise")
+    assert found.map.max() < found.highest / 2
+    assert found.overlay().width == 640
+
+
+def test_a_photograph_from_a_url_is_fetched_once(
+    explainer: Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.BytesIO()
+    Image.open(CAT).resize((1200, 900)).save(stream, "JPEG")
+    fetched: list[str] = []
+
+    def fetch(url: str, **_: object) -> bytes:
+        fetched.append(url)
+        return stream.getvalue()
+
+    monkeypatch.setattr("splitattn.images.fetch.fetch", fetch)
+    found = explainer.explain("http://photos.example/cat.jpg", LABEL)
+    assert fetched == ["http://photos.example/cat.jpg"]
+    assert found.image.width == 1200 // 1  # decoded a second time, for the picture
+
+
+def test_an_index_of_many_digits_is_no_label(explainer: Explainer) -> None:
+    with pytest.raises(InputError, match="label must be one of the 6 classes or an index"):
+        explainer.explain(CAT, "1" * 5000)
 
 
 def test_large_images_are_explained_by_the_last_map(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 import numpy as np
@@ -101,8 +102,12 @@ class Classifier:
             "white_level": white_level,
             "limits": limits,
         }
-        self._make_extractor = partial(FeatureExtractor, model, weights, **again)
-        self._make_explainer = partial(Explainer, model, weights, **again)
+        self._make_extractor = partial(
+            FeatureExtractor, model, weights, unchanged=opened.file, **again
+        )
+        self._make_explainer = partial(Explainer, model, weights, opened=opened, **again)
+        self._explainer: Explainer | None = None
+        self._one_opens = Lock()
         self._decoding = decoding
         self._limits = limits
 
@@ -204,7 +209,8 @@ class Classifier:
 
         Raises:
             ImageError: an image cannot be used.
-            WeightsError: the network is an exported file, which has no features.
+            WeightsError: the network is an exported file, which has no features, or its file has
+                changed since it was opened.
         """
         found: list[Features] = []
         sources = images if isinstance(images, list | tuple) else [images]
@@ -240,12 +246,21 @@ class Classifier:
         Raises:
             ImageError: the image cannot be used.
             InputError: there is no such label or method, or an exported file lacks the map.
+            WeightsError: the weights have changed since they were opened.
         """
-        return self._explainer.explain(image, label, method, name=name)
+        return self.explainer.explain(image, label, method, name=name)
 
-    @cached_property
-    def _explainer(self) -> Explainer:
-        return self._make_explainer()
+    @property
+    def explainer(self) -> Explainer:
+        """What `explain` asks. The first use opens it.
+
+        Raises:
+            WeightsError: the weights have changed since they were opened.
+        """
+        with self._one_opens:
+            if self._explainer is None:
+                self._explainer = self._make_explainer()
+            return self._explainer
 
     @cached_property
     def _extractor(self) -> FeatureExtractor:

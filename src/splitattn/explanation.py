@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
+from threading import Lock
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,12 +20,19 @@ from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError, nearest
 from splitattn.graph.folding import CLASS_MAPS, FoldedNetwork
 from splitattn.graph.gradient import logit_gradient
-from splitattn.images.decode import RGB, ImageSource, decode_planes, decode_reduced, name_of
+from splitattn.images.decode import (
+    RGB,
+    ImageSource,
+    decode_planes,
+    decode_reduced,
+    name_of,
+    read_content,
+)
 from splitattn.images.heat import Scale, Shares, draw_heat, write_page
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.loading import Decoding
 from splitattn.images.preprocess import Pixels, normalize, preprocess_planes, preprocess_reduced
-from splitattn.opening import TrainedNetwork, open_network, open_weights
+from splitattn.opening import OpenedNetwork, TrainedNetwork, open_network, open_weights
 from splitattn.preprocessing import Preprocessing, geometry, least_side
 from splitattn.weights.download import Progress
 
@@ -44,6 +52,9 @@ _MEANINGS = {
     "layercam": "activations times positive gradients, in logits",
     "rise": f"how much a place adds to the probability if it is seen, by {_MASKS} random masks",
 }
+
+_LEAST_PROBABILITY = 1e-6  # that a map of differences of probabilities can show
+_MOST_DIGITS = 9  # of an index
 
 Map = NDArray[np.float32]
 Box = tuple[float, float, float, float]
@@ -157,14 +168,30 @@ def _figures(each: Explanation) -> str:
     return f"{each.label}: {100 * each.probability:.1f} %, logit {each.logit:.2f}{bias}"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedImage:
+    """An image as `Explainer` takes it.
+
+    Attributes:
+        pixels: the network's input (C, size, size).
+        picture: what is shown, RGB.
+        box: the part of it that is the input.
+    """
+
+    pixels: Pixels
+    picture: Image.Image
+    box: Box
+
+
 class Explainer:
-    """Explains labels.
+    """Explains labels. Threads may share it.
 
     It opens the network by itself, with maps as further outputs, when the first explanation needs
     it.
 
     Args:
         model, weights, device, engine, decoding, white_level, limits, progress: see `Classifier`.
+        opened: the same network as someone has opened it, whose labels are to be explained.
 
     Attributes:
         model, weights: what was chosen.
@@ -172,7 +199,7 @@ class Explainer:
         preprocessing: how an image becomes the network's input.
 
     Raises:
-        InputError, WeightsError: see `Classifier`.
+        InputError, WeightsError: see `Classifier`. The weights must be those of `opened` still.
     """
 
     def __init__(
@@ -186,16 +213,18 @@ class Explainer:
         white_level: float | None = None,
         limits: Limits = DEFAULT_LIMITS,
         progress: Progress | None = None,
+        opened: OpenedNetwork | None = None,
     ) -> None:
         self._network: _Trained | _Exported
         if weights is not None and file_engine(weights):
-            opened = open_network(model, weights, engine=engine, device=device)
+            opened = opened or open_network(model, weights, engine=engine, device=device)
             self._activate = ACTIVATIONS[opened.metadata.activation]
             self._network = _Exported(opened.engine, opened.weights, self._activate)
             self.model, self.weights = opened.model, opened.weights
             self.classes, own = opened.classes, opened.preprocessing
         else:
-            trained = open_weights(model, weights, progress=progress)
+            unchanged = opened.file if opened else None
+            trained = open_weights(model, weights, progress=progress, unchanged=unchanged)
             self._activate = ACTIVATIONS[trained.metadata.activation]
             self._network = _Trained(trained, engine, device)
             self.model, self.weights = trained.metadata.model, trained.weights
@@ -217,14 +246,67 @@ class Explainer:
         Args:
             name: what errors call the image.
         """
+        return self.explain_loaded(
+            self.load(image, name=name), label, method, name=name or name_of(image)
+        )
+
+    def prepare(self) -> None:
+        """Compile what the method "auto" needs, now rather than with the first image."""
+        self._network.prepare(self.preprocessing.size)
+
+    def load(
+        self, image: ImageSource, *, limits: Limits | None = None, name: str | None = None
+    ) -> LoadedImage:
+        """An image, decoded.
+
+        Args:
+            limits: None takes the explainer's.
+            name: what errors call the image.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        limits, name = self._limits if limits is None else limits, name or name_of(image)
+        preprocessing, white = self.preprocessing, self.preprocessing.white_level
+        if preprocessing.channels != RGB:
+            planes = decode_planes(
+                image, preprocessing.channels, limits=limits, name=name, white_level=white
+            )
+            gray = (planes.mean(0) * 255).astype(np.uint8)
+            picture = Image.fromarray(gray).convert("RGB")
+            pixels, box = preprocess_planes(planes, preprocessing), _seen(picture, preprocessing)
+            return LoadedImage(pixels=pixels, picture=picture, box=box)
+        content = read_content(image, limits=limits)  # once, as it may be decoded twice
+        reduced = decode_reduced(
+            content, self._least_side, limits=limits, name=name, white_level=white
+        )
+        picture = reduced.image
+        if reduced.scale > 1 and min(picture.size) < _PICTURE_SIDE:
+            picture = decode_reduced(
+                content, _PICTURE_SIDE, limits=limits, name=name, white_level=white
+            ).image
+        return LoadedImage(
+            pixels=preprocess_reduced(reduced, preprocessing),
+            picture=picture,
+            box=_seen(picture, preprocessing, reduced.whole),
+        )
+
+    def explain_loaded(
+        self,
+        loaded: LoadedImage,
+        label: str | int | None = None,
+        method: str = "auto",
+        *,
+        name: str = "image",
+    ) -> Explanation:
+        """`explain` for an image that `load` gave."""
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r:.60}")
         index = None if label is None else self._index(label)
-        pixels, picture, box = self._load(image, name)
-        images = normalize(pixels[None], self.preprocessing)
+        images = normalize(loaded.pixels[None], self.preprocessing)
         found = self._network.explain(images, index, method)
         if not (np.isfinite(found.logits).all() and np.isfinite(found.map).all()):
-            raise ImageError(f"{name or name_of(image)}: {NOT_FINITE}")
+            raise ImageError(f"{name}: {NOT_FINITE}")
         return Explanation(
             map=found.map,
             grid=(_CELLS, _CELLS) if found.method == "rise" else _shape(found.map),
@@ -235,15 +317,15 @@ class Explainer:
             logit=float(found.logits[found.index]),
             bias=found.bias,
             method=found.method,
-            image=picture,
-            box=box,
+            image=loaded.picture,
+            box=loaded.box,
             shares=found.shares,
         )
 
     def _index(self, label: str | int) -> int:
         if isinstance(label, str) and label in self.classes:
             return self.classes.index(label)
-        if isinstance(label, int) or label.isdecimal():
+        if isinstance(label, int) or (label.isdecimal() and len(label) <= _MOST_DIGITS):
             if 0 <= int(label) < len(self.classes):
                 return int(label)
             raise InputError(
@@ -253,27 +335,6 @@ class Explainer:
             f"label must be one of the {len(self.classes)} classes or an index, got {label!r:.60}"
             f"{nearest(label, [*self.classes])}"
         )
-
-    def _load(self, image: ImageSource, name: str | None) -> tuple[Pixels, Image.Image, Box]:
-        """The network's input, the picture to show, and the part of it that is the input."""
-        preprocessing, white = self.preprocessing, self.preprocessing.white_level
-        if preprocessing.channels != RGB:
-            planes = decode_planes(
-                image, preprocessing.channels, limits=self._limits, name=name, white_level=white
-            )
-            gray = (planes.mean(0) * 255).astype(np.uint8)
-            picture = Image.fromarray(gray).convert("RGB")
-            return preprocess_planes(planes, preprocessing), picture, _seen(picture, preprocessing)
-        reduced = decode_reduced(
-            image, self._least_side, limits=self._limits, name=name, white_level=white
-        )
-        pixels = preprocess_reduced(reduced, preprocessing)
-        picture = reduced.image
-        if reduced.scale > 1 and min(picture.size) < _PICTURE_SIDE:
-            picture = decode_reduced(
-                image, _PICTURE_SIDE, limits=self._limits, name=name, white_level=white
-            ).image
-        return pixels, picture, _seen(picture, preprocessing, reduced.whole)
 
 
 def _shape(map: Map) -> tuple[int, int]:
@@ -323,11 +384,18 @@ class _Trained:
     def __init__(self, network: TrainedNetwork, engine: str, device: str) -> None:
         self._network, self._engine, self._device = network, engine, device
         self._engines: dict[str, Engine] = {}
+        self._one_opens = Lock()
+
+    def prepare(self, size: int) -> None:
+        """Open what the method "auto" needs for images of `size` pixels."""
+        self._opened(CLASS_MAPS if _shows_much(size) else f"layer{_stage(size)}")
+        if not _shows_much(size):
+            _ = self._folded
 
     def explain(self, images: Images, index: int | None, method: str) -> _Found:
+        size = images.shape[2]
         if method == "auto":
-            fine = _grid(images.shape[2], _LAST_STAGE) >= LEAST_GRID
-            method = "cam" if fine else "layercam"
+            method = "cam" if _shows_much(size) else "layercam"
         if method == "rise":
             activate = ACTIVATIONS[self._network.metadata.activation]
             return _rise(self._opened(CLASS_MAPS), images, index, activate)
@@ -335,20 +403,22 @@ class _Trained:
             logits, class_maps, *shares = _outputs(self._opened(CLASS_MAPS), images)
             found = _cam(logits, class_maps, index)
         else:
-            earlier = range(_LAST_STAGE - 1, _EARLIEST_STAGE - 1, -1)
-            large = (stage for stage in earlier if _grid(images.shape[2], stage) >= LEAST_GRID)
-            stage = next(large, _EARLIEST_STAGE)
+            stage = _stage(size)
             logits, features, *shares = _outputs(self._opened(f"layer{stage}"), images)
             found = _layercam(logits, features, self._folded, stage, index)
         return replace(found, shares=self._shares(*shares))
 
     def _opened(self, map: str) -> Engine:
         """The network in its engine, with a map and the shares as further outputs."""
-        if map not in self._engines:
-            shares = ("shares",) if self._network.architecture.radix else ()
-            outputs = ("logits", map, *shares)
-            self._engines[map] = self._network.load(self._engine, self._device, outputs=outputs)
-        return self._engines[map]
+        with self._one_opens:
+            if map not in self._engines:
+                shares = ("shares",) if self._network.architecture.radix else ()
+                outputs = ("logits", map, *shares)
+                opened = self._network.load(self._engine, self._device, outputs=outputs)
+                # Images come one by one: nothing is gained by a network for each size of a batch.
+                opened.fix_batches([], self._network.metadata.preprocessing)
+                self._engines[map] = opened
+            return self._engines[map]
 
     @cached_property
     def _folded(self) -> FoldedNetwork:
@@ -376,6 +446,9 @@ class _Exported:
         self._activate = activate
         self._engine, self._path = engine, path
 
+    def prepare(self, size: int) -> None:
+        """Nothing: the file is open."""
+
     def explain(self, images: Images, index: int | None, method: str) -> _Found:
         if method in ("auto", "cam"):
             outputs = _outputs(self._engine, images)
@@ -392,6 +465,17 @@ class _Exported:
 def _grid(size: int, stage: int) -> int:
     """Places a side of the map that a stage gives, for images of `size` pixels."""
     return ceil(size / (2 << stage))
+
+
+def _shows_much(size: int) -> bool:
+    """Whether the last map is fine enough, for images of `size` pixels."""
+    return _grid(size, _LAST_STAGE) >= LEAST_GRID
+
+
+def _stage(size: int) -> int:
+    """The latest of the earlier stages whose map is fine enough, or else the earliest."""
+    earlier = range(_LAST_STAGE - 1, _EARLIEST_STAGE - 1, -1)
+    return next((stage for stage in earlier if _grid(size, stage) >= LEAST_GRID), _EARLIEST_STAGE)
 
 
 def _outputs(engine: Engine, images: Images) -> list[Array]:
@@ -438,7 +522,7 @@ def _rise(
         map=(total / seen - np.mean(found)).astype(np.float32),
         index=index,
         logits=logits,
-        least=_ERRORS * float(np.std(found)) / len(found) ** 0.5,
+        least=max(_ERRORS * float(np.std(found)) / len(found) ** 0.5, _LEAST_PROBABILITY),
     )
 
 

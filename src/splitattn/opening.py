@@ -42,6 +42,21 @@ _REDUCTION = 32  # pixels of the images to a place of the last map
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileState:
+    """A file and what its system says of it, which tells whether it was replaced or written."""
+
+    path: Path
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileState":
+        now = path.stat()
+        return cls(path=path, inode=now.st_ino, size=now.st_size, modified=now.st_mtime_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenedNetwork:
     """A network that is ready to run.
 
@@ -49,11 +64,13 @@ class OpenedNetwork:
         engine: runs it.
         weights: tag, path or `hf-hub:` name of its weights.
         metadata: model, classes, preprocessing, and recipe and metrics where the file says them.
+        file: the weights as they were read; None of an exported file.
     """
 
     engine: Engine
     weights: str
     metadata: ModelMetadata
+    file: FileState | None = None
 
     @property
     def model(self) -> str:
@@ -84,12 +101,14 @@ class TrainedNetwork:
         tensors: the state dict, by official key.
         metadata: model, classes, preprocessing, and recipe and metrics where the file says them.
         weights: tag, path or `hf-hub:` name by which it was asked for.
+        file: the tensors' file; None of a network that was made in memory.
     """
 
     architecture: Architecture
     tensors: Mapping[str, NDArray[Any]]
     metadata: ModelMetadata
     weights: str
+    file: FileState | None = None
 
     def fold(self, form: Form) -> FoldedNetwork:
         """The inference network."""
@@ -175,6 +194,7 @@ def open_network(
         engine=trained.load(engine, device, size=preprocessing.size),
         weights=trained.weights,
         metadata=trained.metadata,
+        file=trained.file,
     )
     return _with_white_level(opened.prepared(preprocessing), white_level)
 
@@ -190,15 +210,26 @@ def open_weights(
     weights: str | Path | None = None,
     *,
     progress: Progress | None = None,
+    unchanged: FileState | None = None,
 ) -> TrainedNetwork:
-    """The trained network that a person means: see `open_network` for the arguments.
+    """The trained network that a person means: see `open_network` for the other arguments.
+
+    Args:
+        unchanged: the file must still be this one.
 
     Raises:
         InputError: there is no such model.
         WeightsError: the weights cannot be found, verified or matched to the model, have no
-            classifier, or nothing says how images of their channels are prepared.
+            classifier, or nothing says how images of their channels are prepared; or they have
+            changed.
     """
     resolved = resolve(model, weights, progress=progress)
+    file = FileState.of(resolved.path)
+    if unchanged not in (None, file):
+        raise WeightsError(
+            f"{resolved.path} must be the file that predictions are made with, and has changed "
+            "since it was opened: open it again"
+        )
     checkpoint = read_checkpoint(resolved.path)
     if checkpoint.metadata and checkpoint.metadata.task != TASK:
         raise _labels_nothing(resolved.path, checkpoint.metadata.task)
@@ -226,6 +257,7 @@ def open_weights(
         architecture=architecture(resolved.model),
         tensors=checkpoint.tensors,
         weights=resolved.tag or str(resolved.path),
+        file=file,
         metadata=ModelMetadata(
             model=resolved.model,
             classes=classes,

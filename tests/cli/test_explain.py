@@ -1,5 +1,6 @@
 """`splitattn explain`."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_page_holds_all_images(
     shown = page.read_text(encoding="utf-8")
     assert shown.count("<section>") == shown.count(f"<h2>{photograph}</h2>") == 2
     assert capsys.readouterr().out.splitlines()[0].split(" %  ")[1].split("  ")[0] in CLASSES
+
+
+def test_an_old_page_stays_where_nothing_is_explained(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "why.html"
+    page.write_text("old")
+    options = ("--weights", weights, "--output", page)
+    assert call(tmp_path / "missing.png", *options) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert call("-", *options) == 2
+    assert page.read_text() == "old"
 
 
 def test_wrong_calls_are_refused_before_anything_is_written(

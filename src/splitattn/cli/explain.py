@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,11 +98,13 @@ def explain(
                     yield path, found
                 count(1, None)
 
-    if pictures is None:
-        write_html(explained(), output)
-    else:
+    if pictures is not None:
         for path, found in explained():
             pictures.add(path, path, found)
+    else:
+        sections = explained()
+        if first := next(sections, None):  # without any, an old page stays
+            write_html(chain([first], sections), output)
     if not done:
         raise InputError("explain needs images, got none: stdin is empty or closed")
     if failed:

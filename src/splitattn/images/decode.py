@@ -284,12 +284,7 @@ def _decode(
         return _whole(_with_all_bits(image, None, header, white_level, name))
     if isinstance(source, np.ndarray):
         return _whole(_from_array(source, limits, white_level, name))
-    if isinstance(source, str) and is_url(source):
-        from splitattn.images.fetch import fetch  # not needed for files
-
-        source = fetch(source, limits=limits)
-    elif isinstance(source, str | Path):
-        source = _read_file(Path(source), limits)
+    source = _content(source, limits)
     if isinstance(source, bytes):
         _check_bytes(len(source), limits)
         if source.startswith(NPY):
@@ -299,6 +294,24 @@ def _decode(
         "an image must be a path, a URL, bytes, an array or a Pillow image, "
         f"got {type(source).__name__}"
     )
+
+
+def read_content(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> ImageSource:
+    """The bytes of a path or URL, and anything else as it is, for those who decode it twice.
+
+    Raises:
+        ImageError: it cannot be read, or has too many bytes.
+    """
+    with _named(source, None):
+        return _content(source, limits)
+
+
+def _content(source: ImageSource, limits: Limits) -> ImageSource:
+    if isinstance(source, str) and is_url(source):
+        from splitattn.images.fetch import fetch  # not needed for files
+
+        return fetch(source, limits=limits)
+    return _read_file(Path(source), limits) if isinstance(source, str | Path) else source
 
 
 def _whole(pixels: Image.Image | Raster) -> _Decoded:
