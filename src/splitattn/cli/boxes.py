@@ -1,7 +1,6 @@
 """What `splitattn predict` and `evaluate` write and draw for a detector."""
 
 import re
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -68,17 +67,10 @@ def opened(
 
 
 def _draw(source: str | bytes, objects: "list[DetectedObject]") -> "Image.Image":
-    from splitattn.dense.drawing import draw_boxes
+    from splitattn.dense.drawing import draw_objects
     from splitattn.images.decode import decode
 
-    found = [each.mask for each in objects if each.mask]
-    return draw_boxes(
-        decode(source),
-        [each.box for each in objects],
-        [each.index for each in objects],
-        [f"{one_line(each.label)} {each.score:.0%}" for each in objects],
-        (mask.pixels() for mask in found) if found else None,
-    )
+    return draw_objects(decode(source), objects)
 
 
 def _table(name: str, result: "Result") -> str:
@@ -94,20 +86,16 @@ def _line(found: "DetectedObject") -> str:
 
 
 def _json(detector: "Detector", name: str, result: "Result") -> str:
+    from splitattn.dense.as_json import object_as_json
+
     line: dict[str, Any] = {"path": name}
     if isinstance(result, ImageError):
         line["error"] = str(result)
     else:
-        line["objects"] = [_object(each) for each in result]
+        line["objects"] = [object_as_json(each) for each in result]
         line["model"] = detector.model
         line["weights"] = detector.weights
     return json_line(line)
-
-
-def _object(found: "DetectedObject") -> dict[str, Any]:
-    row = asdict(replace(found, mask=None))
-    del row["mask"]
-    return row | ({"mask": found.mask.to_coco()} if found.mask else {})
 
 
 def _csv(detector: "Detector", name: str, result: "Result") -> str:

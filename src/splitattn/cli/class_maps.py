@@ -57,21 +57,13 @@ def _table(name: str, result: "Result") -> str:
 
 
 def _json(segmenter: "Segmenter", name: str, result: "Result") -> str:
-    from splitattn.dense.outlines import to_run_lengths
+    from splitattn.dense.as_json import classes_as_json
 
     line: dict[str, Any] = {"path": name}
     if isinstance(result, ImageError):
         line["error"] = str(result)
     else:
-        line["classes"] = [
-            {
-                "label": each.label,
-                "index": each.index,
-                "share": each.share,
-                "mask": to_run_lengths(result.class_map == each.index).to_coco(),
-            }
-            for each in result.shares
-        ]
+        line["classes"] = classes_as_json(result)
         line["model"] = segmenter.model
         line["weights"] = segmenter.weights
     return json_line(line)

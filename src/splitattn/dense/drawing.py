@@ -3,13 +3,17 @@
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from splitattn.errors import one_line
 from splitattn.images.drawing import lettering
+
+if TYPE_CHECKING:
+    from splitattn.dense.detector import DetectedObject
 
 Color = tuple[int, int, int]
 # Far apart, on dark and on bright pictures, and to most who are color-blind (Okabe and Ito, 2008,
@@ -53,6 +57,18 @@ def _more_colors() -> tuple[Color, ...]:
         colors.append((red, green, blue))
         distances = np.minimum(distances, np.square(left - colors[-1]).sum(1))
     return tuple(colors)
+
+
+def draw_objects(image: Image.Image, objects: "Sequence[DetectedObject]") -> Image.Image:
+    """A copy of `image` with what a detector found: masks, or boxes if it finds no masks."""
+    masks = [each.mask for each in objects if each.mask]
+    return draw_boxes(
+        image,
+        [each.box for each in objects],
+        [each.index for each in objects],
+        [f"{one_line(each.label)} {each.score:.0%}" for each in objects],
+        (mask.pixels() for mask in masks) if masks else None,
+    )
 
 
 def draw_boxes(
