@@ -5,6 +5,8 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,10 @@ def call(*arguments: object) -> int:
 
 
 def test_options_become_settings(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(
@@ -53,6 +58,8 @@ def test_options_become_settings(
         trusted_hosts=("localhost", "127.0.0.1", "::1"),
     )
     assert (asked["host"], asked["port"]) == ("127.0.0.1", 0)
+    assert call("--max-images", 64, "--max-queue", 32) == 2
+    assert "max_images must be at most max_queue, 32, got 64" in capsys.readouterr().err
     call(*options, "--host", "0.0.0.0")
     assert asked["s"].trusted_hosts == ()
     call(*options, "--trusted-host", "photos.example")
@@ -85,7 +92,25 @@ def test_sigterm_answers_what_comes_while_it_drains(
     monkeypatch.setattr(server, "_log_as_json", lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"lost": 0, "answered": 0}
+
+    def keep_asking() -> None:
+        """Until the service closes the connection, or says that it will."""
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
+        while True:
+            try:
+                connection.request("POST", "/v1/predict", b"no image")
+            except OSError:
+                return
+            try:
+                answer = connection.getresponse()
+            except OSError:
+                found["lost"] += 1
+                return
+            answer.read()
+            found["answered"] += 1
+            if answer.headers["Connection"] == "close":
+                return
 
     def ask() -> None:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
@@ -96,8 +121,12 @@ def test_sigterm_answers_what_comes_while_it_drains(
                 except httpx2.TransportError:
                     pass
                 time.sleep(0.01)
+            for thread in (others := [threading.Thread(target=keep_asking) for _ in range(4)]):
+                thread.start()
+            time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
+            for thread in others:
+                thread.join(20)
             found["ready"] = client.get("/readyz").status_code
             found["answer"] = client.post("/v1/predict", content=b"no image").status_code
 
@@ -106,6 +135,31 @@ def test_sigterm_answers_what_comes_while_it_drains(
     model = Classifier(weights=weights, engine="onnxruntime")
     server.serve(model, Settings(drain_wait=1.0), port=port)
     asking.join(20)
-    assert found == {"ready": 503, "answer": 422}
+    assert found.pop("answered") >= 5
+    assert found == {"ready": 503, "answer": 422, "lost": 0}
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+def test_a_second_signal_ends_it_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_log_as_json", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def end() -> None:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            for status in (200, 503):  # ready, and draining
+                found = None
+                while found != status:
+                    time.sleep(0.01)
+                    with suppress(httpx2.TransportError):
+                        found = client.get("/readyz").status_code
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    started = time.monotonic()
+    model = Classifier(weights=weights, engine="onnxruntime")
+    server.serve(model, Settings(drain_wait=20.0), port=port)
+    assert time.monotonic() - started < 15
+    ending.join(20)

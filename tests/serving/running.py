@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from splitattn.errors import ImageError
 from splitattn.images.limits import Limits
 from splitattn.serving.app import application
-from splitattn.serving.served import Options, Served
+from splitattn.serving.served import Options, Served, check_parameters
 from splitattn.serving.settings import Settings
 
 WAIT = 20  # seconds, for what comes at once
@@ -36,8 +36,8 @@ class Gated(Served):
         self.prepared = list(batch_sizes)
         assert self.compiled.wait(WAIT)
 
-    def load(self, content: bytes, limits: Limits, name: str) -> bytes:
-        del limits
+    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> bytes:
+        del limits, options
         if content.startswith(b"broken"):
             raise ImageError(f"{name}: broken")
         return content
@@ -55,7 +55,7 @@ class Gated(Served):
         return {"length": result}
 
     def options(self, query: Mapping[str, str]) -> Options:
-        self.check(query)
+        check_parameters(query, self.parameters)
         return {}
 
 

@@ -2,9 +2,12 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import pytest
 
 from splitattn.serving.batcher import Batcher, Ran
@@ -27,7 +30,7 @@ class Gate:
 
 
 @contextmanager
-def batcher(gate: Gate, **options: float) -> Iterator[Batcher[int, int]]:
+def batcher(gate: Gate, **options: Any) -> Iterator[Batcher[int, int]]:
     ready: Batcher[int, int] = Batcher(gate, **{"max_batch": 4, **options})  # type: ignore[arg-type]
     try:
         yield ready
@@ -48,12 +51,12 @@ def test_items_gather_while_the_network_is_busy() -> None:
 
 
 def test_a_single_item_waits_for_nobody() -> None:
-    gate = Gate()
+    gate, told = Gate(), list[Ran]()
     gate.open.set()
-    with batcher(gate) as running:
-        started = time.monotonic()
-        assert running.submit(3).result(WAIT) == 9
-        assert time.monotonic() - started < 1
+    with batcher(gate, on_batch=told.append) as running:
+        for _ in range(20):
+            assert running.submit(3).result(WAIT) == 9
+    assert min(ran.waited[0] for ran in told) < 0.001
 
 
 def test_with_a_wait_a_full_batch_goes_at_once_and_a_part_of_one_later() -> None:
@@ -67,6 +70,33 @@ def test_with_a_wait_a_full_batch_goes_at_once_and_a_part_of_one_later() -> None
         running.submit(5).result(WAIT)
         assert time.monotonic() - started >= 0.2
     assert [len(batch) for batch in gate.batches] == [4, 1]
+
+
+def test_an_item_that_has_waited_while_the_network_was_busy_waits_no_more() -> None:
+    gate = Gate()
+    with batcher(gate, max_wait=0.3) as running:
+        running.submit(0)
+        assert gate.busy.wait(WAIT)
+        late = running.submit(1)
+        time.sleep(0.3)
+        gate.open.set()
+        opened = time.monotonic()
+        assert late.result(WAIT) == 1
+        assert time.monotonic() - opened < 0.2
+
+
+def test_what_nobody_waits_for_is_not_held_either() -> None:
+    gate = Gate()
+    running: Batcher[Any, int] = Batcher(gate, max_batch=1)
+    running.submit(0)
+    assert gate.busy.wait(WAIT)
+    item = np.zeros(1)
+    held = weakref.ref(item)
+    running.submit(item).cancel()
+    del item
+    assert held() is None
+    gate.open.set()
+    running.close()
 
 
 def test_what_nobody_waits_for_is_dropped_before_it_costs() -> None:

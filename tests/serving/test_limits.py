@@ -1,5 +1,6 @@
 """How a service refuses, gives up and ends, with a model whose computation waits for the test."""
 
+import base64
 import socket
 import threading
 import time
@@ -9,9 +10,10 @@ import httpx2
 import pytest
 
 from splitattn.errors import InputError
+from splitattn.serving.app import application
 from splitattn.serving.settings import Settings
 
-from .running import WAIT, Running, gated, until_ready
+from .running import WAIT, Gated, Running, gated, running, until_ready
 
 
 def post(own: Running, content: bytes = b"image", **headers: str) -> httpx2.Response:
@@ -82,6 +84,57 @@ def test_bytes_that_wait_are_bounded_too() -> None:
         model.gate.set()
         assert first.result(WAIT).status_code == 200
         assert post(own, b"x" * 600).status_code == 200
+
+
+def test_a_bad_image_leaves_nothing_behind_that_is_not_counted() -> None:
+    with gated(max_queue=4, max_images=4, max_batch=1) as (own, model), ThreadPoolExecutor(1) as p:
+        stays = p.submit(post, own, b"stays")
+        assert model.busy.wait(WAIT)
+        data = [base64.b64encode(each).decode() for each in (b"broken", b"one", b"two")]
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [3], "data": data}
+        for _ in range(5):
+            refused = own.client.post("/v2/models/gated/infer", json={"inputs": [tensor]})
+            assert (refused.status_code, "broken" in refused.json()["error"]) == (422, True)
+            assert own.metric("splitattn_queue_images") == 1
+        model.gate.set()
+        assert stays.result(WAIT).status_code == 200
+        assert post(own, b"next").status_code == 200
+        assert model.batches == [[b"stays"], [b"next"]]
+
+
+def test_only_so_many_images_are_decoded_while_one_is_computed() -> None:
+    with gated(max_batch=2, workers=1) as (own, model), ThreadPoolExecutor(1) as pool:
+        loaded: list[bytes] = []
+        model.load = lambda content, *_: loaded.append(content) or content  # type: ignore[method-assign,assignment,func-returns-value]
+        images = {"images": ["AAAA"] * 12}
+        answer = pool.submit(own.client.post, "/v1/predict", json=images)
+        assert model.busy.wait(WAIT)
+        wait_for(lambda: len(loaded) == 4)
+        time.sleep(0.05)
+        assert len(loaded) == 4
+        model.gate.set()
+        assert len(answer.result(WAIT).json()["results"]) == 12
+
+
+def test_taking_a_body_apart_is_within_the_deadline_and_a_file_is_not_taken_apart() -> None:
+    with gated(deadline=0.3) as (own, model):
+        model.gate.set()
+        free = threading.Event()
+        own.app.state.service._readers.submit(free.wait, WAIT)
+        refused = own.client.post("/v1/predict", json={"image": "AAAA"})
+        assert fault(refused) == (504, "deadline")
+        assert post(own).status_code == 200
+        free.set()
+
+
+def test_json_of_very_many_values_is_413_before_it_takes_memory() -> None:
+    with gated() as (own, _):
+        for path in ("/v1/predict", "/v2/models/gated/infer"):
+            content = b'{"images": [' + b"[]," * 2**20 + b"[]]}"
+            json = {"Content-Type": "application/json"}
+            refused = own.client.post(path, content=content, headers=json)
+            assert refused.status_code == 413
+            assert "JSON may hold 1,048,576 values" in refused.text
 
 
 def test_a_request_is_refused_at_once_while_all_threads_decode() -> None:
@@ -174,6 +227,38 @@ def test_ending_answers_what_was_accepted() -> None:
         assert [each.result(WAIT).json()["length"] for each in accepted] == [5] * 3
 
 
+def test_while_it_drains_answers_close_their_connections() -> None:
+    with gated() as (own, model):
+        model.gate.set()
+        assert "Connection" not in post(own).headers
+        own.app.state.service.drain()
+        answered = post(own)
+        assert (answered.status_code, answered.headers["Connection"]) == (200, "close")
+        assert own.client.get("/readyz").headers["Connection"] == "close"
+
+
+def test_a_model_that_cannot_be_prepared_is_logged_and_not_alive(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Gated()
+    model.prepare = lambda _: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    with running(application(model, Settings())) as own:
+        wait_for(lambda: own.client.get("/livez").status_code == 500)
+        assert own.client.get("/v2/health/live").status_code == 500
+        assert own.client.get("/readyz").json() == {"ready": False, "state": "failed"}
+        assert fault(post(own)) == (503, "failed")
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_it_is_ready_before_it_can_explain() -> None:
+    model, prepared = Gated(), threading.Event()
+    model.explains = True
+    model.prepare_explanations = lambda: prepared.wait(WAIT)  # type: ignore[method-assign,assignment,return-value]
+    with running(application(model, Settings())) as own:
+        until_ready(own)
+        prepared.set()
+
+
 def test_a_service_that_stops_is_503() -> None:
     with gated() as (own, _):
         own.app.state.service.stop()
@@ -197,9 +282,25 @@ def test_a_key_is_asked_for_where_there_is_one() -> None:
 def test_another_host_is_refused_where_hosts_are_known() -> None:
     with gated(trusted_hosts=("localhost", "127.0.0.1", "::1")) as (own, _):
         for good in ("localhost", f"127.0.0.1:{own.port}", "[::1]:80", "LOCALHOST"):
-            assert own.client.get("/livez", headers={"Host": good}).status_code == 200
+            assert own.client.get("/v1/model", headers={"Host": good}).status_code == 200
         for bad in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80"):
-            assert fault(own.client.get("/livez", headers={"Host": bad})) == (400, "untrusted_host")
+            refused = own.client.get("/v1/model", headers={"Host": bad})
+            assert fault(refused) == (400, "untrusted_host")
+
+
+PROBES = (*("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/gated/ready"),)
+
+
+def test_probes_call_a_pod_by_its_address_and_have_no_key() -> None:
+    with gated(trusted_hosts=("Photos.Example",), key="secret") as (own, _):
+        by_address = {"Host": "10.1.2.3:8000"}
+        for path in PROBES:
+            assert own.client.get(path, headers=by_address).status_code == 200, path
+        key = {"Authorization": "Bearer secret"}
+        assert own.client.get("/metrics", headers=by_address | key).status_code == 200
+        assert fault(own.client.get("/metrics", headers=by_address)) == (401, "unauthorized")
+        named = own.client.get("/v1/model", headers={"Host": "photos.example"} | key)
+        assert named.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from PIL import Image
 
 from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
-from splitattn.dense.detector import Detector
+from splitattn.dense.detector import DetectedObject, Detector
+from splitattn.dense.outlines import to_run_lengths
 from splitattn.dense.segmenter import Segmenter
 from splitattn.images.samples import sample_photographs
 from splitattn.serving.app import create_app
+from splitattn.serving.served_dense import ServedDetector
 from splitattn.serving.settings import Settings
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata
@@ -54,6 +57,17 @@ def post(own: Running, content: bytes, query: str = "", **headers: str) -> Any:
     return response.json()
 
 
+def probabilities_of(answer: Any) -> Any:
+    """By index, of an answer that names all classes."""
+    ordered = sorted(answer["predictions"], key=lambda each: each["index"])
+    return np.array([each["probability"] for each in ordered])
+
+
+def probabilities(classifier: Classifier, content: bytes) -> Any:
+    found = classifier.predict(content, topk=len(CLASSES))
+    return probabilities_of({"predictions": [asdict(each) for each in found]})
+
+
 def test_answers_are_those_of_predict(own: Running, classifier: Classifier) -> None:
     for photograph in PHOTOGRAPHS:
         answer = post(own, photograph, "topk=6")
@@ -73,24 +87,39 @@ def test_answers_are_those_of_predict(own: Running, classifier: Classifier) -> N
 def test_several_files_are_answered_in_their_order_each_for_itself(
     own: Running, classifier: Classifier
 ) -> None:
+    expected = [probabilities(classifier, each) for each in PHOTOGRAPHS[:2]]
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3, "an order must be able to show"
     names = ["one.jpg", "bröken.jpg", "../two.jpg"]
     contents = [PHOTOGRAPHS[0], b"no image", PHOTOGRAPHS[1]]
     files = [("file", each) for each in zip(names, contents, strict=True)]
-    form = own.client.post("/v1/predict?topk=1", files=files)
+    form = own.client.post("/v1/predict?topk=6", files=files)
     encoded = [base64.b64encode(each).decode() for each in contents]
     encoded[2] = f"data:image/jpeg;base64,{encoded[2]}"
-    listed = own.client.post("/v1/predict?topk=1", json={"images": encoded})
+    listed = own.client.post("/v1/predict?topk=6", json={"images": encoded})
     assert form.status_code == listed.status_code == 200
     for response in (form, listed):
         first, broken, last = response.json()["results"]
-        for answer, photograph in ((first, PHOTOGRAPHS[0]), (last, PHOTOGRAPHS[1])):
-            (best,) = classifier.predict(photograph, topk=1)
-            assert answer["predictions"][0]["label"] == best.label
+        np.testing.assert_allclose(probabilities_of(first), expected[0], atol=1e-5)
+        np.testing.assert_allclose(probabilities_of(last), expected[1], atol=1e-5)
         assert broken["error"]["code"] == "bad_image"
         assert "\n" not in broken["error"]["message"]
     assert [each["name"] for each in form.json()["results"]] == names
     single = own.client.post("/v1/predict", json={"image": encoded[0]})
     assert single.json()["predictions"] == post(own, PHOTOGRAPHS[0])["predictions"]
+
+
+def test_batches_have_the_probabilities_of_single_images(classifier: Classifier) -> None:
+    contents = [*PHOTOGRAPHS[:4], *PHOTOGRAPHS[:4][::-1]]
+    # With the wait, batches are full even where decoding is slow.
+    with running(create_app(classifier, Settings(max_batch=4, max_wait=5.0))) as own:
+        until_ready(own)
+        files = [("file", (str(i), content)) for i, content in enumerate(contents)]
+        answers = own.client.post("/v1/predict?topk=6", files=files).json()["results"]
+        for answer, content in zip(answers, contents, strict=True):
+            expected = probabilities(classifier, content)
+            np.testing.assert_allclose(probabilities_of(answer), expected, atol=1e-5)
+        assert own.metric("splitattn_batch_images_count") == 2
+        assert own.metric("splitattn_batch_images_sum") == 8
 
 
 FAULTS: list[tuple[str, str, bytes, str, int, str]] = [
@@ -185,6 +214,16 @@ def test_the_service_says_what_it_is(own: Running, classifier: Classifier) -> No
             assert own.client.request(verb, path, content=b"x").status_code not in (404, 405)
     post(own, PHOTOGRAPHS[0])
     assert own.metric('splitattn_requests_total{path="/v1/predict",status="200"}') >= 1
+    answered, failed = (
+        f'splitattn_images_total{{result="{result}"}}' for result in ("answered", "error")
+    )
+    before = own.metric(answered)
+    own.client.post(INFER, json={"inputs": [IMAGE]})
+    own.client.post("/v1/explain", content=PHOTOGRAPHS[0])
+    assert own.metric(answered) == before + 2
+    assert own.metric('splitattn_stage_seconds_count{stage="explain"}') >= 1
+    own.client.post("/v1/predict", json={"images": ["?", "AAAA"]})
+    assert own.metric(failed) >= 2
     assert own.metric("splitattn_queue_images") == 0
     assert own.client.get("/metrics").headers["Content-Type"].startswith("text/plain")
 
@@ -264,12 +303,84 @@ def test_the_protocol_takes_and_gives_binary_tensors(own: Running, classifier: C
         {"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 300]},
         {"datatype": "UINT8", "shape": [1, 10**9, 10**9, 3], "data": [1]},
         {"datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}},
+        {"datatype": "BYTES", "shape": [1], "parameters": [1], "data": ["AAAA"]},
+        {"datatype": "UINT8", "shape": [1, 10**4000, 10**4000, 3], "data": [1]},
+        {"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0.5, 0.5, 0.5]},
+        {"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, -1]},
+        {"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": ["1", "2", "3"]},
+        {"datatype": "UINT8", "shape": [1, 1, 2, 3], "data": [[1, 2], [3, 4], [5, 6]]},
+        {"datatype": "UINT8", "shape": [1, 0, 2, 3], "data": []},
+        {"datatype": "UINT8", "shape": [1, 1, 1, 3]},
     ],
+    ids=lambda tensor: str(tensor)[:60],
 )
 def test_the_protocol_refuses_in_its_own_shape(own: Running, tensor: dict[str, Any]) -> None:
-    response = own.client.post("/v2/models/resnest14/infer", json={"inputs": [tensor]})
-    assert response.status_code in (400, 413, 422)
+    check_refused(own, {"inputs": [tensor]})
+
+
+IMAGE = {"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"outputs": [{"name": "labels", "parameters": [1]}]},
+        {"outputs": [{"name": "logits"}]},
+        {"outputs": [1]},
+        {"parameters": "x"},
+        {"id": "\ud800"},
+        {"id": 7},
+    ],
+    ids=str,
+)
+def test_the_protocol_refuses_what_surrounds_a_tensor(own: Running, fault: dict[str, Any]) -> None:
+    assert own.client.post(INFER, json={"inputs": [IMAGE]}).status_code == 200
+    check_refused(own, {"inputs": [IMAGE], **fault})
+
+
+def test_the_protocol_refuses_a_header_of_many_digits(own: Running) -> None:
+    headers = {"Inference-Header-Content-Length": "9" * 5000}
+    refused = own.client.post(INFER, json={"inputs": [IMAGE]}, headers=headers)
+    assert refused.status_code == 400
+
+
+INFER = "/v2/models/resnest14/infer"
+
+
+def check_refused(own: Running, request: dict[str, Any]) -> None:
+    content = json.dumps(request).encode()  # which escapes what no client sends by itself
+    response = own.client.post(INFER, content=content)
+    assert response.status_code in (400, 413, 422), response.text
     assert isinstance(response.json()["error"], str)
+
+
+def test_a_service_that_does_not_explain_refuses_to(classifier: Classifier) -> None:
+    with running(create_app(classifier, Settings(explain=False))) as own:
+        until_ready(own)
+        refused = own.client.post("/v1/predict?explain=true", content=PHOTOGRAPHS[0])
+        assert refused.status_code == 422
+        assert "parameters here are topk, threshold; got 'explain'" in refused.text
+        refused = own.client.post("/v1/explain", content=PHOTOGRAPHS[0])
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+        about = own.client.get("/v1/model").json()
+        assert (about["explains"], [*about["parameters"]]) == (False, ["topk", "threshold"])
+        assert "/v1/explain" not in own.client.get("/openapi.json").json()["paths"]
+
+
+def test_masks_of_objects_are_coco_s_as_predict_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    weights = write_dense(tmp_path / "dense.safetensors", "detection")
+    served = ServedDetector(Detector(weights, engine="onnxruntime"))
+    mask = to_run_lengths(np.eye(32, dtype=bool))
+    found = DetectedObject(label="a", index=0, score=0.9, box=(0.0, 0.0, 32.0, 32.0), mask=mask)
+    image = Image.new("RGB", (32, 32), "white")
+    options = served.options({"draw": "true"})
+    answer = json.loads(json.dumps(served.answer(image, [found], options, "a")))
+    assert answer["objects"] == [
+        {"label": "a", "index": 0, "score": 0.9, "box": [0, 0, 32, 32], "mask": mask.to_coco()}
+    ]
 
 
 def test_an_image_that_may_have_several_classes_may_have_none(tmp_path: Path) -> None:

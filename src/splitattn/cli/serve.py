@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _MIB = 2**20
+_IMAGES = 32
 
 
 def serve(
@@ -36,7 +37,10 @@ def serve(
         int, typer.Option(help="MiB of requests that may wait; more are refused with 429.")
     ] = 256,
     max_body_mib: Annotated[int, typer.Option(help="MiB of one request.")] = 32,
-    max_images: Annotated[int, typer.Option(help="Images of one request.")] = 32,
+    max_images: Annotated[
+        int | None,
+        typer.Option(help="Images of one request. [default: 32, but at most --max-queue]"),
+    ] = None,
     deadline: Annotated[
         float, typer.Option(help="Seconds until a request is given up with 504.")
     ] = 10.0,
@@ -78,7 +82,7 @@ def serve(
         max_queue=max_queue,
         max_queued_bytes=max_queued_mib * _MIB,
         max_body=max_body_mib * _MIB,
-        max_images=min(max_images, max_queue),
+        max_images=min(_IMAGES, max_queue) if max_images is None else max_images,
         deadline=deadline,
         drain_wait=drain_wait,
         workers=workers,

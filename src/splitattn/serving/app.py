@@ -16,26 +16,31 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from splitattn.errors import ImageError
+from splitattn.explanation import Explanation
 from splitattn.images.encode import jpeg
-from splitattn.serving.bodies import check_media_type, read_images
+from splitattn.serving.bodies import Sent, check_media_type, is_file, read_images
 from splitattn.serving.guard import Guard, error_response
 from splitattn.serving.inference_protocol import InferenceProtocol
 from splitattn.serving.metrics import CONTENT_TYPE
 from splitattn.serving.openapi import describe_service
-from splitattn.serving.request_errors import RequestError, bad_request
+from splitattn.serving.request_errors import RequestError, bad_image, bad_request, bad_value
 from splitattn.serving.served import (
+    Options,
     Served,
-    ServedClassifier,
+    check_parameters,
     explanation_as_json,
     served,
 )
-from splitattn.serving.service import Service, asked
+from splitattn.serving.service import Service, together
 from splitattn.serving.settings import Settings
 
 if TYPE_CHECKING:
     from splitattn.serving.served import Model
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
+_PROBES = ("/livez", "/readyz")
+_METHODS = ("auto", "cam", "layercam")  # others take minutes
 _PAGE = ("index.html", "page.css", "page.js")
 _CSP = "; ".join(
     (
@@ -61,7 +66,8 @@ def create_app(model: "Model", settings: Settings | None = None) -> Starlette:
         model: a `Classifier`, `Detector` or `Segmenter`.
         settings: None takes the defaults.
     """
-    return application(served(model), settings or Settings())
+    settings = settings or Settings()
+    return application(served(model, explain=settings.explain), settings)
 
 
 def application(model: Served, settings: Settings) -> Starlette:
@@ -77,8 +83,10 @@ def application(model: Served, settings: Settings) -> Starlette:
             yield
         finally:
             service.stop()
-            await app.state.starting
-            await asyncio.to_thread(service.close)
+            try:
+                await app.state.starting
+            finally:
+                await asyncio.to_thread(service.close)
 
     post: dict[str, Handler] = {"/v1/predict": _predict, "/v1/explain": _explain}
     get: dict[str, Handler] = {
@@ -102,7 +110,14 @@ def application(model: Served, settings: Settings) -> Starlette:
         routes=routes,
         lifespan=lifespan,
         middleware=[
-            Middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)  # type: ignore[arg-type, unused-ignore]
+            Middleware(
+                Guard,  # type: ignore[arg-type, unused-ignore]
+                settings=settings,
+                metrics=service.metrics,
+                paths=paths,
+                probes=[*_PROBES, *protocol.probes()],
+                is_ending=lambda: service.is_ending,
+            )
         ],
         exception_handlers={HTTPException: _as_json},
     )
@@ -116,10 +131,9 @@ async def _predict(service: Service, request: Request) -> Response:
     kind = request.headers.get("content-type", "")
     check_media_type(kind)
     async with service.body(request) as body:
-        sent = await service.read(read_images, body, kind, service.settings.max_images)
-        answers = await service.predict(request, sent, options)
+        is_list, answers = await service.run(request, _answers(service, body, kind, options))
     about = {"model": service.served.model, "weights": service.served.weights}
-    if sent.is_list:
+    if is_list:
         return JSONResponse({"results": answers, **about})
     (answer,) = answers
     if "error" in answer:
@@ -127,35 +141,73 @@ async def _predict(service: Service, request: Request) -> Response:
     return JSONResponse({**answer, **about})
 
 
+async def _answers(
+    service: Service, body: bytes, kind: str, options: Options
+) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether the answer is a list, and what each image is answered with."""
+    sent = await _read(service, body, kind, service.settings.max_images)
+
+    async def one(name: str, content: bytes | RequestError) -> dict[str, Any]:
+        try:
+            found = await service.answer(name, content, options)
+        except ImageError as error:
+            found = bad_image(str(error)).as_dict()
+        except RequestError as error:
+            found = error.as_dict()
+        return {"name": name, **found}
+
+    with service.admitted(len(sent.images)):
+        return sent.is_list, await together(one(*image) for image in sent.images)
+
+
+async def _read(service: Service, body: bytes, kind: str, most: int) -> Sent:
+    """See `read_images`; what is more than a file is taken apart in a thread."""
+    if is_file(kind):
+        return read_images(body, kind, most)
+    return await service.read(read_images, body, kind, most)
+
+
 async def _explain(service: Service, request: Request) -> Response:
     service.check_ready()
-    query = asked(request.query_params, "label", "method")
+    if not service.served.explains:
+        raise RequestError(404, "not_found", "this service explains no labels")
+    query = request.query_params
+    check_parameters(query, ("label", "method"))
+    label, method = query.get("label"), query.get("method", "auto")
+    if method not in _METHODS:
+        raise bad_value(f"method must be {', '.join(_METHODS)}, got {method!r:.60}")
     kind = request.headers.get("content-type", "")
     check_media_type(kind)
-    async with service.body(request) as body:
-        sent = await service.read(read_images, body, kind, 1)
-        ((name, content),) = sent.images
-        if isinstance(content, RequestError):
-            raise content
-        found = await service.explain(
-            request, name, content, query.get("label"), query.get("method", "auto")
-        )
-    if "image/jpeg" in request.headers.get("accept", ""):
-        picture = await service.in_thread(lambda: jpeg(found.overlay()))
-        return Response(picture, media_type="image/jpeg")
-    return JSONResponse(await service.in_thread(explanation_as_json, found))
+    as_picture = "image/jpeg" in request.headers.get("accept", "")
+
+    def finish(found: Explanation) -> Response:
+        if as_picture:
+            return Response(jpeg(found.overlay()), media_type="image/jpeg")
+        return JSONResponse(explanation_as_json(found))
+
+    async def explained(body: bytes) -> Response:
+        ((name, content),) = (await _read(service, body, kind, 1)).images
+        with service.admitted(1):
+            return await service.explain(name, content, label, method, finish)
+
+    try:
+        async with service.body(request) as body:
+            return await service.run(request, explained(body))
+    except ImageError as error:
+        raise bad_image(str(error)) from error
 
 
 async def _model(service: Service, request: Request) -> Response:
-    asked(request.query_params)
+    check_parameters(request.query_params, ())
     own, settings = service.served, service.settings
-    about: dict[str, Any] = {
+    about = {
         "model": own.model,
         "weights": own.weights,
         "task": own.task,
         "engine": own.engine,
         "classes": list(own.classes),
-        "explains": service.explains,
+        "explains": own.explains,
+        "size": own.size,
         "parameters": dict(own.parameters),
         "limits": {
             "bytes": settings.max_body,
@@ -165,14 +217,13 @@ async def _model(service: Service, request: Request) -> Response:
         },
         "version": version("splitattn"),
     }
-    if isinstance(own, ServedClassifier):
-        about["size"] = own.classifier.preprocessing.size
     return JSONResponse(about)
 
 
 async def _livez(service: Service, request: Request) -> Response:
-    del service, request
-    return JSONResponse({"live": True})
+    del request
+    live = service.state != "failed"
+    return JSONResponse({"live": live}, 200 if live else 500)
 
 
 async def _readyz(service: Service, request: Request) -> Response:

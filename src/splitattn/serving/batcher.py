@@ -44,7 +44,7 @@ class Batcher(Generic[Item, Result]):
         compute: from one to `max_batch` items to a result for each. What it raises becomes the
             result of all items of its batch.
         max_batch: the most items in a batch.
-        max_wait: seconds that an idle batcher waits for a full batch after the first item.
+        max_wait: seconds that an idle batcher waits for a full batch after its first item came.
         on_batch: told of each batch, in the batcher's thread.
     """
 
@@ -76,6 +76,7 @@ class Batcher(Generic[Item, Result]):
                 raise RuntimeError("the batcher is closed")
             self._waiting.append(entry)
             self._changed.notify()
+        entry.future.add_done_callback(self._forget)
         return entry.future
 
     def close(self) -> None:
@@ -92,11 +93,19 @@ class Batcher(Generic[Item, Result]):
                 if not self._waiting:
                     return
                 if self._max_wait:
-                    self._changed.wait_for(self._is_full, self._max_wait)
+                    left = self._waiting[0].since + self._max_wait - time.monotonic()
+                    self._changed.wait_for(self._is_full, max(left, 0))
                 batch = self._taken()
             if batch:
                 self._run_batch(batch)
             batch = []  # or its images would stay until the next one comes
+
+    def _forget(self, future: "Future[Result]") -> None:
+        """Drop the item of a future that was canceled, rather than hold it until its turn."""
+        if future.cancelled():
+            with self._changed:
+                left = [entry for entry in self._waiting if entry.future is not future]
+                self._waiting = deque(left)
 
     def _is_full(self) -> bool:
         return len(self._waiting) >= self._max_batch or self._closed

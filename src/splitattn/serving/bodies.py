@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 JSON, FORM, BYTES = "application/json", "multipart/form-data", "application/octet-stream"
 _BY_CURL = "application/x-www-form-urlencoded"  # what `curl --data-binary` calls any file
 _LONGEST_NAME = 200
+_MOST_VALUES, _BEFORE_VALUES = 2**20, (b",", b"[", b"{")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,11 @@ class Sent:
 def media_type(header: str) -> str:
     """What the header Content-Type says, without its parameters."""
     return header.partition(";")[0].strip().lower()
+
+
+def is_file(header: str) -> bool:
+    """Whether a body of this Content-Type is an image as it is, and not JSON or a form."""
+    return media_type(header) not in (JSON, FORM)
 
 
 def check_media_type(header: str) -> None:
@@ -83,8 +89,15 @@ def read_json(body: bytes) -> dict[str, Any]:
     """An object.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is none, or has too many values.
     """
+    # Small values, which take much more memory than their text, have signs between them.
+    values = sum(map(body.count, _BEFORE_VALUES))
+    if values > _MOST_VALUES:
+        raise too_large(
+            f"JSON may hold {_MOST_VALUES:,} values, got {values:,}: send images as base64 or as "
+            "they are"
+        )
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,7 +19,8 @@ from splitattn.serving.settings import Settings
 
 LOG = logging.getLogger("splitattn.serving")
 _CLIENT_LEFT = 499  # as nginx logs it; nobody is there to be answered
-_ANYBODY = ("/livez", "/readyz", "/", "/page.css", "/page.js")
+_ANYBODY = ("/", "/page.css", "/page.js")
+_METRICS = "/metrics"
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -37,13 +38,24 @@ class Guard:
         settings: key and trusted hosts.
         metrics: takes the figures.
         paths: that have figures of their own; all others are "other".
+        probes: paths that need no key and no host: orchestrators ask by address.
+        is_ending: whether clients should ask elsewhere. Answers then close their connections, so
+            that no request comes on one that is about to end.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, paths: Sequence[str]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        paths: Sequence[str],
+        probes: Sequence[str],
+        is_ending: Callable[[], bool],
     ) -> None:
-        self._app, self._settings, self._metrics = app, settings, metrics
-        self._paths = frozenset(paths)
+        self._app, self._metrics, self._is_ending = app, metrics, is_ending
+        self._paths, self._probes = frozenset(paths), frozenset(probes)
+        self._key = settings.key
+        self._hosts = tuple(host.lower() for host in settings.trusted_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,6 +75,8 @@ class Guard:
                 for name, value in _HEADERS.items():
                     own.setdefault(name, value)
                 own["X-Request-ID"] = request_id
+                if self._is_ending():
+                    own["Connection"] = "close"
             await send(message)
 
         fault = ""
@@ -84,16 +98,17 @@ class Guard:
             self._note(scope, status, seconds, request_id, fault)
 
     def _check(self, path: str, headers: Headers) -> None:
-        if hosts := self._settings.trusted_hosts:
-            host = _host(headers.get("host", ""))
-            if host not in hosts:
-                raise RequestError(
-                    400,
-                    "untrusted_host",
-                    f"Host must be one of {', '.join(hosts)}, got {host!r:.60}; start the service "
-                    "with --trusted-host to allow another",
-                )
-        key = self._settings.key
+        if path in self._probes:
+            return
+        host = _host(headers.get("host", ""))
+        if self._hosts and host not in self._hosts and path != _METRICS:
+            raise RequestError(
+                400,
+                "untrusted_host",
+                f"Host must be one of {', '.join(self._hosts)}, got {host!r:.60}; start the "
+                "service with --trusted-host to allow another",
+            )
+        key = self._key
         if key is None or path in _ANYBODY:
             return
         given = headers.get("authorization", "")
@@ -124,7 +139,7 @@ class Guard:
         }
         if fault:
             data["fault"] = fault
-        quiet = path in ("/livez", "/readyz", "/metrics")
+        quiet = path in self._probes or path == _METRICS
         LOG.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"data": data})
 
 

@@ -9,7 +9,6 @@ binary extension that Triton's client speaks. Files in JSON are base64. A classi
 import io
 import json
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
@@ -23,20 +22,20 @@ from starlette.routing import Route
 from splitattn.errors import ImageError
 from splitattn.serving.bodies import decoded, read_json
 from splitattn.serving.request_errors import RequestError, bad_image, bad_request, too_large
-from splitattn.serving.served import ServedClassifier
 from splitattn.serving.service import Service, together
 
 _HEADER_LENGTH = "inference-header-content-length"
 _SERVER, _INPUT = "splitattn", "image"
+_LONGEST_SIDE, _MOST_DIGITS = 2**31 - 1, 12
 _EXTENSIONS = ["binary_tensor_data"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """A request: one encoded image or array (H, W, C) for each image, and what it wants back."""
+    """A request: its encoded images, and what it wants back."""
 
     id: str | None
-    images: tuple[bytes | np.ndarray[Any, Any], ...]
+    images: tuple[bytes, ...]
     outputs: tuple[str, ...]
     binary: frozenset[str]
 
@@ -50,11 +49,7 @@ class InferenceProtocol:
 
     def __init__(self, service: Service) -> None:
         self._service, self._name = service, service.served.model
-        self._outputs = (
-            ("probabilities", "labels")
-            if isinstance(service.served, ServedClassifier)
-            else ("answers",)
-        )
+        self._outputs = service.served.outputs
 
     def paths(self) -> list[str]:
         return [
@@ -65,6 +60,10 @@ class InferenceProtocol:
             f"/v2/models/{self._name}/ready",
             f"/v2/models/{self._name}/infer",
         ]
+
+    def probes(self) -> list[str]:
+        """Paths that orchestrators ask."""
+        return ["/v2/health/live", "/v2/health/ready", f"/v2/models/{self._name}/ready"]
 
     def routes(self) -> list[Route]:
         server, live, ready, model, model_ready, infer = self.paths()
@@ -85,7 +84,8 @@ class InferenceProtocol:
 
     async def _live(self, request: Request) -> Response:
         del request
-        return JSONResponse({"live": True})
+        live = self._service.state != "failed"
+        return JSONResponse({"live": live}, 200 if live else 500)
 
     async def _ready(self, request: Request) -> Response:
         del request
@@ -94,8 +94,6 @@ class InferenceProtocol:
 
     async def _model(self, request: Request) -> Response:
         del request
-        classes = len(self._service.served.classes)
-        shapes = {"probabilities": ("FP32", [-1, classes])}
         return JSONResponse(
             {
                 "name": self._name,
@@ -103,12 +101,8 @@ class InferenceProtocol:
                 "platform": self._service.served.engine,
                 "inputs": [{"name": _INPUT, "datatype": "BYTES", "shape": [-1]}],
                 "outputs": [
-                    {
-                        "name": name,
-                        "datatype": shapes.get(name, ("BYTES", [-1]))[0],
-                        "shape": shapes.get(name, ("BYTES", [-1]))[1],
-                    }
-                    for name in self._outputs
+                    {"name": name, "datatype": datatype, "shape": shape}
+                    for name, (datatype, shape) in self._outputs.items()
                 ],
             }
         )
@@ -120,45 +114,33 @@ class InferenceProtocol:
             return JSONResponse({"error": error.message}, error.status, error.headers)
 
     async def _answered(self, request: Request) -> Response:
-        service = self._service
-        service.check_ready()
-        async with service.body(request) as body:
-            length = request.headers.get(_HEADER_LENGTH)
-            asked = await service.read(self._read, body, length)
-            contents = [_as_bytes(image) for image in asked.images]
-            computed = together(
-                service.computed(f"image {i}", content) for i, content in enumerate(contents)
-            )
+        self._service.check_ready()
+        length = request.headers.get(_HEADER_LENGTH)
+        async with self._service.body(request) as body:
             try:
-                pairs = await service.run(request, len(contents), computed)
-                loaded, results = zip(*pairs, strict=True)
-                values = self._values(loaded, results)
+                return await self._service.run(request, self._inferred(body, length))
             except ImageError as error:
                 raise bad_image(str(error)) from error
-        return self._response(asked, values)
 
-    def _values(self, loaded: Sequence[Any], results: Sequence[Any]) -> dict[str, Any]:
-        """The outputs, as arrays or lists of text."""
-        served = self._service.served
-        if isinstance(served, ServedClassifier):
-            options = {"most": 1, "least": 0.0}
-            best = [
-                served.answer(image, result, options, f"image {i}")["predictions"][0]["label"]
-                for i, (image, result) in enumerate(zip(loaded, results, strict=True))
-            ]
-            return {"probabilities": np.stack(results).astype("<f4"), "labels": best}
-        options = dict(served.options({}))
-        return {
-            "answers": [
-                json.dumps(served.answer(image, result, options, f"image {i}"))
-                for i, (image, result) in enumerate(zip(loaded, results, strict=True))
-            ]
-        }
+    async def _inferred(self, body: bytes, header_length: str | None) -> Response:
+        service, served = self._service, self._service.served
+        asked = await service.read(self._read, body, header_length)
+
+        async def one(name: str, content: bytes) -> dict[str, Any]:
+            def finish(loaded: Any, result: Any) -> dict[str, Any]:
+                return served.tensors(loaded, result, name)
+
+            return await service.each(name, content, {}, finish)
+
+        with service.admitted(len(asked.images)):
+            rows = await together(one(f"image {i}", image) for i, image in enumerate(asked.images))
+        return self._response(asked, rows)
 
     def _read(self, body: bytes, header_length: str | None) -> _Asked:
         text, rest = body, b""
         if header_length is not None:
-            if not header_length.isdecimal() or int(header_length) > len(body):
+            digits = header_length.isdecimal() and len(header_length) <= _MOST_DIGITS
+            if not digits or int(header_length) > len(body):
                 raise bad_request(
                     f"Inference-Header-Content-Length must be at most the body's {len(body)} "
                     f"bytes, got {header_length!r:.40}"
@@ -170,30 +152,34 @@ class InferenceProtocol:
             raise bad_request(f"inputs must be a list with one tensor, {_INPUT!r}")
         outputs, binary = self._wanted(value)
         identity = value.get("id")
+        if identity is not None and not _is_text(identity):
+            raise bad_request(f"id must be text, got {identity!r:.60}")
         return _Asked(
-            id=identity if isinstance(identity, str) else None,
+            id=identity,
             images=self._images(inputs[0], rest),
             outputs=outputs,
             binary=binary,
         )
 
-    def _images(self, tensor: dict[str, Any], rest: bytes) -> tuple[Any, ...]:
+    def _images(self, tensor: dict[str, Any], rest: bytes) -> tuple[bytes, ...]:
         most = self._service.settings.max_images
         shape, kind = tensor.get("shape"), tensor.get("datatype")
-        whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
-        if not whole or not shape or shape[0] < 1:
-            raise bad_request(f"shape must be a list of whole numbers, got {shape!r:.60}")
+        whole = isinstance(shape, list) and all(
+            type(n) is int and 0 < n <= _LONGEST_SIDE for n in shape
+        )
+        if not whole or not shape:
+            raise bad_request(
+                f"shape must be a list of numbers from 1 to {_LONGEST_SIDE}, got {shape!r:.60}"
+            )
         if shape[0] > most:
             raise too_large(f"one request may hold {most} images, got {shape[0]}")
-        parameters = tensor.get("parameters")
-        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+        size = _parameters(tensor).get("binary_data_size")
         if size is not None and (type(size) is not int or size != len(rest)):
             raise bad_request(
                 f"binary_data_size must be what follows the header, {len(rest)} bytes, "
                 f"got {size!r:.40}"
             )
         data = tensor.get("data")
-        images: Sequence[bytes | np.ndarray[Any, Any]]
         if kind == "BYTES" and len(shape) == 1:
             images = _elements(rest, shape[0]) if size is not None else _encoded(data)
         elif kind == "UINT8" and len(shape) == 4:
@@ -209,38 +195,39 @@ class InferenceProtocol:
 
     def _wanted(self, value: dict[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
         """Names of the outputs, and which of them are to be binary."""
-        parameters = value.get("parameters")
-        parameters = parameters if isinstance(parameters, dict) else {}
         outputs = value.get("outputs") or [{"name": name} for name in self._outputs]
         if not isinstance(outputs, list) or not all(isinstance(each, dict) for each in outputs):
             raise bad_request("outputs must be a list of objects")
         names = tuple(each.get("name") for each in outputs)
         if not all(name in self._outputs for name in names):
             raise bad_request(f"outputs are {', '.join(self._outputs)}, got {names!r:.80}")
-        everything = bool(parameters.get("binary_data_output"))
+        everything = bool(_parameters(value).get("binary_data_output"))
         binary = {
             str(each["name"])
             for each in outputs
-            if (each.get("parameters") or {}).get("binary_data", everything)
+            if _parameters(each).get("binary_data", everything)
         }
         return tuple(map(str, names)), frozenset(binary)
 
-    def _response(self, asked: _Asked, values: dict[str, Any]) -> Response:
+    def _response(self, asked: _Asked, rows: list[dict[str, Any]]) -> Response:
+        """The outputs of all images, as JSON or with binary tensors after it."""
         tensors, tail = [], b""
         for name in asked.outputs:
-            value = values[name]
-            numbers = isinstance(value, np.ndarray)
+            datatype, _ = self._outputs[name]
+            numbers = datatype == "FP32"
+            values = [row[name] for row in rows]
+            value = np.stack(values).astype("<f4") if numbers else np.array(values, object)
             tensor: dict[str, Any] = {
                 "name": name,
-                "datatype": "FP32" if numbers else "BYTES",
-                "shape": list(np.shape(value)),
+                "datatype": datatype,
+                "shape": list(value.shape),
             }
             if name in asked.binary:
                 content = value.tobytes() if numbers else b"".join(map(_element, value))
                 tensor["parameters"] = {"binary_data_size": len(content)}
                 tail += content
             else:
-                tensor["data"] = value.ravel().tolist() if numbers else value
+                tensor["data"] = value.ravel().tolist()
             tensors.append(tensor)
         answer: dict[str, Any] = {
             "model_name": self._name,
@@ -288,24 +275,41 @@ def _element(text: str) -> bytes:
     return struct.pack("<I", len(content)) + content
 
 
-def _pixels(shape: list[int], data: Any) -> list[np.ndarray[Any, Any]]:
-    """Images from UINT8 (N, H, W, C), as bytes or as a list of numbers."""
+def _pixels(shape: list[int], data: Any) -> list[bytes]:
+    """Images from UINT8 (N, H, W, C), as bytes or as a list of numbers, flat or nested."""
+    values: np.ndarray[Any, Any]
     if isinstance(data, bytes):
         values = np.frombuffer(data, np.uint8)
     else:
         try:
-            values = np.array(data, np.uint8).ravel()
-        except (ValueError, TypeError, OverflowError):
-            raise bad_request("data must be whole numbers from 0 to 255") from None
+            values = np.array(data)
+        except (ValueError, OverflowError):
+            raise bad_request("data must be flat or have equally long lists") from None
+        least, most = (values.min(), values.max()) if values.dtype.kind in "iu" else (-1, -1)
+        if not 0 <= least <= most <= 255:
+            raise bad_request("data must be whole numbers from 0 to 255, got others")
+        if values.ndim > 1 and list(values.shape) != shape:
+            raise bad_request(f"data must be flat or of shape {shape}, got {[*values.shape]}")
+        values = values.astype(np.uint8)
     if values.size != prod(shape):
         raise bad_request(f"shape {shape} needs {prod(shape)} numbers, got {values.size}")
-    return [*values.reshape(shape)]
+    return [*map(_as_file, values.reshape(shape))]
 
 
-def _as_bytes(image: bytes | np.ndarray[Any, Any]) -> bytes:
-    """An encoded image: an array becomes a file that `decode` takes."""
-    if isinstance(image, bytes):
-        return image
+def _as_file(image: np.ndarray[Any, Any]) -> bytes:
+    """An array (H, W, C) as a file that `decode` takes."""
     stream = io.BytesIO()
     np.save(stream, image, allow_pickle=False)
     return stream.getvalue()
+
+
+def _parameters(value: dict[str, Any]) -> dict[str, Any]:
+    found = value.get("parameters")
+    if found is not None and not isinstance(found, dict):
+        raise bad_request(f"parameters must be an object, got {found!r:.60}")
+    return found or {}
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text that JSON can carry back."""
+    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)

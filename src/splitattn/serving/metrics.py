@@ -1,6 +1,8 @@
 """What a service measures of itself, in the format of Prometheus."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -34,15 +36,17 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "splitattn_request_seconds",
-            "From the first byte of a request to its answer",
+            "From the headers of a request to its answer",
             ["path"],
             buckets=_SECONDS,
             registry=own,
         )
-        self.images = Counter("splitattn_images", "Images by result", ["result"], registry=own)
+        self.images = Counter(
+            "splitattn_images", "Images of all routes by result", ["result"], registry=own
+        )
         self._stages = Histogram(
             "splitattn_stage_seconds",
-            "Time of one image, or for compute of one batch",
+            "Time of one image, or for compute of one batch: wait, decode, queue, compute, explain",
             ["stage"],
             buckets=_SECONDS,
             registry=own,
@@ -54,7 +58,7 @@ class Metrics:
             registry=own,
         )
         self.dropped = Counter(
-            "splitattn_dropped", "Images that were given up", ["reason"], registry=own
+            "splitattn_dropped", "Requests that were given up", ["reason"], registry=own
         )
         for name, text, value in (
             ("queue_images", "Images that wait or are computed", queued),
@@ -62,6 +66,13 @@ class Metrics:
             ("ready", "1 while requests are taken", ready),
         ):
             Gauge(f"splitattn_{name}", text, registry=own).set_function(value)
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[None]:
+        """Measure a block."""
+        started = time.monotonic()
+        yield
+        self.on_stage(stage, time.monotonic() - started)
 
     def on_stage(self, stage: str, seconds: float) -> None:
         self._stages.labels(stage).observe(seconds)

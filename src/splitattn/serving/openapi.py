@@ -67,7 +67,7 @@ def describe_service(service: Service) -> dict[str, Any]:
         dict(own.parameters),
     )
     paths = {"/v1/predict": {"post": predict}}
-    if service.explains:
+    if own.explains:
         paths["/v1/explain"] = {
             "post": _operation(
                 "Explain a label",

@@ -49,6 +49,5 @@ def queue_full(message: str) -> RequestError:
 
 
 def unavailable(state: str) -> RequestError:
-    return RequestError(
-        503, state, f"the service is {state}: try again", {"Retry-After": str(RETRY_AFTER)}
-    )
+    message = "the service could not start" if state == "failed" else f"the service is {state}"
+    return RequestError(503, state, f"{message}: try again", {"Retry-After": str(RETRY_AFTER)})

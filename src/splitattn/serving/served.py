@@ -1,17 +1,18 @@
 """What a service serves: a classifier, a detector or a segmenter, behind one interface."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from splitattn.classifier import Classifier
+from splitattn.classifier import Classifier, Prediction
 from splitattn.engines.engine import NOT_FINITE
 from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError
-from splitattn.explanation import Explanation
+from splitattn.explanation import Explanation, LoadedImage
 from splitattn.images.encode import data_url
 from splitattn.images.limits import Limits
 from splitattn.images.preprocess import Pixels
@@ -35,15 +36,21 @@ class Served(ABC):
         task: "classification", "detection" or "segmentation".
         model, weights, engine: what answers, for people.
         classes: names by index.
+        size: height and width of the network's images; None is any.
         most_of_a_batch: images that `compute` gains from taking at a time; None is any number.
         parameters: of a request, with what each means.
+        slow: parameters that make `answer` take long if they are true.
+        outputs: datatype and shape of each tensor, as the Open Inference Protocol has them.
         explains: whether it can say what a label rests on, soon enough for a request.
     """
 
     task: str
     engine: str
+    size: int | None = None
     most_of_a_batch: int | None = None
     parameters: Mapping[str, str]
+    slow: tuple[str, ...] = ()
+    outputs: Mapping[str, tuple[str, list[int]]] = {"answers": ("BYTES", [-1])}
     explains: bool = False
 
     def __init__(self, model: "Model") -> None:
@@ -55,7 +62,7 @@ class Served(ABC):
         """Compile what batches of these sizes need."""
 
     @abstractmethod
-    def load(self, content: bytes, limits: Limits, name: str) -> Any:
+    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> Any:
         """An encoded image, decoded; raises `ImageError`."""
 
     @abstractmethod
@@ -70,73 +77,106 @@ class Served(ABC):
     def options(self, query: Mapping[str, str]) -> Options:
         """The parameters of a request; raises `RequestError`."""
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of images as arrays; -1 is any."""
-        return (-1, -1, 3)
+    def tensors(self, loaded: Any, result: Any, name: str) -> dict[str, Any]:
+        """One image's part of each of `outputs`: a row of numbers, or text."""
+        return {"answers": json.dumps(self.answer(loaded, result, self.options({}), name))}
 
-    def check(self, query: Mapping[str, str], *others: str) -> None:
-        """Refuse parameters that mean nothing here."""
-        known = (*self.parameters, *others)
-        for name in query:
-            if name not in known:
-                takes = ", ".join(known) or "none"
-                raise bad_value(f"parameters here are {takes}; got {name!r:.60}")
+    def prepare_explanations(self) -> None:
+        """Compile what `explain` needs."""
+        raise NotImplementedError
+
+    def explain(self, loaded: Any, label: str | int | None, method: str, name: str) -> Explanation:
+        """What a label rests on, of an image that was loaded with the option "explain".
+
+        Raises:
+            ImageError: the network gives no finite numbers.
+            RequestError: the request is wrong.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Loaded:
+    """The network's input, and what an explanation shows where one is asked for."""
+
+    pixels: Pixels
+    shown: LoadedImage | None = None
 
 
 class ServedClassifier(Served):
     task = "classification"
-    parameters = {  # noqa: RUF012
-        "topk": "how many classes to name, 5 by default",
-        "threshold": "classes with a lower probability are left out, if an image may have several",
-        "explain": "true adds what the best label rests on",
-    }
+    slow = ("explain",)
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, *, explain: bool = True) -> None:
         super().__init__(model)
-        self.classifier, self.engine = model, model.engine.name
-        self.explains = _gives_maps(model)
+        self._classifier, self.engine = model, model.engine.name
+        self.size = model.preprocessing.size
+        self.outputs = {
+            "probabilities": ("FP32", [-1, len(self.classes)]),
+            "labels": ("BYTES", [-1]),
+        }
+        self.explains = explain and _gives_maps(model)
+        self.parameters = {
+            "topk": "how many classes to name, 5 by default",
+            "threshold": "leaves out less probable classes, if an image may have several",
+        }
+        if self.explains:
+            self.parameters |= {"explain": "true adds what the best label rests on"}
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
-        self.classifier.engine.fix_batches(batch_sizes, self.classifier.preprocessing)
+        self._classifier.engine.fix_batches(batch_sizes, self._classifier.preprocessing)
 
-    def load(self, content: bytes, limits: Limits, name: str) -> Pixels:
-        return self.classifier.load(content, limits=limits, name=name)
+    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> _Loaded:
+        if options.get("explain"):
+            shown = self._classifier.explainer.load(content, limits=limits, name=name)
+            return _Loaded(pixels=shown.pixels, shown=shown)
+        return _Loaded(pixels=self._classifier.load(content, limits=limits, name=name))
 
-    def compute(self, loaded: list[Pixels]) -> Sequence[Any]:
-        return [*self.classifier.probabilities(np.stack(loaded))]
+    def compute(self, loaded: list[_Loaded]) -> Sequence[Any]:
+        return [*self._classifier.probabilities(np.stack([each.pixels for each in loaded]))]
 
-    def answer(self, loaded: Pixels, result: Any, options: Options, name: str) -> dict[str, Any]:
-        del loaded
-        if not np.isfinite(result).all():
-            raise ImageError(f"{name}: {NOT_FINITE}")
-        best = self.classifier.named(result, options["most"], options["least"])
-        return {"predictions": [asdict(each) for each in best]}
+    def answer(self, loaded: _Loaded, result: Any, options: Options, name: str) -> dict[str, Any]:
+        best = self._best(result, options["most"], options["least"], name)
+        found: dict[str, Any] = {"predictions": [asdict(each) for each in best]}
+        if options["explain"]:
+            # An image that may have several classes may have none: the best one is explained.
+            explained = self.explain(loaded, int(result.argmax()), "auto", name)
+            found["explanation"] = explanation_as_json(explained)
+        return found
 
     def options(self, query: Mapping[str, str]) -> Options:
-        self.check(query)
+        check_parameters(query, self.parameters)
         topk = integer(query, "topk") if "topk" in query else None
         threshold = share(query, "threshold") if "threshold" in query else None
         try:
-            most, least = self.classifier.choice(topk, threshold)
+            most, least = self._classifier.choice(topk, threshold)
         except InputError as error:
             raise bad_value(str(error)) from error
         return {"most": most, "least": least, "explain": boolean(query, "explain")}
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        return (-1, -1, self.classifier.preprocessing.channels)
+    def tensors(self, loaded: _Loaded, result: Any, name: str) -> dict[str, Any]:
+        del loaded
+        (best,) = self._best(result, 1, 0.0, name)
+        return {"probabilities": result, "labels": best.label}
+
+    def prepare_explanations(self) -> None:
+        self._classifier.explainer.prepare()
 
     def explain(
-        self, content: bytes, label: str | int | None, method: str, name: str
+        self, loaded: _Loaded, label: str | int | None, method: str, name: str
     ) -> Explanation:
-        """See `Classifier.explain`; raises `RequestError` where the request is wrong."""
+        assert loaded.shown
         try:
-            return self.classifier.explain(content, label, method, name=name)
+            return self._classifier.explainer.explain_loaded(loaded.shown, label, method, name=name)
         except ImageError:
             raise
         except InputError as error:
             raise bad_value(str(error)) from error
+
+    def _best(self, result: Any, most: int, least: float, name: str) -> list[Prediction]:
+        if not np.isfinite(result).all():
+            raise ImageError(f"{name}: {NOT_FINITE}")
+        return self._classifier.named(result, most, least)
 
 
 def _gives_maps(model: Classifier) -> bool:
@@ -148,10 +188,14 @@ def _gives_maps(model: Classifier) -> bool:
     return len(model.engine.outputs(blank)) > 1
 
 
-def served(model: "Model") -> Served:
-    """The model behind the interface of a service."""
+def served(model: "Model", *, explain: bool = True) -> Served:
+    """The model behind the interface of a service.
+
+    Args:
+        explain: whether it answers what labels rest on, if it can.
+    """
     if isinstance(model, Classifier):
-        return ServedClassifier(model)
+        return ServedClassifier(model, explain=explain)
     from splitattn.serving.served_dense import served_dense  # a classifier starts without it
 
     return served_dense(model)
@@ -175,6 +219,13 @@ def explanation_as_json(found: Explanation) -> dict[str, Any]:
         "shares": [{"block": each.block, "shares": list(each.shares)} for each in found.shares],
         "picture": data_url(found.overlay()),
     }
+
+
+def check_parameters(query: Mapping[str, str], known: Collection[str]) -> None:
+    """Raise `RequestError` if `query` has others than the known parameters."""
+    for name in query:
+        if name not in known:
+            raise bad_value(f"parameters here are {', '.join(known) or 'none'}; got {name!r:.60}")
 
 
 def integer(query: Mapping[str, str], name: str) -> int:

@@ -1,21 +1,19 @@
 """Detectors and segmenters behind the interface of a service."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
 
+from splitattn.dense.as_json import classes_as_json, object_as_json
 from splitattn.dense.detector import DetectedObject, Detector
-from splitattn.dense.drawing import draw_boxes
+from splitattn.dense.drawing import draw_objects
 from splitattn.dense.mask_drawing import draw_classes
-from splitattn.dense.outlines import to_run_lengths
 from splitattn.dense.segmenter import SegmentedImage, Segmenter
-from splitattn.errors import one_line
 from splitattn.images.decode import decode
 from splitattn.images.encode import data_url
 from splitattn.images.limits import Limits
-from splitattn.serving.served import Options, Served, boolean, share
+from splitattn.serving.served import Options, Served, boolean, check_parameters, share
 
 _DEFAULT_SCORE, _LEAST_SCORE = 0.3, 0.05
 
@@ -25,8 +23,9 @@ class ServedDetector(Served):
     most_of_a_batch = 1
     parameters = {  # noqa: RUF012
         "score": "objects with a lower one are left out, 0.3 by default",
-        "draw": "true adds a JPEG with the boxes",
+        "draw": "true adds a JPEG with the objects",
     }
+    slow = ("draw",)
 
     def __init__(self, model: Detector) -> None:
         super().__init__(model)
@@ -36,7 +35,8 @@ class ServedDetector(Served):
         del batch_sizes  # images of any size come one by one
         self._detector.predict(Image.new("RGB", (64, 64)))
 
-    def load(self, content: bytes, limits: Limits, name: str) -> Image.Image:
+    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> Image.Image:
+        del options
         return decode(content, limits=limits, name=name)
 
     def compute(self, loaded: list[Image.Image]) -> Sequence[Any]:
@@ -50,16 +50,14 @@ class ServedDetector(Served):
         objects = [each for each in result if each.score > options["score"]]
         found: dict[str, Any] = {
             "size": {"width": loaded.width, "height": loaded.height},
-            "objects": [asdict(each) for each in objects],
+            "objects": [object_as_json(each) for each in objects],
         }
         if options["draw"]:
-            captions = [f"{one_line(each.label)} {each.score:.0%}" for each in objects]
-            boxes, labels = [each.box for each in objects], [each.index for each in objects]
-            found["picture"] = data_url(draw_boxes(loaded, boxes, labels, captions))
+            found["picture"] = data_url(draw_objects(loaded, objects))
         return found
 
     def options(self, query: Mapping[str, str]) -> Options:
-        self.check(query)
+        check_parameters(query, self.parameters)
         score = share(query, "score", _LEAST_SCORE) if "score" in query else _DEFAULT_SCORE
         return {"score": score, "draw": boolean(query, "draw")}
 
@@ -71,6 +69,7 @@ class ServedSegmenter(Served):
         "masks": "true adds the run lengths of each class, as COCO has them",
         "draw": "true adds a JPEG with the classes",
     }
+    slow = ("masks", "draw")
 
     def __init__(self, model: Segmenter) -> None:
         super().__init__(model)
@@ -80,7 +79,8 @@ class ServedSegmenter(Served):
         del batch_sizes  # as above
         self._segmenter.predict(Image.new("RGB", (64, 64)))
 
-    def load(self, content: bytes, limits: Limits, name: str) -> Image.Image:
+    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> Image.Image:
+        del options
         return decode(content, limits=limits, name=name)
 
     def compute(self, loaded: list[Image.Image]) -> Sequence[Any]:
@@ -90,20 +90,16 @@ class ServedSegmenter(Served):
         self, loaded: Image.Image, result: SegmentedImage, options: Options, name: str
     ) -> dict[str, Any]:
         del name
-        classes = [asdict(each) for each in result.shares]
-        if options["masks"]:
-            for each in classes:
-                each["mask"] = to_run_lengths(result.class_map == each["index"]).to_coco()
         found: dict[str, Any] = {
             "size": {"width": loaded.width, "height": loaded.height},
-            "classes": classes,
+            "classes": classes_as_json(result, masks=options["masks"]),
         }
         if options["draw"]:
             found["picture"] = data_url(draw_classes(loaded, result.class_map, result.classes))
         return found
 
     def options(self, query: Mapping[str, str]) -> Options:
-        self.check(query)
+        check_parameters(query, self.parameters)
         return {"masks": boolean(query, "masks"), "draw": boolean(query, "draw")}
 
 

@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from splitattn.serving.served import Model
 
 _MORE = 10.0  # seconds to end in, beyond what a request may take
+_LAST_REQUESTS = 0.25  # seconds, after the socket has closed, for what is on its way
 _KEEP_ALIVE = 75  # seconds, longer than those of usual balancers, so that they close first
 _BACKLOG = 2048
 
@@ -35,7 +36,7 @@ def serve(
 
     At SIGTERM `/readyz` says 503. For `drain_wait` seconds requests are still taken; then the
     socket closes, what was accepted is answered, and the process ends. SIGINT does not wait. A
-    second signal ends it at once.
+    second signal ends it at once. Meanwhile every answer says `Connection: close`.
 
     Args:
         model: a `Classifier`, `Detector` or `Segmenter`.
@@ -57,6 +58,7 @@ def serve(
         timeout_graceful_shutdown=int(settings.deadline + settings.body_timeout + _MORE),
     )
     _log_as_json()
+    _allow_open_files()
     asyncio.run(_run(uvicorn.Server(config), app, settings, listening))
 
 
@@ -99,7 +101,9 @@ async def _run(
     loop, ends = asyncio.get_running_loop(), list[asyncio.Task[None]]()
 
     def end(wait: float) -> None:
-        server.force_exit = bool(ends)
+        if ends:
+            server.force_exit = server.should_exit = True
+            return
         ends.append(asyncio.create_task(_drain(server, app, wait)))
 
     loop.add_signal_handler(signal.SIGTERM, end, settings.drain_wait)
@@ -114,7 +118,21 @@ async def _run(
 async def _drain(server: uvicorn.Server, app: Starlette, wait: float) -> None:
     app.state.service.drain()
     await asyncio.sleep(wait)
+    for listening in server.servers:
+        listening.close()
+    await asyncio.sleep(_LAST_REQUESTS)
     server.should_exit = True
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: each connection is one."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems take no "infinity"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _log_as_json() -> None:

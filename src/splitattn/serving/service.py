@@ -1,31 +1,27 @@
 """From requests' images to answers: admission, decoding, batches, deadlines. It knows no routes."""
 
 import asyncio
+import logging
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from threading import Thread
 from typing import Any, Literal, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from splitattn.errors import ImageError
 from splitattn.serving.batcher import Batcher
-from splitattn.serving.bodies import Sent
 from splitattn.serving.metrics import Metrics
-from splitattn.serving.request_errors import (
-    RequestError,
-    bad_image,
-    bad_value,
-    queue_full,
-    too_large,
-    unavailable,
-)
-from splitattn.serving.served import Options, Served, ServedClassifier, explanation_as_json
+from splitattn.serving.request_errors import RequestError, queue_full, too_large, unavailable
+from splitattn.serving.served import Options, Served
 from splitattn.serving.settings import Settings
 
+LOG = logging.getLogger("splitattn.serving")
 T = TypeVar("T")
-State = Literal["loading", "ready", "draining", "stopping"]
+State = Literal["loading", "ready", "failed", "draining", "stopping"]
 
 
 class Service:
@@ -36,8 +32,8 @@ class Service:
         settings: see there.
 
     Attributes:
-        state: "loading" until `start` has compiled; "draining" while requests are still answered
-            but no more should come; "stopping" when no more are taken.
+        state: "loading" until `start` has compiled, "failed" if it could not; "draining" while
+            requests are still answered but no more should come; "stopping" when no more are taken.
         metrics: see there.
     """
 
@@ -50,27 +46,42 @@ class Service:
             queued_bytes=lambda: self._bytes,
             ready=lambda: float(self.state == "ready"),
         )
-        self._pool = ThreadPoolExecutor(settings.workers, "splitattn-decode")
+        workers = settings.workers or min(32, (os.cpu_count() or 1) + 4)
+        self._pool = ThreadPoolExecutor(workers, "splitattn-decode")
         # Bodies do not wait behind images: only what is read can be counted or refused.
         self._readers = ThreadPoolExecutor(1, "splitattn-read")
         self._max_batch = min(settings.max_batch, served.most_of_a_batch or settings.max_batch)
+        # Images that are decoded at a time: enough for the next batch while one is computed.
+        self._decoded = asyncio.Semaphore(max(2 * self._max_batch, workers))
         self._batcher: Batcher[Any, Any] = Batcher(
             served.compute,
             max_batch=self._max_batch,
             max_wait=settings.max_wait,
             on_batch=self.metrics.on_batch,
         )
-
-    @property
-    def explains(self) -> bool:
-        """Whether it answers what labels rest on."""
-        return self.settings.explain and self.served.explains
+        self._explaining = Thread(target=self._prepare_explanations, name="splitattn-explain")
 
     def start(self) -> None:
-        """Compile for single images and full batches; then the service is ready."""
-        self.served.prepare(sorted({1, self._max_batch}))
+        """Compile for single images and full batches; then the service is ready.
+
+        What explanations need is compiled after that, in a thread: the first of them wait for it.
+        """
+        try:
+            self.served.prepare(sorted({1, self._max_batch}))
+        except Exception:
+            LOG.exception("the model cannot be prepared")
+            self.state = "failed"
+            return
         if self.state == "loading":
             self.state = "ready"
+        if self.served.explains:
+            self._explaining.start()
+
+    def _prepare_explanations(self) -> None:
+        try:
+            self.served.prepare_explanations()
+        except Exception:
+            LOG.exception("explanations cannot be prepared")
 
     def drain(self) -> None:
         """Say that no more requests should come."""
@@ -80,16 +91,23 @@ class Service:
         """Take no more requests."""
         self.state = "stopping"
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether clients should ask elsewhere."""
+        return self.state in ("draining", "stopping")
+
     def close(self) -> None:
         """Answer what was accepted, then end all threads."""
         self.stop()
+        if self._explaining.ident is not None:
+            self._explaining.join()
         self._readers.shutdown()
         self._pool.shutdown()
         self._batcher.close()
 
     def check_ready(self) -> None:
-        """Raise while the service is loading or stopping, or where the queue is full already."""
-        if self.state in ("loading", "stopping"):
+        """Raise unless requests are taken, or where the queue is full already."""
+        if self.state in ("loading", "failed", "stopping"):
             raise unavailable(self.state)
         self._check_room(1)
 
@@ -135,103 +153,80 @@ class Service:
         """Call a function that computes, in a thread that decodes."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    async def predict(self, request: Request, sent: Sent, options: Options) -> list[dict[str, Any]]:
-        """An answer for each image in order, or the error that says why it has none.
+    @contextmanager
+    def admitted(self, images: int) -> Iterator[None]:
+        """Count so many images as part of the queue until the block ends.
 
         Raises:
-            RequestError: the queue is full (429), or the deadline has passed (504).
+            RequestError: the queue is full (429).
         """
-        answers = (self._one(name, content, options) for name, content in sent.images)
-        return await self.run(request, len(sent.images), together(answers))
-
-    async def explain(
-        self, request: Request, name: str, content: bytes, label: str | None, method: str
-    ) -> Any:
-        """The explanation of a label, an `Explanation`.
-
-        Raises:
-            RequestError: as `predict`, or the request or the image is wrong.
-        """
-        served = self.served
-        if not self.explains or not isinstance(served, ServedClassifier):
-            raise RequestError(404, "not_found", "this service explains no labels")
-        if method not in ("auto", "cam", "layercam"):  # others take minutes
-            raise bad_value(f"method must be auto, cam or layercam, got {method!r:.60}")
-
-        def explained() -> Any:
-            served.load(content, self.settings.limits, name)  # within the service's limits
-            return served.explain(content, label, method, name)
-
-        try:
-            return await self.run(request, 1, self.in_thread(explained))
-        except ImageError as error:
-            raise bad_image(str(error)) from error
-
-    async def computed(self, name: str, content: bytes) -> tuple[Any, Any]:
-        """An image as it is loaded, and what the model gives for it; raises `ImageError`."""
-        loaded = await self.in_thread(self._load, content, name)
-        return loaded, await asyncio.wrap_future(self._batcher.submit(loaded))
-
-    async def run(self, request: Request, images: int, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` gives, which counts as so many images of the queue.
-
-        It is canceled if the client leaves or the deadline passes.
-
-        Raises:
-            RequestError: the queue is full (429), or the deadline has passed (504).
-            ClientDisconnect: the client has left.
-        """
-        try:
-            self._check_room(images)
-        except RequestError:
-            work.close()
-            raise
+        self._check_room(images)
         self._images += images
         try:
-            return await self._while_wanted(request, work)
+            yield
         finally:
             self._images -= images
 
-    async def _one(
-        self, name: str, content: bytes | RequestError, options: Options
-    ) -> dict[str, Any]:
-        try:
+    async def answer(self, name: str, content: bytes | RequestError, options: Options) -> Any:
+        """What the model says of an image, as JSON; raises as `each`."""
+        in_thread = any(options.get(slow) for slow in self.served.slow)
+
+        def answer(loaded: Any, result: Any) -> dict[str, Any]:
+            return self.served.answer(loaded, result, options, name)
+
+        return await self.each(name, content, options, answer, in_thread=in_thread)
+
+    async def each(
+        self,
+        name: str,
+        content: bytes | RequestError,
+        options: Options,
+        finish: Callable[[Any, Any], T],
+        *,
+        in_thread: bool = False,
+    ) -> T:
+        """What `finish` makes of an image as it is loaded, and of what the model gives for it.
+
+        Args:
+            content: encoded; an error is raised.
+            in_thread: `finish` takes long.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        with self._counted():
             if isinstance(content, RequestError):
                 raise content
-            found = await self._answer(name, content, options)
-        except ImageError as error:
-            found = bad_image(str(error)).as_dict()
-        except RequestError as error:
-            found = error.as_dict()
-        self.metrics.images.labels("error" if "error" in found else "answered").inc()
-        return {"name": name, **found}
+            async with self._loaded(name, content, options) as loaded:
+                result = await asyncio.wrap_future(self._batcher.submit(loaded))
+                if in_thread:
+                    return await self.in_thread(finish, loaded, result)
+                return finish(loaded, result)
 
-    async def _answer(self, name: str, content: bytes, options: Options) -> dict[str, Any]:
-        loaded, result = await self.computed(name, content)
-        if options.get("draw") or options.get("masks"):
-            return await self.in_thread(self.served.answer, loaded, result, options, name)
-        found = self.served.answer(loaded, result, options, name)
-        if options.get("explain") and self.explains and isinstance(self.served, ServedClassifier):
-            # An image that may have several classes may have none: the best one is explained.
-            explain, label = self.served.explain, int(result.argmax())
-            explained = await self.in_thread(explain, content, label, "auto", name)
-            found["explanation"] = await self.in_thread(explanation_as_json, explained)
-        return found
+    async def explain(
+        self,
+        name: str,
+        content: bytes | RequestError,
+        label: str | None,
+        method: str,
+        finish: Callable[[Any], T],
+    ) -> T:
+        """What `finish` makes of an `Explanation`; raises as `each`."""
+        with self._counted():
+            if isinstance(content, RequestError):
+                raise content
+            async with self._loaded(name, content, {"explain": True}) as loaded:
+                return await self.in_thread(
+                    lambda: finish(self._explained(loaded, label, method, name))
+                )
 
-    def _load(self, content: bytes, name: str) -> Any:
-        started = time.monotonic()
-        loaded = self.served.load(content, self.settings.limits, name)
-        self.metrics.on_stage("decode", time.monotonic() - started)
-        return loaded
+    async def run(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives. It is canceled if the client leaves or the deadline passes.
 
-    def _check_room(self, images: int) -> None:
-        if self._images + images > self.settings.max_queue:
-            raise queue_full(
-                f"{self._images} images are waiting, and at most {self.settings.max_queue} may: "
-                "send it again"
-            )
-
-    async def _while_wanted(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        Raises:
+            RequestError: the deadline has passed (504).
+            ClientDisconnect: the client has left.
+        """
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_left(request))
         try:
@@ -242,8 +237,7 @@ class Service:
             )
             if task.done():
                 return task.result()
-            reason = "client_left" if gone.done() else "deadline"
-            self.metrics.dropped.labels(reason).inc()
+            self.metrics.dropped.labels("client_left" if gone.done() else "deadline").inc()
             if gone.done():
                 raise ClientDisconnect
             raise RequestError(
@@ -252,13 +246,52 @@ class Service:
                 f"no answer within {self.settings.deadline:g} s: send it again later",
             )
         finally:
+            task.cancel()
             gone.cancel()
-            if not task.done():
-                task.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count an image among the answered ones, or those with an error."""
+        try:
+            yield
+        except (ImageError, RequestError):
+            self.metrics.images.labels("error").inc()
+            raise
+        self.metrics.images.labels("answered").inc()
+
+    @asynccontextmanager
+    async def _loaded(self, name: str, content: bytes, options: Options) -> AsyncIterator[Any]:
+        """A decoded image, of which only so many are held at a time."""
+        started = time.monotonic()
+        async with self._decoded:
+            self.metrics.on_stage("wait", time.monotonic() - started)
+            yield await self.in_thread(self._load, content, name, options)
+
+    def _load(self, content: bytes, name: str, options: Options) -> Any:
+        with self.metrics.stage("decode"):
+            return self.served.load(content, self.settings.limits, name, options)
+
+    def _explained(self, loaded: Any, label: str | None, method: str, name: str) -> Any:
+        with self.metrics.stage("explain"):
+            return self.served.explain(loaded, label, method, name)
+
+    def _check_room(self, images: int) -> None:
+        if self._images + images > self.settings.max_queue:
+            raise queue_full(
+                f"{self._images} images are waiting, and at most {self.settings.max_queue} may: "
+                "send it again"
+            )
 
 
-async def together(works: Iterable[Awaitable[T]]) -> list[T]:
-    return await asyncio.gather(*works)
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all in order. The first that fails ends the others, and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def _left(request: Request) -> None:
@@ -269,15 +302,3 @@ async def _left(request: Request) -> None:
 
 def _body_too_large(settings: Settings) -> RequestError:
     return too_large(f"a request may have {settings.max_body} bytes, got more: send less at a time")
-
-
-def asked(query: Mapping[str, str], *known: str) -> Mapping[str, str]:
-    """`query`, which may have these parameters only.
-
-    Raises:
-        RequestError: it has others.
-    """
-    for name in query:
-        if name not in known:
-            raise bad_value(f"parameters here are {', '.join(known)}; got {name!r:.60}")
-    return query
