@@ -24,6 +24,7 @@ from splitattn.dense.detectors import create_detector
 from splitattn.dense.finding import find
 from splitattn.dense.resizing import Sides
 from splitattn.dense.torch_finding import TorchFinder
+from splitattn.engines.pytorch import full_precision
 from splitattn.errors import DataError, ImageError, InputError, WeightsError
 from splitattn.training.loop import train
 from splitattn.training.recipe_files import load_recipe
@@ -393,13 +394,16 @@ def test_normalization_is_that_of_the_weights(tmp_path: Path) -> None:
     assert not images.tensors[0, :, 40:].any()
 
 
-def test_boxes_come_back_in_the_pixels_of_the_image() -> None:
-    """The network sees half the width and a third of the height."""
+def test_boxes_come_back_in_the_pixels_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network sees half the width and a third of the height, and CUDA no TF32."""
+    on_cuda = full_precision(torch.device("cuda"))
+    monkeypatch.setattr("splitattn.dense.torch_finding.full_precision", lambda _: on_cuda)
 
     class Half(torch.nn.Module):
         head = torch.nn.Identity()
 
         def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            assert not torch.backends.cudnn.allow_tf32
             assert images[0].shape == (3, 32, 48)
             box = torch.tensor([[1.0, 2.0, 30.0, 32.0]])
             return [{"boxes": box, "labels": torch.tensor([4]), "scores": torch.tensor([0.5])}]

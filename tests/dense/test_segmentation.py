@@ -30,6 +30,8 @@ from splitattn.dense.segment import segment
 from splitattn.dense.segmenter import Segmenter
 from splitattn.dense.segmenters import SEGMENTATION_HEADS, create_segmenter
 from splitattn.dense.task import sides
+from splitattn.dense.torch_segment import torch_logits
+from splitattn.engines.pytorch import full_precision
 from splitattn.errors import DataError, ImageError, InputError, WeightsError
 from splitattn.graph.segmentation import MULTIPLE
 from splitattn.images.decode import decode_indices
@@ -489,6 +491,18 @@ def test_an_image_is_seen_resized_and_answered_in_its_own_pixels() -> None:
     assert found.shape == (150, 200)
     assert (found[:, :98] == 1).all()
     assert (found[:, 102:] == 0).all()
+
+
+def test_segmenters_see_no_tf32_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cuda = full_precision(torch.device("cuda"))
+    monkeypatch.setattr("splitattn.dense.torch_segment.full_precision", lambda _: on_cuda)
+
+    class Network(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images + torch.backends.cudnn.allow_tf32
+
+    found = torch_logits(Network(), torch.device("cpu"))(np.zeros((1, 3, 2, 2), np.float32))
+    assert not found.any()
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ import splitattn
 from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
 from splitattn.dense import segmenter_exporting
+from splitattn.dense.exportable import Loss
 from splitattn.dense.segmenter import Segmenter, TrainedSegmenter
-from splitattn.dense.segmenter_exporting import MaskLoss, PixelParity, SegmenterExportReport
+from splitattn.dense.segmenter_exporting import PixelParity, SegmenterExportReport
 from splitattn.errors import InputError, WeightsError
 from splitattn.exporting import ExportError
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
@@ -101,6 +102,7 @@ def test_the_report_says_how_equal_they_are(folder: Path) -> None:
     for name in ("a.onnx", "a.xml"):
         report = json.loads((folder / f"{name}.parity.json").read_text())
         assert report["pixels"]["same"] >= 99.9
+        assert 0 < report["pixels"]["probability"] < 1e-3
         assert report["pixels"]["images"] == 5
         assert report["precision"] == "fp32"
 
@@ -126,7 +128,9 @@ def test_a_file_that_answers_otherwise_is_discarded(
         return other
 
     monkeypatch.setattr(TrainedSegmenter, "read", broken)
-    with pytest.raises(ExportError, match=r"99.9 % of the pixels must be the same, got"):
+    with pytest.raises(
+        ExportError, match=r"99.9 % of the pixels .* within 0.001 .* got .* within 0\.\d+ of"
+    ):
         export(tmp_path / "a.onnx", weights=folder / "a.safetensors")
     assert not [*tmp_path.iterdir()]
 
@@ -168,22 +172,30 @@ def test_eight_bits_are_compared_by_miou(folder: Path, tmp_path: Path) -> None:
     assert report.agreement.images == 2
     exact = splitattn.evaluate(str(data), weights=folder / "a.onnx")
     assert isinstance(exact, SegmentationEvaluation)
-    assert report.agreement.exact_miou == pytest.approx(exact.figures["miou"], abs=0.5)
+    assert report.agreement.exact == pytest.approx(exact.figures["miou"], abs=0.5)
     assert report.size < 0.4 * (folder / "a.onnx").stat().st_size
 
 
 @pytest.mark.parametrize(
-    ("precision", "same", "miou", "passes"),
+    ("precision", "same", "probability", "miou", "exact", "passes"),
     [
-        ("fp32", 100.0, None, True),
-        ("fp32", 98.0, None, False),
-        ("fp16", 99.0, None, True),
-        ("int8", 60.0, 49.1, True),
-        ("int8", 100.0, 40.0, False),
+        ("fp32", 100.0, 1e-4, None, None, True),
+        ("fp32", 98.0, 0.0, None, None, False),
+        ("fp32", 100.0, 2e-3, None, None, False),
+        ("fp32", 100.0, float("nan"), None, None, False),
+        ("fp16", 99.0, 0.04, None, None, True),
+        ("int8", 60.0, 0.2, 49.1, 50.0, True),
+        ("int8", 100.0, 0.0, 40.0, 50.0, False),
+        ("int8", 100.0, 0.0, 0.0, 0.0, False),
     ],
 )
 def test_reports_say_what_may_be_used(
-    precision: str, same: float, miou: float | None, passes: bool
+    precision: str,
+    same: float,
+    probability: float,
+    miou: float | None,
+    exact: float | None,
+    passes: bool,
 ) -> None:
     report = SegmenterExportReport(
         path=Path("a"),
@@ -192,12 +204,36 @@ def test_reports_say_what_may_be_used(
         precision=precision,
         engine="x",
         size=1,
-        parity=PixelParity(images=1, pixels=100, same=same),
-        agreement=None if miou is None else MaskLoss(images=4, miou=miou, exact_miou=50.0),
+        parity=PixelParity(images=1, pixels=100, same=same, probability=probability),
+        agreement=None
+        if miou is None or exact is None
+        else Loss(figure="mIoU", value=miou, exact=exact, images=4, unreadable=0),
     )
     assert report.passed is passes
     if not passes:
         assert "a was not written: in x" in str(segmenter_exporting._failure(report))
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_eight_bits_that_cost_much_or_cannot_be_measured_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, readable: bool
+) -> None:
+    data = write_masked_splits(tmp_path / "data", train=4, val=2)
+    if readable:
+        monkeypatch.setattr("splitattn.dense.exportable.MOST_LOST", -100)
+        rule = r"mIoU may fall by -100 points at most, got mIoU .* on 2 images"
+    else:
+        for path in (data / "val" / "images").iterdir():
+            path.write_bytes(path.read_bytes()[:1000])
+        rule = r"mIoU must be more than 0 .* on 0 images \(2 more cannot be read\)"
+    with pytest.raises(ExportError, match=rule):
+        export(
+            tmp_path / "q.onnx",
+            weights=folder / "a.safetensors",
+            precision="int8",
+            calibration=str(data),
+        )
+    assert [*tmp_path.iterdir()] == [data]
 
 
 def test_other_heads_run_in_pytorch_alone(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,62 @@ from splitattn.errors import DataError, ImageError, InputError
 from splitattn.images.preprocess import Pixels
 
 _CALIBRATION_IMAGES = 100
+# How many points of its figure eight bits may cost.
+MOST_LOST = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What eight bits cost.
+
+    Attributes:
+        figure: what was measured: "AP" or "mIoU".
+        value, exact: of the file, and of what it was made of, in percent.
+        images, unreadable: validation images on which both were measured, and those left out.
+    """
+
+    figure: str
+    value: float
+    exact: float
+    images: int
+    unreadable: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file may be used. Where nothing is right there is nothing to lose."""
+        return self.exact > 0 and self.exact - self.value <= MOST_LOST
+
+    @property
+    def fault(self) -> str:
+        """Why the file may not be used, and what to do."""
+        if self.exact > 0:
+            return (
+                f"{self.figure} may fall by {MOST_LOST:g} points at most, got {self}: calibrate on "
+                "images like those it will see, or use fp16"
+            )
+        return (
+            f"{self.figure} must be more than 0 in fp32, got {self}: give --calibration validation "
+            "images that it can be measured on, or use fp16"
+        )
+
+    def __str__(self) -> str:
+        left_out = f" ({self.unreadable} more cannot be read)" if self.unreadable else ""
+        return (
+            f"{self.figure} {self.value:.2f} % on {self.images} images{left_out}, "
+            f"{self.exact:.2f} % in fp32"
+        )
+
+
+def loss(figure: str, file: tuple[float, int], exact: tuple[float, int], images: int) -> Loss:
+    """What a file costs, from the figure in percent and how many of `images` were unreadable."""
+    (value, _), (exact_value, unreadable) = file, exact
+    return Loss(
+        figure=figure,
+        value=value,
+        exact=exact_value,
+        images=images - unreadable,
+        unreadable=unreadable,
+    )
 
 
 def check_exportable(

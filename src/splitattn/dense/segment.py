@@ -32,8 +32,19 @@ def segment(
     Raises:
         ImageError: the network gives no finite numbers.
     """
+    return class_map(logits_of(network, image, sides, preprocessing), image.size)
+
+
+def logits_of(
+    network: Logits, image: Image.Image, sides: Sides, preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """What the network gives for an image, (C, h, w). For the arguments see `segment`.
+
+    Raises:
+        ImageError: the network gives no finite numbers.
+    """
     pixels = np.asarray(resized(image, sides.size(*image.size)))
     logits = network(normalize(pixels.transpose(2, 0, 1)[None], preprocessing))
     if not np.isfinite(logits).all():
         raise ImageError(NOT_FINITE)
-    return class_map(np.ascontiguousarray(logits[0]), image.size)
+    return np.ascontiguousarray(logits[0])

@@ -2,29 +2,39 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from splitattn.dense.exportable import calibration_pixels, check_exportable, first_readable
+from splitattn.dense.class_maps import class_map
+from splitattn.dense.exportable import (
+    MOST_LOST,
+    Loss,
+    calibration_pixels,
+    check_exportable,
+    first_readable,
+    loss,
+)
 from splitattn.dense.mask_scoring import SegmentationScores, score_masks
-from splitattn.dense.masks import MaskedImages, check_classes, open_masked, read_masked
+from splitattn.dense.masks import Mask, MaskedImages, check_classes, open_masked, read_masked
 from splitattn.dense.resizing import Sides, read_sides
-from splitattn.dense.segment import Logits, segment
+from splitattn.dense.segment import Logits, logits_of, segment
 from splitattn.dense.segmenter import TrainedSegmenter
-from splitattn.engines.engine import FileSettings
+from splitattn.engines.engine import ACTIVATIONS, FileSettings
 from splitattn.exporting import ExportedFile, ExportError, appearing, check_arguments, reopened
 from splitattn.graph.segmentation import MULTIPLE
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import Pixels
 from splitattn.images.samples import sample_photographs
+from splitattn.preprocessing import Preprocessing
 
 # What share of the pixels must keep their class, in percent.
 _LEAST_SAME = {"fp32": 99.9, "fp16": 99.0}
-# How many points of mIoU eight bits may cost.
-_MOST_LOST = 2.0
+# By how much a probability may be off, before logits are enlarged to the image.
+_TOLERANCES = {"fp32": 1e-3, "fp16": 0.05}
 _MOST_IMAGES = 5
 _WHY = "its dilated backbone has no folded form"
 # The plain network is slow: it sees images of at most so many pixels on the shorter side.
@@ -39,31 +49,20 @@ class PixelParity:
         images: how many were tried.
         pixels: of these images.
         same: percent of the pixels that have the same class.
+        probability: by how much the probability of a class differs at most, before logits are
+            enlarged to the image.
     """
 
     images: int
     pixels: int
     same: float
+    probability: float
 
     def __str__(self) -> str:
-        return f"{self.same:.3f} % of {self.pixels:,} pixels in {self.images} images are the same"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskLoss:
-    """What eight bits cost.
-
-    Attributes:
-        images: validation images on which both were measured.
-        miou, exact_miou: of the file, and of the segmenter, in percent.
-    """
-
-    images: int
-    miou: float
-    exact_miou: float
-
-    def __str__(self) -> str:
-        return f"mIoU {self.miou:.2f} % on {self.images} images, {self.exact_miou:.2f} % in fp32"
+        return (
+            f"{self.same:.3f} % of {self.pixels:,} pixels in {self.images} images are the same, "
+            f"within {self.probability:.2g} of the probability"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +75,26 @@ class SegmenterExportReport(ExportedFile):
     """
 
     parity: PixelParity
-    agreement: MaskLoss | None
+    agreement: Loss | None
 
     @property
     def passed(self) -> bool:
         """Whether the file may be used."""
         if self.agreement:
-            return self.agreement.exact_miou - self.agreement.miou <= _MOST_LOST
-        return self.parity.same >= _LEAST_SAME[self.precision]
+            return self.agreement.passed
+        # Written so that a probability that is NaN does not pass.
+        return (
+            self.parity.same >= _LEAST_SAME[self.precision]
+            and self.parity.probability <= _TOLERANCES[self.precision]
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """What is stored beside the file, ready for JSON."""
         return super().as_dict() | {
             "least_same": _LEAST_SAME.get(self.precision),
+            "tolerance": _TOLERANCES.get(self.precision),
             "pixels": asdict(self.parity),
-            "most_miou_lost": _MOST_LOST if self.agreement else None,
+            "most_lost": MOST_LOST if self.agreement else None,
             "agreement": asdict(self.agreement) if self.agreement else None,
         }
 
@@ -159,18 +163,15 @@ def export_segmenter(
         network = segmenter.fold(row.form)
         row.load_file_module().write(network, made, settings)
         candidate = reopened(row, made)
-
-        def answer(logits: Logits, sides: Sides, image: Image.Image) -> Any:
-            return segment(logits, image, sides, metadata.preprocessing)
-
         agreement = None
         if precision == "int8" and val is not None:
             on_step("comparing mIoU")
             exact = row.load_module().load(network, size=None, device="cpu")
-            agreement = MaskLoss(
-                images=len(val),
-                miou=_miou(partial(answer, candidate.logits, sides), val, on_images),
-                exact_miou=_miou(partial(answer, exact.logits, sides), val, on_images),
+            agreement = loss(
+                "mIoU",
+                _miou(candidate.logits, val, sides, metadata.preprocessing, on_images),
+                _miou(exact.logits, val, sides, metadata.preprocessing, on_images),
+                len(val),
             )
         on_step("comparing pixels")
         small = Sides(
@@ -184,9 +185,11 @@ def export_segmenter(
             engine=candidate.name,
             size=sum(file.stat().st_size for file in made.parent.iterdir()),
             parity=_parity(
-                partial(answer, segmenter.reference(), small),
-                partial(answer, candidate.logits, small),
+                segmenter.reference(),
+                candidate.logits,
                 _pictures(val),
+                small,
+                metadata.preprocessing,
             ),
             agreement=agreement,
         )
@@ -197,11 +200,20 @@ def export_segmenter(
 
 
 def _miou(
-    answer: Callable[[Image.Image], Any], data: MaskedImages, on_images: Callable[[int, int], None]
-) -> float:
+    logits: Logits,
+    data: MaskedImages,
+    sides: Sides,
+    preprocessing: Preprocessing,
+    on_images: Callable[[int, int], None],
+) -> tuple[float, int]:
+    """mIoU in percent, 0 where no pixel has a class, and how many images cannot be read."""
+
+    def answer(image: Image.Image) -> Mask:
+        return segment(logits, image, sides, preprocessing)
+
     scored = score_masks(data, answer, range(len(data)), on_images)
     scores = SegmentationScores(classes=data.classes, confusion=scored.confusion, images=len(data))
-    return scores.figures["miou"]
+    return scores.figures["miou"], len(scored.problems)
 
 
 def _pictures(data: MaskedImages | None) -> list[Image.Image]:
@@ -211,25 +223,40 @@ def _pictures(data: MaskedImages | None) -> list[Image.Image]:
 
 
 def _parity(
-    exact: Callable[[Image.Image], Any],
-    found: Callable[[Image.Image], Any],
+    exact: Logits,
+    found: Logits,
     images: Sequence[Image.Image],
+    sides: Sides,
+    preprocessing: Preprocessing,
 ) -> PixelParity:
     same = pixels = 0
+    probability = 0.0
     for image in images:
-        equal = exact(image) == found(image)
+        first, second = (
+            logits_of(logits, image, sides, preprocessing) for logits in (exact, found)
+        )
+        equal = class_map(first, image.size) == class_map(second, image.size)
         same, pixels = same + int(equal.sum()), pixels + equal.size
-    return PixelParity(images=len(images), pixels=pixels, same=100 * same / max(pixels, 1))
+        off = np.abs(_probabilities(first) - _probabilities(second)).max()
+        probability = max(probability, float(off))
+    return PixelParity(
+        images=len(images),
+        pixels=pixels,
+        same=100 * same / max(pixels, 1),
+        probability=probability,
+    )
+
+
+def _probabilities(logits_CHW: NDArray[np.float32]) -> NDArray[np.float32]:  # noqa: N803
+    return ACTIVATIONS["softmax"](logits_CHW.reshape(len(logits_CHW), -1).T)
 
 
 def _failure(report: SegmenterExportReport) -> ExportError:
     where = f"{report.path} was not written: in {report.engine}"
     if report.agreement:
-        return ExportError(
-            f"{where} mIoU may fall by {_MOST_LOST:g} points at most, got {report.agreement}: "
-            "calibrate on images like those it will see, or use fp16"
-        )
+        return ExportError(f"{where} {report.agreement.fault}")
     return ExportError(
-        f"{where} {_LEAST_SAME[report.precision]:g} % of the pixels must be the same, got "
+        f"{where} {_LEAST_SAME[report.precision]:g} % of the pixels must be the same, within "
+        f"{_TOLERANCES[report.precision]:g} of the probability, got "
         f"{report.parity}: use fp32, or another format"
     )

@@ -10,6 +10,7 @@ from torch import nn
 
 from splitattn.dense.found import FoundObjects
 from splitattn.engines.engine import NOT_FINITE
+from splitattn.engines.pytorch import full_precision
 from splitattn.errors import ImageError
 
 
@@ -34,7 +35,8 @@ class TorchFinder:
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8], *, score: float, iou: float) -> FoundObjects:
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(self._device).float() / 255
-        with self._lock:  # threads share the network, and with it the thresholds
+        # Threads share the network, and with it the thresholds.
+        with self._lock, full_precision(self._device):
             self._last.score_thresh, self._last.nms_thresh = score, iou
             watch = self._scoring.register_forward_hook(_check_finite)
             try:

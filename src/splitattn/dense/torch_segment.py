@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from splitattn.dense.segment import Logits
+from splitattn.engines.pytorch import full_precision
 
 
 def torch_logits(network: nn.Module, device: torch.device) -> Logits:
@@ -13,7 +14,8 @@ def torch_logits(network: nn.Module, device: torch.device) -> Logits:
 
     @torch.inference_mode()
     def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        found = network(torch.from_numpy(images).to(device))
+        with full_precision(device):
+            found = network(torch.from_numpy(images).to(device))
         out: NDArray[np.float32] = found.float().cpu().numpy()
         return out
 

@@ -76,14 +76,14 @@ class TorchEngine(Engine):
             return super().outputs(images_BCHW)
         _do_without_lost_threads(os.getpid())
         images = torch.from_numpy(np.ascontiguousarray(images_BCHW)).to(self.device)
-        with torch.inference_mode(), _full_precision(self.device):
+        with torch.inference_mode(), full_precision(self.device):
             found = self._network.outputs(images.contiguous(memory_format=torch.channels_last))
         return tuple(output.float().cpu().numpy() for output in found)
 
     @torch.inference_mode()
     def _logits(self, images: Tensor) -> Logits:
         images = images.contiguous(memory_format=torch.channels_last)
-        with _full_precision(self.device):
+        with full_precision(self.device):
             logits: Tensor = self._network(images)
         out: Logits = logits.float().cpu().numpy()
         return out
@@ -226,7 +226,7 @@ class _Exportable(nn.Module):
         return logits
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[None]:
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """No TF32 in cuDNN: with it, results would depend on the size of the batch."""
     if device.type != "cuda":
         return nullcontext()
