@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -16,8 +17,9 @@ from splitattn.dense.trained import TrainedDense, open_dense
 from splitattn.errors import ImageError, InputError
 from splitattn.graph.detection import FOLDED_HEADS, FoldedDetector, detector_shapes, fold_detector
 from splitattn.graph.folding import Form
-from splitattn.images.decode import ImageSource, decode, name_of
+from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
+from splitattn.images.loading import map_decoded
 from splitattn.libraries import require
 
 
@@ -123,6 +125,8 @@ class Detector:
     ) -> Generator[list[DetectedObject] | ImageError, None, None]:
         """Find objects in any number of images: one result each, in their order.
 
+        The next images are decoded while the network runs.
+
         Yields:
             An image's objects, best first, or the error that says why it has none.
 
@@ -131,33 +135,22 @@ class Detector:
         """
         if not 0 <= score <= 1:
             raise InputError(f"score must be 0 to 1, got {score}")
-        return self._stream(sources, score)
+        return map_decoded(partial(self._objects, score=score), sources, self._limits)
 
-    def _stream(
-        self, sources: Iterable[ImageSource], score: float
-    ) -> Generator[list[DetectedObject] | ImageError, None, None]:
-        for source in sources:
-            try:
-                image = decode(source, limits=self._limits)
-            except ImageError as error:
-                yield error
-                continue
-            try:
-                found = self.find(image, score)
-            except ImageError as error:
-                yield ImageError(f"{name_of(source)}: {error}")
-                continue
-            boxes, labels, scores = (
-                each.tolist() for each in (found.boxes, found.labels, found.scores)
+    def _objects(self, image: Image.Image, score: float) -> list[DetectedObject]:
+        found = self.find(image, score)
+        boxes, labels, scores = (
+            each.tolist() for each in (found.boxes, found.labels, found.scores)
+        )
+        masks: list[RunLengths | None] = [*found.run_lengths(image.size)]
+        return [
+            DetectedObject(
+                label=self.classes[label], index=label, score=value, box=tuple(box), mask=mask
             )
-            masks: list[RunLengths | None] = [*found.run_lengths(image.size)]
-            masks = masks or [None] * len(found)
-            yield [
-                DetectedObject(
-                    label=self.classes[label], index=label, score=value, box=tuple(box), mask=mask
-                )
-                for box, label, value, mask in zip(boxes, labels, scores, masks, strict=True)
-            ]
+            for box, label, value, mask in zip(
+                boxes, labels, scores, masks or [None] * len(found), strict=True
+            )
+        ]
 
     def find(self, image: Image.Image, score: float = LEAST_SCORE) -> FoundObjects:
         """What is found in an image, as arrays.

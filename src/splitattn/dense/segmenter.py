@@ -24,8 +24,9 @@ from splitattn.graph.segmentation import (
     fold_segmenter,
     segmenter_shapes,
 )
-from splitattn.images.decode import ImageSource, decode, name_of
+from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
+from splitattn.images.loading import map_decoded
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 
@@ -141,21 +142,16 @@ class Segmenter:
     ) -> Generator[SegmentedImage | ImageError, None, None]:
         """The same for any number of images: one result each, in their order.
 
+        The next images are decoded while the network runs.
+
         Yields:
             An image's answer, or the error that says why it has none.
         """
-        for source in sources:
-            try:
-                image = decode(source, limits=self._limits)
-            except ImageError as error:
-                yield error
-                continue
-            try:
-                found = self.segment(image)
-            except ImageError as error:
-                yield ImageError(f"{name_of(source)}: {error}")
-                continue
-            yield SegmentedImage(class_map=found, classes=self.classes)
+
+        def answer(image: Image.Image) -> SegmentedImage:
+            return SegmentedImage(class_map=self.segment(image), classes=self.classes)
+
+        return map_decoded(answer, sources, self._limits)
 
     def segment(self, image: Image.Image) -> Mask:
         """The class of every pixel of an image that is RGB and upright, (H, W)."""

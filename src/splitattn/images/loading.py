@@ -8,9 +8,10 @@ from itertools import islice, repeat
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
+from PIL import Image
 
 from splitattn.errors import ImageError, InputError
-from splitattn.images.decode import ImageSource
+from splitattn.images.decode import ImageSource, decode, name_of
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.preprocess import Pixels, load_pixels
 from splitattn.preprocessing import Preprocessing, least_side
@@ -72,6 +73,8 @@ def load_batches(
 
 
 T = TypeVar("T")
+Source = TypeVar("Source")
+Name = TypeVar("Name")
 
 
 def map_images(
@@ -121,14 +124,48 @@ def _computed(
                 yield item if isinstance(item, ImageError) else next(results)
 
 
+def map_decoded(
+    compute: Callable[[Image.Image], T], sources: Iterable[ImageSource], limits: Limits
+) -> Generator[T | ImageError, None, None]:
+    """Compute something for each image of any size, while the next ones are decoded.
+
+    Args:
+        compute: takes an image, RGB and upright, and may raise `ImageError`.
+        sources: images, as `decode` takes them; they are read at most two images ahead.
+        limits: what is refused before it is decoded.
+
+    Yields:
+        A result for each image, in their order, or the error that says why it has none.
+    """
+
+    def load(source: ImageSource, name: str) -> tuple[str, Image.Image | ImageError]:
+        try:
+            return name, decode(source, limits=limits)
+        except ImageError as error:
+            return name, error
+
+    named = ((source, name_of(source)) for source in sources)
+    with closing(_batches(load, named, 1, None)) as batches:
+        for ((name, image),) in batches:
+            if isinstance(image, ImageError):
+                yield image
+                continue
+            try:
+                result = compute(image)
+            except ImageError as error:
+                yield ImageError(f"{name}: {error}")
+                continue
+            yield result
+
+
 def _batches(
-    load: Callable[[LazySource, str | None], Loaded],
-    named: Iterable[tuple[LazySource, str | None]],
+    load: Callable[[Source, Name], T],
+    named: Iterable[tuple[Source, Name]],
     batch_size: int,
     workers: int | None,
-) -> Generator[list[Loaded], None, None]:
+) -> Generator[list[T], None, None]:
     remaining = iter(named)
-    loading: deque[Future[Loaded]] = deque()
+    loading: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(workers, "splitattn-decode")
     try:
         while True:
