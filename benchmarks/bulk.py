@@ -9,7 +9,7 @@ usage: python benchmarks/bulk.py [--photographs 20000] [--kills 10] [--rounds 3]
    answers 503 to one request in twenty. Again and again a worker is killed (-9), then the driver,
    and the command is repeated. At the end, every image must be there once, with the labels of
    `predict`.
-3. Memory: that of listing folders of 2,000 and 200,000 empty files into a manifest.
+3. Memory: that of listing folders of 2,000, 20,000 and 200,000 empty files into a manifest.
 
 Nothing else should run meanwhile. Needs ray, moto[server], boto3 and psutil.
 """
@@ -43,7 +43,7 @@ BUCKET, LABELS = "photos", "labels"
 SIDE = 160
 SHARD = 250  # images: small, so that kills come between many parts
 BUSY = 0.05
-LISTED = (2_000, 200_000)
+LISTED = (2_000, 20_000, 200_000)  # a shard has 10,000, and is in memory
 LISTING = """
 import sys
 from collections import Counter
