@@ -114,7 +114,6 @@ def test_predictions_with_masks_are_written_drawn_and_scored_as_coco(
     rows = json.loads(output.read_text())
     truth = COCO(str(data / "val.json"))
     for row in rows:
-        row["category_id"] *= 10
         del row["bbox"]
     scored = COCOeval_faster(truth, truth.loadRes(rows), "segm", print_function=print)
     scored.evaluate()

@@ -73,7 +73,7 @@ def read_annotations(content: bytes, folder: Path) -> None:
     def as_coco() -> None:
         notes = Notes()
         classes, found = read_coco(path, [folder], notes)
-        annotated_images(path, classes, found, notes)
+        annotated_images(path, tuple(classes.values()), found, notes)
 
     refusals = []
     for read in (

@@ -1,6 +1,7 @@
 """What `splitattn predict` and `evaluate` write and draw for a detector."""
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def opened(
             Format.TABLE: _table,
             Format.JSON: partial(_json, detector),
             Format.CSV: partial(_csv, detector),
-            Format.COCO: _CocoResults(),
+            Format.COCO: _CocoResults(detector.category_ids),
         },
         csv_header=_CSV_HEADER,
         coco=("[", "\n]\n"),
@@ -112,10 +113,14 @@ class _CocoResults:
     """Writes objects as COCO's results, one a line.
 
     The id of an image is the number that its file is called after, or else its place in the list;
-    where that id is taken, the next free one. Categories count from 1, in the order of the classes.
+    where that id is taken, the next free one.
+
+    Args:
+        category_ids: of each class.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, category_ids: Sequence[int]) -> None:
+        self._category_ids = category_ids
         self._place = 0
         self._used: set[int] = set()
         self._rows = 0
@@ -136,7 +141,7 @@ class _CocoResults:
         left, top, right, bottom = found.box
         row = {
             "image_id": number,
-            "category_id": found.index + 1,
+            "category_id": self._category_ids[found.index],
             "bbox": [left, top, right - left, bottom - top],
             "score": found.score,
             "file_name": name,

@@ -61,6 +61,8 @@ class AnnotatedImages:
         sizes: width and height of each image, upright, that its boxes are for.
         objects: of each image.
         notes: what was left out or changed, one line for each rule.
+        category_ids: COCO's id of each class as it was read, in their order; of other formats
+            none.
     """
 
     origin: str
@@ -70,6 +72,7 @@ class AnnotatedImages:
     sizes: Sequence[tuple[int, int]]
     objects: Sequence[Objects]
     notes: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

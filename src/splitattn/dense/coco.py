@@ -24,8 +24,8 @@ _KEYS = ("images", "annotations", "categories")
 
 def read_coco(
     path: Path, folders: Sequence[Path], notes: Notes
-) -> tuple[tuple[str, ...], list[FoundImage]]:
-    """The classes, in the order of their ids, and the images.
+) -> tuple[dict[int, str], list[FoundImage]]:
+    """The name of each category by its id, in their order, and the images.
 
     Args:
         path: the JSON file.
@@ -58,7 +58,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _read(
     content: dict[str, Any], folders: Sequence[Path], notes: Notes
-) -> tuple[tuple[str, ...], list[FoundImage]]:
+) -> tuple[dict[int, str], list[FoundImage]]:
     categories = {_id(row, "category"): row.get("name") for row in content["categories"]}
     names = [categories[key] for key in sorted(categories)]
     if not names or len({*map(str, names)}) < len(content["categories"]):
@@ -82,7 +82,7 @@ def _read(
         FoundImage(path=folder / name, name=name, size=_size(images[key]), objects=objects[key])
         for key, name in file_names.items()
     ]
-    return tuple(map(str, names)), found
+    return {key: str(categories[key]) for key in sorted(categories)}, found
 
 
 def _id(row: dict[str, Any], kind: str) -> int:

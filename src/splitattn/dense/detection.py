@@ -76,7 +76,11 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
 
     def head_facts(self, recipe: Recipe) -> dict[str, Any]:
         two_stages = find_head(self.head).stages == 2
-        return {"box_head": recipe.box_head} if two_stages else {}
+        ids = [*self.train.category_ids]
+        return {
+            **({"box_head": recipe.box_head} if two_stages else {}),
+            **({"category_ids": ids} if ids else {}),
+        }
 
     def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[DenseBatch]:
         recipe = run.recipe

@@ -14,13 +14,14 @@ from splitattn.dense.found import FoundObjects
 from splitattn.dense.outlines import RunLengths
 from splitattn.dense.resizing import read_sides
 from splitattn.dense.trained import TrainedDense, open_dense
-from splitattn.errors import ImageError, InputError
+from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.graph.detection import FOLDED_HEADS, FoldedDetector, detector_shapes, fold_detector
 from splitattn.graph.folding import Form
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.loading import map_decoded
 from splitattn.libraries import require
+from splitattn.weights.metadata import ModelMetadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class Detector:
         engine: what runs it: engine, version and device.
         sides: shorter and longer side of the images that the network sees, in pixels.
         masks: whether it finds the pixels of each object.
+        category_ids: the id of each class in COCO's format: that of the training images, or else
+            counted from 1.
 
     Raises:
         InputError: there is no such engine or device, a library is missing, or `iou` is not from 0
@@ -85,6 +88,7 @@ class Detector:
         self.sides = read_sides(metadata.head)
         self.masks = metadata.head.get("masks") is True
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
+        self.category_ids = _category_ids(metadata, opened.path)
         self._limits, self._iou = limits, iou
 
     @overload
@@ -160,6 +164,18 @@ class Detector:
             score: objects with this one or a lower one are left out.
         """
         return find(self._finder, image, self.sides, score=score, iou=self._iou)
+
+
+def _category_ids(metadata: ModelMetadata, path: str) -> tuple[int, ...]:
+    count = len(metadata.classes)
+    ids = metadata.head.get("category_ids", [*range(1, count + 1)])
+    fits = isinstance(ids, list) and len(ids) == count
+    if not fits or not all(type(each) is int for each in ids):
+        raise WeightsError(
+            f"{path}: category_ids must be {count} whole numbers, one for each class, got "
+            f"{ids!r:.60}"
+        )
+    return tuple(ids)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import mmap
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitattn.data.splits import split_of
@@ -125,11 +125,14 @@ def _open_coco(root: Path, split: str) -> AnnotatedImages:
             )
         if own:
             classes, found = read_coco(own[0], _image_folders(own[0], root, name), notes)
-            return annotated_images(own[0], classes, found, notes)
+            data = annotated_images(own[0], tuple(classes.values()), found, notes)
+            return replace(data, category_ids=tuple(classes))
     if [*files.values()] == [None]:
         (path,) = files
         classes, found = read_coco(path, _image_folders(path, root, ""), notes)
-        return annotated_images(f"{path}: {split}", classes, hold_out(found, split), notes)
+        held = hold_out(found, split)
+        data = annotated_images(f"{path}: {split}", tuple(classes.values()), held, notes)
+        return replace(data, category_ids=tuple(classes))
     raise no_split(root, split, [path.name for path in files])
 
 
