@@ -271,12 +271,12 @@ def _balanced(labels: Sequence[int], generator: torch.Generator) -> Tensor:
     """(N,) as many draws as there are images, see `epoch_batches`."""
     all_labels = torch.tensor([*labels])
     n = len(all_labels)
-    classes = torch.unique(all_labels)
-    classes = classes[torch.randperm(len(classes), generator=generator)]
-    share, rest = divmod(n, len(classes))
+    _, counts = torch.unique(all_labels, return_counts=True)
+    by_class = torch.split(torch.argsort(all_labels, stable=True), counts.tolist())
+    share, rest = divmod(n, len(by_class))
     draws = []
-    for place, label in enumerate(classes.tolist()):
-        images = (all_labels == label).nonzero()[:, 0]
+    for place, number in enumerate(torch.randperm(len(by_class), generator=generator).tolist()):
+        images = by_class[number]
         count = share + (place < rest)
         rounds = [
             images[torch.randperm(len(images), generator=generator)] + k * n
