@@ -1,11 +1,12 @@
 """How much faster than PyTorch does a detector run in ONNX Runtime and OpenVINO?
 
 usage: python benchmarks/detectors.py --weights RUN --images FOLDER [--files FILE ...] [--count 8]
-           [--rounds 9] [--output FILE]
+           [--rounds 9] [--threads N] [--output FILE]
 
 In every round each of PyTorch (eager), ONNX Runtime, OpenVINO and the exported files finds the
 objects in the same images, one image at a time, in turns; the order rotates. The first round is not
-counted. Decoding is left out; resizing and the removal of overlaps are in. A row is added to the
+counted. Decoding is left out; resizing and the removal of overlaps are in. All have
+the same number of threads, by default one for each core. A row is added to the
 JSON list in FILE: milliseconds an image of each round, how many times as fast as PyTorch, and how
 many of PyTorch's objects with a score of 0.3 or more the others find again (same class, at most a
 pixel apart). Nothing else should run meanwhile.
@@ -13,6 +14,7 @@ pixel apart). Nothing else should run meanwhile.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -21,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from splitattn import environment
@@ -40,8 +43,11 @@ def main() -> None:
     parser.add_argument("--files", type=Path, nargs="*", default=[])
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
     arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of ONNX Runtime and OpenVINO
+    torch.set_num_threads(arguments.threads)
     detectors = {
         name: Detector(arguments.weights, engine=name)
         for name in ("torch", "onnxruntime", "openvino")
@@ -53,6 +59,7 @@ def main() -> None:
         "model": detectors["torch"].model,
         "sides": [detectors["torch"].sides.short, detectors["torch"].sides.long],
         "images": len(images),
+        "threads": arguments.threads,
         "engines": {name: each.engine for name, each in detectors.items()},
         "environment": environment.describe(),
     } | measured(detectors, images, arguments.rounds)
