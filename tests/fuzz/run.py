@@ -5,7 +5,8 @@ usage: python tests/fuzz/run.py [--inputs 20000] [--seed 0] [--only NAME] [--out
 Inputs are shared out over the targets of `targets.py`. Each target runs in a process of its own,
 which is ended when an input takes more than 10 s of the processor, 60 s in all, or 2 GB more memory
 than the process had before; a bug is that, a crash, or an exception that is no `InputError`. Inputs
-that are bugs are saved under runs/fuzz/, and the status is then 1.
+that are bugs are saved under runs/fuzz/, and the status is then 1. With --only, rows of other targets stay
+in the JSON; each has its date and commit.
 """
 
 import argparse
@@ -91,11 +92,17 @@ def main() -> None:
         for bug in outcome.bugs[:5]:
             sys.stdout.write(f"    {bug}\n")
         sys.stdout.flush()
+    described = environment.describe()
+    when = {key: described[key] for key in ("date", "commit")}
+    rows = {outcome.target: asdict(outcome) | when for outcome in outcomes}
+    if arguments.only and arguments.output.exists():
+        before = json.loads(arguments.output.read_text("utf-8"))["targets"]
+        rows = {row["target"]: row for row in before} | rows
     report = {
         "seed": arguments.seed,
         "limits": {"processor_seconds": SECONDS, "memory": MEMORY},
-        "targets": [asdict(outcome) for outcome in outcomes],
-        "environment": environment.describe(),
+        "targets": [rows[target.name] for target in targets(MODULE) if target.name in rows],
+        "environment": described,
     }
     with replacing(arguments.output) as path:
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, features
 from safetensors.torch import save
 
-from splitattn import exporting, workflows
+from splitattn import workflows
 from splitattn.architectures import ARCHITECTURES
 from splitattn.bench import measure
 from splitattn.cli import main
@@ -427,7 +427,7 @@ def _no_work(folder: Path) -> Iterator[None]:
         patch.dict(os.environ, own),
         patch.object(loop, "train", stop),
         patch.object(measure, "measure", stop),
-        patch.object(exporting, "export_network", stop),
+        patch.object(workflows, "export_network", stop),
         patch.object(workflows, "measure", stop),
         patch.object(TrainedNetwork, "load", load_plain),
     ):
