@@ -5,8 +5,8 @@ usage: python tests/fuzz/run.py [--inputs 20000] [--seed 0] [--only NAME] [--out
 Inputs are shared out over the targets of `targets.py`. Each target runs in a process of its own,
 which is ended when an input takes more than 10 s of the processor, 60 s in all, or 2 GB more memory
 than the process had before; a bug is that, a crash, or an exception that is no `InputError`. Inputs
-that are bugs are saved under runs/fuzz/, and the status is then 1. With --only, rows of other targets stay
-in the JSON; each has its date and commit.
+that are bugs are saved under runs/fuzz/, and the status is then 1. With --only, rows of other
+targets stay in the JSON; each has its date and commit.
 """
 
 import argparse
