@@ -477,13 +477,15 @@ def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.devic
         task = Detection(model=model, head=head, train=train, val=val)
 
     def build(weights: str | Path | None) -> nn.Module:
+        found = None if weights is None else resolve(model, weights)
         return create_detector(
             model,
             head=head,
-            weights=None if weights is None else resolve(model, weights).path,
+            weights=found.path if found else None,
             num_classes=len(train.classes),
             channels=recipe.head_channels,
             box_head=recipe.box_head,
+            new_head=dataset.new_classifier or bool(found and found.classes != train.classes),
         )
 
     return Plan(task=task, build=build)

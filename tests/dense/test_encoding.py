@@ -63,7 +63,7 @@ def test_logits_are_those_of_their_network(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"num_classes": 7}, r"head.4.weight must be (7, 128, 1, 1), got (5, 128, 1, 1)"),
+        ({"num_classes": 7}, r"its 4.weight must be (7, 128, 1, 1), got (5, 128, 1, 1)"),
         ({"head": "deeplabv3"}, "got none"),
         ({"new_head": True}, ""),
     ],

@@ -283,6 +283,25 @@ def test_images_without_objects_teach_detectors_of_masks_too() -> None:
     assert all(value.isfinite().all() for value in detector.state_dict().values())
 
 
+@pytest.mark.parametrize("head", ["fcos", "mask_rcnn"])
+def test_weights_of_a_detector_fill_its_head_too(
+    head: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = network(head).state_dict()
+    write_checkpoint(tmp_path / "a.safetensors", first)
+    asked = {"head": head, "channels": CHANNELS, "weights": tmp_path / "a.safetensors"}
+    same = create_detector("small", num_classes=len(CLASSES), **asked).state_dict()
+    assert all(torch.equal(value, same[key]) for key, value in first.items())
+    assert "the head, with its pyramid, is loaded too" in caplog.text
+    caplog.clear()
+    for options in ({"num_classes": 7}, {"num_classes": len(CLASSES), "new_head": True}):
+        other = create_detector("small", **asked, **options).state_dict()
+        differing = {key for key in first if not torch.equal(first[key], other[key])}
+        assert any(key.startswith("backbone.fpn.") for key in differing)
+        assert not any(key.startswith("backbone.body.") for key in differing)
+    assert caplog.text.count("the head, with its pyramid, is new and untrained") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [

@@ -32,11 +32,14 @@ from torchvision.ops.feature_pyramid_network import (
 
 from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
+from splitattn.dense.heads import load_head
 from splitattn.errors import InputError, nearest
 from splitattn.graph.detection import ANCHOR_RATIOS, ANCHOR_SIZES, GROUPS, STRIDES
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from splitattn.weights.checkpoint import read_by_own_keys
+from splitattn.weights.resolve import resolve
 
 # Group norm in the heads has 32 groups, and needs two values or more in each, also in a map of one
 # pixel.
@@ -53,6 +56,7 @@ _REGION_ANCHORS = tuple((4 * stride, 8 * stride) for stride in _REGION_STRIDES)
 _BOX_SIDE, _MASK_SIDE, _BOX_WIDTH = 7, 14, 1024
 
 BOX_HEADS = ["2fc", "4conv1fc"]
+_BODY = "backbone.body."  # keys of the backbone within a detector
 
 
 class _NormalizeOnly(GeneralizedRCNNTransform):  # type: ignore[misc]
@@ -283,12 +287,13 @@ def create_detector(
     weights: str | Path | None = None,
     channels: int = 256,
     box_head: str = "2fc",
+    new_head: bool = False,
     frozen_stages: int = 0,
     frozen_bn: bool = False,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> nn.Module:
-    """Build a detector, in training mode; weights go into the backbone, the rest is random.
+    """Build a detector, in training mode, and load weights: a backbone's, or a whole detector's.
 
     In training mode it takes a list of images (3, H, W), floats from 0 to 1, and a list of targets
     with `boxes` (N, 4) and `labels` (N,), and gives a dictionary of losses. In evaluation mode it
@@ -307,6 +312,8 @@ def create_detector(
         box_head: of "faster_rcnn" and "mask_rcnn": "2fc" is two dense layers and no norms,
             "4conv1fc" four convolutions and a dense layer, with batch norms in pyramid and heads,
             as in the paper.
+        new_head: leave pyramid and head of the weights out, as for other classes. They are left out
+            too, with a warning, if they do not fit.
         frozen_stages, frozen_bn: see `Backbone`.
         mean, std: of the images, per channel.
 
@@ -332,4 +339,9 @@ def create_detector(
     )
     detector = row.build(backbone, num_classes, channels, box_head)
     detector.transform = _NormalizeOnly(1, 1, list(mean), list(std))
+    if weights is not None and not new_head:
+        path = resolve(str(model), weights).path
+        own = {k: v for k, v in detector.state_dict().items() if not k.startswith(_BODY)}
+        found = {k: v for k, v in read_by_own_keys(path).items() if k in own}
+        load_head("head, with its pyramid,", own, found, path)
     return detector

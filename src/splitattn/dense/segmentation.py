@@ -172,4 +172,4 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
 
     def summary(self, measured: Measurement) -> str:
         shown = [self.formats[name].text(measured.figures[name]) for name in ("miou", "accuracy")]
-        return f"{', '.join(shown)} on {len(self.val)} images"
+        return f"{', '.join(shown)} on {measured.details.scores.images} images"

@@ -3,7 +3,6 @@
 Shapes: B batch, C classes, H and W rows and columns of the image.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,13 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
+from splitattn.dense.heads import load_head
 from splitattn.errors import InputError, nearest
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.weights.checkpoint import read_by_own_keys
 from splitattn.weights.layouts import head_tensors
 from splitattn.weights.resolve import resolve
-
-logger = logging.getLogger(__name__)
 
 _FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
 _DROPPED = 0.1
@@ -246,33 +244,11 @@ def create_segmenter(
     if weights is not None and not new_head:
         path = resolve(str(model), weights).path
         tensors = read_by_own_keys(path)
-        _load_head(network.head, "head", head_tensors(tensors, head), path)
+        load_head("head", network.head.state_dict(), head_tensors(tensors, head), path)
         if network.auxiliary is not None:
             own = head_tensors(tensors, head, auxiliary=True)
-            _load_head(network.auxiliary, "auxiliary head", own, path)
+            load_head("auxiliary head", network.auxiliary.state_dict(), own, path)
     return network
-
-
-def _load_head(part: nn.Module, name: str, found: Mapping[str, Tensor], path: Path) -> None:
-    """Load the head of a file, if it has one; one that does not fit is left out with a warning."""
-    own = part.state_dict()
-    if not found:
-        return
-    needed = [key for key in own if not key.endswith("num_batches_tracked")]
-    odd = [key for key in needed if key not in found or found[key].shape != own[key].shape]
-    if odd:
-        logger.warning(
-            "%s: the %s is new and untrained: %s.%s must be %s, got %s",
-            path,
-            name,
-            name.split()[0],
-            odd[0],
-            tuple(own[odd[0]].shape),
-            tuple(found[odd[0]].shape) if odd[0] in found else "none",
-        )
-        return
-    part.load_state_dict(own | {key: found[key] for key in own if key in found})
-    logger.warning("%s: the %s is loaded too", path, name)
 
 
 def find_segmentation_head(name: str) -> SegmentationHead:

@@ -130,7 +130,7 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
         return {"size": run.recipe.size_in(epoch), "unreadable": len(self._unreadable.lines)}
 
     def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
-        figures = {**measured.figures, "n": len(self.val)} if measured else {}
+        figures = {**measured.figures, "n": measured.details.scores.images} if measured else {}
         recipe = run.recipe
         found = sides(recipe, recipe.test_size)
         return ModelMetadata(

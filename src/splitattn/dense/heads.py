@@ -1,0 +1,44 @@
+"""Heads out of a file of weights."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+_COUNTER = "num_batches_tracked"  # of batch norms; older files have none
+
+
+def load_head(
+    name: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path
+) -> None:
+    """Fill a head's tensors with those of a file, if it has a head.
+
+    A head that does not fit is left as it is, with a warning.
+
+    Args:
+        name: what the head is called.
+        own: its tensors, as in `state_dict`.
+        found: those of the file, by the same keys.
+        path: of the file.
+    """
+    if not found:
+        return
+    needed = [key for key in own if not key.endswith(_COUNTER)]
+    odd = [key for key in needed if key not in found or found[key].shape != own[key].shape]
+    if odd:
+        logger.warning(
+            "%s: the %s is new and untrained: its %s must be %s, got %s",
+            path,
+            name,
+            odd[0],
+            tuple(own[odd[0]].shape),
+            tuple(found[odd[0]].shape) if odd[0] in found else "none",
+        )
+        return
+    with torch.no_grad():
+        for key in own.keys() & found.keys():
+            own[key].copy_(found[key])
+    logger.warning("%s: the %s is loaded too", path, name)
