@@ -55,10 +55,10 @@ def read_body(content: bytes, _: Path) -> None:
 
     first, _, body = content.partition(b"\n")
     header = first.decode("latin-1")
-    served = SimpleNamespace(model="small")
+    outputs = {"probabilities": ("FP32", [-1, 6]), "labels": ("BYTES", [-1])}
+    served = SimpleNamespace(model="small", outputs=outputs)
     settings = SimpleNamespace(max_images=_MOST)
     protocol: Any = InferenceProtocol(SimpleNamespace(served=served, settings=settings))  # type: ignore[arg-type]
-    protocol._outputs = ("probabilities", "labels")
     refused: list[str] = []
     try:
         protocol._read(body, None if header == "none" else header)

@@ -18,8 +18,10 @@ from splitattn.classifier import Classifier
 from splitattn.dense.detector import DetectedObject, Detector
 from splitattn.dense.outlines import to_run_lengths
 from splitattn.dense.segmenter import Segmenter
+from splitattn.engines import open_vino
 from splitattn.images.samples import sample_photographs
 from splitattn.serving.app import create_app
+from splitattn.serving.served import served
 from splitattn.serving.served_dense import ServedDetector
 from splitattn.serving.settings import Settings
 from splitattn.weights.checkpoint import write_checkpoint
@@ -209,6 +211,11 @@ def test_the_service_says_what_it_is(own: Running, classifier: Classifier) -> No
     assert about["engine"] == classifier.engine.name
     described = own.client.get("/openapi.json").json()
     assert described["openapi"].startswith("3.1")
+    answers = described["paths"]["/v1/predict"]["post"]["responses"]["200"]["content"]
+    assert [*answers["application/json"]["examples"]] == ["image", "form or list"]
+    explained = described["paths"]["/v1/explain"]["post"]["responses"]["200"]["content"]
+    assert "image/jpeg" in explained
+    assert INFER in described["paths"]
     for path, operations in described["paths"].items():
         for verb in operations:
             assert own.client.request(verb, path, content=b"x").status_code not in (404, 405)
@@ -420,6 +427,21 @@ def write_dense(path: Path, task: str) -> Path:
     )
     write_checkpoint(path, state, metadata)
     return path
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_size_that_comes_again_compiles_nothing(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    weights = write_dense(tmp_path / "dense.safetensors", task)
+    open_model = Detector if task == "detection" else Segmenter
+    own = served(open_model(weights, engine="openvino"))
+    own.prepare([1])
+    monkeypatch.setattr(open_vino, "_compile", None)
+    image = Image.open(io.BytesIO(PHOTOGRAPHS[0]))
+    for _ in range(3):
+        assert len(own.compute([image])) == 1
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])

@@ -64,6 +64,7 @@ class Detector:
         masks: whether it finds the pixels of each object.
         category_ids: the id of each class in COCO's format: that of the training images, or else
             counted from 1.
+        fix_shapes: see `OpenedDense.fix_shapes`.
 
     Raises:
         InputError: there is no such engine or device, a library is missing, or `iou` is not from 0
@@ -84,6 +85,7 @@ class Detector:
             raise InputError(f"iou must be 0 to 1, got {iou}")
         opened = open_dense(TrainedDetector, weights, EngineFinder, engine=engine, device=device)
         self.engine, self._finder = opened.engine, opened.runner
+        self.fix_shapes = opened.fix_shapes
         metadata = opened.metadata
         self.sides = read_sides(metadata.head)
         self.masks = metadata.head.get("masks") is True

@@ -86,6 +86,7 @@ class Segmenter:
         classes: names by number.
         engine: what runs it: engine, version and device.
         sides: shorter and longer side of the images that the network sees, in pixels.
+        fix_shapes: see `OpenedDense.fix_shapes`.
 
     Raises:
         InputError: there is no such engine or device, or a library is missing.
@@ -103,6 +104,7 @@ class Segmenter:
         opened = open_dense(TrainedSegmenter, weights, _logits_of, engine=engine, device=device)
         metadata = opened.metadata
         self.engine, self._logits = opened.engine, opened.runner
+        self.fix_shapes = opened.fix_shapes
         self.sides = read_sides(metadata.head, MULTIPLE)
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
         self._limits = limits

@@ -123,12 +123,22 @@ class OpenedDense(Generic[Runner]):
         engine: what runs it: engine, version and device.
         metadata: what the file says about itself.
         path: of the file.
+        network: in its engine; None in PyTorch.
     """
 
     runner: Runner
     engine: str
     metadata: ModelMetadata
     path: str
+    network: Engine | None = None
+
+    def fix_shapes(self) -> None:
+        """Run images of all sizes in one network from now on, and compile it.
+
+        For a server, whose requests must not wait for a compiler.
+        """
+        if self.network:
+            self.network.fix_batches([], self.metadata.preprocessing)
 
 
 def open_dense(
@@ -159,8 +169,13 @@ def open_dense(
         opened, metadata = open_exported(file_row, path, device=device)
         if metadata.task != kind.task:
             raise WeightsError(f"{path} must be a {kind.what}, it is for {metadata.task}")
-        runner = in_engine(opened, metadata.preprocessing)
-        return OpenedDense(runner=runner, engine=opened.name, metadata=metadata, path=str(path))
+        return OpenedDense(
+            runner=in_engine(opened, metadata.preprocessing),
+            engine=opened.name,
+            metadata=metadata,
+            path=str(path),
+            network=opened,
+        )
     trained = kind.read(weights)
     metadata, path = trained.metadata, trained.path
     able = trained.head in kind.folded_heads
@@ -168,6 +183,7 @@ def open_dense(
         row = fastest_engine(device) if able else find_engine("torch")
     else:
         row = find_engine(engine)
+    network: Engine | None = None
     if row.name == "torch":
         runner, name = trained.in_torch(device), row.name
     elif row.format is None or not able:
@@ -176,7 +192,9 @@ def open_dense(
             f"{'onnxruntime, openvino or torch' if able else 'torch'}, got {engine!r}"
         )
     else:
-        network = trained.fold(row.form_on(device))
-        opened = row.load_module().load(network, size=None, device=device)
-        runner, name = in_engine(opened, metadata.preprocessing), opened.name
-    return OpenedDense(runner=runner, engine=name, metadata=metadata, path=str(path))
+        folded = trained.fold(row.form_on(device))
+        network = row.load_module().load(folded, size=None, device=device)
+        runner, name = in_engine(network, metadata.preprocessing), network.name
+    return OpenedDense(
+        runner=runner, engine=name, metadata=metadata, path=str(path), network=network
+    )

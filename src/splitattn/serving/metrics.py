@@ -54,7 +54,7 @@ class Metrics:
         self._batch = Histogram(
             "splitattn_batch_images",
             "Images in each batch",
-            buckets=(1, 2, 4, 8, 16, 32, 64),
+            buckets=(*range(1, 9), 12, 16, 24, 32, 64),
             registry=own,
         )
         self.dropped = Counter(

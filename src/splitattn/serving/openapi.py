@@ -1,5 +1,6 @@
 """The description of a service's routes, with examples: OpenAPI 3.1."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -40,6 +41,7 @@ _FAULTS = {
     "503": "the service is loading or stopping",
     "504": "the deadline has passed",
 }
+_ERROR = {"status": 422, "code": "bad_image", "message": "b.jpg: expected an image"}
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "classification": {
         "predictions": [{"label": "espresso", "index": 967, "probability": 0.93}],
@@ -59,26 +61,43 @@ def describe_service(service: Service) -> dict[str, Any]:
     """The whole description, ready for JSON."""
     own = service.served
     about = {"model": own.model, "weights": own.weights}
+    one = {"name": "image", **_EXAMPLES[own.task]}
+    answers = [{**one, "name": "a.jpg"}, {"name": "b.jpg", "error": _ERROR}]
     predict = _operation(
         "Answer images",
         "One image as the body gives one answer. A form or a list of images gives a list, in "
         "their order, in which an image that cannot be used has an `error`.",
-        {"name": "image", **_EXAMPLES[own.task], **about},
-        dict(own.parameters),
+        {
+            "image": {**one, **about},
+            "form or list": {"results": answers, **about},
+        },
+        own.parameters,
     )
-    paths = {"/v1/predict": {"post": predict}}
+    paths = {
+        "/v1/predict": {"post": predict},
+        f"/v2/models/{own.model}/infer": {"post": _infer(own.outputs)},
+    }
     if own.explains:
         paths["/v1/explain"] = {
             "post": _operation(
                 "Explain a label",
                 "What a label rests on. With `Accept: image/jpeg` the picture alone.",
-                {"label": "espresso", "method": "cam", "grid": [7, 7], "map": [[0.1, 2.5]]},
+                {
+                    "image": {
+                        "label": "espresso",
+                        "method": "cam",
+                        "grid": [7, 7],
+                        "map": [[0.1, 2.5]],
+                    }
+                },
                 {
                     "label": "a class by name or index, the most probable one by default",
                     "method": "auto, cam or layercam",
                 },
             )
         }
+        answered = paths["/v1/explain"]["post"]["responses"]["200"]["content"]
+        answered["image/jpeg"] = {"schema": {"type": "string", "format": "binary"}}
     for path, summary in (
         ("/v1/model", "What answers"),
         ("/livez", "Whether the process lives"),
@@ -99,8 +118,32 @@ def describe_service(service: Service) -> dict[str, Any]:
     return description
 
 
+def _infer(outputs: Mapping[str, tuple[str, list[int]]]) -> dict[str, Any]:
+    request = {
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["/9j/4AAQ..."]}]
+    }
+    tensors = [
+        {"name": name, "datatype": datatype, "shape": [1, *shape[1:]], "data": []}
+        for name, (datatype, shape) in outputs.items()
+    ]
+    return {
+        "summary": "Answer images by the Open Inference Protocol, version 2",
+        "requestBody": {"required": True, "content": {"application/json": {"example": request}}},
+        "responses": {
+            "200": {
+                "description": "the answer",
+                "content": {"application/json": {"example": {"outputs": tensors}}},
+            },
+            "default": {
+                "description": "as for /v1/predict",
+                "content": {"application/json": {"example": {"error": "the queue is full"}}},
+            },
+        },
+    }
+
+
 def _operation(
-    summary: str, text: str, example: dict[str, Any], parameters: dict[str, str]
+    summary: str, text: str, examples: dict[str, Any], parameters: Mapping[str, str]
 ) -> dict[str, Any]:
     fault = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
@@ -114,7 +157,11 @@ def _operation(
         "responses": {
             "200": {
                 "description": "the answer",
-                "content": {"application/json": {"example": example}},
+                "content": {
+                    "application/json": {
+                        "examples": {name: {"value": value} for name, value in examples.items()}
+                    }
+                },
             },
             **{
                 status: {"description": meaning, "content": fault}

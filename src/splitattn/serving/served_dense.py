@@ -33,6 +33,7 @@ class ServedDetector(Served):
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
         del batch_sizes  # images of any size come one by one
+        self._detector.fix_shapes()
         self._detector.predict(Image.new("RGB", (64, 64)))
 
     def load(self, content: bytes, limits: Limits, name: str, options: Options) -> Image.Image:
@@ -77,6 +78,7 @@ class ServedSegmenter(Served):
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
         del batch_sizes  # as above
+        self._segmenter.fix_shapes()
         self._segmenter.predict(Image.new("RGB", (64, 64)))
 
     def load(self, content: bytes, limits: Limits, name: str, options: Options) -> Image.Image:

@@ -8,6 +8,7 @@ const find = (id) => document.getElementById(id);
 const status = find("status");
 const answers = []; // {name, answer} in the order of the cards
 const waiting = []; // functions that send a request
+const urls = []; // of the photographs that cards show
 let running = 0, done = 0, total = 0;
 let about = null;
 let key = sessionStorage.getItem("key") || "";
@@ -93,6 +94,7 @@ function show(card, file, answer, milliseconds) {
   note.textContent = `${rows.length ? doubt : "Nothing found. "}${Math.round(milliseconds)} ms`;
   if (answer.picture) {
     const image = card.querySelector("img");
+    URL.revokeObjectURL(image.src); // it is not shown again
     image.src = answer.picture;
     image.hidden = false;
     image.alt = `${file.name} with ${rows.length ? rows.map((row) => row[0]).join(", ") : "nothing"}`;
@@ -139,6 +141,7 @@ function add(files) {
     const card = find("card").content.cloneNode(true).querySelector("li");
     const image = card.querySelector("img");
     image.src = URL.createObjectURL(file);
+    urls.push(image.src);
     image.alt = file.name;
     image.addEventListener("error", () => { image.hidden = true; }, { once: true });
     card.querySelector("h2").textContent = file.name;
@@ -229,7 +232,7 @@ find("json").addEventListener("click", () =>
   save("answers.json", "application/json", JSON.stringify(answers.map(withoutPictures), null, 2)));
 find("csv").addEventListener("click", () => save("answers.csv", "text/csv", csv()));
 find("clear").addEventListener("click", () => {
-  for (const image of document.querySelectorAll("#results img")) URL.revokeObjectURL(image.src);
+  urls.splice(0).forEach((url) => URL.revokeObjectURL(url));
   find("results").replaceChildren();
   answers.length = waiting.length = 0;
   done = 0;
