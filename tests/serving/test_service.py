@@ -361,6 +361,21 @@ def check_refused(own: Running, request: dict[str, Any]) -> None:
     assert isinstance(response.json()["error"], str)
 
 
+def test_triton_s_client_speaks_the_protocol(own: Running, classifier: Classifier) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(f"127.0.0.1:{own.port}")
+    assert client.is_server_ready()
+    assert client.is_model_ready("resnest14")
+    tensor = triton.InferInput("image", [3], "BYTES")
+    tensor.set_data_from_numpy(np.array(PHOTOGRAPHS[:3], object))
+    found = client.infer("resnest14", [tensor])
+    expected = classifier.predict(PHOTOGRAPHS[:3], topk=1)
+    assert [each.decode() for each in found.as_numpy("labels")] == [e[0].label for e in expected]
+    highest = found.as_numpy("probabilities").max(1)
+    np.testing.assert_allclose(highest, [each[0].probability for each in expected], atol=1e-5)
+    client.close()
+
+
 def test_a_service_that_does_not_explain_refuses_to(classifier: Classifier) -> None:
     with running(create_app(classifier, Settings(explain=False))) as own:
         until_ready(own)
