@@ -84,7 +84,6 @@ class Recipe:
             average of the three.
         white_level: the value of full brightness in images of more than 8 bits per channel; None
             takes it from each image.
-            measured; at random weights those of ImageNet.
         head: of a detector, as in `create_detector`, or a segmenter, as in `create_segmenter`.
         head_channels: of each map of its feature pyramid, or of the segmenter's head.
         box_head: of detectors of two stages, as in `create_detector`.
