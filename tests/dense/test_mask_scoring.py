@@ -52,15 +52,15 @@ def test_parts_scored_apart_are_the_whole(tmp_path: Path) -> None:
     """As processes do it: every image once, and the same worst images."""
     data = open_masked(write_masked(tmp_path, "val", 12), "val")
     data.images[5].write_bytes(b"damaged")
-    counted: list[None] = []
+    counted: list[tuple[int, int]] = []
 
     def answer(image: Image.Image) -> np.ndarray:
         gray = np.asarray(image.convert("L"), int)
         return (gray % 4).astype(np.uint8)
 
-    whole = score_masks(data, answer, range(12), lambda: counted.append(None))
-    assert len(counted) == 12
-    parts = [score_masks(data, answer, range(i, 12, 3), lambda: None) for i in (2, 0, 1)]
+    whole = score_masks(data, answer, range(12), lambda *counts: counted.append(counts))
+    assert counted == [(1, 12)] * 12
+    parts = [score_masks(data, answer, range(i, 12, 3), lambda *_: None) for i in (2, 0, 1)]
     merged = ScoredMasks.merged(parts)
     np.testing.assert_array_equal(merged.confusion, whole.confusion)
     assert [each.index for each in merged.worst] == [each.index for each in whole.worst]
