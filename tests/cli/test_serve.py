@@ -141,6 +141,22 @@ def test_sigterm_answers_what_comes_while_it_drains(
         socket.create_connection(("127.0.0.1", port), timeout=1)
 
 
+def test_a_model_that_cannot_be_prepared_ends_it(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_log_as_json", lambda: None)
+    model = Classifier(weights=weights, engine="onnxruntime")
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room for the network")
+
+    monkeypatch.setattr(model.engine, "fix_batches", fail)
+    with pytest.raises(SystemExit) as end:
+        server.serve(model, Settings(), port=0)
+    assert end.value.code == 1
+    assert "no room for the network" in caplog.text
+
+
 def test_a_second_signal_ends_it_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_log_as_json", lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -45,6 +45,7 @@ def serve(
 
     Raises:
         InputError: the address cannot be listened on.
+        SystemExit: the model cannot be prepared.
     """
     listening = _listen(host, port)
     app = create_app(model, settings)
@@ -109,6 +110,10 @@ async def _run(
     loop.add_signal_handler(signal.SIGTERM, end, settings.drain_wait)
     loop.add_signal_handler(signal.SIGINT, end, 0.0)
     await app.state.starting
+    if app.state.service.state == "failed":
+        server.should_exit = True
+        await running
+        raise SystemExit(1)  # the log says why; whoever supervises this process may start it again
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     LOG.info("%s is served at http://%s:%d", app.state.service.served.model, shown, port)
