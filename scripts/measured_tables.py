@@ -419,6 +419,124 @@ def startup_chart() -> str:
     )
 
 
+def serving() -> str:
+    """What a service keeps under load, and what it was asked to."""
+    report = read("serving")
+    single, overload = report["single"], report["overload"]
+    ends, hostile = report["ends"], report["hostile"]
+    after, again = ends["after_sigterm"], ends["ready_after_sigkill"]
+    answered = sum(after["statuses"].values())
+    rows = [
+        ("ready after start", f"{report['ready']['median']:.2f} s", "1.5 s", "ready"),
+        (
+            "throughput of 16 clients against `predict`",
+            f"{report['throughput']['median_ratio']:.2f}",
+            "0.85 or more",
+            "throughput",
+        ),
+        (
+            "one client, p50 and p99",
+            f"{single['p50']:.1f} and {single['p99']:.1f} ms",
+            f"{single['p50_at_most']:.1f} and {single['p99_at_most']:.1f} ms",
+            "single",
+        ),
+        (
+            f"{overload['clients']} clients, half as many again as it can serve: accepted p99, "
+            "refused p99",
+            f"{overload['accepted_p99']:.0f} and {overload['refused_p99']:.1f} ms",
+            f"{overload['accepted_p99_at_most']:.0f} and 20 ms",
+            "overload",
+        ),
+        (
+            f"memory over {report['memory']['requests']:,} requests of mixed files",
+            f"{report['memory']['growth']:+.1%}",
+            "5 %",
+            "memory",
+        ),
+        (
+            "idle connections, slow bodies, hostile and mutated requests: server errors",
+            f"{sum(hostile['server_errors'].values())} of {sum(hostile['statuses'].values()):,}",
+            "none",
+            "hostile",
+        ),
+        (
+            f"SIGTERM under load, {ends['rounds']} times: lost; ready after SIGKILL, largest",
+            f"{after['lost']} of {answered:,}; {again['largest']:.1f} s",
+            f"none; {again['at_most']} s",
+            "ends",
+        ),
+        (
+            "probabilities against `predict`, at batches of 1 to 8",
+            f"{report['equality']['largest_difference']:.0e}",
+            "1e-5",
+            "equality",
+        ),
+    ]
+    lines = ["| what | measured | aim | met |", "|---|---:|---:|---|"]
+    lines += [
+        _line((what, value, aim, "yes" if report[part]["met"] else "**no**"))
+        for what, value, aim, part in rows
+    ]
+    where = report["environment"]
+    lines += [
+        "",
+        f"Clients and service on the same {where['cores']} cores, {where['processor']}, "
+        f"{_origin(where, 'openvino')}.",
+    ]
+    if peers := report.get("peers"):
+        lines += ["", *_peers(peers)]
+    return "\n".join(lines)
+
+
+def _peers(peers: Row) -> Iterator[str]:
+    yield "| service | runs in | images/s | p99, ms | one client p50, ms |"
+    yield "|---|---|---:|---:|---:|"
+    for name, row in peers["median"].items():
+        yield _line(
+            (
+                name,
+                peers["runs_in"].get(name, ""),
+                f"{row['images_per_second']:.1f}",
+                f"{row['p99']:.0f}",
+                f"{row['single_p50']:.0f}",
+            )
+        )
+    yield ""
+    yield f"`{peers['model']}` with random weights, {peers['clients']} clients, n = 3 in turns."
+
+
+def bulk() -> str:
+    """`splitattn bulk` against `predict`, and what is left after kills."""
+    report = read("bulk")
+    rates, faults = report["rates"], report["faults"]
+    predict, where = rates["predict"], report["environment"]
+    lines = ["| | images/s | of `predict` (range) | of `predict`, by processor time |"]
+    lines += ["|---|---:|---:|---:|"]
+    for name in ("predict", "files", "bucket"):
+        rows = rates[name]
+        rate = statistics.median(rates["images"] / row["seconds"] for row in rows)
+        pairs = list(zip(predict, rows, strict=True))
+        shares = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
+        busy = statistics.median(ours["busy"] / theirs["busy"] for ours, theirs in pairs)
+        spread_of = f"{statistics.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})"
+        lines.append(_line((name, f"{rate:.0f}", spread_of, f"{busy:.2f}")))
+    killed, memory = faults["killed"], report["peak_memory_of_listing"]
+    listing = ", ".join(f"{int(n):,}: {size / 1e6:.0f} MB" for n, size in memory.items())
+    lines += [
+        "",
+        f"{rates['images']:,} photographs, n = {len(predict)} in turns; the bucket is served on "
+        "the same cores, and that time is left out of its processor time. After "
+        f"{killed['worker']} kills of a worker and {killed['driver']} of the driver, with "
+        f"{faults['refused']:,} of {faults['requests']:,} requests answered 503: "
+        f"{faults['rows']:,} rows of {report['photographs']:,} photographs, "
+        f"{faults['images_twice']} twice, {faults['images_lost']} lost, "
+        f"{faults['any_label_differs']} with other labels than `predict`. Memory of listing, "
+        f"by files: {listing}. {where['processor']}, {where['cores']} cores, "
+        f"{_origin(where, 'openvino')}.",
+    ]
+    return "\n".join(lines)
+
+
 def best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: int) -> Row:
     """The fastest way of a network; ours in the form that `fuse` gives the engine by itself."""
     found = [

@@ -178,6 +178,8 @@ DOCUMENTS = {
             measured_tables.training,
             measured_tables.claim,
             measured_tables.finetuning,
+            measured_tables.serving,
+            measured_tables.bulk,
         )
     },
 }
