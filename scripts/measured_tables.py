@@ -516,8 +516,8 @@ def bulk() -> str:
         rows = rates[name]
         rate = statistics.median(rates["images"] / row["seconds"] for row in rows)
         pairs = list(zip(predict, rows, strict=True))
-        shares = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
-        busy = statistics.median(ours["busy"] / theirs["busy"] for ours, theirs in pairs)
+        shares = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
+        busy = statistics.median(theirs["busy"] / ours["busy"] for ours, theirs in pairs)
         spread_of = f"{statistics.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})"
         lines.append(_line((name, f"{rate:.0f}", spread_of, f"{busy:.2f}")))
     killed, memory = faults["killed"], report["peak_memory_of_listing"]
