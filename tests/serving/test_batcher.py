@@ -1,5 +1,7 @@
 """The batcher, without any network."""
 
+import os
+import sys
 import threading
 import time
 import weakref
@@ -48,6 +50,18 @@ def test_items_gather_while_the_network_is_busy() -> None:
         gate.open.set()
         assert [each.result(WAIT) for each in (first, *others)] == [i**2 for i in range(8)]
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there threads have a niceness")
+def test_what_computes_gives_way_to_what_answers() -> None:
+    def niceness(_: object = None) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    running: Batcher[int, int] = Batcher(lambda items: [*map(niceness, items)], max_batch=4)
+    try:
+        assert running.submit(0).result(WAIT) > niceness()
+    finally:
+        running.close()
 
 
 def test_a_single_item_waits_for_nobody() -> None:

@@ -78,7 +78,7 @@ def application(model: Served, settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         # Not awaited: the server answers, that it is loading, while it loads.
-        app.state.starting = asyncio.create_task(asyncio.to_thread(service.start))
+        app.state.starting = asyncio.create_task(service.in_thread(service.start))
         try:
             yield
         finally:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Generic, TypeVar
 
+from splitattn.processes import give_way
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -87,6 +89,7 @@ class Batcher(Generic[Item, Result]):
         self._thread.join()
 
     def _run(self) -> None:
+        give_way()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from splitattn.errors import ImageError
+from splitattn.processes import give_way
 from splitattn.serving.batcher import Batcher
 from splitattn.serving.metrics import Metrics
 from splitattn.serving.request_errors import RequestError, queue_full, too_large, unavailable
@@ -47,7 +48,8 @@ class Service:
             ready=lambda: float(self.state == "ready"),
         )
         workers = settings.workers or min(32, (os.cpu_count() or 1) + 4)
-        self._pool = ThreadPoolExecutor(workers, "splitattn-decode")
+        # What answers goes before what computes: a refusal waits for no network.
+        self._pool = ThreadPoolExecutor(workers, "splitattn-decode", initializer=give_way)
         # Bodies do not wait behind images: only what is read can be counted or refused.
         self._readers = ThreadPoolExecutor(1, "splitattn-read")
         self._max_batch = min(settings.max_batch, served.most_of_a_batch or settings.max_batch)
