@@ -855,10 +855,12 @@ def main() -> None:
             sys.stderr.write(f"{name} ...\n")
             started = time.monotonic()
             row = asyncio.run(PARTS[name](plan))
-            measured[name] = {**row, "took": round(time.monotonic() - started, 1)}
+            described = environment.describe()
+            took = round(time.monotonic() - started, 1)
+            measured[name] = {**row, "took": took, "commit": described["commit"]}
             sys.stdout.write(json.dumps({name: measured[name]}) + "\n")
             sys.stdout.flush()
-            measured["environment"] = environment.describe()
+            measured["environment"] = described
             with replacing(arguments.output) as temporary:
                 temporary.write_text(json.dumps(measured, indent=2) + "\n")
 

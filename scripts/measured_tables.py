@@ -478,10 +478,12 @@ def serving() -> str:
         for what, value, aim, part in rows
     ]
     where = report["environment"]
+    parts = (part for _, _, _, part in rows)
+    commits = ", ".join(dict.fromkeys(f"`{report[part]['commit']}`" for part in parts))
     lines += [
         "",
         f"Clients and service on the same {where['cores']} cores, {where['processor']}, "
-        f"{_origin(where, 'openvino')}.",
+        f"{where['date']}, {commits}, openvino {where['openvino']}.",
     ]
     if peers := report.get("peers"):
         lines += ["", *_peers(peers)]
@@ -516,8 +518,8 @@ def bulk() -> str:
         rows = rates[name]
         rate = statistics.median(rates["images"] / row["seconds"] for row in rows)
         pairs = list(zip(predict, rows, strict=True))
-        shares = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
-        busy = statistics.median(theirs["busy"] / ours["busy"] for ours, theirs in pairs)
+        shares = [plain["seconds"] / ours["seconds"] for plain, ours in pairs]
+        busy = statistics.median(plain["busy"] / ours["busy"] for plain, ours in pairs)
         spread_of = f"{statistics.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})"
         lines.append(_line((name, f"{rate:.0f}", spread_of, f"{busy:.2f}")))
     killed, memory = faults["killed"], report["peak_memory_of_listing"]
