@@ -70,6 +70,7 @@ def test_training_learns_and_its_file_finds_objects_alone(
     assert metadata.recipe == json.loads(json.dumps(asdict(RECIPE)))
     assert metadata.head == {
         "name": "fcos",
+        "category_ids": [10, 20, 30],
         "channels": CHANNELS,
         "short_side": 64,
         "long_side": 107,
