@@ -2,10 +2,11 @@
 
 import os
 import sys
+from contextlib import suppress
 from multiprocessing import parent_process
 from threading import Thread, get_native_id
 
-_NICENESS = 5  # about a third of the share of a thread that gives way to none
+_NICENESS = 5  # about a third of the usual share of a busy processor
 
 
 def end_with_parent() -> None:
@@ -23,9 +24,10 @@ def end_with_parent() -> None:
 
 
 def give_way() -> None:
-    """Let threads that do not call this go first where processors are short; on Linux only.
+    """Let other threads go first where processors are short; on Linux only.
 
     Threads that this one starts give way too.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
+        with suppress(OSError):  # a sandbox may forbid it, and nothing depends on it
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from splitattn.dense.trained import COUNTER
+
 logger = logging.getLogger(__name__)
-_COUNTER = "num_batches_tracked"  # of batch norms; older files have none
 
 
 def load_head(
@@ -26,7 +27,7 @@ def load_head(
     """
     if not found:
         return
-    needed = [key for key in own if not key.endswith(_COUNTER)]
+    needed = [key for key in own if not key.endswith(COUNTER)]
     odd = [key for key in needed if key not in found or found[key].shape != own[key].shape]
     if odd:
         logger.warning(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Runner = TypeVar("Runner")
-_COUNTER = "num_batches_tracked"  # of batch norms, which inference does not need
+COUNTER = "num_batches_tracked"  # of batch norms, which inference does not need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ class TrainedDense(ABC, Generic[Runner]):
 
     def check_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raise `WeightsError` unless the tensors have these shapes, by key."""
-        wanted = {key: shape for key, shape in expected.items() if not key.endswith(_COUNTER)}
+        wanted = {key: shape for key, shape in expected.items() if not key.endswith(COUNTER)}
         found = {
-            key: array.shape for key, array in self.tensors.items() if not key.endswith(_COUNTER)
+            key: array.shape for key, array in self.tensors.items() if not key.endswith(COUNTER)
         }
         differing = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
         if differing:
