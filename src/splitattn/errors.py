@@ -4,6 +4,11 @@ Every error that bad input can cause is an :class:`InputError` whose message is 
 the value that came, and what to do. The command line prints that line and nothing else.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something from outside (an argument, a file, a name) cannot be used as it is.
@@ -33,6 +38,16 @@ class WeightsError(InputError):
 
 class DataError(InputError):
     """A data set cannot be opened or does not fit its purpose."""
+
+
+def check_choice(what: str, value: str, choices: "Iterable[str]") -> None:
+    """Raise `InputError` unless `value` is one of `choices`; the message names the nearest."""
+    names = list(choices)
+    if value not in names:
+        raise InputError(
+            f"{what} must be one of {', '.join(names)}, got {value!r:.60}"
+            f"{nearest(str(value), names)}"
+        )
 
 
 def nearest(name: str, names: "list[str]") -> str:

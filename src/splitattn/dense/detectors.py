@@ -33,7 +33,7 @@ from torchvision.ops.feature_pyramid_network import (
 from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
 from splitattn.dense.heads import load_head
-from splitattn.errors import InputError, nearest
+from splitattn.errors import InputError, check_choice
 from splitattn.graph.detection import ANCHOR_RATIOS, ANCHOR_SIZES, GROUPS, STRIDES
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
@@ -258,21 +258,13 @@ def find_head(name: str) -> DetectionHead:
     Raises:
         InputError: there is none of that name.
     """
-    if name not in DETECTION_HEADS:
-        names = [*DETECTION_HEADS]
-        raise InputError(
-            f"head must be one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
-        )
+    check_choice("head", name, DETECTION_HEADS)
     return DETECTION_HEADS[name]
 
 
 def check_box_head(head: str, box_head: str) -> None:
     """Raise `InputError` unless a detector with `head` can have `box_head`."""
-    if box_head not in BOX_HEADS:
-        raise InputError(
-            f"box_head must be one of {', '.join(BOX_HEADS)}, got {box_head!r}"
-            f"{nearest(box_head, BOX_HEADS)}"
-        )
+    check_choice("box_head", box_head, BOX_HEADS)
     if box_head != BOX_HEADS[0] and find_head(head).stages == 1:
         raise InputError(
             f"box_head must be {BOX_HEADS[0]!r} for head {head}, which has none, got {box_head!r}"

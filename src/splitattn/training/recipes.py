@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from splitattn.data.augmentation import Augmentation, AutoAugment, Crop, Interpolation
-from splitattn.errors import InputError, nearest
+from splitattn.errors import InputError, check_choice
 from splitattn.preprocessing import (
     MOST_CHANNELS,
     Preprocessing,
@@ -190,11 +190,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value not in choices and not (value is None and name in _OPTIONAL):
-                raise InputError(
-                    f"recipe: {name} must be one of {', '.join(choices)}, got {value!r}"
-                    f"{nearest(str(value), choices)}"
-                )
+            if not (value is None and name in _OPTIONAL):
+                check_choice(f"recipe: {name}", value, choices)
         rules = {
             "epochs": (1 <= self.epochs <= 100_000, "1 to 100000"),
             "patience": (self.patience >= 0, "0 or more"),

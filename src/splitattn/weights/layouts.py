@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from splitattn.architectures import Architecture
-from splitattn.errors import InputError, WeightsError, nearest
+from splitattn.errors import WeightsError, check_choice
 
 T = TypeVar("T")
 
@@ -263,13 +263,9 @@ def find_layout(name: str) -> Layout:
     Raises:
         InputError: there is none; the message names them.
     """
-    for layout in LAYOUTS:
-        if name in layout.names:
-            return layout
-    names = [name for layout in LAYOUTS for name in layout.names]
-    raise InputError(
-        f"layout must be one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
-    )
+    by_name = {own: layout for layout in LAYOUTS for own in layout.names}
+    check_choice("layout", name, by_name)
+    return by_name[name]
 
 
 def recognize(keys: Collection[str]) -> KeyMapping:
