@@ -413,6 +413,35 @@ def test_one_image_in_five_is_held_out_where_there_are_no_splits(
     assert again.names == val.names
 
 
+@pytest.mark.parametrize("tested", [False, True])
+def test_trainval_of_voc_is_divided_where_no_list_is_for_validation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, tested: bool
+) -> None:
+    (tmp_path / "Annotations").mkdir()
+    for i in range(22):
+        save_picture(tmp_path / "JPEGImages" / f"{i}.png")
+        xml = voc(f"{i}.png", SIZE, [("cat", bndbox(1, 2, 9, 9))])
+        (tmp_path / "Annotations" / f"{i}.xml").write_text(xml)
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "trainval.txt").write_text("\n".join(map(str, range(20))))
+    (lists / "cat_trainval.txt").write_text("0 1")  # of one class: no list of a split
+    if tested:
+        (lists / "test.txt").write_text("20\n21\n")
+    train, val = (open_annotated(tmp_path, split) for split in ("train", "val"))
+    own = sorted(f"{i}.png" for i in range(20))
+    assert train.origin != val.origin
+    if tested:
+        assert (sorted(train.names), val.names) == (own, ["20.png", "21.png"])
+        assert not caplog.text
+    else:
+        assert sorted([*train.names, *val.names]) == own
+        assert 2 <= len(val) <= 6
+        assert "trainval.txt is not divided: one image in 5 is for validation" in caplog.text
+    (lists / "train.txt").write_text("3")
+    assert open_annotated(tmp_path, "train").names == ["3.png"]
+
+
 def test_several_files_of_a_split_are_refused(tmp_path: Path) -> None:
     write_splits(tmp_path)
     (tmp_path / "train_2.json").write_bytes((tmp_path / "train.json").read_bytes())

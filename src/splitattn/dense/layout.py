@@ -61,12 +61,12 @@ def image_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if is_image_name(path.name)]
 
 
-def hold_out(images: Sequence[T], split: str) -> list[T]:
+def hold_out(images: Sequence[T], split: str, why: str = "the data set has no splits") -> list[T]:
     """The part of a data set without splits: one image in five, chosen by its name, is for `val`.
 
-    Adding or removing images leaves the others where they are.
+    Adding or removing images leaves the others where they are. A warning says so, and `why`.
     """
-    logger.warning("the data set has no splits: one image in %d is for validation", HELD_OUT)
+    logger.warning("%s: one image in %d is for validation", why, HELD_OUT)
     held_out = split != "train"
     return [image for image in images if _is_held_out(image.name) == held_out]
 

@@ -180,20 +180,30 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
         return [found_image(path, classes, images, read[path]) for path in paths]
 
     notes = Notes()
-    listed = {split_of(path.stem): path for path in sorted((root / "ImageSets/Main").glob("*.txt"))}
+    by_stem = {path.stem: path for path in files[root]}
+
+    def listed_in(path: Path) -> list[FoundImage]:
+        stems = path.read_text(encoding="utf-8", errors="surrogateescape").split()
+        for stem in stems:
+            if stem not in by_stem:
+                notes.add("images without an XML file, left out", stem)
+        return found([by_stem[stem] for stem in stems if stem in by_stem], root)
+
+    lists = {path.stem: path for path in sorted((root / "ImageSets/Main").glob("*.txt"))}
+    listed = {name: path for stem, path in lists.items() if (name := split_of(stem))}
+    undivided = lists.get("trainval") if not {"train", "val"} & {*listed} else None
+    if undivided and "test" in listed:  # which serves as validation
+        listed["train"], undivided = undivided, None
     for name in accepted_splits(split):
         for folder in (folder for folder, found_split in splits.items() if found_split == name):
             return annotated_images(folder, classes, found(files[folder], folder), notes)
         if path := listed.get(name):
-            stems = path.read_text(encoding="utf-8", errors="surrogateescape").split()
-            by_stem = {each.stem: each for each in files[root]}
-            for stem in stems:
-                if stem not in by_stem:
-                    notes.add("images without an XML file, left out", stem)
-            own = [by_stem[stem] for stem in stems if stem in by_stem]
-            return annotated_images(path, classes, found(own, root), notes)
+            return annotated_images(path, classes, listed_in(path), notes)
+    if undivided:
+        held = hold_out(listed_in(undivided), split, f"{undivided} is not divided")
+        return annotated_images(f"{undivided}: {split}", classes, held, notes)
     if splits or listed:
-        raise no_split(root, split, [*splits.values(), *filter(None, listed)])
+        raise no_split(root, split, [*splits.values(), *listed])
     held = hold_out(found(files[root], root), split)
     return annotated_images(f"{root}: {split}", classes, held, notes)
 
