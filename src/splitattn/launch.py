@@ -30,9 +30,14 @@ from splitattn.dense.detectors import (
 from splitattn.dense.masks import is_masked, open_masked
 from splitattn.dense.open import annotation_format, open_annotated
 from splitattn.dense.segmentation import Segmentation
-from splitattn.dense.segmenters import SEGMENTATION_HEADS, create_segmenter, find_segmentation_head
+from splitattn.dense.segmenters import (
+    SEGMENTATION_HEADS,
+    create_segmenter,
+    find_output_stride,
+    find_segmentation_head,
+)
 from splitattn.engines.pytorch import choose_device
-from splitattn.errors import DataError, InputError, nearest
+from splitattn.errors import DataError, InputError, check_choice
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 from splitattn.teachers import open_teacher
@@ -319,11 +324,7 @@ def _prepared(
 def _task(data: str | Path, head: str | None) -> TaskName:
     """What is learned from the data, unless a recipe says it."""
     if head is not None:
-        heads = [*DETECTION_HEADS, *SEGMENTATION_HEADS]
-        if head not in heads:
-            raise InputError(
-                f"head must be one of {', '.join(heads)}, got {head!r}{nearest(head, heads)}"
-            )
+        check_choice("head", head, [*DETECTION_HEADS, *SEGMENTATION_HEADS])
         return "segmentation" if head in SEGMENTATION_HEADS else "detection"
     if annotation_format(data):
         return "detection"
@@ -506,6 +507,7 @@ def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.de
             weights=found.path if found else None,
             num_classes=len(train.classes),
             channels=recipe.head_channels,
+            output_stride=find_output_stride(head),
             new_head=dataset.new_classifier or bool(found and found.classes != train.classes),
             auxiliary=recipe.auxiliary_weight > 0,
         )

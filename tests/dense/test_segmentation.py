@@ -98,6 +98,7 @@ def test_training_learns_and_its_file_tells_classes_alone(
     assert metadata.head == {
         "name": "fpn",
         "channels": CHANNELS,
+        "output_stride": 32,
         "short_side": 64,
         "long_side": 256,
     }
@@ -280,6 +281,7 @@ def test_weights_of_another_task_are_refused(trained: tuple[Path, Measurement]) 
         ({"channels": 96}, "does not fit what it says about itself"),
         ({"channels": 8}, "does not fit what it says about itself"),
         ({"short_side": None}, "must say the sides"),
+        ({"output_stride": 16}, "output stride must be 32 for head fpn, got 16"),
     ],
 )
 def test_malformed_heads_are_refused(
@@ -536,14 +538,44 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         task.check(unread)
     with pytest.raises(InputError, match="in_chans must be 3 for segmentation"):
         task.check(replace(run, recipe=replace(MASK_RECIPE, in_chans=1)))
-    wide = create_segmenter(ARCHITECTURE, head="fcn", num_classes=2, output_stride=16)
-    with pytest.raises(InputError, match="trained at output stride 8, got 16"):
-        replace(task, head="fcn").prepare(wide, MASK_RECIPE)
     pixels = np.zeros_like(task.train.pixels)
     pixels[:, 0] = 9
     alone = replace(task, train=replace(task.train, pixels=pixels))
     with pytest.raises(DataError, match=r"got only 'background' in 4 masks; 255 is no class"):
         alone.check(run)
+
+
+def test_a_file_keeps_its_output_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor says it, and at another one the same tensors compute something else."""
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    how: dict[str, Any] = {
+        "head": "deeplabv3",
+        "num_classes": len(MASK_CLASSES),
+        "channels": CHANNELS,
+    }
+    network = create_segmenter("small", output_stride=16, **how)
+    task = replace(make_mask_task(tmp_path, train=4, val=1), head="deeplabv3")
+    with pytest.raises(InputError, match=r"stride 8, .* got 16: pass output_stride=16"):
+        task.prepare(network, MASK_RECIPE)
+    with pytest.raises(InputError, match="output_stride must be 8 or 16 for head deeplabv3, got 4"):
+        replace(task, output_stride=4).prepare(network, MASK_RECIPE)
+    recipe = replace(MASK_RECIPE, head="deeplabv3", epochs=1)
+    train(network, replace(task, output_stride=16), make_run(tmp_path / "run", recipe))
+    image = picture(RECTANGLES, (128, 96), 77)
+    expected = segment(
+        torch_logits(network.eval(), torch.device("cpu")),
+        image,
+        sides(recipe, recipe.test_size, MULTIPLE),
+        recipe.preprocessing,
+    )
+    segmenter = Segmenter(tmp_path / "run")
+    np.testing.assert_array_equal(segmenter.segment(image), expected)
+    path = tmp_path / "run" / "model.safetensors"
+    again = create_segmenter("small", weights=path, **how)
+    assert again.backbone.output_stride == 16
+    assert (
+        create_segmenter("small", weights=path, output_stride=8, **how).backbone.output_stride == 8
+    )
 
 
 def test_heads_name_the_task(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from splitattn.dense.mask_scoring import ScoredMasks, SegmentationScores, score_
 from splitattn.dense.masks import IGNORED, MaskedImages
 from splitattn.dense.segment import segment
 from splitattn.dense.segmentation_report import SegmentationDetails, segmentation_report
-from splitattn.dense.segmenters import SEGMENTATION_HEADS
+from splitattn.dense.segmenters import find_output_stride
 from splitattn.dense.sheet import mask_augmentation_in
 from splitattn.dense.task import DenseTask, sides
 from splitattn.dense.torch_segment import torch_logits
@@ -32,7 +32,13 @@ from splitattn.training.task import Figure, Measurement, StepOutput
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation(DenseTask[MaskBatch, MaskedImages]):
-    """Learn the class of every pixel; `head` is one of `create_segmenter`."""
+    """Learn the class of every pixel.
+
+    Attributes:
+        head: one of `create_segmenter`.
+        output_stride: of the backbone, written into the result, since no tensor says it; None is
+            the head's default.
+    """
 
     name: ClassVar[str] = "segmentation"
     unread: ClassVar[tuple[str, ...]] = (*DenseTask.unread, "box_head", "regions_per_image")
@@ -44,11 +50,14 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     }
     best: ClassVar[str | None] = "miou"
 
+    output_stride: int | None = None
+
     def identity(self) -> dict[str, Any]:
         content = sha256(self.train.pixels.tobytes() + b";" + self.val.pixels.tobytes())
         return {
             "model": self.model,
             "head": self.head,
+            "output_stride": find_output_stride(self.head, self.output_stride),
             "classes": list(self.train.classes),
             "images": [len(self.train), len(self.val), content.hexdigest()],
         }
@@ -69,10 +78,12 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
         if not hasattr(network, "backbone"):
             raise InputError("the network must be one of create_segmenter")
-        stride = SEGMENTATION_HEADS[self.head].output_stride
+        stride = find_output_stride(self.head, self.output_stride)
         if (got := getattr(network.backbone, "output_stride", stride)) != stride:
-            # Dilations are in no tensor, so who reads the file would build another network.
-            raise InputError(f"a segmenter is trained at output stride {stride}, got {got}")
+            raise InputError(
+                f"the network must have output stride {stride}, as the task says, got {got}: "
+                f"pass output_stride={got} to Segmentation"
+            )
         if recipe.auxiliary_weight and getattr(network, "auxiliary", None) is None:
             raise InputError(
                 "auxiliary_weight must be 0 for a network without an auxiliary head, got "
@@ -84,6 +95,9 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     def fold(self, network: Any) -> None:
         """The result has no auxiliary head."""
         network.auxiliary = None
+
+    def head_facts(self, recipe: Recipe) -> dict[str, Any]:  # noqa: ARG002
+        return {"output_stride": find_output_stride(self.head, self.output_stride)}
 
     def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[MaskBatch]:
         recipe = run.recipe

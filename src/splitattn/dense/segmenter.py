@@ -30,6 +30,8 @@ from splitattn.images.loading import map_decoded
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 
+_OUTPUT_STRIDE = 32  # of backbones that have a folded form here
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShare:
@@ -180,6 +182,11 @@ class TrainedSegmenter(TrainedDense[Logits]):
         return SegmenterReference(self._checked(), self.tensors)
 
     def _checked(self) -> Architecture:
+        if (stride := self.metadata.head.get("output_stride", _OUTPUT_STRIDE)) != _OUTPUT_STRIDE:
+            raise self._unfit(
+                f"its output stride must be {_OUTPUT_STRIDE} for head {self.head}, got "
+                f"{stride!r:.60}"
+            )
         shape = architecture(self.metadata.model)
         classes = len(self.metadata.classes)
         self.check_shapes(segmenter_shapes(shape, num_classes=classes, channels=self.channels))
@@ -196,6 +203,7 @@ class TrainedSegmenter(TrainedDense[Logits]):
             head=self.head,
             num_classes=len(self.metadata.classes),
             channels=self.channels,
+            output_stride=self.metadata.head.get("output_stride"),
         )
         self.load_into(network)
         chosen = choose_device(device)

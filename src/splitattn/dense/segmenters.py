@@ -14,11 +14,12 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
 from splitattn.dense.heads import load_head
-from splitattn.errors import InputError, nearest
+from splitattn.errors import InputError, check_choice
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.weights.checkpoint import read_by_own_keys
 from splitattn.weights.layouts import head_tensors
+from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
 
 _FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
@@ -208,7 +209,8 @@ def create_segmenter(
         head: "fpn", "deeplabv3" or "fcn".
         channels: of the head's maps, 64 to 1024.
         output_stride: of the backbone, in pixels: 8 or 16 for "deeplabv3" and "fcn", whose last
-            stages are dilated, 8 by default; 32 for "fpn".
+            stages are dilated; 32 for "fpn". None takes that of the weights, if they have this
+            head, or else 8 or 32.
         frozen_stages, frozen_bn: see `Backbone`.
         new_head: start with random heads, whatever the weights have.
         auxiliary: add a head for training, see `SegmentationNetwork`.
@@ -218,16 +220,15 @@ def create_segmenter(
         WeightsError: the weights cannot be found or downloaded, or do not fit the model.
     """
     row = find_segmentation_head(head)
-    stride = row.output_stride if output_stride is None else output_stride
-    strides = [_NO_DILATION] if row.output_stride == _NO_DILATION else [*_RATES]
+    path = None if weights is None else resolve(str(model), weights).path
+    if output_stride is None and path and (metadata := read_metadata(path)):
+        own = metadata.head
+        output_stride = own.get("output_stride") if own.get("name") == head else None
+    stride = find_output_stride(head, output_stride)
     if not 1 <= num_classes <= 255:
         raise InputError(f"num_classes must be 1 to 255, got {num_classes}")
     if not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS:
         raise InputError(f"channels must be {_FEWEST_CHANNELS} to {_MOST_CHANNELS}, got {channels}")
-    if stride not in strides:
-        raise InputError(
-            f"output_stride must be {' or '.join(map(str, strides))} for head {head}, got {stride}"
-        )
     backbone = create_backbone(
         model,
         weights=weights,
@@ -241,8 +242,7 @@ def create_segmenter(
         row.build(backbone, channels, num_classes),
         AuxiliaryHead(backbone.channels[-2], num_classes) if auxiliary else None,
     )
-    if weights is not None and not new_head:
-        path = resolve(str(model), weights).path
+    if path is not None and not new_head:
         tensors = read_by_own_keys(path)
         load_head("head", network.head.state_dict(), head_tensors(tensors, head), path)
         if network.auxiliary is not None:
@@ -257,9 +257,23 @@ def find_segmentation_head(name: str) -> SegmentationHead:
     Raises:
         InputError: there is none of that name.
     """
-    if name not in SEGMENTATION_HEADS:
-        names = [*SEGMENTATION_HEADS]
-        raise InputError(
-            f"head must be one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
-        )
+    check_choice("head", name, SEGMENTATION_HEADS)
     return SEGMENTATION_HEADS[name]
+
+
+def find_output_stride(head: str, stride: int | None = None) -> int:
+    """`stride`, or the one that the backbone has by default for a head.
+
+    Raises:
+        InputError: there is no such head, or it does not go with this stride.
+    """
+    default = find_segmentation_head(head).output_stride
+    strides = [_NO_DILATION] if default == _NO_DILATION else [*_RATES]
+    if stride is None:
+        return default
+    if stride not in strides:
+        raise InputError(
+            f"output_stride must be {' or '.join(map(str, strides))} for head {head}, got "
+            f"{stride!r:.60}"
+        )
+    return stride
