@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from splitattn import exporting, libraries
+from splitattn import libraries
 from splitattn.agreement import Agreement
 from splitattn.classifier import Classifier
 from splitattn.data.calibration import calibration_images
@@ -329,14 +329,14 @@ def report(absolute: float, agreement: Agreement | None = None) -> ExportReport:
 @pytest.mark.parametrize(("absolute", "passed"), [(1e-6, True), (1e-3, False), (math.nan, False)])
 def test_every_batch_must_pass(absolute: float, passed: bool) -> None:
     assert report(absolute).passed == passed
-    assert f"got {absolute:.2g}" in str(exporting._failure(report(absolute)))
+    assert f"got {absolute:.2g}" in report(absolute).fault
 
 
 @pytest.mark.parametrize(("same_labels", "passed"), [(90.0, True), (89.9, False)])
 def test_labels_decide_about_eight_bits(same_labels: float, passed: bool) -> None:
     agreement = Agreement(n=1000, same_labels=same_labels, top1=None, reference_top1=None)
     assert report(0.3, agreement).passed == passed
-    assert f"got {same_labels:.2f} %" in str(exporting._failure(report(0.3, agreement)))
+    assert f"got {same_labels:.2f} %" in report(0.3, agreement).fault
 
 
 TINY = replace(METADATA, preprocessing=replace(PREPROCESSING, size=32))
@@ -356,6 +356,12 @@ TINY = replace(METADATA, preprocessing=replace(PREPROCESSING, size=32))
         ),
         ("net.xml", {"precision": "int8"}, "int8 needs images to calibrate on: pass --calibration"),
         ("net.onnx", {"batch_size": 0}, "batch size must be at least 1, got 0"),
+        (
+            "net.xml",
+            {"batch_size": 10**6},
+            "with 1000000 images of 40 x 40 pixels it has a tensor of 4,800,000,000 numbers, .*: "
+            "take a smaller --batch-size",
+        ),
         ("net.onnx", {"opset": 7}, "opset must be 11 to 20 for fp32, got 7"),
         (
             "net.onnx",

@@ -1,12 +1,13 @@
 """Networks as files for other engines. A file appears only if it computes what the network does."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,12 +31,16 @@ from splitattn.libraries import require
 from splitattn.opening import TrainedNetwork, open_exported
 from splitattn.preprocessing import Preprocessing
 
+if TYPE_CHECKING:
+    from splitattn.graph.onnx_model import Network
+
 # How far a probability may be from the plain network's, at any batch size. A label can then differ
 # only where the plain network's best two probabilities are within twice that.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 # Eight bits move probabilities further, so labels decide: this many percent must stay.
 LEAST_AGREEMENT = 90.0
 
+QUANTIZING = "quantizing, a minute or more"
 _CALIBRATION_IMAGES = 300
 # The first whose QuantizeLinear rounds each output channel by itself.
 _INT8_OPSET = 13
@@ -50,8 +55,8 @@ class ExportError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportedFile:
-    """A file that was exported.
+class ExportedFile(ABC):
+    """A file that was exported, and how it was compared with its network.
 
     Attributes:
         path: the file.
@@ -67,6 +72,16 @@ class ExportedFile:
     precision: str
     engine: str
     size: int
+
+    @property
+    @abstractmethod
+    def passed(self) -> bool:
+        """Whether the file may be used."""
+
+    @property
+    @abstractmethod
+    def fault(self) -> str:
+        """Why the file may not be used: the rule, what was measured, and what to do."""
 
     def as_dict(self) -> dict[str, Any]:
         """What is stored beside the file, ready for JSON."""
@@ -84,6 +99,9 @@ class ExportedFile:
         """Write it beside the file, which is still at `made`."""
         stored = made.with_name(f"{self.path.name}.parity.json")
         stored.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+Report = TypeVar("Report", bound=ExportedFile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +123,20 @@ class ExportReport(ExportedFile):
             return self.agreement.same_labels >= LEAST_AGREEMENT
         # Each of them, because a difference that is NaN must not pass.
         return all(row.absolute <= TOLERANCES[self.precision] for row in self.parity.differences)
+
+    @property
+    def fault(self) -> str:
+        """See `ExportedFile`."""
+        if self.agreement:
+            return (
+                f"{LEAST_AGREEMENT:g} % of the labels must stay, "
+                f"got {self.agreement.same_labels:.2f} %: "
+                "calibrate on images like those it will see, or use fp16"
+            )
+        return (
+            f"probabilities must be within {TOLERANCES[self.precision]:g} of the network's, "
+            f"got {self.parity.absolute:.2g}: use fp32, or another format"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """What is stored beside the file, ready for JSON."""
@@ -148,34 +180,31 @@ def export_network(
         if calibration is None
         else calibration_images(calibration)
     )
-    pixels: Sequence[Pixels] = ()
-    if precision == "int8":
-        on_step("reading calibration images")
-        pixels = sampled(
-            images, preprocessing, _CALIBRATION_IMAGES, workers=workers, on_images=on_images
-        )
+    folded = network.fold(row.form)
+    if class_maps:
+        folded = replace(folded, outputs=("logits", CLASS_MAPS))
     settings = FileSettings(
         metadata=network.metadata,
         precision=precision,
         batch=batch_size,
         dynamic_size=dynamic_size,
         opset=opset,
-        calibration=_Counted(pixels, on_step, on_images),
     )
-    with appearing(path) as made:
-        on_step(_QUANTIZING if precision == "int8" else "writing")
-        folded = network.fold(row.form)
-        if class_maps:
-            folded = replace(folded, outputs=("logits", CLASS_MAPS))
-        row.load_file_module().write(folded, made, settings)
-        candidate = reopened(row, made)
+
+    def calibration_pixels() -> Sequence[Pixels]:
+        pixels = sampled(
+            images, preprocessing, _CALIBRATION_IMAGES, workers=workers, on_images=on_images
+        )
+        return _Counted(pixels, on_step, on_images)
+
+    def report(engine: Engine, facts: dict[str, Any]) -> ExportReport:
         agreement = None
         if calibration is not None and precision == "int8":
             on_step("comparing labels")
             data, labelled = comparison_images(calibration, network.metadata.classes)
             agreement = compare(
                 network.load("onnxruntime", "cpu"),
-                candidate,
+                engine,
                 data,
                 preprocessing,
                 labelled=labelled,
@@ -184,20 +213,61 @@ def export_network(
                 on_images=on_images,
             )
         on_step("comparing probabilities")
-        report = ExportReport(
-            path=path,
-            model=network.metadata.model,
-            format=row.format or "",
-            precision=precision,
-            engine=candidate.name,
-            size=sum(file.stat().st_size for file in made.parent.iterdir()),
-            parity=_parity(network, candidate, images, settings),
-            agreement=agreement,
+        parity = _parity(network, engine, images, settings)
+        return ExportReport(**facts, parity=parity, agreement=agreement)
+
+    return write_compared(
+        path, row, folded, settings, calibration=calibration_pixels, report=report, on_step=on_step
+    )
+
+
+def write_compared(
+    path: Path,
+    row: EngineRow,
+    network: "Network",
+    settings: FileSettings,
+    *,
+    calibration: Callable[[], Sequence[Pixels]],
+    report: Callable[[Engine, dict[str, Any]], Report],
+    on_step: Callable[[str], None],
+) -> Report:
+    """Write a network to a file, which appears if its report lets it pass.
+
+    Args:
+        row: the engine that the file is for.
+        settings: without calibration images.
+        calibration: gives these, for int8.
+        report: compares the file, as its engine runs it; takes the fields of `ExportedFile`.
+        on_step: told what is done next.
+
+    Raises:
+        InputError: the network is too large for a file, or the file cannot be written.
+        ExportError: the file would compute something else; it is discarded.
+    """
+    module = row.load_file_module()
+    module.check_network(network, settings)
+    with _appearing(path) as made:
+        if settings.precision == "int8":
+            on_step("reading calibration images")
+            settings = replace(settings, calibration=calibration())
+        on_step(QUANTIZING if settings.precision == "int8" else "writing")
+        module.write(network, made, settings)
+        engine = _reopened(row, made)
+        found = report(
+            engine,
+            {
+                "path": path,
+                "model": settings.metadata.model,
+                "format": row.format,
+                "precision": settings.precision,
+                "engine": engine.name,
+                "size": sum(file.stat().st_size for file in made.parent.iterdir()),
+            },
         )
-        if not report.passed:
-            raise _failure(report)
-        report.store(made)
-    return report
+        if not found.passed:
+            raise ExportError(f"{path} was not written: in {found.engine} {found.fault}")
+        found.store(made)
+    return found
 
 
 def check_arguments(
@@ -251,7 +321,7 @@ def check_arguments(
     return row
 
 
-def reopened(row: EngineRow, path: Path) -> Engine:
+def _reopened(row: EngineRow, path: Path) -> Engine:
     """The file just written, as its users will run it."""
     try:
         engine, _ = open_exported(row, path, device="cpu", trusted=True)
@@ -316,32 +386,14 @@ class _Counted(Sequence[Pixels]):
     def __getitem__(self, index: Any) -> Any:
         pixels = self._pixels[index]
         if self._asked and self._asked % len(self) == 0:
-            self._on_step(_QUANTIZING)
+            self._on_step(QUANTIZING)
         self._asked += 1
         self._on_images(1, len(self))
         return pixels
 
 
-_QUANTIZING = "quantizing, about a minute"
-
-
-def _failure(report: ExportReport) -> ExportError:
-    if report.agreement:
-        fault = (
-            f"{LEAST_AGREEMENT:g} % of the labels must stay, "
-            f"got {report.agreement.same_labels:.2f} %: "
-            "calibrate on images like those it will see, or use fp16"
-        )
-    else:
-        fault = (
-            f"probabilities must be within {TOLERANCES[report.precision]:g} of the network's, "
-            f"got {report.parity.absolute:.2g}: use fp32, or another format"
-        )
-    return ExportError(f"{report.path} was not written: in {report.engine} {fault}")
-
-
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def _appearing(path: Path) -> Iterator[Path]:
     """A path of that name in a temporary folder, whose files appear beside `path` in the end.
 
     The file that people open comes last. If it has a second file, an older one of the two goes

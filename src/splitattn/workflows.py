@@ -10,11 +10,12 @@ from splitattn.data.folds import is_whole, kept_part
 from splitattn.data.labelled import with_classes_of_model
 from splitattn.data.sources import open_data
 from splitattn.dense.evaluating import DetectionEvaluation, evaluate_detector
-from splitattn.dense.exporting import DetectorExportReport, export_detector
+from splitattn.dense.exportable import DenseExport, DenseExportReport, export_dense
+from splitattn.dense.exporting import BoxParity, DetectorExport
 from splitattn.dense.mask_scoring import SegmentationScores, score_masks
 from splitattn.dense.masks import check_classes, open_masked
 from splitattn.dense.segmenter import Segmenter
-from splitattn.dense.segmenter_exporting import SegmenterExportReport, export_segmenter
+from splitattn.dense.segmenter_exporting import PixelParity, SegmenterExport
 from splitattn.engines.engine import THRESHOLD
 from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Evaluation, measure
@@ -237,12 +238,12 @@ def export(
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_step: Callable[[str], None] = lambda _: None,
-) -> ExportReport | DetectorExportReport | SegmenterExportReport:
+) -> ExportReport | DenseExportReport[BoxParity] | DenseExportReport[PixelParity]:
     """Write a network for another engine, and compare the file with the network on photographs.
 
     The file takes "images", normalized float32 (B, C, H, W), and gives "logits", float32
     (B, classes). Files of detectors and segmenters give something else, see
-    `dense.exporting.export_detector` and `dense.segmenter_exporting.export_segmenter`. A file
+    `dense.exporting.DetectorExport` and `dense.segmenter_exporting.SegmenterExport`. A file
     carries its classes and preprocessing, so `predict --weights FILE` needs nothing else. The
     report is stored beside it as `NAME.parity.json`.
 
@@ -280,8 +281,10 @@ def export(
             raise InputError(f"{weights} is for {task} and says its model: leave out --model")
         if class_maps:
             raise InputError(f"--class-maps is for classifiers, {weights} is for {task}")
-        write = export_detector if task == "detection" else export_segmenter
-        return write(
+        kinds: dict[str, type[DenseExport[Any, Any, Any]]]
+        kinds = {"detection": DetectorExport, "segmentation": SegmenterExport}
+        return export_dense(
+            kinds[task],
             path,
             weights,
             format=format,

@@ -13,10 +13,9 @@ from torchvision.ops import batched_nms
 from splitattn import workflows
 from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
-from splitattn.dense import exporting
 from splitattn.dense.detector import Detector
-from splitattn.dense.exportable import Loss
-from splitattn.dense.exporting import BoxParity, DetectorExportReport
+from splitattn.dense.exportable import DenseExportReport, Loss
+from splitattn.dense.exporting import BoxParity
 from splitattn.dense.finding import select
 from splitattn.dense.found import FoundObjects
 from splitattn.errors import DataError, InputError, WeightsError
@@ -69,7 +68,7 @@ def test_files_find_what_the_detector_finds(
 ) -> None:
     path = tmp_path / name
     report = workflows.export(path, weights=run, precision=precision)
-    assert isinstance(report, DetectorExportReport)
+    assert isinstance(report, DenseExportReport)
     assert report.passed
     assert (report.parity.images, report.parity.objects, report.parity.same) == (5, 100, 100)
     stored = json.loads(path.with_name(f"{name}.parity.json").read_text())
@@ -92,7 +91,7 @@ def test_int8_may_cost_little_ap(run: Path, tmp_path: Path) -> None:
     report = workflows.export(
         tmp_path / "q.onnx", weights=run, precision="int8", calibration=str(data)
     )
-    assert isinstance(report, DetectorExportReport)
+    assert isinstance(report, DenseExportReport)
     assert report.agreement is not None
     assert report.agreement.images == 4
     measured = workflows.evaluate(str(data), weights=tmp_path / "q.onnx")
@@ -130,6 +129,32 @@ def test_a_head_of_two_stages_is_refused(run: Path, tmp_path: Path) -> None:
         workflows.export(tmp_path / "a.onnx", weights=tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "precision"), [("net.onnx", "fp32"), ("net.xml", "fp16"), ("net.onnx", "int8")]
+)
+def test_what_is_too_large_to_be_opened_is_refused_before_anything_is_spent(
+    name: str, precision: str, run: Path, tmp_path: Path
+) -> None:
+    source, steps = run / "model.safetensors", list[str]()
+    metadata = read_metadata(source)
+    assert metadata is not None
+    metadata = replace(metadata, head={**metadata.head, "short_side": 4100, "long_side": 6100})
+    write_checkpoint(tmp_path / "a.safetensors", read_by_own_keys(source), metadata)
+    rule = (
+        r"2 images of 4100 x 6100 pixels it has a tensor of [\d,]+ numbers, more than 134,217,728:"
+    )
+    with pytest.raises(InputError, match=rule):
+        workflows.export(
+            tmp_path / name,
+            weights=tmp_path / "a.safetensors",
+            precision=precision,
+            calibration=str(run.parent / "data"),
+            on_step=steps.append,
+        )
+    assert not steps
+    assert [*tmp_path.iterdir()] == [tmp_path / "a.safetensors"]
+
+
 @pytest.mark.parametrize("by", [0.06, 5])
 def test_a_file_that_finds_something_else_does_not_appear(
     by: float, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +166,8 @@ def test_a_file_that_finds_something_else_does_not_appear(
         return replace(found, boxes=found.boxes + np.float32(by))
 
     monkeypatch.setattr("splitattn.dense.finding.select", off)
-    with pytest.raises(ExportError, match=r"99 % of the boxes must be the same.*got 0\.0 %"):
+    rule = r"net\.onnx was not written: in ONNX .* 99 % of the boxes must be the same.*got 0\.0 %"
+    with pytest.raises(ExportError, match=rule):
         workflows.export(tmp_path / "net.onnx", weights=run)
     assert not [*tmp_path.iterdir()]
 
@@ -167,7 +193,7 @@ def test_reports_say_what_may_be_used(precision: str, change: dict[str, float], 
     parity |= {key: value for key, value in change.items() if key in parity}
     value, exact = change.get("ap", 48.1), change.get("exact", 50.0)
     loss = Loss(figure="AP", value=value, exact=exact, images=4, unreadable=0)
-    report = DetectorExportReport(
+    report = DenseExportReport(
         path=Path("a"),
         model="small",
         format="onnx",
@@ -179,8 +205,7 @@ def test_reports_say_what_may_be_used(precision: str, change: dict[str, float], 
     )
     assert report.passed is not bool(fault)
     if fault:
-        assert "a was not written: in x" in str(exporting._failure(report))
-        assert fault in str(exporting._failure(report))
+        assert fault in report.fault
 
 
 def test_evaluate_measures_a_detector_on_any_split(run: Path, tmp_path: Path) -> None:

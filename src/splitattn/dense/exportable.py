@@ -1,18 +1,26 @@
-"""What exports of detectors and of segmenters have in common."""
+"""How detectors and segmenters become files. A file appears only if it answers as they do."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from splitattn.dense.resizing import Sides, resized
+from splitattn.dense.resizing import read_sides, resized
 from splitattn.dense.trained import TrainedDense
+from splitattn.engines.engine import Engine, FileSettings
 from splitattn.engines.table import EngineRow
 from splitattn.errors import DataError, ImageError, InputError
+from splitattn.exporting import ExportedFile, check_arguments, write_compared
+from splitattn.graph.detection import MULTIPLE
+from splitattn.images.decode import decode
 from splitattn.images.preprocess import Pixels
+from splitattn.images.samples import sample_photographs
+from splitattn.libraries import require
 
 _CALIBRATION_IMAGES = 100
 # How many points of its figure eight bits may cost.
@@ -61,30 +69,230 @@ class Loss:
         )
 
 
-def loss(figure: str, file: tuple[float, int], exact: tuple[float, int], images: int) -> Loss:
-    """What a file costs, from the figure in percent and how many of `images` were unreadable."""
-    (value, _), (exact_value, unreadable) = file, exact
-    return Loss(
-        figure=figure,
-        value=value,
-        exact=exact_value,
-        images=images - unreadable,
-        unreadable=unreadable,
+class DenseParity(ABC):
+    """How equal the answers of a file are to those of what it was made of. A dataclass.
+
+    Attributes:
+        answers: what is compared: "boxes" or "pixels".
+        limits: of its fields, by the file's precision; in int8 the `Loss` decides.
+    """
+
+    answers: ClassVar[str]
+    limits: ClassVar[Mapping[str, Mapping[str, float]]]
+
+    @abstractmethod
+    def passed(self, precision: str) -> bool:
+        """Whether a file of this precision may be used."""
+
+    @abstractmethod
+    def rule(self, precision: str) -> str:
+        """What a file of this precision must keep to."""
+
+
+Parity = TypeVar("Parity", bound=DenseParity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseExportReport(ExportedFile, Generic[Parity]):
+    """What was exported of a detector or segmenter, and how equal it is.
+
+    Attributes:
+        parity: the answers compared: `BoxParity` or `PixelParity`.
+        agreement: of int8, what it costs.
+    """
+
+    parity: Parity
+    agreement: Loss | None
+
+    @property
+    def passed(self) -> bool:
+        """See `ExportedFile`."""
+        return self.agreement.passed if self.agreement else self.parity.passed(self.precision)
+
+    @property
+    def fault(self) -> str:
+        """See `ExportedFile`."""
+        if self.agreement:
+            return self.agreement.fault
+        rule = self.parity.rule(self.precision)
+        return f"{rule}, got {self.parity}: use fp32, or another format"
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `ExportedFile`."""
+        return {
+            **super().as_dict(),
+            **self.parity.limits[self.precision],
+            self.parity.answers: asdict(self.parity),  # type: ignore[call-overload]
+            "most_lost": MOST_LOST if self.agreement else None,
+            "agreement": asdict(self.agreement) if self.agreement else None,
+        }
+
+
+Trained = TypeVar("Trained", bound=TrainedDense[Any])
+Data = TypeVar("Data", bound=Sized)
+
+
+class DenseExport(ABC, Generic[Trained, Data, Parity]):
+    """What the exports of detectors and of segmenters do in their own way.
+
+    Attributes:
+        kind: what is exported.
+        parity: what compares the answers.
+        figure: what is measured of an int8 file.
+        most_images: on how many answers are compared.
+        why_not: other heads cannot be exported.
+        libraries, figure_libraries: what it needs, and what it needs to measure `figure`.
+    """
+
+    kind: ClassVar[type[TrainedDense[Any]]]
+    parity: ClassVar[type[DenseParity]]
+    figure: ClassVar[str]
+    most_images: ClassVar[int]
+    why_not: ClassVar[str]
+    libraries: ClassVar[tuple[str, ...]] = ()
+    figure_libraries: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+
+    @abstractmethod
+    def open(self, data: str, split: str) -> Data:
+        """A split of a data set, of the classes of `trained`."""
+
+    @abstractmethod
+    def image(self, data: Data, index: int) -> Image.Image:
+        """An image of it; raises `ImageError`."""
+
+    @abstractmethod
+    def measured(
+        self, engine: Engine, data: Data, on_images: Callable[[int, int], None]
+    ) -> tuple[float, int]:
+        """`figure` in percent, 0 where nothing is annotated, and how many images are unreadable."""
+
+    @abstractmethod
+    def compared(self, engine: Engine, images: Sequence[Image.Image], precision: str) -> Parity:
+        """The answers of a file's engine compared with those of `trained`."""
+
+    def calibration_pixels(self, data: Data, on_images: Callable[[int, int], None]) -> list[Pixels]:
+        """Images (3, H, W) as the network sees them, evenly from a data set.
+
+        Raises:
+            DataError: none can be read.
+        """
+        sides = read_sides(self.trained.metadata.head, MULTIPLE)
+        taken = min(len(data), _CALIBRATION_IMAGES)
+        found: list[Pixels] = []
+        for index in np.linspace(0, len(data) - 1, taken).round().astype(int).tolist():
+            on_images(1, taken)
+            with suppress(ImageError):
+                image = self.image(data, index)
+                found.append(np.asarray(resized(image, sides.size(*image.size))).transpose(2, 0, 1))
+        if not found:
+            raise DataError(f"calibration needs readable images, got none of {taken}")
+        return found
+
+    def first_images(self, data: Data) -> list[Image.Image]:
+        """The first `most_images` of a data set that can be read."""
+        found: list[Image.Image] = []
+        for index in range(len(data)):
+            if len(found) == self.most_images:
+                break
+            with suppress(ImageError):
+                found.append(self.image(data, index))
+        return found
+
+
+def export_dense(
+    export: type[DenseExport[Any, Data, Parity]],
+    path: Path,
+    weights: str | Path,
+    *,
+    format: str | None = None,
+    precision: str = "fp32",
+    calibration: str | None = None,
+    batch_size: int | None = None,
+    opset: int | None = None,
+    on_images: Callable[[int, int], None] = lambda _, __: None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> DenseExportReport[Parity]:
+    """Write a detector or segmenter for another engine, and compare the answers of both.
+
+    Args:
+        export: `DetectorExport` or `SegmenterExport`.
+        path, format, precision, opset, on_images, on_step: see `splitattn.export`.
+        weights: see `Detector` and `Segmenter`.
+        calibration: annotated images or images with masks. For int8, ranges come from up to 100
+            training images, and AP or mIoU is measured on the validation images. Answers are
+            compared on some validation images, or on the photographs of the package.
+
+    Raises:
+        InputError: an argument is wrong, a library is missing, or the file cannot be written.
+        WeightsError: the weights cannot be had, or are not those of a detector or segmenter.
+        DataError: the calibration images cannot be used.
+        ExportError: the file would answer otherwise; it is discarded.
+    """
+    row = check_arguments(
+        path,
+        format=format,
+        precision=precision,
+        calibration=calibration,
+        batch_size=batch_size,
+        opset=opset,
+    )
+    trained = export.kind.read(weights)
+    _check_exportable(trained, row, batch_size, export.why_not)
+    require(f"exporting a {trained.what}", *export.libraries)
+    if precision == "int8":
+        require(f"comparing {export.figure}", *export.figure_libraries)
+    own = export(trained)
+    network = trained.fold(row.form)
+    val = None if calibration is None else own.open(calibration, "val")
+
+    def calibration_pixels() -> list[Pixels]:
+        return own.calibration_pixels(own.open(str(calibration), "train"), on_images)
+
+    def report(engine: Engine, facts: dict[str, Any]) -> DenseExportReport[Parity]:
+        loss = None
+        if precision == "int8" and val is not None:
+            on_step(f"comparing {own.figure}")
+            value, _ = own.measured(engine, val, on_images)
+            in_floats = row.load_module().load(network, size=None, device="cpu")
+            exact, unreadable = own.measured(in_floats, val, on_images)
+            loss = Loss(
+                figure=own.figure,
+                value=value,
+                exact=exact,
+                images=len(val) - unreadable,
+                unreadable=unreadable,
+            )
+        on_step(f"comparing {own.parity.answers}")
+        images = [*map(decode, sample_photographs())] if val is None else own.first_images(val)
+        parity = own.compared(engine, images, precision)
+        return DenseExportReport(**facts, parity=parity, agreement=loss)
+
+    settings = FileSettings(
+        metadata=trained.metadata, precision=precision, dynamic_size=True, opset=opset
+    )
+    return write_compared(
+        path,
+        row,
+        network,
+        settings,
+        calibration=calibration_pixels,
+        report=report,
+        on_step=on_step,
     )
 
 
-def check_exportable(
-    trained: TrainedDense[Any], row: EngineRow, batch_size: int | None, *, why: str
+def _check_exportable(
+    trained: TrainedDense[Any], row: EngineRow, batch_size: int | None, why_not: str
 ) -> None:
-    """Raise `InputError` unless a file of this kind can be made.
-
-    Args:
-        why: other heads cannot be exported.
-    """
+    """Raise `InputError` unless a file of this kind can be made."""
     what, head, able = trained.what, trained.head, trained.folded_heads
     if head not in able:
         raise InputError(
-            f"a {what} with head {head} cannot be exported: {why}. Train one with head {able[0]}"
+            f"a {what} with head {head} cannot be exported: {why_not}. Train one with head "
+            f"{able[0]}"
         )
     if row.format == "torch_export":
         raise InputError(f"a {what} can be exported to onnx or openvino, got torch_export")
@@ -92,39 +300,3 @@ def check_exportable(
         raise InputError(
             f"a {what}'s file takes any batch, got batch size {batch_size}: leave it out"
         )
-
-
-def calibration_pixels(
-    count: int,
-    read: Callable[[int], Image.Image],
-    sides: Sides,
-    on_images: Callable[[int, int], None],
-) -> list[Pixels]:
-    """Images (3, H, W) as the network sees them, evenly from a data set of `count`.
-
-    Raises:
-        DataError: none can be read.
-    """
-    taken = min(count, _CALIBRATION_IMAGES)
-    found: list[Pixels] = []
-    for index in np.linspace(0, count - 1, taken).round().astype(int).tolist():
-        on_images(1, taken)
-        try:
-            image = read(index)
-        except ImageError:
-            continue
-        found.append(np.asarray(resized(image, sides.size(*image.size))).transpose(2, 0, 1))
-    if not found:
-        raise DataError(f"calibration needs readable images, got none of {taken}")
-    return found
-
-
-def first_readable(count: int, most: int, read: Callable[[int], Image.Image]) -> list[Image.Image]:
-    """The first `most` images that can be read, of a data set of `count`."""
-    found: list[Image.Image] = []
-    for index in range(count):
-        if len(found) == most:
-            break
-        with suppress(ImageError):
-            found.append(read(index))
-    return found

@@ -103,6 +103,13 @@ def load(network: "Network", *, size: int | None, device: str) -> OnnxEngine:
     return OnnxEngine(model.SerializeToString(), device=device, weights=weights)
 
 
+def check_network(network: "Network", settings: FileSettings) -> None:
+    """See `table.FileEngineModule`."""
+    from splitattn.engines.onnx_structure import check_size
+
+    check_size(network, settings)
+
+
 def write(network: "Network", path: Path, settings: FileSettings) -> None:
     """See `table.FileEngineModule`."""
     import onnx

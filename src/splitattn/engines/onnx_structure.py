@@ -3,7 +3,7 @@
 import math
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from onnx import (
 )
 
 from splitattn.engines import structure
+from splitattn.engines.engine import FileSettings
 from splitattn.engines.structure import Products, Shape, StructureError, expect
+from splitattn.errors import InputError
 from splitattn.files import open_file
-from splitattn.graph.onnx_model import OPSETS
+from splitattn.graph.onnx_model import OPSETS, Network, to_onnx
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 _MOST_FACTORS = 8  # as a region of an image has
@@ -78,6 +80,31 @@ def check_onnx(path: Path) -> ModelMetadata:
     return metadata
 
 
+def check_size(network: Network, settings: FileSettings) -> None:
+    """Raise `InputError` if a file of `network` would be refused as too large when it is opened.
+
+    Only the shapes of a file are written for that, so it takes little time.
+    """
+    metadata = settings.metadata
+    graph = to_onnx(network, size=settings.size, batch=settings.batch, external={}).graph
+    values = _constants(tensor for tensor in graph.initializer if not tensor.external_data)
+    for tensor in graph.initializer:
+        if tensor.external_data:
+            shape = tuple(tensor.dims)
+            values[tensor.name] = _Value(kind=tensor.data_type, shape=shape, constant=True)
+    try:
+        _compute(graph, values, metadata)
+    except StructureError as error:
+        head, size = metadata.head, metadata.preprocessing.size
+        short, long = head.get("short_side", size), head.get("long_side", size)
+        batch = settings.batch or structure.TRIED_BATCH
+        fix = "take a smaller --batch-size" if settings.batch else "train on smaller images"
+        raise InputError(
+            f"a file must be small enough to be opened again, and with {batch} images of {short} x "
+            f"{long} pixels it has {error}: {fix}"
+        ) from error
+
+
 def _check(content: bytes) -> ModelMetadata:
     model = ModelProto()
     try:
@@ -100,18 +127,30 @@ def _check(content: bytes) -> ModelMetadata:
     names = structure.output_names(metadata, len(graph.output))
     expect(len(graph.output) == len(names), f"other outputs than {', '.join(names)}")
     expect(len(graph.node) <= structure.MOST_NODES, "too many nodes")
-    batch, channels, *sides = _lengths(graph.input[0], "images", rank=4)
-    images = structure.image_shape(batch, channels, sides, metadata)
-    values = _constants(graph)
-    expect("images" not in values, "two tensors of one name")
-    values["images"] = _Value(kind=TensorProto.FLOAT, shape=images)
-    _run(graph, values, metadata.task)
+    values = _constants(graph.initializer)
+    batch, images = _compute(graph, values, metadata)
     shapes = [
         _output(stated, name, batch, values)
         for stated, name in zip(graph.output, names, strict=True)
     ]
     structure.check_outputs(shapes, images, metadata)
     return metadata
+
+
+def _compute(
+    graph: GraphProto, values: dict[str, _Value], metadata: ModelMetadata
+) -> tuple[int | None, Shape]:
+    """Add the images and the outputs of all nodes to `values`.
+
+    Returns:
+        The only batch that the graph takes, or None; and the shape of the images.
+    """
+    batch, channels, *sides = _lengths(graph.input[0], "images", rank=4)
+    images = structure.image_shape(batch, channels, sides, metadata)
+    expect("images" not in values, "two tensors of one name")
+    values["images"] = _Value(kind=TensorProto.FLOAT, shape=images)
+    _run(graph, values, metadata.task)
+    return batch, images
 
 
 def _only(message: Any, *fields: str) -> None:
@@ -154,9 +193,9 @@ def _lengths(value: ValueInfoProto, name: str, *, rank: int) -> list[int | None]
     return lengths
 
 
-def _constants(graph: GraphProto) -> dict[str, _Value]:
+def _constants(tensors: Iterable[TensorProto]) -> dict[str, _Value]:
     values: dict[str, _Value] = {}
-    for tensor in graph.initializer:
+    for tensor in tensors:
         _only(tensor, "name", "data_type", "dims", "raw_data")
         name, kind, shape = tensor.name, tensor.data_type, tuple(tensor.dims)
         expect(name and name not in values, "two tensors of one name")

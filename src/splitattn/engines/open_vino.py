@@ -20,6 +20,7 @@ from splitattn.engines.engine import (
     Logits,
     network_threads,
 )
+from splitattn.engines.onnx_structure import check_size
 from splitattn.engines.open_vino_structure import check_open_vino
 from splitattn.errors import InputError, one_line
 from splitattn.graph.onnx_model import Network, parts, to_onnx
@@ -135,6 +136,11 @@ def load(network: Network, *, size: int | None, device: str) -> OpenVinoEngine:
     """See `table.EngineModule`."""
     _check_device(device)
     return OpenVinoEngine(_model(network, size=size), device=device)
+
+
+def check_network(network: Network, settings: FileSettings) -> None:
+    """See `table.FileEngineModule`."""
+    check_size(network, settings)
 
 
 def write(network: Network, path: Path, settings: FileSettings) -> None:

@@ -95,18 +95,22 @@ def load(network: "FoldedNetwork", *, size: int | None, device: str) -> TorchEng
     return TorchEngine(FusedResNeSt(network), choose_device(device))
 
 
-def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
-    """See `table.FileEngineModule`. The file is an archive of `torch.export`."""
+def check_network(_: "FoldedNetwork", settings: FileSettings) -> None:
+    """See `table.FileEngineModule`."""
     size = settings.metadata.preprocessing.size
     if settings.dynamic_size and size <= _REDUCTION:
         raise InputError(
             f"--dynamic-size with torch_export needs images of more than {_REDUCTION} pixels, got "
             f"{size}; leave it out, or export to ONNX"
         )
+
+
+def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
+    """See `table.FileEngineModule`. The file is an archive of `torch.export`."""
     module = _Exportable(FusedResNeSt(network), half=settings.precision == "fp16")
     program = traced(
         module,
-        size,
+        settings.metadata.preprocessing.size,
         channels=network.in_chans,
         batch=settings.batch,
         dynamic_size=settings.dynamic_size,

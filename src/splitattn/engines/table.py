@@ -43,6 +43,10 @@ class EngineModule(Protocol):
 class FileEngineModule(EngineModule, Protocol):
     """What the module of an engine has if its row names a file format."""
 
+    def check_network(self, network: "Network", settings: "FileSettings") -> None:
+        """Raise `InputError` if `write` would write what cannot be opened. Takes little time."""
+        ...
+
     def write(self, network: "Network", path: Path, settings: "FileSettings") -> None:
         """Write `network` to `path` in the engine's format."""
         ...
