@@ -1,6 +1,7 @@
 """Every image is labeled exactly once, as `predict` labels it, whatever happens meanwhile."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -34,7 +36,7 @@ from splitattn.cli import main
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
 from splitattn.weights.resolve import resolve
-from tests.bulk.s3_server import BUCKET, S3Server, environment, serving
+from tests.bulk.bucket_server import BUCKET, SECRET, BucketServer, environment, serving
 
 # The engine that is ready soonest.
 label_bulk = partial(bulk.label_bulk, engine="onnxruntime")
@@ -61,7 +63,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bucket(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def bucket(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
     """The same in a bucket, below `in/`."""
     with serving() as server:
         for name, value in environment(server).items():
@@ -146,16 +148,22 @@ def test_features_are_those_of_the_classifier(photos: Path, tmp_path: Path) -> N
     assert all(len(row["labels"]) == 1 for row in rows)
 
 
+@pytest.mark.parametrize(("scheme", "refusal"), [("s3", 503), ("gs", 429)])
 def test_a_bucket_that_is_busy_is_labeled_all_the_same(
-    bucket: S3Server, photos: Path, tmp_path: Path
+    scheme: str,
+    refusal: int,
+    bucket: BucketServer,
+    photos: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    bucket.page = 3
+    bucket.page, bucket.refusal = 3, refusal
     bucket.busy.update({"LIST": 2, "GET .jpg": 3, "PUT": 1, "HEAD .parquet": 1})
     bucket.objects["in/.hidden/1.jpg"] = bucket.objects["in/notes.txt"] = b"no picture"
     bucket.objects["in/notes"] = b"no picture"
     passed_over: Counter[str] = Counter()
-    target = f"s3://{BUCKET}/out#1"
-    report = label_bulk(f"s3://{BUCKET}/in", target, shard_size=4, passed_over=passed_over)
+    target = f"{scheme}://{BUCKET}/out#1"
+    report = label_bulk(f"{scheme}://{BUCKET}/in", target, shard_size=4, passed_over=passed_over)
     assert not bucket.busy.total()  # all were refused, and repeated
     assert (report.images, report.errors) == (11, 1)
     assert passed_over == {"no ending": 1}
@@ -163,14 +171,16 @@ def test_a_bucket_that_is_busy_is_labeled_all_the_same(
     assert {"out#1/_SUCCESS", "out#1/run.json", "out#1/part-00002.parquet"} <= out
     for key in out:
         (tmp_path / Path(key).name).write_bytes(bucket.objects[key])
-    assert_labeled_as_by_predict(rows_at(tmp_path), f"s3://{BUCKET}/in", photos)
+    assert_labeled_as_by_predict(rows_at(tmp_path), f"{scheme}://{BUCKET}/in", photos)
     assert all(row["etag"] for row in rows_at(tmp_path))
-    again = label_bulk(f"s3://{BUCKET}/in", target, shard_size=4)
+    assert not any(SECRET.encode() in content for content in bucket.objects.values())
+    assert SECRET not in "".join(capfd.readouterr())
+    again = label_bulk(f"{scheme}://{BUCKET}/in", target, shard_size=4)
     assert again == replace(report, labeled_now=0, seconds=again.seconds)
 
 
 def test_an_outage_leaves_no_part_and_the_same_call_ends_it(
-    bucket: S3Server, tmp_path: Path
+    bucket: BucketServer, tmp_path: Path
 ) -> None:
     bucket.forbidden = "in/trip/7"
     arguments = (f"s3://{BUCKET}/in", tmp_path)
@@ -184,16 +194,73 @@ def test_an_outage_leaves_no_part_and_the_same_call_ends_it(
     assert (report.images, report.labeled_now, report.errors) == (11, 11 - done, 1)
 
 
-def test_keys_that_the_library_cannot_read_are_named(bucket: S3Server) -> None:
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_keys_that_the_library_cannot_read_are_named(scheme: str, bucket: BucketServer) -> None:
     bucket.objects["in/a//b.jpg"] = b"no picture"
+    root = f"{scheme}://{BUCKET}"
     with pytest.raises(StoreError, match=r"no part of a key may be empty.*in/a//b\.jpg.*rename it"):
-        list(stores.list_bucket(f"s3://{BUCKET}/in"))
-    with pytest.raises(ImageError, match=r"^s3://photos/in/a//b\.jpg: .*empty path segment"):
-        read_object(f"s3://{BUCKET}/in/a//b.jpg")
+        list(stores.list_bucket(f"{root}/in"))
+    with pytest.raises(ImageError, match=rf"^{root}/in/a//b\.jpg: .*empty path segment"):
+        read_object(f"{root}/in/a//b.jpg")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "shown"),
+    [("s3", r"AWS4-HMAC-SHA256 Credential=someone/.*"), ("gs", f"Bearer {SECRET}")],
+)
+def test_credentials_go_to_the_store_and_nowhere_else(
+    scheme: str,
+    shown: str,
+    bucket: BucketServer,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.NOTSET)
+    bucket.busy["GET .jpg"], bucket.forbidden = 1, "in/2"
+    address = f"{scheme}://{BUCKET}/in"
+    assert read_object(f"{address}/0.jpg") == bucket.objects["in/0.jpg"]
+    with pytest.raises(StoreError, match=rf"^{address}/2\.jpg: .*403") as refused:
+        read_object(f"{address}/2.jpg")
+    assert len(bucket.credentials) == 3  # one request was repeated
+    assert all(re.fullmatch(shown, credentials or "") for credentials in bucket.credentials)
+    said = "".join([*traceback.format_exception(refused.value), *capfd.readouterr(), caplog.text])
+    assert SECRET not in said
+    assert SECRET not in repr(stores._opened(f"{scheme}://{BUCKET}"))
+
+
+def test_a_key_file_of_google_is_read_and_a_wrong_one_is_not_shown(
+    bucket: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOOGLE_BASE_URL")
+    monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+    account = {"client_email": "", "private_key": SECRET, "private_key_id": SECRET}
+    key = {**account, "gcs_base_url": bucket.url, "disable_oauth": True}
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    assert len(list(stores.list_bucket(f"gs://{BUCKET}/in"))) == 11
+    for wrong in (json.dumps(account), json.dumps(account)[:-1], SECRET):
+        stores._opened.cache_clear()
+        (tmp_path / "key.json").write_text(wrong)
+        with pytest.raises(StoreError, match=rf"^gs://{BUCKET} cannot be opened: ") as refused:
+            read_object(f"gs://{BUCKET}/in/0.jpg")
+        assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "GOOGLE_BEARER_TOKEN"])
+def test_credentials_that_end_with_a_line_are_refused_in_a_line(
+    name: str, bucket: BucketServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, f"{SECRET}\n")
+    scheme = {"AWS": "s3", "GOOGLE": "gs"}[name.partition("_")[0]]
+    rule = rf"^{name} must be one line of ASCII without spaces, got others among its 9 characters"
+    with pytest.raises(InputError, match=rule):
+        read_object(f"{scheme}://{BUCKET}/in/0.jpg")
+    assert not bucket.credentials
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_a_public_bucket_needs_no_credentials(
-    bucket: S3Server, monkeypatch: pytest.MonkeyPatch
+    scheme: str, bucket: BucketServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def finds_none() -> None:
         raise ValueError("Received None from session.get_credentials")
@@ -203,15 +270,17 @@ def test_a_public_bucket_needs_no_credentials(
     monkeypatch.setattr(stores, "installed", lambda _: True)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    stores._opened(f"s3://{BUCKET}")  # the library looks for others when it needs them
+    monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
+    stores._opened(f"{scheme}://{BUCKET}")  # the library looks for others when it needs them
     stores._opened.cache_clear()
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
-    assert len(list(stores.list_bucket(f"s3://{BUCKET}/in"))) == 11
-    assert not any(bucket.signed)
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    assert len(list(stores.list_bucket(f"{scheme}://{BUCKET}/in"))) == 11
+    assert bucket.credentials == [None]
 
 
 def test_an_object_that_is_gone_is_an_error_and_can_be_tried_again(
-    bucket: S3Server, tmp_path: Path
+    bucket: BucketServer, tmp_path: Path
 ) -> None:
     content = bucket.objects["in/0.jpg"]
     (tmp_path / "list.csv").write_text(f"path\ns3://{BUCKET}/in/0.jpg\ns3://{BUCKET}/in/2.jpg\n")
@@ -296,7 +365,7 @@ def test_images_may_have_several_labels_or_none(photos: Path, tmp_path: Path) ->
 
 
 def test_lists_and_parquet_of_paths_and_of_images(
-    bucket: S3Server, photos: Path, tmp_path: Path
+    bucket: BucketServer, photos: Path, tmp_path: Path
 ) -> None:
     names = [f"{n}.jpg" for n in (0, 2)]
     text = "".join(f"{photos / name}\n" for name in names)

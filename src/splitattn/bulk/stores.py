@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _BUCKETS = ("s3://", "gs://")
+# Headers take no other characters: the library would panic.
+_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "GOOGLE_BEARER_TOKEN",
+}
+_ONE_WORD = re.compile("[!-~]*")
 
 
 class StoreError(InputError):
@@ -208,6 +217,12 @@ def _opened(root: str) -> "ObjectStore":
     require(f"{root.partition('://')[0]}:// addresses", "obstore")
     from obstore.store import from_url
 
+    for name in _CREDENTIALS.intersection(os.environ):
+        if not _ONE_WORD.fullmatch(value := os.environ[name]):
+            raise InputError(
+                f"{name} must be one line of ASCII without spaces, got others among its "
+                f"{len(value)} characters: remove them"
+            )
     options: dict[str, Any] = {}
     try:
         if root.startswith("s3://"):

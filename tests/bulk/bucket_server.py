@@ -1,4 +1,7 @@
-"""An object store that speaks enough of S3 to list, read and write, and can be made to fail."""
+"""An object store that can be made to fail, for clients of S3 and of Google Cloud Storage.
+
+Google's XML interface has the paths, parameters and answers of S3; credentials are a bearer token.
+"""
 
 import hashlib
 import threading
@@ -7,28 +10,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 BUCKET = "photos"
+SECRET = "a-secret"
 
 
-class S3Server(ThreadingHTTPServer):
+class BucketServer(ThreadingHTTPServer):
     """Attributes:
     objects: bytes by key, of the one bucket there is.
-    busy: how many more requests of a kind are answered with 503: LIST, PUT, or GET of a key's end.
+    busy: how many more requests of a kind are answered with `refusal`: LIST, PUT, or GET of a key's
+        end.
+    refusal: S3 says 503, Google 429 or 503.
     forbidden: keys that begin so are answered with 403.
     page: how many keys an answer lists.
-    signed: whether each request was signed, as they came.
+    credentials: what each request showed, as they came.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, bytes] = {}
         self.busy: Counter[str] = Counter()
+        self.refusal = 503
         self.forbidden = "nothing"
         self.page = 1000
-        self.signed: list[bool] = []
+        self.credentials: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -36,7 +43,7 @@ class S3Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: S3Server
+    server: BucketServer
     protocol_version = "HTTP/1.1"
 
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
@@ -49,14 +56,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _refused(self, key: str) -> bool:
-        self.server.signed.append("Authorization" in self.headers)
+        self.server.credentials.append(self.headers["Authorization"])
         command = self.command if key else "LIST"
         kind = command if command in ("LIST", "PUT") else f"{command} {PurePosixPath(key).suffix}"
         if key.startswith(self.server.forbidden):
             self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
         elif self.server.busy[kind] > 0:
             self.server.busy[kind] -= 1
-            self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
+            self._answer(self.server.refusal, b"<Error><Code>SlowDown</Code></Error>")
         else:
             return False
         return True
@@ -128,8 +135,8 @@ def _etag(content: bytes) -> str:
 
 
 @contextmanager
-def serving() -> Iterator[S3Server]:
-    server = S3Server()
+def serving() -> Iterator[BucketServer]:
+    server = BucketServer()
     threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
     ).start()
@@ -140,11 +147,13 @@ def serving() -> Iterator[S3Server]:
         server.server_close()
 
 
-def environment(server: S3Server) -> dict[str, str]:
+def environment(server: BucketServer) -> dict[str, str]:
     """What points every client at `server`."""
     return {
         "AWS_ENDPOINT_URL": server.url,
         "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": quote("a secret"),
+        "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
+        "GOOGLE_BASE_URL": server.url,
+        "GOOGLE_BEARER_TOKEN": SECRET,
     }
