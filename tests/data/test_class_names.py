@@ -59,6 +59,12 @@ def test_names_are_matched_by_name_in_any_order_and_part() -> None:
     assert match(("a", composed), (decomposed, "a")).indices == (1, 0)
 
 
+def test_names_are_matched_in_any_case_and_with_any_mark_between_words() -> None:
+    outputs = ("ant", "Red panda", "zebra")
+    assert match(("Zebra", "red_panda"), outputs).indices == (2, 1)
+    assert match(("red-panda", "red panda"), ("red panda", "red-panda")).indices == (1, 0)
+
+
 def test_full_names_are_matched_by_their_first_lemma() -> None:
     names = ("goldfish, Carassius auratus", "tench, Tinca tinca")
     assert match(names, IMAGENET).indices == (1, 0)

@@ -30,6 +30,9 @@ def test_an_image_folder_has_its_splits(
         ("training", "valid"),
         ("TRAINING", "Testing"),
         ("training_set", "test_set"),
+        ("train2017", "val2017"),
+        ("01_TrainSet", "02_DevSet"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
         ("train", "validation"),
     ],
 )
@@ -55,7 +58,7 @@ def test_a_test_set_is_not_the_validation_set(tmp_path: Path) -> None:
     [
         (("Train/a", "train/a"), "only one folder may be the split train, got Train, train"),
         (("train", "test"), "must have one folder per class, got none in .*train"),
-        (("train/Train/a", "train/Val/a"), "got only Train, Val in .*, which are names of splits"),
+        (("train/Train", "train/Val"), "got only Train, Val in .*, which are names of splits"),
         (("Val/a", "Val/b"), "must have a folder train/"),
     ],
 )
@@ -65,6 +68,33 @@ def test_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...], message: 
         picture(0, 0).save(tmp_path / name / "0.png")
     with pytest.raises(DataError, match=message):
         open_data(str(tmp_path), "train")
+
+
+def test_folders_that_archives_wrap_around_the_data_are_opened(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "data/images/seg_train/seg_train", 2)
+    write_class_folders(tmp_path / "data/images/seg_test/seg_test", 1)
+    for root in ("data/images", "data"):
+        found = [open_data(str(tmp_path / root), split) for split in ("train", "val")]
+        assert [(len(data), data.classes) for data in found] == [(6, CLASSES), (3, CLASSES)]
+
+
+def test_classes_that_mention_splits_stay_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("bullet train/2023", "test tube/2024", "cup"):
+        picture(0, 0).save(_made(tmp_path / name) / "0.png")
+    classes = ("bullet train", "cup", "test tube")
+    assert open_data(str(tmp_path), "train").classes == classes
+    assert not caplog.records
+
+
+def test_folders_that_look_like_splits_of_another_name_are_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("apprentissage", "mesure"):
+        write_class_folders(tmp_path / name, 1)
+    assert open_data(str(tmp_path), "train").classes == ("apprentissage", "mesure")
+    assert "each has the folders blue, green, red; if those are the classes" in caplog.text
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
@@ -119,7 +149,7 @@ def test_litter_is_no_class_and_no_image(tmp_path: Path) -> None:
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     return folder
 
 

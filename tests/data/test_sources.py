@@ -8,7 +8,7 @@ import pytest
 
 from splitattn.data.sources import open_data
 from splitattn.errors import DataError
-from tests.data.datasets import encoded, write_class_folders, write_shard
+from tests.data.datasets import encoded, picture, write_class_folders, write_shard
 
 
 def test_class_names_come_from_a_file(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_class_names_come_from_a_file(tmp_path: Path) -> None:
     names.write_text("sea\ngrass\nfire\n")
     assert open_data(str(tmp_path / "data"), "val", names).classes == ("sea", "grass", "fire")
     names.write_text("sea\nsea\nfire\n")
-    with pytest.raises(DataError, match="3 different ones, got 2 different of 3"):
+    with pytest.raises(DataError, match="must be different, got 'sea' twice"):
         open_data(str(tmp_path / "data"), "val", names)
     with pytest.raises(DataError, match="text file"):
         open_data(str(tmp_path / "data"), "val", tmp_path / "missing.txt")
@@ -30,6 +30,69 @@ def test_class_names_in_a_file_are_an_order_or_a_longer_list(tmp_path: Path) -> 
     data = open_data(str(tmp_path / "data"), "val", names)
     assert data.classes == ("red", "gray", "green", "blue")
     assert [data.classes[label] for label in data.labels] == ["blue", "green", "red"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('["a", "b", "c"]', ("a", "b", "c")),
+        ('{\n "2": "c",\n "0": "a",\n "1": ["n1", "b"]\n}', ("a", "b", "c")),
+        ('{"b": 1, "a": 0, "c": 2}', ("a", "b", "c")),
+        ("2 c\n0 a\n1 b\n", ("a", "b", "c")),
+        ("0,a\n1: b\n2\tc d", ("a", "b", "c d")),
+        # Numbers that the file states mean what they state, whatever the data count from.
+        ("1 z\n2 a\n3 b\n4 c", None),
+        ('{"1": "z", "5": "a"}', None),
+        # Names, of which some begin with a number.
+        ("1 euro\n2 euros\n10 cents", ("1 euro", "2 euros", "10 cents")),
+    ],
+)
+def test_a_file_of_class_names_may_have_numbers_or_be_json(
+    tmp_path: Path, text: str, expected: tuple[str, ...] | None
+) -> None:
+    for number in range(3):
+        (tmp_path / "data" / str(number)).mkdir(parents=True)
+        picture(0, number).save(tmp_path / "data" / str(number) / "0.png")
+    names = tmp_path / "names.json"
+    names.write_text(text)
+    if expected is None:
+        with pytest.raises(DataError, match=r"class names must be 3 different|got '0'"):
+            open_data(str(tmp_path / "data"), "val", names)
+        return
+    data = open_data(str(tmp_path / "data"), "val", names)
+    assert [data.classes[label] for label in data.labels] == list(expected)
+
+
+def test_numbered_names_fit_folders_with_gaps_between_their_numbers(tmp_path: Path) -> None:
+    for number in ("7", "12", "100"):
+        (tmp_path / "data" / number).mkdir(parents=True)
+        picture(0, 0).save(tmp_path / "data" / number / "0.png")
+    names = tmp_path / "cat_to_name.json"
+    names.write_text('{"100": "c", "12": "b", "7": "a", "8": "x"}')
+    data = open_data(str(tmp_path / "data"), "val", names)
+    assert data.classes == ("a", "x", "b", "c")
+    assert list(data.labels) == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("names.txt", "red\n\ngreen\n", "got an empty line 2 .*; remove it"),
+        ("names.csv", "index,name\n0,red\n1,green\n2,blue", "got 'index,name' .*write the names"),
+        ("data.yaml", "nc: 3\nnames: [red, green, blue]\n", "one a line, or JSON, got 'nc: 3'"),
+        ("names.txt", "['red', 'green', 'blue']", "must be JSON or one a line, got Expecting"),
+        ("names.json", '{"names": "red"}', "list of different names, or an object of numbers"),
+        ("names.json", '{"0": "red", "1": "red"}', "list of different names"),
+    ],
+)
+def test_a_file_that_is_no_list_of_class_names_is_refused(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    write_class_folders(tmp_path / "data", 1)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as raised:
+        open_data(str(tmp_path / "data"), "val", tmp_path / name)
+    assert "\n" not in str(raised.value)
 
 
 def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:

@@ -57,12 +57,15 @@ def are_unnamed(outputs: Sequence[str]) -> bool:
     return all(name == str(index) for index, name in enumerate(outputs))
 
 
-def match(names: Sequence[str], outputs: Sequence[str]) -> Match:
+def match(
+    names: Sequence[str], outputs: Sequence[str], numbers: Sequence[int] | None = None
+) -> Match:
     """Find the output that stands for each class of a data set.
 
     Args:
         names: of the data set's classes, by label.
         outputs: names of the network's outputs; numbers from 0 if they have none.
+        numbers: of the outputs, where it is known what a number in `names` means.
 
     Raises:
         DataError: no rule gives each class an output of its own.
@@ -70,8 +73,8 @@ def match(names: Sequence[str], outputs: Sequence[str]) -> Match:
     if tuple(names) == tuple(outputs):
         return Match(indices=tuple(range(len(names))), how="name")
     if are_numbers(names):
-        return Match(indices=_by_number(names, outputs), how="number")
-    for how, key in _KEYS.items():
+        return Match(indices=_by_number(names, outputs, numbers), how="number")
+    for how, key in _KEYS:
         if (found := _by_key(names, outputs, key)) is not None:
             return Match(indices=found, how=how)
     if (found := _by_key(names, _lemmas(outputs), first_lemma)) is not None:
@@ -88,7 +91,16 @@ def first_lemma(name: str) -> str:
     return normal(name.split(",")[0].strip())
 
 
-_KEYS: dict[How, Callable[[str], str]] = {"name": normal, "lemma": first_lemma}
+def _spelled(name: str) -> str:
+    """One spelling for names that differ in case, or in what stands between their words."""
+    return re.sub(r"[\s_-]+", " ", normal(name)).strip().casefold()
+
+
+_KEYS: tuple[tuple[How, Callable[[str], str]], ...] = (
+    ("name", normal),
+    ("name", _spelled),
+    ("lemma", first_lemma),
+)
 
 
 def _by_key(
@@ -102,10 +114,13 @@ def _by_key(
     return tuple(index[name] for name in wanted)
 
 
-def _by_number(names: Sequence[str], outputs: Sequence[str]) -> tuple[int, ...]:
+def _by_number(
+    names: Sequence[str], outputs: Sequence[str], known: Sequence[int] | None
+) -> tuple[int, ...]:
     numbers = [int(name) for name in names]
-    unnamed = are_unnamed(outputs)
-    if are_numbers(outputs) and not unnamed:
+    if known is not None:
+        values = list(known)
+    elif are_numbers(outputs) and not are_unnamed(outputs):
         values = [int(name) for name in outputs]
     else:
         values = list(range(len(outputs)))
@@ -116,10 +131,17 @@ def _by_number(names: Sequence[str], outputs: Sequence[str]) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers) or not index.keys() >= {*numbers}:
         odd = next((name for name in names if int(name) not in index), names[0])
         raise DataError(
-            f"classes that are numbers must be different output numbers of the model, "
-            f"0 to {len(outputs) - 1}, got {odd!r}; name the classes or the weights trained on them"
+            "classes that are numbers must be different output numbers of the model, or of the "
+            f"list of class names, {_range(values)}, got {odd!r}; name the classes or the weights "
+            "trained on them"
         )
     return tuple(index[number] for number in numbers)
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    among = "" if len(values) == high - low + 1 else f"{len(values)} of "
+    return f"{among}{low} to {high}"
 
 
 def _ids(names: Sequence[str]) -> tuple[str, ...] | None:

@@ -7,11 +7,16 @@ from pathlib import Path
 
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.splits import MissingSplitError, called, split_of
+from splitattn.data.splits import MissingSplitError, called, split_mentioned_in, split_of
 from splitattn.errors import DataError
 from splitattn.images.paths import images_below, is_litter, passed_over_text
 
 logger = logging.getLogger(__name__)
+
+# More folders than these are no splits.
+_MOST_SPLITS = 3
+# Names that a warning lists.
+_SHOWN = 5
 
 
 def open_folder(root: Path, split: str) -> LabelledImages:
@@ -24,11 +29,14 @@ def open_folder(root: Path, split: str) -> LabelledImages:
     folders = folders_in(folder)
     if not folders:
         raise DataError(f"the data set must have one folder per class, got none in {folder}")
-    if all(map(split_of, folders)):
+    if all(map(split_of, folders)) or all(
+        split_mentioned_in(name) and folders_in(folder / name) for name in folders
+    ):
         raise DataError(
             f"the data set must have one folder per class, got only {', '.join(folders)} in "
             f"{folder}, which are names of splits; name the folder that holds the classes"
         )
+    _warn_of_splits(folder, folders)
     classes = in_order(map(normal, folders))
     index = {name: label for label, name in enumerate(classes)}
     images: list[str] = []
@@ -53,20 +61,69 @@ def open_folder(root: Path, split: str) -> LabelledImages:
 
 def _split_folder(root: Path, split: str) -> Path:
     """The folder below `root` that holds the classes of `split`, or `root` itself."""
+    root = _unwrapped(root)
     folders = folders_in(root)
-    splits = [name for name in folders if split_of(name) and folders_in(root / name)]
+    splits = _splits_in(root, folders)
     found = called(folders, split)
     # A class may be called like a split ("training" among sports): then it holds images, and
     # there are other classes.
     if not splits and not all(map(split_of, folders)):
         found = [name for name in found if not split_of(name)]
+    wanted = called(set(splits.values()), split)
+    found = found or [name for name in splits if splits[name] in wanted]
     if len(found) > 1:
         raise DataError(f"only one folder may be the split {split}, got {', '.join(found)}")
     if found:
-        return root / found[0]
+        return _unwrapped(root / found[0])
     if splits:
         raise MissingSplitError(f"the data set must have a folder {split}/, got none in {root}")
     return root
+
+
+def _splits_in(root: Path, folders: list[str]) -> dict[str, str]:
+    """Those of the folders in `root` that are splits and hold folders, and which split each is.
+
+    If none is called like a split, these are the folders that mention one in their names, such as
+    `seg_train` and `seg_test`, if two different splits have a class in common: "bullet train" may
+    be a class.
+    """
+    found = {name: split for name in folders if (split := split_of(name))}
+    if splits := {name: split for name, split in found.items() if folders_in(root / name)}:
+        return splits
+    found = {name: split for name in folders if (split := split_mentioned_in(name))}
+    classes = {name: set(folders_in(_unwrapped(root / name))) for name in found}
+    pairs = [(a, b) for a in found for b in found if found[a] < found[b]]
+    return found if any(classes[a] & classes[b] for a, b in pairs) else {}
+
+
+def _unwrapped(folder: Path) -> Path:
+    """`folder`, or the only one in it if an archive wrapped the data: `seg_train/seg_train/`, or
+    `images/` with the splits in it.
+    """
+    folders = folders_in(folder)
+    if len(folders) != 1:
+        return folder
+    inner = folder / folders[0]
+    within = folders_in(inner)
+    wraps = within and (
+        inner.name == folder.name or len(set(_splits_in(inner, within).values())) > 1
+    )
+    return _unwrapped(inner) if wraps else folder
+
+
+def _warn_of_splits(folder: Path, folders: list[str]) -> None:
+    """Warn if the folders look like splits with names of their own: all hold the same folders."""
+    if not 2 <= len(folders) <= _MOST_SPLITS:
+        return
+    inner = [folders_in(folder / name) for name in folders]
+    if len(inner[0]) > 1 and all(each == inner[0] for each in inner):
+        logger.warning(
+            "%s: the classes are %s, and each has the folders %s; if those are the classes, "
+            "call the outer folders train and val",
+            folder,
+            ", ".join(folders),
+            ", ".join(inner[0][:_SHOWN]) + (", ..." if len(inner[0]) > _SHOWN else ""),
+        )
 
 
 def folders_in(folder: Path) -> list[str]:

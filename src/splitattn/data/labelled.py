@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import PurePath
 
+from splitattn.data.class_lists import ClassList
 from splitattn.data.class_names import Match, are_numbers, are_unnamed, match
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import RGB, ImageSource, decode_as
@@ -153,23 +154,22 @@ def with_classes_of_model(data: LabelledImages, classes: tuple[str, ...]) -> Lab
     return _relabelled(data, classes, found)
 
 
-def named(data: LabelledImages, names: tuple[str, ...]) -> LabelledImages:
+def named(data: LabelledImages, classes: ClassList) -> LabelledImages:
     """Give `data` the classes that a person lists in the order of labels.
 
     If the list has the data set's own names, numbers or WordNet ids, its order is the labels' new
     order, and it may have more classes than the data set.
 
     Raises:
-        DataError: names are not different, or cannot be matched with the data set's.
+        DataError: names cannot be matched with the data set's.
     """
-    if len(set(names)) < len(names):
-        raise _wrong_names(data, names)
     try:
-        return _relabelled(data, names, match(data.classes, names))
+        found = match(data.classes, classes.names, classes.numbers)
     except DataError as error:
-        if len(names) != len(data.classes):
-            raise _wrong_names(data, names) from error
+        if len(classes.names) != len(data.classes):
+            raise _wrong_names(data, classes.names) from error
         raise
+    return _relabelled(data, classes.names, found)
 
 
 def _relabelled(data: LabelledImages, classes: tuple[str, ...], found: Match) -> LabelledImages:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from splitattn.data import csv_files
-from splitattn.data.class_names import normal
+from splitattn.data.class_lists import read_class_list
 from splitattn.data.csv_files import open_csv
 from splitattn.data.folders import open_folder
 from splitattn.data.labelled import LabelledImages, named
@@ -29,15 +29,15 @@ def open_data(data: str, split: str, class_names: Path | None = None) -> Labelle
               `csv_files.open_csv`, also for several labels per image;
             - `torchvision:NAME`, which is downloaded.
         split: "train" or "val". A data set without splits gives all its images for either.
-        class_names: a text file with a name for each class, one a line, in the order of labels,
-            for data sets that call their classes by number; see `labelled.named`.
+        class_names: a file with a name for each class, in the order of labels, for data sets that
+            call their classes by number; see `class_lists.read_class_list`, `labelled.named`.
 
     Raises:
         DataError: there is no such data set or split, it holds no images, or the names do not fit.
         InputError: a library that reads it is not installed.
     """
     images = _open(data, split)
-    return named(images, read_class_names(class_names)) if class_names else images
+    return named(images, read_class_list(class_names)) if class_names else images
 
 
 def has_several_labels(data: str | Path) -> bool:
@@ -47,21 +47,6 @@ def has_several_labels(data: str | Path) -> bool:
     except RuntimeError:  # no such home
         return False
     return path.suffix.lower() == ".csv" and csv_files.has_several_labels(path)
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """The lines of a text file in UTF-8, each the name of a class.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    if not is_file(path):
-        raise DataError(f"class names must be a text file, got {path}, and there is no such file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        return tuple(normal(line.strip()) for line in lines)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"class names must be a text file in UTF-8, got {path}: {error}") from error
 
 
 def _open(data: str, split: str) -> LabelledImages:

@@ -7,12 +7,15 @@ from splitattn.errors import DataError
 
 # Of each split, whatever the case. The first is what a data set should call it.
 _NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "trn"),
+    "val": ("val", "validation", "valid", "validate", "dev", "eval", "evaluation"),
+    "test": ("test", "testing", "tst"),
 }
-# What archives append: `training_set`, `TestData`.
-_SUFFIX = re.compile(r"[\W_]*(set|data|images|split)$")
+_SPLITS = {name: split for split, names in _NAMES.items() for name in names}
+# Words of letters: `TrainSet2` has two.
+_WORDS = re.compile(r"[^\W\d_](?:[^\W\d_A-Z]+|[A-Z]+(?![a-z]))?")
+# What archives append: `training_set`, `TestData`, `trainset`.
+_SUFFIX = re.compile(r"(set|data|images|imgs|img|split)+$")
 
 
 class MissingSplitError(DataError):
@@ -20,9 +23,23 @@ class MissingSplitError(DataError):
 
 
 def split_of(name: str) -> str | None:
-    """Which split `name` means, in whatever case and spelling: train, val, test or None."""
-    plain = _SUFFIX.sub("", name.strip().casefold())
-    return next((split for split, names in _NAMES.items() if plain in names), None)
+    """Which split `name` means, in whatever case and spelling: train, val, test or None.
+
+    Numbers do not count: `train2017` is a training set.
+    """
+    words = _words(name)
+    return _SPLITS.get(words[0]) if len(words) == 1 else None
+
+
+def split_mentioned_in(name: str) -> str | None:
+    """As `split_of`, or the only split among other words: `ILSVRC2012_img_val`, `seg_train`."""
+    splits = {_SPLITS[word] for word in _words(name) if word in _SPLITS}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    words = (_SUFFIX.sub("", word.casefold()) for word in _WORDS.findall(name))
+    return [word for word in words if word]
 
 
 def split_names(split: str) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""Files in which a person lists the names of classes, in the order of their labels."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitattn.data.class_names import are_numbers, normal
+from splitattn.errors import DataError
+from splitattn.files import is_file
+
+# A number, and after a separator a name: `0 cat`, `1: dog`, `2,fox`.
+_NUMBERED = re.compile(r"(\d+)(?:\s*[,;:.)\t]\s*|\s+)(\S.*)")
+# Endings of files that are no list of names, though they may have one inside.
+_OTHER_KINDS = (".csv", ".tsv", ".yaml", ".yml", ".toml", ".xml", ".pbtxt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassList:
+    """Names of classes, in the order of their labels.
+
+    Attributes:
+        names: all different.
+        numbers: of the classes, rising, if the file has any.
+    """
+
+    names: tuple[str, ...]
+    numbers: tuple[int, ...] | None = None
+
+
+def read_class_list(path: Path) -> ClassList:
+    """The names of classes in a text file in UTF-8: one a line, or JSON.
+
+    Lines may begin with the numbers of the classes, from 0 or 1 and in any order. JSON is a list of
+    names, or an object of numbers and names. For a name there may be a list that ends in it, as in
+    ImageNet's `["n01440764", "tench"]`.
+
+    Raises:
+        DataError: it cannot be read, or is no such list.
+    """
+    if not is_file(path):
+        raise DataError(f"class names must be a text file, got {path}, and there is no such file")
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"class names must be a text file in UTF-8, got {path}: {error}") from error
+    return _of_json(text, path) if text.startswith(("[", "{")) else _of_lines(text, path)
+
+
+def _of_lines(text: str, path: Path) -> ClassList:
+    lines = [line.strip() for line in text.splitlines()]
+    if "" in lines:
+        raise DataError(
+            f"class names must be one a line, got an empty line {lines.index('') + 1} in {path}; "
+            "remove it, or name the class"
+        )
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    numbers = sorted(int(each[1]) for each in found if each)
+    # Only a list that is numbered throughout: others have names that begin with a number.
+    if numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
+        names = {int(each[1]): each[2] for each in found if each}
+        if len(set(names.values())) == len(names):
+            return _numbered(names)
+    if path.suffix.lower() in _OTHER_KINDS or (len(lines) > 2 and not found[0] and all(found[1:])):
+        raise DataError(
+            f"class names must be one a line, or JSON, got {lines[0]!r:.60} and more "
+            f"in {path}; write the names alone, in the order of the labels"
+        )
+    return _listed(lines, path)
+
+
+def _of_json(text: str, path: Path) -> ClassList:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"class names in {path} must be JSON or one a line, got {error}") from error
+    if isinstance(content, dict) and are_numbers([str(value) for value in content.values()]):
+        content = {str(number): name for name, number in content.items()}
+    if isinstance(content, dict) and are_numbers([*content]):
+        names = {int(number): _name(value) for number, value in content.items()}
+        if all(names.values()) and len(set(names.values())) == len(content):
+            return _numbered(names)
+    if isinstance(content, list) and content and all(map(_name, content)):
+        return _listed([_name(value) for value in content], path)
+    raise DataError(
+        f"class names in {path} must be a list of different names, or an object of numbers and "
+        f"different names, got {text!r:.60}"
+    )
+
+
+def _name(value: Any) -> str:
+    while isinstance(value, list) and value:
+        value = value[-1]
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _numbered(names: dict[int, str]) -> ClassList:
+    numbers = tuple(sorted(names))
+    return ClassList(names=tuple(normal(names[number]) for number in numbers), numbers=numbers)
+
+
+def _listed(names: list[str], path: Path) -> ClassList:
+    found = Counter(map(normal, names))
+    if twice := [name for name, count in found.items() if count > 1]:
+        raise DataError(f"class names must be different, got {twice[0]!r} twice in {path}")
+    return ClassList(names=tuple(found))
