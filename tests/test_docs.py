@@ -11,7 +11,7 @@ import typer.main
 
 import splitattn
 from splitattn.architectures import architecture
-from splitattn.cli import app
+from splitattn.cli import create_app
 from splitattn.training.recipe_files import load_recipe
 from splitattn.weights.hub import is_reference
 from splitattn.weights.metadata import ModelMetadata
@@ -116,7 +116,7 @@ def commands() -> list[str]:
 def test_commands_are_understood(command: str) -> None:
     """Not run: they would train for days. README.md has short ones, and those are run."""
     verb, *arguments = shlex.split(command)
-    known = typer.main.get_command(app).commands[verb]
+    known = typer.main.get_command(create_app()).commands[verb]
     if arguments and arguments[0] in getattr(known, "commands", ()):
         known = known.commands[arguments.pop(0)]
     # Raises where an option or a value is not known.
@@ -209,7 +209,7 @@ def test_python_examples_do_what_they_say(
 ) -> None:
     (example,) = (block for block in blocks(PAGES[page], "python") if about in block)
     if (file := re.search(r"\w+\.onnx", example)) and "splitattn.export" not in example:
-        app(["export", file[0]], standalone_mode=False)
+        create_app()(["export", file[0]], standalone_mode=False)
         capsys.readouterr()
     if "run/model.safetensors" in example:
         train_as_the_page_has_done()

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitattn.engines.engine import ACTIVATIONS, THRESHOLD, finite
 from splitattn.errors import ImageError, InputError
-from splitattn.explanation import Explainer, Explanation
 from splitattn.features import FeatureExtractor, Features, map_finite
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
@@ -21,6 +20,9 @@ from splitattn.images.preprocess import Pixels, load_pixels
 from splitattn.opening import open_network
 from splitattn.preprocessing import least_side
 from splitattn.weights.download import Progress
+
+if TYPE_CHECKING:
+    from splitattn.explanation import Explainer, Explanation
 
 _TOPK = 5
 
@@ -57,6 +59,8 @@ class Classifier:
         white_level: the value of full brightness in images of more than 8 bits per channel; None
             leaves it to the weights, or else to each image (see `images.decode.decode`).
         limits: what is refused before it is decoded.
+        quick_start: for a few images: the first is labelled sooner, and each takes longer. Only
+            weights in ONNX Runtime have this choice.
         progress: follows the download of weights, if there is one.
 
     Attributes:
@@ -81,6 +85,7 @@ class Classifier:
         decoding: Decoding = "fast",
         white_level: float | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        quick_start: bool = False,
         progress: Progress | None = None,
     ) -> None:
         opened = open_network(
@@ -89,6 +94,7 @@ class Classifier:
             engine=engine,
             device=device,
             white_level=white_level,
+            quick_start=quick_start,
             progress=progress,
         )
         self.model, self.weights = opened.model, opened.weights
@@ -105,7 +111,7 @@ class Classifier:
         self._make_extractor = partial(
             FeatureExtractor, model, weights, unchanged=opened.file, **again
         )
-        self._make_explainer = partial(Explainer, model, weights, opened=opened, **again)
+        self._make_explainer = partial(_new_explainer, model, weights, opened=opened, **again)
         self._explainer: Explainer | None = None
         self._one_opens = Lock()
         self._decoding = decoding
@@ -229,7 +235,7 @@ class Classifier:
         method: str = "auto",
         *,
         name: str | None = None,
-    ) -> Explanation:
+    ) -> "Explanation":
         """What a label rests on: a map over the image, and the share of each split.
 
         The first call loads the network a second time.
@@ -251,7 +257,7 @@ class Classifier:
         return self.explainer.explain(image, label, method, name=name)
 
     @property
-    def explainer(self) -> Explainer:
+    def explainer(self) -> "Explainer":
         """What `explain` asks. The first use opens it.
 
         Raises:
@@ -352,3 +358,9 @@ class Classifier:
             )
         most = (len(self.classes) if several else _TOPK) if topk is None else topk
         return most, (THRESHOLD if several else 0.0) if threshold is None else threshold
+
+
+def _new_explainer(*arguments: Any, **options: Any) -> "Explainer":
+    from splitattn.explanation import Explainer  # its import takes time, and few need it
+
+    return Explainer(*arguments, **options)

@@ -130,6 +130,7 @@ class TrainedNetwork:
         *,
         size: int | None = None,
         outputs: tuple[str, ...] = (),
+        quick_start: bool = False,
     ) -> Engine:
         """The network in an engine.
 
@@ -139,6 +140,7 @@ class TrainedNetwork:
             size: height and width of the images, in pixels; None takes the preprocessing's.
             outputs: what the network gives, by the names of `to_onnx`, logits or features first;
                 empty is these alone.
+            quick_start: see `open_network`.
 
         Raises:
             InputError: there is no such engine or device, the engine does not run on the device,
@@ -148,7 +150,7 @@ class TrainedNetwork:
         module = row.load_module()
         network = replace(self.fold(row.form_on(device)), outputs=outputs)
         size = self.metadata.preprocessing.size if size is None else size
-        return module.load(network, size=size, device=device)
+        return module.load(network, size=size, device=device, quick_start=quick_start)
 
 
 def open_network(
@@ -159,6 +161,7 @@ def open_network(
     device: str = "auto",
     size: int | None = None,
     white_level: float | None = None,
+    quick_start: bool = False,
     progress: Progress | None = None,
 ) -> OpenedNetwork:
     """Open the network that a person means.
@@ -174,6 +177,8 @@ def open_network(
         size: height and width of the images, if not the network's own.
         white_level: the value of full brightness in images of more than 8 bits per channel, if not
             the network's own, which may be that of each image.
+        quick_start: for a few images: weights are open sooner, and each image takes longer. Only
+            ONNX Runtime has this choice.
         progress: follows the download of weights, if there is one.
 
     Raises:
@@ -191,7 +196,7 @@ def open_network(
     if size is not None:
         preprocessing = at_size(preprocessing, size)
     opened = OpenedNetwork(
-        engine=trained.load(engine, device, size=preprocessing.size),
+        engine=trained.load(engine, device, size=preprocessing.size, quick_start=quick_start),
         weights=trained.weights,
         metadata=trained.metadata,
         file=trained.file,

@@ -111,7 +111,7 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(cli, "create_app", lambda _: app)
 
 
 def test_bad_input_is_one_line_and_status_2(

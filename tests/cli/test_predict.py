@@ -18,6 +18,8 @@ from PIL import Image
 
 from splitattn.classifier import Classifier
 from splitattn.cli import main
+from splitattn.engines.engine import Engine
+from splitattn.opening import TrainedNetwork
 from tests.cli.networks import CLASSES, write_weights
 from tests.images.site import answer, site
 
@@ -82,6 +84,23 @@ def test_json_has_one_object_per_input_with_the_fields_of_the_contract(
     for actual, wanted in zip(first["predictions"], expected, strict=True):
         assert (actual["label"], actual["index"]) == (wanted.label, wanted.index)
         assert actual["probability"] == pytest.approx(wanted.probability, abs=1e-5)
+
+
+def test_a_few_files_are_opened_for_a_quick_start_and_a_folder_is_not(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    load = TrainedNetwork.load
+
+    def spy(*arguments: Any, quick_start: bool, **options: Any) -> Engine:
+        chosen.append(quick_start)
+        return load(*arguments, quick_start=quick_start, **options)
+
+    monkeypatch.setattr(TrainedNetwork, "load", spy)
+    image = photos / "coffee.png"
+    for inputs in ([image], [image] * 16, [image] * 17, [photos], [image, photos]):
+        assert predict(*inputs).status == 0
+    assert chosen == [True, True, False, False, False]
 
 
 def test_the_table_says_where_the_best_guess_is_not_probable(

@@ -69,6 +69,12 @@ def test_every_engine_labels_photographs_as_the_plain_network(loaded: Engine) ->
     assert_close(outputs, expected)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_quick_start_answers_the_same(name: str) -> None:
+    quick = trained().load(name, "cpu", quick_start=True)
+    assert_close(probabilities(quick, photographs()), plain_probabilities())
+
+
 def test_threads_may_share_an_engine(loaded: Engine) -> None:
     expected = plain_probabilities()
     with ThreadPoolExecutor(4) as pool:

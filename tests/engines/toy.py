@@ -22,8 +22,8 @@ class ToyEngine(Engine):
         return np.concatenate([self._engine.logits(image[None]) for image in images_BCHW])
 
 
-def load(network: FoldedNetwork, *, size: int, device: str) -> ToyEngine:
-    del device
+def load(network: FoldedNetwork, *, size: int, device: str, quick_start: bool = False) -> ToyEngine:
+    del device, quick_start
     return ToyEngine(to_onnx(network, size=size).SerializeToString())
 
 

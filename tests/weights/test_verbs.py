@@ -67,7 +67,8 @@ def test_weights_lists_every_entry() -> None:
 @pytest.mark.parametrize("arguments", [["models"], ["weights"], ["weights", "verify", "resnest50"]])
 def test_tables_are_shown_without_torch(arguments: list[str]) -> None:
     script = (
-        "import sys; from splitattn.cli import app; app(sys.argv[1:], standalone_mode=False);"
+        "import sys; from splitattn.cli import create_app;"
+        "create_app()(sys.argv[1:], standalone_mode=False);"
         "sys.exit(sorted({'torch', 'torchvision', 'numpy'} & set(sys.modules)) != [])"
     )
     command = [sys.executable, "-c", script, *arguments]

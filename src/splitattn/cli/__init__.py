@@ -1,41 +1,28 @@
 """The command line: one module per verb, each a thin call into the library.
 
 Nothing here, and nothing that a verb's module imports at its top, costs more than Typer, so that
-`--help` answers at once.
+`--help` answers at once. A call that begins with a verb imports only that verb's module.
 """
 
 import errno
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable
+from importlib import import_module
 from io import UnsupportedOperation
 from typing import Annotated, Any
 
 import typer
 
-from splitattn.cli import (
-    bench,
-    bulk,
-    data,
-    evaluate,
-    explain,
-    export,
-    features,
-    models,
-    predict,
-    serve,
-    train,
-    weights,
-)
 from splitattn.cli.output import discard_unwritten, reconfigure, replace_closed_streams, say
 from splitattn.errors import InputError, one_line
 
-app = typer.Typer(
-    name="splitattn",
-    help="ResNeSt for people who ship vision models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+# In the order of `--help`. Each is a module here, with a function or, where there are verbs of its
+# own, an `app` of Typer.
+VERBS = (
+    *("predict", "explain", "features", "evaluate", "train", "export", "bulk", "serve", "bench"),
+    *("models", "data", "weights"),
 )
 
 
@@ -47,7 +34,25 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+def create_app(verbs: Iterable[str] = VERBS) -> typer.Typer:
+    """The command line with some of the verbs."""
+    app = typer.Typer(
+        name="splitattn",
+        help="ResNeSt for people who ship vision models.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        callback=_options,
+    )
+    for verb in verbs:
+        module = import_module(f"splitattn.cli.{verb}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb)
+        else:
+            app.command()(getattr(module, verb))
+    return app
+
+
 def _options(
     version: Annotated[
         bool,
@@ -60,23 +65,6 @@ def _options(
     pass
 
 
-for _verb in (
-    predict.predict,
-    explain.explain,
-    features.features,
-    evaluate.evaluate,
-    train.train,
-    export.export,
-    bulk.bulk,
-    serve.serve,
-    bench.bench,
-    models.models,
-):
-    app.command()(_verb)
-app.add_typer(data.app, name="data")
-app.add_typer(weights.app, name="weights")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line with `arguments`, by default the process's own, and exit.
 
@@ -86,6 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Taken out here, because Typer knows a global option only before the verb.
     debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    named = [verb for verb in VERBS if arguments[:1] == [verb]]
+    app = create_app(named or VERBS)
     # Of damaged pictures, for each of thousands of tags. What cannot be read is an error anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
@@ -93,9 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Paths need not be text, and no verb fails for that.
     reconfigure(sys.stdout, errors="backslashreplace")
     try:
-        status = app(
-            [argument for argument in arguments if argument != "--debug"], standalone_mode=False
-        )
+        status = app(arguments, standalone_mode=False)
     except (InputError, OSError) as error:
         if debug:
             traceback.print_exc()

@@ -47,6 +47,7 @@ class OnnxEngine(Engine):
         model: a file, or its bytes; input "images", outputs as `to_onnx` writes them.
         device: "auto", "cpu" or "cuda".
         weights: those that `model` lacks, by name.
+        quick_start: leave out the optimizations that take longest, see `table.EngineModule`.
 
     Raises:
         InputError: this build of ONNX Runtime does not run on the device.
@@ -59,9 +60,15 @@ class OnnxEngine(Engine):
         *,
         device: str = "auto",
         weights: Mapping[str, NDArray[Any]] | None = None,
+        quick_start: bool = False,
     ) -> None:
         providers = _providers(device)
         options = ort.SessionOptions()
+        if quick_start:
+            # All but laying out maps and weights in blocks of channels.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            # Threads that have nothing to do would take time from the one that opens the network.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = _SILENT
         options.intra_op_num_threads = network_threads()
         # The session reads the arrays where they are, so they must live as long as it does.
@@ -93,14 +100,18 @@ class OnnxEngine(Engine):
         return logits
 
 
-def load(network: "Network", *, size: int | None, device: str) -> OnnxEngine:
+def load(
+    network: "Network", *, size: int | None, device: str, quick_start: bool = False
+) -> OnnxEngine:
     """See `table.EngineModule`."""
     from splitattn.graph.onnx_model import to_onnx
 
     _providers(device)  # refuse the device before anything is written
     weights: dict[str, NDArray[Any]] = {}
     model = to_onnx(network, size=size, external=weights)
-    return OnnxEngine(model.SerializeToString(), device=device, weights=weights)
+    return OnnxEngine(
+        model.SerializeToString(), device=device, weights=weights, quick_start=quick_start
+    )
 
 
 def check_network(network: "Network", settings: FileSettings) -> None:

@@ -132,8 +132,11 @@ def core() -> "ov.Core":
     return shared
 
 
-def load(network: Network, *, size: int | None, device: str) -> OpenVinoEngine:
+def load(
+    network: Network, *, size: int | None, device: str, quick_start: bool = False
+) -> OpenVinoEngine:
     """See `table.EngineModule`."""
+    del quick_start
     _check_device(device)
     return OpenVinoEngine(_model(network, size=size), device=device)
 

@@ -89,9 +89,11 @@ class TorchEngine(Engine):
         return out
 
 
-def load(network: "FoldedNetwork", *, size: int | None, device: str) -> TorchEngine:
+def load(
+    network: "FoldedNetwork", *, size: int | None, device: str, quick_start: bool = False
+) -> TorchEngine:
     """See `table.EngineModule`. Images may have any size."""
-    del size
+    del size, quick_start
     return TorchEngine(FusedResNeSt(network), choose_device(device))
 
 

@@ -27,12 +27,16 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 class EngineModule(Protocol):
     """What the module of an engine has."""
 
-    def load(self, network: "Network", *, size: int | None, device: str) -> "Engine":
+    def load(
+        self, network: "Network", *, size: int | None, device: str, quick_start: bool = False
+    ) -> "Engine":
         """`network` in this engine.
 
         Args:
             size: height and width of the images, in pixels; None takes any.
             device: "auto" or a device by name.
+            quick_start: there are only a few images, so to be ready sooner is worth more than to be
+                fast. An engine that has no such choice passes over it.
 
         Raises:
             InputError: the engine does not run on the device.

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from splitattn.graph.folding import FoldedNetwork
 
 
-def load(network: "FoldedNetwork", *, size: int | None, device: str) -> TorchEngine:
+def load(
+    network: "FoldedNetwork", *, size: int | None, device: str, quick_start: bool = False
+) -> TorchEngine:
     """See `table.EngineModule`. The first batch of a size waits for the compiler.
 
     Raises:
@@ -19,7 +21,7 @@ def load(network: "FoldedNetwork", *, size: int | None, device: str) -> TorchEng
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
-    del size
+    del size, quick_start
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
