@@ -55,8 +55,11 @@ def nearest(name: str, names: "list[str]") -> str:
     # Imported here: difflib costs more than this whole module and only errors need it.
     import difflib
 
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    by_folded = {each.casefold(): each for each in reversed(names)}
+    folded = name.casefold()
+    close = difflib.get_close_matches(folded, by_folded, n=1)
+    close = close or [each for each in by_folded if folded and each.startswith(folded)]
+    return f"; did you mean {by_folded[close[0]]!r}?" if close else ""
 
 
 def one_line(text: str) -> str:

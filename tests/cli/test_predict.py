@@ -134,7 +134,7 @@ def test_some_bad_inputs_give_status_1_and_every_other_answer(predict, photos: P
     assert all(error.startswith(path) and error.isprintable() for path, error in bad.items())
     good = [Path(line["path"]).name for line in answer.lines if "predictions" in line]
     assert good == ["chelsea.png", "coffee.png", "rocket.png"]
-    assert answer.err == "4 of 7 inputs could not be labelled\n"
+    assert answer.err == "4 of 7 inputs could not be labeled\n"
 
 
 def test_all_inputs_bad_is_still_an_answer(predict, tmp_path: Path) -> None:
@@ -241,6 +241,33 @@ def test_output_appears_whole_or_not_at_all(predict, photos: Path, tmp_path: Pat
     assert (answer.status, answer.out) == (0, "")
     assert len(output.read_text().splitlines()) == len(NAMES)
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "results.json"}
+
+
+def test_output_that_is_a_hyphen_is_stdout(
+    predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = predict(photos / "coffee.png", "--output", "-", "--format", "json")
+    assert [line["path"] for line in answer.lines] == [str(photos / "coffee.png")]
+    assert not Path("-").exists()
+
+
+def test_output_of_a_format_that_is_not_written_is_refused(
+    predict, photos: Path, tmp_path: Path
+) -> None:
+    answer = predict(photos, "--output", tmp_path / "labels.xlsx")
+    assert answer.status == 2
+    assert "--output must end in .json, .jsonl, .csv, .txt, got" in answer.err
+    assert not (tmp_path / "labels.xlsx").exists()
+    assert predict(photos, "--output", tmp_path / "a.tsv", "--format", "csv").status == 0
+    assert (tmp_path / "a.tsv").read_text().startswith("path,rank,")
+
+
+def test_an_empty_name_is_not_the_current_folder(predict, photos: Path, monkeypatch) -> None:
+    monkeypatch.chdir(photos)
+    answer = predict("", "--format", "json")
+    assert (answer.status, len(answer.lines)) == (1, 1)
+    assert "expected the path of an image, got none" in answer.out
 
 
 def test_output_that_is_no_file_is_refused_and_stays(predict, photos: Path, tmp_path: Path) -> None:

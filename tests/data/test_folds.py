@@ -67,5 +67,5 @@ def test_what_is_no_fold_is_refused(text: str) -> None:
 
 
 def test_there_are_no_more_folds_than_images() -> None:
-    with pytest.raises(DataError, match="5 folds need as many images, got 4 in data"):
+    with pytest.raises(DataError, match="5 parts need as many images, got 4 in data"):
         split_off(data(LABELS[:4]), Fold(number=1, of=5), seed=0)

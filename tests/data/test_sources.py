@@ -126,3 +126,12 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as raised:
             open_data(str(tmp_path / name), "val")
         assert "\n" not in str(raised.value)
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_class_folders(tmp_path, 1))
+    assert open_data(".", "val").classes == ("blue", "green", "red")
+    with pytest.raises(DataError, match="got an empty name"):
+        open_data("", "val")

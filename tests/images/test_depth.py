@@ -182,6 +182,32 @@ def test_transparency_of_16_bits_is_laid_on_white() -> None:
         assert np.asarray(decode(png(values)))[4, 4].tolist() == [191] * 3
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("opaque", [4095, 65535])
+def test_what_is_opaque_says_nothing_of_white(channels: int, opaque: int) -> None:
+    values = np.repeat(ramp(4095)[..., None], channels, axis=2)
+    values[..., -1] = opaque
+    assert_ramp(png(values))
+
+
+def test_gray_with_transparency_of_16_bits_has_two_channels() -> None:
+    values = np.stack([ramp(65535), np.full_like(ramp(65535), 40000)], axis=-1)
+    planes = decode_planes(png(values), 2)
+    np.testing.assert_allclose(planes, values.transpose(2, 0, 1) / 65535, atol=1e-6)
+    with pytest.raises(ImageError, match="takes images of 4 channels, got 2: convert"):
+        decode_planes(png(values), 4)
+
+
+def test_four_inks_become_gray_by_their_luma() -> None:
+    inks = Image.new("RGB", (4, 4), (10, 200, 60)).convert("CMYK")
+    stream = io.BytesIO()
+    inks.save(stream, "TIFF")
+    planes = decode_planes(stream.getvalue(), 1)
+    expected = (0.299 * 10 + 0.587 * 200 + 0.114 * 60) / 255
+    np.testing.assert_allclose(planes, np.full((1, 4, 4), expected), atol=0.01)
+    assert decode_planes(stream.getvalue(), 4).shape == (4, 4, 4)
+
+
 def test_gray_keeps_the_bits_that_its_file_has() -> None:
     values = np.random.default_rng(0).integers(0, 65536, (50, 30)).astype(np.uint16)
     for content in (png(values[..., None]), encoded(values), values):

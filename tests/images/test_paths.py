@@ -71,6 +71,19 @@ def test_stdin_is_a_list_in_its_place_among_the_paths() -> None:
     ]
 
 
+def test_a_list_may_have_zero_bytes_between_names() -> None:
+    assert list(expand(["-"], ["a b.jpg\0c.png\0"])) == ["a b.jpg", "c.png"]
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert list(expand([""])) == [""]
+    assert list(expand(["."])) == ["a.jpg"]
+
+
 def test_a_list_may_begin_with_a_byte_order_mark() -> None:
     lines = ["\ufeffa.png\n", "\ufeffb.png\n"]
     assert list(expand(["-"], lines)) == ["a.png", "\ufeffb.png"]

@@ -128,6 +128,17 @@ def test_a_prefix_is_quoted_in_errors(tmp_path: Path) -> None:
         splitattn.create_model("resnest14", weights=tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("prefix", ["ema_model.module.", "model_ema.", "averaged_model."])
+def test_of_a_network_and_its_ema_the_ema_is_read(
+    tmp_path: Path, state: State, prefix: str
+) -> None:
+    trained = {f"model.{key}": torch.zeros_like(value) for key, value in state.items()}
+    torch.save(trained | {prefix + k: v for k, v in state.items()}, tmp_path / "a.pth")
+    checkpoint = read_tensors(tmp_path / "a.pth")
+    assert_same(checkpoint.tensors, state)
+    assert set(checkpoint.ignored) == set(trained)
+
+
 def test_several_networks_are_told_apart_by_nobody(tmp_path: Path, state: State) -> None:
     path = tmp_path / "a.pth"
     torch.save({f"{name}.{k}": v for name in ("q", "k") for k, v in state.items()}, path)

@@ -84,8 +84,8 @@ def evaluate(
         from splitattn.workflows import NetworkLabelScores, SegmentationEvaluation
         from splitattn.workflows import evaluate as measure
 
-    check_output(output)
-    check_output(answers, "--answers")
+    check_output(output, endings=(".json", ".jsonl"))
+    check_output(answers, "--answers", endings=(".csv",))
     if answers and task_of(weights) != TASK:
         raise InputError(f"--answers is for classification, got weights for {task_of(weights)}")
     given: list[Any] = []

@@ -21,7 +21,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Engine = Annotated[str, typer.Option(help=f"What runs the network: {', '.join(engine_names())}.")]
 ClassNames = Annotated[
     Path | None,
-    typer.Option(help="Text file that names the data's classes, one a line, in label order."),
+    typer.Option(help="File that names the data's classes in label order: one a line, or JSON."),
 ]
 Workers = Annotated[
     int | None,
@@ -43,6 +43,14 @@ Threshold = Annotated[
         max=1.0,
     ),
 ]
+
+
+def _file(value: Path | None) -> Path | None:
+    """None for `-`, which means stdout."""
+    return None if value == Path("-") else value
+
+
 Output = Annotated[
-    Path | None, typer.Option(help="Write the results to this file instead of stdout.")
+    Path | None,
+    typer.Option(help="Write the results to this file instead of stdout.", callback=_file),
 ]

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -15,12 +15,19 @@ from splitattn.errors import InputError, one_line
 from splitattn.files import is_file
 
 
-def check_output(output: Path | None, option: str = "--output") -> None:
+def check_output(
+    output: Path | None, option: str = "--output", endings: Collection[str] = ()
+) -> None:
     """Refuse what cannot be a result file, which `option` names, before any work is done.
 
+    Args:
+        endings: of the formats that can be written, if the ending chooses one. No ending will do.
+
     Raises:
-        InputError: it is a folder or a device.
+        InputError: it is a folder or a device, or has another ending.
     """
+    if output is not None and endings and output.suffix.lower() not in ("", *endings):
+        raise InputError(f"{option} must end in {', '.join(endings)}, got {output}")
     if output is not None and not is_file(output) and os.path.exists(output):  # noqa: PTH110
         raise InputError(f"{option} must be a file, got {output}, a folder or device")
 

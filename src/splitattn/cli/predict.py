@@ -138,7 +138,7 @@ def predict(
         raise InputError(
             "predict needs images, got none; name files, folders, globs or URLs, or - for stdin"
         )
-    check_output(output)
+    check_output(output, endings=() if format else (*_BY_ENDING, ".txt"))
     if format is None:
         format = _BY_ENDING.get(output.suffix.lower() if output else "", Format.TABLE)
     from splitattn.cli.progress import counting, starting
@@ -215,7 +215,7 @@ def predict(
     if not done:
         raise InputError("predict needs images, got none: stdin is empty or closed")
     if failed:
-        say(f"{failed} of {done} inputs could not be labelled")
+        say(f"{failed} of {done} inputs could not be labeled")
         raise typer.Exit(1)
 
 

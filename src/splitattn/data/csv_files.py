@@ -130,7 +130,7 @@ def _layout(path: Path, columns: Sequence[str]) -> _Layout:
     if "path" not in columns or not classes or ("label" in columns and "labels" in columns):
         raise DataError(
             f"{path} must have a header with path and label, or labels, got "
-            f"{','.join(columns)[:100]!r}"
+            f"{','.join(columns)[:100]!r}; name the columns so, with commas between them"
         )
     if "label" in columns:
         return _Layout(labels=_one_label, rule="a path, a label")

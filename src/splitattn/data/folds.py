@@ -61,7 +61,8 @@ def split_off(
     """
     if len(data) < fold.of:
         raise DataError(
-            f"{fold.of} folds need as many images, got {len(data)} in {data.origin}; add images"
+            f"{fold.of} parts need as many images, got {len(data)} in {data.origin}; add images "
+            "or a split for validation"
         )
     by_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(data.labels):

@@ -50,6 +50,8 @@ def has_several_labels(data: str | Path) -> bool:
 
 
 def _open(data: str, split: str) -> LabelledImages:
+    if not data:  # not the current folder: a shell's variable may be empty by mistake
+        raise DataError("data must be a folder, Parquet shards or a CSV file, got an empty name")
     if data.startswith(_TORCHVISION):
         return open_torchvision(data.removeprefix(_TORCHVISION), split)
     try:

@@ -45,9 +45,8 @@ def open_torchvision(name: str, split: str) -> LabelledImages:
 
     factory: Callable[..., Any] | None = getattr(datasets, name, None)
     if factory is None or name not in datasets.__all__:
-        raise DataError(
-            f"no torchvision data set is called {name!r}{nearest(name, list(datasets.__all__))}"
-        )
+        hint = nearest(name, list(datasets.__all__)) or "; torchvision's documentation lists them"
+        raise DataError(f"no torchvision data set is called {name!r}{hint}")
     parameters = inspect.signature(factory).parameters
     refusals = []
     for alias in split_names(split):  # each data set has its own name for a split

@@ -50,7 +50,7 @@ class Format:
 def annotation_format(data: str | Path) -> Format | None:
     """The format of annotations that `data` is in, or None if it has none that is known here."""
     root = Path(data).expanduser()
-    if not (is_folder(root) or is_file(root)):
+    if not data or not (is_folder(root) or is_file(root)):
         return None
     return next((each for each in FORMATS if each.recognizes(root)), None)
 

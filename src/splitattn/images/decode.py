@@ -2,6 +2,7 @@
 
 import stat
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from splitattn.images.crop import cropped
 from splitattn.images.header import Header, read_header
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.npy import NPY, read_npy
-from splitattn.images.paths import is_url
+from splitattn.images.paths import images_below, is_url
 from splitattn.images.raster import Raster, from_array, from_pillow, is_deep, tiles
 from splitattn.images.structure import (
     BoundedStream,
@@ -184,7 +185,7 @@ def decode_planes(
     with _named(source, name) as called:
         pixels = _decode(source, limits, None, white_level, called).pixels
         with _damage_reported():
-            return _raster(pixels, called).planes(channels)
+            return _raster(pixels, channels, called).planes(channels)
 
 
 def decode_as(
@@ -311,6 +312,8 @@ def _content(source: ImageSource, limits: Limits) -> ImageSource:
         from splitattn.images.fetch import fetch  # not needed for files
 
         return fetch(source, limits=limits)
+    if source == "":
+        raise ImageError("expected the path of an image, got none")
     return _read_file(Path(source), limits) if isinstance(source, str | Path) else source
 
 
@@ -332,7 +335,11 @@ def _read_file(path: Path, limits: Limits) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError("expected an image file, got a folder")
+            empty = next(images_below(path, Counter()), None) is None
+            raise ImageError(
+                "expected an image file, got a folder"
+                + (" without images in it" if empty else "; name the images in it")
+            )
         # Opening a pipe would wait for a writer, and reading a device need not end.
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("expected an image file, got a pipe or device")
@@ -386,7 +393,7 @@ def _lower_bytes(content: bytes, header: Header, limits: Limits) -> Image.Image:
     image.load()
     if header.gray_alpha:
         _, gray, _, alpha = image.split()
-        image = Image.merge("RGBA", (gray, gray, gray, alpha))
+        image = Image.merge("LA", (gray, alpha))
     return upright(image, orientation(image))
 
 
@@ -397,6 +404,8 @@ def _with_all_bits(
     white_level: float | None,
     name: str,
 ) -> Image.Image | Raster:
+    if header.gray_alpha:
+        image = Image.merge("LA", (image.getchannel("R"), image.getchannel("A")))
     if lower is None and not is_deep(image.mode):
         return image
     return from_pillow(
@@ -500,12 +509,14 @@ def _from_array(
     return from_array(array, white=white, name=name)
 
 
-def _raster(pixels: Image.Image | Raster, name: str) -> Raster:
+def _raster(pixels: Image.Image | Raster, channels: int, name: str) -> Raster:
     if isinstance(pixels, Raster):
         return pixels
     if pixels.mode in ("P", "PA", "La", "RGBa") or "transparency" in pixels.info:
         pixels = pixels.convert("RGBA" if pixels.has_transparency_data else "RGB")
-    elif pixels.mode not in ("1", "L", "LA", "RGB", "RGBA", "CMYK"):
+    elif pixels.mode not in ("1", "L", "LA", "RGB", "RGBA", "CMYK") or (
+        pixels.mode == "CMYK" and channels == 1  # its colors become gray as all others do
+    ):
         pixels = pixels.convert("RGB")
     return from_pillow(pixels, white=None, name=name)
 

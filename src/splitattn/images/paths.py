@@ -73,8 +73,10 @@ def expand(
         if path == "-":
             for number, line in enumerate(stdin):
                 line = line if number else line.removeprefix(_MARK)
-                if name := line.rstrip("\r\n"):
-                    yield from _images(name, passed_over)
+                # `find -print0` puts a zero byte behind each name, which no name can hold.
+                for name in line.rstrip("\r\n").split("\0"):
+                    if name:
+                        yield from _images(name, passed_over)
         elif is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
             yield from _images(path, passed_over)
         else:
@@ -142,8 +144,9 @@ def _may_be_picture(name: str) -> bool:
 
 def _images(path: str, passed_over: Counter[str]) -> Iterator[str]:
     """`path` itself, or the images below it if it is a folder that has any."""
-    folder = path if is_url(path) else str(as_on_disk(Path(path)))
-    if is_url(path) or not is_folder(folder):
+    # Nothing is not the current folder: a shell's variable may be empty by mistake.
+    folder = path if not path or is_url(path) else str(as_on_disk(Path(path)))
+    if not path or is_url(path) or not is_folder(folder):
         yield path
         return
     empty = True

@@ -61,20 +61,39 @@ class Raster:
 
     @cached_property
     def _white(self) -> float:
+        return self._white_of(slice(None))
+
+    @cached_property
+    def _white_of_color(self) -> float:
+        return self._white_of(slice(-1))
+
+    @cached_property
+    def _white_of_alpha(self) -> float:
+        return self._white_of(slice(-1, None))
+
+    def _white_of(self, channels: slice) -> float:
+        """White of some channels: what is opaque need not be the value of the brightest color."""
         if self.white is not None:
             return self.white
-        return self._likely_white() if self.bits is None else self._white_of_bits(self.bits)
+        if self.bits is not None:
+            return self._white_of_bits(self.bits)
+        return self._likely_white(channels)
 
     def fractions(self, box: Box) -> NDArray[np.float32]:
         """The pixels inside `box`, (H, W, C), from 0 to 1. What is brighter than white is 1."""
-        values = np.nan_to_num(self.samples(box).astype(np.float32)) / np.float32(self._white)
-        return values.clip(0, 1).reshape(*values.shape[:2], self.channels)
+        return self._scaled(box, [self._white] * self.channels)
+
+    def _scaled(self, box: Box, whites: list[float]) -> NDArray[np.float32]:
+        values = np.nan_to_num(self.samples(box).astype(np.float32))
+        values = values.reshape(*values.shape[:2], self.channels) / np.array(whites, np.float32)
+        return values.clip(0, 1)
 
     def opaque(self, box: Box) -> NDArray[np.float32]:
         """As `fractions`, with transparency laid on white: (H, W, 1) or (H, W, 3)."""
-        values = self.fractions(box)
         if not self.alpha:
-            return values
+            return self.fractions(box)
+        colors = self.channels - 1
+        values = self._scaled(box, [self._white_of_color] * colors + [self._white_of_alpha])
         alpha = values[..., -1:]
         laid: NDArray[np.float32] = values[..., :-1] * alpha + (1 - alpha)
         return laid
@@ -87,7 +106,8 @@ class Raster:
         """
         if self.channels - self.alpha not in (1, 3):
             raise ImageError(
-                f"an RGB network takes images of 1, 3 or 4 channels, got {self.channels}"
+                f"an RGB network takes images of 1, 3 or 4 channels, got {self.channels}; an array "
+                "has them last, (H, W, C)"
             )
         image = Image.new("RGB", self.size)
         for box in tiles(*self.size):
@@ -107,7 +127,8 @@ class Raster:
         gray = channels == 1 and self.channels - self.alpha in (1, 3)
         if not gray and self.channels != channels:
             raise ImageError(
-                f"the network takes images of {channels} channels, got {self.channels}"
+                f"the network takes images of {channels} channels, got {self.channels}: convert "
+                "the images, or train with in_chans of their channels"
             )
         planes_CHW = np.empty((channels, *self.size[::-1]), np.float32)  # noqa: N806
         for box in tiles(*self.size):
@@ -131,7 +152,7 @@ class Raster:
             pixels += values.size
         return 65535.0 if scaled > _MOST * pixels else 2.0**bits - 1
 
-    def _likely_white(self) -> float:
+    def _likely_white(self, channels: slice) -> float:
         """The smallest usual white that hardly any pixel exceeds.
 
         The brightest pixel does not decide: one in a thousand may be brighter.
@@ -142,7 +163,7 @@ class Raster:
         brighter = np.zeros(len(limits), int)
         for box in tiles(*self.size):
             values = np.nan_to_num(self.samples(box))
-            peaks = values.reshape(*values.shape[:2], -1).max(2)
+            peaks = values.reshape(*values.shape[:2], -1)[..., channels].max(2)
             brighter += [int((peaks > limit).sum()) for limit in limits]
         pixels = self.size[0] * self.size[1]
         fits = brighter <= min(max(1, pixels // _OVEREXPOSED), pixels - 1)

@@ -125,6 +125,7 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     for key, value in values.items():
         if key not in KINDS:
             hint = nearest(_SHORT.get(key, key), list(KINDS))
+            hint = hint or "; docs/reference/recipes.md lists all fields"
             raise InputError(f"recipe: no field is called {reprlib.repr(key)}{hint}")
         kind = KINDS[key]
         if kind is float and type(value) is int and abs(value) < 2**63:

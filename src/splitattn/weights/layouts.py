@@ -109,6 +109,8 @@ _IN_BLOCK = re.compile(r"((?:layer|res)\d)\.(\d+)\.(.+)")
 _LONGEST_PREFIX = 8
 # Keys that a second network under another prefix has, and what only looks like one has not.
 _NETWORK = 50
+# What the prefix of an EMA's weights has: `ema_model.module.`, `model_ema.`, `averaged.`.
+_AVERAGE = re.compile(r"(^|[._])(ema|averaged?)[._]", re.IGNORECASE)
 # Parts of a key that only deformable convolutions have: mm*'s and detectron2's.
 _OFFSETS = frozenset({"conv_offset", "conv2_offset"})
 
@@ -271,6 +273,8 @@ def find_layout(name: str) -> Layout:
 def recognize(keys: Collection[str]) -> KeyMapping:
     """The layout and the prefix under which the most of `keys` are known; without any, official.
 
+    Of a network and its EMA in the same file, such as `model.` and `ema_model.`, it is the EMA's.
+
     Raises:
         WeightsError: the same network is there under several prefixes.
     """
@@ -282,15 +286,17 @@ def recognize(keys: Collection[str]) -> KeyMapping:
         counts, key=lambda mapping: (counts[mapping], mapping.prefix == mapping.layout.prefix)
     )
     twins = [
-        mapping.prefix[:80] or "without a prefix"
+        mapping
         for mapping, count in counts.items()
         if mapping.layout is best.layout and count == counts[best] >= _NETWORK
     ]
-    if len(twins) > 1:
-        raise WeightsError(
-            f"holds several networks ({', '.join(twins[:3])}): save the state_dict of one"
-        )
-    return best
+    if len(twins) < 2:
+        return best
+    averages = [mapping for mapping in twins if _AVERAGE.search(mapping.prefix)]
+    if len(averages) == 1:
+        return averages[0]
+    names = [mapping.prefix[:80] or "without a prefix" for mapping in twins[:3]]
+    raise WeightsError(f"holds several networks ({', '.join(names)}): save the state_dict of one")
 
 
 def count_known(keys: Collection[str]) -> int:

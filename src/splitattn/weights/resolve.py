@@ -77,6 +77,8 @@ def resolve(
                 f"{model} names weights already, got {str(weights)!r} too: leave one of them out"
             )
         model, weights = None, model
+    if weights == "":
+        raise WeightsError("weights must be a tag, a file or a folder, got an empty name")
     tag = None
     if model is not None:
         model, tag = named(model)
