@@ -379,7 +379,7 @@ def _try(engine: Engine, path: Path, metadata: ModelMetadata) -> None:
     # A classifier may give class maps or not.
     class_maps = [(batch, classes, place, place)] * (len(found) > 1)
     expected = {
-        "detection": [(batch, rows, 4), (batch, rows, classes)],
+        "detection": [(batch, rows, 4), (batch, rows, classes), (*found[-1][:1], 3)],
         "segmentation": [(batch, classes, side, side)],
     }
     if found != expected.get(metadata.task, [(batch, classes), *class_maps]):

@@ -316,7 +316,7 @@ def test_the_example_of_the_page_prints_boxes(
     (tmp_path / "run").symlink_to(trained[0])
     monkeypatch.chdir(tmp_path)
     page = Path(__file__).parents[2] / "docs" / "howto" / "detect.md"
-    example, _ = blocks(page.read_text(encoding="utf-8"), "py")
+    example, *_ = blocks(page.read_text(encoding="utf-8"), "py")
     exec(compile(example, "detect.md", "exec"), {})
     first = capsys.readouterr().out.splitlines()[0]
     assert re.fullmatch(r"0\.\d\d  (blue|green|red)  \([\d.]+, [\d.]+, [\d.]+, [\d.]+\)", first)

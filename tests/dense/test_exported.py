@@ -13,18 +13,21 @@ from torchvision.ops import batched_nms
 from splitattn import workflows
 from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
-from splitattn.dense.detector import Detector
+from splitattn.dense.detector import Detector, TrainedDetector
 from splitattn.dense.exportable import DenseExportReport, Loss
-from splitattn.dense.exporting import BoxParity
-from splitattn.dense.finding import select
+from splitattn.dense.exporting import BoxParity, DetectorExport
+from splitattn.dense.finding import padded, select
 from splitattn.dense.found import FoundObjects
+from splitattn.engines.table import find_engine
 from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.exporting import ExportError
+from splitattn.graph.detection import places
 from splitattn.training.loop import train
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
 from splitattn.weights.metadata import read_metadata
 from tests.dense.datasets import picture, write_coco
 from tests.dense.runs import ARCHITECTURE, RECIPE, make_run, make_task, network
+from tests.examples import blocks
 
 PICTURE = picture([(10, 16, 46, 54, 2), (76, 30, 114, 66, 0)], (128, 96), 77)
 
@@ -71,6 +74,7 @@ def test_files_find_what_the_detector_finds(
     assert isinstance(report, DenseExportReport)
     assert report.passed
     assert (report.parity.images, report.parity.objects, report.parity.same) == (5, 100, 100)
+    assert report.parity.selected == 100
     stored = json.loads(path.with_name(f"{name}.parity.json").read_text())
     assert stored == json.loads(json.dumps(report.as_dict()))
     detector = Detector(path)
@@ -80,9 +84,44 @@ def test_files_find_what_the_detector_finds(
     check_same(detector.find(PICTURE, float(np.median(plain.scores)) - 1e-6), best, *close)
     with pytest.raises(WeightsError, match="is for detection and labels no image"):
         Classifier(weights=path)
+    if name == "net.onnx":
+        page = Path(__file__).parents[2] / "docs" / "howto" / "detect.md"
+        _, example, _ = blocks(page.read_text(encoding="utf-8"), "py")
+        found: dict[str, np.ndarray] = {}
+        exec(example.replace("detector.onnx", str(path)), {}, found)
+        assert found["boxes"].shape == (2, sum(places(256, 320)), 4)
+        assert found["selected"].shape[1] == 3
     other = "openvino" if name.endswith("onnx") else "onnxruntime"
     with pytest.raises(InputError, match="leave out --engine"):
         Detector(path, engine=other)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("head", ["fcos", "retinanet"])
+def test_the_file_keeps_the_boxes_that_the_detector_keeps(
+    engine: str, head: str, run: Path, tmp_path: Path
+) -> None:
+    """By its node, for each image of a batch, and from the same boxes."""
+    source = run / "model.safetensors"
+    if head == "retinanet":
+        source = tmp_path / "a.safetensors"
+        metadata = read_metadata(run / "model.safetensors")
+        assert metadata is not None
+        detector = network(head)
+        torch.nn.init.constant_(detector.head.classification_head.cls_logits.bias, -2)  # type: ignore[union-attr, arg-type]
+        metadata = replace(metadata, head={**metadata.head, "name": head})
+        write_checkpoint(source, detector.state_dict(), metadata)
+    export = DetectorExport(TrainedDetector.read(source))
+    row = find_engine(engine)
+    loaded = row.load_module().load(export.network(row.form), size=None, device="cpu")
+    pixels = np.asarray(PICTURE.resize((96, 64)))
+    ours, files = export.kept(loaded, pixels)
+    assert len(ours) > 20
+    assert ours == files
+    images = padded(pixels, export.trained.metadata.preprocessing)
+    *_, rows = loaded.outputs(np.concatenate([images, images]))
+    np.testing.assert_array_equal(rows[rows[:, 0] == 0, 1:], rows[rows[:, 0] == 1, 1:])
+    assert {*rows[:, 0].tolist()} == {0, 1}
 
 
 def test_int8_may_cost_little_ap(run: Path, tmp_path: Path) -> None:
@@ -181,6 +220,8 @@ def test_a_file_that_finds_something_else_does_not_appear(
         ("fp32", {"pixels": 0.06}, "within 0.05 pixels and 0.001 of the score"),
         ("fp32", {"score": float("nan")}, "0.001 of the score"),
         ("fp32", {"objects": 0}, "99 % of the boxes"),
+        ("fp32", {"selected": 98.9}, "the file must select 99 % of the boxes that are kept, and"),
+        ("int8", {"selected": 98.9}, "the file must select 99 % of the boxes that are kept, got"),
         ("fp16", {"same": 95.0, "score": 0.04, "pixels": 0.9}, ""),
         ("int8", {"same": 60.0}, ""),
         ("int8", {"ap": 47.9}, "AP may fall by 2 points at most, got AP 47.90 % on 4 images"),
@@ -190,6 +231,7 @@ def test_a_file_that_finds_something_else_does_not_appear(
 )
 def test_reports_say_what_may_be_used(precision: str, change: dict[str, float], fault: str) -> None:
     parity = {"images": 5, "objects": 100, "same": 100.0, "pixels": 0.0, "score": 0.0}
+    parity["selected"] = 100.0
     parity |= {key: value for key, value in change.items() if key in parity}
     value, exact = change.get("ap", 48.1), change.get("exact", 50.0)
     loss = Loss(figure="AP", value=value, exact=exact, images=4, unreadable=0)

@@ -198,8 +198,30 @@ def one_output(model: onnx.ModelProto) -> None:
     del model.graph.output[1]
 
 
+def shape_as_target(model: onnx.ModelProto) -> None:
+    """A reshape to what the image's size says: nobody knows what another image makes of it."""
+    (shape,) = node(model, "Shape").output
+    flat = next(each for each in model.graph.node if each.op_type == "Reshape")
+    model.graph.node.insert(
+        0, model.graph.node.pop([*model.graph.node].index(node(model, "Shape")))
+    )
+    flat.input[1] = shape
+
+
+def selected_of_four(model: onnx.ModelProto) -> None:
+    model.graph.output[2].type.tensor_type.shape.dim[1].dim_value = 4
+
+
+def limit(name: str, value: float) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        tensor = next(each for each in model.graph.initializer if each.name == name)
+        tensor.raw_data = np.array([value], np.float32).tobytes()
+
+    return change
+
+
 def swapped_outputs(model: onnx.ModelProto) -> None:
-    boxes, scores = model.graph.output
+    boxes, scores, _ = model.graph.output
     boxes.name, scores.name = "scores", "boxes"
 
 
@@ -209,12 +231,19 @@ def swapped_outputs(model: onnx.ModelProto) -> None:
         (text_attribute, "an odd resize"),
         (larger, "other than twice the size"),
         (six_times, "used too often"),
-        (one_output, "other outputs than boxes, scores"),
-        (swapped_outputs, "no float32 boxes"),
+        (one_output, "other outputs than boxes, scores, selected"),
+        (swapped_outputs, "no boxes of type 1"),
+        (selected_of_four, "an output that lies"),
+        (shape_as_target, "a reshape to what is computed"),
+        (limit("decode.selected.least", -1), "a selection of boxes by other limits"),
+        (limit("decode.selected.iou", 1), "a selection of boxes by other limits"),
+        (numbers("decode.selected.most", [2**40]), "a selection of boxes by other limits"),
+        (numbers("decode.image.sides", [[[3, 2, 3, 1]]]), "other lengths than sides"),
+        (lambda model: node(model, "NonMaxSuppression").input.pop(), "without limits"),
         (numbers("groups.32", [0, 48, -1, 0]), "other than equal parts"),
         (numbers("groups.32", [0, 32, -1, 7]), "a reshape that no detector has"),
         (numbers("decode.flat.4", [1, 4, -1]), "a reshape that no detector has"),
-        (numbers("decode.flat.4", [0, 2, -1]), "an output that lies"),
+        (numbers("decode.flat.4", [0, 2, -1]), "shapes that do not fit each other"),
         (attribute("Transpose", "perm", 2), "a transpose of other than"),
         (attribute("CumSum", "exclusive", 0), "odd sums"),
         (lambda model: node(model, "Sqrt").input.append("images"), "2 inputs"),
@@ -239,7 +268,9 @@ def test_onnx_of_detectors_is_read_as_strictly(
         ('mode="nearest"', 'mode="cubic"', "mode 'cubic'"),
         ('eps_mode="INSIDE_SQRT"', 'eps_mode="OUTSIDE_SQRT"', "eps_mode"),
         ('exclusive="true"', 'exclusive="false"', "exclusive 'false'"),
-        ('type="Transpose"', 'type="NonMaxSuppression"', "operation 'NonMaxSuppression'"),
+        ('type="Transpose"', 'type="TopK"', "operation 'TopK'"),
+        ('box_encoding="corner"', 'box_encoding="center"', "box_encoding 'center'"),
+        ('output_type="i64"', 'output_type="i32"', "output_type 'i32'"),
         ('version="opset11"', 'version="opset1"', "another 'Interpolate'"),
         ("short_side&quot;: 48", "short_side&quot;: 40000", "short_side of 40000"),
         (

@@ -2,7 +2,7 @@
 
     old_library.py onnxruntime|cv2 FOLDER
 
-Each folder in FOLDER holds `model.onnx` and `images.npy`, and gets `logits.npy`.
+Each folder in FOLDER holds `model.onnx` and `images.npy`, and gets `outputs.npz`.
 """
 
 import sys
@@ -14,8 +14,7 @@ import numpy as np
 def run_onnxruntime(path, images):
     import onnxruntime
 
-    (logits,) = onnxruntime.InferenceSession(path).run(["logits"], {"images": images})
-    return logits
+    return onnxruntime.InferenceSession(path).run(None, {"images": images})
 
 
 def run_cv2(path, images):
@@ -23,11 +22,11 @@ def run_cv2(path, images):
 
     network = cv2.dnn.readNetFromONNX(path)
     network.setInput(images)
-    return network.forward()
+    return [network.forward()]
 
 
 if __name__ == "__main__":
     run = {"onnxruntime": run_onnxruntime, "cv2": run_cv2}[sys.argv[1]]
     for folder in Path(sys.argv[2]).iterdir():
-        logits = run(str(folder / "model.onnx"), np.load(folder / "images.npy"))
-        np.save(folder / "logits.npy", logits)
+        outputs = run(str(folder / "model.onnx"), np.load(folder / "images.npy"))
+        np.savez(folder / "outputs.npz", *outputs)

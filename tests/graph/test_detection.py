@@ -1,5 +1,6 @@
 """The folded detector, in NumPy and ONNX, is the detector of torchvision."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import clip_boxes_to_image, nms
 
 from splitattn.architectures import ARCHITECTURES, Architecture
 from splitattn.dense.detectors import create_detector
@@ -97,27 +99,49 @@ def arrays(detector: nn.Module) -> dict[str, Any]:
 def test_boxes_and_scores_are_those_of_torchvision(
     detector: Any, form: Form, half: bool, opset: int, tolerance: float
 ) -> None:
-    network = fold_detector(SHAPE, arrays(detector), form=form)
+    network = replace(fold_detector(SHAPE, arrays(detector), form=form), selects=True)
     model = to_onnx(network, size=None, half=half, opset=opset)
     onnx.checker.check_model(model, full_check=True)
     session = ort.InferenceSession(model.SerializeToString())
     # Maps of odd sides on the coarse levels, and of one pixel.
     for batch, height, width in ((2, 96, 160), (1, 224, 32)):
         images = torch.randn(batch, 3, height, width)
-        boxes, scores = session.run(["boxes", "scores"], {"images": images.numpy()})
+        boxes, scores, selected = session.run(None, {"images": images.numpy()})
         true_boxes, true_scores = expected(detector, images)
+        true_boxes = clip_boxes_to_image(true_boxes, (height, width))
         assert boxes.shape == (batch, sum(places(height, width)), 4)
         assert true_scores.std() > 0.05
+        check_selection(boxes, scores, selected)
         np.testing.assert_allclose(boxes, true_boxes, atol=tolerance, rtol=tolerance)
         np.testing.assert_allclose(scores, true_scores, atol=tolerance / 10)
 
 
+def check_selection(boxes: np.ndarray, scores: np.ndarray, selected: np.ndarray) -> None:
+    """Each image's rows are what torchvision keeps of these boxes, class by class."""
+    found = {(image, label): [] for image in range(len(boxes)) for label in range(scores.shape[2])}
+    for image, label, place in selected.tolist():
+        found[image, label].append(place)
+    assert [*map(tuple, selected[:, :2])] == sorted(map(tuple, selected[:, :2]))
+    for (image, label), own in found.items():
+        values = torch.from_numpy(scores[image, :, label])
+        (above,) = torch.nonzero(values > 0.05, as_tuple=True)
+        assert len(above) > 1
+        kept = nms(torch.from_numpy(boxes[image])[above], values[above], 0.6)[:100]
+        assert len(kept) < len(above)
+        assert own == above[kept].tolist()
+
+
 def test_boxes_of_anchors_are_those_of_torchvision(anchored: Any) -> None:
     """Also of changes so large that torchvision limits them."""
-    network = fold_detector(SHAPE, arrays(anchored), head="retinanet")
-    session = ort.InferenceSession(to_onnx(network, size=None).SerializeToString())
+    network = replace(fold_detector(SHAPE, arrays(anchored), head="retinanet"), selects=True)
+    model = to_onnx(network, size=None)
+    whole = onnx.helper.make_tensor_value_info("decode.boxes.whole", onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(whole)
+    session = ort.InferenceSession(model.SerializeToString())
     images = 3 * torch.randn(2, 3, 96, 160)
-    boxes, scores = session.run(["boxes", "scores"], {"images": images.numpy()})
+    cut, scores, selected, boxes = session.run(None, {"images": images.numpy()})
+    check_selection(cut, scores, selected)
+    np.testing.assert_array_equal(cut, boxes.clip(0, np.array([160, 96, 160, 96])))
     true_boxes, true_scores = expected(anchored, images)
     assert boxes.shape == (2, sum(places(96, 160, "retinanet")), 4)
     assert true_scores.std() > 0.05

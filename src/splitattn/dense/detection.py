@@ -12,7 +12,7 @@ from splitattn import distributed
 from splitattn.dense.annotated import AnnotatedImages, read_image
 from splitattn.dense.detection_report import DetectionDetails, detection_report
 from splitattn.dense.detectors import find_head
-from splitattn.dense.finding import IOU, find
+from splitattn.dense.finding import find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.loading import DenseBatch, dense_loader
 from splitattn.dense.outlines import to_coco
@@ -21,6 +21,7 @@ from splitattn.dense.sheet import augmentation_in
 from splitattn.dense.task import DenseTask, sides
 from splitattn.dense.torch_finding import TorchFinder
 from splitattn.errors import DataError, ImageError, InputError
+from splitattn.graph.detection import IOU
 from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run

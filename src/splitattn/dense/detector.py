@@ -9,13 +9,20 @@ from typing import Any, ClassVar, overload
 from PIL import Image
 
 from splitattn.architectures import architecture
-from splitattn.dense.finding import IOU, LEAST_SCORE, EngineFinder, Finder, find
+from splitattn.dense.finding import EngineFinder, Finder, find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.outlines import RunLengths
 from splitattn.dense.resizing import read_sides
 from splitattn.dense.trained import TrainedDense, open_dense
 from splitattn.errors import ImageError, InputError, WeightsError
-from splitattn.graph.detection import FOLDED_HEADS, FoldedDetector, detector_shapes, fold_detector
+from splitattn.graph.detection import (
+    FOLDED_HEADS,
+    IOU,
+    LEAST_SCORE,
+    FoldedDetector,
+    detector_shapes,
+    fold_detector,
+)
 from splitattn.graph.folding import Form
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits

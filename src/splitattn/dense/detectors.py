@@ -34,7 +34,14 @@ from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
 from splitattn.dense.heads import load_head
 from splitattn.errors import InputError, check_choice
-from splitattn.graph.detection import ANCHOR_RATIOS, ANCHOR_SIZES, GROUPS, STRIDES
+from splitattn.graph.detection import (
+    ANCHOR_RATIOS,
+    ANCHOR_SIZES,
+    GROUPS,
+    LEAST_SCORE,
+    MOST_OBJECTS,
+    STRIDES,
+)
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -44,9 +51,6 @@ from splitattn.weights.resolve import resolve
 # Group norm in the heads has 32 groups, and needs two values or more in each, also in a map of one
 # pixel.
 _FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
-# COCO's: whoever looks at boxes sets a higher one.
-_SCORE = 0.05
-_MOST = 100  # objects of an image
 # Regions of an image at which the second stage looks again (arXiv 1506.01497, section 3.3).
 _REGIONS = 300
 # Two stages: pixels from one place of a map to the next, anchors of the published size and half of
@@ -156,8 +160,8 @@ def _fcos(backbone: Backbone, classes: int, channels: int, _: str) -> nn.Module:
         _pyramid(backbone, channels, LastLevelP6P7(channels, channels)),
         classes,
         anchor_generator=_FixedGrid(STRIDES, tuple((stride,) for stride in STRIDES), (1.0,)),
-        score_thresh=_SCORE,
-        detections_per_img=_MOST,
+        score_thresh=LEAST_SCORE,
+        detections_per_img=MOST_OBJECTS,
     )
     detector.head.register_forward_hook(_in_float32)
     return detector  # type: ignore[no-any-return]
@@ -178,8 +182,8 @@ def _retinanet(backbone: Backbone, classes: int, channels: int, _: str) -> nn.Mo
         classes,
         anchor_generator=anchors,
         head=head,
-        score_thresh=_SCORE,
-        detections_per_img=_MOST,
+        score_thresh=LEAST_SCORE,
+        detections_per_img=MOST_OBJECTS,
     )
     return detector
 
@@ -226,8 +230,8 @@ def _two_stages(
         "box_roi_pool": _regions(backbone, _BOX_SIDE),
         "box_head": head,
         "box_predictor": predictor,
-        "box_score_thresh": _SCORE,
-        "box_detections_per_img": _MOST,
+        "box_score_thresh": LEAST_SCORE,
+        "box_detections_per_img": MOST_OBJECTS,
     }
 
 

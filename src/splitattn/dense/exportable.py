@@ -17,6 +17,7 @@ from splitattn.engines.table import EngineRow
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.exporting import ExportedFile, check_arguments, write_compared
 from splitattn.graph.detection import MULTIPLE
+from splitattn.graph.folding import Form
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import Pixels
 from splitattn.images.samples import sample_photographs
@@ -74,7 +75,7 @@ class DenseParity(ABC):
 
     Attributes:
         answers: what is compared: "boxes" or "pixels".
-        limits: of its fields, by the file's precision; in int8 the `Loss` decides.
+        limits: of its fields, by the file's precision; in int8 the `Loss` decides too.
     """
 
     answers: ClassVar[str]
@@ -107,12 +108,13 @@ class DenseExportReport(ExportedFile, Generic[Parity]):
     @property
     def passed(self) -> bool:
         """See `ExportedFile`."""
-        return self.agreement.passed if self.agreement else self.parity.passed(self.precision)
+        may = self.agreement.passed if self.agreement else True
+        return may and self.parity.passed(self.precision)
 
     @property
     def fault(self) -> str:
         """See `ExportedFile`."""
-        if self.agreement:
+        if self.agreement and not self.agreement.passed:
             return self.agreement.fault
         rule = self.parity.rule(self.precision)
         return f"{rule}, got {self.parity}: use fp32, or another format"
@@ -154,6 +156,10 @@ class DenseExport(ABC, Generic[Trained, Data, Parity]):
 
     def __init__(self, trained: Trained) -> None:
         self.trained = trained
+
+    def network(self, form: Form) -> Any:
+        """What is written."""
+        return self.trained.fold(form)
 
     @abstractmethod
     def open(self, data: str, split: str) -> Data:
@@ -245,7 +251,7 @@ def export_dense(
     if precision == "int8":
         require(f"comparing {export.figure}", *export.figure_libraries)
     own = export(trained)
-    network = trained.fold(row.form)
+    network = own.network(row.form)
     val = None if calibration is None else own.open(calibration, "val")
 
     def calibration_pixels() -> list[Pixels]:

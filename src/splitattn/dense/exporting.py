@@ -1,25 +1,32 @@
 """Detectors as files for other engines: the same boxes must be found."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from splitattn.dense.annotated import AnnotatedImages, read_image
 from splitattn.dense.detector import TrainedDetector
 from splitattn.dense.evaluating import find_all, with_classes
 from splitattn.dense.exportable import DenseExport, DenseParity
-from splitattn.dense.finding import IOU, LEAST_SCORE, EngineFinder, Finder, find
+from splitattn.dense.finding import EngineFinder, Finder, boxes_of_maps, find, padded, select
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.open import open_annotated
 from splitattn.dense.resizing import Sides, read_sides, resized
 from splitattn.dense.scoring import score
 from splitattn.engines.engine import Engine
+from splitattn.graph.detection import IOU, LEAST_SCORE, MOST_OBJECTS, FoldedDetector
+from splitattn.graph.folding import Form
 
 # Of each image, so many of the best objects must be found again.
 _BEST = 20
+# What share of the boxes that are kept the file itself must select.
+_SELECTED = {"least_selected": 99.0}
+
+Named = set[tuple[float, ...]]  # classes with left, top, right and bottom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +41,8 @@ class BoxParity(DenseParity):
         pixels: by how much a side of such a box differs at most, in pixels of the image that the
             network sees.
         score: by how much a score of such an object differs at most.
+        selected: percent of the boxes that are kept which the file's "selected" and `Detector`
+            both keep, of the same boxes and scores.
     """
 
     answers: ClassVar[str] = "boxes"
@@ -41,9 +50,9 @@ class BoxParity(DenseParity):
     # small FCOS at a side of 64 pixels was off by 0.00002 in single and 0.005 in half precision;
     # large images have larger boxes.
     limits: ClassVar[Mapping[str, Mapping[str, float]]] = {
-        "fp32": {"least_same": 99.0, "most_pixels": 0.05, "tolerance": 1e-3},
-        "fp16": {"least_same": 95.0, "most_pixels": 1.0, "tolerance": 0.05},
-        "int8": {"most_pixels": 8.0},
+        "fp32": {"least_same": 99.0, "most_pixels": 0.05, "tolerance": 1e-3, **_SELECTED},
+        "fp16": {"least_same": 95.0, "most_pixels": 1.0, "tolerance": 0.05, **_SELECTED},
+        "int8": {"most_pixels": 8.0, **_SELECTED},
     }
 
     images: int
@@ -51,30 +60,36 @@ class BoxParity(DenseParity):
     same: float
     pixels: float
     score: float
+    selected: float
 
     def passed(self, precision: str) -> bool:
         """See `DenseParity`."""
         limits = self.limits[precision]
         # Written so that a score that is NaN does not pass.
-        return (
+        same = precision == "int8" or (
             self.objects > 0
             and self.same >= limits["least_same"]
             and self.pixels <= limits["most_pixels"]
             and self.score <= limits["tolerance"]
         )
+        return same and self.selected >= limits["least_selected"]
 
     def rule(self, precision: str) -> str:
         """See `DenseParity`."""
         limits = self.limits[precision]
+        selected = f"the file must select {limits['least_selected']:g} % of the boxes that are kept"
+        if precision == "int8":
+            return selected
         return (
-            f"{limits['least_same']:g} % of the boxes must be the same, within "
+            f"{selected}, and {limits['least_same']:g} % of the boxes must be the same, within "
             f"{limits['most_pixels']:g} pixels and {limits['tolerance']:g} of the score"
         )
 
     def __str__(self) -> str:
         return (
             f"{self.same:.1f} % of {self.objects} boxes in {self.images} images are the same, "
-            f"within {self.pixels:.2g} pixels and {self.score:.2g} of the score"
+            f"within {self.pixels:.2g} pixels and {self.score:.2g} of the score; "
+            f"the file selects {self.selected:.1f} % of those that are kept"
         )
 
 
@@ -82,8 +97,9 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
     """The export of a detector, which is compared with the one in PyTorch.
 
     The file takes "images", normalized float32 (B, 3, H, W), whose sides are multiples of 32, and
-    gives "boxes" (B, N, 4) and "scores" (B, N, classes), see `write_detector`. Overlapping boxes
-    are still in it: `Detector` removes them, so `--score` and `--iou` work for files too.
+    gives "boxes" (B, N, 4) and "scores" (B, N, classes) of all places, and in "selected" (M, 3)
+    those that are kept, see `write_detector`. `Detector` selects by itself, so `--score` and
+    `--iou` work for files too.
     """
 
     kind = TrainedDetector
@@ -93,6 +109,9 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
     why_not = "what it looks at in its second stage depends on what it finds in the first"
     libraries = ("torch", "torchvision")
     figure_libraries = ("faster_coco_eval",)
+
+    def network(self, form: Form) -> FoldedDetector:
+        return replace(self.trained.fold(form), selects=True)
 
     def open(self, data: str, split: str) -> AnnotatedImages:
         return with_classes(open_annotated(data, split), self.trained.metadata.classes)
@@ -113,7 +132,7 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
         exact: Finder = self.trained.in_torch("cpu")
         finder, sides = self._finder(engine), self._sides
         most_pixels = BoxParity.limits[precision]["most_pixels"]
-        objects = same = 0
+        objects = same = both = either = 0
         pixels = scores = 0.0
         for image in images:
             # Without a limit, so that there are always objects to compare.
@@ -129,13 +148,26 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
                 best = int(off.argmin())
                 pixels = max(pixels, float(off[best]))
                 scores = max(scores, float(abs(found.scores[best] - expected.scores[i])))
+            ours, files = self.kept(engine, seen)
+            both, either = both + len(ours & files), either + len(ours | files)
         return BoxParity(
             images=len(images),
             objects=objects,
             same=100 * same / max(objects, 1),
             pixels=pixels,
             score=scores,
+            selected=100 * both / either if either else 100.0,
         )
+
+    def kept(self, engine: Engine, pixels: NDArray[np.uint8]) -> tuple[Named, Named]:
+        """Class and box of what `select` keeps of a file's boxes, and of what the file does."""
+        images = padded(pixels, self.trained.metadata.preprocessing)
+        (boxes, *_), (scores, *_), rows = engine.outputs(images)
+        counts = boxes_of_maps(boxes, images)
+        ours = select(boxes, scores, counts, images.shape[2:], score=LEAST_SCORE, iou=IOU)
+        _, labels, places = rows.T
+        best = np.argsort(-scores[places, labels], kind="stable")[:MOST_OBJECTS]
+        return _named(ours.labels, ours.boxes), _named(labels[best], boxes[places[best]])
 
     def _finder(self, engine: Engine) -> EngineFinder:
         return EngineFinder(engine, self.trained.metadata.preprocessing)
@@ -143,3 +175,7 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
     @property
     def _sides(self) -> Sides:
         return read_sides(self.trained.metadata.head)
+
+
+def _named(labels: NDArray[Any], boxes: NDArray[Any]) -> Named:
+    return {(label, *box) for label, box in zip(labels.tolist(), boxes.tolist(), strict=True)}

@@ -10,16 +10,12 @@ from splitattn.dense.found import FoundObjects
 from splitattn.dense.resizing import Sides, resized
 from splitattn.engines.engine import NOT_FINITE, Engine
 from splitattn.errors import ImageError
-from splitattn.graph.detection import MULTIPLE, places
+from splitattn.graph.detection import LEAST_SCORE, MOST_OBJECTS, MULTIPLE, places
 from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
 
-# As many as torchvision's detectors take and give: of each map before overlaps are removed, and of
-# an image.
-_MOST_OF_A_MAP, _MOST = 1000, 100
-# COCO scores everything from here on.
-LEAST_SCORE = 0.05
-IOU = 0.6
+# As many as torchvision's detectors take of each map before overlaps are removed.
+_MOST_OF_A_MAP = 1000
 
 
 class Finder(Protocol):
@@ -67,12 +63,10 @@ class EngineFinder:
 
     def __call__(self, pixels: NDArray[np.uint8], *, score: float, iou: float) -> FoundObjects:
         images = padded(pixels, self._preprocessing)
-        boxes, scores = self.engine.outputs(images)
+        boxes, scores, *_ = self.engine.outputs(images)
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise ImageError(NOT_FINITE)
-        counts = places(*images.shape[2:])
-        several = boxes.shape[1] // sum(counts)  # boxes of a place
-        counts = [several * count for count in counts]
+        counts = boxes_of_maps(boxes[0], images)
         return select(boxes[0], scores[0], counts, pixels.shape[:2], score=score, iou=iou)
 
 
@@ -82,6 +76,13 @@ def padded(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
     height, width = pixels.shape[:2]
     after = [(0, 0), (0, 0), (0, -height % MULTIPLE), (0, -width % MULTIPLE)]
     return np.pad(normalized, after)
+
+
+def boxes_of_maps(boxes: NDArray[np.float32], images: NDArray[np.float32]) -> list[int]:
+    """How many of boxes (N, 4) belong to each map, for images (B, 3, H, W)."""
+    counts = places(*images.shape[2:])
+    several = len(boxes) // sum(counts)  # boxes of a place
+    return [several * count for count in counts]
 
 
 def select(
@@ -115,7 +116,7 @@ def select(
     height, width = size
     cut = boxes[place].clip(0, np.array([width, height, width, height], np.float32))
     order = np.argsort(-values, kind="stable")
-    apart = order[_apart(cut[order], label[order], iou)][:_MOST]
+    apart = order[_apart(cut[order], label[order], iou)][:MOST_OBJECTS]
     return FoundObjects(boxes=cut[apart], labels=label[apart], scores=values[apart])
 
 

@@ -50,7 +50,8 @@ class Engine(ABC):
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
         """All outputs of the network, for normalized images (B, C, H, W) of a size that it takes.
 
-        A detector's are boxes (B, N, 4) and scores (B, N, classes), see `write_detector`.
+        A detector's are boxes (B, N, 4), scores (B, N, classes) and, of a file, those boxes that
+        are kept (M, 3), see `write_detector`.
         """
         return (self._infer(images_BCHW),)
 

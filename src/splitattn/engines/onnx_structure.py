@@ -163,10 +163,14 @@ def _output(
     value: ValueInfoProto, name: str, batch: int | None, values: Mapping[str, _Value]
 ) -> Shape:
     """The shape of an output of that name, which must be what the file says."""
+    kind = TensorProto.INT64 if name == "selected" else TensorProto.FLOAT
     found = values.get(name)
-    expect(found and found.kind == TensorProto.FLOAT, f"no {name}")
+    expect(found and found.kind == kind, f"no {name}")
     assert found is not None
-    stated = _lengths(value, name, rank=len(found.shape))
+    stated = _lengths(value, name, rank=len(found.shape), kind=kind)
+    if name == "selected":
+        expect(stated == [None, 3], "an output that lies")
+        return found.shape
     # Only how many classes or sides of a box there are must be stated.
     fixed = 1 if len(stated) == 4 else len(stated) - 1
     lengths = (batch, *found.shape[1:])
@@ -180,12 +184,14 @@ def _output(
     return found.shape
 
 
-def _lengths(value: ValueInfoProto, name: str, *, rank: int) -> list[int | None]:
-    """The lengths of a float32 tensor of that name; None where a file takes any."""
-    kind = value.type.tensor_type
-    expect(value.name == name and kind.elem_type == TensorProto.FLOAT, f"no float32 {name}")
+def _lengths(
+    value: ValueInfoProto, name: str, *, rank: int, kind: int = TensorProto.FLOAT
+) -> list[int | None]:
+    """The lengths of a tensor of that name and type; None where a file takes any."""
+    tensor = value.type.tensor_type
+    expect(value.name == name and tensor.elem_type == kind, f"no {name} of type {kind}")
     lengths: list[int | None] = []
-    for axis in kind.shape.dim:
+    for axis in tensor.shape.dim:
         fixed = axis.WhichOneof("value") == "dim_value"
         expect(not fixed or axis.dim_value >= 1, f"{name} of {axis.dim_value}")
         lengths.append(axis.dim_value if fixed else None)
@@ -413,8 +419,40 @@ def _split(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> lis
     return [_Value(kind=kind, shape=(x.shape[0], part, *x.shape[2:])) for part in parts]
 
 
-def _cast(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+def _shape(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
     _floats(inputs, range(1, 2))
+    _take(attributes)
+    expect(len(inputs[0].shape) == 4, "lengths of other than maps")
+    # Without its numbers, so that nothing can be reshaped to them.
+    return [_Value(kind=TensorProto.INT64, shape=(4,))]
+
+
+def _gather(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    _take(attributes)
+    expect(len(inputs) == 2, "parts of several tensors")
+    lengths, sides = inputs
+    expect(
+        lengths.kind == TensorProto.INT64 and lengths.shape == (4,) and not lengths.constant,
+        "parts of other than lengths",
+    )
+    expect(sides.numbers == (3, 2, 3, 2) and sides.shape == (1, 1, 4), "other lengths than sides")
+    return [_Value(kind=TensorProto.INT64, shape=sides.shape)]
+
+
+def _selection(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    _take(attributes)
+    expect(len(inputs) == 5, "a selection of boxes without limits")
+    boxes, scores, most, iou, least = inputs
+    _floats([boxes, scores, iou, least], range(4, 5))
+    shape = structure.selected(
+        boxes.shape, scores.shape, most=most.numbers, iou=iou.factors, least=least.factors
+    )
+    return [_Value(kind=TensorProto.INT64, shape=shape)]
+
+
+def _cast(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
+    (x,) = inputs if len(inputs) == 1 else (None,)
+    expect(x and not x.constant and x.kind in (*_FLOATS, TensorProto.INT64), "an odd cast")
     _take(attributes, ("to",))
     expect(attributes["to"] in _FLOATS, "a cast to other than floats")
     return [_Value(kind=attributes["to"], shape=inputs[0].shape)]
@@ -464,6 +502,7 @@ _OPERATORS: dict[str, Operator] = {
     "Gemm": _gemm,
     **dict.fromkeys(("Relu", "Sigmoid", "Neg", "Exp", "Sqrt"), _like(1, 1)),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _like(2, 2)),
+    "Min": _like(2, 2),
     **dict.fromkeys(("Max", "Sum"), _like(2, 65)),
     "Concat": _concat,
     "Split": _split,
@@ -472,6 +511,9 @@ _OPERATORS: dict[str, Operator] = {
     "Resize": _resize,
     "CumSum": _sums,
     "Transpose": _transpose,
+    "Shape": _shape,
+    "Gather": _gather,
+    "NonMaxSuppression": _selection,
     "Cast": _cast,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,

@@ -169,7 +169,9 @@ class _Network:
         if kind == "Const":
             return self._weights.constant(fields)
         if kind == "Result":
-            expect(not fields and len(inputs) == 1 and inputs[0].kind == "f32", "an odd output")
+            names = structure.output_names(self._metadata, len(self._outputs) + 1)
+            kind = "i64" if names[len(self._outputs) :] == ("selected",) else "f32"
+            expect(not fields and len(inputs) == 1 and inputs[0].kind == kind, "an odd output")
             self._outputs.append(inputs[0].shape)
             return None
         expect(kind in _OPERATIONS, f"operation {kind!r:.40}")
@@ -251,8 +253,8 @@ def _ports(layer: Element, side: str) -> list[Element]:
     before = 0 if side == "input" else len(_ports(layer, "input"))
     expected = [str(number) for number in range(before, before + len(ports))]
     expect([port.get("id") for port in ports] == expected, "ports out of order")
-    # A detector puts its anchors' boxes one after the other.
-    most = BOXES_OF_A_PLACE["retinanet"] if side == "input" else 2
+    # A detector puts its anchors' boxes one after the other. Its selection has outputs to spare.
+    most = BOXES_OF_A_PLACE["retinanet"] if side == "input" else 3
     expect(len(ports) <= most, "more ports than any operation of ours")
     return ports
 
@@ -383,8 +385,40 @@ def _concat(inputs: Sequence[_Value], fields: Data, _: Products) -> _Value:
     return _Value(kind="f32", shape=shape)
 
 
+def _shape(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    _floats(inputs)
+    expect(len(inputs[0].shape) == 4, "lengths of other than maps")
+    # Without its numbers, so that nothing can be reshaped to them.
+    return _Value(kind="i64", shape=(4,))
+
+
+def _gather(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    lengths, sides, axis = inputs
+    expect(
+        lengths.kind == "i64" and lengths.shape == (4,) and not lengths.constant,
+        "parts of other than lengths",
+    )
+    expect(
+        sides.numbers == (3, 2, 3, 2) and sides.shape == (1, 1, 4) and axis.numbers == (0,),
+        "other lengths than sides",
+    )
+    return _Value(kind="i64", shape=sides.shape)
+
+
+def _selection(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
+    boxes, scores, most, iou, least = inputs
+    _floats([boxes, scores, iou, least])
+    shape = structure.selected(
+        boxes.shape, scores.shape, most=most.numbers, iou=iou.factors, least=least.factors
+    )
+    return _Value(kind="i64", shape=shape)
+
+
 def _convert(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     (x,) = inputs
+    if x.kind == "i64":
+        expect(not x.constant, "a conversion of other than weights and lengths")
+        return _Value(kind="f32", shape=x.shape)
     expect(x.constant and x.kind in ("f16", "i8", "u8"), "a conversion of other than weights")
     return _Value(kind="f32", shape=x.shape, constant=True)
 
@@ -432,6 +466,9 @@ _VERSIONS = {
     "MVN": ("opset6",),
     "Interpolate": ("opset4", "opset11"),
     "CumSum": ("opset3",),
+    "ShapeOf": ("opset3",),
+    "Gather": ("opset8",),
+    "NonMaxSuppression": ("opset9",),
 }
 _OPERATIONS: dict[str, _Operation] = {
     **dict.fromkeys(
@@ -495,13 +532,24 @@ _OPERATIONS: dict[str, _Operation] = {
         _Operation(inputs=_ONE, fields={}, compute=_like),
     ),
     **dict.fromkeys(
-        ("Add", "Subtract", "Multiply", "Maximum"),
+        ("Add", "Subtract", "Multiply", "Maximum", "Minimum"),
         _Operation(inputs=_TWO, fields=_BROADCAST, compute=_like),
     ),
     "Divide": _Operation(
         inputs=_TWO, fields={**_BROADCAST, "m_pythondiv": ("true",)}, compute=_like
     ),
     "Concat": _Operation(inputs=range(2, 65), fields={"axis": ("1", "2")}, compute=_concat),
+    "ShapeOf": _Operation(inputs=_ONE, fields={"output_type": ("i64",)}, compute=_shape),
+    "Gather": _Operation(inputs=range(3, 4), fields={"batch_dims": ("0",)}, compute=_gather),
+    "NonMaxSuppression": _Operation(
+        inputs=range(5, 6),
+        fields={
+            "box_encoding": ("corner",),
+            "sort_result_descending": ("false",),
+            "output_type": ("i64",),
+        },
+        compute=_selection,
+    ),
     "Convert": _Operation(inputs=_ONE, fields={"destination_type": ("f32",)}, compute=_convert),
     "FakeQuantize": _Operation(
         inputs=range(5, 6), fields={**_BROADCAST, "levels": ("255", "256")}, compute=_quantize

@@ -6,7 +6,7 @@ an end or take all memory. So a file is read in Python first: `onnx_structure` a
 compute all shapes with the functions here, which refuse geometry that no ResNeSt has.
 
 Shapes are tuples: (B, C, H, W) for maps, (B, N) for features and logits, (B, N, C) for boxes and
-scores.
+scores, (M, 3) for the boxes that are kept, of which there may be fewer.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import Any
 
 from splitattn.errors import WeightsError
 from splitattn.graph import segmentation
-from splitattn.graph.detection import MULTIPLE, STRIDES, places
+from splitattn.graph.detection import IOU, LEAST_SCORE, MOST_OBJECTS, MULTIPLE, STRIDES, places
 from splitattn.weights.metadata import ModelMetadata
 
 _CLASSIFICATION = "classification"
@@ -122,7 +122,7 @@ def output_names(metadata: ModelMetadata, count: int) -> tuple[str, ...]:
         count: how many there are; a classifier may have class maps or not.
     """
     if metadata.task == "detection":
-        return ("boxes", "scores")
+        return ("boxes", "scores", "selected")
     return (
         ("logits", "class_maps") if metadata.task == _CLASSIFICATION and count > 1 else ("logits",)
     )
@@ -133,7 +133,9 @@ def check_outputs(shapes: Sequence[Shape], images: Shape, metadata: ModelMetadat
     if metadata.task == "detection":
         batch, _, height, width = images
         found = sum(places(height, width, str(metadata.head.get("name"))))
-        expected = [(batch, found, 4), (batch, found, len(metadata.classes))]
+        classes = len(metadata.classes)
+        most = batch * classes * MOST_OBJECTS
+        expected = [(batch, found, 4), (batch, found, classes), (most, 3)]
         expect([*shapes] == expected, f"boxes and scores of {expected}, it gives {shapes}")
         return
     shape, *maps = shapes
@@ -293,6 +295,31 @@ def transposed(x: Shape, order: Sequence[int]) -> Shape:
     """The shape of x (B, C, N) as (B, N, C)."""
     expect(len(x) == 3 and tuple(order) == (0, 2, 1), "a transpose of other than boxes and scores")
     return x[0], x[2], x[1]
+
+
+def selected(
+    boxes: Shape,
+    scores: Shape,
+    *,
+    most: Sequence[int],
+    iou: Sequence[float],
+    least: Sequence[float],
+) -> Shape:
+    """The shape of the boxes that are kept of boxes (B, N, 4) with scores (B, K, N), at most."""
+    expect(
+        len(boxes) == len(scores) == 3
+        and boxes[2] == 4
+        and (boxes[0], boxes[1]) == (scores[0], scores[2]),
+        "scores that do not fit their boxes",
+    )
+    limits = [*most, *iou, *least]
+    ours = (MOST_OBJECTS, IOU, LEAST_SCORE)
+    expect(
+        len(limits) == len(ours)
+        and all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(limits, ours, strict=True)),
+        "a selection of boxes by other limits",
+    )
+    return _affordable((boxes[0] * scores[1] * MOST_OBJECTS, 3))
 
 
 def _windows(

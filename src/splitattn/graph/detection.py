@@ -30,6 +30,9 @@ ANCHOR_SIZES = tuple(
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 # How many boxes a head gives at each place.
 BOXES_OF_A_PLACE = {"fcos": 1, "retinanet": len(ANCHOR_SIZES[0]) * len(ANCHOR_RATIOS)}
+# Which boxes are kept: with a score above the least, not overlapping a better one of their class by
+# more than this share of their union, and at most so many, as COCO counts them.
+LEAST_SCORE, IOU, MOST_OBJECTS = 0.05, 0.6, 100
 # Height and width of images must be multiples of it.
 MULTIPLE = 32
 GROUPS = 32  # of every group norm
@@ -77,6 +80,7 @@ class FoldedDetector:
             differ from the anchor's: x, y, width and height.
         centerness: to logits (B, 1, H, W), from the box tower; None in RetinaNet.
         anchors: of each map, width and height of each anchor in pixels; empty in FCOS.
+        selects: whether it also says which boxes are kept, see `write_detector`.
     """
 
     backbone: FoldedNetwork
@@ -89,6 +93,7 @@ class FoldedDetector:
     boxes: tuple[Convolution, ...]
     centerness: Convolution | None
     anchors: tuple[tuple[tuple[float, float], ...], ...]
+    selects: bool = False
 
     @property
     def in_chans(self) -> int:

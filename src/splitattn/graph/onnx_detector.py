@@ -9,8 +9,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from onnx import TensorProto
 
-from splitattn.graph.detection import GROUPS, STAGES, STRIDES, FoldedDetector, TowerLayer
+from splitattn.graph.detection import (
+    GROUPS,
+    IOU,
+    LEAST_SCORE,
+    MOST_OBJECTS,
+    STAGES,
+    STRIDES,
+    FoldedDetector,
+    TowerLayer,
+)
 from splitattn.graph.folding import Convolution
 from splitattn.graph.onnx_network import MAPS, write_network
 from splitattn.graph.onnx_writer import Tensor, Writer
@@ -22,13 +32,17 @@ _MOST_GROWTH = math.log(1000 / 16)  # of an anchor, as torchvision's `BoxCoder` 
 _SIGNS = np.array([-1, -1, 1, 1], np.float32).reshape(1, 4, 1, 1)
 
 
-def write_detector(to: Writer, detector: FoldedDetector, size: int | None) -> tuple[str, str]:
-    """Write the whole detector; gives the names of its outputs, both float32.
+def write_detector(to: Writer, detector: FoldedDetector, size: int | None) -> list[str]:
+    """Write the whole detector; gives the names of its outputs.
 
     Returns:
-        Boxes (B, N, 4): left, top, right and bottom in pixels of the image; and scores (B, N, K)
-        from 0 to 1. N counts the boxes of all maps, the finest first; of a map those of each anchor
-        in turn, row by row.
+        Boxes (B, N, 4), float32: left, top, right and bottom in pixels of the image, cut to it; and
+        scores (B, N, K), float32, from 0 to 1. N counts the boxes of all maps, the finest first; of
+        a map those of each anchor in turn, row by row.
+
+        If the detector selects, the boxes that are kept, (M, 3), int64: a row of image, class and
+        box for each, by image and class, the best first. See `LEAST_SCORE`, `IOU` and
+        `MOST_OBJECTS`, which is here for each class of each image.
     """
     names = [MAPS[stage] for stage in STAGES]
     found = write_network(to, detector.backbone, size, names)
@@ -38,7 +52,10 @@ def write_detector(to: Writer, detector: FoldedDetector, size: int | None) -> tu
         found_boxes, found_scores = _level(to, level, i, detector, x)
         boxes.append(_joined(to, f"decode.{level}.all_boxes", found_boxes))
         scores.append(_joined(to, f"decode.{level}.all_scores", found_scores))
-    return _together(to, "decode.boxes", boxes), _together(to, "decode.scores", scores)
+    boxes_BN4 = _cut(to, _turned(to, "decode.boxes.whole", _joined(to, "decode.boxes.all", boxes)))
+    scores_BKN = _joined(to, "decode.scores.all", scores)
+    outputs = [boxes_BN4, _turned(to, "decode.scores", scores_BKN)]
+    return [*outputs, _selected(to, boxes_BN4, scores_BKN)] if detector.selects else outputs
 
 
 def _level(
@@ -178,11 +195,29 @@ def _flat(to: Writer, name: str, x: Tensor, channels: int) -> str:
     return to.node("Reshape", name, x.name, shape)
 
 
-def _together(to: Writer, name: str, levels: Sequence[str]) -> str:
-    """(B, C, N) of each level to (B, N, C) of all."""
-    return to.node("Transpose", name, _joined(to, f"{name}.all", levels), perm=[0, 2, 1])
-
-
 def _joined(to: Writer, name: str, parts: Sequence[str]) -> str:
     """(B, C, N) of several, one after the other."""
     return parts[0] if len(parts) == 1 else to.node("Concat", name, *parts, axis=2)
+
+
+def _turned(to: Writer, name: str, x: str) -> str:
+    """(B, C, N) to (B, N, C)."""
+    return to.node("Transpose", name, x, perm=[0, 2, 1])
+
+
+def _cut(to: Writer, boxes_BN4: str) -> str:
+    """Boxes without what is outside of their image."""
+    shape = to.node("Shape", "decode.image.shape", "images")
+    sides = to.constant("decode.image.sides", np.array([[[3, 2, 3, 2]]], np.int64))
+    lengths = to.node("Gather", "decode.image.lengths", shape, sides)
+    most = to.node("Cast", "decode.image.most", lengths, to=TensorProto.FLOAT)
+    positive = to.node("Relu", "decode.boxes.positive", boxes_BN4)
+    return to.node("Min", "decode.boxes", positive, most)
+
+
+def _selected(to: Writer, boxes_BN4: str, scores_BKN: str) -> str:
+    most = to.constant("decode.selected.most", np.array([MOST_OBJECTS], np.int64))
+    iou = to.constant("decode.selected.iou", np.array([IOU], np.float32))
+    least = to.constant("decode.selected.least", np.array([LEAST_SCORE], np.float32))
+    inputs = (boxes_BN4, scores_BKN, most, iou, least)
+    return to.node("NonMaxSuppression", "decode.selected", *inputs)

@@ -55,8 +55,8 @@ def to_onnx(
     - "shares", (B, blocks, max(R - 1, 1)): the mean over channels of the share of each split but
       the last, or with radix 1 of the gate.
 
-    A detector gives "boxes" and "scores" instead, see `write_detector`, and a segmenter "logits" of
-    pixels, see `write_segmenter`.
+    A detector gives "boxes", "scores" and, if it selects, "selected" instead, see `write_detector`,
+    and a segmenter "logits" of pixels, see `write_segmenter`.
 
     Args:
         size: H and W of the images, in pixels; None takes any.
@@ -101,11 +101,16 @@ def to_onnx(
         external=external,
     )
     if isinstance(network, FoldedDetector):
-        lengths = {"boxes": 4, "scores": network.num_classes}
+        rows = helper.make_tensor_value_info("selected", TensorProto.INT64, ["kept", 3])
+        outputs_of_a_detector = [
+            _float32("boxes", batch, "places", 4),
+            _float32("scores", batch, "places", network.num_classes),
+            *([rows] if network.selects else []),
+        ]
         written = write_detector(writer, network, size)
-        for (name, length), own in zip(lengths.items(), written, strict=True):
-            graph.output.append(_float32(name, batch, "places", length))
-            rename(graph.node, own, name)
+        for output, own in zip(outputs_of_a_detector, written, strict=True):
+            graph.output.append(output)
+            rename(graph.node, own, output.name)
         return model
     if isinstance(network, FoldedSegmenter):
         logits = write_segmenter(writer, network, size)

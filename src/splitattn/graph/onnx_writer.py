@@ -56,7 +56,7 @@ class Writer:
         constant.name = name
         constant.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
         constant.dims.extend(values.shape)
-        if self._external is not None and values.ndim > 1:
+        if self._external is not None and values.ndim > 1 and values.dtype.kind == "f":
             self._external[name] = np.ascontiguousarray(values)
             constant.data_location = TensorProto.EXTERNAL
             constant.external_data.add(key="location", value="memory")
