@@ -85,7 +85,9 @@ class Raster:
 
     def _scaled(self, box: Box, whites: list[float]) -> NDArray[np.float32]:
         values = np.nan_to_num(self.samples(box).astype(np.float32))
-        values = values.reshape(*values.shape[:2], self.channels) / np.array(whites, np.float32)
+        values = values.reshape(*values.shape[:2], self.channels)
+        for channel, white in enumerate(whites):
+            values[..., channel] /= np.float32(white)
         return values.clip(0, 1)
 
     def opaque(self, box: Box) -> NDArray[np.float32]:
