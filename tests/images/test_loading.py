@@ -4,6 +4,7 @@ import io
 import itertools
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import skimage.data
 from PIL import Image
 
 from splitattn.errors import ImageError, InputError
-from splitattn.images.decode import ImageSource, decode, decode_reduced
-from splitattn.images.limits import DEFAULT_LIMITS, Limits
+from splitattn.images.decode import ImageSource, Reduced, decode, decode_reduced
+from splitattn.images.limits import Limits
 from splitattn.images.loading import LazySource, load_batches, map_decoded
 from splitattn.images.preprocess import preprocess, preprocess_reduced
 from splitattn.preprocessing import Preprocessing, least_side
@@ -155,35 +156,33 @@ def test_arguments_are_checked_at_once(arguments: dict[str, Any], complaint: str
         load_batches([], PREPROCESSING, **arguments)
 
 
-def test_whole_images_are_decoded_while_another_is_computed_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_whole_images_are_decoded_while_another_is_computed_on() -> None:
     decoded = [threading.Event() for _ in PHOTOGRAPHS]
 
-    def watched(source: Any, *, limits: Limits) -> Image.Image:
-        image = decode(source, limits=limits)
+    def watched(source: Any) -> Reduced:
+        image = decode_reduced(source, None)
         next(e for e, own in zip(decoded, PHOTOGRAPHS, strict=True) if own is source).set()
         return image
 
-    monkeypatch.setattr("splitattn.images.loading.decode", watched)
     computed: list[tuple[int, int]] = []
 
-    def compute(image: Image.Image) -> int:
-        computed.append(image.size)
+    def compute(image: Reduced) -> int:
+        computed.append(image.whole)
         if len(computed) < len(decoded):
             assert decoded[len(computed)].wait(10)
         return len(computed)
 
-    assert [*map_decoded(compute, PHOTOGRAPHS, DEFAULT_LIMITS)] == [1, 2, 3, 4]
+    assert [*map_decoded(compute, watched, PHOTOGRAPHS)] == [1, 2, 3, 4]
     assert computed == [each.shape[1::-1] for each in PHOTOGRAPHS]
     assert not threads()
 
 
 def test_errors_of_decoding_and_computing_take_the_place_of_results() -> None:
-    def compute(image: Image.Image) -> int:
-        if image.width > 500:
+    def compute(image: Reduced) -> int:
+        if image.whole[0] > 500:
             raise ImageError("too wide")
-        return image.width
+        return image.whole[0]
 
-    first, second, third = map_decoded(compute, [b"", *PHOTOGRAPHS[:2]], DEFAULT_LIMITS)
+    load = partial(decode_reduced, least_side=None)
+    first, second, third = map_decoded(compute, load, [b"", *PHOTOGRAPHS[:2]])
     assert (str(first)[:7], second, str(third)) == ("bytes: ", 451, "array: too wide")

@@ -19,6 +19,8 @@ from splitattn.dense.detector import DetectedObject, Detector
 from splitattn.dense.outlines import to_run_lengths
 from splitattn.dense.segmenter import Segmenter
 from splitattn.engines import open_vino
+from splitattn.images.encode import jpeg
+from splitattn.images.limits import DEFAULT_LIMITS
 from splitattn.images.samples import sample_photographs
 from splitattn.serving.app import create_app
 from splitattn.serving.served import served
@@ -397,9 +399,10 @@ def test_masks_of_objects_are_coco_s_as_predict_writes_them(
     served = ServedDetector(Detector(weights, engine="onnxruntime"))
     mask = to_run_lengths(np.eye(32, dtype=bool))
     found = DetectedObject(label="a", index=0, score=0.9, box=(0.0, 0.0, 32.0, 32.0), mask=mask)
-    image = Image.new("RGB", (32, 32), "white")
+    image = jpeg(Image.new("RGB", (32, 32), "white"))
     options = served.options({"draw": "true"})
-    answer = json.loads(json.dumps(served.answer(image, [found], options, "a")))
+    loaded = served.load(image, DEFAULT_LIMITS, "a", options)
+    answer = json.loads(json.dumps(served.answer(loaded, [found], options, "a")))
     assert answer["objects"] == [
         {"label": "a", "index": 0, "score": 0.9, "box": [0, 0, 32, 32], "mask": mask.to_coco()}
     ]
@@ -454,9 +457,40 @@ def test_a_size_that_comes_again_compiles_nothing(
     own = served(open_model(weights, engine="openvino"))
     own.prepare([1])
     monkeypatch.setattr(open_vino, "_compile", None)
-    image = Image.open(io.BytesIO(PHOTOGRAPHS[0]))
+    image = own.load(PHOTOGRAPHS[0], DEFAULT_LIMITS, "a", {})
     for _ in range(3):
         assert len(own.compute([image])) == 1
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_large_photographs_are_decoded_at_the_scale_that_the_network_needs(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    weights = write_dense(tmp_path / "dense.safetensors", task)
+    open_model = Detector if task == "detection" else Segmenter
+    model: Any = open_model(weights, engine="onnxruntime")
+    own = served(model)
+    photograph = jpeg(Image.open(sample_photographs()[2]).resize((1203, 901)))
+    for query in ({}, {"draw": "true"}):
+        options = own.options(query)
+        loaded = own.load(photograph, DEFAULT_LIMITS, "a", options)
+        assert loaded.seen.image.size == (301, 226)  # 128 pixels are twice what the network sees
+        (result,) = own.compute([loaded])
+        answer = own.answer(loaded, result, options, "a")
+        assert answer["size"] == {"width": 1203, "height": 901}
+        if "draw" in query:
+            width, _ = Image.open(
+                io.BytesIO(base64.b64decode(answer["picture"].partition(",")[2]))
+            ).size
+            assert width == 1203
+        # As `predict` has it.
+        predicted = model.predict(photograph)
+        if isinstance(model, Detector):
+            assert [each["box"] for each in answer["objects"]] == [[*e.box] for e in predicted]
+            assert max(each.box[2] for each in predicted) > 301
+        else:
+            assert [e["share"] for e in answer["classes"]] == [e.share for e in predicted.shares]
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from splitattn.dense.detector import DetectedObject, Detector
     from splitattn.dense.evaluating import DetectionEvaluation
     from splitattn.dense.scoring import ClassScore
+    from splitattn.images.loading import Decoding
 
     Result = list[DetectedObject] | ImageError
 
@@ -39,12 +40,18 @@ _CSV_HEADER = (
 
 
 def opened(
-    weights: str, *, engine: str, device: str, score: float | None, iou: float | None
+    weights: str,
+    *,
+    engine: str,
+    device: str,
+    decoding: "Decoding",
+    score: float | None,
+    iou: float | None,
 ) -> Answering:
     """A detector, and how its boxes are written and drawn.
 
     Args:
-        engine, device: see `Detector`.
+        engine, device, decoding: see `Detector`.
         score, iou: see `Detector`; None is the default.
 
     Raises:
@@ -52,7 +59,13 @@ def opened(
     """
     from splitattn.dense.detector import Detector
 
-    detector = Detector(weights, engine=engine, device=device, iou=_IOU if iou is None else iou)
+    detector = Detector(
+        weights,
+        engine=engine,
+        device=device,
+        decoding=decoding,
+        iou=_IOU if iou is None else iou,
+    )
     return Answering(
         results=partial(detector.predict_stream, score=_SCORE if score is None else score),
         writers={

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from splitattn.dense.segmenter import SegmentedImage, Segmenter
+    from splitattn.images.loading import Decoding
     from splitattn.workflows import SegmentationEvaluation
 
     Result = SegmentedImage | ImageError
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 _CSV_HEADER = ("path", "rank", "label", "index", "share", "model", "weights", "error")
 
 
-def opened(weights: str, *, engine: str, device: str) -> Answering:
+def opened(weights: str, *, engine: str, device: str, decoding: "Decoding") -> Answering:
     """A segmenter, and how its class maps are written and drawn."""
     from splitattn.dense.segmenter import Segmenter
 
-    segmenter = Segmenter(weights, engine=engine, device=device)
+    segmenter = Segmenter(weights, engine=engine, device=device, decoding=decoding)
     return Answering(
         results=segmenter.predict_stream,
         writers={

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from splitattn.classifier import Classifier, Prediction
+    from splitattn.images.loading import Decoding as DecodingName
 
     Result = list[Prediction] | ImageError
 
@@ -159,10 +160,11 @@ def predict(
             raise InputError("--score and --iou need a detector's weights: name them")
         if task != "segmentation" and class_maps_folder is not None:
             raise InputError("--class-maps needs a segmenter's weights: name them")
+        how: dict[str, Any] = {"engine": engine, "device": device, "decoding": decode.value}
         if task == "detection":
-            found = boxes.opened(str(weights), engine=engine, device=device, score=score, iou=iou)
+            found = boxes.opened(str(weights), **how, score=score, iou=iou)
         elif task == "segmentation":
-            found = class_maps.opened(str(weights), engine=engine, device=device)
+            found = class_maps.opened(str(weights), **how)
         else:
             found = _opened(
                 model,
@@ -170,13 +172,11 @@ def predict(
                 topk=topk,
                 threshold=threshold,
                 min_probability=min_probability,
-                device=device,
-                engine=engine,
                 batch_size=batch_size,
                 workers=workers,
-                decode=decode,
                 white_level=white_level,
                 quick_start=len(paths) <= _FEW and all(map(is_file, paths)),
+                **how,
             )
     picture = _picture_on_stdin() if "-" in paths else None
     listed = sys.stdin if picture is None else ("-",)
@@ -251,11 +251,11 @@ def _opened(
     topk: int | None,
     threshold: float | None,
     min_probability: float,
-    device: str,
-    engine: str,
     batch_size: int,
     workers: int | None,
-    decode: Decoding,
+    device: str,
+    engine: str,
+    decoding: "DecodingName",
     white_level: float | None,
     quick_start: bool,
 ) -> Answering:
@@ -269,7 +269,7 @@ def _opened(
             weights,
             device=device,
             engine=engine,
-            decoding=decode.value,
+            decoding=decoding,
             white_level=white_level,
             quick_start=quick_start,
             progress=progress,

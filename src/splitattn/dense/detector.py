@@ -12,7 +12,7 @@ from splitattn.architectures import architecture
 from splitattn.dense.finding import EngineFinder, Finder, find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.outlines import RunLengths
-from splitattn.dense.resizing import read_sides
+from splitattn.dense.resizing import decode_for, read_sides
 from splitattn.dense.trained import TrainedDense, open_dense
 from splitattn.errors import ImageError, InputError, WeightsError
 from splitattn.graph.detection import (
@@ -24,9 +24,9 @@ from splitattn.graph.detection import (
     fold_detector,
 )
 from splitattn.graph.folding import Form
-from splitattn.images.decode import ImageSource
+from splitattn.images.decode import ImageSource, Reduced, as_reduced
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import map_decoded
+from splitattn.images.loading import Decoding, check_decoding, map_decoded
 from splitattn.libraries import require
 from splitattn.weights.metadata import ModelMetadata
 
@@ -59,6 +59,8 @@ class Detector:
         engine: what runs it: "onnxruntime", "openvino" or "torch"; "auto" is the fastest that is
             installed, or an exported file's own.
         device: "auto" is CUDA where PyTorch sees it, and else the CPU.
+        decoding: "fast" decodes large JPEG files at reduced size, which changes pixels slightly;
+            "exact" does not, as when a data set is evaluated.
         iou: of two boxes of a class that overlap by more than this, as intersection over union, the
             one with the lower score is left out.
         limits: what is refused before it is decoded.
@@ -85,6 +87,7 @@ class Detector:
         *,
         engine: str = "auto",
         device: str = "auto",
+        decoding: Decoding = "fast",
         iou: float = IOU,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
@@ -98,7 +101,7 @@ class Detector:
         self.masks = metadata.head.get("masks") is True
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
         self.category_ids = _category_ids(metadata, opened.path)
-        self._limits, self._iou = limits, iou
+        self._limits, self._iou, self._decoding = limits, iou, check_decoding(decoding)
 
     @overload
     def predict(
@@ -133,6 +136,22 @@ class Detector:
             results.append(result)
         return results
 
+    def load(
+        self, image: ImageSource, *, limits: Limits | None = None, name: str | None = None
+    ) -> Reduced:
+        """An image, decoded for `objects`.
+
+        Args:
+            image: as `splitattn.images.decode` takes it.
+            limits: what is refused before it is decoded; None takes the detector's.
+            name: what errors call the image; by default its path.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        limits = self._limits if limits is None else limits
+        return decode_for(image, self.sides, self._decoding, limits=limits, name=name)
+
     def predict_stream(
         self, sources: Iterable[ImageSource], *, score: float = 0.3
     ) -> Generator[list[DetectedObject] | ImageError, None, None]:
@@ -148,14 +167,24 @@ class Detector:
         """
         if not 0 <= score <= 1:
             raise InputError(f"score must be 0 to 1, got {score}")
-        return map_decoded(partial(self._objects, score=score), sources, self._limits)
+        return map_decoded(partial(self.objects, score=score), self.load, sources)
 
-    def _objects(self, image: Image.Image, score: float) -> list[DetectedObject]:
+    def objects(self, image: Image.Image | Reduced, score: float) -> list[DetectedObject]:
+        """The objects in an image, as `predict` gives them.
+
+        Args:
+            image: RGB, upright, or what `load` gives.
+            score: objects with a lower one are left out.
+
+        Raises:
+            ImageError: the network gives no finite numbers.
+        """
+        size = as_reduced(image).whole
         found = self.find(image, score)
         boxes, labels, scores = (
             each.tolist() for each in (found.boxes, found.labels, found.scores)
         )
-        masks: list[RunLengths | None] = [*found.run_lengths(image.size)]
+        masks: list[RunLengths | None] = [*found.run_lengths(size)]
         return [
             DetectedObject(
                 label=self.classes[label], index=label, score=value, box=tuple(box), mask=mask
@@ -165,11 +194,11 @@ class Detector:
             )
         ]
 
-    def find(self, image: Image.Image, score: float = LEAST_SCORE) -> FoundObjects:
+    def find(self, image: Image.Image | Reduced, score: float = LEAST_SCORE) -> FoundObjects:
         """What is found in an image, as arrays.
 
         Args:
-            image: RGB, upright.
+            image: as for `objects`.
             score: objects with this one or a lower one are left out.
         """
         return find(self._finder, image, self.sides, score=score, iou=self._iou)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from splitattn.dense.resizing import read_sides, resized
+from splitattn.dense.resizing import pixels_of, read_sides
 from splitattn.dense.trained import TrainedDense
 from splitattn.engines.engine import Engine, FileSettings
 from splitattn.engines.table import EngineRow
@@ -18,7 +18,7 @@ from splitattn.errors import DataError, ImageError, InputError
 from splitattn.exporting import ExportedFile, check_arguments, write_compared
 from splitattn.graph.detection import MULTIPLE
 from splitattn.graph.folding import Form
-from splitattn.images.decode import decode
+from splitattn.images.decode import as_reduced, decode
 from splitattn.images.preprocess import Pixels
 from splitattn.images.samples import sample_photographs
 from splitattn.libraries import require
@@ -192,7 +192,7 @@ class DenseExport(ABC, Generic[Trained, Data, Parity]):
             on_images(1, taken)
             with suppress(ImageError):
                 image = self.image(data, index)
-                found.append(np.asarray(resized(image, sides.size(*image.size))).transpose(2, 0, 1))
+                found.append(pixels_of(as_reduced(image), sides).transpose(2, 0, 1))
         if not found:
             raise DataError(f"calibration needs readable images, got none of {taken}")
         return found

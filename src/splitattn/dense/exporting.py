@@ -15,11 +15,12 @@ from splitattn.dense.exportable import DenseExport, DenseParity
 from splitattn.dense.finding import EngineFinder, Finder, boxes_of_maps, find, padded, select
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.open import open_annotated
-from splitattn.dense.resizing import Sides, read_sides, resized
+from splitattn.dense.resizing import Sides, pixels_of, read_sides
 from splitattn.dense.scoring import score
 from splitattn.engines.engine import Engine
 from splitattn.graph.detection import IOU, LEAST_SCORE, MOST_OBJECTS, FoldedDetector
 from splitattn.graph.folding import Form
+from splitattn.images.decode import as_reduced
 
 # Of each image, so many of the best objects must be found again.
 _BEST = 20
@@ -136,7 +137,7 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
         pixels = scores = 0.0
         for image in images:
             # Without a limit, so that there are always objects to compare.
-            seen = np.asarray(resized(image, sides.size(*image.size)))
+            seen = pixels_of(as_reduced(image), sides)
             expected, found = exact(seen, score=0, iou=IOU), finder(seen, score=0, iou=IOU)
             for i in range(min(len(expected), _BEST)):
                 objects += 1

@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitattn.dense.found import FoundObjects
-from splitattn.dense.resizing import Sides, resized
+from splitattn.dense.resizing import Sides, pixels_of
 from splitattn.engines.engine import NOT_FINITE, Engine
 from splitattn.errors import ImageError
 from splitattn.graph.detection import LEAST_SCORE, MOST_OBJECTS, MULTIPLE, places
+from splitattn.images.decode import Reduced, as_reduced
 from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
 
@@ -35,7 +36,12 @@ class Finder(Protocol):
 
 
 def find(
-    finder: Finder, image: Image.Image, sides: Sides, *, score: float = LEAST_SCORE, iou: float
+    finder: Finder,
+    image: Image.Image | Reduced,
+    sides: Sides,
+    *,
+    score: float = LEAST_SCORE,
+    iou: float,
 ) -> FoundObjects:
     """What a detector finds in an image.
 
@@ -43,10 +49,14 @@ def find(
         finder: see there, also for `score` and `iou`.
         image: RGB, upright.
         sides: of the detector's images.
+
+    Returns:
+        Boxes in pixels of the whole image.
     """
-    size = sides.size(*image.size)
-    found = finder(np.asarray(resized(image, size)), score=score, iou=iou)
-    return found.scaled(image.width / size[0], image.height / size[1])
+    reduced = as_reduced(image)
+    pixels = pixels_of(reduced, sides)
+    (width, height), (rows, columns, _) = reduced.whole, pixels.shape
+    return finder(pixels, score=score, iou=iou).scaled(width / columns, height / rows)
 
 
 class EngineFinder:

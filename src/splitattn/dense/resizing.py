@@ -3,9 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from splitattn.errors import InputError, WeightsError
+from splitattn.images.decode import ImageSource, Reduced, decode_reduced
+from splitattn.images.limits import DEFAULT_LIMITS, Limits
+from splitattn.images.loading import Decoding
 
 SHORTEST, _LONGEST = 32, 8192
 
@@ -38,6 +43,14 @@ class Sides:
         short = max(self.short // 2, SHORTEST)
         return replace(self, short=short, long=max(self.long // 2, short))
 
+    @property
+    def least_side(self) -> int:
+        """Pixels that the shorter side of an image keeps at least if it is decoded at reduced size.
+
+        They are twice those that the network sees, see `preprocessing.least_side`.
+        """
+        return 2 * (self.short + self.multiple - 1)
+
     def scale(self, width: int, height: int) -> float:
         """By what an image is multiplied."""
         return min(self.short / min(width, height), self.long / max(width, height))
@@ -52,6 +65,38 @@ class Sides:
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """`image` at width and height `size`, bilinear, with antialiasing where it becomes smaller."""
     return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def pixels_of(image: Reduced, sides: Sides) -> NDArray[np.uint8]:
+    """What the network sees of an image, (H, W, 3), of the size that the whole image becomes.
+
+    Args:
+        image: if it was decoded at reduced size, nearly the same pixels as of the whole image.
+    """
+    across, down = (side / image.scale for side in image.whole)
+    size, box = sides.size(*image.whole), (0, 0, across, down)
+    return np.asarray(image.image.resize(size, Image.Resampling.BILINEAR, box))
+
+
+def decode_for(
+    source: ImageSource,
+    sides: Sides,
+    decoding: Decoding,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str | None = None,
+) -> Reduced:
+    """Decode an image for `pixels_of`.
+
+    Args:
+        decoding: "fast" decodes large JPEG files at reduced size, "exact" does not.
+        source, limits, name: see `images.decode.decode`.
+
+    Raises:
+        ImageError: the image cannot be used.
+    """
+    least_side = sides.least_side if decoding == "fast" else None
+    return decode_reduced(source, least_side, limits=limits, name=name)
 
 
 def read_sides(values: dict[str, Any], multiple: int = 1) -> Sides:

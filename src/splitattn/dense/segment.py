@@ -8,9 +8,10 @@ from PIL import Image
 
 from splitattn.dense.class_maps import class_map
 from splitattn.dense.masks import Mask
-from splitattn.dense.resizing import Sides, resized
+from splitattn.dense.resizing import Sides, pixels_of
 from splitattn.engines.engine import NOT_FINITE
 from splitattn.errors import ImageError
+from splitattn.images.decode import Reduced, as_reduced
 from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
 
@@ -19,9 +20,9 @@ Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def segment(
-    network: Logits, image: Image.Image, sides: Sides, preprocessing: Preprocessing
+    network: Logits, image: Image.Image | Reduced, sides: Sides, preprocessing: Preprocessing
 ) -> Mask:
-    """The class of every pixel of an image, (H, W).
+    """The class of every pixel of the whole image, (H, W).
 
     Args:
         network: in evaluation mode, see `torch_logits`.
@@ -32,18 +33,18 @@ def segment(
     Raises:
         ImageError: the network gives no finite numbers.
     """
-    return class_map(logits_of(network, image, sides, preprocessing), image.size)
+    return class_map(logits_of(network, image, sides, preprocessing), as_reduced(image).whole)
 
 
 def logits_of(
-    network: Logits, image: Image.Image, sides: Sides, preprocessing: Preprocessing
+    network: Logits, image: Image.Image | Reduced, sides: Sides, preprocessing: Preprocessing
 ) -> NDArray[np.float32]:
     """What the network gives for an image, (C, h, w). For the arguments see `segment`.
 
     Raises:
         ImageError: the network gives no finite numbers.
     """
-    pixels = np.asarray(resized(image, sides.size(*image.size)))
+    pixels = pixels_of(as_reduced(image), sides)
     logits = network(normalize(pixels.transpose(2, 0, 1)[None], preprocessing))
     if not np.isfinite(logits).all():
         raise ImageError(NOT_FINITE)

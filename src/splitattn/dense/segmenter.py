@@ -10,7 +10,7 @@ from PIL import Image
 
 from splitattn.architectures import Architecture, architecture
 from splitattn.dense.masks import Mask
-from splitattn.dense.resizing import read_sides
+from splitattn.dense.resizing import decode_for, read_sides
 from splitattn.dense.segment import Logits, segment
 from splitattn.dense.trained import TrainedDense, open_dense
 from splitattn.engines.engine import Engine
@@ -24,9 +24,9 @@ from splitattn.graph.segmentation import (
     fold_segmenter,
     segmenter_shapes,
 )
-from splitattn.images.decode import ImageSource
+from splitattn.images.decode import ImageSource, Reduced
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import map_decoded
+from splitattn.images.loading import Decoding, check_decoding, map_decoded
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 
@@ -81,6 +81,8 @@ class Segmenter:
         engine: what runs it: "onnxruntime", "openvino" or "torch"; "auto" is the fastest that is
             installed, or an exported file's own. Heads other than "fpn" run in torch.
         device: "auto" is CUDA where PyTorch sees it, and else the CPU.
+        decoding: "fast" decodes large JPEG files at reduced size, which changes pixels slightly;
+            "exact" does not, as when a data set is evaluated.
         limits: what is refused before it is decoded.
 
     Attributes:
@@ -101,6 +103,7 @@ class Segmenter:
         *,
         engine: str = "auto",
         device: str = "auto",
+        decoding: Decoding = "fast",
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         opened = open_dense(TrainedSegmenter, weights, _logits_of, engine=engine, device=device)
@@ -109,7 +112,7 @@ class Segmenter:
         self.fix_shapes = opened.fix_shapes
         self.sides = read_sides(metadata.head, MULTIPLE)
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
-        self._limits = limits
+        self._limits, self._decoding = limits, check_decoding(decoding)
         self._preprocessing = metadata.preprocessing
 
     @overload
@@ -141,6 +144,22 @@ class Segmenter:
             results.append(result)
         return results
 
+    def load(
+        self, image: ImageSource, *, limits: Limits | None = None, name: str | None = None
+    ) -> Reduced:
+        """An image, decoded for `answer`.
+
+        Args:
+            image: as `splitattn.images.decode` takes it.
+            limits: what is refused before it is decoded; None takes the segmenter's.
+            name: what errors call the image; by default its path.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        limits = self._limits if limits is None else limits
+        return decode_for(image, self.sides, self._decoding, limits=limits, name=name)
+
     def predict_stream(
         self, sources: Iterable[ImageSource]
     ) -> Generator[SegmentedImage | ImageError, None, None]:
@@ -151,14 +170,21 @@ class Segmenter:
         Yields:
             An image's answer, or the error that says why it has none.
         """
+        return map_decoded(self.answer, self.load, sources)
 
-        def answer(image: Image.Image) -> SegmentedImage:
-            return SegmentedImage(class_map=self.segment(image), classes=self.classes)
+    def answer(self, image: Image.Image | Reduced) -> SegmentedImage:
+        """What `predict` gives for an image.
 
-        return map_decoded(answer, sources, self._limits)
+        Args:
+            image: RGB, upright, or what `load` gives.
 
-    def segment(self, image: Image.Image) -> Mask:
-        """The class of every pixel of an image that is RGB and upright, (H, W)."""
+        Raises:
+            ImageError: the network gives no finite numbers.
+        """
+        return SegmentedImage(class_map=self.segment(image), classes=self.classes)
+
+    def segment(self, image: Image.Image | Reduced) -> Mask:
+        """The class of every pixel of an image, (H, W); see `answer`."""
         return segment(self._logits, image, self.sides, self._preprocessing)
 
 

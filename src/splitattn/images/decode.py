@@ -157,6 +157,13 @@ def decode_reduced(
             return Reduced(image=_to_rgb(found.pixels), whole=found.whole, scale=found.scale)
 
 
+def as_reduced(image: Image.Image | Reduced) -> Reduced:
+    """An image that is RGB and upright, as `decode_reduced` gives it."""
+    if isinstance(image, Reduced):
+        return image
+    return Reduced(image=image, whole=image.size, scale=1)
+
+
 def decode_planes(
     source: ImageSource,
     channels: int,

@@ -8,10 +8,9 @@ from itertools import islice, repeat
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
-from PIL import Image
 
 from splitattn.errors import ImageError, InputError
-from splitattn.images.decode import ImageSource, decode, name_of
+from splitattn.images.decode import ImageSource, Reduced, name_of
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.preprocess import Pixels, load_pixels
 from splitattn.preprocessing import Preprocessing, least_side
@@ -57,9 +56,7 @@ def load_batches(
     for name, number in (("batch_size", batch_size), ("workers", workers)):
         if number is not None and number < 1:
             raise InputError(f"{name} must be at least 1, got {number}")
-    if decoding not in get_args(Decoding):
-        raise InputError(f"decoding must be 'exact' or 'fast', got {decoding!r}")
-    least = least_side(preprocessing) if decoding == "fast" else None
+    least = least_side(preprocessing) if check_decoding(decoding) == "fast" else None
 
     def load(source: LazySource, name: str | None) -> Loaded:
         try:
@@ -124,28 +121,41 @@ def _computed(
                 yield item if isinstance(item, ImageError) else next(results)
 
 
+def check_decoding(decoding: Decoding) -> Decoding:
+    """`decoding`, if it is one.
+
+    Raises:
+        InputError: it is not.
+    """
+    if decoding not in get_args(Decoding):
+        raise InputError(f"decoding must be 'exact' or 'fast', got {decoding!r}")
+    return decoding
+
+
 def map_decoded(
-    compute: Callable[[Image.Image], T], sources: Iterable[ImageSource], limits: Limits
+    compute: Callable[[Reduced], T],
+    load: Callable[[ImageSource], Reduced],
+    sources: Iterable[ImageSource],
 ) -> Generator[T | ImageError, None, None]:
     """Compute something for each image of any size, while the next ones are decoded.
 
     Args:
-        compute: takes an image, RGB and upright, and may raise `ImageError`.
-        sources: images, as `decode` takes them; they are read at most two images ahead.
-        limits: what is refused before it is decoded.
+        compute: takes a decoded image, and may raise `ImageError`.
+        load: decodes an image in a thread, and may raise `ImageError`.
+        sources: images, as `load` takes them; they are read at most two images ahead.
 
     Yields:
         A result for each image, in their order, or the error that says why it has none.
     """
 
-    def load(source: ImageSource, name: str) -> tuple[str, Image.Image | ImageError]:
+    def loaded(source: ImageSource, name: str) -> tuple[str, Reduced | ImageError]:
         try:
-            return name, decode(source, limits=limits)
+            return name, load(source)
         except ImageError as error:
             return name, error
 
     named = ((source, name_of(source)) for source in sources)
-    with closing(_batches(load, named, 1, None)) as batches:
+    with closing(_batches(loaded, named, 1, None)) as batches:
         for ((name, image),) in batches:
             if isinstance(image, ImageError):
                 yield image

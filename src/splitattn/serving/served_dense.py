@@ -1,6 +1,7 @@
 """Detectors and segmenters behind the interface of a service."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -10,12 +11,33 @@ from splitattn.dense.detector import DetectedObject, Detector
 from splitattn.dense.drawing import draw_objects
 from splitattn.dense.mask_drawing import draw_classes
 from splitattn.dense.segmenter import SegmentedImage, Segmenter
-from splitattn.images.decode import decode
+from splitattn.images.decode import Reduced, decode
 from splitattn.images.encode import data_url
 from splitattn.images.limits import Limits
 from splitattn.serving.served import Options, Served, boolean, check_parameters, share
 
 _DEFAULT_SCORE, _LEAST_SCORE = 0.3, 0.05
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Loaded:
+    """What the network sees, and the whole image where a drawing is asked for."""
+
+    seen: Reduced
+    shown: Image.Image | None = None
+
+    @property
+    def size(self) -> dict[str, int]:
+        width, height = self.seen.whole
+        return {"width": width, "height": height}
+
+
+def _load(
+    model: Detector | Segmenter, content: bytes, limits: Limits, name: str, options: Options
+) -> _Loaded:
+    seen = model.load(content, limits=limits, name=name)
+    drawn = options.get("draw")
+    return _Loaded(seen=seen, shown=decode(content, limits=limits, name=name) if drawn else None)
 
 
 class ServedDetector(Served):
@@ -36,25 +58,24 @@ class ServedDetector(Served):
         self._detector.fix_shapes()
         self._detector.predict(Image.new("RGB", (64, 64)))
 
-    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> Image.Image:
-        del options
-        return decode(content, limits=limits, name=name)
+    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> _Loaded:
+        return _load(self._detector, content, limits, name, options)
 
-    def compute(self, loaded: list[Image.Image]) -> Sequence[Any]:
+    def compute(self, loaded: list[_Loaded]) -> Sequence[Any]:
         # Requests choose from these by their own score.
-        return [self._detector.predict(image, score=_LEAST_SCORE) for image in loaded]
+        return [self._detector.objects(each.seen, _LEAST_SCORE) for each in loaded]
 
     def answer(
-        self, loaded: Image.Image, result: list[DetectedObject], options: Options, name: str
+        self, loaded: _Loaded, result: list[DetectedObject], options: Options, name: str
     ) -> dict[str, Any]:
         del name
         objects = [each for each in result if each.score > options["score"]]
         found: dict[str, Any] = {
-            "size": {"width": loaded.width, "height": loaded.height},
+            "size": loaded.size,
             "objects": [object_as_json(each) for each in objects],
         }
-        if options["draw"]:
-            found["picture"] = data_url(draw_objects(loaded, objects))
+        if loaded.shown:
+            found["picture"] = data_url(draw_objects(loaded.shown, objects))
         return found
 
     def options(self, query: Mapping[str, str]) -> Options:
@@ -81,23 +102,24 @@ class ServedSegmenter(Served):
         self._segmenter.fix_shapes()
         self._segmenter.predict(Image.new("RGB", (64, 64)))
 
-    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> Image.Image:
-        del options
-        return decode(content, limits=limits, name=name)
+    def load(self, content: bytes, limits: Limits, name: str, options: Options) -> _Loaded:
+        return _load(self._segmenter, content, limits, name, options)
 
-    def compute(self, loaded: list[Image.Image]) -> Sequence[Any]:
-        return [self._segmenter.predict(image) for image in loaded]
+    def compute(self, loaded: list[_Loaded]) -> Sequence[Any]:
+        return [self._segmenter.answer(each.seen) for each in loaded]
 
     def answer(
-        self, loaded: Image.Image, result: SegmentedImage, options: Options, name: str
+        self, loaded: _Loaded, result: SegmentedImage, options: Options, name: str
     ) -> dict[str, Any]:
         del name
         found: dict[str, Any] = {
-            "size": {"width": loaded.width, "height": loaded.height},
+            "size": loaded.size,
             "classes": classes_as_json(result, masks=options["masks"]),
         }
-        if options["draw"]:
-            found["picture"] = data_url(draw_classes(loaded, result.class_map, result.classes))
+        if loaded.shown:
+            found["picture"] = data_url(
+                draw_classes(loaded.shown, result.class_map, result.classes)
+            )
         return found
 
     def options(self, query: Mapping[str, str]) -> Options:
