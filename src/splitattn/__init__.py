@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from splitattn.dense.segmenter import ClassShare, SegmentedImage, Segmenter
     from splitattn.dense.segmenters import create_segmenter
     from splitattn.errors import DataError, ImageError, InputError, WeightsError
-    from splitattn.explanation import BlockShares, Explanation
+    from splitattn.explanation.explanation import Explanation
+    from splitattn.explanation.shares import BlockShares
     from splitattn.exporting import ExportReport
     from splitattn.launch import TrainingResult, find_learning_rate, train
     from splitattn.nn.attention_maps import attention_shares
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Architecture": "architectures",
     "Backbone": "nn.backbone",
-    "BlockShares": "explanation",
+    "BlockShares": "explanation.shares",
     "BulkReport": "bulk.summary",
     "ClassShare": "dense.segmenter",
     "Classifier": "classifier",
     "DataError": "errors",
     "DetectedObject": "dense.detector",
     "Detector": "dense.detector",
-    "Explanation": "explanation",
+    "Explanation": "explanation.explanation",
     "ExportReport": "exporting",
     "ImageError": "errors",
     "InputError": "errors",

@@ -22,7 +22,8 @@ from splitattn.preprocessing import least_side
 from splitattn.weights.download import Progress
 
 if TYPE_CHECKING:
-    from splitattn.explanation import Explainer, Explanation
+    from splitattn.explanation.explainer import Explainer
+    from splitattn.explanation.explanation import Explanation
 
 _TOPK = 5
 
@@ -361,6 +362,6 @@ class Classifier:
 
 
 def _new_explainer(*arguments: Any, **options: Any) -> "Explainer":
-    from splitattn.explanation import Explainer  # its import takes time, and few need it
+    from splitattn.explanation.explainer import Explainer  # its import takes time, and few need it
 
     return Explainer(*arguments, **options)

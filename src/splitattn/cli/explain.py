@@ -15,7 +15,7 @@ from splitattn.cli.output import check_output, reconfigure, say
 from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
-    from splitattn.explanation import Explanation
+    from splitattn.explanation.explanation import Explanation
 
 _PAGES = (".html", ".htm")
 
@@ -72,7 +72,8 @@ def explain(
         check_output(output)
     pictures = None if is_page else Pictures(output, lambda _, each: each.overlay(), "--output")
     from splitattn.cli.progress import counting, downloading
-    from splitattn.explanation import Explainer, write_html
+    from splitattn.explanation.explainer import Explainer
+    from splitattn.explanation.explanation import write_html
     from splitattn.images.paths import expand
 
     with downloading() as progress:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from splitattn.errors import ImageError
-from splitattn.explanation import Explanation
+from splitattn.explanation.explanation import Explanation
 from splitattn.images.encode import jpeg
 from splitattn.serving.bodies import Sent, check_media_type, is_file, read_images
 from splitattn.serving.guard import Guard, error_response

@@ -12,7 +12,8 @@ from splitattn.classifier import Classifier, Prediction
 from splitattn.engines.engine import NOT_FINITE
 from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError
-from splitattn.explanation import Explanation, LoadedImage
+from splitattn.explanation.explainer import LoadedImage
+from splitattn.explanation.explanation import Explanation
 from splitattn.images.encode import data_url
 from splitattn.images.limits import Limits
 from splitattn.images.preprocess import Pixels

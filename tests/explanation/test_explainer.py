@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from splitattn import explanation
 from splitattn.classifier import Classifier
-from splitattn.engines.engine import Engine, Images, Logits, softmax
 from splitattn.errors import ImageError, InputError, WeightsError
-from splitattn.explanation import Explainer, Explanation
+from splitattn.explanation import rise
+from splitattn.explanation.explainer import Explainer
+from splitattn.explanation.explanation import Explanation
 from splitattn.images.heat import heat
 from splitattn.images.preprocess import load_pixels, normalize
 from splitattn.images.samples import sample_photographs
@@ -132,7 +132,7 @@ def test_exported_files_carry_the_map(
 def test_a_file_without_the_map_is_explained_by_rise_alone(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explanation, "_MASKS", 32)
+    monkeypatch.setattr(rise, "_MASKS", 32)
     export(tmp_path / "net.onnx", weights=weights)
     exported = Explainer(weights=tmp_path / "net.onnx")
     assert exported.explain(CAT).method == "rise"
@@ -164,7 +164,7 @@ def test_an_exported_file_is_opened_once(weights: Path, tmp_path: Path) -> None:
 def test_a_map_in_which_all_places_are_alike_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explanation, "_MASKS", 32)
+    monkeypatch.setattr(rise, "_MASKS", 32)
     blind = copy.deepcopy(network())
     torch.nn.init.zeros_(blind.fc.weight)
     path = written(tmp_path / "blind.safetensors", blind)
@@ -219,31 +219,6 @@ def test_other_weights_give_other_maps(tmp_path: Path) -> None:
             for weights in explainers
         )
         assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.5, method
-
-
-class CornerEngine(Engine):
-    """Sees class 1 in what is bright at the upper left, and nothing else."""
-
-    def _infer(self, images_BCHW: Images) -> Logits:
-        bright = images_BCHW[:, :, :16, :16].mean((1, 2, 3))
-        return np.stack([np.zeros_like(bright), 4 * bright], 1)
-
-
-def test_rise_finds_the_only_place_that_matters() -> None:
-    images = np.ones((1, 3, 48, 48), np.float32)
-    found = explanation._rise(CornerEngine("corner"), images, 1, softmax)
-    row, column = np.unravel_index(found.map.argmax(), found.map.shape)
-    assert row < 16 > column
-    assert found.map.max() > 2 * found.least
-    assert np.abs(found.map[24:, 24:]).max() < found.least
-    again = explanation._rise(CornerEngine("corner"), images, 1, softmax)
-    np.testing.assert_array_equal(found.map, again.map)
-
-
-def test_rise_of_a_network_that_looks_nowhere_is_empty() -> None:
-    images = np.zeros((1, 3, 48, 48), np.float32)  # the mean color: no mask changes it
-    found = explanation._rise(CornerEngine("corner"), images, 1, softmax)
-    assert np.abs(found.map).max() < 1e-6
 
 
 def test_a_map_in_which_nothing_stands_out_has_no_colors() -> None:

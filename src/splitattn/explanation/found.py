@@ -1,0 +1,27 @@
+"""What every method gives."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitattn.explanation.shares import BlockShares
+
+Map = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """A map and what it is of, see `Explanation`; `logits` (classes,) are those of all classes.
+
+    Attributes:
+        least: what a place must have to be told from none.
+    """
+
+    method: str
+    map: Map
+    index: int
+    logits: NDArray[np.float32]
+    least: float = 1.0
+    bias: float | None = None
+    shares: tuple[BlockShares, ...] = ()
