@@ -74,8 +74,6 @@ def test_public_names_are_documented(name: str) -> None:
 
 def public_dataclasses() -> Iterator[type]:
     for module in pkgutil.walk_packages([str(PACKAGE)], "splitattn."):
-        if module.name == "splitattn.__main__":  # runs the command line
-            continue
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             own = kind.__module__ == module.name and not kind.__name__.startswith("_")
             if own and dataclasses.is_dataclass(kind):

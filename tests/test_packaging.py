@@ -75,7 +75,7 @@ def test_the_wheel_is_the_package_and_nothing_else(built: dict[str, Path], which
     assert {Path(name).suffix for name in package_files()} == IN_PACKAGE
     assert "splitattn/py.typed" in names
     assert built[which].stat().st_size < 20_000_000
-    assert commands == "[console_scripts]\nsplitattn = splitattn.cli:main\n"
+    assert commands == "[console_scripts]\nsplitattn = splitattn.__main__:run\n"
     assert (ROOT / "README.md").read_text(encoding="utf-8") in metadata
     assert set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.MULTILINE)) == set(
         PROJECT["optional-dependencies"]

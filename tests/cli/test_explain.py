@@ -1,5 +1,6 @@
 """`splitattn explain`."""
 
+import errno
 import io
 from pathlib import Path
 
@@ -55,6 +56,35 @@ def test_a_page_holds_all_images(
     shown = page.read_text(encoding="utf-8")
     assert shown.count("<section>") == shown.count(f"<h2>{photograph}</h2>") == 2
     assert capsys.readouterr().out.splitlines()[0].split(" %  ")[1].split("  ")[0] in CLASSES
+
+
+def test_a_page_is_written_although_stdout_takes_nothing(
+    weights: Path,
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", text)
+
+    monkeypatch.setattr("splitattn.cli.explain.typer.echo", full)
+    page = tmp_path / "why.html"
+    assert call(photograph, photograph, "--weights", weights, "--output", page) == 2
+    assert page.read_text(encoding="utf-8").count("<section>") == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_a_picture_on_stdin_is_explained(
+    weights: Path, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "why"
+    stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(photograph.read_bytes())))
+    monkeypatch.setattr("sys.stdin", stream)
+    assert call("-", photograph, "--weights", weights, "--output", folder) == 0
+    pictures = [path.read_bytes() for path in folder.iterdir()]
+    assert len(pictures) == 2
+    assert pictures[0] == pictures[1]
 
 
 def test_an_old_page_stays_where_nothing_is_explained(

@@ -1,5 +1,6 @@
 """`splitattn features`."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def test_each_image_has_a_line_of_features(
     with np.load(arrays) as stored:  # an image that is named twice has two rows
         assert stored["paths"].tolist() == [str(path)] * 2
         np.testing.assert_array_equal(stored["features"], [expected] * 2)
+
+
+def test_a_picture_on_stdin_has_features(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    path = tmp_path / "chelsea.png"
+    Image.fromarray(skimage.data.chelsea()).save(path)
+    stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(path.read_bytes())))
+    monkeypatch.setattr("sys.stdin", stream)
+    assert call("-", path, "--weights", weights) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["path"], first["features"]) == ("-", second["features"])
 
 
 def test_features_that_are_no_numbers_are_an_error_of_their_image(

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 import splitattn
+from splitattn import __main__ as entry
 from splitattn import cli
 from splitattn.errors import InputError
 
@@ -141,6 +142,18 @@ def test_an_interrupt_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> N
     fails_with(KeyboardInterrupt(), monkeypatch)
     with pytest.raises(SystemExit) as end:
         cli.main(["fail"])
+    assert end.value.code == 130
+
+
+def test_an_interrupt_while_the_command_line_is_imported_ends_with_status_130(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("splitattn.cli.main", interrupted)
+    with pytest.raises(SystemExit) as end:
+        entry.run()
     assert end.value.code == 130
 
 

@@ -1,6 +1,7 @@
 """What newcomers get wrong: one line with the rule, the value and the way out."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("export net.onnx --precision int8", "int8 needs images .*: pass --calibration DATA"),
         ("export net.onnx --precision fp8", "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
         ("weights convert notes.txt a.pth --to tmm", "layout must be one of .* did you mean 'timm"),
+        ("predict photo.png --engine onnx", "engine must be .* did you mean 'onnxruntime'[?]"),
+        ("predict photo.png --weights resnest50", "which is a model: .* --model resnest50"),
+        ("predict photo.png --weights ''", "must be a tag, a file or a folder, got an empty name"),
+        ("predict photo.png --output a.xlsx", "must end in .json, .jsonl, .csv, .txt, got a.xlsx"),
+        ("evaluate data --output a.csv", "--output must end in .json, .jsonl, got a.csv"),
+        ("evaluate ''", "data must be a folder, .* got an empty name"),
+        ("train '' --output run", "data must be a folder, .* got an empty name"),
+        ("train data --output run --set aim=1", "no field is called 'aim'; docs/reference/recipes"),
+        ("bulk '' labels", "bulk needs a source and a target, got '', 'labels'"),
         ("data toy data", "must be a new or empty folder, got data"),
     ],
 )
@@ -69,7 +79,7 @@ def test_a_mistake_gets_one_line_and_status_2(
     call: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        main(call.split())
+        main(shlex.split(call))
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (2, "")
     assert re.fullmatch(rf"error: .*{line}.*\n", err), err

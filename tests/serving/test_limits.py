@@ -1,6 +1,9 @@
 """How a service refuses, gives up and ends, with a model whose computation waits for the test."""
 
+import asyncio
 import base64
+import logging
+import signal
 import socket
 import threading
 import time
@@ -8,8 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx2
 import pytest
+import uvicorn
 
 from splitattn.errors import InputError
+from splitattn.serving import server
 from splitattn.serving.app import application
 from splitattn.serving.settings import Settings
 
@@ -248,6 +253,30 @@ def test_a_model_that_cannot_be_prepared_is_logged_and_not_alive(
         assert own.client.get("/readyz").json() == {"ready": False, "state": "failed"}
         assert fault(post(own)) == (503, "failed")
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_signal_while_the_model_is_prepared_ends_the_service_quietly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Gated()
+    model.compiled.clear()
+    app, listening = application(model, Settings()), server._listen("127.0.0.1", 0)
+    own = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+
+    async def interrupted() -> None:
+        running = asyncio.create_task(server._run(own, app, Settings(), listening))
+        while not own.started:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0.5)
+        model.compiled.set()
+        await running
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(interrupted())
+    assert "Traceback" not in caplog.text
+    assert "is served at" not in caplog.text
 
 
 def test_it_is_ready_before_it_can_explain() -> None:

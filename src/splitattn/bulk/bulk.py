@@ -101,6 +101,8 @@ def label_bulk(
     if not 0 <= most_errors <= 1:
         raise InputError(f"most_errors must be from 0 to 1, got {most_errors}")
     require("bulk", "pyarrow")
+    if not str(source) or not str(target):  # not the current folder: a variable may be empty
+        raise InputError(f"bulk needs a source and a target, got {str(source)!r}, {str(target)!r}")
     source, target = _absolute(str(source)), _absolute(str(target))
     named = None if weights is None else _absolute_if_file(str(weights))
     store = open_store(target)

@@ -11,7 +11,7 @@ import typer
 
 from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel
-from splitattn.cli.output import check_output, reconfigure, say
+from splitattn.cli.output import check_output, say
 from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Method(StrEnum):
 def explain(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(help="Files, folders, globs, URLs, or - for a list on stdin."),
+        typer.Argument(help="Files, folders, globs, URLs, or - for a list or a picture on stdin."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -72,30 +72,40 @@ def explain(
         check_output(output)
     pictures = None if is_page else Pictures(output, lambda _, each: each.overlay(), "--output")
     from splitattn.cli.progress import counting, downloading
+    from splitattn.cli.stdin import images_given
     from splitattn.explanation.explainer import Explainer
     from splitattn.explanation.explanation import write_html
-    from splitattn.images.paths import expand
 
     with downloading() as progress:
         explainer = Explainer(
             model, weights, device=device, engine=engine, white_level=white_level, progress=progress
         )
-    reconfigure(sys.stdin, errors="surrogateescape")
+    names, source_of = images_given(paths)
     done = failed = 0
+    unlisted: OSError | None = None
+
+    def list_line(text: str) -> None:
+        """Print `text`; if stdout does not take it, the pictures are made all the same."""
+        nonlocal unlisted
+        try:
+            if unlisted is None:
+                typer.echo(text)
+        except OSError as error:
+            unlisted = error
 
     def explained() -> "Iterator[tuple[str, Explanation]]":
         nonlocal done, failed
         with counting(shown=sys.stderr.isatty()) as count:
-            for path in expand(paths, sys.stdin):
+            for path in names:
                 done += 1
                 try:
-                    found = explainer.explain(path, label, method.value)
+                    found = explainer.explain(source_of(path), label, method.value)
                 except ImageError as error:
                     failed += 1
                     say(f"error: {error}")
                 else:
                     percent = f"{100 * found.probability:.2f} %"
-                    typer.echo(f"{percent:>8}  {one_line(found.label)}  {one_line(path)}")
+                    list_line(f"{percent:>8}  {one_line(found.label)}  {one_line(path)}")
                     yield path, found
                 count(1, None)
 
@@ -106,6 +116,8 @@ def explain(
         sections = explained()
         if first := next(sections, None):  # without any, an old page stays
             write_html(chain([first], sections), output)
+    if unlisted is not None:
+        raise unlisted
     if not done:
         raise InputError("explain needs images, got none: stdin is empty or closed")
     if failed:

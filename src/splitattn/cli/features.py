@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel, Workers
-from splitattn.cli.output import check_output, json_line, reconfigure, say, writing
+from splitattn.cli.output import check_output, json_line, say, writing
 from splitattn.errors import ImageError, InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _LINES = (".json", ".jsonl")
 def features(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(help="Files, folders, globs, URLs, or - for a list on stdin."),
+        typer.Argument(help="Files, folders, globs, URLs, or - for a list or a picture on stdin."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -52,8 +52,8 @@ def features(
     if ending not in (_ARRAYS, *_LINES):
         raise InputError(f"--output must end in {_ARRAYS}, {' or '.join(_LINES)}, got {output}")
     from splitattn.cli.progress import counting, downloading
+    from splitattn.cli.stdin import images_given
     from splitattn.features import FeatureExtractor
-    from splitattn.images.paths import expand
 
     with downloading() as progress:
         extractor = FeatureExtractor(
@@ -64,10 +64,10 @@ def features(
             white_level=white_level,
             progress=progress,
         )
-    reconfigure(sys.stdin, errors="surrogateescape")
     watched = sys.stderr.isatty()
-    names, sources = tee(expand(paths, sys.stdin))
-    results = extractor.stream(sources, batch_size=batch_size, workers=workers)
+    given, source_of = images_given(paths)
+    names, named = tee(given)
+    results = extractor.stream(map(source_of, named), batch_size=batch_size, workers=workers)
     found: list[tuple[str, Features]] = []
     failed = 0
     lines = None if ending == _ARRAYS else output

@@ -1,7 +1,5 @@
 """`splitattn predict`: images become labels."""
 
-import codecs
-import io
 import sys
 from collections import Counter
 from contextlib import closing
@@ -27,7 +25,7 @@ from splitattn.cli.options import (
     WhiteLevel,
     Workers,
 )
-from splitattn.cli.output import check_output, json_line, reconfigure, say, writing
+from splitattn.cli.output import check_output, json_line, say, writing
 from splitattn.errors import ImageError, InputError, one_line
 from splitattn.files import is_file
 
@@ -145,6 +143,7 @@ def predict(
     from splitattn.cli.progress import counting, starting
 
     with starting("opening the network"):
+        from splitattn.cli.stdin import images_given
         from splitattn.images.paths import expand, passed_over_text
         from splitattn.opening import TASK, task_of
 
@@ -178,22 +177,17 @@ def predict(
                 quick_start=len(paths) <= _FEW and all(map(is_file, paths)),
                 **how,
             )
-    picture = _picture_on_stdin() if "-" in paths else None
-    listed = sys.stdin if picture is None else ("-",)
+    passed_over: Counter[str] = Counter()
+    given_names, source_of = images_given(paths, passed_over)
     watched = sys.stderr.isatty()
     total = sum(1 for _ in expand(paths)) if watched and "-" not in paths else None
-    passed_over: Counter[str] = Counter()
     pictures = [] if draw is None else [Pictures(draw, found.draw)]
     if class_maps_folder is not None:
         assert found.class_map is not None
         pictures.append(
             Pictures(class_maps_folder, found.class_map, option="--class-maps", ending=".png")
         )
-    names, named = tee(expand(paths, listed, passed_over))
-
-    def source_of(name: str) -> str | bytes:
-        return name if picture is None or name != "-" else picture
-
+    names, named = tee(given_names)
     results = found.results(map(source_of, named))
     begin, end = found.around(format)
     write_as = found.writers[format]
@@ -217,31 +211,6 @@ def predict(
     if failed:
         say(f"{failed} of {done} inputs could not be labeled")
         raise typer.Exit(1)
-
-
-# How JPEG, PNG, GIF, TIFF, BMP and WebP begin, and JPEG 2000, AVIF and HEIC after four bytes.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"RIFF")
-_LATER_SIGNATURES = (b"jP  ", b"ftyp")
-
-
-def _picture_on_stdin() -> bytes | None:
-    """The bytes of a picture that is piped in, or None if stdin gives a list of names."""
-    # File names need not be text: they come in as the system gives them and leave escaped.
-    reconfigure(sys.stdin, errors="surrogateescape")
-    stream = getattr(sys.stdin, "buffer", None)
-    start = stream.peek(12)[:12] if isinstance(stream, io.BufferedReader) else b""
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError("a list on stdin must be in UTF-8, got UTF-16: convert it")
-    binary = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
-    # "BM" and others are letters too, but a picture goes on with what is in no name.
-    first_line = start.partition(b"\n")[0].rstrip(b"\r")
-    if not binary or (first_line.isascii() and first_line.decode().isprintable()):
-        return None
-    from splitattn.images.limits import DEFAULT_LIMITS
-
-    assert stream is not None
-    content: bytes = stream.read(DEFAULT_LIMITS.max_bytes + 1)
-    return content
 
 
 def _opened(

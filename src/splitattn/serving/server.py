@@ -81,7 +81,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InputError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; choose another "
-            "--port, or end what listens there"
+            "--port or --host, or end what listens there"
         ) from None
     return listening
 
@@ -92,6 +92,7 @@ async def _run(
     settings: Settings,
     listening: socket.socket,
 ) -> None:
+    host, port = listening.getsockname()[:2]
     running = asyncio.create_task(server.serve(sockets=[listening]))
     while not (server.started or running.done()):
         await asyncio.sleep(0.01)
@@ -103,6 +104,8 @@ async def _run(
 
     def end(wait: float) -> None:
         if ends:
+            # What is cut off now is no error: uvicorn would log where.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server.force_exit = server.should_exit = True
             return
         ends.append(asyncio.create_task(_drain(server, app, wait)))
@@ -114,9 +117,9 @@ async def _run(
         server.should_exit = True
         await running
         raise SystemExit(1)  # the log says why; whoever supervises this process may start it again
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    LOG.info("%s is served at http://%s:%d", app.state.service.served.model, shown, port)
+    if not ends:  # a signal may come while the model is prepared
+        shown = f"[{host}]" if ":" in host else host
+        LOG.info("%s is served at http://%s:%d", app.state.service.served.model, shown, port)
     await running
 
 

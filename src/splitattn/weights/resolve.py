@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from splitattn.architectures import architecture, split_name
+from splitattn.architectures import ARCHITECTURES, architecture, split_name
 from splitattn.errors import WeightsError, nearest
 from splitattn.files import exists, is_folder
 from splitattn.preprocessing import Preprocessing
@@ -99,6 +99,11 @@ def resolve(
             )
     path = Path(weights)
     if not exists(path):
+        if model is None and str(weights) in ARCHITECTURES:
+            raise WeightsError(
+                f"weights must be a tag or a file, got {str(weights)!r}, which is a model: "
+                f"name it as the model, as in --model {weights}"
+            )
         tags = sorted({entry.tag for entry in entries(model)})
         hint = nearest(str(weights), tags) or f"; the tags are {', '.join(tags) or 'none'}"
         whose = f"of {model}" if model else "of any model"
