@@ -326,6 +326,8 @@ def test_malformed_lines_of_yolo_are_refused(line: str, rule: str, tmp_path: Pat
         ({"bbox": None}, "bbox of annotation 1"),
         ({"area": "big"}, "area of annotation 1"),
         ({"id": "one"}, "the id of each annotation"),
+        ({"image_id": [7]}, r"image_id of annotation 1 must be a number, got \[7\]"),
+        ({"image_id": "7"}, "image_id of annotation 1 must be a number, got '7'"),
         ({"segmentation": [[1, 2, 3]]}, "a polygon must be pairs"),
         ({"segmentation": "x"}, "segmentation of annotation 1"),
         ({"segmentation": {"size": [48, 64], "counts": [1, 2]}}, "add up to 48 x 64 pixels, got 3"),

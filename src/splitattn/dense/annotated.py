@@ -290,6 +290,25 @@ def check_same_classes(train: AnnotatedImages, val: AnnotatedImages) -> Annotate
             f"train and val must have the same classes, got {len(odd)} in only one of them: "
             f"{', '.join(odd[:5])}"
         )
-    order = np.array([train.classes.index(name) for name in val.classes], dtype=np.int64)
-    objects = [replace(each, labels=order[each.labels]) for each in val.objects]
-    return replace(val, classes=train.classes, objects=objects)
+    return _relabeled(val, train.classes)
+
+
+def with_classes(data: AnnotatedImages, classes: tuple[str, ...]) -> AnnotatedImages:
+    """`data` with the labels of a detector's classes.
+
+    Raises:
+        DataError: the data has a class that the detector does not have.
+    """
+    unknown = sorted({*data.classes} - {*classes})
+    if unknown:
+        raise DataError(
+            f"{data.origin} must have the detector's classes, got {len(unknown)} others: "
+            f"{', '.join(unknown[:5])}"
+        )
+    return _relabeled(data, classes)
+
+
+def _relabeled(data: AnnotatedImages, classes: tuple[str, ...]) -> AnnotatedImages:
+    order = np.array([classes.index(name) for name in data.classes], dtype=np.int64)
+    objects = [replace(each, labels=order[each.labels]) for each in data.objects]
+    return replace(data, classes=classes, objects=objects)

@@ -72,10 +72,14 @@ def _read(
     objects: dict[int, list[FoundObject]] = {key: [] for key in images}
     for row in content["annotations"]:
         number = _id(row, "annotation")
-        if row.get("image_id") not in images:
+        if type(image := row.get("image_id")) not in (int, float):
+            raise MalformedError(
+                f"image_id of annotation {number} must be a number, got {image!r:.60}"
+            )
+        if image not in images:
             notes.add("annotations of images that are not listed, left out", f"{number}")
             continue
-        objects[row["image_id"]].append(_object(row, number, labels, notes))
+        objects[image].append(_object(row, number, labels, notes))
     file_names = {key: _file_name(row) for key, row in images.items()}
     folder = _folder(folders, [*file_names.values()])
     found = [

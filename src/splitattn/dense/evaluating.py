@@ -1,13 +1,12 @@
 """How good is a detector on annotated images?"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from splitattn.dense.annotated import AnnotatedImages, read_image, with_outlines
+from splitattn.dense.annotated import AnnotatedImages, read_image, with_classes, with_outlines
 from splitattn.dense.detector import Detector
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.open import open_annotated
@@ -92,20 +91,3 @@ def find_all(
             problems.append(str(error))
         on_images(1, len(data))
     return found, tuple(problems)
-
-
-def with_classes(data: AnnotatedImages, classes: tuple[str, ...]) -> AnnotatedImages:
-    """`data` with the labels of a detector's classes.
-
-    Raises:
-        DataError: the data has a class that the detector does not have.
-    """
-    unknown = sorted({*data.classes} - {*classes})
-    if unknown:
-        raise DataError(
-            f"{data.origin} must have the detector's classes, got {len(unknown)} others: "
-            f"{', '.join(unknown[:5])}"
-        )
-    order = np.array([classes.index(name) for name in data.classes], dtype=np.int64)
-    objects = [replace(each, labels=order[each.labels]) for each in data.objects]
-    return replace(data, classes=classes, objects=objects)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from splitattn.dense.annotated import AnnotatedImages, read_image
+from splitattn.dense.annotated import AnnotatedImages, read_image, with_classes
 from splitattn.dense.detector import TrainedDetector
-from splitattn.dense.evaluating import find_all, with_classes
+from splitattn.dense.evaluating import find_all
 from splitattn.dense.exportable import DenseExport, DenseParity
 from splitattn.dense.finding import EngineFinder, Finder, boxes_of_maps, find, padded, select
 from splitattn.dense.found import FoundObjects
