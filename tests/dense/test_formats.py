@@ -390,6 +390,25 @@ def test_hostile_files_of_voc_are_refused(xml: str | bytes, rule: str, tmp_path:
     assert "a.xml" in str(raised.value)
 
 
+@pytest.mark.parametrize("name", [".", "..", "a/.", "a" * 300])
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_a_name_that_no_file_can_have_is_a_missing_image(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "train"
+    save_picture(folder / "a.png")
+    if kind == "coco":
+        images = [{"id": i, "file_name": each} for i, each in enumerate(("a.png", name), 7)]
+        (tmp_path / "train.json").write_text(json.dumps(coco(images, [annotation()])))
+    else:
+        for stem, inside in (("a", "a.png"), ("b", name)):
+            text = voc(inside, None, [("cat", bndbox(1, 2, 9, 9))])
+            (folder / f"{stem}.xml").write_text(text)
+    found = open_annotated(tmp_path, "train")
+    assert found.names == ["a.png"]
+    assert found.notes[0].startswith("images whose file is missing, left out: 1, such as")
+
+
 def test_classes_of_voc_come_from_every_split_or_from_their_file(tmp_path: Path) -> None:
     for split, name in (("train", "cat"), ("val", "bird")):
         save_picture(tmp_path / split / "a.png")

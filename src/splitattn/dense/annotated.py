@@ -15,7 +15,7 @@ from PIL import Image
 
 from splitattn.dense.outlines import Outline, RunLengths, clipped
 from splitattn.errors import DataError, ImageError
-from splitattn.files import as_on_disk
+from splitattn.files import as_on_disk, is_file
 from splitattn.images.decode import decode, read_size
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def annotated_images(
     kept: list[tuple[FoundImage, tuple[int, int]]] = []
     for image in images:
         image = replace(image, path=as_on_disk(image.path))
-        if not image.path.is_file():
+        if not is_file(image.path):
             notes.add("images whose file is missing, left out", str(image.path))
             continue
         try:

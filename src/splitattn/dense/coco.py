@@ -15,7 +15,7 @@ from splitattn.dense.outlines import (
     read_run_lengths,
 )
 from splitattn.errors import DataError
-from splitattn.files import as_on_disk
+from splitattn.files import as_on_disk, is_file
 
 # COCO's own training annotations have 450 MB.
 _MOST_BYTES = 2**30
@@ -160,5 +160,5 @@ def _outline(value: object, number: int, notes: Notes) -> Outline | None:
 def _folder(folders: Sequence[Path], names: Sequence[str]) -> Path:
     """The first folder that has an image of a few."""
     few = names[:: max(len(names) // 20, 1)]
-    has = (folder for folder in folders if any(as_on_disk(folder / name).is_file() for name in few))
+    has = (folder for folder in folders if any(is_file(as_on_disk(folder / name)) for name in few))
     return next(has, folders[0])

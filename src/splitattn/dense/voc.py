@@ -88,7 +88,7 @@ def found_image(
     """
     inside, size, objects = annotation
     inside = inside.replace("\\", "/").rpartition("/")[2]
-    image = images.get(path.stem) or images.get(inside) or path.with_name(inside or path.stem)
+    image = images.get(path.stem) or images.get(inside) or path.parent / (inside or path.stem)
     label = {name: i for i, name in enumerate(classes)}
     named = [
         FoundObject(box=found.box, label=label[name], crowd=found.crowd) for name, found in objects
