@@ -123,6 +123,9 @@ def test_a_file_that_is_no_photograph_says_so_and_others_are_answered(
     assert "<b>text<b>.jpg" in bad
     assert "expected an image" in bad
     assert " %" in good
+    bad_picture, good_picture = page.query_selector_all(".picture")
+    assert not bad_picture.is_visible()
+    assert good_picture.is_visible()
 
 
 def test_the_keyboard_alone_chooses_and_explains(page: Page) -> None:
@@ -144,6 +147,8 @@ def test_the_keyboard_alone_chooses_and_explains(page: Page) -> None:
     assert page.get_attribute(".card img", "src").startswith("data:image/jpeg;base64,")
     assert "rests on in chelsea.jpg" in page.get_attribute(".card img", "alt")
     assert page.evaluate("document.activeElement.className") == "explain"
+    # Its words are legible: it is shown at its own size.
+    assert page.evaluate("document.querySelector('.card img').getBoundingClientRect().width") == 640
     page.keyboard.press("Space")
     assert page.get_attribute(".card img", "src") == plain
 
