@@ -258,7 +258,7 @@ def test_a_run_is_evaluated_on_the_images_that_it_kept(
     assert "trained on" not in caplog.text
     splitattn.evaluate(str(data), weights=run.output)  # the validation split, which is new to it
     assert "trained on" not in caplog.text
-    splitattn.evaluate(str(data / "train"), weights=run.output)
+    splitattn.evaluate(data / "train", weights=run.output)
     assert "most of these images were trained on; --held-out measures" in caplog.text
 
     moved = data.rename(tmp_path / "moved")

@@ -117,7 +117,7 @@ SHOWS = {
         writes_a_csv_row_per_photo
     ),
     "find photos -name '*.jpg' | splitattn predict - --format json": prints_an_object_per_photo,
-    "splitattn evaluate dataset/ --json > measured.json": measures_every_image,
+    "splitattn evaluate dataset/ --weights tuned --json > measured.json": measures_every_image,
     "splitattn train dataset/ --output tuned --set epochs=2 --set batch_size=4": tunes,
     "splitattn predict photo.jpg --weights tuned": labels_with_the_trained_classes,
     "splitattn export model.onnx": exports,

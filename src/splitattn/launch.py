@@ -104,7 +104,7 @@ def train(
     head: str | None = None,
     recipe: str = "finetune",
     overrides: Iterable[str] = (),
-    class_names: Path | None = None,
+    class_names: str | Path | None = None,
     new_classifier: bool = False,
     fold: str | None = None,
     resume: bool = False,
@@ -208,7 +208,7 @@ def find_learning_rate(
     head: str | None = None,
     recipe: str = "finetune",
     overrides: Iterable[str] = (),
-    class_names: Path | None = None,
+    class_names: str | Path | None = None,
     new_classifier: bool = False,
     fold: str | None = None,
     device: str = "auto",
@@ -258,7 +258,7 @@ def _prepared(
     head: str | None,
     recipe: str,
     overrides: Iterable[str],
-    class_names: Path | None,
+    class_names: str | Path | None,
     new_classifier: bool,
     fold: str | None,
     device: str,
@@ -374,7 +374,7 @@ class DataSettings:
     """
 
     data: str
-    class_names: Path | None = None
+    class_names: str | Path | None = None
     new_classifier: bool = False
     fold: Fold | None = None
 

@@ -76,13 +76,13 @@ class SegmentationEvaluation(SegmentationScores):
 
 
 def evaluate(
-    data: str,
+    data: str | Path,
     *,
     model: str | None = None,
     weights: str | Path | None = None,
     split: str = "val",
     held_out: bool = False,
-    class_names: Path | None = None,
+    class_names: str | Path | None = None,
     size: int | None = None,
     engine: str = "auto",
     device: str = "auto",
@@ -124,6 +124,7 @@ def evaluate(
         DataError: the data cannot be opened, has other classes, or no image could be read; or
             nothing was held out of it.
     """
+    data = str(data)
     if held_out and split != "val":
         raise InputError(f"--held-out is a part of the training images: leave out --split {split}")
     if (task := task_of(weights)) != TASK:
@@ -229,7 +230,7 @@ def export(
     weights: str | Path | None = None,
     format: str | None = None,
     precision: str = "fp32",
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     batch_size: int | None = None,
     dynamic_size: bool = False,
     opset: int | None = None,
@@ -274,6 +275,7 @@ def export(
         DataError: the calibration images cannot be used.
         ExportError: the file would compute something else; it is discarded.
     """
+    calibration = None if calibration is None else str(calibration)
     path = Path(path)
     if (task := task_of(weights)) != TASK:
         assert weights is not None

@@ -39,6 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("predict photo.png --engine tensorrt", "engine must be one of .*, got 'tensorrt'"),
         ("predict photo.png --model resnet50", "'resnet50'; did you mean 'resnest50'"),
         ("predict photo.png --weights best.pth", "'best.pth' is neither a tag .* nor a file"),
+        ("predict photo.png --weights notes.txt", "notes.txt is not a weights file: it must be"),
         ("predict photo.png --weights empty", "empty must be a folder with model.safetensors or"),
         ("predict photo.png --output data", "--output must be a file, got data, a folder"),
         ("evaluate", "missing argument 'data'; see splitattn evaluate --help"),

@@ -15,7 +15,9 @@ def test_class_names_come_from_a_file(tmp_path: Path) -> None:
     write_class_folders(tmp_path / "data", 1)
     names = tmp_path / "names.txt"
     names.write_text("sea\ngrass\nfire\n")
-    assert open_data(str(tmp_path / "data"), "val", names).classes == ("sea", "grass", "fire")
+    for given in (names, str(names)):
+        found = open_data(str(tmp_path / "data"), "val", given)
+        assert found.classes == ("sea", "grass", "fire")
     names.write_text("sea\nsea\nfire\n")
     with pytest.raises(DataError, match="must be different, got 'sea' twice"):
         open_data(str(tmp_path / "data"), "val", names)

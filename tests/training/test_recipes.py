@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +163,12 @@ def test_an_unknown_recipe_names_what_there_is(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("epochs: 3")
     with pytest.raises(InputError, match="must be TOML"):
         load_recipe(str(tmp_path / "broken.toml"), model="resnest50")
+
+
+@pytest.mark.parametrize("overrides", ["epochs=2", {"epochs": 2}])
+def test_overrides_are_a_list(overrides: Any) -> None:
+    with pytest.raises(InputError, match=r"must be a list such as \['epochs=2'\], got"):
+        load_recipe("plain", overrides, model="resnest50")
 
 
 def test_the_size_grows_from_the_first_to_the_last_epoch() -> None:

@@ -189,6 +189,7 @@ def saved(content: object, **options: Any) -> bytes:
     ("content", "reason"),
     [
         (b"", "empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
         (b"\x89PNG\r\n\x1a\n", "not a weights file"),
         (b"<html>404</html>", "not a weights file"),
         (zip_of_text(), "not a file of torch.save"),
@@ -209,6 +210,7 @@ def saved(content: object, **options: Any) -> bytes:
     # The bytes hold the time of day, and parallel workers must collect the same names.
     ids=[
         "empty",
+        "git-lfs-pointer",
         "picture",
         "page",
         "zip-of-text",

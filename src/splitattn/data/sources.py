@@ -16,7 +16,7 @@ from splitattn.images.paths import expand_glob, is_image_name
 _TORCHVISION = "torchvision:"
 
 
-def open_data(data: str, split: str, class_names: Path | None = None) -> LabelledImages:
+def open_data(data: str, split: str, class_names: str | Path | None = None) -> LabelledImages:
     """Open one split of a data set.
 
     Args:
@@ -37,7 +37,7 @@ def open_data(data: str, split: str, class_names: Path | None = None) -> Labelle
         InputError: a library that reads it is not installed.
     """
     images = _open(data, split)
-    return named(images, read_class_list(class_names)) if class_names else images
+    return named(images, read_class_list(Path(class_names))) if class_names else images
 
 
 def has_several_labels(data: str | Path) -> bool:

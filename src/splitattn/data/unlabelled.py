@@ -21,7 +21,7 @@ _EVERY, _MOST_HELD_OUT = 20, 5000
 
 
 def open_for_teacher(
-    data: str, classes: tuple[str, ...], class_names: Path | None = None, *, seed: int
+    data: str, classes: tuple[str, ...], class_names: str | Path | None = None, *, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
     """Open the training and validation images of `data`, with or without labels.
 
@@ -53,7 +53,7 @@ def open_for_teacher(
 
 
 def _open(
-    data: str, split: str, classes: tuple[str, ...], class_names: Path | None
+    data: str, split: str, classes: tuple[str, ...], class_names: str | Path | None
 ) -> LabelledImages:
     try:
         images = open_data(data, split, class_names)

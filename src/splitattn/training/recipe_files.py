@@ -3,7 +3,7 @@
 import re
 import reprlib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ def load_recipe(
         InputError: no such preset, file or model, an unknown key (the message names the nearest),
             a value of the wrong type or outside its range, or a model without a paper recipe.
     """
+    if isinstance(overrides, str | Mapping):
+        raise InputError(f"overrides must be a list such as ['epochs=2'], got {overrides!r:.60}")
     if model is None:
         overrides = list(overrides)
         scratch = load_recipe(name_or_file, overrides, model=_FROM_SCRATCH, task=task)

@@ -20,6 +20,8 @@ from splitattn.weights.unpickler import ITEMSIZES, Storage, Unpickler, swapped
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
+# What a clone of a repository has in place of a large file.
+_LFS_POINTER = b"version https://git-lfs"
 # The first three pickles of a file of `torch.save` before zip files: a number, the version of the
 # format, and sizes of the writer's types.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -49,6 +51,25 @@ def is_archive(path: Path) -> bool:
         return file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
 
 
+def check_begins_as_weights(path: Path) -> None:
+    """Raise unless a file that is no safetensors begins as one of `torch.save` does, or a pickle.
+
+    Raises:
+        OSError: the file cannot be read.
+        WeightsError: it begins otherwise.
+    """
+    with open_file(path) as file:
+        start = file.read(len(_LFS_POINTER))
+    if not start:
+        raise WeightsError(f"{path} is an empty file: get the weights again")
+    if start == _LFS_POINTER:
+        raise WeightsError(f"{path} is a pointer of Git LFS: get the file with git lfs pull")
+    if not start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
+        raise WeightsError(
+            f"{path} is not a weights file: it must be safetensors or written by torch.save"
+        )
+
+
 def load_pickle(path: Path) -> Pickle:
     """Read a file of `torch.save` or a pickle of NumPy arrays. Tensors are read on first use.
 
@@ -56,19 +77,10 @@ def load_pickle(path: Path) -> Pickle:
         OSError: the file cannot be read.
         WeightsError: the file is damaged, or does what no file of weights needs.
     """
+    check_begins_as_weights(path)
     with open_file(path) as file:
-        start = file.read(len(_ZIP_MAGIC))
+        load = _load_zip if file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC else _load_pickles
         file.seek(0)
-        if not start:
-            raise WeightsError(f"{path} is an empty file: get the weights again")
-        if start.startswith(_ZIP_MAGIC):
-            load: Callable[[BinaryIO, Path], Pickle] = _load_zip
-        elif start.startswith(_PICKLE_MAGIC):
-            load = _load_pickles
-        else:
-            raise WeightsError(
-                f"{path} is not a weights file: it must be safetensors or written by torch.save"
-            )
         try:
             return load(file, path)
         except (OSError, WeightsError):

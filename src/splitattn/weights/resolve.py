@@ -18,7 +18,8 @@ from splitattn.weights.catalogue import (
 )
 from splitattn.weights.download import Progress
 from splitattn.weights.hub import WEIGHTS_NAMES, folder_of, is_reference
-from splitattn.weights.metadata import ModelMetadata, read_metadata
+from splitattn.weights.metadata import ModelMetadata, is_safetensors, read_metadata
+from splitattn.weights.pickles import check_begins_as_weights
 from splitattn.weights.timm_config import CONFIG_NAME, Config, read_config
 
 # Endings of the files that `splitattn export` writes.
@@ -170,6 +171,8 @@ def _resolve_file(path: Path, model: str | None) -> ResolvedWeights:
         check_owner(path, entry.model, model)
         return _described_by(entry, path)
     if model is None:
+        if not is_safetensors(path):
+            check_begins_as_weights(path)
         raise WeightsError(f"{path} does not say which model it belongs to: name the model")
     return ResolvedWeights(
         path=path,
