@@ -249,6 +249,7 @@ def test_training_gives_up_after_a_hundred_unreadable_images(workers: int) -> No
     assert message.startswith("training needs readable images, got 100 in a row that are not; the")
     assert f"first: image {n - 101}: " in message
     assert "\n" not in message
+    assert not active_children(), "the workers end with the error, whoever keeps it"
 
 
 def test_training_gives_up_where_nothing_can_be_read(data: LabelledImages) -> None:

@@ -185,10 +185,15 @@ class Loader(DataLoader[T]):
                 f"cannot start {self.num_workers} worker processes: {error or 'they ended'}; use "
                 "fewer --workers, or --workers 0"
             ) from error
-        for batch in batches:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch.tensors() if isinstance(batch, Packed) else batch
+        try:
+            for batch in batches:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch.tensors() if isinstance(batch, Packed) else batch
+        finally:
+            # An error would keep it until garbage is collected, and then the workers' queue ends
+            # before they are told to: they would wait for as long as this process lives.
+            del batches
 
 
 @contextmanager
