@@ -144,8 +144,9 @@ class TestEveryVariant(MapSuite):
 class TestEveryKindOfBlock(GraphSuite):
     @pytest.fixture(
         params=[
-            "resnest50",
-            *(f"resnest50_fast_{kind}" for kind in ("0s1x64d", "4s1x64d", "2s2x40d", "1s4x24d")),
+            pytest.param("resnest50", marks=pytest.mark.slow),
+            pytest.param("resnest50_fast_4s1x64d", marks=pytest.mark.slow),
+            *(f"resnest50_fast_{kind}" for kind in ("0s1x64d", "2s2x40d", "1s4x24d")),
         ],
     )
     def case(self, request: pytest.FixtureRequest) -> Case:

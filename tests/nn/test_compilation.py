@@ -18,8 +18,9 @@ from .networks import images, randomize_norms, small, wake_residuals
 every_kind_of_block = pytest.mark.parametrize(
     "architecture",
     [
-        pytest.param(small(0), id="plain"),
-        pytest.param(small(1), id="1s1x"),
+        # As backbones, both are compiled in test_backbone.py too.
+        pytest.param(small(0), id="plain", marks=pytest.mark.slow),
+        pytest.param(small(1), id="1s1x", marks=pytest.mark.slow),
         pytest.param(small(2), id="2s1x"),
         pytest.param(dataclasses.replace(small(4, 2), avd_first=True), id="4s2x-fast"),
     ],

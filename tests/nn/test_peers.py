@@ -36,7 +36,13 @@ def assert_equal_outputs(ours: nn.Module, theirs: nn.Module, *sizes: tuple[int, 
         torch.testing.assert_close(logits, theirs(x), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", TIMM_NAMES)
+# They differ from resnest101 in the number of blocks alone, and take seconds.
+DEEPEST = dict.fromkeys(("resnest200", "resnest269"), pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=DEEPEST.get(name, ())) for name in TIMM_NAMES]
+)
 def test_equals_timm(name: str) -> None:
     theirs = timm.create_model(TIMM_NAMES[name], pretrained=False)
     assert_equal_outputs(ResNeSt(ARCHITECTURES[name]), theirs, (97, 65), (64, 64))
