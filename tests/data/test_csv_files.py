@@ -39,6 +39,18 @@ def test_columns_may_come_in_any_order_with_others_between_them(tmp_path: Path) 
     assert list(data.images) == [str(tmp_path / "é.png"), str(tmp_path / "d.png")]
 
 
+def test_columns_are_known_in_any_case_and_with_spaces_around_them(tmp_path: Path) -> None:
+    data = write(
+        tmp_path / "a.csv", "Path, LABEL,Split", "a.png,x,train", "b.png,y,val", "c.png,y,val"
+    )
+    train, val = (open_data(data, split) for split in ("train", "val"))
+    assert (list(train.images), list(train.labels)) == ([str(tmp_path / "a.png")], [0])
+    assert (len(val), list(val.labels), val.classes) == (2, [1, 1], ("x", "y"))
+    twice = write(tmp_path / "b.csv", "path,label,Label", "a.png,x,y")
+    with pytest.raises(DataError, match="must have one column label, got 'path,label,Label'"):
+        open_data(twice, "train")
+
+
 def test_files_are_found_however_their_accents_are_composed(tmp_path: Path) -> None:
     (tmp_path / "set e\u0301").mkdir()
     picture(1, 0).save(tmp_path / "set e\u0301" / "cafe\u0301.png")

@@ -156,6 +156,7 @@ def _made(folder: Path) -> Path:
 def test_class_folders_may_be_links(tmp_path: Path) -> None:
     real = write_class_folders(tmp_path / "real", 1)
     (real / "red" / "loop").symlink_to(real / "red")
+    (real / "red" / "up").symlink_to(real)  # where the other classes are
     (tmp_path / "data").mkdir()
     for name in CLASSES:
         (tmp_path / "data" / name).symlink_to(real / name)

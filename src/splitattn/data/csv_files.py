@@ -19,6 +19,7 @@ from splitattn.images.paths import is_url
 SEPARATOR = "|"
 # Columns that are no classes where each class has a column of its own.
 _NO_CLASSES = ("path", "split")
+_COLUMNS = ("path", "label", "labels", "split")
 _MARKS = {"0": False, "1": True}
 # Bad rows that an error lists before it only counts them.
 _ROWS_SHOWN = 5
@@ -95,15 +96,30 @@ def has_several_labels(path: Path) -> bool:
     """
     try:
         with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
-            return _layout(path, csv.DictReader(file).fieldnames or ()).several
+            return _layout(path, _reader(path, file).fieldnames or ()).several
     except (OSError, UnicodeDecodeError, csv.Error, DataError):
         return False  # opening it says why
+
+
+def _reader(path: Path, file: io.TextIOWrapper) -> "csv.DictReader[str]":
+    """Rows by column, with the names that mean something here in any case, without spaces.
+
+    Raises:
+        DataError: two columns have the same such name.
+    """
+    reader = csv.DictReader(file)
+    plain = [name.strip() for name in reader.fieldnames or ()]
+    names = [name.lower() if name.lower() in _COLUMNS else name for name in plain]
+    if twice := next((name for name in _COLUMNS if names.count(name) > 1), None):
+        raise DataError(f"{path} must have one column {twice}, got {','.join(plain)[:100]!r}")
+    reader.fieldnames = names
+    return reader
 
 
 def _read(path: Path) -> tuple[_Layout, list[_Row]]:
     try:
         with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = _reader(path, file)
             layout = _layout(path, reader.fieldnames or ())
             rows = list(_rows(path, reader, layout))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -4,6 +4,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from mimetypes import MimeTypes
 from pathlib import Path
 
@@ -121,8 +122,11 @@ def passed_over_text(passed_over: Counter[str]) -> str:
 
 
 def _folders_below(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """`folder` and those below it, each once and with its files' names, sorted, without litter."""
-    seen: set[tuple[int, int]] = set()
+    """`folder` and those below it, each once and with its files' names, sorted, without litter.
+
+    A link to a folder above it is not followed: what lies there is not below it.
+    """
+    seen = set(_identities(Path(os.path.realpath(folder)).parents))
     for path, folders, names in os.walk(folder, followlinks=True):
         try:
             status = os.stat(path)  # noqa: PTH116
@@ -135,6 +139,13 @@ def _folders_below(folder: str) -> Iterator[tuple[str, list[str]]]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not is_litter(name))
         yield path, sorted(name for name in names if not is_litter(name))
+
+
+def _identities(folders: Iterable[Path]) -> Iterator[tuple[int, int]]:
+    for folder in folders:
+        with suppress(OSError):  # not ours to look at
+            status = folder.stat()
+            yield status.st_dev, status.st_ino
 
 
 def _may_be_picture(name: str) -> bool:
