@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import tracemalloc
@@ -26,7 +27,7 @@ import pytest
 from PIL import Image
 
 import splitattn
-from splitattn.bulk import bulk, stores
+from splitattn.bulk import bulk, shards, stores
 from splitattn.bulk.plan import Plan, Run, ShardReport, read_run, write_manifest
 from splitattn.bulk.shards import ShardLabeler, TooManyErrorsError
 from splitattn.bulk.sources import Entry
@@ -177,6 +178,21 @@ def test_a_bucket_that_is_busy_is_labeled_all_the_same(
     assert SECRET not in "".join(capfd.readouterr())
     again = label_bulk(f"{scheme}://{BUCKET}/in", target, shard_size=4)
     assert again == replace(report, labeled_now=0, seconds=again.seconds)
+
+
+def test_many_objects_are_read_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(16)
+
+    def read(_: str) -> bytes:
+        together.wait(10)
+        return (photos / "0.jpg").read_bytes()
+
+    monkeypatch.setattr(shards, "read_object", read)
+    (tmp_path / "list.txt").write_text("".join(f"s3://{BUCKET}/{n}.jpg\n" for n in range(32)))
+    report = label_bulk(tmp_path / "list.txt", tmp_path / "out")
+    assert (report.images, report.errors) == (32, 0)
 
 
 def test_an_outage_leaves_no_part_and_the_same_call_ends_it(

@@ -82,7 +82,8 @@ def label_bulk(
         retry_errors: label again, of a run that is done, the images that could not be labeled.
         most_errors: the greatest share of the images of a part, and of all, that may be errors,
             from 0 to 1. Up to ten errors are always allowed.
-        batch_size, workers: see `Classifier.predict_stream`.
+        batch_size, workers: see `Classifier.predict_stream`; None is at least 16 threads for images
+            in a bucket.
         passed_over: counts, by ending, files in folders that may be pictures and are not read.
         on_listed: told while images are listed, how many are.
         on_shard: told of each shard that is done, and how many there are.

@@ -1,5 +1,6 @@
 """Labels the images of one shard, and writes them as one part."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EXAMPLES = 24
+_LEAST_READERS = 16
 # So few errors are never too many, whatever their share.
 _FEW_ERRORS = 10
 
@@ -156,7 +158,7 @@ class ShardLabeler:
             [source_of(entry) for entry in entries],
             self._classifier.preprocessing,
             batch_size=self._plan.batch_size,
-            workers=self._plan.workers,
+            workers=self._plan.workers or _threads(entries),
             limits=DEFAULT_LIMITS,
             decoding=self._plan.run.decoding,
             names=[entry.name for entry in entries],
@@ -180,6 +182,16 @@ class ShardLabeler:
             "probabilities": [one.probability for one in labels],
         }
         return {**answer, "features": features} if self._extractor else answer
+
+
+def _threads(entries: Iterable[Entry]) -> int | None:
+    """How many threads read and decode; None is the default of `load_batches`.
+
+    A thread that waits for a bucket keeps no processor busy, so few processors need more of them.
+    """
+    if not any(is_bucket(entry.path) for entry in entries):
+        return None
+    return max(_LEAST_READERS, min(32, (os.cpu_count() or 1) + 4))
 
 
 def source_of(entry: Entry) -> LazySource:
