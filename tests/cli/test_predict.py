@@ -18,6 +18,7 @@ from PIL import Image
 
 from splitattn.classifier import Classifier
 from splitattn.cli import main
+from splitattn.errors import ImageError
 from splitattn.engines.engine import Engine
 from splitattn.opening import TrainedNetwork
 from tests.cli.networks import CLASSES, write_weights
@@ -203,6 +204,21 @@ def test_draw_writes_a_picture_for_each_labeled_image(
     before = (photos / "chelsea.png").read_bytes()
     assert "--draw must be a new or empty folder" in predict(photos, "--draw", photos).err
     assert (photos / "chelsea.png").read_bytes() == before
+
+
+def test_what_is_labeled_but_cannot_be_drawn_is_no_failed_label(
+    predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> ImageError:
+        return ImageError("no such file", "coffee.png")
+
+    monkeypatch.setattr("splitattn.cli.drawing.Pictures.add", gone)
+    answer = predict(photos / "coffee.png", "--draw", tmp_path / "drawn", "--format", "json")
+    assert (answer.status, len(answer.lines)) == (1, 1)
+    assert answer.err.splitlines() == [
+        "error: coffee.png: no such file; no picture of it is drawn",
+        "pictures that could not be drawn: 1",
+    ]
 
 
 def test_the_table_is_the_default_and_reads_well(predict, photos: Path) -> None:

@@ -191,15 +191,15 @@ def predict(
     results = found.results(map(source_of, named))
     begin, end = found.around(format)
     write_as = found.writers[format]
-    done = failed = 0
+    done = failed = undrawn = 0
     with closing(results), writing(output) as write, counting(shown=watched) as count:
         write(begin)
         for name, result in zip(names, results, strict=True):
             write(write_as(name, result))
             for folder in () if isinstance(result, ImageError) else pictures:
-                if undrawn := folder.add(name, source_of(name), result):
-                    say(f"error: {undrawn}")
-                    failed += 1
+                if problem := folder.add(name, source_of(name), result):
+                    say(f"error: {problem}; no picture of it is drawn")
+                    undrawn += 1
             done += 1
             failed += isinstance(result, ImageError)
             count(1, total)
@@ -210,6 +210,9 @@ def predict(
         raise InputError("predict needs images, got none: stdin is empty or closed")
     if failed:
         say(f"{failed} of {done} inputs could not be labeled")
+    if undrawn:
+        say(f"pictures that could not be drawn: {undrawn}")
+    if failed or undrawn:
         raise typer.Exit(1)
 
 
