@@ -18,8 +18,8 @@ from PIL import Image
 
 from splitattn.classifier import Classifier
 from splitattn.cli import main
-from splitattn.errors import ImageError
 from splitattn.engines.engine import Engine
+from splitattn.errors import ImageError
 from splitattn.opening import TrainedNetwork
 from tests.cli.networks import CLASSES, write_weights
 from tests.images.site import answer, site
