@@ -167,6 +167,28 @@ def test_it_fits_narrow_and_wide_screens_in_both_schemes(
     assert ground == ("rgb(250, 250, 250)" if scheme == "light" else "rgb(24, 24, 27)")
 
 
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_shuts_people_out(
+    page: Page, tmp_path: Path, width: int, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+
+    def violations() -> list[tuple[str, str]]:
+        found = axe.run(page).response["violations"]
+        return [(rule["id"], node["html"][:100]) for rule in found for node in rule["nodes"]]
+
+    assert violations() == []  # empty
+    (tmp_path / "damaged.jpg").write_bytes(b"no")
+    page.set_input_files("#files", [*PHOTOGRAPHS[:2], str(tmp_path / "damaged.jpg")])
+    answered(page, 3)
+    page.click(".explain >> nth=0")
+    page.wait_for_selector(".explain[aria-pressed=true]")
+    assert violations() == []  # with labels, a map and an error
+
+
 def test_a_busy_service_is_asked_again(page: Page) -> None:
     refused = 0
 
