@@ -2,7 +2,7 @@
 
 usage: python scripts/howto_pictures.py [detect] [segment]
 
-Both by default; each takes about four minutes of one core. Shapes are drawn on crops of the
+Both by default; each takes six to ten minutes of a busy core. Shapes are drawn on crops of the
 photographs inside the package, a detector and a segmenter learn them with the commands of the
 pages, and the pictures show what they find in images that they have not seen. Look at the results.
 """

@@ -206,6 +206,35 @@ def finetuning() -> str:
     return "\n".join(lines)
 
 
+def dense() -> str:
+    """What detectors and segmenters reach in about twenty minutes."""
+    rows = read("dense")
+    lines = [
+        "| data | head | from | figures % | epochs | processor minutes | seeds |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
+    for key in dict.fromkeys((row["set"], row["start"]) for row in rows):
+        own = [row for row in rows if (row["set"], row["start"]) == key]
+        figures = ", ".join(
+            f"{name.replace('_', ' ')} {_mean([row['figures'][name] for row in own])}"
+            for name in own[0]["figures"]
+        )
+        # The time passed on each of the threads.
+        minutes = statistics.median(row["training_seconds"] * row["threads"] for row in own) / 60
+        cells = (
+            key[0],
+            f"`{own[0]['head']}`",
+            f"`{own[0]['model']}:{own[0]['weights']}`" if own[0]["weights"] else "random weights",
+            figures,
+            str(own[0]["epochs"]),
+            f"{minutes:.0f}",
+            str(len(own)),
+        )
+        lines.append(_line(cells))
+    lines += ["", f"{_origins(rows, 'torch', 'torchvision')}."]
+    return "\n".join(lines)
+
+
 def eight_bits() -> str:
     """What they cost in accuracy, by engine: the reports that `splitattn export` writes."""
     lines = [

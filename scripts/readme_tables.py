@@ -178,6 +178,7 @@ DOCUMENTS = {
             measured_tables.training,
             measured_tables.claim,
             measured_tables.finetuning,
+            measured_tables.dense,
             measured_tables.serving,
             measured_tables.bulk,
         )
