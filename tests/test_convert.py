@@ -406,7 +406,7 @@ def test_a_backbone_is_taken_out_of_a_whole_model(
         assert torch.equal(value.nan_to_num(), state[key].to(value.dtype).nan_to_num()), key
     tensors = "tensor" if len(others) == 1 else "tensors"
     told = f"{len(others)} {tensors} of the larger model around the backbone ({', '.join(others)})"
-    assert [record.message for record in caplog.records] == [f"{path}: {told} are left out"]
+    assert [record.message for record in caplog.records] == [f"{path}: left out {told}"]
     done = convert(path, tmp_path / "a.pth", to="official", model=SMALL)
     assert done.dropped == (told,)
     assert bits(torch.load(done.path, weights_only=True)) == bits(headless(state))

@@ -20,6 +20,7 @@ from splitattn.dense.annotated import with_outlines
 from splitattn.dense.detector import Detector, TrainedDetector
 from splitattn.dense.detectors import DETECTION_HEADS, create_detector
 from splitattn.dense.drawing import color, draw_boxes
+from splitattn.dense.exporting import DetectorExport
 from splitattn.dense.open import open_annotated
 from splitattn.dense.outlines import read_run_lengths
 from splitattn.dense.pasting import pasted
@@ -257,7 +258,8 @@ def test_retinanet_finds_the_same_in_every_engine_and_file(tmp_path: Path) -> No
         row = find_engine(name)
         files.append(tmp_path / f"net{row.suffix}")
         settings = FileSettings(metadata=metadata, dynamic_size=True)
-        row.load_file_module().write(trained.fold(row.form), files[-1], settings)
+        exported = DetectorExport(trained).network(row.form)
+        row.load_file_module().write(exported, files[-1], settings)
     others = [Detector(weights, engine="onnxruntime"), *map(Detector, files)]
     for other in others:
         found = other.find(image, 0.05)

@@ -27,6 +27,10 @@ def load(network: FoldedNetwork, *, size: int, device: str, quick_start: bool = 
     return ToyEngine(to_onnx(network, size=size).SerializeToString())
 
 
+def check_network(network: FoldedNetwork, settings: FileSettings) -> None:
+    del network, settings
+
+
 def write(network: FoldedNetwork, path: Path, settings: FileSettings) -> None:
     model = to_onnx(network, size=settings.size).SerializeToString()
     path.write_bytes(settings.metadata.to_json().encode() + b"\0" + model)
