@@ -207,7 +207,7 @@ def finetuning() -> str:
 
 
 def dense() -> str:
-    """What detectors and segmenters reach in about twenty minutes."""
+    """What detectors and segmenters reach from the model inside the package."""
     rows = read("dense")
     lines = [
         "| data | head | from | figures % | epochs | processor minutes | seeds |",

@@ -33,10 +33,10 @@ class Method:
 
 
 class Actor:
-    """Has Ray's `__ray_ready__`, and `label`. A reference is a function that gives its value."""
+    """Has `ready` and `label`. A reference is a function that gives its value."""
 
     def __init__(self, ray: "Ray") -> None:
-        self.__ray_ready__ = Method(lambda: self._reference(lambda: True))
+        self.ready = Method(lambda: self._reference(lambda: None))
         self.label = Method(lambda number: self._label(ray, number))
 
     def _label(self, ray: "Ray", number: int) -> Callable[[], Any]:
@@ -60,6 +60,7 @@ class Ray(ModuleType):
     Attributes:
         places: of the actors only so many run, the first.
         deadly: shards whose first actor is lost.
+        empty: waits with a limit that give nothing, counted from 1.
     """
 
     def __init__(self, *, places: int = 100, running: bool = False) -> None:
@@ -71,6 +72,7 @@ class Ray(ModuleType):
         self.addresses: list[str] = []
         self.running = running
         self.waits = 0
+        self.empty = {1}
         self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
     def is_initialized(self) -> bool:
@@ -95,7 +97,7 @@ class Ray(ModuleType):
 
     def wait(self, references: list[Any], timeout: float | None) -> tuple[list[Any], list[Any]]:
         self.waits += 1
-        if timeout is not None and self.waits == 1:
+        if timeout is not None and self.waits in self.empty:
             return [], references  # nothing, for a minute
         run = self.actors[: self.places]
         ready = [reference for reference in references if reference.actor in run]
@@ -133,6 +135,16 @@ def test_a_run_ends_when_some_workers_find_no_place(places: int, use: Callable[[
     assert sorted(label()) == [0, 1, 2, 3, 4]
     assert ray.addresses == ["local"]
     assert not ray.running
+
+
+def test_workers_that_label_slowly_are_not_said_to_wait_for_a_place(
+    use: Callable[[Ray], Ray],
+) -> None:
+    ray = use(Ray())
+    ray.empty = {2, 3, 4}  # the first shards take minutes
+    plan: Plan = None  # type: ignore[assignment]
+    found = [each.number for each in label_shards(plan, range(5), cluster="ray", actors=2)]
+    assert sorted(found) == [0, 1, 2, 3, 4]
 
 
 def test_a_worker_that_is_lost_gets_a_place_from_those_without_work(

@@ -82,6 +82,13 @@ def test_a_split_column_has_the_splits(tmp_path: Path) -> None:
     assert train.origin != val.origin
 
 
+def test_eval_beside_dev_is_the_test_set(tmp_path: Path) -> None:
+    rows = ("a.png,x,train", "b.png,y,dev", "c.png,x,eval")
+    path = write(tmp_path / "data.csv", "path,label,split", *rows)
+    for split, name in (("train", "a.png"), ("val", "b.png"), ("test", "c.png")):
+        assert [Path(str(image)).name for image in open_data(path, split).images] == [name]
+
+
 def test_without_splits_a_file_serves_as_either(tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", "path,label", "a.png,x", "b.png,y")
     assert open_data(path, "train") == open_data(path, "val")

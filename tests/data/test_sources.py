@@ -85,6 +85,11 @@ def test_numbered_names_fit_folders_with_gaps_between_their_numbers(tmp_path: Pa
         ("names.txt", "['red', 'green', 'blue']", "must be JSON or one a line, got Expecting"),
         ("names.json", '{"names": "red"}', "list of different names, or an object of numbers"),
         ("names.json", '{"0": "red", "1": "red"}', "list of different names"),
+        ("names.json", '{"red": 0, "green": 0, "blue": 1}', "must be different, got '0' twice"),
+        ("names.json", '{"0": "red", "0": "green", "1": "blue"}', "got '0' twice"),
+        ("names.txt", "0 red\n2 green\n5 blue", "leave none out, got '0 red' .*; write JSON"),
+        ("names.txt", "0 red\n1 green\n1 blue", "must be different and leave none out"),
+        ("names.txt", "green,1\nred,0\nblue,2", "write the names alone, in the order"),
     ],
 )
 def test_a_file_that_is_no_list_of_class_names_is_refused(

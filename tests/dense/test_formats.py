@@ -460,7 +460,11 @@ def test_trainval_of_voc_is_divided_where_no_list_is_for_validation(
         assert 2 <= len(val) <= 6
         assert "trainval.txt is not divided: one image in 5 is for validation" in caplog.text
     (lists / "train.txt").write_text("3")
+    (lists / "train_1.txt").write_text("4")  # a part, beside the list of all
     assert open_annotated(tmp_path, "train").names == ["3.png"]
+    (lists / "train.txt").rename(lists / "train_2.txt")
+    with pytest.raises(DataError, match=r"may be the split train: .*1\.txt, .*2\.txt"):
+        open_annotated(tmp_path, "train")
 
 
 def test_several_files_of_a_split_are_refused(tmp_path: Path) -> None:

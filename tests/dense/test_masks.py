@@ -80,6 +80,13 @@ def test_a_test_split_serves_as_validation(tmp_path: Path) -> None:
     assert open_masked(tmp_path, "val").names == open_masked(tmp_path, "test").names == ["b.jpg"]
 
 
+def test_two_folders_of_a_split_are_refused(tmp_path: Path) -> None:
+    for number, folder in enumerate(("train2012", "train2017", "val2017")):
+        write_pair(tmp_path, some(), str(number), folder=folder)
+    with pytest.raises(DataError, match=r"may be the split train: .*train2012/images, .*"):
+        open_masked(tmp_path, "train")
+
+
 def test_without_splits_one_image_in_five_is_for_validation(tmp_path: Path) -> None:
     for number in range(30):
         write_pair(tmp_path, some(), str(number))

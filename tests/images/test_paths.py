@@ -71,10 +71,6 @@ def test_stdin_is_a_list_in_its_place_among_the_paths() -> None:
     ]
 
 
-def test_a_list_may_have_zero_bytes_between_names() -> None:
-    assert list(expand(["-"], ["a b.jpg\0c.png\0"])) == ["a b.jpg", "c.png"]
-
-
 def test_an_empty_name_is_not_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,13 +151,15 @@ def _by_actors(
     ray: Any, actors: Iterable[Any], numbers: Sequence[int]
 ) -> Generator[ShardReport, None, None]:
     """Label shards on those actors that have started; others may wait for a place forever."""
-    running = {actor.__ray_ready__.remote(): actor for actor in actors}
-    remaining, left = iter(numbers), len(numbers)
+    # A method of ours: handles of Ray's client have none of Ray's own.
+    running = {actor.ready.remote(): actor for actor in actors}
+    remaining, left, started = iter(numbers), len(numbers), False
     while left:
-        done, _ = ray.wait(list(running), timeout=None if left < len(numbers) else _PATIENCE)
+        done, _ = ray.wait(list(running), timeout=None if started else _PATIENCE)
         if not done:
             warnings.warn(_WAITING, stacklevel=2)
         for reference in done:
+            started = True
             actor, result = running.pop(reference), ray.get(reference)
             if (number := next(remaining, None)) is not None:
                 running[actor.label.remote(number)] = actor

@@ -97,6 +97,9 @@ class ShardLabeler:
             return None
         return FeatureExtractor(plan.model, plan.weights, engine=plan.run.engine)
 
+    def ready(self) -> None:
+        """Nothing: who answers has started."""
+
     def label(self, number: int) -> ShardReport:
         """Label the images of a shard and write its part.
 

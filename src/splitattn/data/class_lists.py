@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from splitattn.files import is_file
 
 # A number, and after a separator a name: `0 cat`, `1: dog`, `2,fox`.
 _NUMBERED = re.compile(r"(\d+)(?:\s*[,;:.)\t]\s*|\s+)(\S.*)")
+_NUMBER_LAST = re.compile(r".*[,;\t]\s*\d+")
 # Endings of files that are no list of names, though they may have one inside.
 _OTHER_KINDS = (".csv", ".tsv", ".yaml", ".yml", ".toml", ".xml", ".pbtxt")
 
@@ -63,7 +65,15 @@ def _of_lines(text: str, path: Path) -> ClassList:
         names = {int(each[1]): each[2] for each in found if each}
         if len(set(names.values())) == len(names):
             return _numbered(names)
-    if path.suffix.lower() in _OTHER_KINDS or (len(lines) > 2 and not found[0] and all(found[1:])):
+    if len(numbers) == len(lines) and numbers[0] == 0:
+        raise DataError(
+            f"the numbers of class names must be different and leave none out, got {lines[0]!r:.60}"
+            f' and more in {path}; write JSON, such as {{"0": "cat", "2": "dog"}}'
+        )
+    columns = (len(lines) > 2 and not found[0] and all(found[1:])) or all(
+        map(_NUMBER_LAST.fullmatch, lines)
+    )
+    if path.suffix.lower() in _OTHER_KINDS or columns:
         raise DataError(
             f"class names must be one a line, or JSON, got {lines[0]!r:.60} and more "
             f"in {path}; write the names alone, in the order of the labels"
@@ -73,11 +83,13 @@ def _of_lines(text: str, path: Path) -> ClassList:
 
 def _of_json(text: str, path: Path) -> ClassList:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=partial(_object, path))
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"class names in {path} must be JSON or one a line, got {error}") from error
     if isinstance(content, dict) and are_numbers([str(value) for value in content.values()]):
-        content = {str(number): name for name, number in content.items()}
+        content = _object(path, [(str(number), name) for name, number in content.items()])
     if isinstance(content, dict) and are_numbers([*content]):
         names = {int(number): _name(value) for number, value in content.items()}
         if all(names.values()) and len(set(names.values())) == len(content):
@@ -88,6 +100,15 @@ def _of_json(text: str, path: Path) -> ClassList:
         f"class names in {path} must be a list of different names, or an object of numbers and "
         f"different names, got {text!r:.60}"
     )
+
+
+def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose names or numbers must differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise DataError(f"class names must be different, got {twice!r:.60} twice in {path}")
+    return found
 
 
 def _name(value: Any) -> str:

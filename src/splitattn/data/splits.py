@@ -8,8 +8,9 @@ from splitattn.errors import DataError
 # Of each split, whatever the case. The first is what a data set should call it.
 _NAMES = {
     "train": ("train", "training", "trn"),
-    "val": ("val", "validation", "valid", "validate", "dev", "eval", "evaluation"),
-    "test": ("test", "testing", "tst"),
+    "val": ("val", "validation", "valid", "validate", "dev"),
+    # "eval" stands beside "dev" for the images that a result is measured on.
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 # Words of letters: `TrainSet2` has two.
@@ -35,6 +36,20 @@ def split_mentioned_in(name: str) -> str | None:
     """As `split_of`, or the only split among other words: `ILSVRC2012_img_val`, `seg_train`."""
     splits = {_SPLITS[word] for word in _words(name) if word in _SPLITS}
     return splits.pop() if len(splits) == 1 else None
+
+
+def only_one(names: list[str], split: str) -> list[str]:
+    """`names`, which mean `split`.
+
+    Raises:
+        DataError: they are several, and differ in more than their case.
+    """
+    if len({name.casefold() for name in names}) > 1:
+        raise DataError(
+            f"only one name may mean the split {split}, got {', '.join(names)}; rename the others, "
+            "or leave them out"
+        )
+    return names
 
 
 def _words(name: str) -> list[str]:

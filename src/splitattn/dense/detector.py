@@ -60,7 +60,7 @@ class Detector:
             installed, or an exported file's own.
         device: "auto" is CUDA where PyTorch sees it, and else the CPU.
         decoding: "fast" decodes large JPEG files at reduced size, which changes pixels slightly;
-            "exact" does not, as when a data set is evaluated.
+            "exact" decodes every pixel, as `evaluate` always does.
         iou: of two boxes of a class that overlap by more than this, as intersection over union, the
             one with the lower score is left out.
         limits: what is refused before it is decoded.

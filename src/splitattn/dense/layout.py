@@ -1,7 +1,7 @@
 """How data sets of annotated images lie in folders, whatever their format."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -26,6 +26,7 @@ class Named(Protocol):
 
 
 T = TypeVar("T", bound=Named)
+Split = TypeVar("Split", str, str | None)
 
 
 def accepted_splits(split: str) -> tuple[str, ...]:
@@ -42,6 +43,23 @@ def split_folders(root: Path) -> dict[Path, str]:
     return {path: name for path in folders if (name := split_of(path.name))}
 
 
+def one_of_each(found: Iterable[tuple[Split, Path]]) -> dict[Split, Path]:
+    """Where each split is.
+
+    Raises:
+        DataError: a split is in several places.
+    """
+    places: dict[Split, Path] = {}
+    for split, path in found:
+        if split in places:
+            raise DataError(
+                f"only one of them may be the split {split}: {places[split]}, {path}; rename or "
+                "remove the other"
+            )
+        places[split] = path
+    return places
+
+
 def paired_folders(root: Path, other: str) -> list[tuple[str | None, Path, Path]]:
     """Splits, with their folders of images and of `other`; None is the split of all images.
 
@@ -53,7 +71,9 @@ def paired_folders(root: Path, other: str) -> list[tuple[str | None, Path, Path]
     ]
     folders += [(name, path / "images", path / other) for path, name in split_folders(root).items()]
     folders.append((None, root / "images", root / other))
-    return [each for each in folders if each[1].is_dir() and each[2].is_dir()]
+    found = [each for each in folders if each[1].is_dir() and each[2].is_dir()]
+    one_of_each((name, images) for name, images, _ in found)
+    return found
 
 
 def image_files(folder: Path) -> list[Path]:

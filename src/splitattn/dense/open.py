@@ -2,7 +2,7 @@
 
 import mmap
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from splitattn.dense.layout import (
     hold_out,
     image_files,
     no_split,
+    one_of_each,
     paired_folders,
     split_folders,
 )
@@ -168,7 +169,8 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _open_voc(root: Path, split: str) -> AnnotatedImages:
-    splits = {path: name for path, name in split_folders(root).items() if _xml_files(path)}
+    folders = [(name, path) for path, name in split_folders(root).items() if _xml_files(path)]
+    splits = {path: name for name, path in one_of_each(folders).items()}
     files = {folder: _xml_files(folder) for folder in (root, *splits)}
     read = {path: read_voc(path) for paths in files.values() for path in paths}
     # Of all splits, for a rare class may be in one of them only.
@@ -190,7 +192,7 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
         return found([by_stem[stem] for stem in stems if stem in by_stem], root)
 
     lists = {path.stem: path for path in sorted((root / "ImageSets/Main").glob("*.txt"))}
-    listed = {name: path for stem, path in lists.items() if (name := split_of(stem))}
+    listed = one_of_each(_split_lists(lists.values()))
     undivided = lists.get("trainval") if not {"train", "val"} & {*listed} else None
     if undivided and "test" in listed:  # which serves as validation
         listed["train"], undivided = undivided, None
@@ -206,6 +208,13 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
         raise no_split(root, split, [*splits.values(), *listed])
     held = hold_out(found(files[root], root), split)
     return annotated_images(f"{root}: {split}", classes, held, notes)
+
+
+def _split_lists(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Lists of splits; beside `train.txt`, `train_100.txt` is a part of it."""
+    found = [(name, path) for path in paths if (name := split_of(path.stem))]
+    plain = {name for name, path in found if path.stem == name}
+    return ((name, path) for name, path in found if name not in plain or path.stem == name)
 
 
 def _voc_classes(root: Path, used: set[str]) -> tuple[str, ...]:

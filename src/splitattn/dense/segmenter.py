@@ -82,7 +82,7 @@ class Segmenter:
             installed, or an exported file's own. Heads other than "fpn" run in torch.
         device: "auto" is CUDA where PyTorch sees it, and else the CPU.
         decoding: "fast" decodes large JPEG files at reduced size, which changes pixels slightly;
-            "exact" does not, as when a data set is evaluated.
+            "exact" decodes every pixel, as `evaluate` always does.
         limits: what is refused before it is decoded.
 
     Attributes:

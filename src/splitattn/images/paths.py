@@ -74,10 +74,8 @@ def expand(
         if path == "-":
             for number, line in enumerate(stdin):
                 line = line if number else line.removeprefix(_MARK)
-                # `find -print0` puts a zero byte behind each name, which no name can hold.
-                for name in line.rstrip("\r\n").split("\0"):
-                    if name:
-                        yield from _images(name, passed_over)
+                if name := line.rstrip("\r\n"):
+                    yield from _images(name, passed_over)
         elif is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
             yield from _images(path, passed_over)
         else:
