@@ -21,7 +21,8 @@ def check_output(
     """Refuse what cannot be a result file, which `option` names, before any work is done.
 
     Args:
-        endings: of the formats that can be written, if the ending chooses one. A name without an ending is accepted.
+        endings: of the formats that can be written, if the ending chooses one. A name without an
+            ending is accepted.
 
     Raises:
         InputError: it is a folder or a device, or has another ending.
