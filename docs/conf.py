@@ -53,7 +53,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(?!splitattn\b).*"),
     # In signatures alone, of what the reference documents.
-    ("py:class", r"splitattn\..*\.(?:Augmentation|Batch|Answer|Report|Stage|Transform)"),
+    ("py:class", r"splitattn\..*\.(?:Augmentation|Batch|Answer|Report|Stage|Transform|Reduced)"),
+    ("py:class", r"splitattn\.dense\.exportable\.(?:Parity|Trained)"),  # type variables
     ("py:class", r"splitattn\..*\.Fused(?:Backbone|ResNeSt)"),
 ]
 autodoc_member_order = "bysource"
