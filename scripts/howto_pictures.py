@@ -10,12 +10,11 @@ pages, and the pictures show what they find in images that they have not seen. L
 import json
 import math
 import random
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageDraw
-from readme_pictures import PICTURES, splitattn
+from readme_pictures import PICTURES, draw_asked_for, splitattn
 
 from splitattn.images.crop import cropped
 from splitattn.images.decode import decode
@@ -159,12 +158,5 @@ def save(name: str, paths: list[Path]) -> None:
 DRAWN = {"detect": detect, "segment": segment}
 
 
-def main() -> None:
-    for name in sys.argv[1:] or DRAWN:
-        if name not in DRAWN:
-            sys.exit(f"pictures are {', '.join(DRAWN)}, got {name!r}")
-        DRAWN[name]()
-
-
 if __name__ == "__main__":
-    main()
+    draw_asked_for(DRAWN)

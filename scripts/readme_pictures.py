@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -115,12 +116,13 @@ def splitattn(*arguments: str, folder: Path) -> str:
 DRAWN = {"labels": labels, "terminal": terminal, "report": report}
 
 
-def main() -> None:
-    for name in sys.argv[1:] or DRAWN:
-        if name not in DRAWN:
-            sys.exit(f"pictures are {', '.join(DRAWN)}, got {name!r}")
-        DRAWN[name]()
+def draw_asked_for(drawn: Mapping[str, Callable[[], None]]) -> None:
+    """Draw the pictures that the command line names, by default all."""
+    for name in sys.argv[1:] or drawn:
+        if name not in drawn:
+            sys.exit(f"pictures are {', '.join(drawn)}, got {name!r}")
+        drawn[name]()
 
 
 if __name__ == "__main__":
-    main()
+    draw_asked_for(DRAWN)

@@ -23,7 +23,7 @@ from splitattn.differences import Difference, Parity, difference
 from splitattn.engines.engine import ACTIVATIONS, Engine, FileSettings
 from splitattn.engines.table import PRECISIONS, EngineRow, file_engine, formats
 from splitattn.environment import describe
-from splitattn.errors import InputError, WeightsError
+from splitattn.errors import InputError, WeightsError, check_choice
 from splitattn.files import replacing
 from splitattn.graph.folding import CLASS_MAPS
 from splitattn.images.preprocess import Pixels, normalize
@@ -285,16 +285,15 @@ def check_arguments(
         InputError: they do not, or a library is missing.
     """
     known = formats()
-    row = file_engine(path) if format is None else known.get(format)
-    if row is None and format is None:
+    if format is not None:
+        check_choice("format", format, known)
+    row = file_engine(path) if format is None else known[format]
+    if row is None:
         endings = ", ".join(str(row.suffix) for row in known.values())
         raise InputError(f"an exported file must end in one of {endings}, got {path}")
-    if row is None:
-        raise InputError(f"format must be one of {', '.join(known)}, got {format!r:.60}")
     if path.suffix != row.suffix:
         raise InputError(f"a file in format {row.format} must end in {row.suffix}, got {path}")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r:.60}")
+    check_choice("precision", precision, PRECISIONS)
     if precision not in row.precisions:
         able = " or ".join(name for name, other in known.items() if precision in other.precisions)
         raise InputError(

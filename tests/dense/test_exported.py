@@ -75,6 +75,7 @@ def test_files_find_what_the_detector_finds(
     assert report.passed
     assert (report.parity.images, report.parity.objects, report.parity.same) == (5, 100, 100)
     assert report.parity.selected == 100
+    assert report.parity.kept > 20
     stored = json.loads(path.with_name(f"{name}.parity.json").read_text())
     assert stored == json.loads(json.dumps(report.as_dict()))
     detector = Detector(path)
@@ -222,6 +223,7 @@ def test_a_file_that_finds_something_else_does_not_appear(
         ("fp32", {"objects": 0}, "99 % of the boxes"),
         ("fp32", {"selected": 98.9}, "the file must select 99 % of the boxes that are kept, and"),
         ("int8", {"selected": 98.9}, "the file must select 99 % of the boxes that are kept, got"),
+        ("fp32", {"selected": 0.0, "kept": 0}, ""),  # nothing is kept, so nothing is compared
         ("fp16", {"same": 95.0, "score": 0.04, "pixels": 0.9}, ""),
         ("int8", {"same": 60.0}, ""),
         ("int8", {"ap": 47.9}, "AP may fall by 2 points at most, got AP 47.90 % on 4 images"),
@@ -231,7 +233,7 @@ def test_a_file_that_finds_something_else_does_not_appear(
 )
 def test_reports_say_what_may_be_used(precision: str, change: dict[str, float], fault: str) -> None:
     parity = {"images": 5, "objects": 100, "same": 100.0, "pixels": 0.0, "score": 0.0}
-    parity["selected"] = 100.0
+    parity |= {"kept": 9, "selected": 100.0}
     parity |= {key: value for key, value in change.items() if key in parity}
     value, exact = change.get("ap", 48.1), change.get("exact", 50.0)
     loss = Loss(figure="AP", value=value, exact=exact, images=4, unreadable=0)

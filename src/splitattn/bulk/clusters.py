@@ -151,7 +151,7 @@ def _by_actors(
     ray: Any, actors: Iterable[Any], numbers: Sequence[int]
 ) -> Generator[ShardReport, None, None]:
     """Label shards on those actors that have started; others may wait for a place forever."""
-    # A method of ours: handles of Ray's client have none of Ray's own.
+    # Our own method, because Ray's `__ray_ready__` is missing where Ray is reached by its client.
     running = {actor.ready.remote(): actor for actor in actors}
     remaining, left, started = iter(numbers), len(numbers), False
     while left:

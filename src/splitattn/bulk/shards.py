@@ -98,7 +98,7 @@ class ShardLabeler:
         return FeatureExtractor(plan.model, plan.weights, engine=plan.run.engine)
 
     def ready(self) -> None:
-        """Nothing: who answers has started."""
+        """Do nothing. A worker that answers has started."""
 
     def label(self, number: int) -> ShardReport:
         """Label the images of a shard and write its part.

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labelled import LabelledImages
-from splitattn.data.splits import MissingSplitError, called, split_mentioned_in, split_of
+from splitattn.data.splits import (
+    MissingSplitError,
+    called,
+    check_one,
+    split_mentioned_in,
+    split_of,
+)
 from splitattn.errors import DataError
 from splitattn.images.paths import images_below, is_litter, passed_over_text
 
@@ -71,8 +77,7 @@ def _split_folder(root: Path, split: str) -> Path:
         found = [name for name in found if not split_of(name)]
     wanted = called(set(splits.values()), split)
     found = found or [name for name in splits if splits[name] in wanted]
-    if len(found) > 1:
-        raise DataError(f"only one folder may be the split {split}, got {', '.join(found)}")
+    check_one(found, split)
     if found:
         return _unwrapped(root / found[0])
     if splits:

@@ -191,8 +191,8 @@ class Loader(DataLoader[T]):
                     raise batch
                 yield batch.tensors() if isinstance(batch, Packed) else batch
         finally:
-            # An error would keep it until garbage is collected, and then the workers' queue ends
-            # before they are told to: they would wait for as long as this process lives.
+            # An error keeps this frame, and with it the iterator, until garbage is collected. Then
+            # the queue to the workers closes first, and nobody tells them to end.
             del batches
 
 

@@ -1,7 +1,7 @@
 """The names that data sets give to their parts for training, validation and testing."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from splitattn.errors import DataError
 
@@ -38,18 +38,10 @@ def split_mentioned_in(name: str) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def only_one(names: list[str], split: str) -> list[str]:
-    """`names`, which mean `split`.
-
-    Raises:
-        DataError: they are several, and differ in more than their case.
-    """
-    if len({name.casefold() for name in names}) > 1:
-        raise DataError(
-            f"only one name may mean the split {split}, got {', '.join(names)}; rename the others, "
-            "or leave them out"
-        )
-    return names
+def check_one(folders: Sequence[str], split: str) -> None:
+    """Raise `DataError` if several folders mean `split`."""
+    if len(folders) > 1:
+        raise DataError(f"only one folder may be the split {split}, got {', '.join(folders)}")
 
 
 def _words(name: str) -> list[str]:

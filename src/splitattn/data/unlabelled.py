@@ -11,7 +11,7 @@ from splitattn.data.folds import subset
 from splitattn.data.labelled import LabelledImages, with_classes_of_model
 from splitattn.data.parquet import open_unlabelled_parquet
 from splitattn.data.sources import open_data, parquet_shards
-from splitattn.data.splits import MissingSplitError, called, only_one, split_of
+from splitattn.data.splits import MissingSplitError, called, check_one, split_of
 from splitattn.errors import DataError
 from splitattn.files import is_folder
 from splitattn.images.paths import expand
@@ -89,7 +89,8 @@ def _images_below(root: Path, split: str) -> LabelledImages | None:
     """The images of `split` if all folders in `root` are called like splits, or else all images."""
     folders = folders_in(root)
     splits = folders if all(map(split_of, folders)) else []
-    found = only_one(called(splits, split) or called(splits, "train"), split)
+    found = called(splits, split) or called(splits, "train")
+    check_one(found, split)
     folder = str(root / found[0] if found else root)
     paths = list(expand([folder]))
     if paths == [folder]:

@@ -42,8 +42,8 @@ class BoxParity(DenseParity):
         pixels: by how much a side of such a box differs at most, in pixels of the image that the
             network sees.
         score: by how much a score of such an object differs at most.
-        selected: percent of the boxes that are kept which the file's "selected" and `Detector`
-            both keep, of the same boxes and scores.
+        kept: how many boxes the file's "selected" or `select` keeps, of the same boxes and scores.
+        selected: percent of these that both keep.
     """
 
     answers: ClassVar[str] = "boxes"
@@ -61,6 +61,7 @@ class BoxParity(DenseParity):
     same: float
     pixels: float
     score: float
+    kept: int
     selected: float
 
     def passed(self, precision: str) -> bool:
@@ -73,7 +74,7 @@ class BoxParity(DenseParity):
             and self.pixels <= limits["most_pixels"]
             and self.score <= limits["tolerance"]
         )
-        return same and self.selected >= limits["least_selected"]
+        return same and (self.kept == 0 or self.selected >= limits["least_selected"])
 
     def rule(self, precision: str) -> str:
         """See `DenseParity`."""
@@ -90,7 +91,7 @@ class BoxParity(DenseParity):
         return (
             f"{self.same:.1f} % of {self.objects} boxes in {self.images} images are the same, "
             f"within {self.pixels:.2g} pixels and {self.score:.2g} of the score; "
-            f"the file selects {self.selected:.1f} % of those that are kept"
+            f"the file selects {self.selected:.1f} % of {self.kept} that are kept"
         )
 
 
@@ -147,8 +148,9 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
                     continue
                 same += 1
                 best = int(off.argmin())
-                pixels = max(pixels, float(off[best]))
-                scores = max(scores, float(abs(found.scores[best] - expected.scores[i])))
+                # Unlike `max`, NumPy's keeps a NaN.
+                pixels = float(np.maximum(pixels, off[best]))
+                scores = float(np.maximum(scores, abs(found.scores[best] - expected.scores[i])))
             ours, files = self.kept(engine, seen)
             both, either = both + len(ours & files), either + len(ours | files)
         return BoxParity(
@@ -157,7 +159,8 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
             same=100 * same / max(objects, 1),
             pixels=pixels,
             score=scores,
-            selected=100 * both / either if either else 100.0,
+            kept=either,
+            selected=100 * both / max(either, 1),
         )
 
     def kept(self, engine: Engine, pixels: NDArray[np.uint8]) -> tuple[Named, Named]:
@@ -168,7 +171,9 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
         ours = select(boxes, scores, counts, images.shape[2:], score=LEAST_SCORE, iou=IOU)
         _, labels, places = rows.T
         best = np.argsort(-scores[places, labels], kind="stable")[:MOST_OBJECTS]
-        return _named(ours.labels, ours.boxes), _named(labels[best], boxes[places[best]])
+        height, width = images.shape[2:]
+        cut = boxes[places[best]].clip(0, np.array([width, height, width, height], np.float32))
+        return _named(ours.labels, ours.boxes), _named(labels[best], cut)
 
     def _finder(self, engine: Engine) -> EngineFinder:
         return EngineFinder(engine, self.trained.metadata.preprocessing)

@@ -116,7 +116,7 @@ class SegmenterExport(DenseExport[TrainedSegmenter, MaskedImages, PixelParity]):
             equal = class_map(first, image.size) == class_map(second, image.size)
             same, pixels = same + int(equal.sum()), pixels + equal.size
             off = np.abs(_probabilities(first) - _probabilities(second)).max()
-            probability = max(probability, float(off))
+            probability = float(np.maximum(probability, off))  # unlike `max`, keeps a NaN
         return PixelParity(
             images=len(images),
             pixels=pixels,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from splitattn.engines.engine import ACTIVATIONS, NOT_FINITE
 from splitattn.engines.table import file_engine
-from splitattn.errors import ImageError, InputError, nearest
+from splitattn.errors import ImageError, InputError, check_choice, nearest
 from splitattn.explanation.explanation import Box, Explanation
 from splitattn.explanation.found import Map
 from splitattn.explanation.networks import ExportedMaps, TrainedMaps
@@ -171,8 +171,7 @@ class Explainer:
         name: str = "image",
     ) -> Explanation:
         """`explain` for an image that `load` gave."""
-        if method not in METHODS:
-            raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r:.60}")
+        check_choice("method", method, METHODS)
         index = None if label is None else self._index(label)
         images = normalize(loaded.pixels[None], self.preprocessing)
         found = self._network.explain(images, index, method)

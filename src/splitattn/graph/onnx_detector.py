@@ -36,12 +36,13 @@ def write_detector(to: Writer, detector: FoldedDetector, size: int | None) -> li
     """Write the whole detector; gives the names of its outputs.
 
     Returns:
-        Boxes (B, N, 4), float32: left, top, right and bottom in pixels of the image, cut to it; and
+        Boxes (B, N, 4), float32: left, top, right and bottom in pixels of the image; and
         scores (B, N, K), float32, from 0 to 1. N counts the boxes of all maps, the finest first; of
         a map those of each anchor in turn, row by row.
 
         If the detector selects, the boxes that are kept, (M, 3), int64: a row of image, class and
-        box for each, by image and class, the best first. See `LEAST_SCORE`, `IOU` and
+        box for each, by image and class, the best first. Overlaps are those of boxes that are cut
+        to the image. See `LEAST_SCORE`, `IOU` and
         `MOST_OBJECTS`, which is here for each class of each image.
     """
     names = [MAPS[stage] for stage in STAGES]
@@ -52,10 +53,12 @@ def write_detector(to: Writer, detector: FoldedDetector, size: int | None) -> li
         found_boxes, found_scores = _level(to, level, i, detector, x)
         boxes.append(_joined(to, f"decode.{level}.all_boxes", found_boxes))
         scores.append(_joined(to, f"decode.{level}.all_scores", found_scores))
-    boxes_BN4 = _cut(to, _turned(to, "decode.boxes.whole", _joined(to, "decode.boxes.all", boxes)))
+    boxes_BN4 = _turned(to, "decode.boxes", _joined(to, "decode.boxes.all", boxes))
     scores_BKN = _joined(to, "decode.scores.all", scores)
     outputs = [boxes_BN4, _turned(to, "decode.scores", scores_BKN)]
-    return [*outputs, _selected(to, boxes_BN4, scores_BKN)] if detector.selects else outputs
+    return (
+        [*outputs, _selected(to, _cut(to, boxes_BN4), scores_BKN)] if detector.selects else outputs
+    )
 
 
 def _level(
@@ -212,7 +215,7 @@ def _cut(to: Writer, boxes_BN4: str) -> str:
     lengths = to.node("Gather", "decode.image.lengths", shape, sides)
     most = to.node("Cast", "decode.image.most", lengths, to=TensorProto.FLOAT)
     positive = to.node("Relu", "decode.boxes.positive", boxes_BN4)
-    return to.node("Min", "decode.boxes", positive, most)
+    return to.node("Min", "decode.boxes.cut", positive, most)
 
 
 def _selected(to: Writer, boxes_BN4: str, scores_BKN: str) -> str:
