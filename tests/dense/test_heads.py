@@ -168,6 +168,25 @@ def test_a_stopped_training_of_masks_goes_on_bit_for_bit(tmp_path: Path) -> None
     assert reopened.predict(picture([], (64, 64)), score=0.0)
 
 
+@pytest.mark.parametrize("head", ["fcos", "retinanet"])
+def test_bfloat16_leaves_the_coarsest_levels_in_float32(head: str) -> None:
+    """In bfloat16 their gradients may come from memory that nobody wrote."""
+    detector: Any = network(head)
+    coarser = detector.backbone.fpn.extra_blocks
+    map_BCHW = torch.randn(2, coarser.p6.in_channels, 1, 1)
+    gradients = []
+    for enabled in (False, True):
+        coarser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            levels, names = coarser([map_BCHW], [map_BCHW], ["0"])
+        assert [level.shape[2:] for level in levels] == [(1, 1)] * 3
+        assert names == ["0", "p6", "p7"]
+        sum(level.sum() for level in levels).backward()
+        gradients.append([parameter.grad.clone() for parameter in coarser.parameters()])
+    for plain, mixed in zip(*gradients, strict=True):
+        torch.testing.assert_close(mixed, plain, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("head", ["retinanet", "faster_rcnn"])
 def test_a_training_of_any_head_is_used_like_one_of_fcos(head: str, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", train=2, val=1)

@@ -154,10 +154,26 @@ def _pyramid(
     )
 
 
+class _CoarserLevels(LastLevelP6P7):  # type: ignore[misc]
+    """Levels 6 and 7 of the pyramid, in float32 whatever the others are in.
+
+    On processors with AVX-512 in bfloat16, the gradient of a 3x3 convolution with stride 2 over a
+    map of one pixel has numbers out of memory that nobody wrote, and NaN at times (seen in
+    oneDNN 3.12, which PyTorch 2.14 uses). These maps are so small that float32 costs nothing.
+    """
+
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        with torch.autocast(results[-1].device.type, enabled=False):
+            levels, names = super().forward([results[-1].float()], x, names)
+        return [*results, *levels[1:]], names
+
+
 def _fcos(backbone: Backbone, classes: int, channels: int, _: str) -> nn.Module:
     """Tian et al., arXiv 2006.09214. Its classes are sigmoids: there is no background class."""
     detector: Any = FCOS(
-        _pyramid(backbone, channels, LastLevelP6P7(channels, channels)),
+        _pyramid(backbone, channels, _CoarserLevels(channels, channels)),
         classes,
         anchor_generator=_FixedGrid(STRIDES, tuple((stride,) for stride in STRIDES), (1.0,)),
         score_thresh=LEAST_SCORE,
@@ -178,7 +194,7 @@ def _retinanet(backbone: Backbone, classes: int, channels: int, _: str) -> nn.Mo
     head.regression_head._loss_type = "giou"
     head.register_forward_hook(_in_float32)
     detector: nn.Module = RetinaNet(
-        _pyramid(backbone, channels, LastLevelP6P7(channels, channels)),
+        _pyramid(backbone, channels, _CoarserLevels(channels, channels)),
         classes,
         anchor_generator=anchors,
         head=head,
