@@ -60,6 +60,7 @@ def test_without_a_name_the_embedded_model_opens() -> None:
         ({"in_chans": 4}, "takes images of 4 channels, but"),
         ({"num_classes": 0}, "has no classifier"),
         ({"num_classes": 5}, "must name each of its 5 classes, it names 6"),
+        ({"num_classes": 1}, "has one output, whose softmax is always 1: train two classes, or"),
     ],
 )
 def test_weights_that_cannot_label_photographs_are_refused(
@@ -73,6 +74,36 @@ def test_weights_that_cannot_label_photographs_are_refused(
         with pytest.raises(WeightsError, match=complaint) as raised:
             use(weights=path)
         assert str(raised.value).isprintable()
+
+
+def test_one_output_with_a_sigmoid_labels_photographs(tmp_path: Path) -> None:
+    model = create_model("resnest14", num_classes=1)
+    metadata = ModelMetadata(
+        model="resnest14", classes=("cat",), preprocessing=PREPROCESSING, activation="sigmoid"
+    )
+    write_checkpoint(tmp_path / "a.safetensors", model.state_dict(), metadata)
+    assert open_weights(weights=tmp_path / "a.safetensors").metadata.classes == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("conv1.0.weight", float("nan")),
+        ("fc.bias", float("inf")),
+        ("conv1.1.running_var", -1.0),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_numbers_that_no_training_leaves_are_refused(
+    key: str, value: float, suffix: str, tmp_path: Path
+) -> None:
+    state = {name: each.clone() for name, each in network().state_dict().items()}
+    state[key].view(-1)[0] = value
+    path = tmp_path / f"model{suffix}"
+    write_checkpoint(path, state) if suffix == ".safetensors" else torch.save(state, path)
+    for use in (open_weights, lambda model, weights: create_model(model, weights=weights)):
+        with pytest.raises(WeightsError, match=rf"has numbers in {key} .* earlier checkpoint"):
+            use("resnest14", path)
 
 
 def test_another_size_warns_and_an_exported_file_refuses_it(folder: Path) -> None:

@@ -52,7 +52,12 @@ class Conversion:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, to: str, model: str | None = None
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str,
+    model: str | None = None,
+    part: str | None = None,
 ) -> Conversion:
     """Write the weights in `source`, in any layout, to `target` in the layout `to`.
 
@@ -67,6 +72,7 @@ def convert(
         to: name of a layout, see `weights.layouts`.
         model: the model of the checkpoint; None takes it from the file's metadata, or from its keys
             and shapes.
+        part: which of several networks in `source`, see `weights.checkpoint.read_tensors`.
 
     Raises:
         InputError: there is no such layout or model.
@@ -80,7 +86,7 @@ def convert(
     if model is not None:
         model, _ = named(model)
     source = weights_file(source)
-    checkpoint = read_tensors(source)
+    checkpoint = read_tensors(source, part=part)
     models = _models(source, checkpoint, model)
     check_fits(checkpoint, models[0])
     _check_holdable(source, layout, models)

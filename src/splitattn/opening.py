@@ -30,7 +30,7 @@ from splitattn.graph.detection import places
 from splitattn.graph.folding import FoldedNetwork, Form, fold
 from splitattn.graph.reference import Reference
 from splitattn.preprocessing import Preprocessing, at_size
-from splitattn.weights.checkpoint import check_fits, read_checkpoint
+from splitattn.weights.checkpoint import check_fits, check_numbers, read_checkpoint
 from splitattn.weights.download import Progress
 from splitattn.weights.matching import HEAD
 from splitattn.weights.metadata import ModelMetadata, read_metadata, unreadable
@@ -239,10 +239,18 @@ def open_weights(
     if checkpoint.metadata and checkpoint.metadata.task != TASK:
         raise _labels_nothing(resolved.path, checkpoint.metadata.task)
     found = check_fits(checkpoint, resolved.model)
+    check_numbers(checkpoint)
     if not found.num_classes:
         raise WeightsError(
             f"{resolved.path} has no classifier, so it cannot label images: fine-tune it first, or "
             "name other weights"
+        )
+    own = checkpoint.metadata
+    activation = own.activation if own else "softmax"
+    if found.num_classes == 1 and activation == "softmax":
+        raise WeightsError(
+            f"{resolved.path} has one output, whose softmax is always 1: train two classes, or, if "
+            'its sigmoid is meant, write the file with activation="sigmoid" (save_pretrained)'
         )
     channels = resolved.preprocessing.channels
     if found.in_chans != channels:
@@ -257,7 +265,6 @@ def open_weights(
             f"{resolved.path} must name each of its {found.num_classes} classes, it names "
             f"{len(classes)}; write the file again"
         )
-    own = checkpoint.metadata
     return TrainedNetwork(
         architecture=architecture(resolved.model),
         tensors=checkpoint.tensors,
@@ -270,7 +277,7 @@ def open_weights(
             recipe=own.recipe if own else {},
             metrics=own.metrics if own else {},
             origin=own.origin if own else {},
-            activation=own.activation if own else "softmax",
+            activation=activation,
         ),
     )
 

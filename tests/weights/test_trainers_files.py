@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
 import splitattn
 from splitattn.architectures import ARCHITECTURES
+from splitattn.cli import main
 from splitattn.errors import WeightsError
 from splitattn.weights.checkpoint import read_checkpoint, read_tensors
 from tests.nn.networks import small
@@ -128,6 +130,10 @@ def test_a_prefix_is_quoted_in_errors(tmp_path: Path) -> None:
         splitattn.create_model("resnest14", weights=tmp_path / "a.pth")
 
 
+def prefixed(prefix: str, state: State) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
 @pytest.mark.parametrize("prefix", ["ema_model.module.", "model_ema.", "averaged_model."])
 def test_of_a_network_and_its_ema_the_ema_is_read(
     tmp_path: Path, state: State, prefix: str
@@ -142,11 +148,85 @@ def test_of_a_network_and_its_ema_the_ema_is_read(
 def test_several_networks_are_told_apart_by_nobody(tmp_path: Path, state: State) -> None:
     path = tmp_path / "a.pth"
     torch.save({f"{name}.{k}": v for name in ("q", "k") for k, v in state.items()}, path)
-    with pytest.raises(WeightsError, match=r"holds several networks \(q\., k\.\): save the"):
+    with pytest.raises(WeightsError, match=r"holds several networks \(q, k\): write .* --part q$"):
         read_checkpoint(path)
     torch.save({"generator": state, "critic": state, "step": 3}, path)
-    with pytest.raises(WeightsError, match=r"holds several networks \(generator, critic\): save"):
+    with pytest.raises(WeightsError, match=r"networks \(generator, critic\): write .* --part gen"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda student, teacher: {"student": student, "teacher": teacher, "epoch": 3},
+        lambda student, teacher: {"nets": {"student": student, "teacher": teacher}},
+        lambda student, teacher: prefixed("student.", student) | prefixed("teacher.", teacher),
+        lambda student, teacher: {
+            "state_dict": prefixed("module.student.", student)
+            | prefixed("module.teacher.backbone.", teacher)
+        },
+    ],
+    ids=["wrappers", "nested", "prefixes", "modules"],
+)
+def test_one_of_several_networks_is_read_by_its_name(
+    tmp_path: Path, state: State, wrap: Any
+) -> None:
+    teacher = {key: value + 1 for key, value in state.items()}
+    torch.save(wrap(state, teacher), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"several networks .* --part (module\.)?student"):
+        read_tensors(tmp_path / "a.pth")
+    assert_same(read_tensors(tmp_path / "a.pth", part="student").tensors, state)
+    assert_same(read_tensors(tmp_path / "a.pth", part="teacher").tensors, teacher)
+    with pytest.raises(WeightsError, match=r"'pupil'|\((module\.)?student, "):
+        read_tensors(tmp_path / "a.pth", part="pupil")
+
+
+def test_a_part_is_converted_as_the_error_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    student, teacher = (
+        splitattn.create_model(name, num_classes=2) for name in ("resnest14", "resnest26_tiny")
+    )
+    torch.save({"student": student.state_dict(), "teacher": teacher.state_dict()}, "SRC")
+    with pytest.raises(WeightsError) as refused:
+        splitattn.create_model("resnest14", weights="SRC")
+    with pytest.raises(SystemExit, match="0"):
+        main(str(refused.value).partition("as in splitattn ")[2].split())
+    splitattn.create_model("resnest14", weights="one.safetensors")
+    assert_same(read_tensors("one.safetensors").tensors, student.state_dict())
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_teacher_of_another_family_is_no_second_network(tmp_path: Path, wrapped: bool) -> None:
+    student = splitattn.create_model("resnest14", num_classes=2).state_dict()
+    teacher = torchvision.models.resnet101().state_dict()  # has more keys that look like ours
+    parts = {"student": student, "teacher": teacher}
+    flat = prefixed("student.", student) | prefixed("teacher.", teacher)
+    torch.save(parts if wrapped else flat, tmp_path / "a.pth")
+    assert_same(read_tensors(tmp_path / "a.pth").tensors, student)
+
+
+@pytest.mark.parametrize(
+    "name", ["ema_model", "model_ema", "swa_model", "netG_ema", "ema", "ema_state_dict"]
+)
+def test_averaged_weights_come_first_under_any_name(
+    tmp_path: Path, state: State, name: str
+) -> None:
+    last = {key: torch.zeros_like(value) for key, value in state.items()}
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": last, name: state, "epoch": 3}, path)
+    assert_same(read_tensors(path).tensors, state)
+    torch.save({"model": last, name: {"decay": 0.9, "shadow": state}}, path)
+    assert_same(read_tensors(path).tensors, state)
+    torch.save({"model": last, name: {"decay": 0.9, "shadow_params": [torch.ones(2)]}}, path)
+    assert_same(read_tensors(path).tensors, last)
+
+
+def test_counters_of_thop_are_no_weights(tmp_path: Path, state: State) -> None:
+    counted = {"total_ops": torch.zeros(1), "conv1.0.total_params": torch.zeros(1)}
+    torch.save(state | counted, tmp_path / "a.pth")
+    assert_same(read_tensors(tmp_path / "a.pth").tensors, state)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,10 @@ def convert(
     model: Annotated[
         str | None, typer.Option(help="Whose checkpoint it is, if the file cannot tell.")
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which of several networks in the file: student, ..."),
+    ] = None,
 ) -> None:
     """Write weights as another project names them; values do not change."""
     from splitattn.libraries import require
@@ -111,7 +115,7 @@ def convert(
     require("weights convert", "torch")
     from splitattn.convert import convert as write
 
-    done = write(source, target, to=to, model=model)
+    done = write(source, target, to=to, model=model, part=part)
     dropped = f"; without {', and without '.join(done.dropped)}" if done.dropped else ""
     typer.echo(
         f"{done.path}: {' or '.join(done.models)}, from {done.source} to {done.target}, "

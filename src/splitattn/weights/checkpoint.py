@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from splitattn.architectures import architecture
 from splitattn.errors import WeightsError
 from splitattn.files import is_utf8, replacing, writing_native
-from splitattn.weights.layouts import KeyMapping, count_known, recognize
-from splitattn.weights.matching import Fit, check_layout, check_match
+from splitattn.weights.layouts import KeyMapping, count_known, is_average, networks
+from splitattn.weights.matching import Fit, check_layout, check_match, fitting_models
 from splitattn.weights.metadata import (
     METADATA_KEY,
     ModelMetadata,
@@ -39,17 +39,17 @@ Array = NDArray[Any]
 T = TypeVar("T", bound="Array | Tensor")
 
 # Where training scripts, ours too, put the state dict, best first: EMA weights come before others.
-# mmengine's `ema_state_dict` is no EMA but the weights before averaging, so it is not among them.
-_WRAPPERS = (
-    *("state_dict_ema", "model_ema", "ema", "params_ema"),
-    *("state_dict", "model_state_dict", "model", "params"),
-)
+_AVERAGES = ("state_dict_ema", "model_ema", "ema", "params_ema")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "params")
+# mmengine's name for the weights before averaging. Its files have "meta", those of others that give
+# an EMA this name do not.
+_BEFORE_AVERAGING, _MMENGINE = "ema_state_dict", "meta"
 _DEEPEST_WRAPPER = 4
 # DataParallel puts `module.` before every key; torch.compile puts `_orig_mod.` before the keys of
 # what it compiled.
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
-# The counter that torch's AveragedModel keeps beside the weights.
-_NOT_WEIGHTS = frozenset({"n_averaged"})
+# Counters beside the weights: of torch's AveragedModel, and what thop leaves in each module.
+_COUNTERS = frozenset({"n_averaged", "total_ops", "total_params"})
 # What no layer can be loaded from.
 _COMPLEX = frozenset({"complex64", "complex128"})
 
@@ -124,6 +124,28 @@ def check_fits(checkpoint: Checkpoint[Any], model: str) -> Fit:
     return fit
 
 
+def check_numbers(checkpoint: Checkpoint[Any]) -> None:
+    """Raise if a checkpoint has numbers that no network can use.
+
+    Engines may hide these: ONNX Runtime's ReLU makes 0 of NaN.
+
+    Raises:
+        WeightsError: a number is not finite, or a variance is negative.
+    """
+    for key, value in checkpoint.tensors.items():
+        if not _finite(value) or (key.endswith("running_var") and (value < 0).any()):
+            raise WeightsError(
+                f"{checkpoint.path} has numbers in {checkpoint.key_mapping.own(key)} that no "
+                "training leaves (NaN, infinite, or a negative variance): take an earlier "
+                "checkpoint, or get it again"
+            )
+
+
+def _finite(value: "Array | Tensor") -> bool:
+    finite = np.isfinite(value) if isinstance(value, np.ndarray) else value.isfinite()
+    return bool(finite.all())
+
+
 def read_checkpoint(path: str | Path) -> Checkpoint[Array]:
     """Read a file into NumPy arrays. Safetensors need no PyTorch.
 
@@ -140,15 +162,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint[Array]:
     return _read(Path(path), "numpy", _as_array)
 
 
-def read_tensors(path: str | Path) -> "Checkpoint[Tensor]":
+def read_tensors(path: str | Path, *, part: str | None = None) -> "Checkpoint[Tensor]":
     """Read a file into PyTorch's tensors of the file's own types, on the CPU.
 
     Everything else is as in `read_checkpoint`.
 
+    Args:
+        part: which of several networks to read: the name that its state dict has in the file, or
+            what its keys begin with.
+
     Raises:
-        WeightsError: as in `read_checkpoint`, except that every type will do.
+        WeightsError: as in `read_checkpoint`, except that every type will do; or there is no such
+            part.
     """
-    return _read(Path(path), "pt", _as_tensor)
+    return _read(Path(path), "pt", _as_tensor, part)
 
 
 def read_by_own_keys(path: str | Path) -> "dict[str, Tensor]":
@@ -170,7 +197,10 @@ def read_arrays_by_own_keys(path: str | Path) -> dict[str, Array]:
 
 
 def _read_content(
-    path: Path, framework: Literal["numpy", "pt"], convert: Callable[[Any], T]
+    path: Path,
+    framework: Literal["numpy", "pt"],
+    convert: Callable[[Any], T],
+    part: str | None = None,
 ) -> tuple[dict[str, T], ModelMetadata | None]:
     """The tensors by the file's own keys, without wrappers and prefixes, and the metadata."""
     try:
@@ -180,8 +210,11 @@ def _read_content(
         else:
             pickled = load_pickle(path)
             metadata = training_metadata_of(path, pickled.content)
-            content, unknown = _unwrap(pickled.content, path, 0), pickled.unknown
+            named = part and _find(pickled.content, part, 0)
+            part = None if named else part
+            content, unknown = _unwrap(named or pickled.content, path, 0), pickled.unknown
         tensors = _bare(content, unknown, path)
+        tensors = _below(tensors, part, path) if part else tensors
         converted = {key: _converted(value, convert, key, path) for key, value in tensors.items()}
     except OSError as error:
         raise unreadable(path, error) from error
@@ -189,13 +222,13 @@ def _read_content(
 
 
 def _read(
-    path: Path, framework: Literal["numpy", "pt"], convert: Callable[[Any], T]
+    path: Path,
+    framework: Literal["numpy", "pt"],
+    convert: Callable[[Any], T],
+    part: str | None = None,
 ) -> Checkpoint[T]:
-    converted, metadata = _read_content(path, framework, convert)
-    try:
-        key_mapping = recognize(converted)
-    except WeightsError as error:
-        raise WeightsError(f"{path} {error}") from error
+    converted, metadata = _read_content(path, framework, convert, part)
+    key_mapping = _recognize(converted, path)
     officials = {key: key_mapping.official(key) for key in converted}
     nameless = [key for key, name in officials.items() if name is None]
     return Checkpoint(
@@ -287,6 +320,7 @@ def _bare(tensors: dict[str, Any], unknown: Sequence[str], path: Path) -> dict[s
             names = ", ".join(name[:80] for name in unknown[:3])
             message += f"; it has objects ({names}), which are not read: save model.state_dict()"
         raise WeightsError(message)
+    tensors = {key: tensor for key, tensor in tensors.items() if not _is_count(key)}
     bare = {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}
     if len(bare) < len(tensors):
         raise WeightsError(
@@ -296,29 +330,118 @@ def _bare(tensors: dict[str, Any], unknown: Sequence[str], path: Path) -> dict[s
     return bare
 
 
+def _find(content: Any, part: str, depth: int) -> Mapping[Any, Any] | None:
+    """The dictionary called `part`, in `content` or in a dictionary there."""
+    if not isinstance(content, Mapping) or depth > _DEEPEST_WRAPPER:
+        return None
+    if isinstance(found := content.get(part), Mapping):
+        return found
+    return next(filter(None, (_find(value, part, depth + 1) for value in content.values())), None)
+
+
+def _below(tensors: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
+    """Those tensors whose keys begin with `part`, by the rest of their keys."""
+    prefix = f"{part.removesuffix('.')}."
+    found = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+    if not found:
+        raise WeightsError(
+            f"{path} has no network called {part!r:.80}: no dictionary has this name, and no key "
+            "begins with it"
+        )
+    return found
+
+
 def _unwrap(content: Any, path: Path, depth: int) -> dict[str, Any]:
     """The innermost state dict, or an empty one if there is none.
 
     A wrapper without weights is passed over: "ema" may hold the settings of an EMA. Under names
-    that are not in `_WRAPPERS`, a state dict must have keys of a ResNeSt.
+    that are not listed above, a state dict must have keys of a ResNeSt.
     """
     if not isinstance(content, Mapping) or depth > _DEEPEST_WRAPPER:
         return {}
-    for wrapper in _WRAPPERS:
-        if weights := _unwrap(content.get(wrapper), path, depth + 1):
-            return weights
-    weights = {key: value for key, value in content.items() if key not in _NOT_WEIGHTS}
+    averages: list[Any] = []
+    others: list[Any] = []
+    for name in content:
+        average = isinstance(name, str) and is_average(name)
+        if not (name == _BEFORE_AVERAGING and _MMENGINE in content):
+            (averages if average else others).append(name)
+    if weights := _first(content, _AVERAGES, path, depth):
+        return weights
+    if weights := _named(content, averages, path, depth):
+        return weights
+    if weights := _first(content, _WRAPPERS, path, depth):
+        return weights
+    weights = {key: value for key, value in content.items() if not _is_count(key)}
     if all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
         return weights
-    others = {
-        name: found
-        for name, value in content.items()
-        if (found := _unwrap(value, path, depth + 1)) and count_known(found)
+    return _named(content, others, path, depth)
+
+
+def _first(
+    content: Mapping[Any, Any], names: Sequence[str], path: Path, depth: int
+) -> dict[str, Any]:
+    """The first state dict that `content` has under one of `names`, or an empty dictionary."""
+    found = (_unwrap(content.get(name), path, depth + 1) for name in names)
+    return next(filter(None, found), {})
+
+
+def _named(content: Mapping[Any, Any], names: list[Any], path: Path, depth: int) -> dict[str, Any]:
+    """The only network that `content` has under one of `names`, or an empty dictionary."""
+    found = {name: _unwrap(content[name], path, depth + 1) for name in names}
+    found = {name: weights for name, weights in found.items() if count_known(weights)}
+    if len(found) > 1:
+        fitting = {name: weights for name, weights in found.items() if _fits(weights)}
+        found = fitting or found
+    if len(found) > 1:
+        raise _several(path, list(found))
+    return next(iter(found.values()), {})
+
+
+def _fits(weights: Mapping[str, Any]) -> bool:
+    """Whether a state dict holds a network here, and not only one whose keys are alike."""
+    return any(fitting_models(_shapes(weights, mapping)) for mapping in networks(weights))
+
+
+def _shapes(weights: Mapping[str, Any], mapping: KeyMapping) -> dict[str, tuple[int, ...]]:
+    return {
+        official: tuple((_stored(value) or value).shape)
+        for key, value in weights.items()
+        if (official := mapping.official(key)) is not None
     }
-    if len(others) > 1:
-        names = ", ".join(str(name)[:80] for name in list(others)[:3])
-        raise WeightsError(f"{path} holds several networks ({names}): save one state_dict")
-    return next(iter(others.values()), {})
+
+
+def _recognize(weights: Mapping[str, Any], path: Path) -> KeyMapping:
+    """How a file names the keys of the network in it.
+
+    Of a network and its average it is the average's. Of a network here and one of another family,
+    such as its teacher, it is the first one's.
+
+    Raises:
+        WeightsError: there are several networks.
+    """
+    found = networks(weights)
+    if len(found) > 1:
+        found = [each for each in found if fitting_models(_shapes(weights, each))] or found
+    averages = [mapping for mapping in found if is_average(mapping.prefix)]
+    if len(averages) == 1:
+        return averages[0]
+    if len(found) > 1:
+        raise _several(path, [mapping.prefix for mapping in found])
+    return found[0]
+
+
+def _several(path: Path, names: Sequence[Any]) -> WeightsError:
+    shown = [str(name).removesuffix(".")[:80] for name in names]
+    listed = ", ".join(name or "without a prefix" for name in shown[:3])
+    part = next(filter(None, shown))
+    return WeightsError(
+        f"{path} holds several networks ({listed}): write one of them to a file of its own, as in "
+        f"splitattn weights convert SRC one.safetensors --to official --part {part}"
+    )
+
+
+def _is_count(key: Any) -> bool:
+    return isinstance(key, str) and key.rpartition(".")[2] in _COUNTERS
 
 
 def _stored(value: object) -> StoredTensor | None:

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from splitattn.architectures import Architecture
-from splitattn.errors import WeightsError, check_choice
+from splitattn.errors import check_choice
 
 T = TypeVar("T")
 
@@ -109,8 +109,8 @@ _IN_BLOCK = re.compile(r"((?:layer|res)\d)\.(\d+)\.(.+)")
 _LONGEST_PREFIX = 8
 # Keys that a second network under another prefix has, and what only looks like one has not.
 _NETWORK = 50
-# What the prefix of an EMA's weights has: `ema_model.module.`, `model_ema.`, `averaged.`.
-_AVERAGE = re.compile(r"(^|[._])(ema|averaged?)[._]", re.IGNORECASE)
+# What the prefix of averaged weights has: `ema_model.module.`, `model_ema.`, `averaged.`.
+_AVERAGE = re.compile(r"(^|[._])(ema|swa|averaged?)[._]", re.IGNORECASE)
 # Parts of a key that only deformable convolutions have: mm*'s and detectron2's.
 _OFFSETS = frozenset({"conv_offset", "conv2_offset"})
 
@@ -271,32 +271,30 @@ def find_layout(name: str) -> Layout:
 
 
 def recognize(keys: Collection[str]) -> KeyMapping:
-    """The layout and the prefix under which the most of `keys` are known; without any, official.
+    """The layout and the prefix under which the most of `keys` are known; without any, official."""
+    return networks(keys)[0]
 
-    Of a network and its EMA in the same file, such as `model.` and `ema_model.`, it is the EMA's.
 
-    Raises:
-        WeightsError: the same network is there under several prefixes.
+def networks(keys: Collection[str]) -> list[KeyMapping]:
+    """How each network among `keys` names them; the one with the most known keys comes first.
+
+    A file may hold a student and its teacher, or a network and its EMA, each under a prefix. If no
+    key is known, the only answer is the official layout.
     """
     counts = _known(keys)
-    if not counts:
-        return OFFICIAL.key_mapping
+    best: dict[str, KeyMapping] = {}
     # Of equals the layout that comes first, and of its own prefixes the project's.
-    best = max(
-        counts, key=lambda mapping: (counts[mapping], mapping.prefix == mapping.layout.prefix)
-    )
-    twins = [
-        mapping
-        for mapping, count in counts.items()
-        if mapping.layout is best.layout and count == counts[best] >= _NETWORK
-    ]
-    if len(twins) < 2:
-        return best
-    averages = [mapping for mapping in twins if _AVERAGE.search(mapping.prefix)]
-    if len(averages) == 1:
-        return averages[0]
-    names = [mapping.prefix[:80] or "without a prefix" for mapping in twins[:3]]
-    raise WeightsError(f"holds several networks ({', '.join(names)}): save the state_dict of one")
+    for mapping in sorted(
+        counts, key=lambda mapping: (-counts[mapping], mapping.prefix != mapping.layout.prefix)
+    ):
+        best.setdefault(mapping.prefix, mapping)
+    first, *others = best.values() or [OFFICIAL.key_mapping]
+    return [first, *(mapping for mapping in others if counts[mapping] >= _NETWORK)]
+
+
+def is_average(name: str) -> bool:
+    """Whether a name or a prefix says that it is of averaged weights: `model_ema`, `swa_model.`."""
+    return bool(_AVERAGE.search(f"{name}."))
 
 
 def count_known(keys: Collection[str]) -> int:
