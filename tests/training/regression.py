@@ -82,9 +82,9 @@ class Regression(Task[list[Example]]):
         return StepOutput(loss, {"loss": loss.detach() * len(batch), **sums})
 
     def measure(
-        self, network: nn.Module, _: Run, on_images: Callable[[int, int], None]
+        self, network: nn.Module, _: Run, on_measured: Callable[[int, int], None]
     ) -> Measurement:
-        on_images(1, 1)
+        on_measured(1, 1)
         with torch.no_grad():
             outputs = network(list(self.inputs))
         return Measurement(figures={"distance": float((outputs - self.targets).norm(dim=1).mean())})

@@ -1,10 +1,13 @@
 """The loop knows no task: what it guarantees holds for a regression by a network of one's own."""
 
 import errno
+import inspect
 import json
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import pytest
@@ -12,10 +15,18 @@ import torch
 from safetensors.torch import load_file
 
 from splitattn.errors import InputError
+from splitattn.training import ema, learner, loop, optimizer, pending
 from splitattn.training.loop import train
 from splitattn.training.task import Epoch, Measurement, Step
 from tests.training.regression import RECIPE, Regression, Regressor, make_run, train_together
 from tests.training.runs import in_two_processes, log_of
+
+
+@pytest.mark.parametrize("module", [loop, learner, optimizer, ema, pending])
+def test_the_loop_names_no_task(module: ModuleType) -> None:
+    notions = r"image|classif|top.?[15]|mixup|cutmix|detect|box"
+    found = re.findall(notions, inspect.getsource(module))
+    assert not found
 
 
 def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(

@@ -117,13 +117,13 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
         return StepOutput(loss, sums)
 
     def measure(
-        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+        self, network: nn.Module, run: Run, on_measured: Callable[[int, int], None]
     ) -> Measurement:
         measured = sides(run.recipe, run.recipe.test_size)
         finder = TorchFinder(network, run.device, find_head(self.head).first_label)
         own: list[tuple[int, FoundObjects | str]] = []
         for index in self.own_images():
-            on_images(1, len(self.val))
+            on_measured(1, len(self.val))
             try:
                 image = read_image(self.val, index)
             except ImageError as error:

@@ -159,7 +159,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         return (weights * pixels.sum() / (weights * pixels).sum()).float()
 
     def measure(
-        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+        self, network: nn.Module, run: Run, on_measured: Callable[[int, int], None]
     ) -> Measurement:
         recipe = run.recipe
         answer = partial(
@@ -168,7 +168,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
             sides=sides(recipe, recipe.test_size, MULTIPLE),
             preprocessing=recipe.preprocessing,
         )
-        own = score_masks(self.val, answer, self.own_images(), on_images)
+        own = score_masks(self.val, answer, self.own_images(), on_measured)
         scored = ScoredMasks.merged(distributed.gathered(own))
         self.note_val(scored.problems, run)
         scores = SegmentationScores(

@@ -101,14 +101,14 @@ class Classification(ImageTask[Batch]):
         return {"loss": sums["loss"] / examples, "top1": 100 * sums["right"] / examples}
 
     def measure(
-        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+        self, network: nn.Module, run: Run, on_measured: Callable[[int, int], None]
     ) -> Measurement:
         measured = self._measured(
             TorchEngine(network, run.device),
             self.val,
             run.recipe.preprocessing,
             workers=max(run.workers, 1),
-            on_images=on_images,
+            on_images=on_measured,
         )
         if math.isfinite(measured.loss):  # else the network is to blame, and the loop says so
             self.note_unreadable(measured.problems, run)

@@ -157,17 +157,17 @@ class Distillation(ImageTask[Crops]):
         return {"loss": sums["loss"] / examples, "agreement": 100 * sums["agreeing"] / examples}
 
     def measure(
-        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+        self, network: nn.Module, run: Run, on_measured: Callable[[int, int], None]
     ) -> Measurement:
         """The share of images for which student and teacher have the same first guess.
 
         With labels, top-1 too. Each network crops and resizes images as it expects them.
         """
         if not self._answered:
-            self._answered.append(self._ask(run, on_images))
+            self._answered.append(self._ask(run, on_measured))
         (answered,) = self._answered
         engine = TorchEngine(network, run.device)
-        measured = _measured(engine, answered, run.recipe.preprocessing, run, on_images)
+        measured = _measured(engine, answered, run.recipe.preprocessing, run, on_measured)
         if not math.isfinite(measured.loss):
             raise InputError(
                 "the student's answers must be finite, got others in validation; lower "

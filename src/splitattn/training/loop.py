@@ -296,13 +296,13 @@ class _Training(Generic[Batch]):
                 logger.warning("%s is dropped: %s", type(one).__name__, error)
 
     def _measure(self) -> Measurement:
-        def on_images(done: int, total: int) -> None:
+        def on_measured(done: int, total: int) -> None:
             self.on_measured(done, math.ceil(total / distributed.world_size()))
             if self.stop:
                 self._leave()
 
         self.learner.update_candidate()
-        measured = self.task.measure(self.learner.candidate, self.run, on_images)
+        measured = self.task.measure(self.learner.candidate, self.run, on_measured)
         if not math.isfinite(loss := measured.figures.get("loss", 0.0)):
             raise InputError(
                 f"the loss must stay finite, got {loss} in validation after step "

@@ -167,13 +167,13 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def measure(
-        self, network: nn.Module, run: Run, on_images: Callable[[int, int], None]
+        self, network: nn.Module, run: Run, on_measured: Callable[[int, int], None]
     ) -> Measurement:
         """Measure a network; the result is the same in every process.
 
         Args:
             network: in evaluation mode, with the weights as a file will hold them.
-            on_images: to be told how many more examples this process has measured, of how many
+            on_measured: to be told how many more examples this process has measured, of how many
                 in all; raises if the training shall stop.
         """
 
