@@ -20,9 +20,10 @@ from splitattn.weights.checkpoint import (
     save_safetensors,
     writing,
 )
+from splitattn.weights.in_folder import weights_file
 from splitattn.weights.layouts import Layout, find_layout
 from splitattn.weights.matching import closest_model, fitting_models
-from splitattn.weights.resolve import check_owner, weights_file
+from splitattn.weights.resolve import check_owner
 
 _PICKLES = (".pth", ".pt")
 _SUFFIXES = (".safetensors", *_PICKLES)

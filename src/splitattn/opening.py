@@ -34,7 +34,7 @@ from splitattn.weights.checkpoint import check_fits, check_numbers, read_checkpo
 from splitattn.weights.download import Progress
 from splitattn.weights.matching import HEAD
 from splitattn.weights.metadata import ModelMetadata, read_metadata, unreadable
-from splitattn.weights.resolve import check_owner, resolve, weights_file
+from splitattn.weights.resolve import check_owner, resolve
 
 TASK = "classification"
 _TRIED_SIZE = 64  # of images of a detector or segmenter, which may have any
@@ -290,7 +290,7 @@ def task_of(weights: str | Path | None) -> str:
     if row := file_engine(weights):
         with _reading(path):
             return row.load_file_module().read_metadata(path).task
-    metadata = read_metadata(weights_file(path))
+    metadata = read_metadata(path)
     return TASK if metadata is None else metadata.task
 
 

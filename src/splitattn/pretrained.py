@@ -12,6 +12,7 @@ from splitattn.nn.resnest import ResNeSt
 from splitattn.weights import hub
 from splitattn.weights.card import card_text, check_license
 from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.in_folder import WEIGHTS_NAMES
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.resolve import resolve
 from splitattn.weights.timm_config import CONFIG_NAME, to_config
@@ -142,7 +143,7 @@ def _write(
     license: str | None,
     repository: str | None,
 ) -> None:
-    weights, card = folder / hub.WEIGHTS_NAMES[0], folder / hub.CARD_NAME
+    weights, card = folder / WEIGHTS_NAMES[0], folder / hub.CARD_NAME
     texts = {folder / CONFIG_NAME: to_config(metadata, license=license)}
     try:
         if not card.exists() or hub.is_generated(card):

@@ -242,6 +242,7 @@ def test_a_trainings_folder_is_weights_the_best_file_first(run: Path) -> None:
         assert resolved.path == run / name
         assert (resolved.model, resolved.classes) == ("resnest26", ("cat", "dog"))
         assert resolve("resnest26", str(run)) == resolved
+        assert read_metadata(run) == METADATA
     assert "belongs to resnest26, not to resnest50" in refusal("resnest50", run)
 
 

@@ -17,7 +17,7 @@ from splitattn.errors import DataError
 from splitattn.images.loading import Decoding
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.download import file_sha256
-from splitattn.weights.resolve import resolve, weights_file
+from splitattn.weights.resolve import resolve
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,7 +152,7 @@ def hash_of_weights(model: str | None, weights: str | None) -> str:
         path = Path(weights)
         files = [path, *([path.with_suffix(row.beside)] if row.beside else [])]
     else:
-        files = [weights_file(resolve(model, weights).path)]
+        files = [resolve(model, weights).path]
     return " ".join(map(file_sha256, files))
 
 

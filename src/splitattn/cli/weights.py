@@ -176,7 +176,7 @@ def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:
 def _file_or_entry(target: str) -> Path | WeightsEntry:
     path = Path(target)
     if is_folder(path):
-        from splitattn.weights.resolve import weights_file
+        from splitattn.weights.in_folder import weights_file
 
         return weights_file(path)
     return path if path.suffix in _FILE_SUFFIXES or is_file(path) else _entry(target)

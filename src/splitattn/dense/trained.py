@@ -15,8 +15,8 @@ from splitattn.graph.folding import Form
 from splitattn.opening import check_engine_of_file, open_exported
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.checkpoint import read_arrays_by_own_keys
+from splitattn.weights.in_folder import weights_file
 from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.weights.resolve import weights_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -28,10 +28,9 @@ from splitattn.files import open_file
 from splitattn.libraries import require
 from splitattn.web import PATIENCE, SLOWEST, Deadline, within
 from splitattn.weights.download import Progress, file_sha256, offline
+from splitattn.weights.in_folder import WEIGHTS_NAMES
 from splitattn.weights.timm_config import CONFIG_NAME, read_config
 
-# Names of weights files in a folder or a repository, best first.
-WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 CARD_NAME = "README.md"
 # This line marks cards that `card.py` wrote.
 CARD_MARK = (

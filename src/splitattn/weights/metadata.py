@@ -12,6 +12,7 @@ from splitattn.architectures import split_name
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import open_file
 from splitattn.preprocessing import Preprocessing
+from splitattn.weights.in_folder import weights_file
 
 METADATA_KEY = "splitattn"
 # Keys that tell a training's checkpoint (`last.pt`) from other files. `metadata` is JSON or None.
@@ -150,10 +151,13 @@ def read_metadata(path: str | Path) -> ModelMetadata | None:
 
     Tensors are not read.
 
+    Args:
+        path: of the file, or of a folder with weights, such as a training's output.
+
     Raises:
-        WeightsError: the file cannot be read, or is damaged.
+        WeightsError: the file cannot be read, or is damaged; or the folder has no weights.
     """
-    path = Path(path)
+    path = weights_file(Path(path))
     try:
         if is_safetensors(path):
             with safe_open(path, framework="numpy") as file:

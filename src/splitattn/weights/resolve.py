@@ -17,16 +17,14 @@ from splitattn.weights.catalogue import (
     named,
 )
 from splitattn.weights.download import Progress
-from splitattn.weights.hub import WEIGHTS_NAMES, folder_of, is_reference
+from splitattn.weights.hub import folder_of, is_reference
+from splitattn.weights.in_folder import best_in
 from splitattn.weights.metadata import ModelMetadata, is_safetensors, read_metadata
 from splitattn.weights.pickles import check_begins_as_weights
 from splitattn.weights.timm_config import CONFIG_NAME, Config, read_config
 
 # Endings of the files that `splitattn export` writes.
 EXPORTED_SUFFIXES = (".onnx", ".xml", ".pt2")
-# Weights in a folder, best first: those of `save_pretrained` and the hub, then those of a training
-# that has not ended.
-_NAMES_IN_FOLDER = (*WEIGHTS_NAMES, "best.safetensors", "last.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,26 +116,8 @@ def _resolve_entry(entry: WeightsEntry, progress: Progress | None) -> ResolvedWe
     return _described_by(entry, fetch(entry, progress=progress))
 
 
-def weights_file(path: Path) -> Path:
-    """`path` itself, or the file of weights in it if it is a folder, such as a training's output.
-
-    Raises:
-        WeightsError: the folder has no weights.
-    """
-    return _best_in(path) if is_folder(path) else path
-
-
-def _best_in(folder: Path) -> Path:
-    for name in _NAMES_IN_FOLDER:
-        if exists(folder / name):
-            return folder / name
-    raise WeightsError(
-        f"{folder} must be a folder with {' or '.join(_NAMES_IN_FOLDER)}, and has none of them"
-    )
-
-
 def _resolve_folder(folder: Path, model: str | None) -> ResolvedWeights:
-    path = _best_in(folder)
+    path = best_in(folder)
     # Metadata inside the weights file override `config.json`.
     if not exists(folder / CONFIG_NAME) or read_metadata(path):
         return _resolve_file(path, model)

@@ -1,0 +1,34 @@
+"""Which file in a folder holds its weights."""
+
+from pathlib import Path
+
+from splitattn.errors import WeightsError
+from splitattn.files import exists, is_folder
+
+# Of `save_pretrained` and of repositories on the hub, best first.
+WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
+# Then those of a training that has not ended.
+_NAMES = (*WEIGHTS_NAMES, "best.safetensors", "last.pt")
+
+
+def weights_file(path: Path) -> Path:
+    """`path` itself, or the file of weights in it if it is a folder, such as a training's output.
+
+    Raises:
+        WeightsError: the folder has no weights.
+    """
+    return best_in(path) if is_folder(path) else path
+
+
+def best_in(folder: Path) -> Path:
+    """The file of weights in a folder.
+
+    Raises:
+        WeightsError: there is no such folder, or it has no weights.
+    """
+    for name in _NAMES:
+        if exists(folder / name):
+            return folder / name
+    raise WeightsError(
+        f"{folder} must be a folder with {' or '.join(_NAMES)}, and has none of them"
+    )
