@@ -240,6 +240,17 @@ def test_class_maps_add_up_to_logits_and_shares_are_those_of_the_blocks(
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("radix", [0, 2])
+def test_pytorch_gives_every_output_that_onnx_gives(radix: int) -> None:
+    model = trained(small(radix))
+    own = (*MAPS, *["shares"] * (radix > 0), "features", "class_maps", "logits")
+    network = replace(folded(model), outputs=own)
+    batch = batch_for(model, 2, 64, 64)
+    in_torch = FusedResNeSt(network).outputs(torch.from_numpy(batch))
+    for ours, theirs in zip(run(to_onnx(network, size=64), batch), in_torch, strict=True):
+        assert relative_difference(theirs.numpy(), ours) < 1e-5
+
+
 def test_nothing_is_written_that_no_output_needs() -> None:
     names = names_of(to_onnx(folded(trained(small())), size=64, outputs=("layer2",)))
     assert not any(name.startswith(("layer3", "layer4", "pool", "classifier")) for name in names)

@@ -51,8 +51,11 @@ class FusedResNeSt(nn.Module):
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the folded network's `outputs` name; see `to_onnx` for the names."""
-        x = self.stem(x)
-        found, shares = {}, []
+        *convolutions, max_pool = self.stem
+        for layer in convolutions:
+            x = layer(x)
+        found, shares = {"stem": x}, []
+        x = max_pool(x)
         for block in cast("Iterable[_FusedBottleneck]", self.stages):
             x, shares_of_block = block.with_shares(x)
             shares.append(shares_of_block)
