@@ -292,8 +292,8 @@ def _prepared(
                 new_classifier=new_classifier,
                 fold=part,
             )
-            plan = prepare(dataset, name, chosen, here)
-        task = plan.task
+            setup = prepare(dataset, name, chosen, here)
+        task = setup.task
         run = Run(
             recipe=chosen,
             output=Path(output),
@@ -313,11 +313,11 @@ def _prepared(
             elif start is not None:
                 found = resolve(name, start)
                 expected = found.preprocessing
-            if plan.preprocessing is not None:
-                expected, whose = plan.preprocessing, "the teacher expects"
+            if setup.preprocessing is not None:
+                expected, whose = setup.preprocessing, "the teacher expects"
             run = replace(run, recipe=chosen.starting_from(expected, whose))
             torch.manual_seed(chosen.seed)
-            network = plan.build(start)
+            network = setup.build(start)
         yield network, task, run
 
 
@@ -401,7 +401,7 @@ _DEFAULT_HEADS: dict[TaskName, str] = {"detection": "fcos", "segmentation": "fpn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TaskSetup:
     """A task, and what else a training needs of it.
 
     Attributes:
@@ -417,10 +417,12 @@ class Plan:
 
 
 # From data set, model, recipe and device.
-Prepare = Callable[[DataSettings, str, Recipe, torch.device], Plan]
+Prepare = Callable[[DataSettings, str, Recipe, torch.device], TaskSetup]
 
 
-def _classification(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
+def _classification(
+    dataset: DataSettings, model: str, recipe: Recipe, _: torch.device
+) -> TaskSetup:
     train, val = dataset.open(recipe.seed)
     if (train.label_sets is None) != (recipe.task == "classification"):
         labels = "one label" if train.label_sets is None else "several labels"
@@ -430,10 +432,12 @@ def _classification(dataset: DataSettings, model: str, recipe: Recipe, _: torch.
         )
     kind = Classification if train.label_sets is None else MultiLabel
     task = kind(model=model, train=train, val=val)
-    return Plan(task=task, build=partial(_build, task, dataset, recipe))
+    return TaskSetup(task=task, build=partial(_build, task, dataset, recipe))
 
 
-def _distillation(dataset: DataSettings, model: str, recipe: Recipe, device: torch.device) -> Plan:
+def _distillation(
+    dataset: DataSettings, model: str, recipe: Recipe, device: torch.device
+) -> TaskSetup:
     teacher = open_teacher(recipe.teacher, imitation=recipe.imitation, device=str(device))
     train, val = open_for_teacher(
         dataset.data, teacher.classes, dataset.class_names, seed=recipe.seed
@@ -446,7 +450,7 @@ def _distillation(dataset: DataSettings, model: str, recipe: Recipe, device: tor
         data=f"{Path(dataset.data).name or dataset.data}, {len(train)} images",
     )
     build = partial(_build, task, dataset, recipe)
-    return Plan(task=task, build=build, preprocessing=teacher.preprocessing)
+    return TaskSetup(task=task, build=build, preprocessing=teacher.preprocessing)
 
 
 def _build(
@@ -464,7 +468,7 @@ def _build(
     )
 
 
-def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
+def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
     head = _head(recipe)
     masks = find_head(head).masks
     check_box_head(head, recipe.box_head)
@@ -489,10 +493,10 @@ def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.devic
             new_head=dataset.new_classifier or bool(found and found.classes != train.classes),
         )
 
-    return Plan(task=task, build=build)
+    return TaskSetup(task=task, build=build)
 
 
-def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> Plan:
+def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
     head = _head(recipe)
     find_segmentation_head(head)
     require("training a segmenter", "torchvision")
@@ -513,7 +517,7 @@ def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.de
         )
 
     task = Segmentation(model=model, head=head, train=train, val=val)
-    return Plan(task=task, build=build)
+    return TaskSetup(task=task, build=build)
 
 
 def _head(recipe: Recipe) -> str:
