@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from splitattn import libraries
 from splitattn.agreement import Agreement
 from splitattn.classifier import Classifier
+from splitattn.create import create_model
 from splitattn.data.calibration import calibration_images
 from splitattn.differences import Difference, Parity
 from splitattn.engines.engine import Engine, FileSettings, softmax
@@ -32,6 +33,7 @@ from splitattn.images.preprocess import normalize, preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
 from splitattn.opening import open_exported, open_weights
+from splitattn.transforms import transform
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 from splitattn.workflows import export
 from tests.cli.networks import write_weights
@@ -204,10 +206,17 @@ def test_the_wrong_engine_device_or_model_for_a_file_is_one_line(exported: Expor
         assert str(raised.value).isprintable()
 
 
-def test_an_exported_file_is_no_weights(exported: Exported) -> None:
-    path, _ = exported("onnx")
-    with pytest.raises(WeightsError, match="is an exported network; only predict and evaluate"):
-        open_weights(weights=path)
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch_export"])
+def test_an_exported_file_is_no_weights(format: str, exported: Exported) -> None:
+    path, _ = exported(format)
+    for use in (
+        lambda: open_weights(weights=path),
+        lambda: open_weights("resnest14", path),
+        lambda: create_model("resnest14", weights=path),
+        lambda: transform("resnest14", weights=path),
+    ):
+        with pytest.raises(WeightsError, match="pass the weights it was exported from"):
+            use()
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])

@@ -21,7 +21,13 @@ from splitattn.data.calibration import (
 from splitattn.data.labelled import LabelledImages
 from splitattn.differences import Difference, Parity, difference
 from splitattn.engines.engine import ACTIVATIONS, Engine, FileSettings
-from splitattn.engines.table import PRECISIONS, EngineRow, file_engine, formats
+from splitattn.engines.table import (
+    PRECISIONS,
+    EngineRow,
+    check_any_output,
+    file_engine,
+    formats,
+)
 from splitattn.environment import describe
 from splitattn.errors import InputError, WeightsError, check_choice
 from splitattn.files import replacing
@@ -172,8 +178,8 @@ def export_network(
         batch_size=batch_size,
         opset=opset,
     )
-    if class_maps and row.format == "torch_export":
-        raise InputError("--class-maps belongs to ONNX and OpenVINO files, got torch_export")
+    if class_maps:
+        check_any_output("class maps", row)
     preprocessing = network.metadata.preprocessing
     images = (
         package_photographs(preprocessing.channels)

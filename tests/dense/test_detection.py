@@ -265,7 +265,7 @@ def test_predict_writes_boxes_in_every_format_and_draws_them(
     assert status(["predict", str(photograph), *options, "--model", "resnest50"]) == 2
     assert "--model is for classification" in capsys.readouterr().err
     assert status(["predict", str(photograph), *options, "--engine", "compile"]) == 2
-    assert "runs in engine onnxruntime, openvino or torch" in capsys.readouterr().err
+    assert "runs in engine openvino or onnxruntime or torch" in capsys.readouterr().err
     assert status(["predict", str(photograph), "--format", "coco"]) == 2
     assert "format must be one of table, json, csv" in capsys.readouterr().err
     assert status(["predict", str(photograph), "--score", "0.5"]) == 2

@@ -143,7 +143,7 @@ def test_int8_may_cost_little_ap(run: Path, tmp_path: Path) -> None:
     ("options", "rule"),
     [
         ({"batch_size": 2}, "takes any batch"),
-        ({"format": "torch_export", "path": "net.pt2"}, "onnx or openvino, got torch_export"),
+        ({"format": "torch_export", "path": "net.pt2"}, "openvino or onnx, got torch_export"),
         ({"precision": "int8"}, "int8 needs images to calibrate on"),
         ({"model": "small"}, "leave out --model"),
         ({"path": "net.gguf"}, "must end in one of"),

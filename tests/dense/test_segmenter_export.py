@@ -258,7 +258,7 @@ def test_what_cannot_be_exported_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=rule):
         export(tmp_path / "a.onnx", weights=folder / "a.safetensors", **options)
-    with pytest.raises(InputError, match="exported to onnx or openvino, got torch_export"):
+    with pytest.raises(InputError, match="exported to openvino or onnx, got torch_export"):
         export(tmp_path / "a.pt2", weights=folder / "a.safetensors")
 
 

@@ -9,7 +9,10 @@ import pytest
 
 from splitattn.engines import table
 from splitattn.engines.table import EngineRow
+from splitattn.errors import InputError, WeightsError
+from splitattn.graph.onnx_model import OPSETS
 from splitattn.images.samples import sample_photographs
+from splitattn.transforms import transform
 from splitattn.workflows import export
 
 TOY = EngineRow(
@@ -37,6 +40,10 @@ def test_names_and_files_are_unique() -> None:
         assert len(values) == len(set(values))
 
 
+def test_the_opsets_of_files_are_those_that_are_written() -> None:
+    assert [row.opsets for row in table.ENGINES if row.opsets] == [OPSETS]
+
+
 @pytest.mark.usefixtures("_toy")
 def test_a_new_engine_labels_exports_and_reopens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -47,12 +54,16 @@ def test_a_new_engine_labels_exports_and_reopens(
     expected = Classifier(engine="onnxruntime").predict(PHOTOGRAPH)
     assert Classifier(engine="toy").predict(PHOTOGRAPH) == expected
     path = tmp_path / "net.toy"
+    with pytest.raises(InputError, match="class maps can be exported to openvino or onnx, got toy"):
+        export(path, class_maps=True)
     report = export(path)
     assert (report.format, report.engine) == ("toy", "toy 1.0 on cpu")
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["predict", str(PHOTOGRAPH), "--weights", str(path), "--format", "json"])
     answer = json.loads(capsys.readouterr().out)
     assert [guess["label"] for guess in answer["predictions"]] == [p.label for p in expected]
+    with pytest.raises(WeightsError, match="pass the weights it was exported from"):
+        transform("resnest26_tiny", weights=path)
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["predict", str(PHOTOGRAPH), "--engine", "steam"])
     assert "compile, toy, got 'steam'" in capsys.readouterr().err

@@ -192,7 +192,7 @@ def saved(content: object, **options: Any) -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
         (b"\x89PNG\r\n\x1a\n", "not a weights file"),
         (b"<html>404</html>", "not a weights file"),
-        (zip_of_text(), "not a file of torch.save"),
+        (zip_of_text(), "not a weights file"),
         (saved(weights())[:500], "truncated"),
         (saved(weights(), _use_new_zipfile_serialization=False)[:-20], "truncated|damaged"),
         (safetensors.torch.save(weights())[:-4], "truncated"),

@@ -215,7 +215,7 @@ def test_an_exported_network_is_no_weights(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(BODY)
     for model in (None, "resnest14"):
-        assert "Pass the weights it was exported from" in refusal(model, path)
+        assert "pass the weights it was exported from" in refusal(model, path)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 from splitattn.dense.resizing import pixels_of, read_sides
 from splitattn.dense.trained import TrainedDense
 from splitattn.engines.engine import Engine, FileSettings
-from splitattn.engines.table import EngineRow
+from splitattn.engines.table import EngineRow, check_any_output
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.exporting import ExportedFile, check_arguments, write_compared
 from splitattn.graph.detection import MULTIPLE
@@ -300,8 +300,7 @@ def _check_exportable(
             f"a {what} with head {head} cannot be exported: {why_not}. Train one with head "
             f"{able[0]}"
         )
-    if row.format == "torch_export":
-        raise InputError(f"a {what} can be exported to onnx or openvino, got torch_export")
+    check_any_output(f"a {what}", row)
     if batch_size is not None:
         raise InputError(
             f"a {what}'s file takes any batch, got batch size {batch_size}: leave it out"

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from numpy.typing import NDArray
 
 from splitattn.engines.engine import Engine
-from splitattn.engines.table import check_device, fastest_engine, file_engine, find_engine
+from splitattn.engines.table import (
+    check_device,
+    fastest_engine,
+    file_engine,
+    find_engine,
+    formats,
+)
 from splitattn.errors import InputError, WeightsError
 from splitattn.graph.folding import Form
 from splitattn.opening import check_engine_of_file, open_exported
@@ -186,10 +192,12 @@ def open_dense(
     network: Engine | None = None
     if row.name == "torch":
         runner, name = trained.in_torch(device), row.name
-    elif row.format is None or not able:
+    elif not (able and row.any_output):
+        others = [other.name for other in formats().values() if other.any_output]
+        engines = [*(others if able else ()), "torch"]
         raise InputError(
-            f"a {kind.what} with head {trained.head} runs in engine "
-            f"{'onnxruntime, openvino or torch' if able else 'torch'}, got {engine!r}"
+            f"a {kind.what} with head {trained.head} runs in engine {' or '.join(engines)}, "
+            f"got {engine!r}"
         )
     else:
         folded = trained.fold(row.form_on(device))

@@ -93,6 +93,7 @@ class EngineRow:
         beside: the ending of a second file that belongs to each of them; None if there is none.
         precisions: of these files, each with the libraries that writing it needs besides.
         opsets: versions of the ONNX operators that these files may have.
+        any_output: whether it runs detectors and segmenters, and its files may give class maps.
     """
 
     name: str
@@ -106,6 +107,7 @@ class EngineRow:
     beside: str | None = None
     precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     opsets: Sequence[int] = ()
+    any_output: bool = False
 
     @property
     def is_installed(self) -> bool:
@@ -145,6 +147,7 @@ ENGINES: tuple[EngineRow, ...] = (
         suffix=".xml",
         beside=".bin",
         precisions={"fp32": (), "fp16": (), "int8": ("nncf",)},
+        any_output=True,
     ),
     EngineRow(
         name="onnxruntime",
@@ -155,6 +158,7 @@ ENGINES: tuple[EngineRow, ...] = (
         suffix=".onnx",
         precisions={"fp32": (), "fp16": (), "int8": ()},
         opsets=range(11, 21),
+        any_output=True,
     ),
     EngineRow(
         name="torch",
@@ -236,6 +240,17 @@ def file_engine(path: str | Path) -> EngineRow | None:
 def formats() -> dict[str, EngineRow]:
     """What `export --format` takes."""
     return {row.format: row for row in ENGINES if row.format}
+
+
+def check_any_output(what: str, row: EngineRow) -> None:
+    """Raise unless the files of an engine can be of `what`, which is more than logits.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not row.any_output:
+        able = " or ".join(name for name, other in formats().items() if other.any_output)
+        raise InputError(f"{what} can be exported to {able}, got {row.format}")
 
 
 @cache

@@ -65,9 +65,14 @@ def check_begins_as_weights(path: Path) -> None:
     if start == _LFS_POINTER:
         raise WeightsError(f"{path} is a pointer of Git LFS: get the file with git lfs pull")
     if not start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
-        raise WeightsError(
-            f"{path} is not a weights file: it must be safetensors or written by torch.save"
-        )
+        raise _no_weights(path)
+
+
+def _no_weights(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} is not a weights file: it must be safetensors or written by torch.save; instead "
+        "of an exported network, pass the weights it was exported from"
+    )
 
 
 def load_pickle(path: Path) -> Pickle:
@@ -108,7 +113,9 @@ def _load_zip(file: BinaryIO, path: Path) -> Pickle:
                 f"{path} is compressed, which torch.save does not do, and would unpack to "
                 f"{unpacked:,} bytes: unpack it and save its state_dict again"
             )
-        name = next(name for name in records if name.endswith("/data.pkl"))
+        name = next((name for name in records if name.endswith("/data.pkl")), None)
+        if name is None:  # such as an archive of torch.export
+            raise _no_weights(path)
         folder = name.removesuffix("data.pkl")
         order = f"{folder}byteorder"
         big_endian = order in records and archive.read(order) == b"big"

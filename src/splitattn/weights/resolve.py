@@ -23,9 +23,6 @@ from splitattn.weights.metadata import ModelMetadata, is_safetensors, read_metad
 from splitattn.weights.pickles import check_begins_as_weights
 from splitattn.weights.timm_config import CONFIG_NAME, Config, read_config
 
-# Endings of the files that `splitattn export` writes.
-EXPORTED_SUFFIXES = (".onnx", ".xml", ".pt2")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedWeights:
@@ -137,11 +134,6 @@ def _described_by(source: WeightsEntry | ModelMetadata | Config, path: Path) -> 
 
 
 def _resolve_file(path: Path, model: str | None) -> ResolvedWeights:
-    if path.suffix in EXPORTED_SUFFIXES:
-        raise WeightsError(
-            f"{path} is an exported network; only predict and evaluate accept it. Pass the weights "
-            "it was exported from"
-        )
     if metadata := read_metadata(path):
         architecture(metadata.model)
         check_owner(path, metadata.model, model)
@@ -150,9 +142,9 @@ def _resolve_file(path: Path, model: str | None) -> ResolvedWeights:
     if entry := published(path):
         check_owner(path, entry.model, model)
         return _described_by(entry, path)
+    if not is_safetensors(path):
+        check_begins_as_weights(path)
     if model is None:
-        if not is_safetensors(path):
-            check_begins_as_weights(path)
         raise WeightsError(f"{path} does not say which model it belongs to: name the model")
     return ResolvedWeights(
         path=path,
