@@ -5,12 +5,21 @@ import io
 import re
 import sys
 from functools import partialmethod
+from types import SimpleNamespace
 
 import pytest
 from rich.progress import Progress
 
+from splitattn.bulk.plan import ShardReport
+from splitattn.cli import progress
 from splitattn.cli.output import say
-from splitattn.cli.progress import downloading, exporting, starting, training_progress
+from splitattn.cli.progress import (
+    downloading,
+    exporting,
+    shards_progress,
+    starting,
+    training_progress,
+)
 from splitattn.training.task import Epoch, Figure, Step
 
 
@@ -37,8 +46,8 @@ def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
         on_step(step)
         on_epoch(Epoch(epoch=0, epochs=2, line={"seconds": 3.0}, text="loss 1.500  AP 0.25"))
     assert capsys.readouterr().err == "epoch 1/2  loss 1.500  AP 0.25  3 s\n"
-    with downloading() as progress:
-        progress(1, 2)
+    with downloading() as on_received:
+        on_received(1, 2)
     assert capsys.readouterr().err == ""
 
 
@@ -122,3 +131,36 @@ def test_a_word_is_there_at_once_and_goes(shown: bool, monkeypatch: pytest.Monke
     with starting("starting", shown=shown):
         assert screen.getvalue() == ("starting ..." if shown else "")
     assert screen.getvalue() == ("starting ...\r\x1b[2K" if shown else "")
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_shards_have_a_rate_and_a_time_left(
+    watched: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    screen = on_terminal(monkeypatch, 100) if watched else None
+    with shards_progress() as (on_listed, on_shard):
+        for listed, now in ((1000, 1800.0), (2500, 3600.0)):
+            clock.now = now
+            on_listed(listed)
+        # A shard each few minutes, and the last one smaller; listing took an hour and counts not.
+        for labeled, errors, now in ((1000, 3, 3700.0), (1000, 0, 3900.0), (500, 1, 3950.0)):
+            clock.now = now
+            report = ShardReport(
+                number=0,
+                images=labeled,
+                labeled=labeled,
+                errors=errors,
+                classes={},
+                error_kinds={},
+                examples=[],
+            )
+            on_shard(report, 3)
+    text = "\n".join(lines_of(screen)) if screen else capsys.readouterr().err
+    assert ("1,000 images listed" in text) == watched
+    assert list(dict.fromkeys(re.findall(r"\d/3 parts.*left", text))) == [
+        "1/3 parts  1,000 images  3 errors  10.0/s  0:03:20 left",
+        "2/3 parts  2,000 images  3 errors  6.7/s  0:02:30 left",
+        "3/3 parts  2,500 images  4 errors  7.1/s  0:00:00 left",
+    ]

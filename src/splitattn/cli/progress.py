@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -207,14 +208,13 @@ def shards_progress() -> Iterator[
 ]:
     """A bar of shards with images, errors, rate and time left; in a file, a line for each shard."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     watched = sys.stderr.isatty()
     console = Console(stderr=True, highlight=False)
     bar = Progress(
         BarColumn(bar_width=16),
         TextColumn("{task.fields[counts]}"),
-        TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not watched,
@@ -224,13 +224,20 @@ def shards_progress() -> Iterator[
     done = images = errors = 0
 
     def on_listed(count: int) -> None:
+        nonlocal begun
+        begun = time.monotonic()  # of labeling, which follows
         bar.update(task, counts=f"{count:,} images listed")
 
     def on_shard(shard: "ShardReport", shards: int) -> None:
         nonlocal done, images, errors
         done, images, errors = done + 1, images + shard.labeled, errors + shard.errors
-        rate = images / (time.monotonic() - begun)
-        counts = f"{done:,}/{shards:,} parts  {images:,} images  {errors:,} errors  {rate:.0f}/s"
+        seconds = max(time.monotonic() - begun, 0.001)
+        # Rich's own time left looks back 30 seconds, in which there may be no shard.
+        left = timedelta(seconds=round(seconds / done * (shards - done)))
+        counts = (
+            f"{done:,}/{shards:,} parts  {images:,} images  {errors:,} errors  "
+            f"{images / seconds:.1f}/s  {left} left"
+        )
         bar.update(task, total=shards, completed=done, counts=counts)
         if not watched:
             console.print(counts, soft_wrap=True)
