@@ -24,6 +24,9 @@ class BucketServer(ThreadingHTTPServer):
         end.
     refusal: S3 says 503, Google 429 or 503.
     forbidden: keys that begin so are answered with 403.
+    faults: how the next GETs go wrong, by key: "silent", as nothing is answered; "stalled", as half
+        of the bytes come and then nothing; or "cut", as the connection then ends.
+    over: set when the server ends, for which silence waits.
     page: how many keys an answer lists.
     credentials: what each request showed, as they came.
     """
@@ -34,6 +37,8 @@ class BucketServer(ThreadingHTTPServer):
         self.busy: Counter[str] = Counter()
         self.refusal = 503
         self.forbidden = "nothing"
+        self.faults: dict[str, list[str]] = {}
+        self.over = threading.Event()
         self.page = 1000
         self.credentials: list[str | None] = []
 
@@ -47,13 +52,25 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self._begin(status, body, **headers)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _begin(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+
+    def _fail(self, fault: str, status: int, body: bytes, **headers: str) -> None:
+        self.close_connection = True
+        if fault != "silent":
+            self._begin(status, body, **headers)
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+        if fault != "cut":
+            self.server.over.wait()
 
     def _refused(self, key: str) -> bool:
         self.server.credentials.append(self.headers["Authorization"])
@@ -76,15 +93,17 @@ class _Handler(BaseHTTPRequestHandler):
         if not key:
             self._list(parse_qs(parts.query))
         elif key in self.server.objects:
-            content = self.server.objects[key]
-            headers = {"ETag": _etag(content), "Last_Modified": "Sun, 01 Nov 2026 00:00:00 GMT"}
+            status, content = 200, self.server.objects[key]
+            headers = {"ETag": etag_of(content), "Last_Modified": "Sun, 01 Nov 2026 00:00:00 GMT"}
             if asked := self.headers.get("Range"):
                 first, last = (int(n) for n in asked.removeprefix("bytes=").split("-"))
                 part = content[first : last + 1]
                 headers["Content_Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
-                self._answer(206, part, **headers)
+                status, content = 206, part
+            if faults := self.server.faults.get(key):
+                self._fail(faults.pop(0), status, content, **headers)
             else:
-                self._answer(200, content, **headers)
+                self._answer(status, content, **headers)
         else:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
 
@@ -97,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused(key):
             return
         self.server.objects[key] = content
-        self._answer(200, ETag=_etag(content))
+        self._answer(200, ETag=etag_of(content))
 
     def _list(self, query: dict[str, list[str]]) -> None:
         prefix = query.get("prefix", [""])[0]
@@ -112,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{len(self.server.objects[key])}</Size>"
             f"<LastModified>2026-11-01T00:00:00.000Z</LastModified>"
-            f"<ETag>{escape(_etag(self.server.objects[key]))}</ETag></Contents>"
+            f"<ETag>{escape(etag_of(self.server.objects[key]))}</ETag></Contents>"
             for key in shown
         )
         more = len(keys) > len(shown)
@@ -130,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _etag(content: bytes) -> str:
+def etag_of(content: bytes) -> str:
     return f'"{hashlib.md5(content).hexdigest()}"'
 
 
@@ -143,6 +162,7 @@ def serving() -> Iterator[BucketServer]:
     try:
         yield server
     finally:
+        server.over.set()
         server.shutdown()
         server.server_close()
 

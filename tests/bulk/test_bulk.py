@@ -15,6 +15,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,43 +25,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 import splitattn
 from splitattn.bulk import bulk, shards, stores
 from splitattn.bulk.plan import Plan, Run, ShardReport, read_run, write_manifest
 from splitattn.bulk.shards import ShardLabeler, TooManyErrorsError
-from splitattn.bulk.sources import Entry
+from splitattn.bulk.sources import Entry, version_of
 from splitattn.bulk.stores import StoreError, open_store, read_object
 from splitattn.bulk.summary import BulkReport
 from splitattn.cli import main
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
 from splitattn.weights.resolve import resolve
-from tests.bulk.bucket_server import BUCKET, SECRET, BucketServer, environment, serving
+from tests.bulk.bucket_server import (
+    BUCKET,
+    SECRET,
+    BucketServer,
+    environment,
+    etag_of,
+    serving,
+)
+from tests.bulk.photographs import ODD, assert_labeled_as_by_predict, picture, rows_at
 
 # The engine that is ready soonest.
 label_bulk = partial(bulk.label_bulk, engine="onnxruntime")
-# A file may be called so, and means nothing by it.
-ODD = "trip/3#a?b%20 c.jpg"
-
-
-def picture(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return Image.fromarray(pixels).resize((80, 60))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures and a file that is none, below two folders."""
-    folder = tmp_path_factory.mktemp("photos")
-    (folder / "trip").mkdir()
-    for number in range(10):
-        where = folder / "trip" if number % 2 else folder
-        picture(number).save(where / f"{number}.jpg")
-    (folder / "trip" / "3.jpg").rename(folder / ODD)
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    return folder
 
 
 @pytest.fixture
@@ -93,29 +81,6 @@ def labeled(
 def rows_at_part(target: Path, number: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(target / f"part-{number:05d}.parquet").to_pylist()
     return rows
-
-
-def rows_at(target: Path) -> list[dict[str, Any]]:
-    return [
-        row for part in sorted(target.glob("part-*")) for row in pq.read_table(part).to_pylist()
-    ]
-
-
-def assert_labeled_as_by_predict(rows: list[dict[str, Any]], folder: str, photos: Path) -> None:
-    """Each image once, and the same labels."""
-    names = [row["path"].removeprefix(f"{folder}/") for row in rows]
-    assert sorted(names) == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.jpg"))
-    good = [(name, row) for name, row in zip(names, rows, strict=True) if row["error"] is None]
-    assert len(good) == 10
-    predicted = splitattn.Classifier().predict([photos / name for name, _ in good])
-    for (_, row), labels in zip(good, predicted, strict=True):
-        assert row["labels"] == [label.label for label in labels]
-        assert row["indices"] == [label.index for label in labels]
-        expected = [label.probability for label in labels]
-        assert row["probabilities"] == pytest.approx(expected, rel=1e-5)
-    (bad,) = (row for row in rows if row["error"] is not None)
-    assert bad["labels"] is None
-    assert bad["error"].startswith(f"{bad['path']}: ")
 
 
 def test_a_folder_becomes_parts_of_the_given_size(
@@ -185,9 +150,9 @@ def test_many_objects_are_read_at_once(
 ) -> None:
     together = threading.Barrier(16)
 
-    def read(_: str) -> bytes:
+    def read(_: str) -> tuple[bytes, None]:
         together.wait(10)
-        return (photos / "0.jpg").read_bytes()
+        return (photos / "0.jpg").read_bytes(), None
 
     monkeypatch.setattr(shards, "read_object", read)
     (tmp_path / "list.txt").write_text("".join(f"s3://{BUCKET}/{n}.jpg\n" for n in range(32)))
@@ -208,6 +173,67 @@ def test_an_outage_leaves_no_part_and_the_same_call_ends_it(
     bucket.forbidden = "nothing"
     report = label_bulk(*arguments, shard_size=4)
     assert (report.images, report.labeled_now, report.errors) == (11, 11 - done, 1)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests have half a second, and are repeated twice."""
+    monkeypatch.setitem(stores._CLIENT, "timeout", timedelta(seconds=0.5))
+    monkeypatch.setitem(stores._RETRIES, "max_retries", 2)
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_request_that_stalls_or_is_cut_is_repeated(
+    scheme: str, bucket: BucketServer, photos: Path, tmp_path: Path
+) -> None:
+    bucket.faults = {
+        "in/0.jpg": ["silent"],
+        "in/2.jpg": ["stalled"],
+        "in/4.jpg": ["cut"],
+        f"in/{ODD}": ["cut", "stalled"],
+    }
+    report = label_bulk(f"{scheme}://{BUCKET}/in", tmp_path / "out")
+    assert not any(bucket.faults.values())
+    assert (report.images, report.errors) == (11, 1)
+    assert_labeled_as_by_predict(rows_at(tmp_path / "out"), f"{scheme}://{BUCKET}/in", photos)
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("fault", ["silent", "stalled", "cut"])
+def test_a_store_that_goes_on_failing_stops_the_run_in_a_line(
+    fault: str, bucket: BucketServer, photos: Path, tmp_path: Path
+) -> None:
+    bucket.faults = {"in/4.jpg": [fault] * 99}
+    arguments = (f"s3://{BUCKET}/in", tmp_path)
+    with pytest.raises(StoreError, match=rf"^s3://{BUCKET}/in/4\.jpg: ") as stopped:
+        label_bulk(*arguments, shard_size=4)
+    assert len(str(stopped.value)) < 400
+    bucket.faults = {}
+    report = label_bulk(*arguments, shard_size=4)
+    assert (report.images, report.errors) == (11, 1)
+    assert_labeled_as_by_predict(rows_at(tmp_path), arguments[0], photos)
+
+
+def test_an_image_that_changes_after_it_is_listed_has_the_version_that_was_read(
+    bucket: BucketServer, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    file = Path(shutil.copy(photos / "0.jpg", tmp_path / "in"))
+    changed = (photos / "2.jpg").read_bytes()
+
+    def change(_: int) -> None:
+        bucket.objects["in/0.jpg"] = changed
+        file.write_bytes(changed)
+
+    label_bulk(f"s3://{BUCKET}/in", tmp_path / "of bucket", on_listed=change)
+    shutil.copy(photos / "0.jpg", file)
+    label_bulk(tmp_path / "in", tmp_path / "of folder", on_listed=change)
+    etags = {"of bucket": etag_of(changed), "of folder": version_of(str(file))["etag"]}
+    expected = [one.label for one in splitattn.Classifier().predict(photos / "2.jpg")]
+    for target, etag in etags.items():
+        (row,) = (row for row in rows_at(tmp_path / target) if row["path"].endswith("/0.jpg"))
+        assert (row["labels"], row["size"], row["etag"]) == (expected, len(changed), etag)
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
@@ -234,7 +260,8 @@ def test_credentials_go_to_the_store_and_nowhere_else(
     caplog.set_level(logging.NOTSET)
     bucket.busy["GET .jpg"], bucket.forbidden = 1, "in/2"
     address = f"{scheme}://{BUCKET}/in"
-    assert read_object(f"{address}/0.jpg") == bucket.objects["in/0.jpg"]
+    content, _ = read_object(f"{address}/0.jpg")
+    assert content == bucket.objects["in/0.jpg"]
     with pytest.raises(StoreError, match=rf"^{address}/2\.jpg: .*403") as refused:
         read_object(f"{address}/2.jpg")
     assert len(bucket.credentials) == 3  # one request was repeated
@@ -272,6 +299,29 @@ def test_credentials_that_end_with_a_line_are_refused_in_a_line(
     with pytest.raises(InputError, match=rule):
         read_object(f"{scheme}://{BUCKET}/in/0.jpg")
     assert not bucket.credentials
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    ("scheme", "way_out"), [("s3", "AWS_ACCESS_KEY_ID"), ("gs", "GOOGLE_SERVICE_ACCOUNT")]
+)
+def test_a_machine_without_credentials_is_told_where_to_have_them(
+    scheme: str, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "GOOGLE_BEARER_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(stores, "installed", lambda _: False)
+    # Where a machine in the cloud has its own. Here nothing listens.
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stores._opened.cache_clear()
+    with pytest.raises(StoreError) as refused:
+        read_object(f"{scheme}://{BUCKET}/in/0.jpg")
+    stores._opened.cache_clear()
+    rule = rf"{scheme}://{BUCKET}/in/0\.jpg: no credentials in the environment, .*: set {way_out}"
+    assert re.match(rule, str(refused.value))
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])

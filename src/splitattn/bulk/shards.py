@@ -9,11 +9,12 @@ from functools import cached_property, lru_cache, partial
 from heapq import nsmallest
 from pathlib import Path, PurePosixPath
 from random import Random
-from shutil import copyfileobj
+from shutil import copyfileobj, rmtree
 from socket import gethostname
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import splitattn
 from splitattn.bulk.plan import (
@@ -25,15 +26,16 @@ from splitattn.bulk.plan import (
     read_manifest,
     write_part,
 )
-from splitattn.bulk.sources import Entry
+from splitattn.bulk.sources import Entry, version_of
 from splitattn.bulk.stores import is_bucket, open_address, open_store, read_object
 from splitattn.classifier import Classifier, Prediction
 from splitattn.data.parquet import open_unlabelled_parquet
 from splitattn.data.splits import split_of
 from splitattn.errors import DataError, ImageError, one_line
 from splitattn.features import FeatureExtractor, map_finite
+from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS
-from splitattn.images.loading import LazySource
+from splitattn.images.paths import is_url
 from splitattn.images.preprocess import Pixels
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ class ShardLabeler:
             else pc.indices_nonzero(pc.is_valid(before["error"])).to_pylist()
         )
         chosen = [entries[index] for index in wrong]
-        results = self._results(chosen)
+        results = self._results(chosen)  # and `chosen` is now as it was read
         errors = [result for result in results if isinstance(result, ImageError)]
         table = pa.Table.from_pylist(list(map(_row, chosen, results)), schema)
         if before is None:
@@ -155,10 +157,14 @@ class ShardLabeler:
         return pa.schema(list(fields.items()))
 
     def _results(self, entries: list[Entry]) -> list[dict[str, Any] | ImageError]:
-        """What is known of each image, in order."""
+        """What is known of each image, in order.
+
+        Args:
+            entries: the images; each gets the size and etag of what was read.
+        """
         results = map_finite(
             self._compute,
-            [source_of(entry) for entry in entries],
+            [partial(_read, entries, index) for index in range(len(entries))],
             self._classifier.preprocessing,
             batch_size=self._plan.batch_size,
             workers=self._plan.workers or _threads(entries),
@@ -197,11 +203,19 @@ def _threads(entries: Iterable[Entry]) -> int | None:
     return max(_LEAST_READERS, min(32, (os.cpu_count() or 1) + 4))
 
 
-def source_of(entry: Entry) -> LazySource:
-    """Where the image is, or a function that reads it."""
+def _read(entries: list[Entry], index: int) -> ImageSource:
+    """An image. It may have changed since it was listed, and then so does its entry."""
+    entry = entries[index]
     if entry.row is not None:
-        return partial(_image_in_parquet, entry.path, entry.row)
-    return partial(read_object, entry.path) if is_bucket(entry.path) else entry.path
+        return _image_in_parquet(entry.path, entry.row)
+    if is_bucket(entry.path):
+        content, etag = read_object(entry.path)
+        entries[index] = replace(entry, size=len(content), etag=etag)
+        return content
+    if not is_url(entry.path):
+        # Before it is read: where it changes between, the etag is not that of the new file.
+        entries[index] = replace(entry, **version_of(entry.path))
+    return entry.path
 
 
 def _row(entry: Entry, result: dict[str, Any] | ImageError) -> dict[str, Any]:
@@ -243,7 +257,7 @@ def _kind(error: ImageError) -> str:
 def _image_in_parquet(path: str, row: int) -> bytes:
     try:
         with _opening:
-            images, _ = _images_of(path)
+            images = _images_of(path)
         return images[row]
     except (DataError, IndexError) as error:
         raise ImageError(str(error), f"{path}#{row}") from error
@@ -253,18 +267,31 @@ _opening = Lock()  # threads ask for the same file at once
 
 
 @lru_cache(maxsize=2)  # of a file and the next: each may take 2 GB
-def _images_of(path: str) -> tuple[Sequence[bytes], object]:
-    """The images of a Parquet file, whichever split its name says, and what keeps it there."""
-    folder = None
-    if is_bucket(path):
-        folder = TemporaryDirectory()
-        copy = Path(folder.name, PurePosixPath(path).name)
-        content = open_address(path)
-        if content is None:
-            raise DataError(f"{path} is gone")
-        with content, copy.open("wb") as file:
-            copyfileobj(content, file)
-        path = str(copy)
-    split = split_of(Path(path).name.partition("-")[0]) or "train"
-    images: Sequence[bytes] = open_unlabelled_parquet([Path(path)], split).images  # type: ignore[assignment]
-    return images, folder
+def _images_of(path: str) -> Sequence[bytes]:
+    """The images of a Parquet file, whichever split its name says."""
+    if not is_bucket(path):
+        return _open_images(Path(path))
+    folder = mkdtemp()
+    try:
+        images = _open_images(_copied(path, Path(folder)))
+    except BaseException:
+        rmtree(folder)
+        raise
+    finalize(images, rmtree, folder)
+    return images
+
+
+def _copied(address: str, folder: Path) -> Path:
+    copy = folder / PurePosixPath(address).name
+    content = open_address(address)
+    if content is None:
+        raise DataError(f"{address} is gone")
+    with content, copy.open("wb") as file:
+        copyfileobj(content, file)
+    return copy
+
+
+def _open_images(path: Path) -> Sequence[bytes]:
+    split = split_of(path.name.partition("-")[0]) or "train"
+    images: Sequence[bytes] = open_unlabelled_parquet([path], split).images  # type: ignore[assignment]
+    return images

@@ -2,11 +2,12 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from splitattn.bulk.stores import is_bucket, list_bucket, local_path, open_address
 from splitattn.errors import DataError
@@ -87,19 +88,24 @@ def _in_bucket(address: str, passed_over: Counter[str]) -> Iterator[Entry]:
 
 def _in_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Entry]:
     images = images_below(folder, passed_over)
-    if shards := sorted(folder.glob(f"*{_PARQUET}")):
+    with os.scandir(folder) as found:  # `Path.glob` would keep all of them
+        shards = sorted(each.path for each in found if each.name.endswith(_PARQUET))
+    if shards:
         if image := next(images, None):
-            raise _both(str(shards[0]), image)
+            raise _both(shards[0], image)
         for shard in shards:
-            yield from _in_parquet(str(shard))
+            yield from _in_parquet(shard)
     for path in images:
-        try:
-            status = Path(path).stat()
-        except OSError:  # a link to nothing; labeling says so
-            yield Entry(path=path)
-            continue
-        etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
-        yield Entry(path=path, size=status.st_size, etag=etag)
+        yield Entry(path=path, **version_of(path))
+
+
+def version_of(path: str) -> dict[str, Any]:
+    """Size and etag of a file as it is now; nothing where there is none, as labeling will say."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):  # the latter of names that no file can have
+        return {}
+    return {"size": status.st_size, "etag": f"{status.st_mtime_ns:x}-{status.st_size:x}"}
 
 
 def _both(shard: str, image: str) -> DataError:

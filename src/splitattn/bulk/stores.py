@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
@@ -28,6 +29,29 @@ _CREDENTIALS = {
     "GOOGLE_BEARER_TOKEN",
 }
 _ONE_WORD = re.compile("[!-~]*")
+# Where a machine in the cloud has its credentials, which the library asks for last.
+_OF_MACHINE = re.compile("/computeMetadata/|/latest/(api/token|meta-data)")
+_WAYS_OUT = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, install boto3 for profiles and single "
+    "sign-on, or set AWS_SKIP_SIGNATURE=true for a public bucket",
+    "gs": "set GOOGLE_SERVICE_ACCOUNT to the path of a key file, run gcloud auth "
+    "application-default login, or set GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+}
+# Of one request. The rest of a body that ends too soon is asked for again, too.
+_CLIENT: dict[str, Any] = {
+    "connect_timeout": timedelta(seconds=5),
+    "timeout": timedelta(seconds=30),
+}
+# What is throttled, fails or takes too long is asked for again, after ever longer pauses.
+_RETRIES: dict[str, Any] = {
+    "max_retries": 10,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=15),
+        "base": 2,
+    },
+}
 
 
 class StoreError(InputError):
@@ -134,7 +158,8 @@ def open_address(address: str) -> BinaryIO | None:
     store = _opened(root)
     with _in_words(address):
         try:
-            return cast("BinaryIO", io.BufferedReader(_Object(obstore.open_reader(store, key))))
+            file = _Object(obstore.open_reader(store, key), address)
+            return cast("BinaryIO", io.BufferedReader(file))
         except FileNotFoundError:
             return None
 
@@ -142,8 +167,9 @@ def open_address(address: str) -> BinaryIO | None:
 class _Object(io.RawIOBase):
     """An object as a file of Python's own kind."""
 
-    def __init__(self, file: "ReadableFile") -> None:
+    def __init__(self, file: "ReadableFile", address: str) -> None:
         self._file = file
+        self._address = address
 
     def readable(self) -> bool:
         return True
@@ -155,7 +181,7 @@ class _Object(io.RawIOBase):
         return self._file.seek(offset, whence)
 
     def readinto(self, buffer: Any) -> int:
-        with _in_words("the bucket"):
+        with _in_words(self._address):
             content = memoryview(self._file.read(len(buffer)))
         buffer[: len(content)] = content
         return len(content)
@@ -186,8 +212,8 @@ def list_bucket(address: str) -> Iterator[tuple[str, int, str | None]]:
             ) from error
 
 
-def read_object(address: str) -> bytes:
-    """The bytes of an object that may be an image. May be called from any thread.
+def read_object(address: str) -> tuple[bytes, str | None]:
+    """The bytes and the etag of an object that may be an image. May be called from any thread.
 
     Raises:
         ImageError: there is none, or it is larger than an image may be.
@@ -208,12 +234,12 @@ def read_object(address: str) -> bytes:
             raise ImageError(
                 f"an image has at most {most:,} bytes, got {found.meta['size']:,}", address
             )
-        return bytes(found.bytes())
+        return bytes(found.bytes()), found.meta["e_tag"]
 
 
 @cache
 def _opened(root: str) -> "ObjectStore":
-    """The bucket. Requests that are throttled or fail are repeated, ever more slowly."""
+    """The bucket."""
     require(f"{root.partition('://')[0]}:// addresses", "obstore")
     from obstore.store import from_url
 
@@ -223,22 +249,25 @@ def _opened(root: str) -> "ObjectStore":
                 f"{name} must be one line of ASCII without spaces, got others among its "
                 f"{len(value)} characters: remove them"
             )
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"retry_config": _RETRIES}
     try:
-        if root.startswith("s3://"):
-            options = _s3_options()
+        options |= _s3_options() if root.startswith("s3://") else _gs_options()
         return from_url(root, **options)
     except Exception as error:  # many kinds, of which the library makes none public
         raise StoreError(f"{root} cannot be opened: {_first_line(error)}") from error
 
 
+def _gs_options() -> dict[str, Any]:
+    return {"client_options": {**_CLIENT, "allow_http": True}}  # which is the library's own default
+
+
 def _s3_options() -> dict[str, Any]:
-    options: dict[str, Any] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    options: dict[str, Any] = {
+        "client_options": {**_CLIENT, "allow_http": endpoint.startswith("http://")}
+    }
     if endpoint:
         options["config"] = {"aws_endpoint": endpoint}
-    if endpoint.startswith("http://"):
-        options["client_options"] = {"allow_http": True}
     if {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"}.isdisjoint(os.environ) and installed("boto3"):
         from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -257,7 +286,11 @@ def _in_words(address: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # as above
-        raise StoreError(f"{address}: {_first_line(error)}") from error
+        reason = _first_line(error)
+        if _OF_MACHINE.search(reason):
+            way_out = _WAYS_OUT[address.partition("://")[0]]
+            reason = f"no credentials in the environment, and the machine has none: {way_out}"
+        raise StoreError(f"{address}: {reason}") from error
 
 
 def _first_line(error: Exception) -> str:

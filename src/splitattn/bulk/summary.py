@@ -113,7 +113,7 @@ def _table(counts: Counter[str], most: int) -> str:
 
 def _figure(path: str, label: str, probability: float) -> str:
     try:
-        source = read_object(path) if is_bucket(path) else path
+        source = read_object(path)[0] if is_bucket(path) else path
         image = decode_reduced(source, _THUMBNAIL).image
     except (ImageError, StoreError):  # gone since, or in a Parquet file
         return f"<figure><figcaption>{escape(path)}: {escape(label)}</figcaption></figure>"
