@@ -14,6 +14,7 @@ from splitattn.errors import InputError
 # extra of it would not work for everyone.
 _PACKAGES = {
     "faster_coco_eval": "faster-coco-eval",
+    "grpc": "grpcio",
     "prometheus_client": "prometheus-client",
     "python_multipart": "python-multipart",
     "torch": "torch torchvision",

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import splitattn
+from splitattn import libraries
 from splitattn.bulk import bulk, shards, stores
 from splitattn.bulk.plan import Plan, Run, ShardReport, read_run, write_manifest
 from splitattn.bulk.shards import ShardLabeler, TooManyErrorsError
@@ -499,6 +500,35 @@ def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -
 
 
 @pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ({"cluster": "locl"}, r"cluster must be .*, got 'locl'; did you mean 'local'\?"),
+        ({"cluster": "ray"}, r"bulk on a cluster needs ray, not installed here: pip install ray"),
+        ({"cluster": "ray://head:10001"}, r"bulk on a cluster needs ray"),
+        ({"decoding": "quick"}, r"decoding must be 'exact' or 'fast', got 'quick'"),
+        ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
+        ({"workers": 0}, r"workers must be at least 1, got 0"),
+        ({"features": True, "weights": "exported.onnx"}, r"exported\.onnx is an exported network"),
+        ({"weights": "exported.onnx", "engine": "openvino"}, r"runs in engine onnxruntime, got"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_listed(
+    arguments: dict[str, Any],
+    rule: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(libraries, "installed", lambda *names: "ray" not in names)
+    if "weights" in arguments:
+        splitattn.export(tmp_path / "exported.onnx")
+    with pytest.raises(InputError, match=rule):
+        label_bulk(photos, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("source", "rule"),
     [
         ("nothing", "neither a folder nor a file"),
@@ -542,6 +572,33 @@ def test_listing_takes_no_more_memory_for_more_images(tmp_path: Path) -> None:
 
     peak(1000)
     assert peak(10_000) < 1.2 * peak(1000)
+
+
+_LISTING = """
+import sys
+from collections import Counter
+from splitattn.bulk.plan import write_manifest
+from splitattn.bulk.sources import list_images
+from splitattn.bulk.stores import open_store
+from splitattn.environment import peak_memory
+listed = list_images(sys.argv[1], Counter())
+print(sum(write_manifest(open_store(sys.argv[2]), listed, 1000)), peak_memory())
+"""
+
+
+def test_listing_a_bucket_takes_no_more_memory_for_more_images(
+    bucket: BucketServer, tmp_path: Path
+) -> None:
+    def peak(images: int) -> int:
+        """Of a whole process, since the library's memory is not Python's."""
+        folder = f"{images} listed"
+        bucket.objects.update({f"{folder}/{n:09d}.jpg": b"" for n in range(images)})
+        command = [sys.executable, "-c", _LISTING, f"s3://{BUCKET}/{folder}", str(tmp_path)]
+        listed, most = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split()
+        assert int(listed) == images
+        return int(most)
+
+    assert peak(60_000) - peak(2000) < 6e6  # all entries would be 13 MB
 
 
 def test_the_command_line_tells_what_came_of_it(

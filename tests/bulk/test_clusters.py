@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from splitattn.bulk import clusters
+from splitattn.bulk.bulk import label_bulk
 from splitattn.bulk.clusters import ClusterError, label_shards
 from splitattn.bulk.plan import Plan, ShardReport
 from splitattn.errors import DataError
@@ -61,6 +64,7 @@ class Ray(ModuleType):
         places: of the actors only so many run, the first.
         deadly: shards whose first actor is lost.
         empty: waits with a limit that give nothing, counted from 1.
+        refusals: what the next connections raise.
     """
 
     def __init__(self, *, places: int = 100, running: bool = False) -> None:
@@ -70,6 +74,7 @@ class Ray(ModuleType):
         self.deadly: set[int] = set()
         self.answer: Callable[[int], ShardReport] = report
         self.addresses: list[str] = []
+        self.refusals: list[Exception] = []
         self.running = running
         self.waits = 0
         self.empty = {1}
@@ -80,6 +85,8 @@ class Ray(ModuleType):
 
     def init(self, address: str, **_: Any) -> None:
         self.addresses.append(address)
+        if self.refusals:
+            raise self.refusals.pop(0)
         self.running = True
 
     def shutdown(self) -> None:
@@ -153,6 +160,35 @@ def test_a_worker_that_is_lost_gets_a_place_from_those_without_work(
     ray = use(Ray(places=2))
     ray.deadly = {1, 3}
     assert sorted(label(actors=3)) == [0, 1, 2, 3, 4]
+
+
+def test_a_cluster_that_does_not_answer_is_found_before_anything_is_listed(
+    use: Callable[[Ray], Ray], tmp_path: Path
+) -> None:
+    ray = use(Ray())
+    (tmp_path / "list.txt").write_text("1.jpg\n")
+    run = partial(label_bulk, tmp_path / "list.txt", tmp_path / "out", engine="onnxruntime")
+    with pytest.raises(ClusterError, match=r"^cluster must be .*, got 127\.0\.0\.1:1: .*refused$"):
+        run(cluster="127.0.0.1:1")
+    assert not ray.addresses  # Ray itself would try for minutes
+    ray.refusals = [ConnectionError("ray client connection timeout")]
+    with pytest.raises(ClusterError, match=r"got ray://head:1: ray client connection timeout$"):
+        run(cluster="ray://head:1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_ray_says_of_a_cluster_is_passed_on(use: Callable[[Ray], Ray]) -> None:
+    ray = use(Ray())
+    ray.refusals = [ConnectionError("no answer:\nTraceback:\nof another version")]
+    with pytest.raises(ClusterError, match=r"^cluster must .*, got auto: of another version$"):
+        clusters.reach_cluster("auto")
+
+
+def test_a_client_whose_server_does_not_start_tries_again(use: Callable[[Ray], Ray]) -> None:
+    ray = use(Ray())
+    ray.refusals = [ConnectionAbortedError("Initialization failure from server")]
+    assert sorted(label("auto")) == [0, 1, 2, 3, 4]
+    assert ray.addresses == ["auto", "auto"]
 
 
 def test_a_ray_that_is_there_is_used_and_left(use: Callable[[Ray], Ray]) -> None:

@@ -8,8 +8,9 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from splitattn.bulk.clusters import LOCAL, label_shards
+from splitattn.bulk.clusters import LOCAL, check_cluster, label_shards, reach_cluster
 from splitattn.bulk.plan import (
     RUN,
     SUCCESS,
@@ -31,9 +32,9 @@ from splitattn.bulk.stores import Store, is_bucket, local_path, open_store
 from splitattn.bulk.summary import BulkReport, Totals, page
 from splitattn.errors import DataError, InputError
 from splitattn.files import exists
-from splitattn.images.loading import Decoding
+from splitattn.images.loading import Decoding, check_decoding
 from splitattn.libraries import require
-from splitattn.opening import open_network
+from splitattn.opening import open_network, open_weights
 
 _READERS = 16  # of the footers of parts, each of which is a wait for the store
 
@@ -96,31 +97,32 @@ def label_bulk(
         ClusterError: a worker or the cluster is lost. What was done is kept.
         WeightsError: the weights cannot be had.
     """
-    for name, number in (("actors", actors), ("shard_size", shard_size), ("topk", topk)):
+    numbers = {"actors": actors, "shard_size": shard_size, "topk": topk}
+    numbers |= {"batch_size": batch_size, "workers": workers}
+    for name, number in numbers.items():
         if number is not None and number < 1:
             raise InputError(f"{name} must be at least 1, got {number}")
     if not 0 <= most_errors <= 1:
         raise InputError(f"most_errors must be from 0 to 1, got {most_errors}")
-    require("bulk", "pyarrow")
     if not str(source) or not str(target):  # not the current folder: a variable may be empty
         raise InputError(f"bulk needs a source and a target, got {str(source)!r}, {str(target)!r}")
-    source, target = _absolute(str(source)), _absolute(str(target))
-    named = None if weights is None else _absolute_if_file(str(weights))
+    check_decoding(decoding)
+    check_cluster(cluster)
+    require("bulk", "pyarrow")
+    target, named = _absolute(str(target)), None if weights is None else _name(str(weights))
     store = open_store(target)
-    opened = open_network(model, named, engine=engine)  # wrong names fail here and not in workers
     ours = Run(
-        source=source,
+        source=_absolute(str(source)),
         shard_size=shard_size,
-        model=opened.model,
-        weights=hash_of_weights(model, named),
-        engine=engine_name(named, engine),
-        preprocessing=opened.preprocessing,
+        **_network(model, named, engine, features=features),
         decoding=decoding,
         topk=topk,
         features=features,
     )
-    del opened
-    run = _begin(ours, store, resume=resume, passed_over=passed_over, on_listed=on_listed)
+    run = _found(ours, store, resume=resume)
+    if run is None:
+        reach_cluster(cluster)
+        run = _begun(ours, store, Counter() if passed_over is None else passed_over, on_listed)
     plan = Plan(
         run=run,
         target=target,
@@ -130,15 +132,15 @@ def label_bulk(
         batch_size=batch_size,
         workers=workers,
     )
-    begun, labeled = time.monotonic(), 0
+    started, labeled = time.monotonic(), 0
     totals = Totals()
-    numbers = _remaining(run, store, totals, retry_errors=retry_errors)
-    if numbers:
-        with closing(label_shards(plan, numbers, cluster=cluster, actors=actors)) as work:
+    shards = _remaining(run, store, totals, retry_errors=retry_errors)
+    if shards:
+        with closing(label_shards(plan, shards, cluster=cluster, actors=actors)) as work:
             for shard in work:
                 labeled += shard.labeled
                 totals.add(shard)
-                on_shard(shard, len(numbers))
+                on_shard(shard, len(shards))
     where = "in all parts: see their column error and label them again, or allow more"
     check_errors(totals.images, totals.errors, most_errors, where)
     report = BulkReport(
@@ -146,13 +148,72 @@ def label_bulk(
         errors=totals.errors,
         shards=run.shards,
         labeled_now=labeled,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - started,
         classes=dict(totals.classes.most_common()),
         error_kinds=dict(totals.error_kinds.most_common()),
     )
     store.write(SUMMARY, page(report, totals).encode())
     store.write(SUCCESS, b"")
     return report
+
+
+def _network(
+    model: str | None, weights: str | None, engine: str, *, features: bool
+) -> dict[str, Any]:
+    """What a run says of its network, which is opened here before anything is listed.
+
+    Raises:
+        InputError, WeightsError: see `Classifier`; or it has no features and they are asked for.
+    """
+    opened = open_network(model, weights, engine=engine)
+    if features:
+        open_weights(model, weights)  # exported files have none
+    return {
+        "model": opened.model,
+        "weights": hash_of_weights(model, weights),
+        "engine": engine_name(weights, engine),
+        "preprocessing": opened.preprocessing,
+    }
+
+
+def _found(ours: Run, store: Store, *, resume: bool) -> Run | None:
+    """The run at the target, or None if there is none.
+
+    Raises:
+        DataError: it is another one, or something else is there; or `resume` is false.
+    """
+    written = read_run(store)
+    if written is not None:
+        if not resume:
+            raise DataError(f"{store.address} holds a run already: name another target")
+        ours.check_same(written)
+        return replace(ours, images=written["images"], shards=written["shards"])
+    if parts := sorted(parts_in(store.names())):
+        raise DataError(
+            f"{store.address} holds {parts[0]} and no {RUN}, so the parts are of something else: "
+            "name another target"
+        )
+    return None
+
+
+def _begun(
+    ours: Run, store: Store, passed_over: Counter[str], on_listed: Callable[[int], None]
+) -> Run:
+    """The run, listed and written.
+
+    Raises:
+        DataError: there are no images.
+        InputError: see `list_images`.
+    """
+    images = shards = 0
+    for listed in write_manifest(store, list_images(ours.source, passed_over), ours.shard_size):
+        images, shards = images + listed, shards + 1
+        on_listed(images)
+    if not images:
+        raise DataError(f"there must be images to label, got none in {ours.source}")
+    run = replace(ours, images=images, shards=shards)
+    run.write(store)
+    return run
 
 
 def _remaining(run: Run, store: Store, totals: Totals, *, retry_errors: bool) -> list[int]:
@@ -169,47 +230,10 @@ def _remaining(run: Run, store: Store, totals: Totals, *, retry_errors: bool) ->
     return sorted(remaining)
 
 
-def _begin(
-    ours: Run,
-    store: Store,
-    *,
-    resume: bool,
-    passed_over: Counter[str] | None,
-    on_listed: Callable[[int], None],
-) -> Run:
-    """The run at the target, begun now if there is none.
-
-    Raises:
-        DataError: the target holds another run, or `resume` is false and it holds any; or there are
-            no images.
-    """
-    written = read_run(store)
-    if written is not None:
-        if not resume:
-            raise DataError(f"{store.address} holds a run already: name another target")
-        ours.check_same(written)
-        return replace(ours, images=written["images"], shards=written["shards"])
-    if parts := sorted(parts_in(store.names())):
-        raise DataError(
-            f"{store.address} holds {parts[0]} and no {RUN}, so the parts are of something else: "
-            "name another target"
-        )
-    images = shards = 0
-    ignored: Counter[str] = Counter() if passed_over is None else passed_over
-    for listed in write_manifest(store, list_images(ours.source, ignored), ours.shard_size):
-        images, shards = images + listed, shards + 1
-        on_listed(images)
-    if not images:
-        raise DataError(f"there must be images to label, got none in {ours.source}")
-    run = replace(ours, images=images, shards=shards)
-    run.write(store)
-    return run
-
-
 def _absolute(address: str) -> str:
     return address.rstrip("/") if is_bucket(address) else str(local_path(address))
 
 
-def _absolute_if_file(weights: str) -> str:
-    """Workers may run in another folder."""
+def _name(weights: str) -> str:
+    """A file's absolute path, since workers may run in another folder; or another name."""
     return str(Path(weights).absolute()) if exists(weights) else weights

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -11,19 +12,22 @@ from functools import cache
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any
+from urllib.parse import urlsplit
 
 from splitattn.bulk.plan import Plan, ShardReport
 from splitattn.bulk.shards import ShardLabeler
-from splitattn.errors import InputError
+from splitattn.errors import InputError, nearest
 from splitattn.libraries import require
 from splitattn.processes import end_with_parent
 
-LOCAL, RAY = "local", "ray"
+LOCAL, RAY, AUTO = "local", "ray", "auto"
 # Processors of an actor: decoding keeps as many threads busy as the network leaves.
 _PROCESSORS = 4
 # An actor that is killed is replaced; a shard that ends so many is to blame itself.
 _ATTEMPTS = 5
+_RULE = 'cluster must be "local", "ray" or the address of a Ray cluster, such as ray://host:10001'
 _PATIENCE = 60.0  # seconds until somebody should know that no worker has begun
+_KNOCK = 10.0  # seconds for somebody at an address to answer
 _WAITING = (
     "no worker could start yet: the cluster has no place for one, or does not reach its limits; "
     "waiting goes on"
@@ -32,6 +36,38 @@ _WAITING = (
 
 class ClusterError(InputError):
     """A worker or the cluster is lost. What was done is kept."""
+
+
+def check_cluster(cluster: str) -> None:
+    """Raise unless `cluster` names one, and the libraries for it are here. Nothing is reached.
+
+    Args:
+        cluster: see `label_shards`.
+
+    Raises:
+        InputError: it names none, or a library is missing.
+    """
+    if cluster == LOCAL:
+        return
+    if cluster not in (RAY, AUTO) and ":" not in cluster:
+        raise InputError(f"{_RULE}, got {cluster!r}{nearest(cluster, [LOCAL, RAY])}")
+    require("bulk on a cluster", "ray")
+    if cluster.startswith("ray://"):
+        require("ray:// addresses", "grpc")
+
+
+def reach_cluster(cluster: str) -> None:
+    """Raise unless the cluster answers.
+
+    Args:
+        cluster: see `label_shards`.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    if cluster not in (LOCAL, RAY):
+        with _connected(cluster):
+            pass
 
 
 def label_shards(
@@ -46,8 +82,8 @@ def label_shards(
             processors.
 
     Raises:
-        InputError: see `ShardLabeler`; or Ray is missing, or the cluster cannot be reached.
-        ClusterError: a worker is lost.
+        InputError: see `ShardLabeler`.
+        ClusterError: the cluster cannot be reached, or a worker is lost.
     """
     if cluster != LOCAL:
         return _on_ray(plan, numbers, cluster=cluster, actors=actors)
@@ -105,8 +141,6 @@ _labeler = cache(ShardLabeler)
 def _on_ray(
     plan: Plan, numbers: Sequence[int], *, cluster: str, actors: int | None
 ) -> Generator[ShardReport, None, None]:
-    require("bulk on a cluster", "ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is labeled is nobody else's
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -119,10 +153,8 @@ def _on_ray(
             yield from _by_actors(ray, [remote.remote(plan) for _ in range(actors)], numbers)
         except RayError as error:
             if not isinstance(error, RayTaskError):
-                # The last line of a traceback, if there is one.
-                reason = str(error).strip().rpartition("\n")[2]
                 raise ClusterError(
-                    f"a worker is lost: {reason:.300}; run the same command again to go on"
+                    f"a worker is lost: {_reason(error):.300}; run the same command again to go on"
                 ) from error
             if isinstance(error.cause, InputError | OSError):
                 raise error.cause from None
@@ -173,6 +205,7 @@ def _by_actors(
 @contextmanager
 def _connected(cluster: str) -> Iterator[None]:
     """Ray, started here or reached at an address, and let go at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is labeled is nobody else's
     import ray
 
     if ray.is_initialized():  # by the caller, as in a notebook
@@ -183,14 +216,31 @@ def _connected(cluster: str) -> Iterator[None]:
         if cluster == RAY:  # "local" starts one, whatever RAY_ADDRESS says
             ray.init("local", include_dashboard=False, **quiet)
         else:
-            ray.init(cluster, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ClusterError(
-            f'cluster must be "local", "ray" or the address of a Ray cluster, got {cluster}: '
-            f"{reason:.200}"
-        ) from error
+            _try_port(cluster)
+            try:
+                ray.init(cluster, **quiet)
+            except ConnectionAbortedError:  # Ray forks a server for each client, which may hang
+                ray.init(cluster, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"{_RULE}, got {cluster}: {_reason(error):.200}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _try_port(cluster: str) -> None:
+    """Raise unless something listens at a head's address. Ray itself would wait for minutes.
+
+    Raises:
+        OSError: nothing does.
+        ValueError: the port is no number.
+    """
+    if cluster != AUTO and "://" not in cluster:  # of ray://, Ray says so in half a minute
+        parts = urlsplit(f"//{cluster}")
+        socket.create_connection((parts.hostname, parts.port), _KNOCK).close()
+
+
+def _reason(error: Exception) -> str:
+    """In a line: the last one, where Ray gives a traceback."""
+    return getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]
