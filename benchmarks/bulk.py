@@ -9,7 +9,8 @@ usage: python benchmarks/bulk.py [--photographs 20000] [--kills 10] [--rounds 3]
    answers 503 to one request in twenty. Again and again a worker is killed (-9), then the driver,
    and the command is repeated. At the end, every image must be there once, with the labels of
    `predict`.
-3. Memory: that of listing folders of 2,000, 20,000 and 200,000 empty files into a manifest.
+3. Memory: that of listing 2,000, 20,000 and 200,000 images into a manifest: empty files in folders
+   of 1,000, in one folder, and objects of a bucket.
 
 Nothing else should run meanwhile. Needs ray, moto[server], boto3 and psutil.
 """
@@ -31,6 +32,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
+from urllib.parse import parse_qs
 
 from PIL import Image
 
@@ -43,6 +45,7 @@ BUCKET, LABELS = "photos", "labels"
 SIDE = 160
 SHARD = 250  # images: small, so that kills come between many parts
 BUSY = 0.05
+LISTED_BUCKET = "listed-"  # and how many objects it lists
 LISTED = (2_000, 20_000, 200_000)  # a shard has 10,000, and is in memory
 LISTING = """
 import sys
@@ -77,7 +80,7 @@ def main() -> None:
                 "photographs": arguments.photographs,
                 "rates": rates(photographs / "rates", folder, arguments.rounds),
                 "faults": faults(photographs, folder, arguments.kills, store),
-                "peak_memory_of_listing": {str(n): listed(folder, n) for n in LISTED},
+                "peak_memory_of_listing": memory_of_listing(folder),
             }
     with replacing(arguments.output) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -113,6 +116,10 @@ class Store:
     def __call__(self, request: dict[str, Any], start: Any) -> Iterable[bytes]:
         if "boto" in request.get("HTTP_USER_AGENT", "").lower():  # this benchmark's own
             return self._app(request, start)
+        bucket = request["PATH_INFO"].split("/")[1]
+        if bucket.startswith(LISTED_BUCKET):
+            start("200 OK", [("Content-Type", "application/xml")])
+            return [listing(int(bucket.removeprefix(LISTED_BUCKET)), request["QUERY_STRING"])]
         self.requests += 1
         if self._chance.random() >= self.share:
             return self._app(request, start)
@@ -316,22 +323,53 @@ def compared(rows: Iterable[dict[str, Any]], predicted: Path, photographs: Path)
     }
 
 
-def listed(folder: Path, count: int) -> int:
-    """Peak bytes of a process that lists `count` files."""
-    say(f"list {count:,} files")
-    files = folder / f"listed-{count}"
+def memory_of_listing(folder: Path) -> dict[str, dict[str, int]]:
+    """Peak bytes of processes that list images, by where these are and by their number."""
+    found: dict[str, dict[str, int]] = {"folders": {}, "one folder": {}, "a bucket": {}}
+    for count in LISTED:
+        say(f"list {count:,} images")
+        for where, each in (("folders", 1000), ("one folder", count)):
+            files = folder / f"{where}-{count}"
+            write_empty_files(files, count, each)
+            found[where][str(count)] = peak_of_listing(files, folder, count)
+        found["a bucket"][str(count)] = peak_of_listing(
+            f"s3://{LISTED_BUCKET}{count}", folder, count
+        )
+    return found
+
+
+def write_empty_files(folder: Path, count: int, each: int) -> None:
     for number in range(count):
-        path = files / f"{number // 1000:04d}" / f"{number:06d}.jpg"
-        if number % 1000 == 0:
+        path = folder / f"{number // each:04d}" / f"{number:06d}.jpg"
+        if number % each == 0:
             path.parent.mkdir(parents=True)
         path.touch()
+
+
+def peak_of_listing(source: str | Path, folder: Path, count: int) -> int:
     done = subprocess.run(
-        (sys.executable, "-c", LISTING, files, folder / f"manifest-{count}", str(count)),
+        (sys.executable, "-c", LISTING, source, folder / "manifest", str(count)),
         capture_output=True,
         text=True,
         check=True,
     )
     return int(done.stdout)
+
+
+def listing(count: int, query: str) -> bytes:
+    """A page of the list of a bucket with so many objects, none of which is stored."""
+    first = int(parse_qs(query).get("continuation-token", ["0"])[0])
+    last = min(first + 1000, count)
+    objects = "".join(
+        f"<Contents><Key>{number:06d}.jpg</Key><Size>0</Size><ETag>&quot;{number:032x}&quot;</ETag>"
+        "<LastModified>2026-11-01T00:00:00.000Z</LastModified></Contents>"
+        for number in range(first, last)
+    )
+    more = f"<NextContinuationToken>{last}</NextContinuationToken>" if last < count else ""
+    return (
+        f"<ListBucketResult><IsTruncated>{str(last < count).lower()}</IsTruncated>{more}{objects}"
+        "</ListBucketResult>"
+    ).encode()
 
 
 if __name__ == "__main__":

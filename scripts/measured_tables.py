@@ -552,7 +552,13 @@ def bulk() -> str:
         spread_of = f"{statistics.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})"
         lines.append(_line((name, f"{rate:.0f}", spread_of, f"{busy:.2f}")))
     killed, memory = faults["killed"], report["peak_memory_of_listing"]
-    listing = ", ".join(f"{int(n):,}: {size / 1e6:.0f} MB" for n, size in memory.items())
+    if "folders" not in memory:  # measured before buckets were
+        memory = {"folders": memory}
+    listing = "; ".join(
+        f"{place}, "
+        + ", ".join(f"{int(count):,}: {size / 1e6:.0f} MB" for count, size in sizes.items())
+        for place, sizes in memory.items()
+    )
     lines += [
         "",
         f"{rates['images']:,} photographs, n = {len(predict)} in turns; the bucket is served on "
@@ -562,7 +568,7 @@ def bulk() -> str:
         f"{faults['rows']:,} rows of {report['photographs']:,} photographs, "
         f"{faults['images_twice']} twice, {faults['images_lost']} lost, "
         f"{faults['any_label_differs']} with other labels than `predict`. Memory of listing, "
-        f"by files: {listing}. {where['processor']}, {where['cores']} cores, "
+        f"by images in {listing}. {where['processor']}, {where['cores']} cores, "
         f"{_origin(where, 'openvino')}.",
     ]
     return "\n".join(lines)
