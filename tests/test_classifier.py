@@ -202,6 +202,8 @@ def test_limits_apply(weights: Path) -> None:
     ("arguments", "complaint"),
     [
         ({"topk": 0}, "topk must be at least 1, got 0"),
+        ({"topk": "3"}, "topk must be a whole number, got '3'"),
+        ({"topk": 3.0}, "topk must be a whole number, got 3.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"workers": -1}, "workers must be at least 1, got -1"),
     ],
@@ -211,6 +213,32 @@ def test_numbers_are_checked_at_once(
 ) -> None:
     with pytest.raises(InputError, match=complaint):
         classifier.predict_stream([], **arguments)
+
+
+@pytest.mark.parametrize("image", ["photo.jpg", b"bytes", Path("photo.jpg")])
+def test_a_stream_of_one_image_is_not_read_letter_by_letter(
+    classifier: Classifier, image: Any
+) -> None:
+    with pytest.raises(InputError, match=r"needs several images, got .*: put it into a list"):
+        classifier.predict_stream(image)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"model": 5}, "a model must be a name, got 5; a file or folder is named as the weights"),
+        ({"model": Path("run")}, "a model must be a name, got .*; a file or folder is named as"),
+        ({"model": __file__}, r"no model is called '.*; it is a file or folder: name it as the w"),
+        ({"weights": 5}, "weights must be a name or a path, got 5"),
+        ({"weights": torch.nn.Identity()}, "weights must be a name or a path, got Identity"),
+        ({"device": 0}, "device must be a name, got 0; did you mean 'cuda:0'"),
+        ({"device": torch.device("cpu")}, "device must be a name, got .*; did you mean 'cpu'"),
+        ({"engine": 5}, "engine must be one of .*, got 5$"),
+    ],
+)
+def test_what_is_no_name_is_one_line(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        Classifier(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,10 @@ def test_whole_numbers_are_no_weights(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": -1}, "num_classes must be 0 or more"),
+        ({"num_classes": -1}, "num_classes must be at least 0, got -1"),
+        ({"num_classes": "10"}, "num_classes must be a whole number, got '10'"),
+        ({"in_chans": 3.0}, "in_chans must be a whole number, got 3.0"),
+        ({"weights": True}, "weights must be a name or a path, got True"),
         ({"in_chans": 0}, "in_chans 1 or more"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and below 1"),

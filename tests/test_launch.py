@@ -277,6 +277,35 @@ def test_a_run_is_evaluated_on_the_images_that_it_kept(
         splitattn.evaluate(str(moved), weights=plain.output, held_out=True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"output": 5}, "output must be a name or a path, got 5"),
+        ({"recipe": {"epochs": 1}}, "recipe must be a name or a path, got {'epochs': 1}"),
+        ({"overrides": [("epochs", 1)]}, r"overrides must be like 'epochs=2', got \('epochs', 1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"workers": "2"}, "workers must be a whole number, got '2'"),
+        ({"device": 0}, "device must be a name, got 0; did you mean 'cuda:0'"),
+        ({"weights": 5}, "weights must be a name or a path, got 5"),
+    ],
+)
+def test_arguments_of_other_types_are_one_line(
+    tmp_path: Path, data: Path, arguments: dict[str, Any], complaint: str
+) -> None:
+    given: dict[str, Any] = {"output": tmp_path / "run", "overrides": SMALL} | arguments
+    with pytest.raises(InputError, match=complaint):
+        splitattn.train(data, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_output_is_no_part_of_the_data_set(data: Path) -> None:
+    flat = data / "train"  # class folders without splits
+    for given, output in ((data, data), (flat, flat), (flat, flat / "run"), (data, flat / "run")):
+        with pytest.raises(InputError, match="output must be a folder outside the data set"):
+            splitattn.train(given, output, overrides=SMALL)
+    assert {path.name for path in flat.iterdir()} == set(open_data(str(data), "train").classes)
+
+
 def test_folds_are_for_classification(tmp_path: Path) -> None:
     data = write_coco(tmp_path / "data", "train", 1)
     with pytest.raises(InputError, match="--fold is for classification, got 1/5 for detection"):

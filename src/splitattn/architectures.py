@@ -4,6 +4,7 @@ Source: "ResNeSt: Split-Attention Networks", arXiv 2004.08955. Each idea of the 
 switching one off shows what it does; with all of them off the network is a plain ResNet.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -287,10 +288,18 @@ def split_name(name: str) -> tuple[str, str | None]:
     Raises:
         InputError: there is no such model; the message names the nearest one.
     """
+    if not isinstance(name, str):
+        raise InputError(
+            f"a model must be a name, got {name!r:.60}; a file or folder is named as the weights"
+        )
     bare, point, tag = name.removeprefix("timm/").partition(".")
     model = _OUR_NAMES.get(bare, bare)
     if model not in ARCHITECTURES:
-        hint = nearest(bare, [*ARCHITECTURES, *_OUR_NAMES]) or "; `splitattn models` lists them"
+        if os.path.lexists(name):
+            hint = "; it is a file or folder: name it as the weights"
+        else:
+            known = [*ARCHITECTURES, *_OUR_NAMES]
+            hint = nearest(bare, known) or "; `splitattn models` lists them"
         raise InputError(f"no model is called {name!r:.60}{hint}")
     return model, tag if point else None
 

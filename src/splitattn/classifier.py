@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from os import PathLike
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitattn.engines.engine import ACTIVATIONS, THRESHOLD, finite
-from splitattn.errors import ImageError, InputError
+from splitattn.errors import ImageError, InputError, check_whole
 from splitattn.features import FeatureExtractor, Features, map_finite
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
@@ -191,6 +192,11 @@ class Classifier:
             InputError: a number is less than 1, or see `predict`.
         """
         most, least = self.choice(topk, threshold)
+        if isinstance(sources, str | bytes | PathLike):
+            raise InputError(
+                f"predict_stream needs several images, got {sources!r:.60}: put it into a list, or "
+                "use predict"
+            )
         return map_finite(
             lambda pixels: self.best(pixels, most, least),
             sources,
@@ -350,8 +356,8 @@ class Classifier:
             InputError: see `predict`.
         """
         several = self.activation == "sigmoid"
-        if topk is not None and topk < 1:
-            raise InputError(f"topk must be at least 1, got {topk}")
+        if topk is not None:
+            check_whole("topk", topk, least=1)
         if threshold is not None and not several:
             raise InputError(
                 f"a threshold is for weights that give several labels, got {threshold} for "

@@ -4,6 +4,8 @@ Every error that bad input can cause is an :class:`InputError` whose message is 
 the value that came, and what to do. The command line prints that line and nothing else.
 """
 
+from numbers import Integral
+from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +50,20 @@ def check_choice(what: str, value: str, choices: "Iterable[str]") -> None:
             f"{what} must be one of {', '.join(names)}, got {value!r:.60}"
             f"{nearest(str(value), names)}"
         )
+
+
+def check_path(what: str, value: object) -> None:
+    """Raise `InputError` unless `value` can be a path or a name."""
+    if not isinstance(value, str | PathLike):
+        raise InputError(f"{what} must be a name or a path, got {value!r:.60}")
+
+
+def check_whole(what: str, value: object, *, least: int) -> None:
+    """Raise `InputError` unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, Integral):
+        raise InputError(f"{what} must be a whole number, got {value!r:.60}")
+    if value < least:
+        raise InputError(f"{what} must be at least {least}, got {value}")
 
 
 def nearest(name: str, names: "list[str]") -> str:

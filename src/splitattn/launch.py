@@ -37,7 +37,7 @@ from splitattn.dense.segmenters import (
     find_segmentation_head,
 )
 from splitattn.engines.pytorch import choose_device
-from splitattn.errors import DataError, InputError, check_choice
+from splitattn.errors import DataError, InputError, check_choice, check_path
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 from splitattn.teachers import open_teacher
@@ -268,6 +268,8 @@ def _prepared(
     checkpoint_minutes: float = 5.0,
 ) -> Iterator[tuple[nn.Module, Task[Any], Run]]:
     """The network, the task and the run that the arguments of `train` mean."""
+    check_path("data", data)
+    check_path("output", output)
     if model is not None and is_reference(model):
         if weights is not None:
             resolve(model, weights)  # raises: two weights are named
@@ -288,6 +290,7 @@ def _prepared(
         with distributed.first_process_first():  # it may download what the others then find
             dataset = DataSettings(
                 data=str(data),
+                output=Path(output),
                 class_names=class_names,
                 new_classifier=new_classifier,
                 fold=part,
@@ -319,6 +322,18 @@ def _prepared(
             torch.manual_seed(chosen.seed)
             network = setup.build(start)
         yield network, task, run
+
+
+def _check_apart(output: Path, *folders: str | Path) -> None:
+    """Raise if `output` is one of the folders of the data set, or would be a class in it."""
+    *_, holds_classes = map(Path, folders)
+    if output.resolve() in (Path(folder).resolve() for folder in folders) or (
+        holds_classes.is_dir() and output.parent.resolve() == holds_classes.resolve()
+    ):
+        raise InputError(
+            f"output must be a folder outside the data set, got {output}, which would be taken for "
+            "a part of it"
+        )
 
 
 def _task(data: str | Path, head: str | None) -> TaskName:
@@ -368,12 +383,14 @@ class DataSettings:
 
     Attributes:
         data: the data set, as `open_data` takes it.
+        output: where the result is written.
         class_names: a text file that names its classes, or None.
         new_classifier: its classes are others than those of weights to start from.
         fold: the part of the training images to validate on, or None for its own split.
     """
 
     data: str
+    output: Path
     class_names: str | Path | None = None
     new_classifier: bool = False
     fold: Fold | None = None
@@ -383,8 +400,10 @@ class DataSettings:
 
         Raises:
             DataError: the data set cannot be opened.
+            InputError: the output would become a part of it.
         """
         train = open_data(self.data, "train", self.class_names)
+        _check_apart(self.output, self.data, train.origin)
         if self.fold:
             return split_off(train, self.fold, seed=seed)
         try:

@@ -23,7 +23,7 @@ from splitattn.engines.table import (
     file_engine,
     find_engine,
 )
-from splitattn.errors import InputError, WeightsError
+from splitattn.errors import InputError, WeightsError, check_path
 from splitattn.files import exists
 from splitattn.graph import segmentation
 from splitattn.graph.detection import places
@@ -284,6 +284,8 @@ def open_weights(
 
 def task_of(weights: str | Path | None) -> str:
     """What the outputs of weights are, a file's or a training's folder's: "detection", ..."""
+    if weights is not None:
+        check_path("weights", weights)
     if weights is None or not exists(weights):
         return TASK
     path = Path(weights)

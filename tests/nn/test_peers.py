@@ -126,5 +126,5 @@ def test_code_written_for_timms_networks_finds_its_methods() -> None:
                 assert network.num_classes == classes
                 assert network(x).shape == (2, width)
     assert ours.fc.weight.detach().std() == pytest.approx((2 / 2048) ** 0.5, rel=0.1)
-    with pytest.raises(InputError, match="num_classes must be 0 or more, got -1"):
+    with pytest.raises(InputError, match="num_classes must be at least 0, got -1"):
         ours.reset_classifier(-1)

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from splitattn.errors import InputError, nearest
+from splitattn.errors import InputError, check_path, nearest
 from splitattn.libraries import installed, require
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def find_engine(name: str) -> EngineRow:
             return row
     names = engine_names()
     raise InputError(
-        f"engine must be one of {', '.join(names)}, got {name!r:.60}{nearest(name, names)}"
+        f"engine must be one of {', '.join(names)}, got {name!r:.60}{nearest(str(name), names)}"
     )
 
 
@@ -202,6 +202,9 @@ def check_device(device: str) -> None:
     Raises:
         InputError: it cannot.
     """
+    if not isinstance(device, str):  # PyTorch takes its own kind, and numbers of GPUs
+        meant = f"cuda:{device}" if isinstance(device, int) else str(device)
+        raise InputError(f"device must be a name, got {device!r:.60}; did you mean {meant!r}?")
     kind, _, index = device.partition(":")
     if kind in _DEVICES and (device == kind or index.isdecimal()):
         return
@@ -232,7 +235,12 @@ def fastest_engine(device: str) -> EngineRow:
 
 
 def file_engine(path: str | Path) -> EngineRow | None:
-    """The engine whose files end as `path` does, or None."""
+    """The engine whose files end as `path` does, or None.
+
+    Raises:
+        InputError: `path` is neither a name nor a path.
+    """
+    check_path("weights", path)
     suffix = Path(path).suffix
     return next((row for row in ENGINES if row.suffix and row.suffix == suffix), None)
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from splitattn.architectures import Architecture, Dilation
-from splitattn.errors import InputError
+from splitattn.errors import InputError, check_whole
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.drop_block import DropBlock2d
 from splitattn.nn.freezing import Freezable, freeze
@@ -234,11 +234,8 @@ class ResNeSt(Staged):
     ) -> None:
         super().__init__()
         stages = architecture.stages(output_stride=output_stride, dilation=dilation)
-        if num_classes < 0 or in_chans < 1:
-            raise InputError(
-                "num_classes must be 0 or more and in_chans 1 or more, "
-                f"got {num_classes} and {in_chans}"
-            )
+        check_whole("num_classes", num_classes, least=0)
+        check_whole("in_chans", in_chans, least=1)
         dropout = architecture.dropout if dropout is None else dropout
         for name, share in (
             ("drop_path", drop_path),
@@ -322,8 +319,7 @@ class ResNeSt(Staged):
         Raises:
             InputError: `num_classes` is less than 0.
         """
-        if num_classes < 0:
-            raise InputError(f"num_classes must be 0 or more, got {num_classes}")
+        check_whole("num_classes", num_classes, least=0)
         self.num_classes = num_classes
         self.fc = nn.Identity()
         if num_classes:

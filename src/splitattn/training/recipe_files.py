@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from splitattn.errors import InputError, nearest
+from splitattn.errors import InputError, check_path, nearest
 from splitattn.files import is_file
 from splitattn.training.presets import PRESETS, preset
 from splitattn.training.recipes import KINDS, Recipe, TaskName
@@ -64,6 +64,7 @@ def load_recipe(
         overrides = list(overrides)
         scratch = load_recipe(name_or_file, overrides, model=_FROM_SCRATCH, task=task)
         model = default_model(scratch)
+    check_path("recipe", name_or_file)
     path = Path(name_or_file)
     if name_or_file in PRESETS:
         recipe = preset(name_or_file, model, task)
@@ -76,6 +77,8 @@ def load_recipe(
         )
     values = {}
     for override in overrides:
+        if not isinstance(override, str):
+            raise InputError(f"each of overrides must be like 'epochs=2', got {override!r:.60}")
         key, equals, text = (part.strip() for part in override.partition("="))
         if not equals or not text:
             raise InputError(f"--set must be key=value, got {override[:60]!r}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from splitattn import distributed
-from splitattn.errors import DataError
+from splitattn.errors import DataError, check_whole
 from splitattn.training.recipes import Recipe
 
 
@@ -31,6 +31,9 @@ class Run:
     workers: int = 1
     batch_per_device: int = 128
     checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_whole("workers", self.workers, least=0)
 
     @property
     def checkpoint(self) -> Path:

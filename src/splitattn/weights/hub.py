@@ -52,7 +52,7 @@ _REVISION = re.compile(r"[\w.-][\w./-]*", re.ASCII)
 
 def is_reference(name: str) -> bool:
     """Whether `name` is `local-dir:PATH` or `hf-hub:OWNER/NAME`. The prefixes are timm's."""
-    return name.startswith((_LOCAL, *_PREFIXES))
+    return isinstance(name, str) and name.startswith((_LOCAL, *_PREFIXES))
 
 
 def folder_of(reference: str, *, progress: Progress | None = None) -> Path:

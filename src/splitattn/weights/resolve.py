@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitattn.architectures import ARCHITECTURES, architecture, split_name
-from splitattn.errors import WeightsError, nearest
+from splitattn.errors import WeightsError, check_path, nearest
 from splitattn.files import exists, is_folder
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.cache import fetch, published
@@ -73,6 +73,8 @@ def resolve(
                 f"{model} names weights already, got {str(weights)!r} too: leave one of them out"
             )
         model, weights = None, model
+    if weights is not None:
+        check_path("weights", weights)
     if weights == "":
         raise WeightsError("weights must be a tag, a file or a folder, got an empty name")
     tag = None
