@@ -508,7 +508,7 @@ def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -
         ({"decoding": "quick"}, r"decoding must be 'exact' or 'fast', got 'quick'"),
         ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
         ({"workers": 0}, r"workers must be at least 1, got 0"),
-        ({"features": True, "weights": "exported.onnx"}, r"exported\.onnx is not a weights file: .*exported from"),
+        ({"features": True, "weights": "exported.onnx"}, r"exported\.onnx is not a weights file"),
         ({"weights": "exported.onnx", "engine": "openvino"}, r"runs in engine onnxruntime, got"),
     ],
 )
