@@ -20,6 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no weights")
+    (tmp_path / "photos.zip").write_bytes(b"PK")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -70,6 +71,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("predict photo.png --output a.xlsx", "must end in .json, .jsonl, .csv, .txt, got a.xlsx"),
         ("evaluate data --output a.csv", "--output must end in .json, .jsonl, got a.csv"),
         ("evaluate ''", "data must be a folder, .* got an empty name"),
+        ("train data/val/cats --output run", "per class, got none in .*, only images: sort them"),
+        ("evaluate photos.zip", "got 'photos.zip': an archive; unpack it and name the folder"),
+        ("predict photo.png --model notes.txt", "it is a file or folder: name it as the weights"),
         ("train '' --output run", "data must be a folder, .* got an empty name"),
         ("train data --output run --set aim=1", "no field is called 'aim'; docs/reference/recipes"),
         ("bulk '' labels", "bulk needs a source and a target, got '', 'labels'"),

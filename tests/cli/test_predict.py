@@ -1,5 +1,6 @@
 import csv
 import errno
+import gzip
 import io
 import json
 import os
@@ -426,6 +427,37 @@ def test_a_picture_on_stdin_is_labelled(
     assert first == second
     drawn = [tmp_path / "drawn" / f"{name}.jpg" for name in ("stdin", "astronaut")]
     assert drawn[0].read_bytes() == drawn[1].read_bytes()
+
+
+@pytest.mark.parametrize("kinds", [("JPEG", "JPEG"), ("PNG", "JPEG"), ("JPEG", "WEBP")])
+def test_two_pictures_on_stdin_are_not_taken_for_one(
+    predict, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, str]
+) -> None:
+    files = [io.BytesIO() for _ in kinds]
+    for kind, file in zip(kinds, files, strict=True):
+        Image.new("RGB", (40, 40), "red").save(file, kind)
+    monkeypatch.setattr(sys, "stdin", piped(b"".join(file.getvalue() for file in files)))
+    answer = predict("-")
+    assert answer.status == 2
+    assert answer.err.startswith("error: stdin must be one picture, got another after it: name")
+
+
+def test_a_camera_may_put_several_pictures_into_one_file(
+    predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, file = Image.new("RGB", (40, 40), "red"), io.BytesIO()
+    image.save(file, "MPO", save_all=True, append_images=[image])
+    monkeypatch.setattr(sys, "stdin", piped(file.getvalue()))
+    assert predict("-").status == 0
+
+
+def test_an_archive_on_stdin_is_one_line(predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(gzip.compress(b"a picture")))
+    answer = predict("-")
+    assert answer.status == 2
+    assert answer.err == (
+        "error: stdin must be a list of names or a picture, got an archive: unpack it\n"
+    )
 
 
 def test_names_that_begin_like_a_picture_are_names(

@@ -139,7 +139,8 @@ def test_files_that_are_no_images_are_passed_over(
 
 def test_litter_is_no_class_and_no_image(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path, train=1, val=1)
-    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "$RECYCLE.BIN"):
+    litter = (".ipynb_checkpoints", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "@Recently-Snapshot")
+    for name in (*litter, "@tmp", "~snapshot", "Temporary Items"):
         picture(0, 0).save(_made(root / "train" / name) / "0.png")
         picture(0, 0).save(_made(root / "train" / "red" / name) / "0.png")
         _made(root / name)

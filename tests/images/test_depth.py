@@ -217,6 +217,14 @@ def test_gray_keeps_the_bits_that_its_file_has() -> None:
         np.testing.assert_allclose(planes[0] * 65535, values, atol=0.01)
 
 
+@pytest.mark.parametrize("dtype", ["u2", "f4"])
+def test_the_order_of_bytes_in_an_array_does_not_matter(dtype: str) -> None:
+    values = np.linspace(0, 65535, 48).reshape(4, 4, 3)
+    array = (values if dtype == "u2" else values / 65535).astype(dtype)
+    little, big = (decode(array.astype(f"{order}{dtype}")) for order in "<>")
+    assert little.tobytes() == big.tobytes()
+
+
 def test_a_scale_that_was_guessed_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -80,6 +80,10 @@ def test_an_empty_name_is_not_the_current_folder(
     assert list(expand(["."])) == ["a.jpg"]
 
 
+def test_names_in_a_list_may_end_in_nul() -> None:
+    assert list(expand(["-"], ["a b.jpg\0c.jpg\0"])) == ["a b.jpg", "c.jpg"]
+
+
 def test_a_list_may_begin_with_a_byte_order_mark() -> None:
     lines = ["\ufeffa.png\n", "\ufeffb.png\n"]
     assert list(expand(["-"], lines)) == ["a.png", "\ufeffb.png"]

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ def images_given(paths: Sequence[str], passed_over: Counter[str] | None = None) 
     return expand(paths, listed, passed_over), source_of
 
 
+# How gzip, ZIP, xz, bzip2 and zstd begin.
+_ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh9", b"(\xb5/\xfd")
 # How JPEG, PNG, GIF, TIFF, BMP and WebP begin, and JPEG 2000, AVIF and HEIC after four bytes.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"RIFF")
 _LATER_SIGNATURES = (b"jP  ", b"ftyp")
@@ -43,6 +46,8 @@ def _picture_on_stdin() -> bytes | None:
     reconfigure(sys.stdin, errors="surrogateescape")
     stream = getattr(sys.stdin, "buffer", None)
     start = stream.peek(12)[:12] if isinstance(stream, io.BufferedReader) else b""
+    if start.startswith(_ARCHIVES):
+        raise InputError("stdin must be a list of names or a picture, got an archive: unpack it")
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError("a list on stdin must be in UTF-8, got UTF-16: convert it")
     binary = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
@@ -54,4 +59,26 @@ def _picture_on_stdin() -> bytes | None:
 
     assert stream is not None
     content: bytes = stream.read(DEFAULT_LIMITS.max_bytes + 1)
+    _check_one_picture(content)
     return content
+
+
+# The end of a JPEG, or the last chunk of a PNG, and right after it the start of another picture.
+_SECOND = re.compile(
+    rb"(?:\xff\xd9|IEND\xae\x42\x60\x82)(?=\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|RIFF)"
+)
+# Cameras put several pictures into one JPEG, and say so.
+_MULTI_PICTURE = b"MPF\0"
+
+
+def _check_one_picture(content: bytes) -> None:
+    """Raise if a second picture follows the first, as after `cat a.jpg b.jpg`.
+
+    Raises:
+        InputError: one does.
+    """
+    end = _SECOND.search(content)
+    if end and _MULTI_PICTURE not in content[: end.start()]:
+        raise InputError(
+            "stdin must be one picture, got another after it: name the files, or pipe their names"
+        )

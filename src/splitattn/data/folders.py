@@ -15,7 +15,7 @@ from splitattn.data.splits import (
     split_of,
 )
 from splitattn.errors import DataError
-from splitattn.images.paths import images_below, is_litter, passed_over_text
+from splitattn.images.paths import images_below, is_image_name, is_litter, passed_over_text
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,11 @@ def open_folder(root: Path, split: str) -> LabelledImages:
     folder = _split_folder(root, split)
     folders = folders_in(folder)
     if not folders:
-        raise DataError(f"the data set must have one folder per class, got none in {folder}")
+        pictures = any(is_image_name(path.name) for path in folder.iterdir())
+        raise DataError(
+            f"the data set must have one folder per class, got none in {folder}"
+            + (", only images: sort them into folders, or list them in a CSV file" * pictures)
+        )
     if all(map(split_of, folders)) or all(
         split_mentioned_in(name) and folders_in(folder / name) for name in folders
     ):

@@ -14,6 +14,7 @@ from splitattn.files import as_on_disk, is_file
 from splitattn.images.paths import expand_glob, is_image_name
 
 _TORCHVISION = "torchvision:"
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def open_data(data: str, split: str, class_names: str | Path | None = None) -> LabelledImages:
@@ -70,6 +71,8 @@ def _open(data: str, split: str) -> LabelledImages:
         reason = "no such thing"
     elif is_image_name(root.name):
         reason = "a single picture; to label it use splitattn predict"
+    elif root.suffix.lower() in _ARCHIVES:
+        reason = "an archive; unpack it and name the folder"
     else:
         reason = "a file of another kind"
     raise DataError(

@@ -496,6 +496,7 @@ def _from_array(
         raise ImageError(f"an array must be (H, W) or (H, W, C), got {array.shape}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     height, width, *channels = array.shape
     _check_pixels((width, height), "", limits)
     if array.dtype == np.uint8 and channels in ([], [3], [4]):

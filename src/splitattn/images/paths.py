@@ -20,6 +20,7 @@ SUFFIXES = frozenset(
 _LITTER = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "lost+found"}
     | {"system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"}
+    | {"@tmp", "@recently-snapshot", "~snapshot", "network trash folder", "temporary items"}
 )
 _KINDS = MimeTypes()  # Python's own table, not the system's
 _SHOWN = 5
@@ -63,7 +64,8 @@ def expand(
         paths: files and URLs, which stand for themselves; folders, for every image file below
             them, sorted, without litter; globs (`**` too), for every file that matches, sorted; and
             `-`, for `stdin`. Links to folders are followed, and no folder is read twice.
-        stdin: lines, each with a file, a URL or a folder. Names may hold glob characters.
+        stdin: lines, each with a file, a URL or a folder, or several with NUL between them. Names
+            may hold glob characters.
         passed_over: counts files in folders that may be pictures, but not by their ending.
 
     A path that leads to nothing is passed on as it is, for `decode` to say what is wrong with it
@@ -74,7 +76,7 @@ def expand(
         if path == "-":
             for number, line in enumerate(stdin):
                 line = line if number else line.removeprefix(_MARK)
-                if name := line.rstrip("\r\n"):
+                for name in filter(None, line.rstrip("\r\n").split("\0")):  # as of find -print0
                     yield from _images(name, passed_over)
         elif is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
             yield from _images(path, passed_over)
