@@ -279,7 +279,9 @@ def test_torchscript_is_not_weights(tmp_path: Path) -> None:
         archive.writestr("script/data.pkl", pickle.dumps({}, protocol=2))
         archive.writestr("script/constants.pkl", pickle.dumps((), protocol=2))
         archive.writestr("script/version", "3\n")
-    refusal(path)
+    assert "is a TorchScript program, whose code is not run: write the state_dict()" in refusal(
+        path
+    )
 
 
 def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:

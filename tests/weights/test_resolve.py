@@ -147,6 +147,31 @@ def test_what_is_neither_a_tag_nor_a_file_gets_the_nearest_tag() -> None:
     assert "neither" in refusal("resnest50", Path("in1k"))
 
 
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (
+            ["checkpoints/epoch=3-step=9.ckpt"],
+            r"name a file in it, such as .*epoch=3-step=9\.ckpt$",
+        ),
+        (["checkpoint-9.pth.tar", "args.yaml"], r"name a file in it, such as .*-9\.pth\.tar$"),
+        (
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            "in 2 files, such as model-00001-of-00002.safetensors; load them together and write",
+        ),
+    ],
+    ids=["lightning", "timm", "shards"],
+)
+def test_a_folder_whose_weights_have_other_names_says_which(
+    tmp_path: Path, names: list[str], advice: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=advice):
+        resolve("resnest14", tmp_path)
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     assert "must be a folder with model.safetensors" in refusal("resnest50", tmp_path)
 

@@ -282,7 +282,7 @@ def test_objects_beside_the_weights_are_passed_over_and_not_run(
 def test_a_whole_module_is_refused_with_its_class(tmp_path: Path, foreign: Any) -> None:
     torch.save({"model": foreign("lab.models", "Net")(), "epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(
-        WeightsError, match=r"has objects \(lab\.models\.Net\), .* save model\.state_dict\(\)"
+        WeightsError, match=r"has objects \(lab\.models\.Net\), .* write model\.state_dict\(\) with"
     ):
         read_checkpoint(tmp_path / "a.pth")
 

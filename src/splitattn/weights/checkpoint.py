@@ -318,7 +318,10 @@ def _bare(tensors: dict[str, Any], unknown: Sequence[str], path: Path) -> dict[s
         )
         if unknown:
             names = ", ".join(name[:80] for name in unknown[:3])
-            message += f"; it has objects ({names}), which are not read: save model.state_dict()"
+            message += (
+                f"; it has objects ({names}), which are not read: write model.state_dict() with "
+                "torch.save"
+            )
         raise WeightsError(message)
     tensors = {key: tensor for key, tensor in tensors.items() if not _is_count(key)}
     bare = {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}

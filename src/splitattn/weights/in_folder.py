@@ -1,5 +1,6 @@
 """Which file in a folder holds its weights."""
 
+import re
 from pathlib import Path
 
 from splitattn.errors import WeightsError
@@ -9,6 +10,9 @@ from splitattn.files import exists, is_folder
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 # Then those of a training that has not ended.
 _NAMES = (*WEIGHTS_NAMES, "best.safetensors", "last.pt")
+# Endings of the files that other trainers write, and the name of a part of one.
+_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".pth.tar", ".bin")
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 def weights_file(path: Path) -> Path:
@@ -31,4 +35,23 @@ def best_in(folder: Path) -> Path:
             return folder / name
     raise WeightsError(
         f"{folder} must be a folder with {' or '.join(_NAMES)}, and has none of them"
+        f"{_advice(folder)}"
     )
+
+
+def _advice(folder: Path) -> str:
+    """What to do about a folder whose weights have other names, or lie in several files."""
+    found = sorted(
+        path
+        for pattern in ("*", "*/*")  # Lightning puts them into checkpoints/
+        for path in folder.glob(pattern)
+        if path.name.endswith(_SUFFIXES)
+    )
+    if not found:
+        return ""
+    if any(_SHARD.search(path.name) for path in found):
+        return (
+            f": its weights are in {len(found)} files, such as {found[0].name}; load them together "
+            "and write one file"
+        )
+    return f": name a file in it, such as {found[-1]}"

@@ -108,6 +108,11 @@ def _load_zip(file: BinaryIO, path: Path) -> Pickle:
     with zipfile.ZipFile(file) as archive:
         records = {record.filename: record for record in archive.infolist()}
         unpacked = sum(record.file_size for record in records.values())
+        if any(record.endswith("/constants.pkl") for record in records):
+            raise WeightsError(
+                f"{path} is a TorchScript program, whose code is not run: write the state_dict() "
+                "of torch.jit.load's module with torch.save"
+            )
         if unpacked > path.stat().st_size:
             raise WeightsError(
                 f"{path} is compressed, which torch.save does not do, and would unpack to "
