@@ -217,6 +217,19 @@ def test_gray_keeps_the_bits_that_its_file_has() -> None:
         np.testing.assert_allclose(planes[0] * 65535, values, atol=0.01)
 
 
+@pytest.mark.parametrize(("low", "refused"), [(-1.0, True), (-0.2, False)])
+def test_negative_values_are_not_made_black_without_a_word(low: float, refused: bool) -> None:
+    file = io.BytesIO()
+    values = np.linspace(low, 1, 4096, dtype=np.float32).reshape(64, 64)
+    Image.fromarray(values).save(file, "TIFF")
+    if refused:
+        with pytest.raises(ImageError, match="values from 0, got many that are negative"):
+            decode(file.getvalue())
+    else:
+        assert decode(file.getvalue()).getextrema()[0] == (0, 255)
+    assert decode(file.getvalue(), white_level=1.0).getextrema()[0] == (0, 255)
+
+
 @pytest.mark.parametrize("dtype", ["u2", "f4"])
 def test_the_order_of_bytes_in_an_array_does_not_matter(dtype: str) -> None:
     values = np.linspace(0, 65535, 48).reshape(4, 4, 3)

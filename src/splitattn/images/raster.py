@@ -27,7 +27,8 @@ _TILE = 1024
 _WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 31, 32))
 # Of a thousand pixels, one may be brighter than white: dead pixels and reflections.
 _OVEREXPOSED = 1000
-# Floats may also exceed white by this factor: resizing and calibration overshoot.
+# Floats may also exceed white by this factor, and lie below black by as much: resizing and
+# calibration overshoot.
 _OVERSHOOT = 1.25
 
 # What share of the pixels decides for all.
@@ -163,13 +164,22 @@ class Raster:
         whites = np.array([1.0, *_WHITES] if floats else _WHITES)
         limits = whites * (_OVERSHOOT if floats else 1)
         brighter = np.zeros(len(limits), int)
+        darker = np.zeros(len(limits), int)
         for box in tiles(*self.size):
             values = np.nan_to_num(self.samples(box))
             peaks = values.reshape(*values.shape[:2], -1)[..., channels].max(2)
             brighter += [int((peaks > limit).sum()) for limit in limits]
+            darker += [int((peaks < (1 - _OVERSHOOT) * white).sum()) for white in whites]
         pixels = self.size[0] * self.size[1]
-        fits = brighter <= min(max(1, pixels // _OVEREXPOSED), pixels - 1)
-        white = float(whites[fits.argmax() if fits.any() else -1])
+        few = min(max(1, pixels // _OVEREXPOSED), pixels - 1)
+        fits = brighter <= few
+        chosen = fits.argmax() if fits.any() else -1
+        white = float(whites[chosen])
+        if darker[chosen] > few:
+            raise ImageError(
+                "an image must have values from 0, got many that are negative: shift them to begin "
+                "at 0, or set white_level, and they are black"
+            )
         if white not in (1, 65535):
             _say_white(white, self.name)
         return white
