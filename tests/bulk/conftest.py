@@ -1,5 +1,6 @@
-"""Photographs that all tests of bulk labeling share."""
+"""What all tests of bulk labeling share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,3 +14,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     write_photographs(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_tokens() -> Iterator[None]:
+    """Ray asks for no token. Else it writes one to the user's home, for all later clusters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield

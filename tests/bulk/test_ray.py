@@ -39,15 +39,12 @@ def addresses() -> Iterator[dict[str, str]]:
     options = (f"--port={head}", f"--ray-client-server-port={client}", "--num-cpus=2")
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options]
     quiet = ("--disable-usage-stats", "--include-dashboard=false")
-    with pytest.MonkeyPatch.context() as patch:
-        # Else it depends on a file of the user's whether a token is asked for.
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        with subprocess.Popen([*command, *quiet], stdout=subprocess.DEVNULL) as process:
-            try:
-                wait_for(client, process)
-                yield {"head": f"127.0.0.1:{head}", "client": f"ray://127.0.0.1:{client}"}
-            finally:
-                process.terminate()
+    with subprocess.Popen([*command, *quiet], stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(client, process)
+            yield {"head": f"127.0.0.1:{head}", "client": f"ray://127.0.0.1:{client}"}
+        finally:
+            process.terminate()
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
