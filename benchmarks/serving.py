@@ -253,7 +253,9 @@ class Service:
     def __init__(self, command: Sequence[str | Path], port: int) -> None:
         self.port = port
         self._log = (TEMPORARY / f"log-{port}").open("wb")
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        self.process = subprocess.Popen(
+            command, stdout=self._log, stderr=self._log, start_new_session=True
+        )
 
     async def ready(self) -> float:
         """Seconds until it says that it is."""
@@ -301,6 +303,8 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         status = await asyncio.to_thread(self.process.wait, PATIENCE)
+        with suppress(ProcessLookupError):  # LitServe leaves processes behind, which go on working
+            os.killpg(self.process.pid, signal.SIGKILL)
         self._log.close()
         return status
 

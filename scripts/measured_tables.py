@@ -317,10 +317,17 @@ def decoding() -> str:
         for row in report["labels"]
     )
     first, where = report["times"][0], report["environment"]
+    whole = report["predict"]
+    rates, ratio = whole["images_per_second"], whole["ratio"]
     lines += [
         "",
         f"{first['images']} photographs of 12 megapixels, one thread, n = {first['rounds']}; "
         f"{where['processor']}, {_origin(where, 'pillow')}. {labels}.",
+        "",
+        f"`predict` as a whole, `{whole['model']}` in {whole['engine']} on {where['cores']} cores: "
+        f"{rates['fast']['median']:.1f} of these photographs a second instead of "
+        f"{rates['exact']['median']:.1f}, **{ratio['median']:.2f}** times as fast "
+        f"({ratio['quartile1']:.2f}-{ratio['quartile3']:.2f}), n = {whole['rounds']}.",
     ]
     return "\n".join(lines)
 
