@@ -52,7 +52,7 @@ import sys
 from collections import Counter
 from splitattn import environment
 from splitattn.bulk.plan import write_manifest
-from splitattn.bulk.sources import list_images
+from splitattn.bulk.listing import list_images
 from splitattn.bulk.stores import open_store
 entries = list_images(sys.argv[1], Counter())
 assert sum(write_manifest(open_store(sys.argv[2]), entries, 10_000)) == int(sys.argv[3])

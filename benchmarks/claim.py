@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from splitattn import environment
 from splitattn.architectures import Architecture
 from splitattn.bench.spread import spread
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.sources import open_data
 from splitattn.files import replacing
 from splitattn.nn.resnest import ResNeSt
@@ -212,7 +212,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         new.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def first_classes(data: LabelledImages, count: int) -> LabelledImages:
+def first_classes(data: LabeledImages, count: int) -> LabeledImages:
     kept = [i for i, label in enumerate(data.labels) if label < count]
     return replace(
         data,

@@ -31,30 +31,28 @@ class Oracle(Engine):
 def test_labels_and_agreement_are_counted_over_every_image(tmp_path: Path) -> None:
     data = write_image_folder(tmp_path, train=1, val=2)
     (tmp_path / "val" / "red" / "0.png").write_bytes(b"broken")
-    images, labelled = comparison_images(str(data), CLASSES)
+    images, labeled = comparison_images(str(data), CLASSES)
     seen: list[tuple[int, int]] = []
     measured = compare(
         Oracle([0, 0, 1, 0, 2]),
         Oracle([0, 1, 1, 0, 0]),
         images,
         PREPROCESSING,
-        labelled=labelled,
+        labeled=labeled,
         batch_size=4,
         on_images=lambda more, total: seen.append((more, total)),
     )
     assert measured == Agreement(n=5, same_labels=60, top1=40, reference_top1=80)
     assert seen == [(4, 6), (2, 6)]
-    assert str(measured) == "top-1 80.00 % -> 40.00 % (-40.00), 60.00 % of 5 images labelled alike"
+    assert str(measured) == "top-1 80.00 % -> 40.00 % (-40.00), 60.00 % of 5 images labeled alike"
 
 
 def test_labels_of_other_classes_do_not_count(tmp_path: Path) -> None:
     data = str(write_image_folder(tmp_path, train=1, val=1))
-    images, labelled = comparison_images(data, ("tabby", "mug"))
-    measured = compare(
-        Oracle([0, 1, 2]), Oracle([0, 1, 1]), images, PREPROCESSING, labelled=labelled
-    )
+    images, labeled = comparison_images(data, ("tabby", "mug"))
+    measured = compare(Oracle([0, 1, 2]), Oracle([0, 1, 1]), images, PREPROCESSING, labeled=labeled)
     assert (measured.top1, measured.reference_top1) == (None, None)
-    assert str(measured) == "66.67 % of 3 images labelled alike"
+    assert str(measured) == "66.67 % of 3 images labeled alike"
 
 
 class Rows(Engine):
@@ -75,7 +73,7 @@ def test_several_labels_are_alike_if_all_of_them_are(tmp_path: Path) -> None:
         Rows([[1, 3, -2], [3, -1, -1], [3, 1, 1]]),  # the first has the same labels above one half
         images,
         PREPROCESSING,
-        labelled=False,
+        labeled=False,
         activation="sigmoid",
     )
     assert measured.same_labels == pytest.approx(100 / 3)
@@ -95,14 +93,14 @@ class Broken(Engine):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_not_finite_agree_with_nothing(tmp_path: Path, value: float) -> None:
     data = str(write_image_folder(tmp_path, train=1, val=1))
-    images, labelled = comparison_images(data, CLASSES)
-    measured = compare(Broken(value), Broken(value), images, PREPROCESSING, labelled=labelled)
+    images, labeled = comparison_images(data, CLASSES)
+    measured = compare(Broken(value), Broken(value), images, PREPROCESSING, labeled=labeled)
     assert measured == Agreement(n=3, same_labels=0, top1=0, reference_top1=0)
 
 
 def test_a_comparison_needs_a_readable_image(tmp_path: Path) -> None:
-    images, labelled = comparison_images(str(write_image_folder(tmp_path, train=1, val=1)), CLASSES)
+    images, labeled = comparison_images(str(write_image_folder(tmp_path, train=1, val=1)), CLASSES)
     for name in images.names:
         Path(name).write_bytes(b"broken")
     with pytest.raises(DataError, match="a comparison needs readable images, got none"):
-        compare(Oracle([]), Oracle([]), images, PREPROCESSING, labelled=labelled)
+        compare(Oracle([]), Oracle([]), images, PREPROCESSING, labeled=labeled)

@@ -84,7 +84,7 @@ def test_predictions_are_those_of_the_plain_network(classifier: Classifier) -> N
     assert 0.3 > expected.std() > 1e-3, "the network must tell the classes apart"
 
 
-def test_a_path_bytes_array_and_pillow_image_are_labelled_alike(
+def test_a_path_bytes_array_and_pillow_image_are_labeled_alike(
     classifier: Classifier, tmp_path: Path
 ) -> None:
     path = tmp_path / "rocket.png"
@@ -268,7 +268,7 @@ def test_weights_without_class_names_answer_with_indices(tmp_path: Path) -> None
 
 
 def test_class_names_must_be_as_many_as_the_outputs(tmp_path: Path) -> None:
-    path = tmp_path / "mislabelled.safetensors"
+    path = tmp_path / "mislabeled.safetensors"
     metadata = ModelMetadata(model="resnest14", classes=("a", "b"), preprocessing=PREPROCESSING)
     write_checkpoint(path, network().state_dict(), metadata)
     with pytest.raises(WeightsError, match=r"each of its 6 classes, it names 2"):

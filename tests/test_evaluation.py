@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from splitattn.data.labelled import LabelledImages, with_classes_of_model
+from splitattn.data.labeled import LabeledImages, with_classes_of_model
 from splitattn.data.normalization import normalize
 from splitattn.data.sources import open_data
 from splitattn.engines.pytorch import TorchEngine
@@ -25,7 +25,7 @@ PREPROCESSING = Preprocessing(size=32, crop_fraction=1.0)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> LabelledImages:
+def data(tmp_path: Path) -> LabeledImages:
     return open_data(str(write_class_folders(tmp_path / "data", 7)), "val")
 
 
@@ -42,13 +42,13 @@ def model() -> nn.Module:
 
 
 @pytest.fixture
-def wide(data: LabelledImages) -> LabelledImages:
+def wide(data: LabeledImages) -> LabeledImages:
     """The data set among eight classes, of which three have images."""
     classes = ("black", "blue", "brown", "green", "gray", "pink", "red", "white")
     return with_classes_of_model(data, classes)
 
 
-def run(model: nn.Module, data: LabelledImages, batch_size: int) -> Evaluation:
+def run(model: nn.Module, data: LabeledImages, batch_size: int) -> Evaluation:
     engine = TorchEngine(model.eval(), torch.device("cpu"))
     return measure(engine, data, PREPROCESSING, batch_size=batch_size, workers=1)
 
@@ -58,7 +58,7 @@ class SentError(Exception):
 
 
 def run_in_processes(
-    count: int, model: nn.Module, data: LabelledImages, batch_size: int
+    count: int, model: nn.Module, data: LabeledImages, batch_size: int
 ) -> list[Evaluation]:
     """What each of `count` processes returns, played by this one, one after the other."""
     sent: list[bytes] = []
@@ -93,7 +93,7 @@ def assert_same(ours: Evaluation, theirs: Evaluation) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 21, 64])
 def test_the_figures_are_those_of_one_plain_pass(
-    model: nn.Module, wide: LabelledImages, batch_size: int
+    model: nn.Module, wide: LabeledImages, batch_size: int
 ) -> None:
     measured = run(model, wide, batch_size)
     images = torch.from_numpy(
@@ -115,14 +115,14 @@ def test_the_figures_are_those_of_one_plain_pass(
             assert measured.confusion[label, guess] == count
 
 
-def test_the_batch_size_changes_nothing(model: nn.Module, wide: LabelledImages) -> None:
+def test_the_batch_size_changes_nothing(model: nn.Module, wide: LabeledImages) -> None:
     one, all_at_once = run(model, wide, 1), run(model, wide, 64)
     assert np.array_equal(one.confusion, all_at_once.confusion)
     assert np.array_equal(one.top5_by_class, all_at_once.top5_by_class)
     assert one.loss == pytest.approx(all_at_once.loss, rel=1e-6)
 
 
-def test_classes_add_up_to_the_whole(model: nn.Module, wide: LabelledImages) -> None:
+def test_classes_add_up_to_the_whole(model: nn.Module, wide: LabeledImages) -> None:
     measured = run(model, wide, 4)
     rows = measured.by_class()
     assert [name for name, *_ in rows] == ["blue", "green", "red"]
@@ -150,7 +150,7 @@ def test_precision_and_f1_are_those_of_the_confusions() -> None:
     assert measured.macro_f1 == pytest.approx((75 + 50 + 0) / 3)
 
 
-def test_every_answer_is_told_in_order(model: nn.Module, wide: LabelledImages) -> None:
+def test_every_answer_is_told_in_order(model: nn.Module, wide: LabeledImages) -> None:
     answers: list[Answer] = []
     engine = TorchEngine(model.eval(), torch.device("cpu"))
     found = measure(engine, wide, PREPROCESSING, batch_size=4, on_answer=answers.append)
@@ -162,7 +162,7 @@ def test_every_answer_is_told_in_order(model: nn.Module, wide: LabelledImages) -
 
 
 def test_unreadable_images_are_named_and_the_rest_is_measured(
-    model: nn.Module, wide: LabelledImages
+    model: nn.Module, wide: LabeledImages
 ) -> None:
     whole = run(model, wide, 4)
     Path(str(wide.images[0])).write_bytes(b"nothing")
@@ -176,7 +176,7 @@ def test_unreadable_images_are_named_and_the_rest_is_measured(
 
 
 @pytest.fixture
-def many(tmp_path: Path) -> LabelledImages:
+def many(tmp_path: Path) -> LabeledImages:
     """More images than there are mistakes to keep, four of which cannot be read."""
     data = open_data(str(write_class_folders(tmp_path / "many", 16)), "val")
     for index in (30, 4, 17, 18):
@@ -187,7 +187,7 @@ def many(tmp_path: Path) -> LabelledImages:
 
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 3), (3, 1), (3, 64)])
 def test_many_processes_give_exactly_what_one_gives(
-    model: nn.Module, many: LabelledImages, count: int, batch_size: int
+    model: nn.Module, many: LabeledImages, count: int, batch_size: int
 ) -> None:
     one = run(model, many, batch_size)
     assert one.n == 44
@@ -199,7 +199,7 @@ def test_many_processes_give_exactly_what_one_gives(
 
 
 def test_no_readable_image_is_an_error_in_every_process(
-    model: nn.Module, wide: LabelledImages
+    model: nn.Module, wide: LabeledImages
 ) -> None:
     for image in wide.images:
         Path(str(image)).write_bytes(b"nothing")
@@ -207,7 +207,7 @@ def test_no_readable_image_is_an_error_in_every_process(
         run_in_processes(2, model, wide, 4)
 
 
-def test_the_most_confident_mistakes_are_kept(model: nn.Module, many: LabelledImages) -> None:
+def test_the_most_confident_mistakes_are_kept(model: nn.Module, many: LabeledImages) -> None:
     nn.init.normal_(model[4].weight, std=5)
     measured = run(model, many, 5)
     expected = []
@@ -240,7 +240,7 @@ class Constant(nn.Module):
         return self.logits.expand(len(images), -1)
 
 
-def test_of_equally_confident_mistakes_the_first_are_kept(many: LabelledImages) -> None:
+def test_of_equally_confident_mistakes_the_first_are_kept(many: LabeledImages) -> None:
     model = Constant(9.0, *[0.0] * 7)
     readable = [index for index in range(48) if index not in (4, 17, 18, 30)]
     for evaluation in (run(model, many, 5), *run_in_processes(2, model, many, 5)):
@@ -248,7 +248,7 @@ def test_of_equally_confident_mistakes_the_first_are_kept(many: LabelledImages) 
         assert {mistake.guess for mistake in evaluation.mistakes} == {"black"}
 
 
-def test_right_guesses_and_broken_logits_are_no_mistakes(data: LabelledImages) -> None:
+def test_right_guesses_and_broken_logits_are_no_mistakes(data: LabeledImages) -> None:
     always_green = run(Constant(0.0, 5.0, 0.0), data, 4)
     assert len(always_green.mistakes) == 14
     assert always_green.mistakes[0] == Answer(
@@ -268,7 +268,7 @@ def test_right_guesses_and_broken_logits_are_no_mistakes(data: LabelledImages) -
 
 
 def test_what_the_listener_raises_ends_the_measurement(
-    model: nn.Module, wide: LabelledImages
+    model: nn.Module, wide: LabeledImages
 ) -> None:
     done = []
 

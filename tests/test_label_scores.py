@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.engines.engine import Engine, Images, Logits, sigmoid, softmax
 from splitattn.errors import DataError
 from splitattn.label_scores import LabelAnswer, LabelScores, average_precision, measure_labels
@@ -37,9 +37,9 @@ class Known(Engine):
         return self.rows[pixels_BCHW[:, 0, 0, 0]]
 
 
-def data(images: list[Any] | None = None) -> LabelledImages:
+def data(images: list[Any] | None = None) -> LabeledImages:
     pixels = [np.full((32, 32, 3), i, np.uint8) for i in range(len(LABELS))]
-    return LabelledImages(
+    return LabeledImages(
         origin="data",
         classes=CLASSES,
         images=images or pixels,

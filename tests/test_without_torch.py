@@ -20,7 +20,7 @@ class Hook:
 sys.meta_path.insert(0, Hook())
 
 from splitattn.data.eval_batches import eval_batches
-from splitattn.data.labelled import with_classes_of_model
+from splitattn.data.labeled import with_classes_of_model
 from splitattn.data.sources import open_data
 from splitattn.images.decode import decode, decode_reduced
 from splitattn.images.loading import load_batches

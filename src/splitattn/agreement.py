@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitattn.data.eval_batches import eval_batches
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.engines.engine import Engine, Logits, finite
 from splitattn.errors import DataError
 from splitattn.preprocessing import Preprocessing
@@ -20,7 +20,7 @@ class Agreement:
     """How the labels of a quantized network compare with those of the network it came from.
 
     Attributes:
-        n: images that both have labelled.
+        n: images that both have labeled.
         same_labels: images that both label alike, in percent.
         top1, reference_top1: of the quantized network and of the other, in percent; None if the
             images come without labels that the network knows.
@@ -32,7 +32,7 @@ class Agreement:
     reference_top1: float | None
 
     def __str__(self) -> str:
-        line = f"{self.same_labels:.2f} % of {self.n} images labelled alike"
+        line = f"{self.same_labels:.2f} % of {self.n} images labeled alike"
         if self.top1 is None or self.reference_top1 is None:
             return line
         lost = self.reference_top1 - self.top1
@@ -42,10 +42,10 @@ class Agreement:
 def compare(
     reference: Engine,
     candidate: Engine,
-    data: LabelledImages,
+    data: LabeledImages,
     preprocessing: Preprocessing,
     *,
-    labelled: bool,
+    labeled: bool,
     activation: Activation = "softmax",
     batch_size: int = 32,
     workers: int | None = None,
@@ -54,7 +54,7 @@ def compare(
     """Label every image of `data` with both networks.
 
     Args:
-        labelled: the labels of `data` are indices of the networks' outputs.
+        labeled: the labels of `data` are indices of the networks' outputs.
         activation: of the networks. With "sigmoid", two networks label an image alike if all
             classes of more than one half are the same.
         workers: threads that decode images; None chooses from the number of processors.
@@ -82,8 +82,8 @@ def compare(
     return Agreement(
         n=n,
         same_labels=100 * same / n,
-        top1=100 * right / n if labelled else None,
-        reference_top1=100 * reference_right / n if labelled else None,
+        top1=100 * right / n if labeled else None,
+        reference_top1=100 * reference_right / n if labeled else None,
     )
 
 

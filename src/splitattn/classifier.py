@@ -61,7 +61,7 @@ class Classifier:
         white_level: the value of full brightness in images of more than 8 bits per channel; None
             leaves it to the weights, or else to each image (see `images.decode.decode`).
         limits: what is refused before it is decoded.
-        quick_start: for a few images: the first is labelled sooner, and each takes longer. Only
+        quick_start: for a few images: the first is labeled sooner, and each takes longer. Only
             weights in ONNX Runtime have this choice.
         progress: follows the download of weights, if there is one.
 

@@ -23,7 +23,7 @@ class InputError(ValueError):
 
 
 class ImageError(InputError):
-    """A file, URL or array is not an image that can be labelled.
+    """A file, URL or array is not an image that can be labeled.
 
     Attributes:
         reason: what is wrong, without the image's name.

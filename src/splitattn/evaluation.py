@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from splitattn import distributed
 from splitattn.data.eval_batches import EvalBatch, eval_batches
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.engines.engine import NOT_FINITE, Engine, finite, softmax
 from splitattn.errors import DataError, one_line
 from splitattn.preprocessing import Preprocessing
@@ -144,7 +144,7 @@ class _Share:
 
 def measure(
     engine: Engine,
-    data: LabelledImages,
+    data: LabeledImages,
     preprocessing: Preprocessing,
     *,
     batch_size: int = 64,
@@ -191,7 +191,7 @@ class Answered(NamedTuple):
 
 def answers(
     engine: Engine,
-    data: LabelledImages,
+    data: LabeledImages,
     preprocessing: Preprocessing,
     *,
     batch_size: int,
@@ -223,7 +223,7 @@ def answers(
 
 def _measure(
     answered: Iterable[Answered],
-    data: LabelledImages,
+    data: LabeledImages,
     on_answer: Callable[[Answer], None] | None,
 ) -> _Share:
     classes = len(data.classes)
@@ -260,7 +260,7 @@ def _measure(
     )
 
 
-def _without(batch: EvalBatch, broken: NDArray[np.bool_], data: LabelledImages) -> EvalBatch:
+def _without(batch: EvalBatch, broken: NDArray[np.bool_], data: LabeledImages) -> EvalBatch:
     """The images that are not `broken` (B,); the others become problems."""
     names = (data.names[index] for index in batch.indices[broken].tolist())
     return EvalBatch(
@@ -278,7 +278,7 @@ def _cross_entropy(logits: Array, labels: Array) -> float:
     return float((log_sums - logits[np.arange(len(labels)), labels]).sum())
 
 
-def _answers(logits: Array, guesses: Array, batch: EvalBatch, data: LabelledImages) -> list[Answer]:
+def _answers(logits: Array, guesses: Array, batch: EvalBatch, data: LabeledImages) -> list[Answer]:
     """The `guesses` (B,), by logits (B, C)."""
     probabilities = softmax(logits)[np.arange(len(guesses)), guesses]
     columns = (batch.indices, batch.labels, guesses, probabilities)

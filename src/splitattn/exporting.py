@@ -18,7 +18,7 @@ from splitattn.data.calibration import (
     package_photographs,
     sampled,
 )
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.differences import Difference, Parity, difference
 from splitattn.engines.engine import ACTIVATIONS, Engine, FileSettings
 from splitattn.engines.table import (
@@ -207,13 +207,13 @@ def export_network(
         agreement = None
         if calibration is not None and precision == "int8":
             on_step("comparing labels")
-            data, labelled = comparison_images(calibration, network.metadata.classes)
+            data, labeled = comparison_images(calibration, network.metadata.classes)
             agreement = compare(
                 network.load("onnxruntime", "cpu"),
                 engine,
                 data,
                 preprocessing,
-                labelled=labelled,
+                labeled=labeled,
                 activation=network.metadata.activation,
                 workers=workers,
                 on_images=on_images,
@@ -336,7 +336,7 @@ def _reopened(row: EngineRow, path: Path) -> Engine:
 
 
 def _parity(
-    network: TrainedNetwork, candidate: Engine, images: LabelledImages, settings: FileSettings
+    network: TrainedNetwork, candidate: Engine, images: LabeledImages, settings: FileSettings
 ) -> Parity:
     """Differences of probabilities on the same photographs, one alone and several at once."""
     preprocessing = network.metadata.preprocessing
@@ -355,7 +355,7 @@ def _parity(
 def _differences(
     network: TrainedNetwork,
     candidate: Engine,
-    images: LabelledImages,
+    images: LabeledImages,
     preprocessing: Preprocessing,
 ) -> list[Difference]:
     reference, activate = network.reference(), ACTIVATIONS[network.metadata.activation]

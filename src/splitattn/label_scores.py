@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitattn import distributed
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.engines.engine import THRESHOLD, Array, Engine, sigmoid
 from splitattn.errors import DataError
 from splitattn.evaluation import answers, in_turn
@@ -132,7 +132,7 @@ def _f1(right: Array, guessed: Array, positives: Array) -> Array:
 
 def measure_labels(
     engine: Engine,
-    data: LabelledImages,
+    data: LabeledImages,
     preprocessing: Preprocessing,
     *,
     threshold: float = THRESHOLD,
@@ -186,7 +186,7 @@ def measure_labels(
     )
 
 
-def _labels(data: LabelledImages, indices: list[int]) -> NDArray[np.bool_]:
+def _labels(data: LabeledImages, indices: list[int]) -> NDArray[np.bool_]:
     """(N, C): which classes the images have."""
     has = np.zeros((len(indices), len(data.classes)), np.bool_)
     for row, index in enumerate(indices):
@@ -194,9 +194,7 @@ def _labels(data: LabelledImages, indices: list[int]) -> NDArray[np.bool_]:
     return has
 
 
-def _answer(
-    data: LabelledImages, index: int, probabilities: Array, threshold: float
-) -> LabelAnswer:
+def _answer(data: LabeledImages, index: int, probabilities: Array, threshold: float) -> LabelAnswer:
     order = np.argsort(-probabilities, kind="stable").tolist()
     return LabelAnswer(
         index=index,
@@ -211,7 +209,7 @@ def _answer(
 
 
 def _scores(
-    data: LabelledImages,
+    data: LabeledImages,
     logits: Array,
     has: NDArray[np.bool_],
     *,

@@ -15,10 +15,10 @@ from splitattn import distributed
 from splitattn.create import create_model
 from splitattn.data.class_names import are_unnamed, match
 from splitattn.data.folds import Fold, split_off
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.sources import has_several_labels, open_data
 from splitattn.data.splits import MissingSplitError
-from splitattn.data.unlabelled import open_for_teacher
+from splitattn.data.unlabeled import open_for_teacher
 from splitattn.dense.annotated import check_same_classes, with_outlines
 from splitattn.dense.detection import Detection, Instances
 from splitattn.dense.detectors import (
@@ -395,7 +395,7 @@ class DataSettings:
     new_classifier: bool = False
     fold: Fold | None = None
 
-    def open(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    def open(self, seed: int) -> tuple[LabeledImages, LabeledImages]:
         """The images to train on and those to validate on.
 
         Raises:

@@ -69,7 +69,7 @@ def home_folder() -> Iterator[None]:
 def telemetry_off() -> Iterator[None]:
     """OpenVINO and NNCF, imported in this block, report nothing to their makers.
 
-    Both send their use to Google Analytics unless somebody objected, from the import on. Labelling
+    Both send their use to Google Analytics unless somebody objected, from the import on. Labeling
     an image on one's own machine is nobody else's business, and SPLITATTN_OFFLINE forbids it too.
     Both work without the library `openvino_telemetry`, and this block hides it.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.data.folds import is_whole, kept_part
-from splitattn.data.labelled import with_classes_of_model
+from splitattn.data.labeled import with_classes_of_model
 from splitattn.data.sources import open_data
 from splitattn.dense.evaluating import DetectionEvaluation, evaluate_detector
 from splitattn.dense.exportable import DenseExport, DenseExportReport, export_dense

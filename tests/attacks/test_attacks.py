@@ -119,10 +119,10 @@ def test_predict_labels_what_is_a_picture_and_names_what_is_not(
     assert "Traceback" not in err
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["path"] for answer in answers] == [*sources, photograph]
-    labelled = {Path(answer["path"]).name for answer in answers if "predictions" in answer}
+    labeled = {Path(answer["path"]).name for answer in answers if "predictions" in answer}
     valid = {Path(attack.path).name for attack in of("images") if attack.valid}
-    assert valid <= labelled
-    assert labelled - valid - {Path(photograph).name} <= LENIENT
+    assert valid <= labeled
+    assert labeled - valid - {Path(photograph).name} <= LENIENT
 
 
 @pytest.mark.parametrize("attack", of("weights"), ids=name)

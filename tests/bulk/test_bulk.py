@@ -29,9 +29,9 @@ import pytest
 import splitattn
 from splitattn import libraries
 from splitattn.bulk import bulk, shards, stores
+from splitattn.bulk.listing import Entry, version_of
 from splitattn.bulk.plan import Plan, Run, ShardReport, read_run, write_manifest
 from splitattn.bulk.shards import ShardLabeler, TooManyErrorsError
-from splitattn.bulk.sources import Entry, version_of
 from splitattn.bulk.stores import StoreError, open_store, read_object
 from splitattn.bulk.summary import BulkReport
 from splitattn.cli import main
@@ -578,7 +578,7 @@ _LISTING = """
 import sys
 from collections import Counter
 from splitattn.bulk.plan import write_manifest
-from splitattn.bulk.sources import list_images
+from splitattn.bulk.listing import list_images
 from splitattn.bulk.stores import open_store
 from splitattn.environment import peak_memory
 listed = list_images(sys.argv[1], Counter())

@@ -415,7 +415,7 @@ def piped(content: bytes) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))
 
 
-def test_a_picture_on_stdin_is_labelled(
+def test_a_picture_on_stdin_is_labeled(
     predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = photos / "more" / "astronaut.jpg"

@@ -30,8 +30,8 @@ def test_labels_of_the_networks_classes_count(tmp_path: Path) -> None:
 
 def test_any_folder_of_images_calibrates(tmp_path: Path) -> None:
     calibration = calibration_images(str(SAMPLES))
-    images, labelled = comparison_images(str(SAMPLES), CLASSES)
-    assert (len(calibration), len(images), labelled) == (3, 2, False)
+    images, labeled = comparison_images(str(SAMPLES), CLASSES)
+    assert (len(calibration), len(images), labeled) == (3, 2, False)
     (tmp_path / "notes.txt").touch()
     for data in (tmp_path, tmp_path / "missing", SAMPLES / "rocket.jpg"):
         with pytest.raises(DataError) as raised:
@@ -42,9 +42,9 @@ def test_any_folder_of_images_calibrates(tmp_path: Path) -> None:
 def test_without_splits_other_images_calibrate_than_compare(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path, train=4, val=1)
     names = [sorted(calibration_images(str(root / "train")).names)]
-    images, labelled = comparison_images(str(root / "train"), CLASSES)
+    images, labeled = comparison_images(str(root / "train"), CLASSES)
     names.append(sorted(images.names))
-    assert labelled
+    assert labeled
     assert sorted(images.labels) == [0, 0, 1, 1, 2, 2]
     assert sorted(names[0] + names[1]) == sorted(open_data(str(root), "train").names)
     shutil.rmtree(root / "val")  # the same where there is only the split for training

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitattn.data.labelled import with_classes_of_model
+from splitattn.data.labeled import with_classes_of_model
 from splitattn.data.sources import has_several_labels, open_data
 from splitattn.errors import DataError
 from splitattn.images.decode import decode

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from splitattn.data.eval_batches import eval_batches
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.sources import open_data
 from splitattn.errors import ImageError
 from splitattn.images.decode import decode
@@ -18,11 +18,11 @@ PREPROCESSING = Preprocessing(size=32, crop_fraction=1.0)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> LabelledImages:
+def data(tmp_path: Path) -> LabeledImages:
     return open_data(str(write_class_folders(tmp_path / "data", 7)), "val")
 
 
-def spoil(data: LabelledImages, *indices: int) -> list[str]:
+def spoil(data: LabeledImages, *indices: int) -> list[str]:
     paths = [Path(str(data.images[index])) for index in indices]
     for path in paths:
         path.write_bytes(path.read_bytes()[:60])
@@ -32,7 +32,7 @@ def spoil(data: LabelledImages, *indices: int) -> list[str]:
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 @pytest.mark.parametrize("workers", [1, None])
 def test_every_image_is_there_once_and_in_order(
-    data: LabelledImages, batch_size: int, workers: int | None
+    data: LabeledImages, batch_size: int, workers: int | None
 ) -> None:
     batches = list(eval_batches(data, PREPROCESSING, batch_size=batch_size, workers=workers))
     pixels = np.concatenate([batch.images for batch in batches])
@@ -46,7 +46,7 @@ def test_every_image_is_there_once_and_in_order(
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 9])
-def test_processes_share_the_batches_of_one(data: LabelledImages, world_size: int) -> None:
+def test_processes_share_the_batches_of_one(data: LabeledImages, world_size: int) -> None:
     alone = [b.indices.tolist() for b in eval_batches(data, PREPROCESSING, batch_size=4)]
     shares = [
         list(eval_batches(data, PREPROCESSING, batch_size=4, rank=rank, world_size=world_size))
@@ -57,7 +57,7 @@ def test_processes_share_the_batches_of_one(data: LabelledImages, world_size: in
     assert together == alone
 
 
-def test_an_unreadable_image_is_named_and_left_out(data: LabelledImages) -> None:
+def test_an_unreadable_image_is_named_and_left_out(data: LabeledImages) -> None:
     [broken] = spoil(data, 2)
     batches = list(eval_batches(data, PREPROCESSING, batch_size=3))
     assert [len(batch.images) for batch in batches] == [2, 3, 3, 3, 3, 3, 3]
@@ -67,14 +67,14 @@ def test_an_unreadable_image_is_named_and_left_out(data: LabelledImages) -> None
     assert problem.startswith(f"{broken}: the image is damaged")
 
 
-def test_an_image_that_its_data_set_cannot_read_is_left_out_too(data: LabelledImages) -> None:
+def test_an_image_that_its_data_set_cannot_read_is_left_out_too(data: LabeledImages) -> None:
     class Failing(list[object]):
         def __getitem__(self, index: object) -> object:
             if index == 1:
                 raise ImageError("image 1 cannot be read")
             return super().__getitem__(index)  # type: ignore[index]
 
-    failing = LabelledImages(
+    failing = LabeledImages(
         origin=data.origin,
         classes=data.classes,
         images=Failing(data.images),
@@ -86,7 +86,7 @@ def test_an_image_that_its_data_set_cannot_read_is_left_out_too(data: LabelledIm
     assert first.indices.tolist() == [0, 2]
 
 
-def test_a_batch_of_nothing_but_unreadable_images_is_empty(data: LabelledImages) -> None:
+def test_a_batch_of_nothing_but_unreadable_images_is_empty(data: LabeledImages) -> None:
     spoil(data, 0, 1, 2)
     first, *_ = eval_batches(data, PREPROCESSING, batch_size=3)
     assert first.images.shape == (0, 3, 32, 32)

@@ -5,16 +5,16 @@ from collections import Counter
 import pytest
 
 from splitattn.data.folds import Fold, split_off
-from splitattn.data.labelled import Blocks, LabelledImages
+from splitattn.data.labeled import Blocks, LabeledImages
 from splitattn.errors import DataError, InputError
 
 # Of three classes, in turn: 20 images, 11 and 2.
 LABELS = sorted([0] * 20 + [1] * 11 + [2] * 2, key=lambda label: -label)
 
 
-def data(labels: list[int] = LABELS) -> LabelledImages:
+def data(labels: list[int] = LABELS) -> LabeledImages:
     images = [f"{index}.png" for index in range(len(labels))]
-    return LabelledImages(
+    return LabeledImages(
         origin="data",
         classes=("a", "b", "c"),
         images=images,

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from splitattn.data.augmentation import Augmentation
-from splitattn.data.labelled import Blocks, LabelledImages
+from splitattn.data.labeled import Blocks, LabeledImages
 from splitattn.data.loading import (
     Batch,
     dead_workers_named,
@@ -34,12 +34,12 @@ AUGMENTATION = Augmentation(size=32, crop_scale=0.3)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> LabelledImages:
+def data(tmp_path: Path) -> LabeledImages:
     return open_data(str(write_class_folders(tmp_path / "data", 7)), "val")
 
 
 def epoch(
-    data: LabelledImages,
+    data: LabeledImages,
     *,
     number: int = 0,
     workers: int = 0,
@@ -57,7 +57,7 @@ def joined(batches: list[Batch], field: str = "images") -> Any:
     return torch.cat([getattr(batch, field) for batch in batches])
 
 
-def spoil(data: LabelledImages, *indices: int) -> list[str]:
+def spoil(data: LabeledImages, *indices: int) -> list[str]:
     paths = [Path(str(data.images[index])) for index in indices]
     for path in paths:
         path.write_bytes(path.read_bytes()[:60])
@@ -95,7 +95,7 @@ def test_balanced_sampling_draws_each_class_equally_often(blocks: Blocks | None)
     assert list(chain.from_iterable(epoch_batches(20, **halves, first_step=3))) == step[12:]
 
 
-def test_an_image_that_is_drawn_again_is_augmented_anew(data: LabelledImages) -> None:
+def test_an_image_that_is_drawn_again_is_augmented_anew(data: LabeledImages) -> None:
     n = len(data)
     [batch] = train_loader(data, AUGMENTATION, batches=[[3, 3 + n, 3]], workers=0, seed=5, epoch=0)
     assert batch.indices.tolist() == [3, 3, 3]
@@ -126,7 +126,7 @@ def test_processes_and_micro_batches_together_are_one_step(
     assert {len(share) for share in shares} == {len(alone) * accumulation}
 
 
-def test_an_interrupted_epoch_goes_on_where_it_was(data: LabelledImages) -> None:
+def test_an_interrupted_epoch_goes_on_where_it_was(data: LabeledImages) -> None:
     whole, rest = epoch(data), epoch(data, first_step=3)
     assert len(rest) == 2
     assert torch.equal(joined(rest), joined(whole[3:]))
@@ -135,7 +135,7 @@ def test_an_interrupted_epoch_goes_on_where_it_was(data: LabelledImages) -> None
     assert epoch_batches(21, **halves, first_step=3) == epoch_batches(21, **halves)[6:]
 
 
-def test_training_batches_are_full_bytes_and_shuffled(data: LabelledImages) -> None:
+def test_training_batches_are_full_bytes_and_shuffled(data: LabeledImages) -> None:
     batches = epoch(data)
     assert [batch.images.shape for batch in batches] == [(4, 3, 32, 32)] * 5
     assert all(batch.images.dtype == torch.uint8 for batch in batches)
@@ -147,7 +147,7 @@ def test_training_batches_are_full_bytes_and_shuffled(data: LabelledImages) -> N
     )
 
 
-def test_the_same_epoch_is_the_same_with_any_number_of_workers(data: LabelledImages) -> None:
+def test_the_same_epoch_is_the_same_with_any_number_of_workers(data: LabeledImages) -> None:
     spoil(data, 4, 5)
     everything = Augmentation(
         size=24, auto_augment="trivial", color_jitter=0.4, lighting=0.1, random_erasing=0.5
@@ -158,14 +158,14 @@ def test_the_same_epoch_is_the_same_with_any_number_of_workers(data: LabelledIma
     assert torch.equal(joined(alone, "indices"), joined(shared, "indices"))
 
 
-def test_an_image_is_augmented_alike_in_any_batch(data: LabelledImages) -> None:
+def test_an_image_is_augmented_alike_in_any_batch(data: LabeledImages) -> None:
     """So the number of processes changes nothing either."""
     [batch] = train_loader(data, AUGMENTATION, batches=[[3, 8]], workers=0, seed=5, epoch=0)
     [single] = train_loader(data, AUGMENTATION, batches=[[8]], workers=0, seed=5, epoch=0)
     assert torch.equal(batch.images[1], single.images[0])
 
 
-def test_epochs_and_seeds_differ(data: LabelledImages) -> None:
+def test_epochs_and_seeds_differ(data: LabeledImages) -> None:
     batches = [[0, 1, 2]]
 
     def pixels(seed: int, epoch: int) -> torch.Tensor:
@@ -184,14 +184,14 @@ def test_a_derived_seed_depends_on_every_part() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_leaves_the_random_state_as_it_was(data: LabelledImages, workers: int) -> None:
+def test_loading_leaves_the_random_state_as_it_was(data: LabeledImages, workers: int) -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state()
     epoch(data, workers=workers)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_transform_that_fails_leaves_the_random_state_too(data: LabelledImages) -> None:
+def test_a_transform_that_fails_leaves_the_random_state_too(data: LabeledImages) -> None:
     loader = train_loader(data, AUGMENTATION, batches=[[0]], workers=0, seed=0, epoch=0)
 
     def fail(_: object) -> None:
@@ -205,14 +205,14 @@ def test_a_transform_that_fails_leaves_the_random_state_too(data: LabelledImages
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_may_be_spawned(data: LabelledImages) -> None:
+def test_workers_may_be_spawned(data: LabeledImages) -> None:
     """As on macOS and Windows: what they get must survive pickling."""
     loader = train_loader(data, AUGMENTATION, batches=[[0]], workers=0, seed=5, epoch=0)
     copied = pickle.loads(pickle.dumps(loader.dataset))
     assert torch.equal(copied[3].image, loader.dataset[3].image)
 
 
-def test_training_takes_the_next_readable_image_instead(data: LabelledImages) -> None:
+def test_training_takes_the_next_readable_image_instead(data: LabeledImages) -> None:
     """With its own label, and each unreadable image is reported where it was drawn."""
     broken = spoil(data, 6, 7, 20)  # the last of a class, the first of the next, the last of all
     batches = [[6, 1], [7, 20], [8, 0]]
@@ -231,7 +231,7 @@ def test_training_takes_the_next_readable_image_instead(data: LabelledImages) ->
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_gives_up_after_a_hundred_unreadable_images(workers: int) -> None:
     n = 160
-    data = LabelledImages(
+    data = LabeledImages(
         origin="memory",
         classes=("green",),
         images=[b"nothing"] * (n - 1) + [encoded(1, 0)],
@@ -252,7 +252,7 @@ def test_training_gives_up_after_a_hundred_unreadable_images(workers: int) -> No
     assert not active_children(), "the workers end with the error, whoever keeps it"
 
 
-def test_training_gives_up_where_nothing_can_be_read(data: LabelledImages) -> None:
+def test_training_gives_up_where_nothing_can_be_read(data: LabeledImages) -> None:
     spoil(data, *range(21))
     with pytest.raises(DataError, match="got 21 in a row"):
         epoch(data)
@@ -267,7 +267,7 @@ class Deadly(list[Any]):
         return super().__getitem__(index)
 
 
-def test_a_worker_that_dies_is_named_with_what_to_do(data: LabelledImages) -> None:
+def test_a_worker_that_dies_is_named_with_what_to_do(data: LabeledImages) -> None:
     deadly = replace(data, images=Deadly(data.images))
     loader = train_loader(deadly, AUGMENTATION, batches=[[0], [9]], workers=1, seed=0, epoch=0)
     expected = r"one is killed by signal: Killed.*--workers 0.*--shm-size, and --resume$"
@@ -281,7 +281,7 @@ def test_other_errors_are_no_dead_workers() -> None:
 
 
 def test_workers_that_cannot_be_started_are_named(
-    data: LabelledImages, monkeypatch: pytest.MonkeyPatch
+    data: LabeledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object) -> None:
         raise OSError("AF_UNIX path too long")
@@ -292,7 +292,7 @@ def test_workers_that_cannot_be_started_are_named(
 
 
 def test_batches_need_no_shared_memory(
-    data: LabelledImages, monkeypatch: pytest.MonkeyPatch
+    data: LabeledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -305,7 +305,7 @@ def test_batches_need_no_shared_memory(
 
 @pytest.mark.parametrize("name", ["a b", "l" * 120])
 def test_workers_take_any_temporary_folder(
-    name: str, data: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, data: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path of a socket has at most 108 characters: none may be made there."""
     (tmp_path / name).mkdir()
@@ -315,7 +315,7 @@ def test_workers_take_any_temporary_folder(
     assert len(joined(epoch(data, workers=1), "labels")) == 20
 
 
-def _read_forever(data: LabelledImages, told: Any) -> None:
+def _read_forever(data: LabeledImages, told: Any) -> None:
     large = Augmentation(size=512)  # a batch is more than a pipe holds
     loader = train_loader(data, large, batches=[[0]] * 20, workers=1, seed=0, epoch=0)
     batches = iter(loader)
@@ -324,7 +324,7 @@ def _read_forever(data: LabelledImages, told: Any) -> None:
     signal.pause()
 
 
-def test_no_worker_outlives_a_process_that_is_killed(data: LabelledImages) -> None:
+def test_no_worker_outlives_a_process_that_is_killed(data: LabeledImages) -> None:
     ours, theirs = get_context().Pipe(duplex=False)
     process = get_context("fork").Process(target=_read_forever, args=(data, theirs))
     process.start()

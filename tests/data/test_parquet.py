@@ -12,7 +12,7 @@ import pytest
 
 from splitattn import libraries
 from splitattn.data import parquet
-from splitattn.data.labelled import Blocks
+from splitattn.data.labeled import Blocks
 from splitattn.data.loading import epoch_batches
 from splitattn.data.sources import open_data
 from splitattn.errors import DataError, InputError

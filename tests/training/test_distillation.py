@@ -85,10 +85,10 @@ def make_student(seed: int = 0, *, drop_path: float = RECIPE.drop_path) -> ResNe
     return create_model(ARCHITECTURE, num_classes=3, drop_path=drop_path)
 
 
-def make_distillation(folder: Path, teacher: Teacher, *, labelled: bool = False) -> Distillation:
+def make_distillation(folder: Path, teacher: Teacher, *, labeled: bool = False) -> Distillation:
     task = make_task(folder, train=8)
     train, val = task.train, task.val
-    if not labelled:
+    if not labeled:
         train, val = (replace(part, classes=(), labels=[0] * len(part)) for part in (train, val))
     return Distillation(model="small", train=train, val=val, teacher=teacher, data="photographs")
 
@@ -210,7 +210,7 @@ def test_a_resumed_distillation_equals_an_uninterrupted_one_bit_for_bit(
 
 
 def test_labels_give_top1_and_are_mixed_into_the_loss(tmp_path: Path) -> None:
-    task = make_distillation(tmp_path, make_teacher(), labelled=True)
+    task = make_distillation(tmp_path, make_teacher(), labeled=True)
     run = make_run(tmp_path, replace(RECIPE, label_weight=0.25, mixup_alpha=0.0, cutmix_alpha=0.0))
     crops = next(iter(task.batches(run, epoch=0, first_step=0)))
     logits = torch.randn(4, 3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.training.mixing import mix, smoothed_loss, targets_of
 from splitattn.training.recipes import Recipe
 
@@ -20,7 +20,7 @@ def one_color_each(size: int = 16) -> Tensor:
 
 
 def test_targets_are_the_classes_of_each_image() -> None:
-    one = LabelledImages(
+    one = LabeledImages(
         origin="", classes=("a", "b", "c"), images="wxyz", labels=[0, 1, 2, 1], names="wxyz"
     )
     assert targets_of(one, LABELS).equal(TARGETS)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.sources import open_data
 from splitattn.evaluation import Answer, Evaluation
 from splitattn.training.classification_report import classification_report
@@ -100,11 +100,11 @@ def history(epochs: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> LabelledImages:
+def data(tmp_path: Path) -> LabeledImages:
     return open_data(str(write_class_folders(tmp_path / "data", 6)), "val")
 
 
-def mistake(data: LabelledImages, index: int, probability: float = 0.875) -> Answer:
+def mistake(data: LabeledImages, index: int, probability: float = 0.875) -> Answer:
     label = data.labels[index]
     return Answer(
         index=index,
@@ -115,7 +115,7 @@ def mistake(data: LabelledImages, index: int, probability: float = 0.875) -> Ans
     )
 
 
-def evaluation(data: LabelledImages, *indices: int, problems: tuple[str, ...] = ()) -> Evaluation:
+def evaluation(data: LabeledImages, *indices: int, problems: tuple[str, ...] = ()) -> Evaluation:
     """13 of 18 right, 17 among five, mistakes with the images of `indices`."""
     return Evaluation(
         classes=data.classes,
@@ -130,7 +130,7 @@ def evaluation(data: LabelledImages, *indices: int, problems: tuple[str, ...] = 
 
 def write(
     folder: Path,
-    data: LabelledImages,
+    data: LabeledImages,
     measured: Evaluation,
     lines: list[dict[str, Any]] | None = None,
     recipe: dict[str, Any] | None = None,
@@ -157,7 +157,7 @@ def write(
     return page
 
 
-def test_the_page_says_what_was_measured(tmp_path: Path, data: LabelledImages) -> None:
+def test_the_page_says_what_was_measured(tmp_path: Path, data: LabeledImages) -> None:
     recipe = {"epochs": 3, "weight_decay": 1e-4, "first_train_size": None, "precision": "bfloat16"}
     page = write(tmp_path / "out", data, evaluation(data, 7), recipe=recipe)
     for figure in ("72.22 %", "94.44 %", "0.5123", "resnest14 on colors", "13 first guesses"):
@@ -170,7 +170,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path, data: LabelledImages) -
     assert "https://" not in page.source
 
 
-def test_the_matrix_has_every_count(tmp_path: Path, data: LabelledImages) -> None:
+def test_the_matrix_has_every_count(tmp_path: Path, data: LabeledImages) -> None:
     page = write(tmp_path / "out", data, evaluation(data))
     assert ["label", "images", "blue", "green", "red", "recall %"] in page.rows
     assert ["blue", "6", "6", "0", "0", "100.0"] in page.rows
@@ -178,7 +178,7 @@ def test_the_matrix_has_every_count(tmp_path: Path, data: LabelledImages) -> Non
     assert ["red", "6", "0", "3", "3", "50.0"] in page.rows
 
 
-def test_a_class_without_images_has_no_recall(tmp_path: Path, data: LabelledImages) -> None:
+def test_a_class_without_images_has_no_recall(tmp_path: Path, data: LabeledImages) -> None:
     measured = Evaluation(
         classes=data.classes,
         confusion=torch.tensor([[4, 0, 1], [0, 0, 0], [0, 0, 1]]),
@@ -192,7 +192,7 @@ def test_a_class_without_images_has_no_recall(tmp_path: Path, data: LabelledImag
     assert ["green", "0", "0", "0", "0", "-"] in page.rows
 
 
-def test_curves_have_axes_and_a_legend(tmp_path: Path, data: LabelledImages) -> None:
+def test_curves_have_axes_and_a_legend(tmp_path: Path, data: LabeledImages) -> None:
     page = write(tmp_path / "out", data, evaluation(data))
     assert page.source.count("<svg") == 3
     assert page.source.count('<g class="train">') == 3
@@ -204,14 +204,14 @@ def test_curves_have_axes_and_a_legend(tmp_path: Path, data: LabelledImages) -> 
 
 
 @pytest.mark.parametrize("kept", [0, 1, 21])
-def test_a_short_history_is_enough(tmp_path: Path, data: LabelledImages, kept: int) -> None:
+def test_a_short_history_is_enough(tmp_path: Path, data: LabeledImages, kept: int) -> None:
     page = write(tmp_path / "out", data, evaluation(data), history(1)[:kept])
     assert page.source.count("<svg") == (3 if kept else 0)
     assert "nan" not in page.source
 
 
 def test_a_loss_that_was_not_finite_leaves_the_other_epochs(
-    tmp_path: Path, data: LabelledImages
+    tmp_path: Path, data: LabeledImages
 ) -> None:
     lines = history(3)
     lines[20]["val_loss"] = math.inf
@@ -221,7 +221,7 @@ def test_a_loss_that_was_not_finite_leaves_the_other_epochs(
     assert ["1", "64", "1.5000", "50.00", "inf", "62.50", "87.50", "1850"] in page.rows
 
 
-def test_names_are_text_and_nothing_else(tmp_path: Path, data: LabelledImages) -> None:
+def test_names_are_text_and_nothing_else(tmp_path: Path, data: LabeledImages) -> None:
     hostile = data.renamed(
         ("<script>alert(1)</script>", '" onload="alert(2)', "line\nbreak \udcff\u202e&amp;")
     )
@@ -240,7 +240,7 @@ def test_names_are_text_and_nothing_else(tmp_path: Path, data: LabelledImages) -
     assert "default-src 'none'" in page.source
 
 
-def test_a_long_list_of_problems_is_cut(tmp_path: Path, data: LabelledImages) -> None:
+def test_a_long_list_of_problems_is_cut(tmp_path: Path, data: LabeledImages) -> None:
     problems = tuple(f"{i}.png: no such file" for i in range(1200))
     page = write(tmp_path / "out", data, evaluation(data, problems=problems))
     assert re.search(r"Could not be read\s*1,200training and", page.text)
@@ -248,7 +248,7 @@ def test_a_long_list_of_problems_is_cut(tmp_path: Path, data: LabelledImages) ->
     assert "and 1,150 more" in page.text
 
 
-def test_mistakes_are_pictures(tmp_path: Path, data: LabelledImages) -> None:
+def test_mistakes_are_pictures(tmp_path: Path, data: LabeledImages) -> None:
     # Larger than a thumbnail, and no square.
     Image.new("RGB", (800, 200), (250, 200, 0)).save(str(data.images[13]))
     page = write(tmp_path / "out", data, evaluation(data, 13, 0, 7))
@@ -261,7 +261,7 @@ def test_mistakes_are_pictures(tmp_path: Path, data: LabelledImages) -> None:
     assert figures[-1]["title"] == data.names[7]
 
 
-def test_an_image_that_is_gone_is_left_out(tmp_path: Path, data: LabelledImages) -> None:
+def test_an_image_that_is_gone_is_left_out(tmp_path: Path, data: LabeledImages) -> None:
     Path(str(data.images[0])).unlink()
     Path(str(data.images[7])).write_bytes(b"nothing")
     page = write(tmp_path / "out", data, evaluation(data, 0, 13, 7))
@@ -273,7 +273,7 @@ def test_an_image_that_is_gone_is_left_out(tmp_path: Path, data: LabelledImages)
         assert "mistakes" not in page.text
 
 
-def test_many_classes_become_lists_and_a_picture(tmp_path: Path, data: LabelledImages) -> None:
+def test_many_classes_become_lists_and_a_picture(tmp_path: Path, data: LabeledImages) -> None:
     classes = tuple(f"class {i}" for i in range(200))
     confusion = np.diag(np.arange(200) + 10)
     confusion[150, 20] = 90
@@ -307,7 +307,7 @@ def test_many_classes_become_lists_and_a_picture(tmp_path: Path, data: LabelledI
     assert opacity[199].max() == 0
 
 
-def test_a_page_takes_the_place_of_the_one_before(tmp_path: Path, data: LabelledImages) -> None:
+def test_a_page_takes_the_place_of_the_one_before(tmp_path: Path, data: LabeledImages) -> None:
     write(tmp_path / "out", data, evaluation(data), title="before")
     page = write(tmp_path / "out", data, evaluation(data), title="after")
     assert "after" in page.text

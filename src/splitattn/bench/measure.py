@@ -48,7 +48,7 @@ class Row:
             tensors; None where it was not measured. Memory that only loading took is not counted.
         difference: the largest difference of a logit from the network as trained, in float32 on
             the same device, as a share of the largest logit.
-        same_labels: images that are labelled as there, in percent.
+        same_labels: images that are labeled as there, in percent.
     """
 
     network: str

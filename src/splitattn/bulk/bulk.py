@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.bulk.clusters import LOCAL, check_cluster, label_shards, reach_cluster
+from splitattn.bulk.listing import list_images
 from splitattn.bulk.plan import (
     RUN,
     SUCCESS,
@@ -27,7 +28,6 @@ from splitattn.bulk.plan import (
     write_manifest,
 )
 from splitattn.bulk.shards import check_errors
-from splitattn.bulk.sources import list_images
 from splitattn.bulk.stores import Store, is_bucket, local_path, open_store
 from splitattn.bulk.summary import BulkReport, Totals, page
 from splitattn.errors import DataError, InputError
@@ -69,7 +69,7 @@ def label_bulk(
     why an image has no labels. `_SUCCESS` is there once all parts are.
 
     Args:
-        source: see `bulk.sources.list_images`.
+        source: see `bulk.listing.list_images`.
         target: a folder, or an `s3://`, `gs://` or `file://` address. Workers on other machines
             need an address, or a folder that all of them share; so does `source`.
         model, weights, engine, decoding: see `Classifier`.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import splitattn
-from splitattn.bulk.sources import Entry
+from splitattn.bulk.listing import Entry
 from splitattn.bulk.stores import Store, open_address
 from splitattn.engines.table import fastest_engine, file_engine
 from splitattn.errors import DataError

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 import splitattn
+from splitattn.bulk.listing import Entry, version_of
 from splitattn.bulk.plan import (
     Plan,
     ShardReport,
@@ -26,10 +27,9 @@ from splitattn.bulk.plan import (
     read_manifest,
     write_part,
 )
-from splitattn.bulk.sources import Entry, version_of
 from splitattn.bulk.stores import is_bucket, open_address, open_store, read_object
 from splitattn.classifier import Classifier, Prediction
-from splitattn.data.parquet import open_unlabelled_parquet
+from splitattn.data.parquet import open_unlabeled_parquet
 from splitattn.data.splits import split_of
 from splitattn.errors import DataError, ImageError, one_line
 from splitattn.features import FeatureExtractor, map_finite
@@ -293,5 +293,5 @@ def _copied(address: str, folder: Path) -> Path:
 
 def _open_images(path: Path) -> Sequence[bytes]:
     split = split_of(path.name.partition("-")[0]) or "train"
-    images: Sequence[bytes] = open_unlabelled_parquet([path], split).images  # type: ignore[assignment]
+    images: Sequence[bytes] = open_unlabeled_parquet([path], split).images  # type: ignore[assignment]
     return images

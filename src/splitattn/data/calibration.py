@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from splitattn.data.folds import Fold, split_off
-from splitattn.data.labelled import LabelledImages, with_classes_of_model
+from splitattn.data.labeled import LabeledImages, with_classes_of_model
 from splitattn.data.sources import open_data
 from splitattn.data.splits import MissingSplitError
 from splitattn.errors import DataError, ImageError
@@ -32,7 +32,7 @@ _SEED = 0
 _AT_ONCE = 16
 
 
-def calibration_images(data: str) -> LabelledImages:
+def calibration_images(data: str) -> LabeledImages:
     """The training images of `data`, or the images of any folder; labels need not mean anything.
 
     Of images without splits, those that `comparison_images` takes are left out.
@@ -43,7 +43,7 @@ def calibration_images(data: str) -> LabelledImages:
     return _parts(data)[0]
 
 
-def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabelledImages, bool]:
+def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabeledImages, bool]:
     """The validation images of `data`, and whether their labels count.
 
     Of images without splits it is half of each class.
@@ -63,7 +63,7 @@ def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabelledImag
         return images, False
 
 
-def _parts(data: str) -> tuple[LabelledImages, LabelledImages]:
+def _parts(data: str) -> tuple[LabeledImages, LabeledImages]:
     """Images to calibrate on and images to compare on: other ones if there are two."""
     calibration = _images(data, "train")
     try:
@@ -75,13 +75,13 @@ def _parts(data: str) -> tuple[LabelledImages, LabelledImages]:
     return calibration, comparison
 
 
-def package_photographs(channels: int) -> LabelledImages:
+def package_photographs(channels: int) -> LabeledImages:
     """The five photographs that ship with the package, without labels.
 
     Networks of other channels than gray or RGB see R, G and B again and again.
     """
     paths = [str(path) for path in sample_photographs()]
-    photographs = _unlabelled("splitattn", paths)
+    photographs = _unlabeled("splitattn", paths)
     if channels in (1, RGB):
         return photographs
     order = [channel % RGB for channel in range(channels)]
@@ -89,7 +89,7 @@ def package_photographs(channels: int) -> LabelledImages:
 
 
 def sampled(
-    data: LabelledImages,
+    data: LabeledImages,
     preprocessing: Preprocessing,
     count: int,
     *,
@@ -131,7 +131,7 @@ def sampled(
     return pixels
 
 
-def _images(data: str, split: str) -> LabelledImages:
+def _images(data: str, split: str) -> LabeledImages:
     try:
         return open_data(data, split)
     except MissingSplitError:
@@ -143,10 +143,10 @@ def _images(data: str, split: str) -> LabelledImages:
             logger.warning("%s: %s", data, passed_over_text(passed_over))
         if not found:
             raise
-        return _unlabelled(data, found)
+        return _unlabeled(data, found)
 
 
-def _unlabelled(origin: str, paths: list[str]) -> LabelledImages:
-    return LabelledImages(
+def _unlabeled(origin: str, paths: list[str]) -> LabeledImages:
+    return LabeledImages(
         origin=origin, classes=("",), images=paths, labels=[0] * len(paths), names=paths
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from splitattn.data.class_names import in_order, normal
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.splits import MissingSplitError, called
 from splitattn.errors import DataError
 from splitattn.files import open_file
@@ -48,7 +48,7 @@ class _Layout:
     several: bool = False
 
 
-def open_csv(path: Path, split: str) -> LabelledImages:
+def open_csv(path: Path, split: str) -> LabeledImages:
     """Open `split` of a CSV file, which must have a header.
 
     Columns: `path`, relative to the file's folder or absolute; `label`, a class name; and,
@@ -79,7 +79,7 @@ def open_csv(path: Path, split: str) -> LabelledImages:
     found_sets = tuple(sorted(set(sets)))
     place = {one: i for i, one in enumerate(found_sets)}
     images = [str(path.parent / row.path) for row in chosen]
-    return LabelledImages(
+    return LabeledImages(
         origin=f"{path} {' '.join(found)}".strip(),
         classes=classes,
         images=images,

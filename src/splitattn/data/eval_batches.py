@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.errors import ImageError
 from splitattn.images.loading import Decoding, Loaded, load_batches
 from splitattn.images.preprocess import Pixels
@@ -34,7 +34,7 @@ class EvalBatch:
 
 
 def eval_batches(
-    data: LabelledImages,
+    data: LabeledImages,
     preprocessing: Preprocessing,
     *,
     batch_size: int,
@@ -66,13 +66,13 @@ def eval_batches(
         decoding=decoding,
         names=(data.names[index] for index in chain.from_iterable(batches)),
     )
-    return _labelled(loaded, batches, data, preprocessing)
+    return _labeled(loaded, batches, data, preprocessing)
 
 
-def _labelled(
+def _labeled(
     loaded: Generator[list[Loaded], None, None],
     batches: list[range],
-    data: LabelledImages,
+    data: LabeledImages,
     preprocessing: Preprocessing,
 ) -> Generator[EvalBatch, None, None]:
     with closing(loaded):

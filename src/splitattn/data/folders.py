@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from splitattn.data.class_names import in_order, normal
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.splits import (
     MissingSplitError,
     called,
@@ -25,7 +25,7 @@ _MOST_SPLITS = 3
 _SHOWN = 5
 
 
-def open_folder(root: Path, split: str) -> LabelledImages:
+def open_folder(root: Path, split: str) -> LabeledImages:
     """Open `split` of a folder in ImageFolder layout.
 
     Raises:
@@ -60,7 +60,7 @@ def open_folder(root: Path, split: str) -> LabelledImages:
         logger.warning("%s: %s", folder, passed_over_text(passed_over))
     if not images:
         raise DataError(f"the data set must hold images, got none in the class folders of {folder}")
-    return LabelledImages(
+    return LabeledImages(
         origin=str(folder),
         classes=classes,
         images=images,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.errors import DataError, InputError
 
 T = TypeVar("T")
@@ -48,9 +48,7 @@ class Fold:
         return cls(number=int(found[1]), of=int(found[2]))
 
 
-def split_off(
-    data: LabelledImages, fold: Fold, *, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
+def split_off(data: LabeledImages, fold: Fold, *, seed: int) -> tuple[LabeledImages, LabeledImages]:
     """All images but those of `fold`, and those of `fold`.
 
     Each fold has the same share of each class, up to one image. `seed` decides which images these
@@ -82,17 +80,17 @@ def split_off(
     )
 
 
-def origin_of(kept: LabelledImages) -> dict[str, str]:
+def origin_of(kept: LabeledImages) -> dict[str, str]:
     """What a weights file says of the part that its training kept: nothing, if it kept none."""
     return {"validation": kept.part, "images": kept.whole} if kept.whole else {}
 
 
-def is_whole(data: LabelledImages, origin: Mapping[str, object]) -> bool:
+def is_whole(data: LabeledImages, origin: Mapping[str, object]) -> bool:
     """Whether `data` are all images, of which a training with this `origin` kept a part."""
     return "images" in origin and origin["images"] == data.fingerprint()
 
 
-def kept_part(data: LabelledImages, origin: Mapping[str, object], seed: object) -> LabelledImages:
+def kept_part(data: LabeledImages, origin: Mapping[str, object], seed: object) -> LabeledImages:
     """The images of `data` that a training kept for validation.
 
     Args:
@@ -130,7 +128,7 @@ class _Chosen(Sequence[T]):
         return self._items[self._indices[index]]
 
 
-def subset(data: LabelledImages, indices: list[int], part: str) -> LabelledImages:
+def subset(data: LabeledImages, indices: list[int], part: str) -> LabeledImages:
     """The images of `data` at `indices`, which must be sorted. `part` says which these are."""
     blocks = data.blocks
     if blocks is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from splitattn.data.augmentation import Augmentation, training_transform
-from splitattn.data.labelled import Blocks, LabelledImages
+from splitattn.data.labeled import Blocks, LabeledImages
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.images.decode import decode_as
 from splitattn.processes import end_with_parent
@@ -138,7 +138,7 @@ def first_readable(n: int, drawn: int, read: Callable[[int], T]) -> Readable[T] 
 
 @dataclass(frozen=True, kw_only=True)
 class _TrainItems(Dataset[_Item | DataError]):
-    data: LabelledImages
+    data: LabeledImages
     channels: int
     white_level: float | None
     transform: Callable[[Image.Image | Tensor], Tensor]
@@ -306,7 +306,7 @@ def _order(draws: Tensor, n: int, blocks: Blocks | None, generator: torch.Genera
 
 
 def train_loader(
-    data: LabelledImages,
+    data: LabeledImages,
     augmentation: Augmentation,
     *,
     batches: Iterable[list[int]],

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from splitattn.data.class_names import normal
-from splitattn.data.labelled import Blocks, LabelledImages
+from splitattn.data.labeled import Blocks, LabeledImages
 from splitattn.data.splits import MissingSplitError, called, split_of
 from splitattn.errors import DataError, ImageError
 from splitattn.libraries import require
@@ -167,7 +167,7 @@ class _Names(Sequence[str]):
         return value if isinstance(value, str) and value else f"{self._split}[{index}]"
 
 
-def open_parquet(shards: list[Path], split: str) -> LabelledImages:
+def open_parquet(shards: list[Path], split: str) -> LabeledImages:
     """Open `split` of Parquet shards in the Hugging Face image layout.
 
     Shards that unpack to more than 2 GiB are read by row group whenever an image is asked for.
@@ -202,7 +202,7 @@ def open_parquet(shards: list[Path], split: str) -> LabelledImages:
     return replace(images, classes=classes, labels=labels)
 
 
-def open_unlabelled_parquet(shards: list[Path], split: str) -> LabelledImages:
+def open_unlabeled_parquet(shards: list[Path], split: str) -> LabeledImages:
     """The images alone of Parquet shards, with no classes and labels that mean nothing.
 
     Raises:
@@ -218,7 +218,7 @@ def _open_images(
     split: str,
     layout: str,
     read_others: Callable[["pq.ParquetFile", str], None],
-) -> LabelledImages:
+) -> LabeledImages:
     """The images of `split`, without classes.
 
     Args:
@@ -253,7 +253,7 @@ def _open_images(
         reason = " ".join(text.split())
         raise DataError(f"Parquet shards must {layout}, got {name}: {reason:.300}") from error
     count = sum(group.rows for group in groups)
-    return LabelledImages(
+    return LabeledImages(
         origin=", ".join(map(str, chosen)),
         classes=(),
         images=_Images(rows, count),

@@ -6,7 +6,7 @@ from splitattn.data import csv_files
 from splitattn.data.class_lists import read_class_list
 from splitattn.data.csv_files import open_csv
 from splitattn.data.folders import open_folder
-from splitattn.data.labelled import LabelledImages, named
+from splitattn.data.labeled import LabeledImages, named
 from splitattn.data.parquet import open_parquet
 from splitattn.data.torchvision_sets import open_torchvision
 from splitattn.errors import DataError
@@ -17,7 +17,7 @@ _TORCHVISION = "torchvision:"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
-def open_data(data: str, split: str, class_names: str | Path | None = None) -> LabelledImages:
+def open_data(data: str, split: str, class_names: str | Path | None = None) -> LabeledImages:
     """Open one split of a data set.
 
     Args:
@@ -31,7 +31,7 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
             - `torchvision:NAME`, which is downloaded.
         split: "train" or "val". A data set without splits gives all its images for either.
         class_names: a file with a name for each class, in the order of labels, for data sets that
-            call their classes by number; see `class_lists.read_class_list`, `labelled.named`.
+            call their classes by number; see `class_lists.read_class_list`, `labeled.named`.
 
     Raises:
         DataError: there is no such data set or split, it holds no images, or the names do not fit.
@@ -50,7 +50,7 @@ def has_several_labels(data: str | Path) -> bool:
     return path.suffix.lower() == ".csv" and csv_files.has_several_labels(path)
 
 
-def _open(data: str, split: str) -> LabelledImages:
+def _open(data: str, split: str) -> LabeledImages:
     if not data:  # not the current folder: a shell's variable may be empty by mistake
         raise DataError("data must be a folder, Parquet shards or a CSV file, got an empty name")
     if data.startswith(_TORCHVISION):

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.splits import split_names, split_of
 from splitattn.errors import DataError, ImageError, nearest
 from splitattn.images.decode import ImageSource
@@ -31,7 +31,7 @@ class _TorchvisionImages(Sequence[ImageSource]):
         return image
 
 
-def open_torchvision(name: str, split: str) -> LabelledImages:
+def open_torchvision(name: str, split: str) -> LabeledImages:
     """Open `split` of torchvision's data set `name`, downloaded into the cache.
 
     Raises:
@@ -68,7 +68,7 @@ def open_torchvision(name: str, split: str) -> LabelledImages:
     )
     if not classes or not len(labels):
         raise DataError(f"data must be for classification, got {name}, which has no class labels")
-    return LabelledImages(
+    return LabeledImages(
         origin=f"{name} {arguments}",
         classes=classes,
         images=_TorchvisionImages(dataset),

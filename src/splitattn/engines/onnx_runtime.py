@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-# Labelling an image is nobody else's business; and without a home folder it prints a warning.
+# Labeling an image is nobody else's business; and without a home folder it prints a warning.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from splitattn.data.folds import origin_of
-from splitattn.data.labelled import check_classes_have_images
+from splitattn.data.labeled import check_classes_have_images
 from splitattn.data.loading import Batch
 from splitattn.data.normalization import normalize
 from splitattn.engines.pytorch import TorchEngine

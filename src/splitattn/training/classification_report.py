@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.errors import ImageError
 from splitattn.evaluation import Answer, Evaluation
 from splitattn.images.decode import decode
@@ -47,7 +47,7 @@ _DISTILLATION_COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def classification_report(
-    title: str, evaluation: Evaluation, data: LabelledImages, *, unreadable: int
+    title: str, evaluation: Evaluation, data: LabeledImages, *, unreadable: int
 ) -> Report:
     """What there is to show of a trained classifier.
 
@@ -71,7 +71,7 @@ def classification_report(
 
 
 def distillation_report(
-    title: str, measurement: Measurement, data: LabelledImages, *, unreadable: int
+    title: str, measurement: Measurement, data: LabeledImages, *, unreadable: int
 ) -> Report:
     """What there is to show of a student: where it guesses what its teacher guesses.
 
@@ -210,7 +210,7 @@ def _matrix_picture(evaluation: Evaluation) -> str:
     return data_url(image, "png", transparency=bytes(range(256)))
 
 
-def _mistakes(mistakes: Sequence[Answer], data: LabelledImages) -> str:
+def _mistakes(mistakes: Sequence[Answer], data: LabeledImages) -> str:
     figures = [_mistake(mistake, data) for mistake in mistakes]
     if not any(figures):
         return ""
@@ -224,7 +224,7 @@ may be the ones that are wrong.</p>
 """
 
 
-def _mistake(mistake: Answer, data: LabelledImages) -> str:
+def _mistake(mistake: Answer, data: LabeledImages) -> str:
     try:
         image = decode(data.images[mistake.index], name=mistake.name)
     except ImageError:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.loading import Batch as Images
 from splitattn.data.normalization import normalize
 from splitattn.engines.engine import Engine
@@ -61,7 +61,7 @@ class Distillation(ImageTask[Crops]):
 
     teacher: Teacher
     data: str
-    _answered: list[LabelledImages] = field(default_factory=list, init=False, repr=False)
+    _answered: list[LabeledImages] = field(default_factory=list, init=False, repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -180,8 +180,8 @@ class Distillation(ImageTask[Crops]):
             figures["top1"] = 100 * float(np.mean((measured.guesses == self.val.labels)[read]))
         return Measurement(figures=figures, details=measured)
 
-    def _ask(self, run: Run, on_images: Callable[[int, int], None]) -> LabelledImages:
-        """The validation images, labelled by the teacher's first guesses."""
+    def _ask(self, run: Run, on_images: Callable[[int, int], None]) -> LabeledImages:
+        """The validation images, labeled by the teacher's first guesses."""
         blank = replace(self.val, classes=self.classes, labels=[0] * len(self.val))
         teacher = self.teacher
         preprocessing = teacher.preprocessing
@@ -211,7 +211,7 @@ class Distillation(ImageTask[Crops]):
 
 def _measured(
     engine: Engine,
-    images: LabelledImages,
+    images: LabeledImages,
     preprocessing: Preprocessing,
     run: Run,
     on_images: Callable[[int, int], None],

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from splitattn import distributed
 from splitattn.architectures import ARCHITECTURES
 from splitattn.data.augmentation import Augmentation
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.loading import Batch as Images
 from splitattn.data.loading import epoch_batches, train_loader
 from splitattn.errors import DataError, InputError
@@ -42,8 +42,8 @@ class ImageTask(Task[Batch]):
     unit: ClassVar[str] = "images"
 
     model: str
-    train: LabelledImages
-    val: LabelledImages
+    train: LabeledImages
+    val: LabeledImages
     _unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False)
     _explosion: "_Explosion" = field(default_factory=lambda: _Explosion(), init=False, repr=False)
 

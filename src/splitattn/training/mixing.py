@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.training.recipes import Recipe
 
 
-def targets_of(data: LabelledImages, labels: Tensor) -> Tensor:
+def targets_of(data: LabeledImages, labels: Tensor) -> Tensor:
     """Float32 (B, C), 1 for each class that an image has, from its label (B,) in `data`."""
     if data.label_sets is None:
         return F.one_hot(labels, len(data.classes)).float()

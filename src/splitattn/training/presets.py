@@ -105,7 +105,7 @@ def _paper(model: str) -> Recipe:
 
 
 def _modern(model: str) -> Recipe:
-    """What has been learnt about training since: more regularization, less arithmetic.
+    """What has been learned about training since: more regularization, less arithmetic.
 
     Source: torchvision's second recipe ("Training SOTA with TorchVision's latest primitives"), with
     fewer epochs. Crops are smaller than test images, because cropping enlarges objects.

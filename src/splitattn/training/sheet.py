@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from splitattn.data.labelled import LabelledImages
+from splitattn.data.labeled import LabeledImages
 from splitattn.data.loading import epoch_batches, train_loader
 from splitattn.training.mixing import mix, targets_of
 from splitattn.training.recipes import Recipe
@@ -22,7 +22,7 @@ _NAMED, _LEAST_SHARE = 2, 0.005
 
 
 def batch_sheet(
-    data: LabelledImages, recipe: Recipe, *, count: int = 24, epoch: int = 0
+    data: LabeledImages, recipe: Recipe, *, count: int = 24, epoch: int = 0
 ) -> Image.Image:
     """The first images of an epoch, augmented and mixed as the recipe says, with their labels.
 

@@ -8,8 +8,8 @@ import numpy as np
 from splitattn.data.class_names import match
 from splitattn.data.folders import folders_in
 from splitattn.data.folds import subset
-from splitattn.data.labelled import LabelledImages, with_classes_of_model
-from splitattn.data.parquet import open_unlabelled_parquet
+from splitattn.data.labeled import LabeledImages, with_classes_of_model
+from splitattn.data.parquet import open_unlabeled_parquet
 from splitattn.data.sources import open_data, parquet_shards
 from splitattn.data.splits import MissingSplitError, called, check_one, split_of
 from splitattn.errors import DataError
@@ -22,7 +22,7 @@ _EVERY, _MOST_HELD_OUT = 20, 5000
 
 def open_for_teacher(
     data: str, classes: tuple[str, ...], class_names: str | Path | None = None, *, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
+) -> tuple[LabeledImages, LabeledImages]:
     """Open the training and validation images of `data`, with or without labels.
 
     Without a validation split, `seed` draws one image in twenty, at most 5,000, for validation.
@@ -54,7 +54,7 @@ def open_for_teacher(
 
 def _open(
     data: str, split: str, classes: tuple[str, ...], class_names: str | Path | None
-) -> LabelledImages:
+) -> LabeledImages:
     try:
         images = open_data(data, split, class_names)
     except DataError:
@@ -74,18 +74,18 @@ def _are_known(names: tuple[str, ...], classes: tuple[str, ...]) -> bool:
         return False
 
 
-def _without_looking_for_labels(data: str, split: str) -> LabelledImages | None:
+def _without_looking_for_labels(data: str, split: str) -> LabeledImages | None:
     """Images that are there without labels, or None if `data` is of a kind that always has them."""
     try:
         root = Path(data).expanduser()
         if shards := parquet_shards(root):
-            return open_unlabelled_parquet(shards, split)
+            return open_unlabeled_parquet(shards, split)
         return _images_below(root, split) if is_folder(root) else None
     except (OSError, RuntimeError):  # not ours to read, not a file name, no such home
         return None
 
 
-def _images_below(root: Path, split: str) -> LabelledImages | None:
+def _images_below(root: Path, split: str) -> LabeledImages | None:
     """The images of `split` if all folders in `root` are called like splits, or else all images."""
     folders = folders_in(root)
     splits = folders if all(map(split_of, folders)) else []
@@ -95,16 +95,16 @@ def _images_below(root: Path, split: str) -> LabelledImages | None:
     paths = list(expand([folder]))
     if paths == [folder]:
         return None
-    return LabelledImages(
+    return LabeledImages(
         origin=folder, classes=(), images=paths, labels=[0] * len(paths), names=paths
     )
 
 
-def _without_labels(images: LabelledImages) -> LabelledImages:
+def _without_labels(images: LabeledImages) -> LabeledImages:
     return replace(images, classes=(), labels=[0] * len(images), label_sets=None)
 
 
-def _divided(images: LabelledImages, seed: int) -> tuple[LabelledImages, LabelledImages]:
+def _divided(images: LabeledImages, seed: int) -> tuple[LabeledImages, LabeledImages]:
     order = np.random.default_rng(seed).permutation(len(images))
     held_out = min(-(-len(images) // _EVERY), _MOST_HELD_OUT)
     val, train = sorted(order[:held_out].tolist()), sorted(order[held_out:].tolist())

@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitattn.data.labelled import LabelledImages, check_classes_have_images, with_classes_of_model
+from splitattn.data.labeled import LabeledImages, check_classes_have_images, with_classes_of_model
 from splitattn.data.sources import open_data
 from splitattn.errors import DataError
 from tests.data.datasets import CLASSES, write_class_folders
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> LabelledImages:
+def data(tmp_path: Path) -> LabeledImages:
     return open_data(str(write_class_folders(tmp_path / "data", 2)), "val")
 
 
-def test_classes_are_matched_by_name_or_else_by_order(data: LabelledImages) -> None:
+def test_classes_are_matched_by_name_or_else_by_order(data: LabeledImages) -> None:
     shuffled = with_classes_of_model(data, ("red", "blue", "gray", "green"))
     assert [shuffled.classes[label] for label in shuffled.labels] == [
         CLASSES[label] for label in data.labels
@@ -30,14 +30,14 @@ def test_classes_are_matched_by_name_or_else_by_order(data: LabelledImages) -> N
         with_classes_of_model(data, ("a", "b", "c", "d"))
 
 
-def test_one_strange_name_among_known_ones_is_refused(data: LabelledImages) -> None:
+def test_one_strange_name_among_known_ones_is_refused(data: LabeledImages) -> None:
     """By order, `green` would silently become `blue`."""
     with pytest.raises(DataError, match="such as 'red'"):
         with_classes_of_model(data, ("green", "blue", "pink"))
 
 
 def test_a_class_without_a_usable_image_is_named(
-    data: LabelledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    data: LabeledImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = sorted((tmp_path / "data" / "red").iterdir())
     first.write_text("not an image")
@@ -57,7 +57,7 @@ def test_the_check_of_classes_reads_images_as_training_does(tmp_path: Path) -> N
     """Of floats in a NumPy file, only `white_level` says which is white."""
     path = tmp_path / "0.npy"
     np.save(path, np.full((4, 4), 1000, np.float32))
-    data = LabelledImages(
+    data = LabeledImages(
         origin="", classes=("a",), images=[str(path)], labels=[0], names=[str(path)]
     )
     with pytest.raises(DataError, match="set white_level"):

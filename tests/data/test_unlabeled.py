@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from splitattn.data import parquet
-from splitattn.data.unlabelled import open_for_teacher
+from splitattn.data.unlabeled import open_for_teacher
 from splitattn.errors import DataError
 from splitattn.images.decode import decode
 from tests.data.datasets import CLASSES, encoded, picture, write_image_folder, write_shard
@@ -71,7 +71,7 @@ def test_parquet_needs_no_labels(tmp_path: Path) -> None:
     assert whole == {picture(i % 3, i).tobytes() for i in range(4)}
 
 
-@pytest.mark.parametrize("kind", ["csv", "folders", "parquet", "unlabelled"])
+@pytest.mark.parametrize("kind", ["csv", "folders", "parquet", "unlabeled"])
 def test_without_a_validation_split_one_image_in_twenty_is_kept(kind: str, tmp_path: Path) -> None:
     data = tmp_path
     if kind == "csv":
@@ -84,9 +84,9 @@ def test_without_a_validation_split_one_image_in_twenty_is_kept(kind: str, tmp_p
     else:
         images = [encoded(i % 3, i) for i in range(40)]
         write_shard(tmp_path / "train-0.parquet", images, [i % 3 for i in range(40)])
-    classes = ("cat", "dog") if kind == "unlabelled" else CLASSES
+    classes = ("cat", "dog") if kind == "unlabeled" else CLASSES
     train, val = open_for_teacher(str(data), classes, seed=0)
-    assert train.classes == val.classes == (() if kind == "unlabelled" else CLASSES)
+    assert train.classes == val.classes == (() if kind == "unlabeled" else CLASSES)
     assert (len(train), len(val)) == (38, 2)
     assert len({*train.names, *val.names}) == 40
 

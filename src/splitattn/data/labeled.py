@@ -1,4 +1,4 @@
-"""Labelled images: what every kind of data set is opened as."""
+"""Labeled images: what every kind of data set is opened as."""
 
 import logging
 from collections import defaultdict
@@ -32,7 +32,7 @@ class Blocks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledImages:
+class LabeledImages:
     """One split of a data set.
 
     Attributes:
@@ -61,7 +61,7 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def renamed(self, classes: tuple[str, ...]) -> "LabelledImages":
+    def renamed(self, classes: tuple[str, ...]) -> "LabeledImages":
         """The same images with other class names.
 
         Raises:
@@ -86,7 +86,7 @@ class LabelledImages:
 
 
 def check_classes_have_images(
-    data: LabelledImages, channels: int = RGB, white_level: float | None = None
+    data: LabeledImages, channels: int = RGB, white_level: float | None = None
 ) -> None:
     """Decode one image of each class, and warn of classes that have none.
 
@@ -115,7 +115,7 @@ def check_classes_have_images(
 
 
 def _why_unreadable(
-    data: LabelledImages, indices: list[int], channels: int, white_level: float | None
+    data: LabeledImages, indices: list[int], channels: int, white_level: float | None
 ) -> str:
     """What is wrong with the first of the images, or "" if any of them can be read."""
     problem = ""
@@ -129,7 +129,7 @@ def _why_unreadable(
     return problem
 
 
-def with_classes_of_model(data: LabelledImages, classes: tuple[str, ...]) -> LabelledImages:
+def with_classes_of_model(data: LabeledImages, classes: tuple[str, ...]) -> LabeledImages:
     """Give `data` the model's classes, so that its labels are indices of the model's outputs.
 
     `class_names.match` says by what classes are matched. A data set may have a part of them.
@@ -151,10 +151,10 @@ def with_classes_of_model(data: LabelledImages, classes: tuple[str, ...]) -> Lab
             data.classes[0],
             classes[found.indices[0]],
         )
-    return _relabelled(data, classes, found)
+    return _relabeled(data, classes, found)
 
 
-def named(data: LabelledImages, classes: ClassList) -> LabelledImages:
+def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
     """Give `data` the classes that a person lists in the order of labels.
 
     If the list has the data set's own names, numbers or WordNet ids, its order is the labels' new
@@ -169,10 +169,10 @@ def named(data: LabelledImages, classes: ClassList) -> LabelledImages:
         if len(classes.names) != len(data.classes):
             raise _wrong_names(data, classes.names) from error
         raise
-    return _relabelled(data, classes.names, found)
+    return _relabeled(data, classes.names, found)
 
 
-def _relabelled(data: LabelledImages, classes: tuple[str, ...], found: Match) -> LabelledImages:
+def _relabeled(data: LabeledImages, classes: tuple[str, ...], found: Match) -> LabeledImages:
     if data.label_sets is not None:
         sets = (tuple(sorted(found.indices[each] for each in one)) for one in data.label_sets)
         return replace(data, classes=classes, label_sets=tuple(sets))
@@ -180,7 +180,7 @@ def _relabelled(data: LabelledImages, classes: tuple[str, ...], found: Match) ->
     return replace(data, classes=classes, labels=labels)
 
 
-def _wrong_names(data: LabelledImages, names: tuple[str, ...]) -> DataError:
+def _wrong_names(data: LabeledImages, names: tuple[str, ...]) -> DataError:
     return DataError(
         f"class names must be {len(data.classes)} different ones, "
         f"got {len(set(names))} different of {len(names)}"
