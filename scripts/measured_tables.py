@@ -12,6 +12,7 @@ from scipy import stats
 
 from splitattn.bench.spread import spread
 from splitattn.engines.table import ENGINES as ENGINE_ROWS
+from splitattn.weights.catalogue import embedded_entry
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -191,8 +192,8 @@ def finetuning() -> str:
     rows = read("finetuning")
     lines = ["| from | top-1 % | epochs | minutes | seeds |", "|---|---:|---:|---:|---:|"]
     for weights in dict.fromkeys(row["weights"] for row in rows):
-        name = f"`{weights}`" if weights else "random weights"
         own = [row for row in rows if row["weights"] == weights]
+        name = _start(weights, own[0]["sha256"])
         epochs = _one_recipe(own)["epochs"]
         minutes = statistics.median(row["training_seconds"] for row in own) / 60
         top1 = _mean([row["top1"] for row in own])
@@ -204,6 +205,15 @@ def finetuning() -> str:
         f"{_origins(rows)}.",
     ]
     return "\n".join(lines)
+
+
+def _start(weights: str | None, sha256: str | None) -> str:
+    """What a training began with, and whether the package has other weights by now."""
+    if sha256 is None:
+        return "random weights"
+    now = embedded_entry()
+    is_earlier = weights == f"{now.model}:{now.tag}" and sha256 != now.sha256
+    return f"`{weights}`{f', an earlier one ({sha256[:8]})' if is_earlier else ''}"
 
 
 def dense() -> str:
@@ -224,7 +234,7 @@ def dense() -> str:
         cells = (
             key[0],
             f"`{own[0]['head']}`",
-            f"`{own[0]['model']}:{own[0]['weights']}`" if own[0]["weights"] else "random weights",
+            _start(f"{own[0]['model']}:{own[0]['weights']}", own[0]["sha256"]),
             figures,
             str(own[0]["epochs"]),
             f"{minutes:.0f}",
