@@ -294,6 +294,12 @@ def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
     assert re.search(r"would unpack to 4,0\d\d,\d\d\d bytes", refusal(tmp_path / "packed"))
 
 
+def test_each_float16_is_told_finite_or_not_as_numpy_tells_it() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    told = [checkpoint._finite(number) for number in every.reshape(-1, 1)]
+    np.testing.assert_array_equal(told, np.isfinite(every))
+
+
 def test_a_tensor_larger_than_its_numbers_is_not_weights(tmp_path: Path) -> None:
     path = tmp_path / "stretched.pth"
     torch.save({"fc.bias": torch.zeros(1).expand(2**40)}, path)

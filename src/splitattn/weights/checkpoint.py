@@ -53,6 +53,7 @@ _COUNTERS = frozenset({"n_averaged", "total_ops", "total_params"})
 # What no layer can be loaded from.
 _COMPLEX = frozenset({"complex64", "complex128"})
 
+_INFINITY = 0x7C00  # float16
 # Of a tensor in a safetensors file; weights have four.
 _MOST_DIMENSIONS = 16
 
@@ -142,8 +143,12 @@ def check_numbers(checkpoint: Checkpoint[Any]) -> None:
 
 
 def _finite(value: "Array | Tensor") -> bool:
-    finite = np.isfinite(value) if isinstance(value, np.ndarray) else value.isfinite()
-    return bool(finite.all())
+    if not isinstance(value, np.ndarray):
+        return bool(value.isfinite().all())
+    if value.dtype == np.float16 and value.size:
+        # By their bits, ten times as fast: without the sign, infinity is the least that is not.
+        return bool((value.view(np.uint16) & 0x7FFF).max() < _INFINITY)
+    return bool(np.isfinite(value).all())
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint[Array]:
