@@ -51,6 +51,23 @@ def test_columns_are_known_in_any_case_and_with_spaces_around_them(tmp_path: Pat
         open_data(twice, "train")
 
 
+@pytest.mark.parametrize(
+    ("column", "first", "other"), [("label", "x", "y"), ("labels", "x|z", "x")]
+)
+def test_rows_that_say_different_things_of_an_image_are_refused(
+    column: str, first: str, other: str, tmp_path: Path
+) -> None:
+    rows = (f"path,{column}", f"a.png,{first}", "b.png,x|z")
+    for row in (f"a.png,{first}", "a.png,z|x" if "|" in first else "c.png,x"):  # the same again
+        open_data(write(tmp_path / "same.csv", *rows, row), "train")
+    data = write(tmp_path / "a.csv", *rows, f"a.png,{other}")
+    with pytest.raises(DataError) as raised:
+        open_data(data, "train")
+    assert str(raised.value).startswith(
+        f"{data} must say the same in all rows of an image, got {first!r} and {other!r} for 'a.png'"
+    )
+
+
 def test_files_are_found_however_their_accents_are_composed(tmp_path: Path) -> None:
     (tmp_path / "set e\u0301").mkdir()
     picture(1, 0).save(tmp_path / "set e\u0301" / "cafe\u0301.png")

@@ -126,6 +126,7 @@ def _read(path: Path) -> tuple[_Layout, list[_Row]]:
         raise DataError(f"{path} must be a CSV file in UTF-8: {error}") from error
     if not rows:
         raise DataError(f"the data set must hold images, got no rows in {path}")
+    _check_one_answer(path, rows)
     if layout.several and not layout.classes and all(len(row.labels) < 2 for row in rows):
         shown = next((label for row in rows for label in row.labels), "")
         raise DataError(
@@ -134,6 +135,20 @@ def _read(path: Path) -> tuple[_Layout, list[_Row]]:
             f"as {SEPARATOR}, or call the column label if each image has one class"
         )
     return layout, rows
+
+
+def _check_one_answer(path: Path, rows: Sequence[_Row]) -> None:
+    """Raise if two rows say different things of one image."""
+    said: dict[str, tuple[str, ...]] = {}
+    for row in rows:
+        before = said.setdefault(row.path, row.labels)
+        if set(before) != set(row.labels):
+            first, other = (SEPARATOR.join(labels) for labels in (before, row.labels))
+            raise DataError(
+                f"{path} must say the same in all rows of an image, got {first!r:.60} and "
+                f"{other!r:.60} for {row.path!r:.100}: keep one row; if an image may have several "
+                f"classes, call the column labels and write them with {SEPARATOR} between them"
+            )
 
 
 def _layout(path: Path, columns: Sequence[str]) -> _Layout:
