@@ -234,18 +234,18 @@ def test_whole_numbers_are_no_weights(
         ({"num_classes": "10"}, "num_classes must be a whole number, got '10'"),
         ({"in_chans": 3.0}, "in_chans must be a whole number, got 3.0"),
         ({"weights": True}, "weights must be a name or a path, got True"),
-        ({"in_chans": 0}, "in_chans 1 or more"),
+        ({"in_chans": 0}, "in_chans must be at least 1, got 0"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
     ],
 )
-def test_impossible_arguments_are_refused(arguments: dict[str, float], message: str) -> None:
+def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         create_model("resnest14", **arguments)
     # Before weights are looked for, too.
     with pytest.raises(InputError, match=message):
-        create_model("resnest14", weights="nowhere.safetensors", **arguments)
+        create_model("resnest14", **{"weights": "nowhere.safetensors", **arguments})
 
 
 def test_a_checkpoint_without_a_head_cannot_label_images(tmp_path: Path, trained: ResNeSt) -> None:

@@ -242,7 +242,7 @@ def test_decoding_is_told_by_the_input_of_the_network(stored: Callable[[str, Any
     spread = {"median": 2.5, "quartile1": 2.25, "quartile3": 2.75}
     seconds = {"exact": {"median": 0.125}, "fast": {"median": 0.05}}
     report = {
-        "environment": WHERE | {"pillow": "12.0"},
+        "environment": WHERE | {"pillow": "12.0", "cores": 2},
         "times": [
             {"preprocessing": how, "images": 24, "rounds": 7, "ratio": spread}
             | {"seconds_per_image": seconds}
@@ -255,6 +255,8 @@ def test_decoding_is_told_by_the_input_of_the_network(stored: Callable[[str, Any
             {"set": "others", "labels_kept": 99, "images": 100}
             | {"largest_probability_change": 0.0125}
         ],
+        "predict": {"model": "net", "engine": "ours", "rounds": 7, "ratio": spread}
+        | {"images_per_second": {"exact": {"median": 10.0}, "fast": {"median": 25.0}}},
     }
     stored("decoding", [report])
     table = measured_tables.decoding()
@@ -262,6 +264,7 @@ def test_decoding_is_told_by_the_input_of_the_network(stored: Callable[[str, Any
     assert cells(table, first) == ["125", "50", "**2.50** (2.25-2.75)", "0.25 of 255"]
     assert "24 photographs of 12 megapixels, one thread, n = 7" in table
     assert "others: 99 of 100 labels kept, probabilities changed by at most 0.013." in table
+    assert "25.0 of these photographs a second instead of 10.0, **2.50** times as fast" in table
 
 
 def test_starting_up_is_told_in_seconds_and_memory(stored: Callable[[str, Any], None]) -> None:
