@@ -193,7 +193,7 @@ def finetuning() -> str:
     lines = ["| from | top-1 % | epochs | minutes | seeds |", "|---|---:|---:|---:|---:|"]
     for weights in dict.fromkeys(row["weights"] for row in rows):
         own = [row for row in rows if row["weights"] == weights]
-        name = _start(weights, own[0]["sha256"])
+        name = _start(weights, own[0].get("sha256"))
         epochs = _one_recipe(own)["epochs"]
         minutes = statistics.median(row["training_seconds"] for row in own) / 60
         top1 = _mean([row["top1"] for row in own])
@@ -209,11 +209,11 @@ def finetuning() -> str:
 
 def _start(weights: str | None, sha256: str | None) -> str:
     """What a training began with, and whether the package has other weights by now."""
-    if sha256 is None:
+    if weights is None:
         return "random weights"
     now = embedded_entry()
-    is_earlier = weights == f"{now.model}:{now.tag}" and sha256 != now.sha256
-    return f"`{weights}`{f', an earlier one ({sha256[:8]})' if is_earlier else ''}"
+    is_earlier = weights == f"{now.model}:{now.tag}" and sha256 not in (None, now.sha256)
+    return f"`{weights}`{f', an earlier one ({sha256:.8})' if is_earlier else ''}"
 
 
 def dense() -> str:
@@ -234,7 +234,9 @@ def dense() -> str:
         cells = (
             key[0],
             f"`{own[0]['head']}`",
-            _start(f"{own[0]['model']}:{own[0]['weights']}", own[0]["sha256"]),
+            _start(
+                own[0]["weights"] and f"{own[0]['model']}:{own[0]['weights']}", own[0]["sha256"]
+            ),
             figures,
             str(own[0]["epochs"]),
             f"{minutes:.0f}",
