@@ -450,6 +450,14 @@ def test_lists_and_parquet_of_paths_and_of_images(
         rows = rows_at(tmp_path / f"{source}.out")
         assert [row["indices"] for row in rows] == [[one.index] for (one,) in expected]
     assert [row["path"] for row in rows] == [f"{tmp_path}/test-0.parquet#{n}" for n in (0, 1)]
+    (tmp_path / "shards").mkdir()
+    shutil.copy(tmp_path / "test-0.parquet", tmp_path / "shards")
+    (tmp_path / "shards" / "below").mkdir()
+    shutil.copy(tmp_path / "test-0.parquet", tmp_path / "shards" / "below")
+    passed_over: Counter[str] = Counter()
+    label_bulk(tmp_path / "shards", tmp_path / "shards.out", passed_over=passed_over)
+    assert len(rows_at(tmp_path / "shards.out")) == 2
+    assert passed_over == {".parquet": 1}, "the one below, which is not read"
     # The same in a bucket: a list, relative to itself, and a folder of Parquet.
     bucket.objects["in/list.csv"] = b"path\n0.jpg\n2.jpg\n"
     bucket.objects["shards/test-0.parquet"] = (tmp_path / "test-0.parquet").read_bytes()

@@ -93,6 +93,7 @@ def _in_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Entry]:
     if shards:
         if image := next(images, None):
             raise _both(shards[0], image)
+        passed_over -= Counter({_PARQUET: len(shards)})  # these are read
         for shard in shards:
             yield from _in_parquet(shard)
     for path in images:
