@@ -17,7 +17,7 @@ from torch import Tensor
 
 from splitattn.classifier import Classifier
 from splitattn.errors import ImageError, InputError, WeightsError
-from splitattn.explanation import rise
+from splitattn.explanation import explanation, rise
 from splitattn.explanation.explainer import Explainer
 from splitattn.explanation.explanation import Explanation
 from splitattn.images.heat import heat
@@ -243,6 +243,18 @@ def test_the_crop_is_mapped_back_onto_the_original(weights: Path, order: str) ->
     rows, columns = np.nonzero(seen)
     assert abs(rows.min() - 32) <= 1 <= 2 >= abs(columns.min() - 192)
     assert abs(rows.max() - 287) <= 1 <= 2 >= abs(columns.max() - 447)
+
+
+def test_a_dark_rim_is_spoken_of_where_there_is_one(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(explanation, "draw_heat", lambda *args: notes.append(args[3].notes[-1]))
+    explainer = Explainer(weights=weights, engine="onnxruntime")
+    for crop_fraction, width in ((1.0, 200), (1.0, 300), (0.8, 200)):
+        explainer.preprocessing = replace(SMALL, crop_fraction=crop_fraction)
+        explainer.explain(Image.new("RGB", (width, 200))).overlay()
+    assert ["dark rim" in note for note in notes] == [False, True, True]
 
 
 def test_a_reduced_photograph_has_its_crop_in_the_same_place(weights: Path) -> None:

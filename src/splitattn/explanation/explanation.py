@@ -70,13 +70,15 @@ class Explanation:
             RGB, 640 pixels wide.
         """
         rows, columns = self.grid
+        all_seen = tuple(map(round, self.box)) == (0, 0, *self.image.size)
+        unseen = "" if all_seen else " The network does not see the dark rim."
         scale = Scale(
             highest=self.highest,
             unit="probability" if self.method == "rise" else "logits",
             notes=(
                 f"{self.method}, {rows} x {columns} places: {self.meaning}.",
                 f"The map is {self.map.min():.3g} to {self.map.max():.3g}; what is not above 0 has "
-                "no color. The network does not see the dark rim.",
+                f"no color.{unseen}",
             ),
         )
         shares = [Shares(block=each.block, values=each.shares) for each in self.shares]
