@@ -242,7 +242,8 @@ def test_an_output_folder_with_a_training_in_it_is_not_overwritten(
     with pytest.raises(InputError, match="add --resume to continue it"):
         train(network(), task, run)
     with pytest.raises(
-        InputError, match=r"other settings: learning_rate was 1\.0, now 0\.5; drop it or"
+        InputError,
+        match=r"other settings: learning_rate was 1\.0, now 0\.5; resume as it began, or",
     ):
         train(
             network(),
@@ -255,7 +256,7 @@ def test_an_output_folder_with_a_training_in_it_is_not_overwritten(
         train(network(), replace(task, model="larger"), run, resume=True)
     swapped = ("green", "blue", "red")
     other = replace(task, train=task.train.renamed(swapped), val=task.val.renamed(swapped))
-    with pytest.raises(InputError, match="other settings: classes differ; drop it or use a new"):
+    with pytest.raises(InputError, match="other settings: classes differ; resume as it began, or"):
         train(network(), other, run, resume=True)
     larger = create_model(
         replace(ARCHITECTURE, planes=32), num_classes=3, **RECIPE.network_arguments()

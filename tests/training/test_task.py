@@ -231,7 +231,9 @@ def test_another_task_is_another_training(tmp_path: Path) -> None:
         name = "another"
 
     train(Regressor(), Regression(), make_run(tmp_path))
-    with pytest.raises(InputError, match="task was regression, now another; drop it or use a new"):
+    with pytest.raises(
+        InputError, match="task was regression, now another; resume as it began, or"
+    ):
         train(Regressor(), Other(), make_run(tmp_path), resume=True)
 
 

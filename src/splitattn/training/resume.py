@@ -129,12 +129,11 @@ def restore(path: Path, identity: dict[str, Any], parts: Mapping[str, Any]) -> S
         raise WeightsError(
             f"{path} is no checkpoint of this training ({reason}); use a new --output"
         ) from error
-    them = "it" if len(changed) == 1 else "them"
     longer = any(change.startswith("epochs ") for change in changed)
     more = f"; to train on, start a new one with --weights {path.parent}" if longer else ""
     raise InputError(
-        f"cannot resume with other settings: {', '.join(changed)}; drop {them} or use a new "
-        f"--output{more}"
+        f"cannot resume with other settings: {', '.join(changed)}; resume as it began, or use "
+        f"a new --output{more}"
     )
 
 
