@@ -112,7 +112,7 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, m
         ("interpolation=3", "interpolation must be str, got 3"),
         ("saved_precision=float8", "saved_precision must be one of fp32, fp16"),
         ("warmup_epochs=1000", "warmup_epochs must be 0 or more, below epochs"),
-        ("first_train_size=512", "first_train_size must be from 32 to train_size, which is 224"),
+        ("first_train_size=512", "from 32 to train_size, which is 224 (set both), got 512"),
         ("first_train_size=16", "first_train_size must be from 32 to train_size"),
         ("test_size=99999", "size must be 1 to 4096, got 99999"),
         ("test_crop_fraction=0", "test_crop_fraction must be above 0, at most 1, got 0.0"),

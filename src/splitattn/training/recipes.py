@@ -212,7 +212,7 @@ class Recipe:
             "train_size": (32 <= self.train_size <= 4096, "32 to 4096"),
             "first_train_size": (
                 32 <= self.starting_size <= self.train_size,
-                f"from 32 to train_size, which is {self.train_size}",
+                f"from 32 to train_size, which is {self.train_size} (set both)",
             ),
             "test_size": (self.test_size >= 32, "at least 32"),
             "test_crop_fraction": (
