@@ -138,8 +138,9 @@ def test_a_bare_file_needs_the_model(bare: Path) -> None:
 
 
 def test_what_is_neither_a_tag_nor_a_file_gets_the_nearest_tag() -> None:
-    assert "'in1' is neither a tag of resnest50 nor a file; did you mean 'in1k'?" in refusal(
-        "resnest50", "in1"
+    assert (
+        "'in1' is neither a tag of resnest50 nor a file or folder; did you mean 'in1k'?"
+        in refusal("resnest50", "in1")
     )
     assert "of any model" in refusal(None, "missing.safetensors")
     assert "neither" in refusal("resnest152", "in1k")

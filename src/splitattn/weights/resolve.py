@@ -105,7 +105,7 @@ def resolve(
         tags = sorted({entry.tag for entry in entries(model)})
         hint = nearest(str(weights), tags) or f"; the tags are {', '.join(tags) or 'none'}"
         whose = f"of {model}" if model else "of any model"
-        raise WeightsError(f"{str(weights)!r} is neither a tag {whose} nor a file{hint}")
+        raise WeightsError(f"{str(weights)!r} is neither a tag {whose} nor a file or folder{hint}")
     if is_folder(path):
         return _resolve_folder(path, model)
     return _resolve_file(path, model)
