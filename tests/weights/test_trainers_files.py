@@ -145,6 +145,17 @@ def test_of_a_network_and_its_ema_the_ema_is_read(
     assert set(checkpoint.ignored) == set(trained)
 
 
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_an_average_beside_several_networks_is_nobodys(
+    tmp_path: Path, state: State, is_flat: bool
+) -> None:
+    networks = dict.fromkeys(("student", "teacher", "teacher_ema"), state)
+    flat = {f"{name}.{key}": value for name in networks for key, value in state.items()}
+    torch.save(flat if is_flat else networks, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="holds several networks"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
 def test_several_networks_are_told_apart_by_nobody(tmp_path: Path, state: State) -> None:
     path = tmp_path / "a.pth"
     torch.save({f"{name}.{k}": v for name in ("q", "k") for k, v in state.items()}, path)

@@ -375,7 +375,9 @@ def _unwrap(content: Any, path: Path, depth: int) -> dict[str, Any]:
             (averages if average else others).append(name)
     if weights := _first(content, _AVERAGES, path, depth):
         return weights
-    if weights := _named(content, averages, path, depth):
+    if averages and (weights := _named(content, averages, path, depth)):
+        if len(beside := _networks(content, others, path, depth)) > 1:  # whose average is it?
+            raise _several(path, [*beside, *averages])
         return weights
     if weights := _first(content, _WRAPPERS, path, depth):
         return weights
@@ -395,14 +397,22 @@ def _first(
 
 def _named(content: Mapping[Any, Any], names: list[Any], path: Path, depth: int) -> dict[str, Any]:
     """The only network that `content` has under one of `names`, or an empty dictionary."""
+    found = _networks(content, names, path, depth)
+    if len(found) > 1:
+        raise _several(path, list(found))
+    return next(iter(found.values()), {})
+
+
+def _networks(
+    content: Mapping[Any, Any], names: list[Any], path: Path, depth: int
+) -> dict[Any, dict[str, Any]]:
+    """The networks that `content` has under `names`: those that fit here, if several are known."""
     found = {name: _unwrap(content[name], path, depth + 1) for name in names}
     found = {name: weights for name, weights in found.items() if count_known(weights)}
     if len(found) > 1:
         fitting = {name: weights for name, weights in found.items() if _fits(weights)}
         found = fitting or found
-    if len(found) > 1:
-        raise _several(path, list(found))
-    return next(iter(found.values()), {})
+    return found
 
 
 def _fits(weights: Mapping[str, Any]) -> bool:
@@ -431,7 +441,7 @@ def _recognize(weights: Mapping[str, Any], path: Path) -> KeyMapping:
     if len(found) > 1:
         found = [each for each in found if fitting_models(_shapes(weights, each))] or found
     averages = [mapping for mapping in found if is_average(mapping.prefix)]
-    if len(averages) == 1:
+    if len(averages) == 1 and len(found) == 2:
         return averages[0]
     if len(found) > 1:
         raise _several(path, [mapping.prefix for mapping in found])
