@@ -442,6 +442,15 @@ def test_two_pictures_on_stdin_are_not_taken_for_one(
     assert answer.err.startswith("error: stdin must be one picture, got another after it: name")
 
 
+def test_a_picture_made_of_jpeg_streams_is_one(predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(96, 64, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "TIFF", compression="jpeg", tiffinfo={278: 32})
+    assert b"\xff\xd9\xff\xd8\xff" in file.getvalue()
+    monkeypatch.setattr(sys, "stdin", piped(file.getvalue()))
+    assert predict("-").status == 0
+
+
 def test_a_camera_may_put_several_pictures_into_one_file(
     predict, monkeypatch: pytest.MonkeyPatch
 ) -> None:

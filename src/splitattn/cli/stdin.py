@@ -77,6 +77,8 @@ def _check_one_picture(content: bytes) -> None:
     Raises:
         InputError: one does.
     """
+    if not content.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        return  # others, such as TIFF, may be made of JPEG streams
     end = _SECOND.search(content)
     if end and _MULTI_PICTURE not in content[: end.start()]:
         raise InputError(
