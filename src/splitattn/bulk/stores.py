@@ -263,8 +263,9 @@ def _gs_options() -> dict[str, Any]:
 
 def _s3_options() -> dict[str, Any]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    allowed = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
     options: dict[str, Any] = {
-        "client_options": {**_CLIENT, "allow_http": endpoint.startswith("http://")}
+        "client_options": {**_CLIENT, "allow_http": allowed or endpoint.startswith("http://")}
     }
     if endpoint:
         options["config"] = {"aws_endpoint": endpoint}
