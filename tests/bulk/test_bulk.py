@@ -36,6 +36,9 @@ from splitattn.bulk.stores import StoreError, open_store, read_object
 from splitattn.bulk.summary import BulkReport
 from splitattn.cli import main
 from splitattn.errors import DataError, ImageError, InputError
+from splitattn.images.decode import decode
+from splitattn.images.preprocess import preprocess
+from splitattn.opening import open_network
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
 from splitattn.weights.resolve import resolve
 from tests.bulk.bucket_server import (
@@ -414,10 +417,36 @@ def test_a_worker_with_something_else_labels_nothing(
         ShardLabeler(plan).label(2)
 
 
+@pytest.mark.parametrize(
+    ("environment", "allowed"),
+    [
+        ({}, False),
+        ({"AWS_ENDPOINT_URL": "https://store"}, False),
+        ({"AWS_ENDPOINT_URL": "http://store"}, True),
+        ({"AWS_ENDPOINT": "http://store", "AWS_ALLOW_HTTP": "true"}, True),
+    ],
+)
+def test_a_store_without_encryption_is_asked_for(
+    environment: dict[str, str], allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert stores._s3_options()["client_options"]["allow_http"] is allowed
+
+
 def test_images_may_have_several_labels_or_none(photos: Path, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(resolve(None, None).path)
     assert checkpoint.metadata is not None
-    tensors = {**checkpoint.tensors, "fc.bias": checkpoint.tensors["fc.bias"] - 6}
+    opened = open_network()
+    pixels = [
+        preprocess(decode(path), opened.preprocessing) for path in (photos / "trip").iterdir()
+    ]
+    logits = np.sort(opened.engine.run(np.stack(pixels), opened.preprocessing))
+    # Between one image's best and another one's second: one gets no label, the other two.
+    shift = (logits[:, -1].min() + logits[:, -2].max()) / 2
+    tensors = {**checkpoint.tensors, "fc.bias": checkpoint.tensors["fc.bias"] - shift}
     metadata = replace(checkpoint.metadata, activation="sigmoid")
     weights = tmp_path / "several.safetensors"
     write_checkpoint(weights, tensors, metadata)
