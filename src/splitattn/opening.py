@@ -250,7 +250,7 @@ def open_weights(
     if found.num_classes == 1 and activation == "softmax":
         raise WeightsError(
             f"{resolved.path} has one output, whose softmax is always 1: train two classes, or, if "
-            'its sigmoid is meant, write the file with activation="sigmoid" (save_pretrained)'
+            'its sigmoid is meant, save_pretrained it with ModelMetadata(activation="sigmoid", ...)'
         )
     channels = resolved.preprocessing.channels
     if found.in_chans != channels:
