@@ -170,7 +170,7 @@ def test_a_stopped_training_of_masks_goes_on_bit_for_bit(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("head", ["fcos", "retinanet"])
 def test_bfloat16_leaves_the_coarsest_levels_in_float32(head: str) -> None:
-    """In bfloat16 their gradients may come from memory that nobody wrote."""
+    """In bfloat16 their gradients may come from uninitialized memory."""
     detector: Any = network(head)
     coarser = detector.backbone.fpn.extra_blocks
     map_BCHW = torch.randn(2, coarser.p6.in_channels, 1, 1)

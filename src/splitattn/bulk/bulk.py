@@ -109,7 +109,8 @@ def label_bulk(
     check_decoding(decoding)
     check_cluster(cluster)
     require("bulk", "pyarrow")
-    target, named = _absolute(str(target)), None if weights is None else _name(str(weights))
+    target = _absolute(str(target))
+    named = None if weights is None else _absolute_if_file(str(weights))
     store = open_store(target)
     ours = Run(
         source=_absolute(str(source)),
@@ -119,10 +120,10 @@ def label_bulk(
         topk=topk,
         features=features,
     )
-    run = _found(ours, store, resume=resume)
+    run = _existing_run(ours, store, resume=resume)
     if run is None:
         reach_cluster(cluster)
-        run = _begun(ours, store, Counter() if passed_over is None else passed_over, on_listed)
+        run = _start_run(ours, store, Counter() if passed_over is None else passed_over, on_listed)
     plan = Plan(
         run=run,
         target=target,
@@ -176,7 +177,7 @@ def _network(
     }
 
 
-def _found(ours: Run, store: Store, *, resume: bool) -> Run | None:
+def _existing_run(ours: Run, store: Store, *, resume: bool) -> Run | None:
     """The run at the target, or None if there is none.
 
     Raises:
@@ -196,7 +197,7 @@ def _found(ours: Run, store: Store, *, resume: bool) -> Run | None:
     return None
 
 
-def _begun(
+def _start_run(
     ours: Run, store: Store, passed_over: Counter[str], on_listed: Callable[[int], None]
 ) -> Run:
     """The run, listed and written.
@@ -234,6 +235,6 @@ def _absolute(address: str) -> str:
     return address.rstrip("/") if is_bucket(address) else str(local_path(address))
 
 
-def _name(weights: str) -> str:
+def _absolute_if_file(weights: str) -> str:
     """A file's absolute path, since workers may run in another folder; or another name."""
     return str(Path(weights).absolute()) if exists(weights) else weights

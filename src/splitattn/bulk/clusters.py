@@ -236,7 +236,7 @@ def _try_port(cluster: str) -> None:
         OSError: nothing does.
         ValueError: the port is no number.
     """
-    if cluster != AUTO and "://" not in cluster:  # of ray://, Ray says so in half a minute
+    if cluster != AUTO and "://" not in cluster:  # a ray:// address Ray gives up after 30 s
         parts = urlsplit(f"//{cluster}")
         socket.create_connection((parts.hostname, parts.port), _KNOCK).close()
 

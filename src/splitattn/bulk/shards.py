@@ -213,7 +213,7 @@ def _read(entries: list[Entry], index: int) -> ImageSource:
         entries[index] = replace(entry, size=len(content), etag=etag)
         return content
     if not is_url(entry.path):
-        # Before it is read: where it changes between, the etag is not that of the new file.
+        # Taken before the file is read: if it changes in between, the row has the old etag.
         entries[index] = replace(entry, **version_of(entry.path))
     return entry.path
 

@@ -67,7 +67,7 @@ def _picture_on_stdin() -> bytes | None:
 _SECOND = re.compile(
     rb"(?:\xff\xd9|IEND\xae\x42\x60\x82)(?=\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|RIFF)"
 )
-# Cameras put several pictures into one JPEG, and say so.
+# The segment by which a JPEG says that it holds several pictures, as those of cameras may.
 _MULTI_PICTURE = b"MPF\0"
 
 

@@ -157,9 +157,9 @@ def _pyramid(
 class _CoarserLevels(LastLevelP6P7):  # type: ignore[misc]
     """Levels 6 and 7 of the pyramid, in float32 whatever the others are in.
 
-    On processors with AVX-512 in bfloat16, the gradient of a 3x3 convolution with stride 2 over a
-    map of one pixel has numbers out of memory that nobody wrote, and NaN at times (seen in
-    oneDNN 3.12, which PyTorch 2.14 uses). These maps are so small that float32 costs nothing.
+    In bfloat16 on processors with AVX-512, oneDNN 3.12 (in PyTorch 2.14) computes the weight
+    gradient of a 3x3 convolution with stride 2 over a map of one pixel from uninitialized memory:
+    it is garbage, and sometimes NaN. These maps are so small that float32 costs nothing.
     """
 
     def forward(

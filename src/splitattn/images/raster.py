@@ -178,7 +178,7 @@ class Raster:
         if darker[chosen] > few:
             raise ImageError(
                 "an image must have values from 0, got many that are negative: shift them to begin "
-                "at 0, or set white_level, and they are black"
+                "at 0, or set white_level to make them black"
             )
         if white not in (1, 65535):
             _say_white(white, self.name)
