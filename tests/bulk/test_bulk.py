@@ -29,7 +29,7 @@ import pytest
 import splitattn
 from splitattn import libraries
 from splitattn.bulk import bulk, shards, stores
-from splitattn.bulk.listing import Entry, version_of
+from splitattn.bulk.listing import Entry, list_images, version_of
 from splitattn.bulk.plan import Plan, Run, ShardReport, read_run, write_manifest
 from splitattn.bulk.shards import ShardLabeler, TooManyErrorsError
 from splitattn.bulk.stores import StoreError, open_store, read_object
@@ -545,6 +545,7 @@ def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -
         ({"decoding": "quick"}, r"decoding must be 'exact' or 'fast', got 'quick'"),
         ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
         ({"workers": 0}, r"workers must be at least 1, got 0"),
+        ({"topk": "5"}, r"topk must be a whole number, got '5'"),
         ({"features": True, "weights": "exported.onnx"}, r"exported\.onnx is not a weights file"),
         ({"weights": "exported.onnx", "engine": "openvino"}, r"runs in engine onnxruntime, got"),
     ],
@@ -609,6 +610,17 @@ def test_listing_takes_no_more_memory_for_more_images(tmp_path: Path) -> None:
 
     peak(1000)
     assert peak(10_000) < 1.2 * peak(1000)
+
+
+def test_listing_a_folder_keeps_little_more_than_the_names_in_it(tmp_path: Path) -> None:
+    images = 10_000
+    for n in range(images):
+        (tmp_path / f"{n:09d}.jpg").touch()
+    tracemalloc.start()
+    assert sum(1 for _ in list_images(str(tmp_path), Counter())) == images
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200 * images  # `Path` objects would be twice that
 
 
 _LISTING = """

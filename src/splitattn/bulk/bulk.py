@@ -30,7 +30,7 @@ from splitattn.bulk.plan import (
 from splitattn.bulk.shards import check_errors
 from splitattn.bulk.stores import Store, is_bucket, local_path, open_store
 from splitattn.bulk.summary import BulkReport, Totals, page
-from splitattn.errors import DataError, InputError
+from splitattn.errors import DataError, InputError, check_whole
 from splitattn.files import exists
 from splitattn.images.loading import Decoding, check_decoding
 from splitattn.libraries import require
@@ -100,8 +100,8 @@ def label_bulk(
     numbers = {"actors": actors, "shard_size": shard_size, "topk": topk}
     numbers |= {"batch_size": batch_size, "workers": workers}
     for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise InputError(f"{name} must be at least 1, got {number}")
+        if number is not None:
+            check_whole(name, number, least=1)
     if not 0 <= most_errors <= 1:
         raise InputError(f"most_errors must be from 0 to 1, got {most_errors}")
     if not str(source) or not str(target):  # not the current folder: a variable may be empty
