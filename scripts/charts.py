@@ -16,6 +16,7 @@ from pathlib import Path
 from measured_tables import ENGINES, LADDERS, NETWORKS, best, read
 
 from splitattn.bench.spread import spread
+from splitattn.environment import processor_of
 
 CHARTS = Path(__file__).parents[1] / "docs" / "charts"
 
@@ -115,7 +116,7 @@ def inference(machine: str) -> str:
         legend=(("ours", "splitattn"), ("peer", "timm")),
         labels=list(ENGINES),
         panels=panels,
-        note=f"{machine}: {where['processor']}, {where['threads']} threads, {where['date']}; "
+        note=f"{machine}: {processor_of(where)}, {where['threads']} threads, {where['date']}; "
         f"{plan['size'] or 224} pixels; medians and quartiles of {plan['rounds']} turns",
     )
 
@@ -155,7 +156,7 @@ def startup() -> str:
         legend=(("ours", "splitattn, without PyTorch"), ("peer", "timm")),
         labels=[STARTUP_LABELS.get(name, name) for name in cases],
         panels=panels,
-        note=f"{where['processor']}, {where['cores']} cores, {where['date']}; "
+        note=f"{processor_of(where)}, {where['cores']} cores, {where['date']}; "
         f"medians and quartiles of {rounds} runs",
     )
 

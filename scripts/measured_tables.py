@@ -12,6 +12,7 @@ from scipy import stats
 
 from splitattn.bench.spread import spread
 from splitattn.engines.table import ENGINES as ENGINE_ROWS
+from splitattn.environment import processor_of
 from splitattn.weights.catalogue import embedded_entry
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -259,7 +260,7 @@ def eight_bits() -> str:
         measured = report["agreement"]
         cells = (
             report["engine"],
-            report["environment"]["processor"],
+            processor_of(report["environment"]),
             f"{measured['reference_top1']:.2f}",
             f"**{measured['top1']:.2f}**",
             f"{measured['top1'] - measured['reference_top1']:+.2f}",
@@ -284,7 +285,7 @@ def end_to_end() -> str:
         cells = (
             f"`{row['model']}`",
             row["engine"],
-            row["environment"]["processor"],
+            processor_of(row["environment"]),
             *(f"{rate[n]['median']:.0f}" for n in ("decode", "network", "parallel", "predict")),
             f"**{ratio['median']:.0%}** ({ratio['quartile1']:.0%}-{ratio['quartile3']:.0%})",
             f"{row['seconds_to_first_label']['median']:.1f} s",
@@ -334,7 +335,7 @@ def decoding() -> str:
     lines += [
         "",
         f"{first['images']} photographs of 12 megapixels, one thread, n = {first['rounds']}; "
-        f"{where['processor']}, {_origin(where, 'pillow')}. {labels}.",
+        f"{processor_of(where)}, {_origin(where, 'pillow')}. {labels}.",
         "",
         f"`predict` as a whole, `{whole['model']}` in {whole['engine']} on {where['cores']} cores: "
         f"{rates['fast']['median']:.1f} of these photographs a second instead of "
@@ -445,7 +446,7 @@ def startup() -> str:
     lines += [
         "",
         f"Whole processes, n = {len(next(iter(report['cases'].values()))['seconds'])}; "
-        f"{where['processor']}, {where['cores']} cores, {_origin(where, 'onnxruntime')}.",
+        f"{processor_of(where)}, {where['cores']} cores, {_origin(where, 'onnxruntime')}.",
     ]
     return "\n".join(lines)
 
@@ -530,7 +531,7 @@ def serving() -> str:
     commits = ", ".join(dict.fromkeys(f"`{report[part]['commit']}`" for part in parts))
     lines += [
         "",
-        f"Clients and service on the same {where['cores']} cores, {where['processor']}, "
+        f"Clients and service on the same {where['cores']} cores, {processor_of(where)}, "
         f"{where['date']}, {commits}, openvino {where['openvino']}.",
     ]
     if peers := report.get("peers"):
@@ -587,7 +588,7 @@ def bulk() -> str:
         f"{faults['rows']:,} rows of {report['photographs']:,} photographs, "
         f"{faults['images_twice']} twice, {faults['images_lost']} lost, "
         f"{faults['any_label_differs']} with other labels than `predict`. Memory of listing, "
-        f"by images in {listing}. {where['processor']}, {where['cores']} cores, "
+        f"by images in {listing}. {processor_of(where)}, {where['cores']} cores, "
         f"{_origin(where, 'openvino')}.",
     ]
     return "\n".join(lines)
@@ -636,7 +637,7 @@ def _against(rows: Sequence[Row], others: Sequence[Row]) -> str:
 
 
 def _device(where: Row) -> str:
-    return where["gpu"] or f"{where['processor']}, {where['threads']} threads"
+    return where["gpu"] or f"{processor_of(where)}, {where['threads']} threads"
 
 
 def _origin(where: Row, *libraries: str) -> str:

@@ -19,6 +19,7 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.bench import roofline
 from splitattn.classifier import Classifier
 from splitattn.cli.predict import MIN_PROBABILITY, label_table
+from splitattn.environment import processor_of
 from splitattn.errors import WeightsError
 from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
@@ -141,7 +142,7 @@ def embedded_figures() -> str:
         ),
     ]
     where = stored["environment"]
-    origin = f"{where['processor']}, {where['date']}, by `benchmarks/embedded.py`."
+    origin = f"{processor_of(where)}, {where['date']}, by `benchmarks/embedded.py`."
     return "\n".join([*lines, "", origin])
 
 

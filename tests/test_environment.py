@@ -3,6 +3,7 @@
 import json
 import mmap
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,40 @@ def test_a_gpu_is_named_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = environment.describe()
     assert (found["gpu"], found["cuda"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("sse2 avx avx2 avx512f avx_vnni avx512_bf16 avx512_vnni amx_bf16 amx_tile", "AMX"),
+        ("sse2 avx avx2 avx512f avx512_bf16 avx512_vnni", "AVX-512 bf16"),
+        ("sse2 avx avx2 avx512f avx512_vnni", "AVX-512 VNNI"),
+        ("sse2 avx avx2 avx512f avx512dq", "AVX-512"),
+        ("sse2 avx avx2 avx_vnni", "AVX-VNNI"),
+        ("sse2 avx avx2", "AVX2"),
+        ("sse2 avx", None),
+    ],
+)
+def test_the_instruction_set_is_the_newest_that_the_processor_has(
+    flags: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "cpuinfo"
+    said.write_text(f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n", encoding="utf-8")
+    monkeypatch.setattr(environment, "Path", lambda _: said)
+    found = environment.describe()
+    assert (found["processor"], found["instruction_set"]) == ("A CPU", name)
+    assert environment.processor_of(found) == ("A CPU" if name is None else f"A CPU ({name})")
+
+
+def test_a_system_that_does_not_tell_has_no_instruction_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "Path", lambda _: tmp_path / "missing")
+    assert environment.describe()["instruction_set"] is None
+
+
+def test_what_was_measured_before_has_its_processor_alone() -> None:
+    assert environment.processor_of({"processor": "A CPU"}) == "A CPU"
 
 
 def test_a_peak_of_memory_can_be_forgotten() -> None:

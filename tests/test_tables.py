@@ -70,6 +70,15 @@ def test_finetuning_is_the_mean_of_its_seeds(stored: Callable[[str, Any], None])
     assert "3,000 photographs to learn from, 800 to measure; a processor" in table
 
 
+def test_a_row_that_knows_its_instruction_set_says_so(stored: Callable[[str, Any], None]) -> None:
+    known = tuned("embedded", 80.0)
+    known["environment"] = WHERE | {"instruction_set": "AVX2"}
+    stored("finetuning", [known, tuned("random", 60.0)])
+    origins = measured_tables.finetuning().splitlines()[-1]
+    assert "a processor (AVX2), 2 threads" in origins
+    assert "; a processor, 2 threads" in origins
+
+
 def test_two_recipes_have_no_mean(stored: Callable[[str, Any], None]) -> None:
     other = tuned("random", 61.0) | {"recipe": {"epochs": 30, "seed": 1}}
     stored("finetuning", [tuned("embedded", 80.0), tuned("random", 60.0), other])

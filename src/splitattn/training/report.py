@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from splitattn.environment import describe
+from splitattn.environment import describe, processor_of
 from splitattn.errors import one_line
 from splitattn.files import replacing
 from splitattn.training.charts import Curve, draw
@@ -232,6 +232,6 @@ def _footer() -> str:
         found["date"],
         f"splitattn {found['splitattn']}" + (f" at {found['commit']}" if found["commit"] else ""),
         f"torch {found['torch']}",
-        found["processor"],
+        processor_of(found),
     ]
     return f"<footer>{' · '.join(text(fact) for fact in facts if fact)}</footer>\n"
