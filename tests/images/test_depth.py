@@ -13,6 +13,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from splitattn.errors import ImageError
 from splitattn.images import raster
 from splitattn.images.decode import decode, decode_indices, decode_planes
+from splitattn.images.raster import Raster
+from splitattn.images.samples import sample_photographs
 from tests.attacks.make import chunk
 
 
@@ -93,7 +95,7 @@ def test_floats_are_scaled_by_the_range_that_nearly_all_keep_to(white: float) ->
     assert_ramp(encoded(ramp(white, np.float32)), 0.5)
     overshot = ramp(white, np.float32)
     overshot[:, -3:] = white * 1.1
-    overshot[:, :3] = -white * 0.1
+    overshot[:, :3] = -white * 0.02
     decoded = np.asarray(decode(encoded(overshot)))[..., 0]
     assert decoded[:, -3:].min() == 255
     assert decoded[:, :3].max() == 0
@@ -217,17 +219,59 @@ def test_gray_keeps_the_bits_that_its_file_has() -> None:
         np.testing.assert_allclose(planes[0] * 65535, values, atol=0.01)
 
 
-@pytest.mark.parametrize(("low", "refused"), [(-1.0, True), (-0.2, False)])
-def test_negative_values_are_not_made_black_without_a_word(low: float, refused: bool) -> None:
-    file = io.BytesIO()
-    values = np.linspace(low, 1, 4096, dtype=np.float32).reshape(64, 64)
-    Image.fromarray(values).save(file, "TIFF")
-    if refused:
-        with pytest.raises(ImageError, match="values from 0, got many that are negative"):
-            decode(file.getvalue())
-    else:
-        assert decode(file.getvalue()).getextrema()[0] == (0, 255)
-    assert decode(file.getvalue(), white_level=1.0).getextrema()[0] == (0, 255)
+HOUNSFIELD = np.linspace(-1000, 3000, 4096).reshape(64, 64)
+REFUSED = "values from 0, got {} of the pixels negative: .* or set white_level"
+
+
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [
+        (HOUNSFIELD.astype(np.float32), "23.5%"),  # of 25 % below zero, 1.5 % by a little
+        (HOUNSFIELD.astype(np.int32), "23.5%"),
+        (np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64), "49.0%"),
+        (np.where(np.arange(4096) < 8, -9999, 300).astype(np.float32).reshape(64, 64), "0.2%"),
+        (np.full((8, 8), -5, np.float32), "100.0%"),
+    ],
+    ids=["float", "integer", "around zero", "missing values", "all"],
+)
+def test_negative_values_are_not_made_black_without_a_word(values: np.ndarray, share: str) -> None:
+    with pytest.raises(ImageError, match=REFUSED.format(share)):
+        decode(encoded(values))
+    decoded = np.asarray(decode(encoded(values), white_level=3000))[..., 0]
+    np.testing.assert_allclose(decoded, (values / 3000).clip(0, 1) * 255, atol=0.5)
+
+
+def test_negative_values_are_refused_where_the_file_names_white() -> None:
+    tags = ImageFileDirectory_v2()
+    tags[281] = 4095
+    with pytest.raises(ImageError, match=REFUSED.format("23.5%")):
+        decode(encoded(HOUNSFIELD.astype(np.float32), tiffinfo=tags))
+
+
+def test_one_channel_below_zero_is_seen() -> None:
+    values = np.full((8, 8, 2), 200.0)
+    values[..., 0] = -50
+    planes = Raster(size=(8, 8), channels=2, samples=lambda _: values, white=None)
+    with pytest.raises(ImageError, match=REFUSED.format("100.0%")):
+        planes.planes(2)
+
+
+@pytest.mark.parametrize("filter", [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
+def test_what_resizing_undershoots_is_black(filter: Image.Resampling) -> None:
+    for photograph in sample_photographs():
+        whole = Image.open(photograph).convert("F")
+        small = np.asarray(whole.resize((whole.width // 3, whole.height // 3), filter))
+        decoded = np.asarray(decode(encoded(small)))[..., 0]
+        np.testing.assert_allclose(decoded, small.clip(0, 255), atol=0.51)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("white_level", [None, 1.0])
+def test_what_is_no_number_is_refused(value: float, white_level: float | None) -> None:
+    values = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
+    values[5, 5] = value
+    with pytest.raises(ImageError, match="must have finite numbers, got NaN or infinity: write"):
+        decode(encoded(values), white_level=white_level)
 
 
 @pytest.mark.parametrize("dtype", ["u2", "f4"])

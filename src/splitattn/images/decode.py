@@ -419,6 +419,7 @@ def _with_all_bits(
         image,
         lower=lower,
         white=header.white if white_level is None else white_level,
+        chosen=white_level is not None,
         bits=header.bits,
         unsigned=header.unsigned,
         name=name,
@@ -507,7 +508,7 @@ def _from_array(
         if not 0 <= low <= high <= 1:  # not a number fails this too
             raise ImageError(
                 f"an array of floats must be from 0 to 1, got {low:g} to {high:g}; use uint8, or "
-                "set white_level"
+                "set white_level (--white-level)"
             )
         white = 1.0
     elif array.dtype == np.uint8:

@@ -27,9 +27,11 @@ _TILE = 1024
 _WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 31, 32))
 # Of a thousand pixels, one may be brighter than white: dead pixels and reflections.
 _OVEREXPOSED = 1000
-# Floats may also exceed white by this factor, and lie below black by as much: resizing and
-# calibration overshoot.
+# Floats may also exceed white by this factor: resizing and calibration overshoot.
 _OVERSHOOT = 1.25
+# How far below zero resizing may go, as a part of the brightest value, and in what share of the
+# pixels. Photographs that Lanczos shrinks stay within both; more is meant, as in Hounsfield units.
+_UNDERSHOOTS = ((0.02, 1 / 50), (0.1, 1 / _OVEREXPOSED))
 
 # What share of the pixels decides for all.
 _MOST = 0.9
@@ -48,6 +50,7 @@ class Raster:
         alpha: whether the last channel is transparency.
         samples: the values inside a box, (H, W) or (H, W, C), of any type of number.
         white: the value that means full brightness; None if the file does not say.
+        chosen: whether a person named it. What is below zero is then black.
         bits: how many bits of 16 are significant, if the file says it.
         name: what the log calls the image.
     """
@@ -57,6 +60,7 @@ class Raster:
     alpha: bool = False
     samples: Callable[[Box], NDArray[Any]] = field(repr=False)
     white: float | None
+    chosen: bool = False
     bits: int | None = None
     name: str = "an image"
 
@@ -74,6 +78,8 @@ class Raster:
 
     def _white_of(self, channels: slice) -> float:
         """White of some channels: what is opaque need not be the value of the brightest color."""
+        if not self.chosen:
+            self._check_not_negative(channels)
         if self.white is not None:
             return self.white
         if self.bits is not None:
@@ -85,8 +91,7 @@ class Raster:
         return self._scaled(box, [self._white] * self.channels)
 
     def _scaled(self, box: Box, whites: list[float]) -> NDArray[np.float32]:
-        values = np.nan_to_num(self.samples(box).astype(np.float32))
-        values = values.reshape(*values.shape[:2], self.channels)
+        values = self._values(box).astype(np.float32)
         for channel, white in enumerate(whites):
             values[..., channel] /= np.float32(white)
         return values.clip(0, 1)
@@ -155,34 +160,63 @@ class Raster:
             pixels += values.size
         return 65535.0 if scaled > _MOST * pixels else 2.0**bits - 1
 
-    def _likely_white(self, channels: slice) -> float:
-        """The smallest usual white that hardly any pixel exceeds.
+    def _values(self, box: Box) -> NDArray[Any]:
+        """The values inside `box`, (H, W, C), of the file's own type.
 
-        The brightest pixel does not decide: one in a thousand may be brighter.
+        Raises:
+            ImageError: one is not a finite number.
         """
-        floats = np.issubdtype(self.samples((0, 0, 1, 1)).dtype, np.floating)
-        whites = np.array([1.0, *_WHITES] if floats else _WHITES)
-        limits = whites * (_OVERSHOOT if floats else 1)
-        brighter = np.zeros(len(limits), int)
-        darker = np.zeros(len(limits), int)
-        for box in tiles(*self.size):
-            values = np.nan_to_num(self.samples(box))
-            peaks = values.reshape(*values.shape[:2], -1)[..., channels].max(2)
-            brighter += [int((peaks > limit).sum()) for limit in limits]
-            darker += [int((peaks < (1 - _OVERSHOOT) * white).sum()) for white in whites]
-        pixels = self.size[0] * self.size[1]
-        few = min(max(1, pixels // _OVEREXPOSED), pixels - 1)
-        fits = brighter <= few
-        chosen = fits.argmax() if fits.any() else -1
-        white = float(whites[chosen])
-        if darker[chosen] > few:
+        values = self.samples(box)
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise ImageError(
-                "an image must have values from 0, got many that are negative: shift them to begin "
-                "at 0, or set white_level to make them black"
+                "an image must have finite numbers, got NaN or infinity: write a number such as 0 "
+                "in their place"
             )
+        return values.reshape(*values.shape[:2], self.channels)
+
+    def _check_not_negative(self, channels: slice) -> None:
+        """Raise if more values are negative, or more so, than resizing makes of black."""
+        if self._type.kind in "bu":  # these cannot be
+            return
+        brightest = max(self._brightest(channels), 0.0)
+        for below, share in _UNDERSHOOTS:
+            darker = sum(
+                int((self._values(box)[..., channels].min(2) < -below * brightest).sum())
+                for box in tiles(*self.size)
+            )
+            if darker > max(1, share * self._pixels):
+                raise ImageError(
+                    f"an image must have values from 0, got {darker / self._pixels:.1%} of the "
+                    "pixels negative: shift them to begin at 0, or set white_level (--white-level) "
+                    "to make these black"
+                )
+
+    def _likely_white(self, channels: slice) -> float:
+        """The smallest usual white that hardly any pixel exceeds."""
+        floats = np.issubdtype(self._type, np.floating)
+        whites = np.array([1.0, *_WHITES] if floats else _WHITES)
+        fits = self._brightest(channels) <= whites * (_OVERSHOOT if floats else 1)
+        white = float(whites[fits.argmax() if fits.any() else -1])
         if white not in (1, 65535):
             _say_white(white, self.name)
         return white
+
+    def _brightest(self, channels: slice) -> float:
+        """The brightest value that counts: of a thousand pixels, one may be brighter."""
+        brighter = min(max(1, self._pixels // _OVEREXPOSED), self._pixels - 1)
+        brightest = np.empty(0, self._type)
+        for box in tiles(*self.size):
+            peaks = self._values(box)[..., channels].max(2)
+            brightest = np.sort(np.concatenate([brightest, peaks.ravel()]))[-brighter - 1 :]
+        return float(brightest[0])
+
+    @cached_property
+    def _type(self) -> np.dtype[Any]:
+        return self.samples((0, 0, 1, 1)).dtype
+
+    @property
+    def _pixels(self) -> int:
+        return self.size[0] * self.size[1]
 
 
 _told_whites: set[float] = set()
@@ -194,7 +228,8 @@ def _say_white(white: float, name: str) -> None:
         return
     _told_whites.add(white)
     logger.warning(
-        "%s does not say which value is white: by its pixels %g; set white_level if that is wrong",
+        "%s does not say which value is white: by its pixels %g; set white_level "
+        "(--white-level) if that is wrong",
         name,
         white,
     )
@@ -211,6 +246,7 @@ def from_pillow(
     image: Image.Image,
     *,
     white: float | None,
+    chosen: bool = False,
     bits: int | None = None,
     unsigned: bool = False,
     lower: Image.Image | None = None,
@@ -219,7 +255,7 @@ def from_pillow(
     """The pixels of a Pillow image of any mode but a palette's.
 
     Args:
-        white, bits: see `Raster`; of modes with 8 bits white is known.
+        white, chosen, bits: see `Raster`; of modes with 8 bits white is known.
         unsigned: integers of 32 bits have no sign, though Pillow gives them one.
         lower: the lower bytes of 16-bit samples, of which `image` has the upper ones.
     """
@@ -241,6 +277,7 @@ def from_pillow(
         alpha=mode in ("LA", "RGBA"),
         samples=samples,
         white=white,
+        chosen=chosen,
         bits=bits,
         name=name,
     )
@@ -260,6 +297,7 @@ def from_array(array: NDArray[Any], *, white: float | None, name: str) -> Raster
         alpha=channels == [4],
         samples=samples,
         white=white,
+        chosen=white is not None,
         name=name,
     )
 
