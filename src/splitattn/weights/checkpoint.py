@@ -1,8 +1,7 @@
 """Reads and writes files of tensors: as NumPy arrays, or as PyTorch's tensors."""
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -17,8 +16,8 @@ from safetensors.numpy import save_file
 from splitattn.architectures import architecture
 from splitattn.errors import WeightsError
 from splitattn.files import is_utf8, replacing, writing_native
-from splitattn.weights.layouts import KeyMapping, count_known, is_average, networks
-from splitattn.weights.matching import Fit, check_layout, check_match, fitting_models
+from splitattn.weights.layouts import KeyMapping
+from splitattn.weights.matching import Fit, check_layout, check_match
 from splitattn.weights.metadata import (
     METADATA_KEY,
     ModelMetadata,
@@ -29,29 +28,15 @@ from splitattn.weights.metadata import (
     unreadable,
 )
 from splitattn.weights.pickles import damaged_pickle, load_pickle
+from splitattn.weights.state_dicts import bare_state_dict, find_network, find_state_dict
 from splitattn.weights.unpickler import Array as PickledArray
-from splitattn.weights.unpickler import StoredTensor, Unknown
+from splitattn.weights.unpickler import StoredTensor, Unknown, stored_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Array = NDArray[Any]
 T = TypeVar("T", bound="Array | Tensor")
-
-# Where training scripts, ours too, put the state dict, best first: EMA weights come before others.
-_AVERAGES = ("state_dict_ema", "model_ema", "ema", "params_ema")
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "params")
-# mmengine's name for the weights before averaging. Its files have "meta", those of others that give
-# an EMA this name do not.
-_BEFORE_AVERAGING, _MMENGINE = "ema_state_dict", "meta"
-_DEEPEST_WRAPPER = 4
-# DataParallel puts `module.` before every key; torch.compile puts `_orig_mod.` before the keys of
-# what it compiled.
-_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
-# Counters beside the weights: of torch's AveragedModel, and what thop leaves in each module.
-_COUNTERS = frozenset({"n_averaged", "total_ops", "total_params"})
-# What no layer can be loaded from.
-_COMPLEX = frozenset({"complex64", "complex128"})
 
 _INFINITY = 0x7C00  # float16
 # Of a tensor in a safetensors file; weights have four.
@@ -210,16 +195,12 @@ def _read_content(
     """The tensors by the file's own keys, without wrappers and prefixes, and the metadata."""
     try:
         if is_safetensors(path):
-            content, metadata = _read_safetensors(path, framework)
-            unknown: list[str] = []
+            stored, metadata = _read_safetensors(path, framework)
+            tensors = bare_state_dict(stored, path, part)
         else:
             pickled = load_pickle(path)
             metadata = training_metadata_of(path, pickled.content)
-            named = part and _find(pickled.content, part, 0)
-            part = None if named else part
-            content, unknown = _unwrap(named or pickled.content, path, 0), pickled.unknown
-        tensors = _bare(content, unknown, path)
-        tensors = _below(tensors, part, path) if part else tensors
+            tensors = find_state_dict(pickled, path, part)
         converted = {key: _converted(value, convert, key, path) for key, value in tensors.items()}
     except OSError as error:
         raise unreadable(path, error) from error
@@ -233,7 +214,7 @@ def _read(
     part: str | None = None,
 ) -> Checkpoint[T]:
     converted, metadata = _read_content(path, framework, convert, part)
-    key_mapping = _recognize(converted, path)
+    key_mapping = find_network(converted, path)
     officials = {key: key_mapping.official(key) for key in converted}
     nameless = [key for key, name in officials.items() if name is None]
     return Checkpoint(
@@ -310,173 +291,8 @@ def _not_numpys(path: Path, key: str, dtype: str) -> WeightsError:
     )
 
 
-def _bare(tensors: dict[str, Any], unknown: Sequence[str], path: Path) -> dict[str, Any]:
-    """A state dict without the prefixes of `_PREFIXES`.
-
-    Args:
-        unknown: names of the classes of other objects in the file, for the message.
-    """
-    if not tensors:
-        message = (
-            f"{path} holds no weights: it must be a state_dict, on its own or under a name such as "
-            "state_dict or model"
-        )
-        if unknown:
-            names = ", ".join(name[:80] for name in unknown[:3])
-            message += (
-                f"; it has objects ({names}), which are not read: write model.state_dict() with "
-                "torch.save"
-            )
-        raise WeightsError(message)
-    tensors = {key: tensor for key, tensor in tensors.items() if not _is_count(key)}
-    bare = {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}
-    if len(bare) < len(tensors):
-        raise WeightsError(
-            f"{path} holds some weights both with and without a prefix such as module.: "
-            "save one model's state_dict"
-        )
-    return bare
-
-
-def _find(content: Any, part: str, depth: int) -> Mapping[Any, Any] | None:
-    """The dictionary called `part`, in `content` or in a dictionary there."""
-    if not isinstance(content, Mapping) or depth > _DEEPEST_WRAPPER:
-        return None
-    if isinstance(found := content.get(part), Mapping):
-        return found
-    return next(filter(None, (_find(value, part, depth + 1) for value in content.values())), None)
-
-
-def _below(tensors: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
-    """Those tensors whose keys begin with `part`, by the rest of their keys."""
-    prefix = f"{part.removesuffix('.')}."
-    found = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
-    if not found:
-        raise WeightsError(
-            f"{path} has no network called {part!r:.80}: no dictionary has this name, and no key "
-            "begins with it"
-        )
-    return found
-
-
-def _unwrap(content: Any, path: Path, depth: int) -> dict[str, Any]:
-    """The innermost state dict, or an empty one if there is none.
-
-    A wrapper without weights is passed over: "ema" may hold the settings of an EMA. Under names
-    that are not listed above, a state dict must have keys of a ResNeSt.
-    """
-    if not isinstance(content, Mapping) or depth > _DEEPEST_WRAPPER:
-        return {}
-    averages: list[Any] = []
-    others: list[Any] = []
-    for name in content:
-        average = isinstance(name, str) and is_average(name)
-        if not (name == _BEFORE_AVERAGING and _MMENGINE in content):
-            (averages if average else others).append(name)
-    if weights := _first(content, _AVERAGES, path, depth):
-        return weights
-    if averages and (weights := _named(content, averages, path, depth)):
-        if len(beside := _networks(content, others, path, depth)) > 1:  # whose average is it?
-            raise _several(path, [*beside, *averages])
-        return weights
-    if weights := _first(content, _WRAPPERS, path, depth):
-        return weights
-    weights = {key: value for key, value in content.items() if not _is_count(key)}
-    if all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
-        return weights
-    return _named(content, others, path, depth)
-
-
-def _first(
-    content: Mapping[Any, Any], names: Sequence[str], path: Path, depth: int
-) -> dict[str, Any]:
-    """The first state dict that `content` has under one of `names`, or an empty dictionary."""
-    found = (_unwrap(content.get(name), path, depth + 1) for name in names)
-    return next(filter(None, found), {})
-
-
-def _named(content: Mapping[Any, Any], names: list[Any], path: Path, depth: int) -> dict[str, Any]:
-    """The only network that `content` has under one of `names`, or an empty dictionary."""
-    found = _networks(content, names, path, depth)
-    if len(found) > 1:
-        raise _several(path, list(found))
-    return next(iter(found.values()), {})
-
-
-def _networks(
-    content: Mapping[Any, Any], names: list[Any], path: Path, depth: int
-) -> dict[Any, dict[str, Any]]:
-    """The networks that `content` has under `names`: those that fit here, if several are known."""
-    found = {name: _unwrap(content[name], path, depth + 1) for name in names}
-    found = {name: weights for name, weights in found.items() if count_known(weights)}
-    if len(found) > 1:
-        fitting = {name: weights for name, weights in found.items() if _fits(weights)}
-        found = fitting or found
-    return found
-
-
-def _fits(weights: Mapping[str, Any]) -> bool:
-    """Whether a state dict holds a network here, and not only one whose keys are alike."""
-    return any(fitting_models(_shapes(weights, mapping)) for mapping in networks(weights))
-
-
-def _shapes(weights: Mapping[str, Any], mapping: KeyMapping) -> dict[str, tuple[int, ...]]:
-    return {
-        official: tuple((_stored(value) or value).shape)
-        for key, value in weights.items()
-        if (official := mapping.official(key)) is not None
-    }
-
-
-def _recognize(weights: Mapping[str, Any], path: Path) -> KeyMapping:
-    """How a file names the keys of the network in it.
-
-    Of a network and its average it is the average's. Of a network here and one of another family,
-    such as its teacher, it is the first one's.
-
-    Raises:
-        WeightsError: there are several networks.
-    """
-    found = networks(weights)
-    if len(found) > 1:
-        found = [each for each in found if fitting_models(_shapes(weights, each))] or found
-    averages = [mapping for mapping in found if is_average(mapping.prefix)]
-    if len(averages) == 1 and len(found) == 2:
-        return averages[0]
-    if len(found) > 1:
-        raise _several(path, [mapping.prefix for mapping in found])
-    return found[0]
-
-
-def _several(path: Path, names: Sequence[Any]) -> WeightsError:
-    shown = [str(name).removesuffix(".")[:80] for name in names]
-    listed = ", ".join(name or "without a prefix" for name in shown[:3])
-    part = next(filter(None, shown))
-    return WeightsError(
-        f"{path} holds several networks ({listed}): write one of them to a file of its own, as in "
-        f"splitattn weights convert SRC one.safetensors --to official --part {part}"
-    )
-
-
-def _is_count(key: Any) -> bool:
-    return isinstance(key, str) and key.rpartition(".")[2] in _COUNTERS
-
-
-def _stored(value: object) -> StoredTensor | None:
-    """The tensor behind a value of a pickle, if it is one."""
-    stored = value.stored if isinstance(value, PickledArray) else value
-    return stored if isinstance(stored, StoredTensor) else None
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value of a pickle is a tensor that a layer can take: real, dense and complete."""
-    stored = _stored(value)
-    # A file can show one number as a tensor of any size, which a copy would fill.
-    return stored is not None and stored.dtype not in _COMPLEX and not stored.is_stretched
-
-
 def _converted(value: Any, convert: Callable[[Any], T], key: str, path: Path) -> T:
-    tensor = _stored(value) or value
+    tensor = stored_tensor(value) or value
     try:
         return convert(tensor)
     except OSError:
@@ -512,7 +328,7 @@ def as_tensors(content: Any) -> Any:
         return {key: as_tensors(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return type(content)(map(as_tensors, content))
-    if stored := _stored(content):
+    if stored := stored_tensor(content):
         return stored.tensor()
     if isinstance(content, Unknown | PickledArray):
         raise TypeError("it has objects besides tensors and plain values")

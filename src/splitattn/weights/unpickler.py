@@ -212,6 +212,12 @@ class Array:
         )
 
 
+def stored_tensor(value: object) -> StoredTensor | None:
+    """The tensor behind a value of a pickle, if it is one."""
+    stored = value.stored if isinstance(value, Array) else value
+    return stored if isinstance(stored, StoredTensor) else None
+
+
 @dataclass(frozen=True)
 class _NumberType:
     """A storage class or a dtype of PyTorch; without a name, storage of untyped bytes."""
