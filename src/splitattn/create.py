@@ -12,7 +12,7 @@ from splitattn.errors import InputError, WeightsError
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.catalogue import named
-from splitattn.weights.checkpoint import Checkpoint, check_fits, check_numbers, read_tensors
+from splitattn.weights.checkpoint import Checkpoint, check_fits, read_tensors
 from splitattn.weights.hub import is_reference
 from splitattn.weights.matching import HEAD, Fit
 from splitattn.weights.resolve import ResolvedWeights, resolve
@@ -172,7 +172,6 @@ def _read(path: Path, model: str) -> _Trained:
     """Read weights that fit the model."""
     checkpoint = read_tensors(path)
     fit = check_fits(checkpoint, model)
-    check_numbers(checkpoint)
     if left_out := checkpoint.ignored_in_words:
         logger.warning("%s: left out %s", path, left_out)
     return _Trained(checkpoint=checkpoint, fit=fit)

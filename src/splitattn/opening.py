@@ -30,7 +30,7 @@ from splitattn.graph.detection import places
 from splitattn.graph.folding import FoldedNetwork, Form, fold
 from splitattn.graph.reference import Reference
 from splitattn.preprocessing import Preprocessing, at_size
-from splitattn.weights.checkpoint import check_fits, check_numbers, read_checkpoint
+from splitattn.weights.checkpoint import check_fits, read_checkpoint
 from splitattn.weights.download import Progress
 from splitattn.weights.matching import HEAD
 from splitattn.weights.metadata import ModelMetadata, read_metadata, unreadable
@@ -239,7 +239,6 @@ def open_weights(
     if checkpoint.metadata and checkpoint.metadata.task != TASK:
         raise _labels_nothing(resolved.path, checkpoint.metadata.task)
     found = check_fits(checkpoint, resolved.model)
-    check_numbers(checkpoint)
     if not found.num_classes:
         raise WeightsError(
             f"{resolved.path} has no classifier, so it cannot label images: fine-tune it first, or "

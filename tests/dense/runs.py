@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -24,6 +23,7 @@ from tests.dense.datasets import CLASSES, MASK_CLASSES, write_masked_splits, wri
 
 ARCHITECTURE = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)
 CHANNELS = 64
+OVERFLOWING = 3e38  # two of these make infinity
 RECIPE = replace(
     load_recipe("finetune", task="detection", model="resnest14"),
     pretrained=False,
@@ -119,12 +119,12 @@ def mask_network(head: str = "fpn", *, auxiliary: bool = False) -> nn.Module:
     )
 
 
-def spoil(weights: Path, key: str, spoiled: Path) -> None:
-    """Write weights whose tensors that end in `key` hold a NaN."""
+def spoil(weights: Path, key: str, spoiled: Path, value: float = OVERFLOWING) -> None:
+    """Write weights whose tensors that end in `key` hold `value` alone."""
     with safe_open(weights, "np") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
         if name.endswith(key):
-            tensor[0] = np.nan
+            tensor[...] = value
     save_file(tensors, spoiled, metadata)

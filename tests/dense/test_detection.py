@@ -22,6 +22,7 @@ from splitattn.create import create_backbone
 from splitattn.dense.detector import Detector
 from splitattn.dense.detectors import create_detector
 from splitattn.dense.finding import find
+from splitattn.dense.heads import load_head
 from splitattn.dense.resizing import Sides
 from splitattn.dense.torch_finding import TorchFinder
 from splitattn.engines.pytorch import full_precision
@@ -183,11 +184,27 @@ def test_a_broken_image_has_an_error_and_the_others_their_objects(
 def test_what_is_no_number_is_an_error_and_not_an_empty_image(
     engine: str, trained: tuple[Path, Measurement], photograph: Path, tmp_path: Path
 ) -> None:
-    spoil(trained[0] / "model.safetensors", "cls_logits.bias", tmp_path / "nan.safetensors")
+    spoil(trained[0] / "model.safetensors", "bbox_reg.weight", tmp_path / "nan.safetensors")
     detector = Detector(weights=tmp_path / "nan.safetensors", engine=engine)
     (found,) = detector.predict_stream([photograph])
     assert isinstance(found, ImageError)
     assert str(found).startswith(f"{photograph}: the network gives NaN or infinite numbers")
+
+
+@pytest.mark.parametrize("key", ["backbone.body.bn1.running_mean", "cls_logits.weight"])
+def test_weights_that_are_no_numbers_are_refused(
+    key: str, trained: tuple[Path, Measurement], tmp_path: Path
+) -> None:
+    """ONNX Runtime's ReLU would make zeros of them, and boxes come of those."""
+    weights = tmp_path / "nan.safetensors"
+    spoil(trained[0] / "model.safetensors", key, weights, np.nan)
+    refused = rf"has numbers in \S*{key} that no training leaves"
+    for engine in ("torch", "onnxruntime"):
+        with pytest.raises(WeightsError, match=refused):
+            Detector(weights=weights, engine=engine)
+    tensors = read_by_own_keys(weights)
+    with pytest.raises(WeightsError, match=refused):
+        load_head("head", tensors, tensors, weights)
 
 
 def test_threads_have_thresholds_of_their_own(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from splitattn.dense.trained import COUNTER
+from splitattn.weights.checkpoint import check_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ def load_head(
         own: its tensors, as in `state_dict`.
         found: those of the file, by the same keys.
         path: of the file.
+
+    Raises:
+        WeightsError: the head that is loaded has numbers that no network can use.
     """
     if not found:
         return
@@ -39,6 +43,7 @@ def load_head(
             tuple(found[odd[0]].shape) if odd[0] in found else "none",
         )
         return
+    check_numbers(found, path)
     with torch.no_grad():
         for key in own.keys() & found.keys():
             own[key].copy_(found[key])

@@ -20,7 +20,7 @@ from splitattn.errors import InputError, WeightsError
 from splitattn.graph.folding import Form
 from splitattn.opening import check_engine_of_file, open_exported
 from splitattn.preprocessing import Preprocessing
-from splitattn.weights.checkpoint import read_arrays_by_own_keys
+from splitattn.weights.checkpoint import check_numbers, read_arrays_by_own_keys
 from splitattn.weights.in_folder import weights_file
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 
@@ -59,7 +59,8 @@ class TrainedDense(ABC, Generic[Runner]):
         """What is in a file that a training wrote, or in the training's folder.
 
         Raises:
-            WeightsError: the weights cannot be read, or are not those of this task.
+            WeightsError: the weights cannot be read, are not those of this task, or have numbers
+                that no network can use.
         """
         path = weights_file(Path(weights))
         metadata = read_metadata(path)
@@ -70,13 +71,9 @@ class TrainedDense(ABC, Generic[Runner]):
         head, channels = metadata.head.get("name"), metadata.head.get("channels")
         if not isinstance(head, str) or type(channels) is not int:
             raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
-        return cls(
-            path=path,
-            metadata=metadata,
-            head=head,
-            channels=channels,
-            tensors=read_arrays_by_own_keys(path),
-        )
+        tensors = read_arrays_by_own_keys(path)
+        check_numbers(tensors, path)
+        return cls(path=path, metadata=metadata, head=head, channels=channels, tensors=tensors)
 
     @abstractmethod
     def fold(self, form: Form) -> Any:

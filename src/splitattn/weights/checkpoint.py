@@ -84,11 +84,14 @@ class Checkpoint(Generic[T]):
 def check_fits(checkpoint: Checkpoint[Any], model: str) -> Fit:
     """Raise unless a checkpoint fits the model, with any number of classes and channels.
 
+    Its numbers must be such as a network can use, too.
+
     Returns:
         The number of classes and channels in the checkpoint.
 
     Raises:
-        WeightsError: keys or shapes differ, or a tensor holds integers instead of floats.
+        WeightsError: keys or shapes differ, or a tensor holds integers instead of floats, NaN,
+            infinity, or a negative variance.
     """
     origin, key_mapping = str(checkpoint.path), checkpoint.key_mapping
     check_layout(key_mapping, architecture(model), model=model, origin=origin)
@@ -107,28 +110,35 @@ def check_fits(checkpoint: Checkpoint[Any], model: str) -> Fit:
                 f"{origin} must hold floating-point numbers, {key_mapping.own(key)} is of "
                 f"{dtype}: save the network before it is quantized"
             )
+    tensors = {key_mapping.own(key) or key: value for key, value in checkpoint.tensors.items()}
+    check_numbers(tensors, checkpoint.path)
     return fit
 
 
-def check_numbers(checkpoint: Checkpoint[Any]) -> None:
-    """Raise if a checkpoint has numbers that no network can use.
+def check_numbers(tensors: "Mapping[str, Array] | Mapping[str, Tensor]", path: Path) -> None:
+    """Raise if weights have numbers that no network can use.
 
     Engines may hide these: ONNX Runtime's ReLU makes 0 of NaN.
+
+    Args:
+        tensors: by the file's own keys.
+        path: of the file, for the message.
 
     Raises:
         WeightsError: a number is not finite, or a variance is negative.
     """
-    for key, value in checkpoint.tensors.items():
+    for key, value in tensors.items():
         if not _finite(value) or (key.endswith("running_var") and (value < 0).any()):
             raise WeightsError(
-                f"{checkpoint.path} has numbers in {checkpoint.key_mapping.own(key)} that no "
-                "training leaves (NaN, infinite, or a negative variance): take an earlier "
-                "checkpoint, or get it again"
+                f"{path} has numbers in {key} that no training leaves (NaN, infinite, or a "
+                "negative variance): take an earlier checkpoint, or get it again"
             )
 
 
 def _finite(value: "Array | Tensor") -> bool:
     if not isinstance(value, np.ndarray):
+        if value.itemsize == 1:  # PyTorch does not know it of all types of eight bits
+            value = value.float()
         return bool(value.isfinite().all())
     if value.dtype == np.float16 and value.size:
         # By their bits, ten times as fast: without the sign, infinity is the least that is not.
