@@ -572,8 +572,6 @@ def bulk() -> str:
         spread_of = f"{statistics.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})"
         lines.append(_line((name, f"{rate:.0f}", spread_of, f"{busy:.2f}")))
     killed, memory = faults["killed"], report["peak_memory_of_listing"]
-    if "folders" not in memory:  # measured before buckets were
-        memory = {"folders": memory}
     listing = "; ".join(
         f"{place}, "
         + ", ".join(f"{int(count):,}: {size / 1e6:.0f} MB" for count, size in sizes.items())
