@@ -30,4 +30,6 @@ def give_way() -> None:
     """
     if sys.platform == "linux":
         with suppress(OSError):  # a sandbox may forbid it, and nothing depends on it
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
+            thread = get_native_id()
+            own = os.getpriority(os.PRIO_PROCESS, thread)  # not 0 where a service is started so
+            os.setpriority(os.PRIO_PROCESS, thread, own + _NICENESS)

@@ -6,7 +6,8 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,15 +54,21 @@ def test_items_gather_while_the_network_is_busy() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there threads have a niceness")
-def test_what_computes_gives_way_to_what_answers() -> None:
+@pytest.mark.parametrize("more", [0, 7])
+def test_what_computes_gives_way_to_what_answers(more: int) -> None:
     def niceness(_: object = None) -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    running: Batcher[int, int] = Batcher(lambda items: [*map(niceness, items)], max_batch=4)
-    try:
-        assert running.submit(0).result(WAIT) > niceness()
-    finally:
-        running.close()
+    def compared() -> tuple[int, int]:
+        """Of the batcher's thread, and of this one, which is as nice as its service."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness() + more)
+        running: Batcher[int, int] = Batcher(lambda items: [*map(niceness, items)], max_batch=4)
+        with closing(running):
+            return running.submit(0).result(WAIT), niceness()
+
+    with ThreadPoolExecutor(1) as pool:  # a thread that ends, with what it has set
+        computing, answering = pool.submit(compared).result(WAIT)
+    assert computing > answering
 
 
 def test_a_single_item_waits_for_nobody() -> None:
