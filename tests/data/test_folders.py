@@ -60,6 +60,8 @@ def test_a_test_set_is_not_the_validation_set(tmp_path: Path) -> None:
         (("train", "test"), "must have one folder per class, got none in .*train"),
         (("train/Train", "train/Val"), "got only Train, Val in .*, which are names of splits"),
         (("Val/a", "Val/b"), "must have a folder train/"),
+        (("images", "labels"), "got only images, labels in .*, which are no classes; detectors"),
+        (("JPEGImages", "ImageSets"), "got only ImageSets, JPEGImages in .*, which are no classes"),
     ],
 )
 def test_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:

@@ -181,3 +181,10 @@ def test_large_shards_are_read_by_row_group(
     read.clear()
     assert [data.images[index] for index in order] == [images[index] for index in order]
     assert len(read) <= 7, "two blocks at a time"
+
+
+def test_shards_that_name_no_classes_say_so(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "val.parquet", [encoded(0, 0)], [0])
+    pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
+    with pytest.raises(DataError, match="metadata has no key 'huggingface', which names"):
+        open_data(str(path), "val")

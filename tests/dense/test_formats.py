@@ -165,7 +165,7 @@ def test_images_without_files_or_objects_are_said(tmp_path: Path) -> None:
     ]
     for image in (tmp_path / "images").iterdir():
         image.unlink()
-    with pytest.raises(DataError, match="must name images that exist, got 4"):
+    with pytest.raises(DataError, match="must name images that exist, got none of 4, such as"):
         open_annotated(tmp_path, "train")
 
 
@@ -429,7 +429,7 @@ def test_one_image_in_five_is_held_out_where_there_are_no_splits(
     assert sorted([*train.names, *val.names]) == sorted(f"{i}.png" for i in range(40))
     assert 4 <= len(val) <= 12
     assert train.origin != val.origin
-    assert "one image in 5 is for validation" in caplog.text
+    assert caplog.text.count("one image in 5 is for validation") == 1
     again = open_annotated(tmp_path / "all.json", "val")
     assert again.names == val.names
 
@@ -501,3 +501,10 @@ def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
     row = {"id": 7, "file_name": "a.jpg"}
     (tmp_path / "train.json").write_text(json.dumps(coco([row], [annotation()])))
     assert open_annotated(tmp_path, "train").sizes == [SIZE[::-1]]
+
+
+def test_a_single_file_of_one_split_can_be_named_to_be_divided(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, "train", 8)
+    with pytest.raises(DataError, match=f"to divide the images of that file, name {path}"):
+        open_annotated(tmp_path, "val")
+    assert len(open_annotated(path, "val")) < 8

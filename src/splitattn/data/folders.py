@@ -21,6 +21,11 @@ logger = logging.getLogger(__name__)
 
 # More folders than these are no splits.
 _MOST_SPLITS = 3
+# Folders of annotated images, which are no classes.
+_PARTS = {
+    *("images", "image", "jpegimages", "labels", "label", "annotations", "imagesets"),
+    *("masks", "mask", "segmentationclass", "segmentationobject"),
+}
 # Names that a warning lists.
 _SHOWN = 5
 
@@ -60,6 +65,12 @@ def open_folder(root: Path, split: str) -> LabeledImages:
         logger.warning("%s: %s", folder, passed_over_text(passed_over))
     if not images:
         raise DataError(f"the data set must hold images, got none in the class folders of {folder}")
+    if all(classes[label].lower() in _PARTS for label in set(labels)):
+        raise DataError(
+            f"the data set must have one folder per class, got only {', '.join(folders)} in "
+            f"{folder}, which are no classes; detectors need boxes (COCO, VOC, YOLO) and "
+            "segmenters masks of these images"
+        )
     return LabeledImages(
         origin=str(folder),
         classes=classes,

@@ -104,7 +104,13 @@ def check_classes_have_images(
     if missing := [name for label, name in enumerate(data.classes) if label not in by_class]:
         shown = ", ".join(map(repr, missing[:_SHOWN]))
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        logger.warning("%d classes have no training image: %s%s", len(missing), shown, more)
+        count = "1 class has" if len(missing) == 1 else f"{len(missing)} classes have"
+        logger.warning("%s no training image: %s%s", count, shown, more)
+        if len(by_class) < 2 and data.label_sets is None:
+            raise DataError(
+                "training needs images of at least two classes, got only those of "
+                f"{', '.join(repr(data.classes[label]) for label in by_class)}"
+            )
     # In the order of the data, which may lie together on the disk.
     for label, indices in by_class.items():
         if problem := _why_unreadable(data, indices, channels, white_level):

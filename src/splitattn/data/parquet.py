@@ -293,6 +293,8 @@ def _class_names(schema: "pa.Schema") -> tuple[str, ...]:
     Raises:
         KeyError, TypeError, ValueError, RecursionError: there are none, or not in that layout.
     """
+    if b"huggingface" not in (schema.metadata or {}):
+        raise ValueError("its metadata has no key 'huggingface', which names the classes")
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     names = features["label"]["names"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -73,6 +73,8 @@ def _open(data: str, split: str) -> LabeledImages:
         reason = "a single picture; to label it use splitattn predict"
     elif root.suffix.lower() in _ARCHIVES:
         reason = "an archive; unpack it and name the folder"
+    elif root.suffix.lower() in (".yaml", ".yml"):
+        reason = f"a YAML file; name the folder of the data set, such as {str(root.parent)!r}"
     else:
         reason = "a file of another kind"
     raise DataError(

@@ -163,8 +163,11 @@ def annotated_images(
         except ImageError as error:
             notes.add("images that cannot be read, left out", str(error))
     if not kept:
-        first = f", {notes.first[rule]}" if (rule := next(iter(notes.first), None)) else ""
-        raise DataError(f"{origin} must name images that exist, got {len(images)}{first}")
+        first = f", such as {notes.first[rule]}" if (rule := next(iter(notes.first), None)) else ""
+        raise DataError(
+            f"{origin} must name images that exist, got none of {len(images)}{first}; move the "
+            "images there, or mend their names"
+        )
     objects = [_objects(image, size, notes) for image, size in kept]
     for (image, _), those in zip(kept, objects, strict=True):
         if not len(those):

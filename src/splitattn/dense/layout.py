@@ -84,10 +84,12 @@ def image_files(folder: Path) -> list[Path]:
 def hold_out(images: Sequence[T], split: str, why: str = "the data set has no splits") -> list[T]:
     """The part of a data set without splits: one image in five, chosen by its name, is for `val`.
 
-    Adding or removing images leaves the others where they are. A warning says so, and `why`.
+    Adding or removing images leaves the others where they are. A warning says so, and `why`, when
+    that part is asked for: a training asks for both.
     """
-    logger.warning("%s: one image in %d is for validation", why, HELD_OUT)
     held_out = split != "train"
+    if held_out:
+        logger.warning("%s: one image in %d is for validation", why, HELD_OUT)
     return [image for image in images if _is_held_out(image.name) == held_out]
 
 

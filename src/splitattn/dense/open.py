@@ -134,7 +134,10 @@ def _open_coco(root: Path, split: str) -> AnnotatedImages:
         held = hold_out(found, split)
         data = annotated_images(f"{path}: {split}", tuple(classes.values()), held, notes)
         return replace(data, category_ids=tuple(classes))
-    raise no_split(root, split, [path.name for path in files])
+    fault = no_split(root, split, [path.name for path in files])
+    if len(files) == 1:
+        raise DataError(f"{fault}; to divide the images of that file, name {next(iter(files))}")
+    raise fault
 
 
 def _split_of_file(path: Path, root: Path) -> str | None:
@@ -269,7 +272,10 @@ def _yolo_classes(root: Path) -> tuple[str, ...]:
     files = [root / name for name in _CLASS_FILES] + sorted(root.glob("*.y*ml"))
     path = next((path for path in files if path.is_file()), None)
     if path is None:
-        raise DataError(f"{root} must name its classes; write one a line into classes.txt")
+        raise DataError(
+            f"{root} must name its classes; write one a line into classes.txt, or the list names "
+            "into data.yaml"
+        )
     return read_names(path)
 
 
