@@ -5,6 +5,7 @@ switching one off shows what it does; with all of them off the network is a plai
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -299,7 +300,10 @@ def split_name(name: str) -> tuple[str, str | None]:
             hint = "; it is a file or folder: name it as the weights"
         else:
             known = [*ARCHITECTURES, *_OUR_NAMES]
-            hint = nearest(bare, known) or "; `splitattn models` lists them"
+            other = "; `splitattn models` lists them"
+            if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+                other = f"; did you mean 'hf-hub:{name}'?"
+            hint = nearest(bare, known) or other
         raise InputError(f"no model is called {name!r:.60}{hint}")
     return model, tag if point else None
 

@@ -117,7 +117,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub: Hub) -> None:
         folder = fetch_repository(Repository.parse(f"owner/cats@{revision}"))
         assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
     message = refusal(Repository.parse("owner/cats@v3"))
-    assert message == "owner/cats has no revision 'v3'"
+    assert message == ("owner/cats has no revision 'v3'; name a branch, a tag or a commit of it")
 
 
 def test_a_new_commit_is_noticed(hub: Hub) -> None:

@@ -393,7 +393,10 @@ def _refusals(repository: Repository) -> Iterator[None]:
             "`hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise WeightsError(f"{repository.id} has no revision {repository.revision!r}") from error
+        raise WeightsError(
+            f"{repository.id} has no revision {repository.revision!r}; name a branch, a tag or a "
+            "commit of it"
+        ) from error
     except errors.LocalEntryNotFoundError as error:
         raise WeightsError(
             f"{repository} is not in the cache and its server cannot be reached: check the "

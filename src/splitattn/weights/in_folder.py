@@ -33,6 +33,8 @@ def best_in(folder: Path) -> Path:
     for name in _NAMES:
         if exists(folder / name):
             return folder / name
+    if not is_folder(folder):
+        raise WeightsError(f"{folder} must be a folder with weights: there is no such folder")
     raise WeightsError(
         f"{folder} must be a folder with {' or '.join(_NAMES)}, and has none of them"
         f"{_advice(folder)}"
