@@ -18,6 +18,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / "data" / split / name).mkdir(parents=True)
             Image.new("RGB", (40, 40)).save(tmp_path / "data" / split / name / "0.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    (tmp_path / "only" / "dogs").mkdir(parents=True)
+    (tmp_path / "only" / "cats").mkdir()
+    for number in range(9):
+        Image.new("RGB", (40, 40)).save(tmp_path / "only" / "cats" / f"{number}.png")
+    (tmp_path / "coco.yaml").write_text("names: [cat, dog]")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no weights")
     (tmp_path / "photos.zip").write_bytes(b"PK")
@@ -77,6 +82,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train '' --output run", "data must be a folder, .* got an empty name"),
         ("train data --output run --set aim=1", "no field is called 'aim'; docs/reference/recipes"),
         ("bulk '' labels", "bulk needs a source and a target, got '', 'labels'"),
+        ("train data --output run --imgsz 64", "--imgsz; here it is --set train_size=96 "),
+        ("train data --output run -b 64", "-b; here it is --set batch_size=16"),
+        ("train --data data --output run", "--data; the data set is the first argument"),
+        ("train data --output run --mixup 1", "--mixup; fields .* --set epochs=20"),
+        ("train data --output run --resume run/last.pt", r"\(run/last.pt\); .* takes no value"),
+        ("val data", "no such command 'val'; here it is evaluate; see splitattn --help"),
+        ("predict --source photo.png", "--source; images are arguments, without a flag"),
+        ("predict photo.png --conf 0.5", "--conf; here it is --score, for detectors"),
+        ("evaluate data --img-size 64", "--img-size; here it is --size 96"),
+        ("export run net.onnx", "the network is named by --model or --weights"),
+        ("export net.onnx --half", "--half; here it is --precision fp16"),
+        ("train coco.yaml --output run", "a YAML file; name the folder of the data set, such as"),
+        ("train only --output run", "images of at least two classes, got only those of 'cats'"),
+        ("predict photo.png --model owner/name", "'owner/name'; did you mean 'hf-hub:owner/name'"),
+        ("predict photo.png --model local-dir:none", "none .* weights: there is no such folder"),
         ("data toy data", "must be a new or empty folder, got data"),
     ],
 )

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import discard_unwritten, reconfigure, replace_closed_streams, say
 from splitattn.errors import InputError, one_line
 
@@ -110,8 +111,7 @@ def _usage_fault(message: str, context: Any) -> str:
         verbs.insert(0, str(context.info_name))
         context = context.parent
     message = message[:1].lower() + message[1:].rstrip(".")
-    if verbs == ["train"] and message.startswith("no such option"):
-        message += "; fields of the recipe are changed by --set, such as --set epochs=20"
+    message = with_our_name(message, " ".join(verbs))
     return one_line(f"{message}; see {' '.join(('splitattn', *verbs, '--help'))}")
 
 
