@@ -104,3 +104,8 @@ def test_a_comparison_needs_a_readable_image(tmp_path: Path) -> None:
         Path(name).write_bytes(b"broken")
     with pytest.raises(DataError, match="a comparison needs readable images, got none"):
         compare(Oracle([]), Oracle([]), images, PREPROCESSING, labeled=labeled)
+
+
+def test_an_equal_accuracy_has_lost_nothing() -> None:
+    measured = Agreement(n=2, same_labels=100.0, top1=20.0, reference_top1=20.0)
+    assert str(measured) == ("top-1 20.00 % -> 20.00 % (+0.00), 100.00 % of 2 images labeled alike")

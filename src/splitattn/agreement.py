@@ -35,8 +35,8 @@ class Agreement:
         line = f"{self.same_labels:.2f} % of {self.n} images labeled alike"
         if self.top1 is None or self.reference_top1 is None:
             return line
-        lost = self.reference_top1 - self.top1
-        return f"top-1 {self.reference_top1:.2f} % -> {self.top1:.2f} % ({-lost:+.2f}), {line}"
+        gained = self.top1 - self.reference_top1
+        return f"top-1 {self.reference_top1:.2f} % -> {self.top1:.2f} % ({gained:+.2f}), {line}"
 
 
 def compare(

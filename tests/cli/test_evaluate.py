@@ -91,6 +91,7 @@ def test_the_table_shows_the_same_figures(
     assert f"top-1 {result['top1']:.2f} %" in out
     assert f"loss {result['loss']:.4f}" in out
     assert CLASSES[3] in out
+    assert ("taken for" in out) == (result["top1"] < 100)
 
 
 def test_one_result_that_cannot_be_written_does_not_lose_the_others(

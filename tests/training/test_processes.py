@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     # More than two batches of 64 to measure, so that each process has some.
     write_image_folder(folder / "data", train=16, val=50)
+    (folder / "data" / "train" / "red" / "drawing.svg").write_text("<svg/>")  # warned of
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
 
@@ -70,6 +71,7 @@ def together(folder: Path) -> Path:
     # Two processes say what one says.
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr.count("epoch 3/3") == 1
+    assert done.stderr.count("1 file is passed over") == 1
     return folder / "together"
 
 

@@ -198,8 +198,9 @@ def _print_tables(measured: "NetworkEvaluation") -> None:
     console = Console()
     console.print(classes)
     console.print()
-    console.print(confusions)
-    console.print()
+    if confusions.rows:
+        console.print(confusions)
+        console.print()
     console.print(
         f"top-1 {measured.top1:.2f} %  top-5 {measured.top5:.2f} %  "
         f"macro F1 {measured.macro_f1:.2f} %  loss {measured.loss:.4f}  "

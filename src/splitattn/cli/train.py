@@ -1,6 +1,8 @@
 """`splitattn train`: images become a network."""
 
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,6 +119,9 @@ def train(
         raise InputError("--find-lr starts anew: leave out --resume")
     require("train", "torch")
     first = os.environ.get("RANK", "0") == "0"  # torchrun sets it
+    if not first:  # all processes would warn of the same
+        logging.getLogger("splitattn").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
     with starting("starting", shown=first):
         from splitattn import launch
 
