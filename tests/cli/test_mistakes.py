@@ -23,6 +23,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(9):
         Image.new("RGB", (40, 40)).save(tmp_path / "only" / "cats" / f"{number}.png")
     (tmp_path / "coco.yaml").write_text("names: [cat, dog]")
+    (tmp_path / "net.bin").write_bytes(bytes(100))
+    (tmp_path / "net.xml").write_text("<net/>")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no weights")
     (tmp_path / "photos.zip").write_bytes(b"PK")
@@ -72,6 +74,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("weights convert notes.txt a.pth --to tmm", "layout must be one of .* did you mean 'timm"),
         ("predict photo.png --engine onnx", "engine must be .* did you mean 'onnxruntime'[?]"),
         ("predict photo.png --weights resnest50", "which is a model: .* --model resnest50"),
+        ("predict photo.png --weights net.bin", "second file of net.xml, .* network: name that"),
         ("predict photo.png --weights ''", "must be a tag, a file or a folder, got an empty name"),
         ("predict photo.png --output a.xlsx", "must end in .json, .jsonl, .csv, .txt, got a.xlsx"),
         ("evaluate data --output a.csv", "--output must end in .json, .jsonl, got a.csv"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from splitattn.errors import WeightsError
-from splitattn.files import open_file
+from splitattn.files import is_file, open_file
 from splitattn.weights.unpickler import ITEMSIZES, Storage, Unpickler, swapped
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -69,6 +69,9 @@ def check_begins_as_weights(path: Path) -> None:
 
 
 def _no_weights(path: Path) -> WeightsError:
+    graph = path.with_suffix(".xml")
+    if path.suffix == ".bin" and is_file(graph):
+        return WeightsError(f"{path} is the second file of {graph}, an exported network: name that")
     return WeightsError(
         f"{path} is not a weights file: it must be safetensors or written by torch.save; instead "
         "of an exported network, pass the weights it was exported from"
