@@ -70,7 +70,21 @@ def test_a_failed_torchvision_download_is_one_line(
 
     monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets, "Imagenette", Broken)
-    with pytest.raises(DataError, match="cannot open Imagenette, split 'val': no network"):
+    line = "cannot open Imagenette, split 'val': no network; check the network, or put its files"
+    with pytest.raises(DataError, match=line):
+        open_data("torchvision:Imagenette", "val")
+
+
+def test_nothing_is_downloaded_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Absent(_Local):
+        def __init__(self, *_: object, download: bool, **__: object) -> None:
+            raise RuntimeError(f"not there, {download=}")
+
+    monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
+    monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
+    monkeypatch.setattr(datasets, "Imagenette", Absent)
+    line = f"download=False; unset SPLITATTN_OFFLINE .* {tmp_path / 'torchvision' / 'Imagenette'}"
+    with pytest.raises(DataError, match=line):
         open_data("torchvision:Imagenette", "val")
 
 

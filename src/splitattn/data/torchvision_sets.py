@@ -34,6 +34,8 @@ class _TorchvisionImages(Sequence[ImageSource]):
 def open_torchvision(name: str, split: str) -> LabeledImages:
     """Open `split` of torchvision's data set `name`, downloaded into the cache.
 
+    With SPLITATTN_OFFLINE it must be there already.
+
     Raises:
         DataError: torchvision has no such data set or cannot open it, or it has no class labels.
         InputError: torch or torchvision is not installed.
@@ -42,23 +44,30 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
     from torchvision import datasets
 
     from splitattn.weights.cache import cache_folder
+    from splitattn.weights.download import offline
 
     factory: Callable[..., Any] | None = getattr(datasets, name, None)
     if factory is None or name not in datasets.__all__:
         hint = nearest(name, list(datasets.__all__)) or "; torchvision's documentation lists them"
         raise DataError(f"no torchvision data set is called {name!r}{hint}")
     parameters = inspect.signature(factory).parameters
+    folder = cache_folder() / "torchvision" / name
+    download = not offline()
     refusals = []
     for alias in split_names(split):  # each data set has its own name for a split
-        wanted = {"download": True, "train": split_of(split) == "train", "split": alias}
+        wanted = {"download": download, "train": split_of(split) == "train", "split": alias}
         arguments = {key: value for key, value in wanted.items() if key in parameters}
         try:
-            dataset = factory(str(cache_folder() / "torchvision" / name), **arguments)
+            dataset = factory(str(folder), **arguments)
             break
         except Exception as error:
             refusals.append(" ".join(str(error).split()))
     else:
-        raise DataError(f"torchvision cannot open {name}, split {split!r}: {refusals[0]}")
+        advice = "check the network" if download else "unset SPLITATTN_OFFLINE to download it"
+        raise DataError(
+            f"torchvision cannot open {name}, split {split!r}: {refusals[0]}; {advice}, or put its "
+            f"files into {folder}"
+        )
     # torchvision has no one name for the labels.
     labels = getattr(dataset, "targets", getattr(dataset, "_labels", None))
     if labels is None:
