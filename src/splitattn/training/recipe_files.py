@@ -11,7 +11,7 @@ from typing import Any
 from splitattn.errors import InputError, check_path, nearest
 from splitattn.files import is_file
 from splitattn.training.presets import PRESETS, preset
-from splitattn.training.recipes import KINDS, Recipe, TaskName
+from splitattn.training.recipes import CHOICES, KINDS, Recipe, TaskName
 from splitattn.weights.catalogue import embedded_entry
 
 # What people call fields elsewhere, for the hint at the name here.
@@ -138,7 +138,9 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
         if kind is tuple:
             values[key] = value = _numbers(key, value)
         if type(value) is not kind:
-            raise InputError(f"recipe: {key} must be {kind.__name__}, got {reprlib.repr(value)}")
+            choices = CHOICES.get(key)
+            rule = f"one of {', '.join(choices)}" if choices else kind.__name__
+            raise InputError(f"recipe: {key} must be {rule}, got {reprlib.repr(value)}")
     epochs = values.get("epochs", recipe.epochs)
     if "warmup_epochs" not in values and 1 <= epochs <= recipe.warmup_epochs:
         # It was meant for more epochs: the same share of fewer.

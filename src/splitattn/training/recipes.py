@@ -188,7 +188,7 @@ class Recipe:
     label_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL):
                 check_choice(f"recipe: {name}", value, choices)
@@ -379,6 +379,7 @@ _OPTIONAL = {
     k for k, hint in _ALL_HINTS.items() if isinstance(hint, UnionType) or NoneType in get_args(hint)
 }
 _HINTS = {k: _without_none(hint) if k in _OPTIONAL else hint for k, hint in _ALL_HINTS.items()}
-_CHOICES = {k: list(get_args(hint)) for k, hint in _HINTS.items() if get_origin(hint) is Literal}
+# The values of each field that has only a few.
+CHOICES = {k: list(get_args(hint)) for k, hint in _HINTS.items() if get_origin(hint) is Literal}
 # The type of each field's values, by the field's name.
-KINDS = {k: str if k in _CHOICES else get_origin(hint) or hint for k, hint in _HINTS.items()}
+KINDS = {k: str if k in CHOICES else get_origin(hint) or hint for k, hint in _HINTS.items()}
