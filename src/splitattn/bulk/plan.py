@@ -13,7 +13,7 @@ import splitattn
 from splitattn.bulk.listing import Entry
 from splitattn.bulk.stores import Store, open_address
 from splitattn.engines.table import fastest_engine, file_engine
-from splitattn.errors import DataError
+from splitattn.errors import DataError, InputError
 from splitattn.images.loading import Decoding
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.download import file_sha256
@@ -255,12 +255,15 @@ def write_part(store: Store, table: "pa.Table", report: ShardReport) -> None:
 def _opened(store: Store, name: str) -> Iterator[BinaryIO | None]:
     import pyarrow as pa
 
+    file = open_address(f"{store.address}/{name}")
     try:
-        file = open_address(f"{store.address}/{name}")
         with file or nullcontext():
             yield file
-    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-        raise DataError(f"{store.address}/{name} is damaged: remove it and go on") from error
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        way_out = "remove it and go on" if parts_in([name]) else "name another target"
+        raise DataError(f"{store.address}/{name} is damaged: {way_out}") from error
 
 
 def _gone(store: Store, name: str) -> DataError:
