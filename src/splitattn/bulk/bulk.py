@@ -28,7 +28,7 @@ from splitattn.bulk.plan import (
     write_manifest,
 )
 from splitattn.bulk.shards import check_errors
-from splitattn.bulk.stores import Store, is_bucket, local_path, open_store
+from splitattn.bulk.stores import Store, absolute_address, open_store
 from splitattn.bulk.summary import BulkReport, Totals, page
 from splitattn.errors import DataError, InputError, check_whole
 from splitattn.files import exists
@@ -81,13 +81,13 @@ def label_bulk(
         features: keep what the network gives its classifier, too; the network then runs twice.
         resume: go on with a run that was begun; False refuses a target that holds one.
         retry_errors: label again, of a run that is done, the images that could not be labeled.
-        most_errors: the greatest share of the images of a part, and of all, that may be errors,
-            from 0 to 1. Up to ten errors are always allowed.
+        most_errors: the greatest share of errors, from 0 to 1, in a part and in all parts together.
+            Ten errors are always allowed.
         batch_size, workers: see `Classifier.predict_stream`; None is at least 16 threads for images
             in a bucket.
         passed_over: counts, by ending, files in folders that may be pictures and are not read.
-        on_listed: told while images are listed, how many are.
-        on_shard: told of each shard that is done, and how many there are.
+        on_listed: called while images are listed, with how many there are so far.
+        on_shard: called after each shard, with its report and how many this call labels.
 
     Raises:
         InputError: an argument is wrong, a library is missing, or the target cannot be written.
@@ -109,11 +109,13 @@ def label_bulk(
     check_decoding(decoding)
     check_cluster(cluster)
     require("bulk", "pyarrow")
-    target = _absolute(str(target))
+    source, target = absolute_address(str(source)), absolute_address(str(target))
+    if source == target:  # parts among images would make it a source that has both
+        raise InputError(f"the target must be another folder than the source, got {target} twice")
     named = None if weights is None else _absolute_if_file(str(weights))
     store = open_store(target)
     ours = Run(
-        source=_absolute(str(source)),
+        source=source,
         shard_size=shard_size,
         **_network(model, named, engine, features=features),
         decoding=decoding,
@@ -229,10 +231,6 @@ def _remaining(run: Run, store: Store, totals: Totals, *, retry_errors: bool) ->
             else:
                 totals.add(shard)
     return sorted(remaining)
-
-
-def _absolute(address: str) -> str:
-    return address.rstrip("/") if is_bucket(address) else str(local_path(address))
 
 
 def _absolute_if_file(weights: str) -> str:

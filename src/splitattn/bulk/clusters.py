@@ -21,13 +21,13 @@ from splitattn.libraries import require
 from splitattn.processes import end_with_parent
 
 LOCAL, RAY, AUTO = "local", "ray", "auto"
-# Processors of an actor: decoding keeps as many threads busy as the network leaves.
+# Processors of each actor. Threads that decode use what its network leaves idle.
 _PROCESSORS = 4
-# An actor that is killed is replaced; a shard that ends so many is to blame itself.
+# An actor that is killed is replaced. A shard whose actors are killed more often ends the run.
 _ATTEMPTS = 5
 _RULE = 'cluster must be "local", "ray" or the address of a Ray cluster, such as ray://host:10001'
-_PATIENCE = 60.0  # seconds until somebody should know that no worker has begun
-_KNOCK = 10.0  # seconds for somebody at an address to answer
+_FIRST_WORKER_TIMEOUT = 60.0  # seconds without any worker, after which there is a warning
+_CONNECT_TIMEOUT = 10.0  # seconds
 _WAITING = (
     "no worker could start yet: the cluster has no place for one, or does not reach its limits; "
     "waiting goes on"
@@ -73,7 +73,7 @@ def reach_cluster(cluster: str) -> None:
 def label_shards(
     plan: Plan, numbers: Sequence[int], *, cluster: str, actors: int | None
 ) -> Generator[ShardReport, None, None]:
-    """Label shards, and tell of each that is done, in any order. Closing it ends the workers.
+    """Label shards, and yield the report of each, in any order. Closing it ends the workers.
 
     Args:
         numbers: which shards, see `ShardLabeler.label`.
@@ -187,7 +187,7 @@ def _by_actors(
     running = {actor.ready.remote(): actor for actor in actors}
     remaining, left, started = iter(numbers), len(numbers), False
     while left:
-        done, _ = ray.wait(list(running), timeout=None if started else _PATIENCE)
+        done, _ = ray.wait(list(running), timeout=None if started else _FIRST_WORKER_TIMEOUT)
         if not done:
             warnings.warn(_WAITING, stacklevel=2)
         for reference in done:
@@ -238,7 +238,7 @@ def _try_port(cluster: str) -> None:
     """
     if cluster != AUTO and "://" not in cluster:  # a ray:// address Ray gives up after 30 s
         parts = urlsplit(f"//{cluster}")
-        socket.create_connection((parts.hostname, parts.port), _KNOCK).close()
+        socket.create_connection((parts.hostname, parts.port), _CONNECT_TIMEOUT).close()
 
 
 def _reason(error: Exception) -> str:

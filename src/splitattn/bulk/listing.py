@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from splitattn.bulk.stores import is_bucket, list_bucket, local_path, open_address
+from splitattn.bulk.stores import (
+    absolute_address,
+    is_bucket,
+    list_bucket,
+    local_path,
+    open_address,
+)
 from splitattn.errors import DataError
 from splitattn.files import is_file, is_folder
 from splitattn.images.paths import images_below, is_image, is_litter, is_url
@@ -54,7 +60,7 @@ def list_images(source: str, passed_over: Counter[str]) -> Iterator[Entry]:
         InputError: a library is missing, or there is no such kind of address.
     """
     suffix = Path(source).suffix.lower()
-    source = source.rstrip("/") if is_bucket(source) else str(local_path(source))
+    source = absolute_address(source)
     if is_folder(source):
         return _in_folder(Path(source), passed_over)
     if suffix == _PARQUET:
@@ -74,7 +80,8 @@ def _in_bucket(address: str, passed_over: Counter[str]) -> Iterator[Entry]:
     shard = image = ""
     for path, size, etag in list_bucket(address):
         *folders, name = path.removeprefix(f"{address}/").split("/")
-        if any(map(is_litter, folders)):
+        folder = not size and "." not in name  # which is what a store's web page makes of one
+        if folder or any(map(is_litter, folders)):
             continue
         if not folders and name.endswith(_PARQUET):
             shard = path

@@ -31,6 +31,7 @@ _CREDENTIALS = {
 _ONE_WORD = re.compile("[!-~]*")
 # Where a machine in the cloud has its credentials, which the library asks for last.
 _OF_MACHINE = re.compile("/computeMetadata/|/latest/(api/token|meta-data)")
+_CODE = re.compile("<Code>([A-Za-z]+)</Code>")
 _WAYS_OUT = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, install boto3 for profiles and single "
     "sign-on, or set AWS_SKIP_SIGNATURE=true for a public bucket",
@@ -73,6 +74,20 @@ class Store(Protocol):
 def is_bucket(address: str) -> bool:
     """Whether `address` is an object store's rather than a path."""
     return address.startswith(_BUCKETS)
+
+
+def absolute_address(address: str) -> str:
+    """A bucket's address without `/` at its end, or the absolute path of a file or folder.
+
+    Raises:
+        InputError: there is no such kind of address, or it names no bucket.
+    """
+    if not is_bucket(address):
+        return str(local_path(address))
+    root, _ = split_address(address)
+    if root in _BUCKETS:  # not a folder of that name: a variable may be empty
+        raise InputError(f"an address must name a bucket, such as {root}bucket/key, got {address}")
+    return address.rstrip("/")
 
 
 def split_address(address: str) -> tuple[str, str]:
@@ -118,7 +133,8 @@ class _Folder:
     def names(self) -> set[str]:
         if not self._path.exists():
             return set()
-        return {entry.name for entry in os.scandir(self._path) if not entry.is_dir()}
+        with os.scandir(self._path) as found:
+            return {entry.name for entry in found if not entry.is_dir()}
 
 
 class _Bucket:
@@ -207,8 +223,8 @@ def list_bucket(address: str) -> Iterator[tuple[str, int, str | None]]:
                     yield f"{root}/{entry['path']}", entry["size"], entry["e_tag"]
         except InvalidPathError as error:
             raise StoreError(
-                f"{address}: no part of a key may be empty, . or ..: {_first_line(error)}; rename "
-                "it, or name a list of the others"
+                f"{address}: no part of a key may be empty, . or .., or hold control characters: "
+                f"{_reason(error)}; rename it, or name a list of the others"
             ) from error
 
 
@@ -229,7 +245,7 @@ def read_object(address: str) -> tuple[bytes, str | None]:
         except FileNotFoundError:
             raise ImageError("no such object", address) from None
         except ValueError as error:  # of keys, as `list_bucket` says
-            raise ImageError(_first_line(error), address) from error
+            raise ImageError(_reason(error), address) from error
         if found.meta["size"] > most:
             raise ImageError(
                 f"an image has at most {most:,} bytes, got {found.meta['size']:,}", address
@@ -254,7 +270,7 @@ def _opened(root: str) -> "ObjectStore":
         options |= _s3_options() if root.startswith("s3://") else _gs_options()
         return from_url(root, **options)
     except Exception as error:  # many kinds, of which the library makes none public
-        raise StoreError(f"{root} cannot be opened: {_first_line(error)}") from error
+        raise StoreError(f"{root} cannot be opened: {_reason(error)}") from error
 
 
 def _gs_options() -> dict[str, Any]:
@@ -287,13 +303,19 @@ def _in_words(address: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # as above
-        reason = _first_line(error)
+        reason = _reason(error)
         if _OF_MACHINE.search(reason):
             way_out = _WAYS_OUT[address.partition("://")[0]]
             reason = f"no credentials in the environment, and the machine has none: {way_out}"
         raise StoreError(f"{address}: {reason}") from error
 
 
-def _first_line(error: Exception) -> str:
-    """The reason, without the library's own state, which it prints on further lines."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+def _reason(error: Exception) -> str:
+    """The reason in one line, with the store's own code, such as `NoSuchBucket`, if it gave one.
+
+    Further lines hold the store's answer, of which the code is enough, and the library's state.
+    """
+    text = str(error).strip()
+    first = text.partition("\n")[0].partition(": <")[0][:300] or type(error).__name__
+    code = _CODE.search(text)
+    return f"{first}: {code[1]}" if code else first
