@@ -192,6 +192,30 @@ def test_one_of_several_networks_is_read_by_its_name(
         read_tensors(tmp_path / "a.pth", part="pupil")
 
 
+def test_networks_may_be_numbered(tmp_path: Path, state: State) -> None:
+    teacher = {key: value + 1 for key, value in state.items()}
+    torch.save({"models": {0: state, 1: teacher}}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"several networks \(0, 1\): .* --part 0"):
+        read_tensors(tmp_path / "a.pth")
+    assert_same(read_tensors(tmp_path / "a.pth", part="0").tensors, state)
+    assert_same(read_tensors(tmp_path / "a.pth", part="models.1").tensors, teacher)
+
+
+def test_a_name_that_two_networks_have_is_not_enough(tmp_path: Path, state: State) -> None:
+    older = {key: value + 1 for key, value in state.items()}
+    best, last = {"student": older, "lr": 0.1}, {"student": state}
+    torch.save({"best": best, "last": last, "args": {"student": {"depth": 14}}}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"\(best.student, last.student\): .* --part best.stud"):
+        read_tensors(tmp_path / "a.pth", part="student")
+    assert_same(read_tensors(tmp_path / "a.pth", part="last.student").tensors, state)
+
+
+def test_an_empty_name_is_no_part(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="has no network called ''"):
+        read_tensors(tmp_path / "a.pth", part="")
+
+
 def test_a_part_is_converted_as_the_error_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +256,24 @@ def test_averaged_weights_come_first_under_any_name(
     assert_same(read_tensors(path).tensors, state)
     torch.save({"model": last, name: {"decay": 0.9, "shadow_params": [torch.ones(2)]}}, path)
     assert_same(read_tensors(path).tensors, last)
+
+
+@pytest.mark.parametrize("name", ["model_ema", "ema", "swa_model"])
+def test_settings_of_an_average_that_are_tensors_hide_no_weights(
+    tmp_path: Path, state: State, name: str
+) -> None:
+    settings = {"decay": torch.tensor(0.9), "n_averaged": torch.tensor(3), "power": torch.ones(1)}
+    last = {key: torch.zeros_like(value) for key, value in state.items()}
+    path = tmp_path / "a.pth"
+    torch.save({"model": last, name: settings}, path)
+    assert_same(read_tensors(path).tensors, last)
+    torch.save({"model": last, name: settings | state}, path)
+    assert_same(read_tensors(path).tensors, state)
+    torch.save({"model": last, name: settings | {"shadow": state}}, path)
+    assert_same(read_tensors(path).tensors, state)
+    torch.save({name: settings}, path)
+    with pytest.raises(WeightsError, match="holds no weights"):
+        read_tensors(path)
 
 
 def test_counters_of_thop_are_no_weights(tmp_path: Path, state: State) -> None:

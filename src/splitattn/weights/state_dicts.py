@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +39,30 @@ def find_state_dict(pickled: Pickle, path: Path, part: str | None) -> dict[str, 
     Raises:
         WeightsError: there are no weights, those of several networks, or there is no such part.
     """
-    named = part and _find(pickled.content, part, 0)
-    part = None if named else part
-    tensors = _unwrap(named or pickled.content, path, 0)
+    places = {} if part is None else _places(pickled.content, part)
+    parts = {place: _unwrap(content, path, 0) for place, content in places.items()}
+    if len(parts := {place: tensors for place, tensors in parts.items() if tensors}) > 1:
+        raise _several(path, list(parts))
+    for tensors in parts.values():
+        return bare_state_dict(tensors, path, None)
+    tensors = _unwrap(pickled.content, path, 0)
     if not tensors:
         raise _no_weights(path, pickled.unknown)
     return bare_state_dict(tensors, path, part)
 
 
 def bare_state_dict(tensors: dict[str, Any], path: Path, part: str | None) -> dict[str, Any]:
-    """A state dict without counters and the prefixes of `_PREFIXES`: see `find_state_dict`."""
+    """A state dict without settings and the prefixes of `_PREFIXES`: see `find_state_dict`."""
+    tensors = _without_settings(tensors)
     if not tensors:
         raise _no_weights(path)
-    tensors = {key: tensor for key, tensor in tensors.items() if not _is_count(key)}
     bare = {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}
     if len(bare) < len(tensors):
         raise WeightsError(
             f"{path} holds some weights both with and without a prefix such as module.: "
             "save one model's state_dict"
         )
-    return _below(bare, part, path) if part else bare
+    return bare if part is None else _below(bare, part, path)
 
 
 def _no_weights(path: Path, unknown: Sequence[str] = ()) -> WeightsError:
@@ -74,13 +79,21 @@ def _no_weights(path: Path, unknown: Sequence[str] = ()) -> WeightsError:
     return WeightsError(message)
 
 
-def _find(content: Any, part: str, depth: int) -> Mapping[Any, Any] | None:
-    """The dictionary called `part`, in `content` or in a dictionary there."""
+def _places(content: Any, part: str, before: str = "", depth: int = 0) -> dict[str, Any]:
+    """The dictionaries called `part` in `content` or in dictionaries there, by their whole names.
+
+    A whole name has those of the dictionaries around before it: `nets.student`. It is a name too.
+    """
     if not isinstance(content, Mapping) or depth > _DEEPEST_WRAPPER:
-        return None
-    if isinstance(found := content.get(part), Mapping):
-        return found
-    return next(filter(None, (_find(value, part, depth + 1) for value in content.values())), None)
+        return {}
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        whole = f"{before}{name}"
+        if isinstance(value, Mapping) and f".{whole}".endswith(f".{part}"):
+            found[whole] = value
+        else:
+            found |= _places(value, part, f"{whole}.", depth + 1)
+    return found
 
 
 def _below(tensors: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
@@ -109,7 +122,7 @@ def _unwrap(content: Any, path: Path, depth: int) -> dict[str, Any]:
         average = isinstance(name, str) and is_average(name)
         if not (name == _BEFORE_AVERAGING and _MMENGINE in content):
             (averages if average else others).append(name)
-    if weights := _first(content, _AVERAGES, path, depth):
+    if count_known(weights := _first(content, _AVERAGES, path, depth)):
         return weights
     if averages and (weights := _named(content, averages, path, depth)):
         if len(beside := _networks(content, others, path, depth)) > 1:  # whose average is it?
@@ -117,7 +130,7 @@ def _unwrap(content: Any, path: Path, depth: int) -> dict[str, Any]:
         return weights
     if weights := _first(content, _WRAPPERS, path, depth):
         return weights
-    weights = {key: value for key, value in content.items() if not _is_count(key)}
+    weights = _without_settings(content)
     if all(isinstance(key, str) and _is_plain(value) for key, value in weights.items()):
         return weights
     return _named(content, others, path, depth)
@@ -194,8 +207,16 @@ def _several(path: Path, names: Sequence[Any]) -> WeightsError:
     )
 
 
-def _is_count(key: Any) -> bool:
-    return isinstance(key, str) and key.rpartition(".")[2] in _COUNTERS
+def _without_settings(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Without counters, and where keys have points without an EMA's `decay` as a tensor."""
+    layered = any("." in str(key) for key in content)
+
+    def is_setting(key: str, value: object) -> bool:
+        shape = getattr(stored_tensor(value) or value, "shape", None)
+        lone = isinstance(shape, tuple) and prod(shape) == 1
+        return key.rpartition(".")[2] in _COUNTERS or (layered and "." not in key and lone)
+
+    return {key: value for key, value in content.items() if not is_setting(str(key), value)}
 
 
 def _is_plain(value: object) -> bool:
