@@ -481,6 +481,20 @@ def test_names_that_begin_like_a_picture_are_names(
     assert [line["path"] for line in answer.lines] == names
 
 
+def test_names_that_end_in_nul_may_hold_line_ends(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `find -print0` writes them."""
+    monkeypatch.chdir(photos)
+    names = ["a\nb.png", "c\r\nd.png", "e\rf.png", "\n.png", "coffee.png"]
+    for name in names:
+        Path(name).write_bytes(Path("coffee.png").read_bytes())
+    for end in ("\0", ""):
+        monkeypatch.setattr(sys, "stdin", piped(("\0".join(names) + end).encode()))
+        answer = predict("-", "--format", "json")
+        assert [line["path"] for line in answer.lines] == names
+
+
 def test_a_list_in_utf_16_is_one_line(predict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", piped("a.png\nb.png\n".encode("utf-16")))
     answer = predict("-")

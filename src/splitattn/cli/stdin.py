@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from splitattn.cli.output import reconfigure
 from splitattn.errors import InputError
@@ -25,7 +25,7 @@ def images_given(paths: Sequence[str], passed_over: Counter[str] | None = None) 
     from splitattn.images.paths import expand
 
     picture = _picture_on_stdin() if "-" in paths else None
-    listed = sys.stdin if picture is None else ("-",)
+    listed = _listed_on_stdin() if picture is None else ("-",)
 
     def source_of(name: str) -> str | bytes:
         return name if picture is None or name != "-" else picture
@@ -61,6 +61,24 @@ def _picture_on_stdin() -> bytes | None:
     content: bytes = stream.read(DEFAULT_LIMITS.max_bytes + 1)
     _check_one_picture(content)
     return content
+
+
+def _listed_on_stdin() -> Iterable[str]:
+    """The lines of stdin; of a list with NUL after each name, the names, which may have lines."""
+    stream = getattr(sys.stdin, "buffer", None)
+    if not isinstance(stream, io.BufferedReader) or b"\0" not in stream.peek():
+        return sys.stdin
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(newline="")
+    return _ended_by_nul(sys.stdin)
+
+
+def _ended_by_nul(lines: Iterable[str]) -> Iterator[str]:
+    rest = ""
+    for line in lines:
+        *names, rest = (rest + line).split("\0")
+        yield from (f"{name}\0" for name in names)
+    yield f"{rest}\0"
 
 
 # The end of a JPEG, or the last chunk of a PNG, and right after it the start of another picture.

@@ -64,8 +64,8 @@ def expand(
         paths: files and URLs, which stand for themselves; folders, for every image file below
             them, sorted, without litter; globs (`**` too), for every file that matches, sorted; and
             `-`, for `stdin`. Links to folders are followed, and no folder is read twice.
-        stdin: lines, each with a file, a URL or a folder, or several with NUL between them. Names
-            may hold glob characters.
+        stdin: lines, each with a file, a URL or a folder, or several with NUL after each. Names
+            may hold glob characters, and before a NUL line ends.
         passed_over: counts files in folders that may be pictures, but not by their ending.
 
     A path that leads to nothing is passed on as it is, for `decode` to say what is wrong with it
