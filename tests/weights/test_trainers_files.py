@@ -192,6 +192,31 @@ def test_one_of_several_networks_is_read_by_its_name(
         read_tensors(tmp_path / "a.pth", part="pupil")
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_classifier_after_a_dropout_is_read(tmp_path: Path, prefix: str) -> None:
+    """Many scripts replace `fc` by `Sequential(Dropout, Linear)`."""
+    network = splitattn.create_model("resnest14", num_classes=5)
+    state = network.state_dict()
+    network.fc = nn.Sequential(nn.Dropout(0.5), network.fc)  # type: ignore[assignment]
+    theirs = prefixed(prefix, network.state_dict())
+    assert f"{prefix}fc.1.weight" in theirs
+    torch.save({"state_dict": theirs}, tmp_path / "a.pth")
+    found = splitattn.create_model("resnest14", weights=tmp_path / "a.pth")
+    assert_same(found.state_dict(), state)
+    theirs[f"{prefix}fc.1.weight"] = torch.zeros(5, 3)
+    torch.save({"state_dict": theirs}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=rf": {prefix}fc.1.weight has shape \(5, 3\)"):
+        splitattn.create_model("resnest14", weights=tmp_path / "a.pth")
+
+
+def test_a_classifier_of_two_layers_is_refused(tmp_path: Path) -> None:
+    network = splitattn.create_model("resnest14", num_classes=5)
+    network.fc = nn.Sequential(nn.Linear(2048, 8), nn.ReLU(), nn.Linear(8, 5))  # type: ignore[assignment]
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"4 are unexpected \(fc\.0\.weight, "):
+        splitattn.create_model("resnest14", weights=tmp_path / "a.pth")
+
+
 def test_networks_may_be_numbered(tmp_path: Path, state: State) -> None:
     teacher = {key: value + 1 for key, value in state.items()}
     torch.save({"models": {0: state, 1: teacher}}, tmp_path / "a.pth")

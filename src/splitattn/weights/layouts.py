@@ -11,7 +11,7 @@ mmdet/models/layers/res_layer.py, of which mmsegmentation has its own copy; timm
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -169,13 +169,18 @@ class KeyMapping:
     Attributes:
         layout: the names in the file.
         prefix: what comes before them, such as `backbone.`; empty or ends in a point.
+        place: the classifier's in a `Sequential` of it and a dropout, as in `fc.1.weight`; None if
+            it lies in none.
     """
 
     layout: Layout
     prefix: str
+    place: str | None = None
 
     @property
     def _classifier(self) -> str | None:
+        if self.place:
+            return f"{self.prefix}fc.{self.place}"
         # Beside the backbone: model.head.fc beside model.backbone.layer1.
         own = self.layout.classifier
         return own and f"{self.prefix.removesuffix(self.layout.prefix)}{own}"
@@ -197,11 +202,11 @@ class KeyMapping:
 
     def own(self, official: str) -> str | None:
         """The file's name of an official key, or None if it has none: the inverse of `official`."""
-        if self.layout is OFFICIAL:
-            return f"{self.prefix}{official}"
         module, _, tensor = official.rpartition(".")
         if module == "fc" and self._classifier:
             return f"{self._classifier}.{tensor}"
+        if self.layout is OFFICIAL:
+            return f"{self.prefix}{official}"
         name = _renamed(module, self.layout.modules)
         return name and f"{self.prefix}{name}.{tensor}"
 
@@ -289,7 +294,18 @@ def networks(keys: Collection[str]) -> list[KeyMapping]:
     ):
         best.setdefault(mapping.prefix, mapping)
     first, *others = best.values() or [OFFICIAL.key_mapping]
-    return [first, *(mapping for mapping in others if counts[mapping] >= _NETWORK)]
+    found = [first, *(mapping for mapping in others if counts[mapping] >= _NETWORK)]
+    return [_with_place(mapping, keys) for mapping in found]
+
+
+def _with_place(mapping: KeyMapping, keys: Collection[str]) -> KeyMapping:
+    """The mapping, with the place of the only layer of `fc` that has weights."""
+    if mapping.layout is not OFFICIAL:
+        return mapping
+    around = f"{mapping.prefix}fc."
+    places = {key.removeprefix(around).rpartition(".")[0] for key in keys if key.startswith(around)}
+    (place, *others) = places or {""}
+    return replace(mapping, place=place) if place.isdecimal() and not others else mapping
 
 
 def is_average(name: str) -> bool:
