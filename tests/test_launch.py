@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import splitattn
@@ -14,6 +15,8 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.convert import convert
 from splitattn.data.folds import Fold, split_off
 from splitattn.data.sources import open_data
+from splitattn.dense.masks import open_masked
+from splitattn.dense.open import open_annotated
 from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.opening import open_weights
 from splitattn.preprocessing import Preprocessing, center_crop
@@ -25,7 +28,7 @@ from splitattn.weights.catalogue import embedded_entry
 from splitattn.weights.metadata import read_metadata
 from splitattn.workflows import NetworkEvaluation
 from tests.data.datasets import write_image_folder
-from tests.dense.datasets import write_coco
+from tests.dense.datasets import write_coco, write_masked_splits, write_splits
 from tests.training.runs import ARCHITECTURE
 
 SMALL = ("train_size=32", "test_size=32", "batch_size=4", "epochs=1", "warmup_epochs=0")
@@ -300,10 +303,38 @@ def test_arguments_of_other_types_are_one_line(
 
 def test_the_output_is_no_part_of_the_data_set(data: Path) -> None:
     flat = data / "train"  # class folders without splits
-    for given, output in ((data, data), (flat, flat), (flat, flat / "run"), (data, flat / "run")):
+    label = next(flat.iterdir())
+    for given, output in (
+        *((data, data), (flat, flat), (flat, flat / "run"), (data, flat / "run")),
+        *((flat, label / "run"), (data, label / "new" / "run"), (data, data / "val" / "run")),
+    ):
         with pytest.raises(InputError, match="output must be a folder outside the data set"):
             splitattn.train(given, output, overrides=SMALL)
     assert {path.name for path in flat.iterdir()} == set(open_data(str(data), "train").classes)
+
+
+def test_the_output_is_no_part_of_annotated_or_unlabeled_images(tmp_path: Path) -> None:
+    boxes = write_splits(tmp_path / "boxes", train=1, val=1)
+    masks = write_masked_splits(tmp_path / "masks", train=1, val=1)
+    folders = {
+        "boxes": open_annotated(boxes, "val").images[0].parent,
+        "masks": open_masked(masks, "train").images[0].parent,
+    }
+    for data, output in (
+        *((boxes, boxes), (boxes, folders["boxes"] / "run")),
+        *((masks, masks), (masks, folders["masks"] / "a" / "run")),
+    ):
+        with pytest.raises(InputError, match="output must be a folder outside the data set"):
+            splitattn.train(data, output)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 40)).save(pictures / f"{name}.png")
+    teacher = ["teacher=resnest26_tiny"]
+    with pytest.raises(InputError, match="output must be a folder outside the data set"):
+        splitattn.train(pictures, pictures / "a" / "run", recipe="distill", overrides=teacher)
+    for folder in (boxes, masks, pictures):
+        assert not list(folder.glob("**/run"))
 
 
 def test_folds_are_for_classification(tmp_path: Path) -> None:

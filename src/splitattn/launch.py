@@ -38,6 +38,7 @@ from splitattn.dense.segmenters import (
 )
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import DataError, InputError, check_choice, check_path
+from splitattn.files import is_folder
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 from splitattn.teachers import open_teacher
@@ -324,12 +325,11 @@ def _prepared(
         yield network, task, run
 
 
-def _check_apart(output: Path, *folders: str | Path) -> None:
-    """Raise if `output` is one of the folders of the data set, or would be a class in it."""
-    *_, holds_classes = map(Path, folders)
-    if output.resolve() in (Path(folder).resolve() for folder in folders) or (
-        holds_classes.is_dir() and output.parent.resolve() == holds_classes.resolve()
-    ):
+def _check_apart(output: Path, data: str, holding: Iterable[str | Path]) -> None:
+    """Raise if `output` is the folder of the data set, or lies in one that holds images of it."""
+    place = output.resolve()
+    folders = {Path(folder).resolve() for folder in holding if is_folder(folder)}
+    if place == Path(data).resolve() or not folders.isdisjoint((place, *place.parents)):
         raise InputError(
             f"output must be a folder outside the data set, got {output}, which would be taken for "
             "a part of it"
@@ -403,13 +403,14 @@ class DataSettings:
             InputError: the output would become a part of it.
         """
         train = open_data(self.data, "train", self.class_names)
-        _check_apart(self.output, self.data, train.origin)
+        _check_apart(self.output, self.data, [train.origin])
         if self.fold:
             return split_off(train, self.fold, seed=seed)
         try:
             val = open_data(self.data, "val", self.class_names)
         except MissingSplitError:
             val = train
+        _check_apart(self.output, self.data, [val.origin])
         if val.origin != train.origin:
             return train, val
         logger.warning("no validation split in %s: a fifth of each class serves", self.data)
@@ -461,6 +462,8 @@ def _distillation(
     train, val = open_for_teacher(
         dataset.data, teacher.classes, dataset.class_names, seed=recipe.seed
     )
+    # Of images without labels the whole folder counts.
+    _check_apart(dataset.output, dataset.data, [dataset.data])
     task = Distillation(
         model=model,
         train=train,
@@ -494,6 +497,8 @@ def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.devic
     require("training a detector", "faster_coco_eval", "torchvision")
     train = open_annotated(dataset.data, "train")
     val = check_same_classes(train, open_annotated(dataset.data, "val"))
+    holding = {image.parent for image in (*train.images, *val.images)}
+    _check_apart(dataset.output, dataset.data, holding)
     task: Detection
     if masks:
         task = Instances(model=model, head=head, train=with_outlines(train), val=with_outlines(val))
@@ -521,6 +526,8 @@ def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.de
     require("training a segmenter", "torchvision")
     train = open_masked(dataset.data, "train")
     val = open_masked(dataset.data, "val")
+    holding = {image.parent for image in (*train.images, *val.images)}
+    _check_apart(dataset.output, dataset.data, holding)
 
     def build(weights: str | Path | None) -> nn.Module:
         found = None if weights is None else resolve(model, weights)
