@@ -8,7 +8,9 @@ import torch
 
 from splitattn.create import create_model
 from splitattn.errors import InputError, WeightsError
-from splitattn.images.preprocess import normalize
+from splitattn.features import FeatureExtractor
+from splitattn.images.preprocess import load_pixels, normalize
+from splitattn.images.samples import sample_photographs
 from splitattn.opening import open_network, open_weights
 from splitattn.preprocessing import InputSizeWarning
 from splitattn.weights.checkpoint import write_checkpoint
@@ -74,6 +76,21 @@ def test_weights_that_cannot_label_photographs_are_refused(
         with pytest.raises(WeightsError, match=complaint) as raised:
             use(weights=path)
         assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("num_classes", [0, 1, 5])
+def test_features_need_no_classifier_that_labels(num_classes: int, tmp_path: Path) -> None:
+    model = create_model("resnest14", num_classes=num_classes).eval()
+    path = tmp_path / "odd.safetensors"
+    metadata = ModelMetadata(model="resnest14", classes=CLASSES, preprocessing=PREPROCESSING)
+    write_checkpoint(path, model.state_dict(), metadata)
+    extractor = FeatureExtractor(weights=path, engine="onnxruntime")
+    pixels = load_pixels(sample_photographs()[0], PREPROCESSING)[None]
+    with torch.no_grad():
+        images = torch.from_numpy(normalize(pixels, PREPROCESSING))
+        expected = model.forward_head(model.forward_features(images), pre_logits=True)
+    (found,) = extractor.features(pixels)
+    np.testing.assert_allclose(found, expected[0], atol=1e-5)
 
 
 def test_one_output_with_a_sigmoid_labels_photographs(tmp_path: Path) -> None:

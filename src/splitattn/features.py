@@ -17,7 +17,7 @@ from splitattn.images.decode import ImageSource, name_of
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.loading import Decoding, LazySource, map_images
 from splitattn.images.preprocess import Pixels
-from splitattn.opening import FileState, open_weights
+from splitattn.opening import FileState, open_body
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.download import Progress
 
@@ -32,7 +32,7 @@ class FeatureExtractor:
     Args:
         model, weights, device, engine, decoding, white_level, limits, progress: see `Classifier`.
             Exported files have no features.
-        unchanged: see `open_weights`.
+        unchanged: see `opening.open_weights`.
 
     Attributes:
         model, weights: what was chosen.
@@ -56,11 +56,11 @@ class FeatureExtractor:
         progress: Progress | None = None,
         unchanged: FileState | None = None,
     ) -> None:
-        trained = open_weights(model, weights, progress=progress, unchanged=unchanged)
+        trained = open_body(model, weights, progress=progress, unchanged=unchanged)
         self.model, self.weights = trained.metadata.model, trained.weights
         own = trained.metadata.preprocessing
         self.preprocessing = own if white_level is None else replace(own, white_level=white_level)
-        self.engine = trained.without_classifier().load(engine, device)
+        self.engine = trained.load(engine, device)
         self._decoding = decoding
         self._limits = limits
 

@@ -228,6 +228,49 @@ def open_weights(
             classifier, or nothing says how images of their channels are prepared; or they have
             changed.
     """
+    trained = _open_trained(model, weights, progress, unchanged)
+    assert trained.file is not None
+    path = trained.file.path
+    outputs = len(trained.tensors.get(HEAD[1], ()))
+    if not outputs:
+        raise WeightsError(
+            f"{path} has no classifier, so it cannot label images: fine-tune it first, or name "
+            "other weights"
+        )
+    if outputs == 1 and trained.metadata.activation == "softmax":
+        raise WeightsError(
+            f"{path} has one output, whose softmax is always 1: train two classes, or, if its "
+            'sigmoid is meant, save_pretrained it with ModelMetadata(activation="sigmoid", ...)'
+        )
+    if len(trained.metadata.classes) != outputs:
+        raise WeightsError(
+            f"{path} must name each of its {outputs} classes, it names "
+            f"{len(trained.metadata.classes)}; write the file again"
+        )
+    return trained
+
+
+def open_body(
+    model: str | None = None,
+    weights: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    unchanged: FileState | None = None,
+) -> TrainedNetwork:
+    """As `open_weights`, but without the classifier, which the weights need not have.
+
+    Raises:
+        InputError, WeightsError: see `open_weights`.
+    """
+    return _open_trained(model, weights, progress, unchanged).without_classifier()
+
+
+def _open_trained(
+    model: str | None,
+    weights: str | Path | None,
+    progress: Progress | None,
+    unchanged: FileState | None,
+) -> TrainedNetwork:
     resolved = resolve(model, weights, progress=progress)
     file = FileState.of(resolved.path)
     if unchanged not in (None, file):
@@ -239,18 +282,7 @@ def open_weights(
     if checkpoint.metadata and checkpoint.metadata.task != TASK:
         raise _labels_nothing(resolved.path, checkpoint.metadata.task)
     found = check_fits(checkpoint, resolved.model)
-    if not found.num_classes:
-        raise WeightsError(
-            f"{resolved.path} has no classifier, so it cannot label images: fine-tune it first, or "
-            "name other weights"
-        )
     own = checkpoint.metadata
-    activation = own.activation if own else "softmax"
-    if found.num_classes == 1 and activation == "softmax":
-        raise WeightsError(
-            f"{resolved.path} has one output, whose softmax is always 1: train two classes, or, if "
-            'its sigmoid is meant, save_pretrained it with ModelMetadata(activation="sigmoid", ...)'
-        )
     channels = resolved.preprocessing.channels
     if found.in_chans != channels:
         raise WeightsError(
@@ -259,11 +291,6 @@ def open_weights(
             "metadata (save_pretrained)"
         )
     classes = resolved.classes or tuple(map(str, range(found.num_classes)))
-    if len(classes) != found.num_classes:
-        raise WeightsError(
-            f"{resolved.path} must name each of its {found.num_classes} classes, it names "
-            f"{len(classes)}; write the file again"
-        )
     return TrainedNetwork(
         architecture=architecture(resolved.model),
         tensors=checkpoint.tensors,
@@ -276,7 +303,7 @@ def open_weights(
             recipe=own.recipe if own else {},
             metrics=own.metrics if own else {},
             origin=own.origin if own else {},
-            activation=activation,
+            activation=own.activation if own else "softmax",
         ),
     )
 
