@@ -237,6 +237,8 @@ def test_whole_numbers_are_no_weights(
         ({"in_chans": 0}, "in_chans must be at least 1, got 0"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and below 1"),
+        ({"drop_path": "0.1"}, "drop_path must be a number, got '0.1'"),
+        ({"dropout": [0.1]}, r"dropout must be a number, got \[0.1\]"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
     ],
 )

@@ -290,6 +290,10 @@ def test_a_run_is_evaluated_on_the_images_that_it_kept(
         ({"workers": "2"}, "workers must be a whole number, got '2'"),
         ({"device": 0}, "device must be a name, got 0; did you mean 'cuda:0'"),
         ({"weights": 5}, "weights must be a name or a path, got 5"),
+        ({"fold": 5}, "a fold must be K/N, such as 1/5, got 5"),
+        ({"on_epoch": 5}, "on_epoch must be a function, got 5"),
+        ({"loggers": 5}, "loggers must be a list of objects with add and close, got 5"),
+        ({"loggers": ["mlflow"]}, r"objects with add and close, got \['mlflow'\]"),
     ],
 )
 def test_arguments_of_other_types_are_one_line(

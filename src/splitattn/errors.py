@@ -4,7 +4,7 @@ Every error that bad input can cause is an :class:`InputError` whose message is 
 the value that came, and what to do. The command line prints that line and nothing else.
 """
 
-from numbers import Integral
+from numbers import Integral, Real
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,18 @@ def check_path(what: str, value: object) -> None:
     """Raise `InputError` unless `value` can be a path or a name."""
     if not isinstance(value, str | PathLike):
         raise InputError(f"{what} must be a name or a path, got {value!r:.60}")
+
+
+def check_number(what: str, value: object) -> None:
+    """Raise `InputError` unless `value` is a number."""
+    if not isinstance(value, Real):
+        raise InputError(f"{what} must be a number, got {value!r:.60}")
+
+
+def check_callable(what: str, value: object) -> None:
+    """Raise `InputError` unless `value` can be called."""
+    if not callable(value):
+        raise InputError(f"{what} must be a function, got {value!r:.60}")
 
 
 def check_whole(what: str, value: object, *, least: int) -> None:

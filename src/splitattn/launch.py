@@ -37,7 +37,7 @@ from splitattn.dense.segmenters import (
     find_segmentation_head,
 )
 from splitattn.engines.pytorch import choose_device
-from splitattn.errors import DataError, InputError, check_choice, check_path
+from splitattn.errors import DataError, InputError, check_callable, check_choice, check_path
 from splitattn.files import is_folder
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
@@ -46,7 +46,7 @@ from splitattn.training import loop
 from splitattn.training.classification import Classification
 from splitattn.training.distillation import Distillation
 from splitattn.training.image_task import ImageTask
-from splitattn.training.log import Logger
+from splitattn.training.log import Logger, check_loggers
 from splitattn.training.multi_label import MultiLabel
 from splitattn.training.range_test import RangeTest, range_test
 from splitattn.training.recipe_files import default_model, load_recipe
@@ -165,6 +165,9 @@ def train(
         WeightsError: the weights cannot be had or do not fit the model.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
+    for name, told in (("on_step", on_step), ("on_epoch", on_epoch), ("on_measured", on_measured)):
+        check_callable(name, told)
+    loggers = check_loggers(loggers)
     with _prepared(
         data,
         output,
@@ -231,6 +234,7 @@ def find_learning_rate(
     Raises:
         InputError, DataError, WeightsError: see `train`.
     """
+    check_callable("on_step", on_step)
     with _prepared(
         data,
         output,

@@ -36,13 +36,13 @@ class Fold:
         return f"{self.number}/{self.of}"
 
     @classmethod
-    def parse(cls, text: str) -> "Fold":
+    def parse(cls, text: object) -> "Fold":
         """The fold that `text` means, such as "1/5".
 
         Raises:
             InputError: it means none.
         """
-        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        found = isinstance(text, str) and re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         if not found:
             raise InputError(f"a fold must be K/N, such as 1/5, got {text!r:.60}")
         return cls(number=int(found[1]), of=int(found[2]))

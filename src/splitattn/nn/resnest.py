@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from splitattn.architectures import Architecture, Dilation
-from splitattn.errors import InputError, check_whole
+from splitattn.errors import InputError, check_number, check_whole
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.drop_block import DropBlock2d
 from splitattn.nn.freezing import Freezable, freeze
@@ -242,6 +242,7 @@ class ResNeSt(Staged):
             ("drop_block", drop_block),
             ("dropout", dropout),
         ):
+            check_number(name, share)
             if not 0 <= share < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, got {share}")
 

@@ -6,7 +6,7 @@ of the 3x3 convolution are ordered radix, then cardinal group, then channel with
 
 from torch import Tensor, nn
 
-from splitattn.errors import InputError
+from splitattn.errors import InputError, check_whole
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.blending import blend, pool
 
@@ -39,7 +39,8 @@ class SplitAttention2d(nn.Module):
             least as part of the blend; None leaves the pooling out.
 
     Raises:
-        InputError: the channels cannot be divided among the groups, or the kernel is even.
+        InputError: a number is no whole number from 1, the channels cannot be divided among the
+            groups, or the kernel is even.
 
     Input (B, in_channels, H, W), output (B, out_channels, H / stride, W / stride), each side again
     divided by `pool_stride`, in the input's memory format.
@@ -59,10 +60,13 @@ class SplitAttention2d(nn.Module):
         pool_stride: int | None = None,
     ) -> None:
         super().__init__()
-        if radix < 1 or cardinality < 1:
-            raise InputError(
-                f"radix and cardinality must be at least 1, got {radix} and {cardinality}"
-            )
+        for name, number in (
+            *(("in_channels", in_channels), ("out_channels", out_channels)),
+            *(("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)),
+            *(("radix", radix), ("cardinality", cardinality), ("reduction", reduction)),
+            *(() if pool_stride is None else (("pool_stride", pool_stride),)),
+        ):
+            check_whole(name, number, least=1)
         if kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd, got {kernel_size}")
         attention_channels = max(in_channels * radix // reduction, 32)

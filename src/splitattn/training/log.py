@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from splitattn.errors import one_line
+from splitattn.errors import InputError, one_line
 from splitattn.files import is_utf8, replacing
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,21 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """The training ends, finished or not."""
+
+
+def check_loggers(loggers: object) -> list[Logger]:
+    """`loggers` as a list.
+
+    Raises:
+        InputError: they are no loggers.
+    """
+    found: list[Any] = list(loggers) if isinstance(loggers, Iterable) else [None]
+    for each in found:
+        if not all(callable(getattr(each, name, None)) for name in ("add", "close")):
+            raise InputError(
+                f"loggers must be a list of objects with add and close, got {loggers!r:.60}"
+            )
+    return found
 
 
 class MLflow:
