@@ -37,6 +37,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("call", "line"),
     [
         ("modles", "no such command 'modles'. Did you mean 'models'[?]; see splitattn --help"),
+        ("--device cpu predict photo.png", "--device; options follow the verb, as in splitattn pr"),
+        ("predict photo.png --class-maps maps --weights a.pt", "--class-maps .* got a.pt: no such"),
+        ("predict photo.png --score 0.5 --weights a.pt", "need a detector's .* got a.pt: no such"),
         ("predict", "predict needs images, got none; name files, folders, globs or URLs"),
         ("predict photo.png --top-k 3", "no such option: --top-k .*--topk.*splitattn predict --h"),
         ("predict photo.png --topk five", "'--topk': 'five' is not a valid int"),

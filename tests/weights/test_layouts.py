@@ -291,7 +291,7 @@ def test_one_shape_changed_is_told_with_both(key_mapping: KeyMapping) -> None:
 def test_another_models_file_is_told_with_its_name(layout: Layout) -> None:
     message = refusal(own_shapes("resnest50", layout.key_mapping), "resnest26")
     # And not with that of resnest50_fast_2s1x64d, which has the same shapes: it cannot be that.
-    assert message.endswith("it is a checkpoint of resnest50: name that model")
+    assert message.endswith("it is a checkpoint of resnest50: name that model (--model)")
     some = layout.key_mapping.own("layer1.2.conv1.weight")
     assert f"unexpected ({some}, " in message
 

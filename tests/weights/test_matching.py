@@ -39,7 +39,7 @@ def test_batch_counters_may_be_missing() -> None:
 def test_a_checkpoint_of_another_model_is_told_with_its_name() -> None:
     message = refusal(shapes_of("resnest101"), "resnest50")
     assert "unexpected (layer3.6.conv1.weight, layer3.6.bn1.weight, layer3.6.bn1.bias)" in message
-    assert message.endswith("it is a checkpoint of resnest101: name that model")
+    assert message.endswith("it is a checkpoint of resnest101: name that model (--model)")
     assert "of 476 keys are missing" in refusal(shapes_of("resnest26"), "resnest50")
 
 

@@ -85,6 +85,8 @@ def with_our_name(message: str, verb: str) -> str:
     for names, ours in _ELSEWHERE.get(verb, {}).items():
         if unknown[2] in names:
             return f"{unknown[1]}; {ours}"
+    if not verb and message.startswith("no such option"):
+        message += "; options follow the verb, as in splitattn predict photo.jpg --device cpu"
     if verb == "train":
         message += "; fields of the recipe are changed by --set, such as --set epochs=20"
     return message

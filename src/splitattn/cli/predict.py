@@ -27,7 +27,7 @@ from splitattn.cli.options import (
 )
 from splitattn.cli.output import check_output, json_line, say, writing
 from splitattn.errors import ImageError, InputError, one_line
-from splitattn.files import is_file
+from splitattn.files import exists, is_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -156,9 +156,9 @@ def predict(
                     f"{option} is for classification, {weights} is for {task}: leave it out"
                 )
         if task != "detection" and (score is not None or iou is not None):
-            raise InputError("--score and --iou need a detector's weights: name them")
+            raise InputError(f"--score and --iou need a detector's weights{_instead(weights)}")
         if task != "segmentation" and class_maps_folder is not None:
-            raise InputError("--class-maps needs a segmenter's weights: name them")
+            raise InputError(f"--class-maps needs a segmenter's weights{_instead(weights)}")
         how: dict[str, Any] = {"engine": engine, "device": device, "decoding": decode.value}
         if task == "detection":
             found = boxes.opened(str(weights), **how, score=score, iou=iou)
@@ -214,6 +214,13 @@ def predict(
         say(f"pictures that could not be drawn: {undrawn}")
     if failed or undrawn:
         raise typer.Exit(1)
+
+
+def _instead(weights: str | None) -> str:
+    """What came in place of weights for the task, and what to do."""
+    if weights is None:
+        return ": name them (--weights)"
+    return f", got {weights}" + ("" if exists(weights) else ": no such file or folder")
 
 
 def _opened(

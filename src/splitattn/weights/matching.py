@@ -97,7 +97,7 @@ def check_match(
     if any(map(is_deformable, unexpected)):
         advice = "it has deformable convolutions (DCN), which no model here has"
     elif fitting:
-        advice = f"it is a checkpoint of {' or '.join(fitting)}: name that model"
+        advice = f"it is a checkpoint of {' or '.join(fitting)}: name that model (--model)"
     else:
         advice = "get weights of this model"
     raise WeightsError(f"{origin} does not fit {model}: {', '.join(faults)}; {advice}")

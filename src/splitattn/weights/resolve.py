@@ -93,7 +93,7 @@ def resolve(
         if tagged:
             raise WeightsError(
                 f"{len(tagged)} models have weights called {weights!r}: name the model, "
-                f"for example {tagged[0].model}"
+                f"for example --model {tagged[0].model}"
             )
     path = Path(weights)
     if not exists(path):
@@ -147,7 +147,9 @@ def _resolve_file(path: Path, model: str | None) -> ResolvedWeights:
     if not is_safetensors(path):
         check_begins_as_weights(path)
     if model is None:
-        raise WeightsError(f"{path} does not say which model it belongs to: name the model")
+        raise WeightsError(
+            f"{path} does not say which model it belongs to: name the model (--model)"
+        )
     return ResolvedWeights(
         path=path,
         model=model,
@@ -164,4 +166,4 @@ def check_owner(path: Path, owner: str, model: str | None) -> None:
         WeightsError: it does.
     """
     if model is not None and split_name(model)[0] != split_name(owner)[0]:
-        raise WeightsError(f"{path} belongs to {owner}, not to {model}: name that model")
+        raise WeightsError(f"{path} belongs to {owner}, not to {model}: name that model (--model)")
