@@ -115,7 +115,7 @@ def test_a_full_disk_behind_stderr_ends_no_training(monkeypatch: pytest.MonkeyPa
 
 def test_an_export_counts_images_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = on_terminal(monkeypatch, 80)
-    with exporting(shown=True) as (begin, count):
+    with exporting() as (begin, count):
         begin("quantizing, about a minute")
         for _ in range(3):
             count(1, 300)
@@ -123,6 +123,14 @@ def test_an_export_counts_images_of_how_many(monkeypatch: pytest.MonkeyPatch) ->
     text = "\n".join(lines_of(screen))
     assert "0/?" not in text
     assert re.search(r"quantizing, about a minute .* 3/300 images", text)
+
+
+def test_an_export_has_a_line_for_each_step_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with exporting() as (begin, count):
+        begin("writing")
+        assert capsys.readouterr().err == "writing\n"
+        count(1, 300)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,9 @@ def test_a_learning_rate_is_suggested_and_nothing_trained(
     data = write_image_folder(tmp_path / "data", train=6, val=2)
     output = tmp_path / "out"
     assert run("train", data, "--output", output, *SMALL, "--find-lr") == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    lines = r"(step 1?1 of 12 at most: rate \d\.\de[+-]\d\d, loss \d+\.\d{3}\n)+"
+    assert re.fullmatch(lines, err), err
     assert out.startswith("--set learning_rate=")
     assert out.endswith(f"lowest loss, see {output / 'learning_rate.png'}\n")
     rate = float(out.split()[1].removeprefix("learning_rate="))

@@ -212,7 +212,8 @@ def test_the_command_line_writes_cards(tmp_path: Path, path: Path) -> None:
     assert printed.exit_code == 0
     assert printed.stdout == model_card(written, license="MIT")
     output = tmp_path / "README.md"
-    assert run(str(written), "--output", str(output)).stdout == ""
+    told = run(str(written), "--output", str(output))
+    assert (told.stdout, told.stderr) == ("", f"{output}: the model card of {written}\n")
     assert output.read_text("utf-8") == model_card(written)
     assert run(embedded_entry().name).stdout == model_card(local_path(embedded_entry()))
     for wrong in ([str(tmp_path / "missing.pth")], ["resnest51"], [str(path), "--license", "a b"]):

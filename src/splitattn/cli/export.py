@@ -1,6 +1,5 @@
 """`splitattn export`: a network becomes a file for another engine."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +68,7 @@ def export(
     try:
         with (
             downloading() as progress,
-            exporting(shown=sys.stderr.isatty()) as (on_step, on_images),
+            exporting() as (on_step, on_images),
         ):
             report = write(
                 output,

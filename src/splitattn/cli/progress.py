@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from splitattn.cli.output import say
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -134,11 +136,12 @@ def starting(what: str, *, shown: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def exporting(*, shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """What is being done, and a bar where images are counted: for `export`."""
+def exporting() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """What is being done, and a bar where images are counted; in a file, a line for each step."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    watched = sys.stderr.isatty()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
@@ -146,11 +149,13 @@ def exporting(*, shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not shown,
+        disable=not watched,
     )
     task = bar.add_task("opening the network", total=None, counts="")
 
     def begin(step: str) -> None:
+        if not watched:
+            say(step)
         bar.reset(task, total=None, description=step, counts="")
 
     def count(more: int, total: int) -> None:

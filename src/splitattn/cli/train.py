@@ -2,13 +2,18 @@
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from splitattn.cli.options import ClassNames, Device
+from splitattn.cli.output import say
+
+if TYPE_CHECKING:
+    from splitattn.training.task import Step
 
 
 def train(
@@ -143,6 +148,8 @@ def train(
     }
     with training_progress(shown=first) as (on_step, on_epoch, on_measured):
         if find_lr:
+            if first and not sys.stderr.isatty():
+                on_step = _say_rate
             found = launch.find_learning_rate(data, output, **arguments, on_step=on_step)
         else:
             result = launch.train(
@@ -162,3 +169,10 @@ def train(
         )
     elif first:
         typer.echo(f"{result.weights}: {result.summary}; {result.report} shows how")
+
+
+def _say_rate(step: "Step") -> None:
+    """A line for the first of ten steps of `--find-lr`, for a file."""
+    if step.step % 10 == 0:
+        rate, loss = step.learning_rate, step.figures["loss"]
+        say(f"step {step.step + 1} of {step.steps} at most: rate {rate:.1e}, loss {loss:.3f}")

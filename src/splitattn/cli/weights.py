@@ -155,6 +155,7 @@ def card(
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error
+    say(f"{output}: the model card of {found}")
 
 
 def _partly_known(entry: WeightsEntry) -> str:
