@@ -552,7 +552,9 @@ def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -
         ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
         ({"workers": 0}, r"workers must be at least 1, got 0"),
         ({"topk": "5"}, r"topk must be a whole number, got '5'"),
-        ({"features": True, "weights": "exported.onnx"}, r"exported\.onnx is not a weights file"),
+        ({"most_errors": "0.1"}, r"most_errors must be a number, got '0.1'"),
+        ({"on_shard": 5}, r"on_shard must be a function, got 5"),
+        ({"features": True, "weights": "exported.onnx"}, r"exported\.onnx .* gives no features"),
         ({"weights": "exported.onnx", "engine": "openvino"}, r"runs in engine onnxruntime, got"),
     ],
 )
@@ -726,7 +728,7 @@ def test_the_command_line_tells_what_came_of_it(
         main(arguments)
     assert ended.value.code == 1  # one is broken
     out, err = capsys.readouterr()
-    assert out.startswith(f"{tmp_path}/out: 11 images in 2 parts, 1 errors, ")
+    assert out.startswith(f"{tmp_path}/out: 11 images in 2 parts, 1 error, ")
     assert "2/2 parts  11 images  1 errors" in err
 
 

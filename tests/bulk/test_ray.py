@@ -76,7 +76,7 @@ def test_a_client_of_a_cluster_labels_as_predict_does(
     with pytest.raises(SystemExit) as ended:
         main(["bulk", str(photos), str(target), f"--cluster={addresses['client']}", *options])
     assert ended.value.code == 1  # one is broken
-    assert "11 images in 4 parts, 1 errors" in capsys.readouterr().out
+    assert "11 images in 4 parts, 1 error," in capsys.readouterr().out
     assert_labeled_as_by_predict(rows_at(target), str(photos), photos)
     assert sum(row["features"] is not None for row in rows_at(target)) == 10
 

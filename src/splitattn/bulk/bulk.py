@@ -30,11 +30,19 @@ from splitattn.bulk.plan import (
 from splitattn.bulk.shards import check_errors
 from splitattn.bulk.stores import Store, absolute_address, open_store
 from splitattn.bulk.summary import BulkReport, Totals, page
-from splitattn.errors import DataError, InputError, check_whole
+from splitattn.engines.table import file_engine
+from splitattn.errors import (
+    DataError,
+    InputError,
+    WeightsError,
+    check_callable,
+    check_number,
+    check_whole,
+)
 from splitattn.files import exists
 from splitattn.images.loading import Decoding, check_decoding
 from splitattn.libraries import require
-from splitattn.opening import open_network, open_weights
+from splitattn.opening import open_network
 
 _READERS = 16  # of the footers of parts, each of which is a wait for the store
 
@@ -102,6 +110,9 @@ def label_bulk(
     for name, number in numbers.items():
         if number is not None:
             check_whole(name, number, least=1)
+    for name, told in (("on_listed", on_listed), ("on_shard", on_shard)):
+        check_callable(name, told)
+    check_number("most_errors", most_errors)
     if not 0 <= most_errors <= 1:
         raise InputError(f"most_errors must be from 0 to 1, got {most_errors}")
     if not str(source) or not str(target):  # not the current folder: a variable may be empty
@@ -169,8 +180,11 @@ def _network(
         InputError, WeightsError: see `Classifier`; or it has no features and they are asked for.
     """
     opened = open_network(model, weights, engine=engine)
-    if features:
-        open_weights(model, weights)  # exported files have none
+    if features and weights is not None and file_engine(weights):
+        raise WeightsError(
+            f"{weights} is an exported network, which gives no features: name the weights that it "
+            "was exported from"
+        )
     return {
         "model": opened.model,
         "weights": hash_of_weights(model, weights),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.options import Engine, Model, Weights, Workers
-from splitattn.cli.output import say
+from splitattn.cli.output import counted, say
 
 if TYPE_CHECKING:
     from splitattn.bulk.summary import BulkReport
@@ -94,6 +94,7 @@ def summary_text(target: str, report: "BulkReport") -> str:
     """One line for people and logs."""
     pace = f", {report.rate:.1f} images/s" if report.labeled_now else ""
     return (
-        f"{target}: {report.images:,} images in {report.shards:,} parts, {report.errors:,} errors"
+        f"{target}: {counted(report.images, 'image')} in {counted(report.shards, 'part')}, "
+        f"{counted(report.errors, 'error')}"
         f"{pace}; see summary.html there"
     )

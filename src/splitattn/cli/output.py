@@ -68,6 +68,11 @@ def write_output(text: str, output: Path | None, option: str = "--output") -> No
         write(text)
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things in words: "1 part", "1,200 parts"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def say(text: str) -> None:
     """Print a line on stderr, if it takes any: nobody's results depend on it."""
     with suppress(OSError):
