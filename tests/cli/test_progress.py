@@ -141,6 +141,18 @@ def test_a_word_is_there_at_once_and_goes(shown: bool, monkeypatch: pytest.Monke
     assert screen.getvalue() == ("starting ...\r\x1b[2K" if shown else "")
 
 
+def shard(labeled: int, errors: int = 0) -> ShardReport:
+    return ShardReport(
+        number=0,
+        images=labeled,
+        labeled=labeled,
+        errors=errors,
+        classes={},
+        error_kinds={},
+        examples=[],
+    )
+
+
 @pytest.mark.parametrize("watched", [True, False])
 def test_shards_have_a_rate_and_a_time_left(
     watched: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -155,20 +167,32 @@ def test_shards_have_a_rate_and_a_time_left(
         # A shard each few minutes, and the last one smaller; listing took an hour and counts not.
         for labeled, errors, now in ((1000, 3, 3700.0), (1000, 0, 3900.0), (500, 1, 3950.0)):
             clock.now = now
-            report = ShardReport(
-                number=0,
-                images=labeled,
-                labeled=labeled,
-                errors=errors,
-                classes={},
-                error_kinds={},
-                examples=[],
-            )
-            on_shard(report, 3)
+            on_shard(shard(labeled, errors), 3)
     text = "\n".join(lines_of(screen)) if screen else capsys.readouterr().err
     assert ("1,000 images listed" in text) == watched
-    assert list(dict.fromkeys(re.findall(r"\d/3 parts.*left", text))) == [
-        "1/3 parts  1,000 images  3 errors  10.0/s  0:03:20 left",
+    assert list(dict.fromkeys(re.findall(r"\d/3 parts.*/s(?:  .* left)?", text))) == [
+        "1/3 parts  1,000 images  3 errors  10.0/s",
         "2/3 parts  2,000 images  3 errors  6.7/s  0:02:30 left",
         "3/3 parts  2,500 images  4 errors  7.1/s  0:00:00 left",
     ]
+
+
+def test_the_time_left_is_not_a_multiple_of_what_many_workers_need(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sixteen workers, each with a shard every hundred seconds, more or less."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    ends = sorted(100.0 * round_ + 90 + worker for round_ in range(10) for worker in range(16))
+    with shards_progress() as (on_listed, on_shard):
+        on_listed(160_000)
+        for clock.now in ends:
+            on_shard(shard(1000), len(ends))
+    lines = capsys.readouterr().err.splitlines()
+    assert not any("left" in line for line in lines[:16])
+    assert all("left" in line for line in lines[16:])
+    for line, now in zip(lines[16:], ends[16:], strict=True):
+        (hours, minutes, seconds) = map(int, line.split()[-2].split(":"))
+        left = 3600 * hours + 60 * minutes + seconds
+        # Shards in progress do not count, so one of them is the error.
+        assert (ends[-1] - now) / 2 - 100 <= left <= 2 * (ends[-1] - now) + 100, line

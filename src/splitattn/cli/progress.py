@@ -227,6 +227,7 @@ def shards_progress() -> Iterator[
     task = bar.add_task("", total=None, counts="opening the network")
     begun = time.monotonic()
     done = images = errors = 0
+    first: float | None = None  # seconds until the first shard is done
 
     def on_listed(count: int) -> None:
         nonlocal begun
@@ -234,15 +235,19 @@ def shards_progress() -> Iterator[
         bar.update(task, counts=f"{count:,} images listed")
 
     def on_shard(shard: "ShardReport", shards: int) -> None:
-        nonlocal done, images, errors
+        nonlocal done, images, errors, first
         done, images, errors = done + 1, images + shard.labeled, errors + shard.errors
         seconds = max(time.monotonic() - begun, 0.001)
-        # Rich's own time left looks back 30 seconds, in which there may be no shard.
-        left = timedelta(seconds=round(seconds / done * (shards - done)))
+        first = first or seconds
         counts = (
             f"{done:,}/{shards:,} parts  {images:,} images  {errors:,} errors  "
-            f"{images / seconds:.1f}/s  {left} left"
+            f"{images / seconds:.1f}/s"
         )
+        # Of many workers' first shards, one comes long before its share of the time is over. Rich's
+        # own time left looks back 30 seconds, in which there may be no shard.
+        if seconds >= 2 * first:
+            left = timedelta(seconds=round(seconds / done * (shards - done)))
+            counts += f"  {left} left"
         bar.update(task, total=shards, completed=done, counts=counts)
         if not watched:
             console.print(counts, soft_wrap=True)
