@@ -178,6 +178,9 @@ class Raster:
         """Raise if more values are negative, or more so, than resizing makes of black."""
         if self._type.kind in "bu":  # these cannot be
             return
+        lowest = min(self._values(box)[..., channels].min() for box in tiles(*self.size))
+        if lowest >= 0:  # as nearly always
+            return
         brightest = max(self._brightest(channels), 0.0)
         for below, share in _UNDERSHOOTS:
             darker = sum(
