@@ -561,16 +561,24 @@ def bulk() -> str:
     report = read("bulk")
     rates, faults = report["rates"], report["faults"]
     predict, where = rates["predict"], report["environment"]
-    lines = ["| | images/s | of `predict` (range) | of `predict`, by processor time |"]
-    lines += ["|---|---:|---:|---:|"]
+    lines = [
+        "| | images/s | of `predict` (range) | on the cores that the store leaves (range) "
+        "| by processor time |"
+    ]
+    lines += ["|---|---:|---:|---:|---:|"]
     for name in ("predict", "files", "bucket"):
-        rows = rates[name]
-        rate = statistics.median(rates["images"] / row["seconds"] for row in rows)
-        pairs = list(zip(predict, rows, strict=True))
-        shares = [plain["seconds"] / ours["seconds"] for plain, ours in pairs]
+        pairs = list(zip(predict, rates[name], strict=True))
+        rate = statistics.median(rates["images"] / ours["seconds"] for _, ours in pairs)
+        clock = [plain["seconds"] / ours["seconds"] for plain, ours in pairs]
+        left = [
+            share / _share_left(ours, where) for share, (_, ours) in zip(clock, pairs, strict=True)
+        ]
         busy = statistics.median(plain["busy"] / ours["busy"] for plain, ours in pairs)
-        spread_of = f"{statistics.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})"
-        lines.append(_line((name, f"{rate:.0f}", spread_of, f"{busy:.2f}")))
+        spreads = (
+            f"{statistics.median(shares):.2f} ({min(shares):.2f}-{max(shares):.2f})"
+            for shares in (clock, left)
+        )
+        lines.append(_line((name, f"{rate:.0f}", *spreads, f"{busy:.2f}")))
     killed, memory = faults["killed"], report["peak_memory_of_listing"]
     listing = "; ".join(
         f"{place}, "
@@ -579,8 +587,9 @@ def bulk() -> str:
     )
     lines += [
         "",
-        f"{rates['images']:,} photographs, n = {len(predict)} in turns; the bucket is served on "
-        "the same cores, and that time is left out of its processor time. After "
+        f"{rates['images']:,} photographs, n = {len(predict)} in turns. The store of the bucket "
+        "runs on the same cores: the second column counts it in, the third takes what it uses from "
+        "the cores, and the fourth compares the processor time of the commands alone. After "
         f"{killed['worker']} kills of a worker and {killed['driver']} of the driver, with "
         f"{faults['refused']:,} of {faults['requests']:,} requests answered 503: "
         f"{faults['rows']:,} rows of {report['photographs']:,} photographs, "
@@ -590,6 +599,81 @@ def bulk() -> str:
         f"{_origin(where, 'openvino')}.",
     ]
     return "\n".join(lines)
+
+
+def _share_left(row: Row, where: Row) -> float:
+    """The share of all cores that the store of a bucket left, while a command ran."""
+    share: float = 1 - row["busy_of_bucket"] / row["seconds"] / where["cores"]
+    return share
+
+
+# What `bulk_costs` assumes: a plan, prices in $, and the seconds of a page of a listing.
+PHOTOGRAPHS, CORES, PART, PAGE = 100_000_000, 64, 10_000, 1_000
+CORE_HOUR, THOUSAND_GETS, THOUSAND_LISTS = 0.05, 0.0004, 0.005
+LIST_SECONDS = 0.15
+
+
+def bulk_costs() -> str:
+    """What 100 million photographs in a bucket take, by the measured rates and assumed prices."""
+    report = read("bulk")
+    images, rows = report["rates"]["images"], report["rates"]["bucket"]
+    where, memory = report["environment"], report["peak_memory_of_listing"]
+    busy = statistics.median(row["busy"] / images for row in rows)
+    clock = statistics.median(row["seconds"] * where["cores"] / images for row in rows)
+    hours = [PHOTOGRAPHS * seconds / 3600 for seconds in (busy, clock)]
+    counts = sorted(map(int, memory["one folder"]))[-2:]
+    fewer, more = (memory["one folder"][str(count)] for count in counts)
+    each_name = (more - fewer) / (counts[1] - counts[0])
+    peak = max(memory[place][str(counts[1])] for place in ("folders", "a bucket"))
+    pages = PHOTOGRAPHS / PAGE
+    rates = f"{1 / busy:.0f} to {1 / clock:.0f}"
+    cells = (
+        ("what", "how much", "if"),
+        ("---", "---", "---"),
+        (
+            "processors",
+            f"{hours[0]:.0f} to {hours[1]:.0f} core-hours, or {hours[0] / CORES:.1f} to "
+            f"{hours[1] / CORES:.1f} hours on {CORES} cores",
+            f"a core labels {rates} photographs a second",
+        ),
+        (
+            "money for them",
+            f"{hours[0] * CORE_HOUR:.0f} to {hours[1] * CORE_HOUR:.0f} $",
+            f"a core costs {CORE_HOUR} $ an hour",
+        ),
+        (
+            "reading",
+            f"{PHOTOGRAPHS / 1000 * THOUSAND_GETS:.0f} $",
+            f"1,000 GET cost {THOUSAND_GETS} $, and no bytes leave the region",
+        ),
+        (
+            "listing",
+            f"{pages / 1000 * THOUSAND_LISTS:.2f} $, and {pages * LIST_SECONDS / 3600:.0f} hours "
+            "before anything is labeled",
+            f"1,000 LIST cost {THOUSAND_LISTS} $, each gives {PAGE:,} keys and takes "
+            f"{LIST_SECONDS} s",
+        ),
+        ("parts", f"{PHOTOGRAPHS // PART:,} files", f"`--shard-size` is {PART:,}"),
+        (
+            "memory of listing",
+            f"{peak / 1e6:.0f} MB, as for {counts[1]:,}",
+            f"files of one folder take {each_name:.0f} bytes each besides, for their names",
+        ),
+        (
+            "what a killed actor loses",
+            f"up to {PART * clock:.0f} core-seconds",
+            "a shard is labeled anew",
+        ),
+    )
+    return "\n".join(
+        [
+            f"A core labels {1 / busy:.0f} photographs of a bucket in a second of processor time "
+            f"({busy * 1e3:.1f} ms each), and {1 / clock:.0f} in a second by the clock, with the "
+            f"store on the same {where['cores']} cores. Costs are given for both.",
+            "",
+            *map(_line, cells),
+        ]
+    )
 
 
 def best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: int) -> Row:

@@ -2,8 +2,8 @@
 
 usage: python scripts/readme_tables.py [--check]
 
-Rewrites the text between the markers in README.md, docs/models.md and docs/benchmarks.md; with
---check changes nothing and exits with status 1 if that text is stale.
+Rewrites the text between the markers in README.md and docs/; with --check changes nothing and exits
+with status 1 if that text is stale.
 """
 
 import argparse
@@ -167,6 +167,9 @@ DOCUMENTS = {
     },
     ROOT / "docs" / "models.md": {"models": models, "embedded": embedded},
     ROOT / "docs" / "photographs.md": {"embedded-figures": embedded_figures},
+    ROOT / "docs" / "howto" / "bulk.md": {
+        "bulk_costs": measured_tables.measured(measured_tables.bulk_costs)
+    },
     ROOT / "docs" / "benchmarks.md": {
         table.__name__: measured_tables.measured(table)
         for table in (

@@ -143,6 +143,46 @@ def test_the_claim_has_accuracy_and_cost(stored: Callable[[str, Any], None]) -> 
     assert "a processor, 4 threads" in rates_line
 
 
+def test_bulk_labeling_counts_the_store_in_and_out(stored: Callable[[str, Any], None]) -> None:
+    plain = {"seconds": 10.0, "busy": 18.0, "busy_of_bucket": 0.0}
+    bucket = {"seconds": 16.0, "busy": 20.0, "busy_of_bucket": 8.0}
+    places = ("folders", "one folder", "a bucket")
+    memory = {place: {"2000": 90e6, "20000": 100e6, "200000": 110e6} for place in places}
+    memory["one folder"]["200000"] = 136e6
+    report = {
+        "environment": WHERE | {"cores": 2},
+        "photographs": 20_000,
+        "rates": {"images": 4000, "predict": [plain], "files": [plain], "bucket": [bucket]},
+        "faults": {
+            "killed": {"worker": 10, "driver": 10},
+            **dict.fromkeys(("requests", "refused", "rows"), 1),
+            **dict.fromkeys(("images_twice", "images_lost", "any_label_differs"), 0),
+        },
+        "peak_memory_of_listing": memory,
+    }
+    stored("bulk", report)
+    # The store takes half a core of two: what is left labels 250 a second, as 1.5 of two cores.
+    assert cells(measured_tables.bulk(), "bucket") == [
+        "250",
+        "0.62 (0.62-0.62)",
+        "0.83 (0.83-0.83)",
+        "0.90",
+    ]
+    costs = measured_tables.bulk_costs()
+    assert costs.startswith("A core labels 200 photographs of a bucket in a second of processor")
+    assert cells(costs, "processors") == [
+        "139 to 222 core-hours, or 2.2 to 3.5 hours on 64 cores",
+        "a core labels 200 to 125 photographs a second",
+    ]
+    assert cells(costs, "money for them")[0] == "7 to 11 $"
+    assert cells(costs, "listing")[0] == "0.50 $, and 4 hours before anything is labeled"
+    assert cells(costs, "memory of listing") == [
+        "110 MB, as for 200,000",
+        "files of one folder take 200 bytes each besides, for their names",
+    ]
+    assert cells(costs, "what a killed actor loses")[0] == "up to 80 core-seconds"
+
+
 def ladder(times: Callable[[str, str, str, str], list[float]]) -> dict[str, Any]:
     """A report of every network in every engine, ours in two forms."""
     ways = [way for ways in measured_tables.ENGINES.values() for way in ways]
