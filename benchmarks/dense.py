@@ -12,7 +12,8 @@ SET is one of
 For every seed a network is trained from the embedded weights by the recipe of the set, with the
 preset `finetune` beneath; and if asked to, another one from random weights as torchvision's
 references train it, with the same head, images and epochs. A run that was stopped goes on where it
-was, and one that is in benchmarks/dense.json is not repeated.
+was, and one that is in benchmarks/dense.json is not repeated, unless the package has other weights
+by now.
 """
 
 import argparse
@@ -106,16 +107,19 @@ def main() -> None:
         for start in arguments.start:
             key = {"set": arguments.set, "start": start, "seed": seed}
             key["changes"] = arguments.overrides
-            if any(all(row[name] == key[name] for name in key) for row in rows):
+            same = [row for row in rows if all(row[name] == key[name] for name in key)]
+            weights = embedded_entry().sha256 if start == "embedded" else None
+            if any(row["sha256"] == weights for row in same):
                 continue
-            output = arguments.runs / f"{arguments.set}-{start}-{seed}"
+            began = weights[:8] if weights else start
+            output = arguments.runs / f"{arguments.set}-{began}-{seed}"
             row = key | measured(SETS[arguments.set], arguments.data, key, output)
             sys.stdout.write(
                 f"{arguments.set} {start} {seed}: {row['figures']} in "
                 f"{row['training_seconds']:.0f} s\n"
             )
             sys.stdout.flush()
-            rows.append(row)
+            rows = [*(row for row in rows if row not in same), row]  # of earlier weights
             with replacing(arguments.output) as path:
                 path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

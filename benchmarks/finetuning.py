@@ -8,7 +8,7 @@ embedded weights, another from random weights; both see the same crops for the s
 epochs. The recipe was chosen by what it does for the first, on the images that it is measured with
 here. From random weights smaller steps near the image would be a handicap, so the second takes the
 same ones everywhere. A run that was stopped goes on where it was, and one that is in
-benchmarks/finetuning.json is not repeated.
+benchmarks/finetuning.json is not repeated, unless the package has other weights by now.
 """
 
 import argparse
@@ -68,14 +68,17 @@ def main() -> None:
     for seed in arguments.seeds:
         for start in arguments.starts:
             recipe = replace(tuned if start == "embedded" else scratch, seed=seed)
-            if any((row["start"], row["recipe"]) == (start, asdict(recipe)) for row in rows):
+            same = [r for r in rows if (r["start"], r["recipe"]) == (start, asdict(recipe))]
+            weights = embedded_entry().sha256 if start == "embedded" else None
+            if any(row["sha256"] == weights for row in same):
                 continue
-            row = measured(arguments.data, start, recipe, arguments.runs / f"{start}-{seed}")
+            began = weights[:8] if weights else start
+            row = measured(arguments.data, start, recipe, arguments.runs / f"{began}-{seed}")
             sys.stdout.write(
                 f"{start} {seed}: {row['top1']:.2f} % in {row['training_seconds']:.0f} s\n"
             )
             sys.stdout.flush()
-            rows.append(row)
+            rows = [*(row for row in rows if row not in same), row]  # of earlier weights
             with replacing(arguments.output) as path:
                 path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
