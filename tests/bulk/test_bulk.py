@@ -514,13 +514,16 @@ def photos_beside_parquet(folder: Path) -> Path:
 
 
 def test_names_that_are_no_text_are_labeled_and_escaped(photos: Path, tmp_path: Path) -> None:
-    folder = os.fsencode(tmp_path / "in")
-    Path(os.fsdecode(folder)).mkdir()
-    Path(os.fsdecode(folder + b"/\xff.jpg")).write_bytes((photos / "0.jpg").read_bytes())
-    report = label_bulk(tmp_path / "in", tmp_path / "out")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(photos / "0.jpg", folder / os.fsdecode(b"<i>\xff.jpg"))
+    report = label_bulk(folder, tmp_path / "out")
     assert report.errors == 0
     (row,) = rows_at(tmp_path / "out")
-    assert row["path"] == f"{tmp_path}/in/\\udcff.jpg"
+    assert row["path"] == f"{folder}/<i>\\udcff.jpg"
+    page = (tmp_path / "out" / "summary.html").read_text("utf-8")
+    assert "<i>" not in page
+    assert "/&lt;i&gt;" in page
 
 
 def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -> None:
@@ -582,8 +585,10 @@ def test_what_cannot_be_done_is_refused_before_anything_is_listed(
         ("words.csv", "must have a column path, got a, b"),
         ("numbers.parquet", "must have a column image or path, got n"),
         ("ftp://example.org/photos", "addresses are paths, file://, s3:// or gs://"),
-        ("s3://", r"must name a bucket, such as s3://bucket/key, got s3://$"),
-        ("gs:///key", r"must name a bucket, such as gs://bucket/key, got gs:///key$"),
+        ("s3://", r"an address must be s3://bucket/key, got s3://$"),
+        ("gs:///key", r"an address must be gs://bucket/key, got gs:///key$"),
+        ("s3://my bucket/key", r"an address must be s3://bucket/key, got s3://my bucket/key$"),
+        ("s3://a:b@bucket/key", r"got one with credentials, which go into the environment$"),
         ("notes.md", "a source is a folder"),
     ],
 )
@@ -604,7 +609,7 @@ def test_what_is_no_source_is_refused_in_a_line(
     ("target", "rule"),
     [
         ("", "needs a source and a target"),
-        ("s3://", "must name a bucket"),
+        ("s3://", "must be s3://bucket/key"),
         ("photos/", "another folder"),
     ],
 )

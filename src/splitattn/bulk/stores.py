@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _BUCKETS = ("s3://", "gs://")
+_BUCKET_NAME = re.compile("[A-Za-z0-9._-]+")
 # Headers take no other characters: the library would panic.
 _CREDENTIALS = {
     "AWS_ACCESS_KEY_ID",
@@ -80,13 +81,15 @@ def absolute_address(address: str) -> str:
     """A bucket's address without `/` at its end, or the absolute path of a file or folder.
 
     Raises:
-        InputError: there is no such kind of address, or it names no bucket.
+        InputError: there is no such kind of address, or what it names can be no bucket.
     """
     if not is_bucket(address):
         return str(local_path(address))
     root, _ = split_address(address)
-    if root in _BUCKETS:  # not a folder of that name: a variable may be empty
-        raise InputError(f"an address must name a bucket, such as {root}bucket/key, got {address}")
+    scheme, _, bucket = root.partition("://")
+    if not _BUCKET_NAME.fullmatch(bucket):  # it may be empty, as a variable is
+        got = "one with credentials, which go into the environment" if "@" in bucket else address
+        raise InputError(f"an address must be {scheme}://bucket/key, got {got}")
     return address.rstrip("/")
 
 
