@@ -1,5 +1,6 @@
 """Every image is labeled exactly once, as `predict` labels it, whatever happens meanwhile."""
 
+import errno
 import json
 import logging
 import os
@@ -404,6 +405,40 @@ def test_another_run_does_not_go_on(
             label_bulk(photos, labeled[0], **{"shard_size": 4, name: value})
 
 
+@pytest.mark.parametrize("name", ["source", "model", "preprocessing", "splitattn"])
+def test_a_run_of_something_else_is_not_gone_on_with(
+    name: str, labeled: tuple[Path, BulkReport, Told], photos: Path, tmp_path: Path
+) -> None:
+    run = json.loads((labeled[0] / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**run, name: "another"}))
+    with pytest.raises(DataError, match=f"holds a run with {name} 'another', got "):
+        label_bulk(photos, tmp_path, shard_size=4)
+
+
+def test_a_full_disk_leaves_no_half_of_a_part(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, parquet = Path.write_bytes, Counter[str]()
+
+    def write_half_of_the_fourth(path: Path, content: bytes) -> int:
+        parquet["written"] += content.startswith(b"PAR1")
+        if parquet["written"] < 4:  # two lists, and a part
+            return write(path, content)
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", write_half_of_the_fourth)
+        with pytest.raises(OSError, match="No space left"):
+            label_bulk(photos, tmp_path, shard_size=6)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("run.json", "_manifest", "part-00000.parquet")
+    }
+    report = label_bulk(photos, tmp_path, shard_size=6)
+    assert (report.images, report.labeled_now) == (11, 5)
+    assert_labeled_as_by_predict(rows_at(tmp_path), str(photos), photos)
+
+
 @pytest.mark.parametrize("change", [{"splitattn": "0.0.1"}, {"weights": "1234"}])
 def test_a_worker_with_something_else_labels_nothing(
     change: dict[str, str], labeled: tuple[Path, BulkReport, Told]
@@ -516,14 +551,15 @@ def photos_beside_parquet(folder: Path) -> Path:
 def test_names_that_are_no_text_are_labeled_and_escaped(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    shutil.copy(photos / "0.jpg", folder / os.fsdecode(b"<i>\xff.jpg"))
+    for name in (b"<i>.jpg", b"<i>\xff.jpg"):
+        shutil.copy(photos / "0.jpg", folder / os.fsdecode(name))
     report = label_bulk(folder, tmp_path / "out")
     assert report.errors == 0
-    (row,) = rows_at(tmp_path / "out")
-    assert row["path"] == f"{folder}/<i>\\udcff.jpg"
+    paths = [row["path"] for row in rows_at(tmp_path / "out")]
+    assert paths == [f"{folder}/<i>.jpg", f"{folder}/<i>\\udcff.jpg"]
     page = (tmp_path / "out" / "summary.html").read_text("utf-8")
     assert "<i>" not in page
-    assert "/&lt;i&gt;" in page
+    assert page.count("/&lt;i&gt;") == 2
 
 
 def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -> None:

@@ -91,9 +91,9 @@ def label_bulk(
         retry_errors: label again, of a run that is done, the images that could not be labeled.
         most_errors: the greatest share of errors, from 0 to 1, in a part and in all parts together.
             Ten errors are always allowed.
-        batch_size, workers: see `Classifier.predict_stream`; None is at least 16 threads for images
-            in a bucket.
-        passed_over: counts, by ending, files in folders that may be pictures and are not read.
+        batch_size, workers: see `Classifier.predict_stream`; for images in a bucket, None is at
+            least 16 threads.
+        passed_over: counts, by ending, files that may be images but are not read for their ending.
         on_listed: called while images are listed, with how many there are so far.
         on_shard: called after each shard, with its report and how many this call labels.
 

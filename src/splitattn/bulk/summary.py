@@ -28,7 +28,7 @@ class BulkReport:
         errors: how many could not be labeled.
         shards: parts that hold them all.
         labeled_now: images that this call labeled, or tried to.
-        seconds: that this call took, without listing.
+        seconds: how long this call took, without listing.
         classes: images by their most probable class.
         error_kinds: images by what was wrong with them, without names and numbers.
     """

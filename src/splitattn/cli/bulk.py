@@ -43,20 +43,23 @@ def bulk(
         bool, typer.Option("--features", help="Keep each image's features, too.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option(help="Go on with a run that was begun, or refuse a target with one.")
+        bool,
+        typer.Option(help="Go on with the run at the target, or refuse a target that holds one."),
     ] = True,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try again the images that are errors.")
     ] = False,
     most_errors: Annotated[
         float,
-        typer.Option(help="Stop where a greater share of images are errors.", min=0, max=1),
+        typer.Option(
+            help="Stop if a greater share of a part, or of all, are errors.", min=0, max=1
+        ),
     ] = 0.1,
     workers: Workers = None,
 ) -> None:
     """Label a bucket or folder into Parquet files. Repeat the command to go on after a stop.
 
-    Exit status 1 if some images could not be labeled; the others are labeled all the same.
+    Exit status 1 if some images could not be labeled.
     """
     from splitattn.bulk.bulk import label_bulk
     from splitattn.cli.progress import shards_progress
