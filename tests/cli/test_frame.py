@@ -4,10 +4,13 @@ import errno
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from io import UnsupportedOperation
+from typing import Any
 
 import pytest
 import typer
+from rich.text import Text
 
 import splitattn
 from splitattn import __main__ as entry
@@ -200,3 +203,21 @@ def test_what_the_system_refuses_is_said_in_its_own_words(
         cli.main(["fail"])
     assert end.value.code == 2
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def commands_below(command: Any) -> Iterator[Any]:
+    yield command
+    for each in getattr(command, "commands", {}).values():
+        yield from commands_below(each)
+
+
+def test_help_shows_all_of_its_words() -> None:
+    """Rich takes brackets for markup, and leaves out what is in them."""
+    texts = [
+        text
+        for command in commands_below(typer.main.get_command(cli.create_app()))
+        for text in (command.help, *(getattr(each, "help", None) for each in command.params))
+        if text
+    ]
+    assert len(texts) > 100
+    assert [Text.from_markup(text).plain for text in texts] == texts

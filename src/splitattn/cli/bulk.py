@@ -32,12 +32,14 @@ def bulk(
     actors: Annotated[
         int | None,
         typer.Option(
-            help="Shards that are labeled at once. [default: 1; on Ray one for 4 processors]", min=1
+            help="Shards that are labeled at once.",
+            show_default="1; on Ray one for 4 processors",
+            min=1,
         ),
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Images in a part.", min=1)] = 10_000,
     topk: Annotated[
-        int | None, typer.Option(help="How many classes to name. [default: as predict]", min=1)
+        int | None, typer.Option(help="How many classes to name.", show_default="as predict", min=1)
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Keep each image's features, too.")

@@ -42,7 +42,9 @@ def explain(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(help="A class by name or index. [default: each image's most probable one]"),
+        typer.Option(
+            help="A class by name or index.", show_default="each image's most probable one"
+        ),
     ] = None,
     method: Annotated[
         Method,

@@ -27,7 +27,9 @@ def export(
     weights: Weights = None,
     format: Annotated[
         str | None,
-        typer.Option("--format", help=f"{', '.join(formats())}. [default: by the ending of OUT]"),
+        typer.Option(
+            "--format", help=f"{', '.join(formats())}.", show_default="by the ending of OUT"
+        ),
     ] = None,
     precision: Annotated[
         Precision, typer.Option(help="What the file's numbers are.")
@@ -37,14 +39,14 @@ def export(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="The only batch size that the file takes. [default: any]", min=1),
+        typer.Option(help="The only batch size that the file takes.", show_default="any", min=1),
     ] = None,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Take images of other sizes too.")
     ] = False,
     opset: Annotated[
         int | None,
-        typer.Option(help="ONNX operator version, 11 to 20. [default: 13, for old runtimes]"),
+        typer.Option(help="ONNX operator version, 11 to 20.", show_default="13, for old runtimes"),
     ] = None,
     class_maps: Annotated[
         bool,

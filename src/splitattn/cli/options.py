@@ -9,12 +9,15 @@ from splitattn.engines.table import engine_names
 
 Model = Annotated[
     str | None,
-    typer.Option(help="Which model, or hf-hub:OWNER/NAME. [default: the one that ships inside]"),
+    typer.Option(
+        help="Which model, or hf-hub:OWNER/NAME.", show_default="the one that ships inside"
+    ),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="A tag, file, folder or hf-hub:OWNER/NAME. [default: the model's first]",
+        help="A tag, file, folder or hf-hub:OWNER/NAME.",
+        show_default="the model's first",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
@@ -25,20 +28,22 @@ ClassNames = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(help="Threads that decode images. [default: chosen from the CPU count]", min=1),
+    typer.Option(
+        help="Threads that decode images.", show_default="chosen from the CPU count", min=1
+    ),
 ]
 WhiteLevel = Annotated[
     float | None,
     typer.Option(
-        help="The value of white in images of more than 8 bits. [default: the weights', else by "
-        "the image]",
+        help="The value of white in images of more than 8 bits.",
+        show_default="the weights', else by the image",
     ),
 ]
 Threshold = Annotated[
     float | None,
     typer.Option(
-        help="Of weights that give several labels: the smallest probability of a label. "
-        "[default: 0.5]",
+        help="Of weights that give several labels: the smallest probability of a label.",
+        show_default="0.5",
         min=0.0,
         max=1.0,
     ),

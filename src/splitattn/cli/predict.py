@@ -69,8 +69,8 @@ def predict(
     topk: Annotated[
         int | None,
         typer.Option(
-            help="How many classes to name. [default: 5, or all above --threshold if the weights "
-            "give several labels]"
+            help="How many classes to name.",
+            show_default="5, or all above --threshold if the weights give several labels",
         ),
     ] = None,
     threshold: Threshold = None,
@@ -98,7 +98,8 @@ def predict(
         Format | None,
         typer.Option(
             "--format",
-            help="How results are written. [default: by the ending of --output, or table]",
+            help="How results are written.",
+            show_default="by the ending of --output, or table",
         ),
     ] = None,
     output: Output = None,
@@ -118,12 +119,15 @@ def predict(
     ] = None,
     score: Annotated[
         float | None,
-        typer.Option(help="Of a detector: leave out objects below. [default: 0.3]", min=0, max=1),
+        typer.Option(
+            help="Of a detector: leave out objects below.", show_default="0.3", min=0, max=1
+        ),
     ] = None,
     iou: Annotated[
         float | None,
         typer.Option(
-            help="Of a detector: of two boxes that overlap by more, keep one. [default: 0.6]",
+            help="Of a detector: of two boxes that overlap by more, keep one.",
+            show_default="0.6",
             min=0,
             max=1,
         ),

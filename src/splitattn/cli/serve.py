@@ -39,7 +39,7 @@ def serve(
     max_body_mib: Annotated[int, typer.Option(help="MiB of one request.")] = 32,
     max_images: Annotated[
         int | None,
-        typer.Option(help="Images of one request. [default: 32, but at most --max-queue]"),
+        typer.Option(help="Images of one request.", show_default="32, but at most --max-queue"),
     ] = None,
     deadline: Annotated[
         float, typer.Option(help="Seconds until a request is given up with 504.")
@@ -56,8 +56,8 @@ def serve(
     trusted_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name that requests may call this machine by; may be repeated. [default: on "
-            "this machine's own address localhost, else any]"
+            help="A name that requests may call this machine by; may be repeated.",
+            show_default="on this machine's own address localhost, else any",
         ),
     ] = None,
     explain: Annotated[

@@ -43,7 +43,8 @@ def train(
         str | None,
         typer.Option(
             help="For boxes: fcos, retinanet, faster_rcnn or mask_rcnn; for masks: fpn, deeplabv3 "
-            "or fcn. [default: the first of each]"
+            "or fcn.",
+            show_default="the first of each",
         ),
     ] = None,
     recipe: Annotated[
@@ -67,7 +68,8 @@ def train(
     in_chans: Annotated[
         int | None,
         typer.Option(
-            help="Channels of the images: 1 is gray; short for --set in_chans=. [default: 3, RGB]",
+            help="Channels of the images: 1 is gray; short for --set in_chans=.",
+            show_default="3, RGB",
             min=1,
         ),
     ] = None,
