@@ -59,7 +59,15 @@ def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "prefix",
-    ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."],
+    [
+        "",
+        "module.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "module.module.",
+        "_fsdp_wrapped_module.",
+    ],
 )
 def test_prefixes_are_removed(tmp_path: Path, prefix: str) -> None:
     torch.save(prefixed(weights_ := weights(), prefix), tmp_path / "a.pth")
@@ -69,10 +77,15 @@ def test_prefixes_are_removed(tmp_path: Path, prefix: str) -> None:
 
 
 def test_only_whole_prefixes_are_removed(tmp_path: Path) -> None:
-    found = {"submodule.a": 1, "layer1.0._orig_mod.conv1.weight": 2, "layer1.module.b": 3}
+    found = {
+        "submodule.a": 1,
+        "layer1.0._orig_mod.conv1.weight": 2,
+        "layer1.module.b": 3,
+        "layer1.1._fsdp_wrapped_module._checkpoint_wrapped_module.c": 4,
+    }
     torch.save({key: torch.tensor(value) for key, value in found.items()}, tmp_path / "a")
     state = read_tensors(tmp_path / "a").tensors
-    assert list(state) == ["submodule.a", "layer1.0.conv1.weight", "layer1.module.b"]
+    assert list(state) == ["submodule.a", "layer1.0.conv1.weight", "layer1.module.b", "layer1.1.c"]
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "state_dict_ema", "model_ema", "model", "ema"])

@@ -19,9 +19,10 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "params")
 # an EMA this name do not.
 _BEFORE_AVERAGING, _MMENGINE = "ema_state_dict", "meta"
 _DEEPEST_WRAPPER = 4
-# DataParallel puts `module.` before every key; torch.compile puts `_orig_mod.` before the keys of
-# what it compiled.
-_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
+# DataParallel puts `module.` before every key. torch.compile, FSDP and activation checkpointing put
+# a name before the keys of each module that they wrap.
+_WRAPPED = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+_PREFIXES = re.compile(rf"^(?:module\.|{_WRAPPED})+|(?<=\.){_WRAPPED}")
 # Counters beside the weights: of torch's AveragedModel, and what thop leaves in each module.
 _COUNTERS = frozenset({"n_averaged", "total_ops", "total_params"})
 # What no layer can be loaded from.
