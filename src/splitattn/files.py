@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+# What stands in place of a file that Git LFS has not fetched.
+LFS_POINTER = b"version https://git-lfs"
+
 # The name is random, so nobody can put a link in its place beforehand.
 _TEMPORARY = re.compile(r"\.splitattn-[0-9a-f]{32}\.tmp")
 

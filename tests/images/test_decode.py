@@ -206,6 +206,11 @@ def test_a_bad_file_is_one_line_that_names_it(name: str, tmp_path: Path) -> None
     assert ascii(name)[1:-1] in message
 
 
+def test_a_pointer_of_git_lfs_is_named() -> None:
+    with pytest.raises(ImageError, match="a pointer of Git LFS: get the image with git lfs pull"):
+        decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+
+
 @pytest.mark.parametrize("size", [(20_000, 20_000), (178_956_971, 1)])
 def test_the_pixel_limit_is_checked_before_decoding(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match=f"178,956,970 pixels, got {size[0]} x {size[1]}"):

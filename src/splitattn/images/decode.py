@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, IcoImagePlugin, Image, JpegImagePlugin
 
 from splitattn.errors import ImageError
-from splitattn.files import as_on_disk, open_file
+from splitattn.files import LFS_POINTER, as_on_disk, open_file
 from splitattn.images.crop import cropped
 from splitattn.images.header import Header, read_header
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
@@ -487,6 +487,8 @@ def _open_by_plugin(stream: BoundedStream, content: bytes) -> Image.Image:
             image = Image.OPEN[kind][0](stream, "")
             stream.header_is_read()
             return image
+    if content.startswith(LFS_POINTER):
+        raise ImageError("the file is a pointer of Git LFS: get the image with git lfs pull")
     raise ImageError(f"expected an image ({', '.join(FORMATS)}), got something else")
 
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from splitattn.errors import WeightsError
-from splitattn.files import is_file, open_file
+from splitattn.files import LFS_POINTER, is_file, open_file
 from splitattn.weights.unpickler import ITEMSIZES, Storage, Unpickler, swapped
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 # What a clone of a repository has in place of a large file.
-_LFS_POINTER = b"version https://git-lfs"
 # The first three pickles of a file of `torch.save` before zip files: a number, the version of the
 # format, and sizes of the writer's types.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -59,10 +58,10 @@ def check_begins_as_weights(path: Path) -> None:
         WeightsError: it begins otherwise.
     """
     with open_file(path) as file:
-        start = file.read(len(_LFS_POINTER))
+        start = file.read(len(LFS_POINTER))
     if not start:
         raise WeightsError(f"{path} is an empty file: get the weights again")
-    if start == _LFS_POINTER:
+    if start == LFS_POINTER:
         raise WeightsError(f"{path} is a pointer of Git LFS: get the file with git lfs pull")
     if not start.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
         raise _no_weights(path)
