@@ -31,6 +31,23 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(data.names) == [str(root / "blue" / "0.png"), str(absolute)]
 
 
+def test_paths_may_be_written_as_on_windows_or_with_spaces(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "data", 2)
+    (root / "red" / " a\\b.png").write_bytes((root / "red" / "1.png").read_bytes())
+    data = open_data(
+        write(
+            root / "some.csv",
+            "path, label",
+            r"blue\0.png , sea",
+            r"red\1.png,fire",
+            r"red/ a\b.png,f",
+        ),
+        "val",
+    )
+    expected = [root / "blue" / "0.png", root / "red" / "1.png", root / "red" / " a\\b.png"]
+    assert list(data.images) == list(map(str, expected))
+
+
 def test_columns_may_come_in_any_order_with_others_between_them(tmp_path: Path) -> None:
     path = tmp_path / "odd.CSV"
     path.write_bytes('\ufefflabel,note,path\r\n"a, b",,é.png\r\n\r\nc,x,d.png\r\n'.encode())

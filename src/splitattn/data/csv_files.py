@@ -12,7 +12,7 @@ from splitattn.data.class_names import in_order, normal
 from splitattn.data.labeled import LabeledImages
 from splitattn.data.splits import MissingSplitError, called
 from splitattn.errors import DataError
-from splitattn.files import open_file
+from splitattn.files import is_file, open_file
 from splitattn.images.paths import is_url
 
 # Between the classes of an image in the column `labels`.
@@ -78,7 +78,7 @@ def open_csv(path: Path, split: str) -> LabeledImages:
     sets = [tuple(sorted(index[label] for label in row.labels)) for row in chosen]
     found_sets = tuple(sorted(set(sets)))
     place = {one: i for i, one in enumerate(found_sets)}
-    images = [str(path.parent / row.path) for row in chosen]
+    images = [_file(path.parent, row.path) for row in chosen]
     return LabeledImages(
         origin=f"{path} {' '.join(found)}".strip(),
         classes=classes,
@@ -87,6 +87,14 @@ def open_csv(path: Path, split: str) -> LabeledImages:
         names=images,
         label_sets=found_sets if layout.several else None,
     )
+
+
+def _file(folder: Path, name: str) -> str:
+    """The path of an image, which may be written as on Windows or have spaces around it."""
+    path, usual = folder / name, name.strip().replace("\\", "/")
+    if usual != name and not is_file(path):
+        path = folder / usual
+    return str(path)
 
 
 def has_several_labels(path: Path) -> bool:
