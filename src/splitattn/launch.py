@@ -15,7 +15,7 @@ from splitattn import distributed
 from splitattn.create import create_model
 from splitattn.data.class_names import are_unnamed, match
 from splitattn.data.folds import Fold, split_off
-from splitattn.data.labeled import LabeledImages
+from splitattn.data.labeled import LabeledImages, warn_of_shared_images
 from splitattn.data.sources import has_several_labels, open_data
 from splitattn.data.splits import MissingSplitError
 from splitattn.data.unlabeled import open_for_teacher
@@ -416,6 +416,7 @@ class DataSettings:
             val = train
         _check_apart(self.output, self.data, [val.origin])
         if val.origin != train.origin:
+            warn_of_shared_images(train, val)
             return train, val
         logger.warning("no validation split in %s: a fifth of each class serves", self.data)
         return split_off(train, Fold(number=1, of=5), seed=seed)

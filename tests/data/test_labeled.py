@@ -6,7 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitattn.data.labeled import LabeledImages, check_classes_have_images, with_classes_of_model
+from splitattn.data.labeled import (
+    LabeledImages,
+    check_classes_have_images,
+    warn_of_shared_images,
+    with_classes_of_model,
+)
 from splitattn.data.sources import open_data
 from splitattn.errors import DataError
 from tests.data.datasets import CLASSES, write_class_folders
@@ -51,6 +56,34 @@ def test_a_class_without_a_usable_image_is_named(
     wider = replace(data, classes=(*CLASSES, "white"), labels=[0, 1, 0, 1, 0, 1][: len(data)])
     check_classes_have_images(wider)
     assert "2 classes have no training image: 'red', 'white'" in caplog.text
+
+
+@pytest.mark.parametrize(("one", "other"), [("Red", "red"), ("hot dog", "hot_dog"), ("a", "a ")])
+def test_classes_with_nearly_the_same_name_are_warned_of(
+    one: str, other: str, data: LabeledImages, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_classes_have_images(replace(data, classes=("blue", one, "reddish")))
+    assert not caplog.records
+    check_classes_have_images(replace(data, classes=("blue", one, other)))
+    (record,) = caplog.records
+    assert f"differ only in case, spaces, _ or -: {one!r} and {other!r}; if" in record.message
+
+
+def test_images_in_both_splits_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = open_data(str(write_class_folders(tmp_path / "train", 2)), "train")
+    val = open_data(str(write_class_folders(tmp_path / "val", 2)), "val")
+    warn_of_shared_images(train, val)
+    assert not caplog.records, "equal names in other folders"
+    (tmp_path / "link").symlink_to("train")
+    linked = open_data(str(tmp_path / "link"), "val")
+    warn_of_shared_images(train, linked)
+    assert "6 of 6 images to validate on are trained on, too, such as" in caplog.text
+    caplog.clear()
+    names = [*val.names[:5], train.names[3]]
+    warn_of_shared_images(train, replace(val, images=names, names=names))
+    assert f"1 of 6 images to validate on are trained on, too, such as {names[5]}: " in caplog.text
 
 
 def test_the_check_of_classes_reads_images_as_training_does(tmp_path: Path) -> None:

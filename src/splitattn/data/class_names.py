@@ -91,14 +91,14 @@ def first_lemma(name: str) -> str:
     return normal(name.split(",")[0].strip())
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
     """One spelling for names that differ in case, or in what stands between their words."""
     return re.sub(r"[\s_-]+", " ", normal(name)).strip().casefold()
 
 
 _KEYS: tuple[tuple[How, Callable[[str], str]], ...] = (
     ("name", normal),
-    ("name", _spelled),
+    ("name", spelled),
     ("lemma", first_lemma),
 )
 

@@ -1,14 +1,16 @@
 """Labeled images: what every kind of data set is opened as."""
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from splitattn.data.class_lists import ClassList
-from splitattn.data.class_names import Match, are_numbers, are_unnamed, match
+from splitattn.data.class_names import Match, are_numbers, are_unnamed, match, spelled
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import RGB, ImageSource, decode_as
 
@@ -88,7 +90,7 @@ class LabeledImages:
 def check_classes_have_images(
     data: LabeledImages, channels: int = RGB, white_level: float | None = None
 ) -> None:
-    """Decode one image of each class, and warn of classes that have none.
+    """Decode one image of each class. Warn of classes without images or with nearly equal names.
 
     Args:
         channels: of the network.
@@ -111,6 +113,7 @@ def check_classes_have_images(
                 "training needs images of at least two classes, got only those of "
                 f"{', '.join(repr(data.classes[label]) for label in by_class)}"
             )
+    _warn_of_similar_names(data.classes)
     # In the order of the data, which may lie together on the disk.
     for label, indices in by_class.items():
         if problem := _why_unreadable(data, indices, channels, white_level):
@@ -118,6 +121,41 @@ def check_classes_have_images(
                 f"each class must have training images that can be read, got none of "
                 f"{len(indices)} for {data.classes[label]!r}; the first: {problem}"
             )
+
+
+def _warn_of_similar_names(classes: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(spelled(name), name), name) for name in classes]
+    if similar := [f"{one!r} and {other!r}" for one, other in pairs if one != other]:
+        logger.warning(
+            "classes whose names differ only in case, spaces, _ or -: %s%s; if one class is meant, "
+            "give it one name",
+            ", ".join(similar[:_SHOWN]),
+            f" and {len(similar) - _SHOWN} more" if len(similar) > _SHOWN else "",
+        )
+
+
+def warn_of_shared_images(train: LabeledImages, val: LabeledImages) -> None:
+    """Warn if files to validate on are trained on, too, by the same path or through a link."""
+    if train.names is not train.images:  # no files, whose names are their paths
+        return
+    folder_of = cache(os.path.realpath)
+
+    def place(path: str) -> tuple[str, str]:
+        folder, name = os.path.split(path)
+        return folder_of(folder), name
+
+    places = {place(path) for path in val.names}
+    names = {name for _, name in places}
+    trained = {place(path) for path in train.names if os.path.split(path)[1] in names}
+    if shared := places & trained:
+        logger.warning(
+            "%d of %d images to validate on are trained on, too, such as %s: figures will be too "
+            "good",
+            len(shared),
+            len(places),
+            Path(*min(shared)),
+        )
 
 
 def _why_unreadable(
