@@ -1,5 +1,6 @@
 """Training learns, stops, goes on bit for bit, and leaves a file that needs nothing else."""
 
+import errno
 import math
 import signal
 from copy import deepcopy
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from splitattn.architectures import ARCHITECTURES
@@ -17,6 +19,7 @@ from splitattn.classifier import Classifier
 from splitattn.create import create_model
 from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.evaluation import Evaluation, measure
+from splitattn.training import loop, output
 from splitattn.training.classification import Classification
 from splitattn.training.loop import train
 from splitattn.training.recipe_files import load_recipe
@@ -231,6 +234,49 @@ def test_the_seed_decides_everything(task: Classification, run: Run, tmp_path: P
     weights = [model.fc.state_dict()["weight"] for model in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_an_output_folder_to_which_another_training_writes_is_refused(
+    task: Classification, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_PATIENCE", 0.0)
+    refused = []
+
+    def start_another(_: Step) -> None:
+        if not refused:
+            with pytest.raises(InputError, match="output must be a folder of one training"):
+                train(network(), task, run)
+            refused.append(True)
+
+    train(network(), task, run, on_step=start_another)
+    assert refused
+    assert not (run.output / ".lock").exists()
+    train(network(), task, run, resume=True)
+
+
+def test_a_training_that_ends_meanwhile_is_not_overwritten(
+    task: Classification, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(run, recipe=replace(RECIPE, epochs=1, warmup_epochs=0.0))
+
+    def wait(folder: Path) -> FileLock:
+        monkeypatch.undo()
+        train(network(), task, run)
+        return output.claim(folder)
+
+    monkeypatch.setattr(loop, "claim", wait)
+    with pytest.raises(InputError, match="add --resume to continue it"):
+        train(network(), task, run)
+
+
+def test_a_training_needs_no_file_system_with_locks(
+    task: Classification, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    assert train(network(), task, run)
 
 
 def test_an_output_folder_with_a_training_in_it_is_not_overwritten(

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any, Generic
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from splitattn import distributed
@@ -20,7 +21,7 @@ from splitattn.training.interrupt import StopRequest, stop_request
 from splitattn.training.learner import Learner, micro_batches
 from splitattn.training.log import Logger, TensorBoard, write_log
 from splitattn.training.optimizer import learning_rate
-from splitattn.training.output import writing_to
+from splitattn.training.output import claim, release, writing_to
 from splitattn.training.pending import Pending
 from splitattn.training.report import write_report
 from splitattn.training.resume import State, Sums
@@ -139,11 +140,15 @@ class _Training(Generic[Batch]):
         self.pending: Pending | None = None
         self.saved_at = self.stepped_at = perf_counter()
         self.tensorboard: TensorBoard | None = None
+        self.lock: FileLock | None = None
 
     def begin(self, resume: bool) -> None:
         """Restore the checkpoint, if there is one, or make the folder."""
         run = self.run
         with writing_to(run.output):
+            if self.writes:  # before looking: another training may end meanwhile
+                run.output.mkdir(parents=True, exist_ok=True)
+                self.lock = claim(run.output)
             exists = run.checkpoint.exists()
         if exists:
             if not resume and not checkpoints.of_this_launch(run.checkpoint):
@@ -163,17 +168,18 @@ class _Training(Generic[Batch]):
             )
         if self.writes:
             with writing_to(run.output):
-                run.output.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(run.output)
                 with replacing(run.output / "recipe.toml") as path:
                     path.write_text(run.recipe.to_toml(), encoding="utf-8")
                 self.tensorboard = TensorBoard(run.output / "tensorboard", self.state.step)
 
     def close(self) -> None:
-        """Close files."""
+        """Close files, and let others write to the folder."""
         if self.tensorboard:
             self.tensorboard.close()
         self._tell(lambda logger: logger.close())
+        if self.lock:
+            release(self.lock)
 
     def to_the_end(self) -> Measurement:
         """Train what is left, epoch by epoch; the last measurement."""

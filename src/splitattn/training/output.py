@@ -1,10 +1,18 @@
 """A training's output folder, where the system may refuse to write."""
 
+import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from splitattn.errors import InputError
+
+# Seconds: the workers of a training that was killed may hold its lock a little longer.
+_PATIENCE = 5.0
+# Of file systems without locks, on which nobody is kept apart.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
@@ -18,6 +26,36 @@ def writing_to(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def claim(folder: Path) -> FileLock:
+    """A lock on `folder`, which the system releases if this process ends.
+
+    Raises:
+        InputError: another training writes there.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise InputError(
+            f"output must be a folder of one training, got {folder}, to which another one writes: "
+            f"wait for its end, or use a new --output (if none writes there, remove {folder}/.lock)"
+        ) from None
+    except NotImplementedError:
+        pass  # as below
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return lock
+
+
+def release(lock: FileLock) -> None:
+    """Let go of a folder that was claimed, and remove the file of the lock."""
+    if lock.is_locked:
+        with suppress(OSError):  # Windows removes no open file
+            Path(lock.lock_file).unlink()
+    lock.release()
 
 
 def unwritable(folder: Path, error: Exception) -> InputError:
