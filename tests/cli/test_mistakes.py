@@ -41,6 +41,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("predict photo.png --class-maps maps --weights a.pt", "--class-maps .* got a.pt: no such"),
         ("predict photo.png --score 0.5 --weights a.pt", "need a detector's .* got a.pt: no such"),
         ("predict", "predict needs images, got none; name files, folders, globs or URLs"),
+        (
+            "predict notes.txt",
+            "got notes.txt: a list of names is read from stdin, as in .* - < not",
+        ),
         ("predict photo.png --top-k 3", "no such option: --top-k .*--topk.*splitattn predict --h"),
         ("predict photo.png --topk five", "'--topk': 'five' is not a valid int"),
         ("predict photo.png --topk 0", "topk must be at least 1, got 0"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from splitattn.cli.output import reconfigure
 from splitattn.errors import InputError
+from splitattn.files import is_file
 
 Given = tuple[Iterator[str], Callable[[str], str | bytes]]
 
@@ -20,10 +21,15 @@ def images_given(paths: Sequence[str], passed_over: Counter[str] | None = None) 
         paths, passed_over: see `images.paths.expand`.
 
     Raises:
-        InputError: a list on stdin is not in UTF-8.
+        InputError: a list on stdin is not in UTF-8, or a list is not on stdin.
     """
     from splitattn.images.paths import expand
 
+    if len(paths) == 1 and paths[0].lower().endswith(".txt") and is_file(paths[0]):
+        raise InputError(
+            f"images must be pictures, got {paths[0]}: a list of names is read from stdin, as in "
+            f"splitattn predict - < {paths[0]}"
+        )
     picture = _picture_on_stdin() if "-" in paths else None
     listed = _listed_on_stdin() if picture is None else ("-",)
 
