@@ -310,7 +310,12 @@ def test_the_output_is_no_part_of_the_data_set(data: Path) -> None:
     label = next(flat.iterdir())
     for given, output in (
         *((data, data), (flat, flat), (flat, flat / "run"), (data, flat / "run")),
-        *((flat, label / "run"), (data, label / "new" / "run"), (data, data / "val" / "run")),
+        *(
+            (flat, label / "run"),
+            (data, label / "new" / "run"),
+            (data, data / "val" / "run"),
+            (data, data / "Test"),
+        ),
     ):
         with pytest.raises(InputError, match="output must be a folder outside the data set"):
             splitattn.train(given, output, overrides=SMALL)

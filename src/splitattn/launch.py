@@ -17,7 +17,7 @@ from splitattn.data.class_names import are_unnamed, match
 from splitattn.data.folds import Fold, split_off
 from splitattn.data.labeled import LabeledImages, warn_of_shared_images
 from splitattn.data.sources import has_several_labels, open_data
-from splitattn.data.splits import MissingSplitError
+from splitattn.data.splits import MissingSplitError, split_of
 from splitattn.data.unlabeled import open_for_teacher
 from splitattn.dense.annotated import check_same_classes, with_outlines
 from splitattn.dense.detection import Detection, Instances
@@ -330,10 +330,14 @@ def _prepared(
 
 
 def _check_apart(output: Path, data: str, holding: Iterable[str | Path]) -> None:
-    """Raise if `output` is the folder of the data set, or lies in one that holds images of it."""
+    """Raise if `output` is the folder of the data set, lies in one that holds images of it, or
+    would be taken for a split.
+    """
     place = output.resolve()
     folders = {Path(folder).resolve() for folder in holding if is_folder(folder)}
-    if place == Path(data).resolve() or not folders.isdisjoint((place, *place.parents)):
+    whole = Path(data).resolve()
+    split = place.parent == whole and split_of(place.name)
+    if split or place == whole or not folders.isdisjoint((place, *place.parents)):
         raise InputError(
             f"output must be a folder outside the data set, got {output}, which would be taken for "
             "a part of it"
