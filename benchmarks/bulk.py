@@ -1,10 +1,12 @@
 """How fast is `splitattn bulk` against `predict`, what memory does it take, and what do kills cost?
 
-usage: python benchmarks/bulk.py [--photographs 20000] [--kills 10] [--rounds 3] [--output FILE]
+usage: python benchmarks/bulk.py [--photographs 20000] [--kills 10] [--rounds 3] [--only rates]
+                               [--output FILE]
 
 1. Rates: a fifth of the photographs by `predict`, by `bulk` from files and by `bulk` from a bucket,
-   in whole processes that take turns. The bucket is served by moto in this process, on the same
-   processors; so besides seconds there are those that the command kept processors busy.
+   in whole processes that take turns, each on one core. The bucket is served by moto in this
+   process, which has another core. Besides seconds there are those that the command kept its core
+   busy. With `--only rates` the rest of FILE stays.
 2. Faults: all photographs from the bucket into another, by two workers on Ray, while the store
    answers 503 to one request in twenty. Again and again a worker is killed (-9), then the driver,
    and the command is repeated. At the end, every image must be there once, with the labels of
@@ -12,7 +14,7 @@ usage: python benchmarks/bulk.py [--photographs 20000] [--kills 10] [--rounds 3]
 3. Memory: that of listing 2,000, 20,000 and 200,000 images into a manifest: empty files in folders
    of 1,000, in one folder, and objects of a bucket.
 
-Nothing else should run meanwhile. Needs ray, moto[server], boto3 and psutil.
+Nothing else should run meanwhile. Needs Linux, two cores, ray, moto[server], boto3 and psutil.
 """
 
 import argparse
@@ -23,8 +25,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=10, help="of a worker, and of the driver")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["rates"])
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
     arguments = parser.parse_args()
     os.environ.pop("OMP_NUM_THREADS", None)
@@ -75,13 +78,17 @@ def main() -> None:
         with bucket() as store:
             say("put the photographs into the bucket")
             store.put_folder(photographs)
-            report = {
-                "environment": environment.describe(),
-                "photographs": arguments.photographs,
-                "rates": rates(photographs / "rates", folder, arguments.rounds),
-                "faults": faults(photographs, folder, arguments.kills, store),
-                "peak_memory_of_listing": memory_of_listing(folder),
-            }
+            measured = rates(photographs / "rates", folder, arguments.rounds)
+            if arguments.only:
+                report = json.loads(arguments.output.read_text("utf-8")) | {"rates": measured}
+            else:
+                report = {
+                    "environment": environment.describe(),
+                    "photographs": arguments.photographs,
+                    "rates": measured,
+                    "faults": faults(photographs, folder, arguments.kills, store),
+                    "peak_memory_of_listing": memory_of_listing(folder),
+                }
     with replacing(arguments.output) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -185,21 +192,37 @@ def command(*arguments: object) -> tuple[str, ...]:
     return (sys.executable, "-m", "splitattn", *map(str, arguments))
 
 
-def timed(*arguments: object) -> dict[str, float]:
-    """Seconds of a command, and those that it and the bucket kept processors busy."""
+@contextmanager
+def apart() -> Iterator[int]:
+    """Keep this process, and so the bucket, on one core, and give another one for commands."""
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        sys.exit("two cores are needed, one for the bucket, got one")
+    own, other, *_ = sorted(cores)
+
+    def keep_on(some: set[int]) -> None:
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(ProcessLookupError):  # one that has ended since
+                os.sched_setaffinity(int(thread.name), some)
+
+    keep_on({own})
+    try:
+        yield other
+    finally:
+        keep_on(cores)
+
+
+def timed(command: Sequence[str]) -> dict[str, float]:
+    """Seconds of a command, and those that it kept processors busy."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    served, begun = time.process_time(), time.perf_counter()
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begun
     if done.returncode:
         sys.exit(done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return {
-        "seconds": round(seconds, 2),
-        "busy": round(busy, 2),
-        "busy_of_bucket": round(time.process_time() - served, 2),
-    }
+    return {"seconds": round(seconds, 2), "busy": round(busy, 2)}
 
 
 def rates(photographs: Path, folder: Path, rounds: int) -> dict[str, Any]:
@@ -212,16 +235,19 @@ def rates(photographs: Path, folder: Path, rounds: int) -> dict[str, Any]:
             "files": ("bulk", photographs, out),
             "bucket": ("bulk", f"s3://{BUCKET}/in/rates", f"s3://{LABELS}/rates-{turn}"),
         }
-        for case, arguments in run.items():
-            cases[case].append(timed(*arguments))
-    return {"images": len(list(photographs.iterdir())), **cases}
+        with apart() as core:
+            for case, arguments in run.items():
+                on_one = ("taskset", "--cpu-list", str(core), *command(*arguments))
+                cases[case].append(timed(on_one))
+    images = len(list(photographs.iterdir()))
+    return {"environment": environment.describe(), "images": images, **cases}
 
 
 def faults(photographs: Path, folder: Path, kills: int, store: Store) -> dict[str, Any]:
     """What is left of the labels after kills of workers and drivers."""
     say("predict all")
     predicted = folder / "all.json"
-    undisturbed = timed("predict", photographs, "--format=json", f"--output={predicted}")
+    undisturbed = timed(command("predict", photographs, "--format=json", f"--output={predicted}"))
     options = ("--cluster=ray", "--actors=2", f"--shard-size={SHARD}")
     arguments = ("bulk", f"s3://{BUCKET}/in", f"s3://{LABELS}/faults", *options)
     store.share, store.requests, store.refused = BUSY, 0, 0
