@@ -305,7 +305,6 @@ def export(
         batch_size=batch_size,
         opset=opset,
     )
-    on_step("opening the network")
     return export_network(
         open_weights(model, weights, progress=progress),
         path,
