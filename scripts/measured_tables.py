@@ -624,7 +624,7 @@ def bulk_costs() -> str:
         ),
         (
             "money for them",
-            f"{hours[0] * CORE_HOUR:.0f} to {hours[1] * CORE_HOUR:.0f} $",
+            f"{hours[0] * CORE_HOUR:.2f} to {hours[1] * CORE_HOUR:.2f} $",
             f"a core costs {CORE_HOUR} $ an hour",
         ),
         (

@@ -177,7 +177,7 @@ def test_bulk_labeling_is_measured_by_the_clock_and_by_processor_time(
         "139 to 222 core-hours, or 2.2 to 3.5 hours on 64 cores",
         "a core labels 200 to 125 photographs a second",
     ]
-    assert cells(costs, "money for them")[0] == "7 to 11 $"
+    assert cells(costs, "money for them")[0] == "6.94 to 11.11 $"
     assert cells(costs, "listing")[0] == "0.50 $, and 4 hours before anything is labeled"
     assert cells(costs, "memory of listing") == [
         "110 MB, as for 200,000",
