@@ -145,7 +145,7 @@ def goes_on_after_an_error(output: str) -> None:
 
 
 def explains(output: str) -> None:
-    assert output == "espresso layercam (6, 6)\n"
+    assert output == "espresso layercam (8, 8)\n"
     assert Path("why.html").is_file()
 
 
@@ -156,7 +156,7 @@ def labels_a_folder(output: str) -> None:
 
 def trains(output: str) -> None:
     first, second, result = output.splitlines()
-    assert all(re.fullmatch(r"96 px  loss .*  top-1 .*", line) for line in (first, second))
+    assert all(re.fullmatch(r"128 px  loss .*  top-1 .*", line) for line in (first, second))
     assert re.fullmatch(r"\d+\.\d % of 4 images; weights in tuned/model.safetensors", result)
 
 

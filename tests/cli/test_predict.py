@@ -415,6 +415,22 @@ def piped(content: bytes) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))
 
 
+def test_stdin_is_left_alone_unless_it_is_asked_for(
+    photos: Path, predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.RawIOBase):
+        """Where reading would wait for a person."""
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, _: object) -> int:
+            raise AssertionError("stdin was read")
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Terminal())))
+    assert predict(photos / "rocket.png", "--format", "json").status == 0
+
+
 def test_a_picture_on_stdin_is_labeled(
     predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,8 +30,11 @@ def images_given(paths: Sequence[str], passed_over: Counter[str] | None = None) 
             f"images must be pictures, got {paths[0]}: a list of names is read from stdin, as in "
             f"splitattn predict - < {paths[0]}"
         )
-    picture = _picture_on_stdin() if "-" in paths else None
-    listed = _listed_on_stdin() if picture is None else ("-",)
+    picture: bytes | None = None
+    listed: Iterable[str] = ()
+    if "-" in paths:  # else stdin is left alone: it may be a terminal, where reading waits
+        picture = _picture_on_stdin()
+        listed = _listed_on_stdin() if picture is None else ("-",)
 
     def source_of(name: str) -> str | bytes:
         return name if picture is None or name != "-" else picture
