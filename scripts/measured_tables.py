@@ -643,7 +643,7 @@ def bulk_costs() -> str:
         (
             "memory of listing",
             f"{peak / 1e6:.0f} MB, as for {counts[1]:,}",
-            f"files of one folder take {each_name:.0f} bytes each besides, for their names",
+            f"each file in one folder takes {each_name:.0f} bytes more, for its name",
         ),
         (
             "what a killed actor loses",

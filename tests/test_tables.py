@@ -181,7 +181,7 @@ def test_bulk_labeling_is_measured_by_the_clock_and_by_processor_time(
     assert cells(costs, "listing")[0] == "0.50 $, and 4 hours before anything is labeled"
     assert cells(costs, "memory of listing") == [
         "110 MB, as for 200,000",
-        "files of one folder take 200 bytes each besides, for their names",
+        "each file in one folder takes 200 bytes more, for its name",
     ]
     assert cells(costs, "what a killed actor loses")[0] == "up to 80 core-seconds"
 

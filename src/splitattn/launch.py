@@ -330,9 +330,7 @@ def _prepared(
 
 
 def _check_apart(output: Path, data: str, holding: Iterable[str | Path]) -> None:
-    """Raise if `output` is the folder of the data set, lies in one that holds images of it, or
-    would be taken for a split.
-    """
+    """Raise if `output` is the data set's folder, lies among its images, or looks like a split."""
     place = output.resolve()
     folders = {Path(folder).resolve() for folder in holding if is_folder(folder)}
     whole = Path(data).resolve()
