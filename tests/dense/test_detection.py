@@ -361,6 +361,16 @@ def test_a_stopped_training_goes_on_bit_for_bit(
         np.testing.assert_array_equal(value, tensors[key], err_msg=key)
 
 
+def test_a_detector_learns_for_more_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    task, run = make_task(tmp_path, train=8, val=2), make_run(tmp_path)
+    train(network(), task, run)
+    more = run.recipe.epochs + 1
+    train(network(), task, replace(run, recipe=replace(run.recipe, epochs=more)), resume=True)
+    lines = [json.loads(line) for line in (run.output / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == list(range(more))
+
+
 def test_one_command_trains_a_detector_from_weights(tmp_path: Path) -> None:
     """Annotated images become a detector by themselves; what is frozen stays as it was."""
     data = write_splits(tmp_path / "data", train=2, val=1)

@@ -209,6 +209,16 @@ def test_a_resumed_distillation_equals_an_uninterrupted_one_bit_for_bit(
         assert (run.output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_distillation_goes_on_for_more_epochs(tmp_path: Path) -> None:
+    task = make_distillation(tmp_path, make_teacher())
+    run = make_run(tmp_path, RECIPE)
+    train(make_student(), task, run)
+    longer = replace(run, recipe=replace(RECIPE, epochs=RECIPE.epochs + 2))
+    train(make_student(seed=7), task, longer, resume=True)
+    epochs = [line["epoch"] for line in log_of(run.output) if line["kind"] == "epoch"]
+    assert epochs == list(range(RECIPE.epochs + 2))
+
+
 def test_labels_give_top1_and_are_mixed_into_the_loss(tmp_path: Path) -> None:
     task = make_distillation(tmp_path, make_teacher(), labeled=True)
     run = make_run(tmp_path, replace(RECIPE, label_weight=0.25, mixup_alpha=0.0, cutmix_alpha=0.0))

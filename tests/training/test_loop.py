@@ -331,6 +331,25 @@ def test_drop_block_grows_epoch_by_epoch_to_its_full_share(
     assert seen == pytest.approx(dict(enumerate(shares)))
 
 
+def test_image_size_and_drop_block_follow_more_epochs(task: Classification, run: Run) -> None:
+    run = with_recipe(run, epochs=2, train_size=64, first_train_size=32)
+    train(network(), task, run)
+    model = network()
+    seen: dict[int, float] = {}
+
+    def note(progress: Step) -> None:
+        seen[progress.epoch] = float(model.layer4[0].drop_block1.probability)
+
+    train(model, task, with_recipe(run, epochs=5), resume=True, on_step=note)
+    assert seen == pytest.approx({2: 0.05, 3: 0.075, 4: 0.1})
+    sizes = [line["size"] for line in log_of(run.output) if line["kind"] == "epoch"]
+    assert sizes == [32, 64, 48, 56, 64]
+    metadata = read_metadata(run.output / "model.safetensors")
+    assert metadata is not None
+    assert metadata.recipe is not None
+    assert metadata.recipe["epochs"] == 5
+
+
 def test_a_loss_that_explodes_stops_with_advice(task: Classification, run: Run) -> None:
     run = with_recipe(run, learning_rate=1e-9, epochs=5)
     model = network()

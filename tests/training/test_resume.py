@@ -34,7 +34,8 @@ def path(tmp_path: Path) -> Path:
 def test_a_whole_file_gives_back_all_of_it(path: Path) -> None:
     content = torch.load(path, weights_only=True)
     again = parts()
-    state = restore(path, IDENTITY, again)
+    state, raised = restore(path, IDENTITY, again)
+    assert raised is None
     assert (state.step, state.best, state.epoch.figures) == (3, 1.0, {"loss": 1.5})
     torch.testing.assert_close(again["model"].state_dict(), content["model"])
     torch.testing.assert_close(again["optimizer"].state_dict(), content["optimizer"])

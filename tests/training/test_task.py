@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,9 @@ from safetensors.torch import load_file
 from splitattn.errors import InputError
 from splitattn.training import ema, learner, loop, optimizer, pending
 from splitattn.training.loop import train
+from splitattn.training.optimizer import learning_rate
+from splitattn.training.recipe_files import load_recipe
+from splitattn.training.recipes import Recipe
 from splitattn.training.task import Epoch, Measurement, Step
 from tests.training.regression import RECIPE, Regression, Regressor, make_run, train_together
 from tests.training.runs import in_two_processes, log_of
@@ -119,13 +123,72 @@ def test_loggers_get_each_line_and_one_that_fails_is_dropped(
     assert caplog.messages == ["Notes is dropped: no network"]
 
 
-def test_more_epochs_for_a_training_are_told_how(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [None, 7], ids=["finished", "stopped"])
+def test_more_epochs_go_on_in_their_own_schedule(
+    tmp_path: Path, stop: int | None, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    run = make_run(tmp_path / "out")
+    longer = replace(run, recipe=replace(RECIPE, epochs=5))
+
+    def end(done: Step) -> None:
+        if done.step == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    with nullcontext() if stop is None else pytest.raises(SystemExit):
+        train(Regressor(), Regression(), run, on_step=end)
+    caplog.clear()
+    train(Regressor(), Regression(), longer, resume=True)
+    turned = 15 if stop is None else stop + 1
+    rate = learning_rate(longer.recipe, turned, 5)
+    assert caplog.messages == [
+        f"epoch {3 if stop is None else 1} of 3 was done; going on to 5: the learning rate of a "
+        f"5-epoch schedule, {rate:.2g} here"
+    ]
+
+    # The same without an interruption.
+    def turning(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+        return learning_rate(RECIPE if step < turned else recipe, step, steps_per_epoch)
+
+    monkeypatch.setattr(loop, "learning_rate", turning)
+    train(Regressor(), Regression(), replace(longer, output=tmp_path / "whole"))
+    lines = log_of(run.output)
+    assert lines == log_of(tmp_path / "whole")
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [0, 1, 2, 3, 4]
+    for name in ("model.safetensors", "best.safetensors"):
+        assert (run.output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert load_recipe(str(run.output / "recipe.toml")) == longer.recipe
+    assert torch.load(run.checkpoint)["identity"]["recipe"]["epochs"] == 5
+
+
+def test_epochs_are_only_raised_and_nothing_else_with_them(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     train(Regressor(), Regression(), run)
-    longer = replace(run, recipe=replace(RECIPE, epochs=5))
-    with pytest.raises(InputError, match=r"epochs was 3, now 5.* --weights ") as raised:
+    fewer = replace(run, recipe=replace(RECIPE, epochs=2))
+    with pytest.raises(
+        InputError, match=r"epochs was 3, now 2; epochs can only be raised, of which 3 are done;"
+    ):
+        train(Regressor(), Regression(), fewer, resume=True)
+    other = replace(run, recipe=replace(RECIPE, epochs=5, learning_rate=0.3))
+    with pytest.raises(InputError, match=r"settings: learning_rate was \S+, now 0\.3; resume as"):
+        train(Regressor(), Regression(), other, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "message"),
+    [
+        (3, 1.0, ""),  # now there is room for it
+        (3, 0.75, ""),  # shortened for both
+        (4, 0.5, "warmup_epochs was 0.25, now 0.5"),
+    ],
+)
+def test_the_warm_up_that_comes_with_other_epochs_is_no_difference(
+    tmp_path: Path, epochs: int, warmup: float, message: str
+) -> None:
+    short = make_run(tmp_path, replace(RECIPE, epochs=1, warmup_epochs=0.25))
+    train(Regressor(), Regression(), short)
+    longer = replace(short, recipe=replace(RECIPE, epochs=epochs, warmup_epochs=warmup))
+    with pytest.raises(InputError, match=message) if message else nullcontext():
         train(Regressor(), Regression(), longer, resume=True)
-    assert str(raised.value).endswith(f"start a new one with --weights {tmp_path}")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -91,7 +91,10 @@ def train(
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the training in the output folder, if any."),
+        typer.Option(
+            "--resume",
+            help="Continue the training in the output folder, if any; --set epochs=N may be more.",
+        ),
     ] = False,
     batch_per_device: Annotated[
         int | None,

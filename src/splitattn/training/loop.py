@@ -60,7 +60,8 @@ def train(
     the first of them writes.
 
     Args:
-        resume: continue from the output folder's checkpoint, if there is one.
+        resume: continue from the output folder's checkpoint, if there is one. The recipe may have
+            more epochs than before: whatever has a schedule goes on as in a training of so many.
         on_step: called after each step.
         on_epoch: called after each epoch.
         on_measured: told, while an epoch is measured, how many more examples this process has
@@ -156,9 +157,13 @@ class _Training(Generic[Batch]):
                     f"output must be a new folder, got {run.output} with a training in it; "
                     "add --resume to continue it"
                 )
-            self.state = checkpoints.restore(run.checkpoint, self.identity, self.learner.parts())
+            self.state, before = checkpoints.restore(
+                run.checkpoint, self.identity, self.learner.parts()
+            )
             if self.learner.ema:
                 self.learner.ema.updates = self.state.step
+            if before and self.writes:
+                self._say_longer(before)
         # Also a barrier, before the first of them writes what the others look for.
         steps = set(distributed.gathered(self.state.step))
         if len(steps) > 1:
@@ -172,6 +177,15 @@ class _Training(Generic[Batch]):
                 with replacing(run.output / "recipe.toml") as path:
                     path.write_text(run.recipe.to_toml(), encoding="utf-8")
                 self.tensorboard = TensorBoard(run.output / "tensorboard", self.state.step)
+
+    def _say_longer(self, before: int) -> None:
+        done, steps = self.state.epochs_done, self.steps_per_epoch
+        logger.warning(
+            "epoch %d of %d was done; going on to %d: the learning rate of a %d-epoch schedule, "
+            "%.2g here",
+            *(done, before, self.epochs, self.epochs),
+            learning_rate(self.run.recipe, self.state.step, steps),
+        )
 
     def close(self) -> None:
         """Close files, and let others write to the folder."""

@@ -14,6 +14,7 @@ Its keys:
 - `launch`: which start of `torchrun` wrote it, or None.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,8 +106,15 @@ def save(
         raise unwritable(path.parent, error) from error
 
 
-def restore(path: Path, identity: dict[str, Any], parts: Mapping[str, Any]) -> State:
-    """Load `path` into `parts`, objects with `load_state_dict`, and return the rest.
+def restore(
+    path: Path, identity: dict[str, Any], parts: Mapping[str, Any]
+) -> tuple[State, int | None]:
+    """Load `path` into `parts`, objects with `load_state_dict`.
+
+    The recipe may have more epochs than it began with, and the warm-up that comes with them.
+
+    Returns:
+        The rest, and the epochs that the training was to have if it now gets more.
 
     Raises:
         InputError: it belongs to another training; the message says what differs.
@@ -114,14 +122,16 @@ def restore(path: Path, identity: dict[str, Any], parts: Mapping[str, Any]) -> S
     """
     try:
         content = _load(path)
+        began_with = _epochs_if_raised(content["identity"]["recipe"], identity["recipe"])
         changed = _changed(content["identity"], identity)
         if not changed:
             for name, part in parts.items():
-                before = part.state_dict()
+                fresh = part.state_dict()
                 part.load_state_dict(content[name])
-                _check_alike(before, part.state_dict(), name)
+                _check_alike(fresh, part.state_dict(), name)
                 _check_averages(part)
-            return _state(content)
+            return _state(content), began_with
+        done = _state(content).epochs_done
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever damaged bytes make torch raise
@@ -129,11 +139,11 @@ def restore(path: Path, identity: dict[str, Any], parts: Mapping[str, Any]) -> S
         raise WeightsError(
             f"{path} is no checkpoint of this training ({reason}); use a new --output"
         ) from error
-    longer = any(change.startswith("epochs ") for change in changed)
-    more = f"; to train on, start a new one with --weights {path.parent}" if longer else ""
+    lowered = any(change.startswith("epochs ") for change in changed)
+    rule = f"; epochs can only be raised, of which {done} are done" if lowered else ""
     raise InputError(
-        f"cannot resume with other settings: {', '.join(changed)}; resume as it began, or use "
-        f"a new --output{more}"
+        f"cannot resume with other settings: {', '.join(changed)}{rule}; resume as it began, or "
+        "use a new --output"
     )
 
 
@@ -188,12 +198,31 @@ def _check_averages(part: Any) -> None:
                 raise TypeError(f"{name} must have shape {tuple(parameter.shape)}")
 
 
+def _epochs_if_raised(began: dict[str, Any], now: dict[str, Any]) -> int | None:
+    """The epochs of the recipe that began, if the present one has more."""
+    before = began.get("epochs")
+    return before if type(before) is int and before < now["epochs"] else None
+
+
 def _changed(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """What differs, as words: fields of the recipe and names with both values, others by name."""
+    """What differs, as words: fields of the recipe and names with both values, others by name.
+
+    More epochs count as no difference, nor does the warm-up that comes with other epochs.
+    """
+    began, now = found["recipe"], expected["recipe"]
+    free = {"epochs"} if _epochs_if_raised(began, now) else set()
+    if began.get("epochs") != now["epochs"] and _warm_up_follows(began, now):
+        free.add("warmup_epochs")
     pairs = [(k, found.get(k), v) for k, v in expected.items() if k != "recipe"]
-    began = found["recipe"]
-    pairs += [(k, began.get(k), v) for k, v in expected["recipe"].items()]
+    pairs += [(k, began.get(k), v) for k, v in now.items() if k not in free]
     return [_difference(*pair) for pair in pairs if pair[1] != pair[2]]
+
+
+def _warm_up_follows(began: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether `load_recipe` gives these warm-ups for these epochs: it shortens long ones."""
+    before, after = began.get("warmup_epochs", 0.0), now.get("warmup_epochs", 0.0)
+    same_share = math.isclose(before * now["epochs"], after * began["epochs"])
+    return same_share or max(before, after) >= min(began["epochs"], now["epochs"])
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
