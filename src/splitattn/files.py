@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and reading one never blocks."""
 
+import codecs
 import errno
 import io
 import os
@@ -10,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 # What stands in place of a file that Git LFS has not fetched.
 LFS_POINTER = b"version https://git-lfs"
@@ -106,6 +107,20 @@ def open_file(path: str | Path, *, write: bool = False) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def open_text(file: BinaryIO) -> TextIO:
+    """The text of an open file that people write: UTF-8, or UTF-16 with its byte order mark.
+
+    Spreadsheets write UTF-16 as "Unicode text". Line ends stay as they are.
+
+    Raises:
+        OSError: the system refuses to read it.
+    """
+    start = file.read(2)
+    file.seek(0)
+    wide = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return io.TextIOWrapper(file, encoding="utf-16" if wide else "utf-8-sig", newline="")
 
 
 @contextmanager

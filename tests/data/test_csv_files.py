@@ -56,6 +56,36 @@ def test_columns_may_come_in_any_order_with_others_between_them(tmp_path: Path) 
     assert list(data.images) == [str(tmp_path / "é.png"), str(tmp_path / "d.png")]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_a_file_may_be_what_a_spreadsheet_writes(
+    tmp_path: Path, encoding: str, separator: str
+) -> None:
+    lines = [["path", "label"], ["a,é.png", "löwe"], ["b.png", "x\ty"]]
+    text = "\r\n".join(separator.join(f'"{cell}"' for cell in line) for line in lines)
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    path = tmp_path / "list.csv"
+    path.write_bytes((mark + text).encode(encoding))
+    data = open_data(str(path), "train")
+    assert [data.classes[label] for label in data.labels] == ["löwe", "x\ty"]
+    assert list(data.images) == [str(tmp_path / "a,é.png"), str(tmp_path / "b.png")]
+    assert not has_several_labels(path)
+
+
+def test_whole_numbers_written_as_floats_are_numbers(tmp_path: Path) -> None:
+    rows = [f"{i}.png,{i}.0" for i in range(11)]
+    data = open_data(write(tmp_path / "a.csv", "path,label", *rows, "x.png,3"), "train")
+    assert data.classes == tuple(map(str, range(11)))
+    assert list(data.labels) == [*range(11), 3]
+    outputs = with_classes_of_model(data, tuple(f"class {i}" for i in range(1000)))
+    assert list(outputs.labels) == [*range(11), 3]
+    several = write(tmp_path / "b.csv", "path,labels", "a.png,1.0", "b.png,1|10.0", "c.png,")
+    assert open_data(several, "train").classes == ("1", "10")
+    # One that is none, and all are text.
+    mixed = write(tmp_path / "c.csv", "path,label", *rows, "x.png,3.5")
+    assert open_data(mixed, "train").classes[:3] == ("0.0", "1.0", "10.0")
+
+
 def test_columns_are_known_in_any_case_and_with_spaces_around_them(tmp_path: Path) -> None:
     data = write(
         tmp_path / "a.csv", "Path, LABEL,Split", "a.png,x,train", "b.png,y,val", "c.png,y,val"

@@ -183,8 +183,31 @@ def test_large_shards_are_read_by_row_group(
     assert len(read) <= 7, "two blocks at a time"
 
 
-def test_shards_that_name_no_classes_say_so(tmp_path: Path) -> None:
-    path = write_shard(tmp_path / "val.parquet", [encoded(0, 0)], [0])
-    pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
-    with pytest.raises(DataError, match="metadata has no key 'huggingface', which names"):
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {b"huggingface": b'{"info": {"features": {"label": {"dtype": "int64"}}}}'}],
+    ids=["none", "a plain number"],
+)
+@pytest.mark.parametrize(
+    ("lines", "labels", "classes"),
+    [
+        (["sea", "meadow", "fire"], [2, 0, 2], ["fire", "sea", "fire"]),
+        (["1: sea", "2: meadow", "3: fire"], [2, 1, 3], ["meadow", "sea", "fire"]),
+    ],
+    ids=["in order", "with numbers"],
+)
+def test_a_list_names_the_classes_of_shards_that_name_none(
+    tmp_path: Path, metadata: Any, lines: list[str], labels: list[int], classes: list[str]
+) -> None:
+    path = write_shard(tmp_path / "val.parquet", [encoded(0, i) for i in range(3)], labels)
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    with pytest.raises(DataError, match="names no classes; list them with --class-names"):
         open_data(str(path), "val")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(lines))
+    data = open_data(str(path), "val", names)
+    assert data.classes == ("sea", "meadow", "fire")
+    assert [data.classes[label] for label in data.labels] == classes
+    names.write_text("\n".join(lines[:2]))
+    with pytest.raises(DataError, match=r"numbers of the 2 class names, \d to \d, got \d$"):
+        open_data(str(path), "val", names)

@@ -1,5 +1,6 @@
 """One string opens a data set of any kind, or one line says why not."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 
 from splitattn.data.sources import open_data
 from splitattn.errors import DataError
+from splitattn.images.decode import decode
 from tests.data.datasets import encoded, picture, write_class_folders, write_shard
 
 
@@ -32,6 +34,24 @@ def test_class_names_in_a_file_are_an_order_or_a_longer_list(tmp_path: Path) -> 
     data = open_data(str(tmp_path / "data"), "val", names)
     assert data.classes == ("red", "gray", "green", "blue")
     assert [data.classes[label] for label in data.labels] == ["blue", "green", "red"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", ["lines", "JSON"])
+def test_class_names_are_read_in_any_unicode_however_accents_are_composed(
+    tmp_path: Path, encoding: str, form: str
+) -> None:
+    names = ["cafe\u0301", "th\u00e9"]
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        picture(0, 0).save(tmp_path / "data" / name / "0.png")
+    text = "th\u0065\u0301\r\ncaf\u00e9\r\n"
+    path = tmp_path / "names"
+    path.write_bytes((text if form == "lines" else json.dumps(text.split())).encode(encoding))
+    data = open_data(str(tmp_path / "data"), "val", path)
+    assert data.classes == ("th\u00e9", "caf\u00e9")
+    assert [data.classes[label] for label in data.labels] == ["caf\u00e9", "th\u00e9"]
+    assert [decode(image).size for image in data.images] == [picture(0, 0).size] * 2
 
 
 @pytest.mark.parametrize(

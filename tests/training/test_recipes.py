@@ -32,9 +32,10 @@ def test_a_file_changes_the_plain_recipe_and_overrides_change_the_file(tmp_path:
     )
 
 
-def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text("epochs = 7", encoding="utf-8-sig")
+    path.write_text("epochs = 7", encoding=encoding)
     assert load_recipe(str(path)).epochs == 7
 
 

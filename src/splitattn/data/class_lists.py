@@ -10,7 +10,7 @@ from typing import Any
 
 from splitattn.data.class_names import are_numbers, normal
 from splitattn.errors import DataError
-from splitattn.files import is_file
+from splitattn.files import is_file, open_file, open_text
 
 # A number, and after a separator a name: `0 cat`, `1: dog`, `2,fox`.
 _NUMBERED = re.compile(r"(\d+)(?:\s*[,;:.)\t]\s*|\s+)(\S.*)")
@@ -33,7 +33,7 @@ class ClassList:
 
 
 def read_class_list(path: Path) -> ClassList:
-    """The names of classes in a text file in UTF-8: one a line, or JSON.
+    """The names of classes in a text file, as `open_text` reads it: one a line, or JSON.
 
     Lines may begin with the numbers of the classes, from 0 or 1 and in any order. JSON is a list of
     names, or an object of numbers and names. For a name there may be a list that ends in it, as in
@@ -45,8 +45,9 @@ def read_class_list(path: Path) -> ClassList:
     if not is_file(path):
         raise DataError(f"class names must be a text file, got {path}, and there is no such file")
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        with open_text(open_file(path)) as file:
+            text = file.read().strip()
+    except (OSError, UnicodeError) as error:
         raise DataError(f"class names must be a text file in UTF-8, got {path}: {error}") from error
     return _of_json(text, path) if text.startswith(("[", "{")) else _of_lines(text, path)
 

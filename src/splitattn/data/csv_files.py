@@ -1,18 +1,19 @@
 """Data sets that are a CSV file of paths and labels."""
 
 import csv
-import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labeled import LabeledImages
 from splitattn.data.splits import MissingSplitError, called
 from splitattn.errors import DataError
-from splitattn.files import is_file, open_file
+from splitattn.files import is_file, open_file, open_text
 from splitattn.images.paths import is_url
 
 # Between the classes of an image in the column `labels`.
@@ -20,6 +21,7 @@ SEPARATOR = "|"
 # Columns that are no classes where each class has a column of its own.
 _NO_CLASSES = ("path", "split")
 _COLUMNS = ("path", "label", "labels", "split")
+_WHOLE = re.compile(r"[0-9]+(\.0+)?")
 _MARKS = {"0": False, "1": True}
 # Bad rows that an error lists before it only counts them.
 _ROWS_SHOWN = 5
@@ -52,8 +54,9 @@ def open_csv(path: Path, split: str) -> LabeledImages:
     """Open `split` of a CSV file, which must have a header.
 
     Columns: `path`, relative to the file's folder or absolute; `label`, a class name; and,
-    if there are several splits, `split`. Other columns are ignored. Classes are the labels of all
-    splits, in the order of `in_order`.
+    if there are several splits, `split`. Other columns are ignored. If all labels are whole
+    numbers, 3.0 is 3. Without a comma in the header, tabs separate the columns. Classes are the
+    labels of all splits, in the order of `in_order`.
 
     Where an image may have several classes or none, `labels` instead of `label` names them with
     `|` between them. Or there is no such column, and each column but `path` and `split` is a class,
@@ -103,19 +106,22 @@ def has_several_labels(path: Path) -> bool:
     Its header alone is read.
     """
     try:
-        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+        with open_text(open_file(path)) as file:
             return _layout(path, _reader(path, file).fieldnames or ()).several
-    except (OSError, UnicodeDecodeError, csv.Error, DataError):
+    except (OSError, UnicodeError, csv.Error, DataError):
         return False  # opening it says why
 
 
-def _reader(path: Path, file: io.TextIOWrapper) -> "csv.DictReader[str]":
+def _reader(path: Path, file: TextIO) -> "csv.DictReader[str]":
     """Rows by column, with the names that mean something here in any case, without spaces.
 
     Raises:
         DataError: two columns have the same such name.
     """
-    reader = csv.DictReader(file)
+    header = file.readline()
+    # Spreadsheets that write UTF-16 separate cells by tabs.
+    delimiter = "\t" if "\t" in header and "," not in header else ","
+    reader = csv.DictReader(chain([header], file), delimiter=delimiter)
     plain = [name.strip() for name in reader.fieldnames or ()]
     names = [name.lower() if name.lower() in _COLUMNS else name for name in plain]
     if twice := next((name for name in _COLUMNS if names.count(name) > 1), None):
@@ -126,11 +132,13 @@ def _reader(path: Path, file: io.TextIOWrapper) -> "csv.DictReader[str]":
 
 def _read(path: Path) -> tuple[_Layout, list[_Row]]:
     try:
-        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+        with open_text(open_file(path)) as file:
             reader = _reader(path, file)
             layout = _layout(path, reader.fieldnames or ())
             rows = list(_rows(path, reader, layout))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            if not layout.classes:
+                rows = _with_whole_numbers(rows)
+    except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path} must be a CSV file in UTF-8: {error}") from error
     if not rows:
         raise DataError(f"the data set must hold images, got no rows in {path}")
@@ -143,6 +151,19 @@ def _read(path: Path) -> tuple[_Layout, list[_Row]]:
             f"as {SEPARATOR}, or call the column label if each image has one class"
         )
     return layout, rows
+
+
+def _with_whole_numbers(rows: list[_Row]) -> list[_Row]:
+    """The rows with labels such as 3.0 as 3, if all labels are whole numbers.
+
+    That is how pandas writes whole numbers of a column in which one was missing.
+    """
+    if not all(_WHOLE.fullmatch(label) for row in rows for label in row.labels):
+        return rows
+    return [
+        row._replace(labels=tuple(dict.fromkeys(label.split(".")[0] for label in row.labels)))
+        for row in rows
+    ]
 
 
 def _check_one_answer(path: Path, rows: Sequence[_Row]) -> None:

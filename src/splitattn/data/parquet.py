@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from splitattn.data.class_lists import ClassList
 from splitattn.data.class_names import normal
 from splitattn.data.labeled import Blocks, LabeledImages
 from splitattn.data.splits import MissingSplitError, called, split_of
@@ -167,10 +168,14 @@ class _Names(Sequence[str]):
         return value if isinstance(value, str) and value else f"{self._split}[{index}]"
 
 
-def open_parquet(shards: list[Path], split: str) -> LabeledImages:
+def open_parquet(shards: list[Path], split: str, listed: ClassList | None = None) -> LabeledImages:
     """Open `split` of Parquet shards in the Hugging Face image layout.
 
     Shards that unpack to more than 2 GiB are read by row group whenever an image is asked for.
+
+    Args:
+        listed: the classes that a person lists. Where shards name none, labels are indices into
+            the list, or its numbers; it does not matter to others.
 
     Raises:
         DataError: no shard is called by the split, or shards are damaged, empty, in another layout
@@ -182,7 +187,7 @@ def open_parquet(shards: list[Path], split: str) -> LabeledImages:
 
     def read_labels(file: "pq.ParquetFile", name: str) -> None:
         _check_label(file.schema_arrow)
-        named_in.setdefault(_class_names(file.schema_arrow), name)
+        named_in.setdefault(_class_names(file.schema_arrow, listed), name)
         if len(named_in) > 1:
             raise DataError(
                 "all shards must name the same classes in the same order, got others in "
@@ -196,10 +201,24 @@ def open_parquet(shards: list[Path], split: str) -> LabeledImages:
     )
     images = _open_images(shards, split, layout, read_labels)
     (classes,) = named_in
+    if not classes and listed:
+        return replace(images, classes=listed.names, labels=_indices(labels, listed))
     low, high = min(labels), max(labels)
     if not 0 <= low <= high < len(classes):
         raise DataError(f"labels must be 0 to {len(classes) - 1}, got {low}..{high}")
     return replace(images, classes=classes, labels=labels)
+
+
+def _indices(labels: list[int], listed: ClassList) -> list[int]:
+    """Labels as indices into a list of classes."""
+    numbers = listed.numbers or range(len(listed.names))
+    index = {number: i for i, number in enumerate(numbers)}
+    if odd := {*labels} - index.keys():
+        raise DataError(
+            f"labels must be numbers of the {len(numbers)} class names, {min(numbers)} to "
+            f"{max(numbers)}, got {min(odd)}"
+        )
+    return [index[label] for label in labels]
 
 
 def open_unlabeled_parquet(shards: list[Path], split: str) -> LabeledImages:
@@ -287,16 +306,21 @@ def _check_rows(shards: list[Path]) -> None:
         raise DataError(f"Parquet shards must hold images, got {rows:,} rows in {size:,} bytes")
 
 
-def _class_names(schema: "pa.Schema") -> tuple[str, ...]:
-    """The class names in the schema's metadata.
+def _class_names(schema: "pa.Schema", listed: ClassList | None) -> tuple[str, ...]:
+    """The class names in the schema's metadata; none if a list serves in their place.
 
     Raises:
         KeyError, TypeError, ValueError, RecursionError: there are none, or not in that layout.
     """
-    if b"huggingface" not in (schema.metadata or {}):
-        raise ValueError("its metadata has no key 'huggingface', which names the classes")
-    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    names = features["label"]["names"]
+    metadata = schema.metadata or {}
+    label = {}
+    if b"huggingface" in metadata:
+        label = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]
+    if "names" not in label:
+        if listed:
+            return ()
+        raise ValueError("its metadata names no classes; list them with --class-names")
+    names = label["names"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"class names must be a list of text, got {names!r:.60}")
     return tuple(map(normal, names))

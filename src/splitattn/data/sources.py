@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from splitattn.data import csv_files
-from splitattn.data.class_lists import read_class_list
+from splitattn.data.class_lists import ClassList, read_class_list
 from splitattn.data.csv_files import open_csv
 from splitattn.data.folders import open_folder
 from splitattn.data.labeled import LabeledImages, named
@@ -31,14 +31,17 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
             - `torchvision:NAME`, which is downloaded.
         split: "train" or "val". A data set without splits gives all its images for either.
         class_names: a file with a name for each class, in the order of labels, for data sets that
-            call their classes by number; see `class_lists.read_class_list`, `labeled.named`.
+            call their classes by number, or Parquet shards that name none; see
+            `class_lists.read_class_list`, `labeled.named`.
 
     Raises:
         DataError: there is no such data set or split, it holds no images, or the names do not fit.
         InputError: a library that reads it is not installed.
     """
-    images = _open(data, split)
-    return named(images, read_class_list(Path(class_names))) if class_names else images
+    listed = read_class_list(Path(class_names)) if class_names else None
+    images = _open(data, split, listed)
+    # Shards may have no other names, and have these already.
+    return named(images, listed) if listed else images
 
 
 def has_several_labels(data: str | Path) -> bool:
@@ -50,7 +53,7 @@ def has_several_labels(data: str | Path) -> bool:
     return path.suffix.lower() == ".csv" and csv_files.has_several_labels(path)
 
 
-def _open(data: str, split: str) -> LabeledImages:
+def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
     if not data:  # not the current folder: a shell's variable may be empty by mistake
         raise DataError("data must be a folder, Parquet shards or a CSV file, got an empty name")
     if data.startswith(_TORCHVISION):
@@ -60,7 +63,7 @@ def _open(data: str, split: str) -> LabeledImages:
         if root.suffix.lower() == ".csv" and is_file(root):
             return open_csv(root, split)
         if shards := parquet_shards(root):
-            return open_parquet(shards, split)
+            return open_parquet(shards, split, listed)
         if root.is_dir():
             return open_folder(root, split)
     except (OSError, RuntimeError) as error:  # not ours to read, not a file name, no such home

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.errors import InputError, check_path, nearest
-from splitattn.files import is_file
+from splitattn.files import is_file, open_file, open_text
 from splitattn.training.presets import PRESETS, preset
 from splitattn.training.recipes import CHOICES, KINDS, Recipe, TaskName
 from splitattn.weights.catalogue import embedded_entry
@@ -105,7 +105,7 @@ def default_model(recipe: Recipe) -> str:
 
 def _from_file(path: Path, model: str, task: TaskName) -> Recipe:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(open_file(path)) as file:
             values = _parsed(file.read(_MOST_CHARACTERS + 1))
     except (OSError, *_UNPARSABLE) as error:
         raise InputError(f"recipe file must be TOML, got {path}: {error}") from error
