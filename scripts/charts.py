@@ -7,13 +7,15 @@ does not exist yet is left out.
 """
 
 import argparse
+import statistics
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from measured_tables import ENGINES, LADDERS, NETWORKS, best, read
+from measured_tables import ENGINES, LADDERS, NETWORKS, Row, best, grouped, is_earlier, read
 
 from splitattn.bench.spread import spread
 from splitattn.environment import processor_of
@@ -21,16 +23,16 @@ from splitattn.environment import processor_of
 CHARTS = Path(__file__).parents[1] / "docs" / "charts"
 
 STYLE = """
-  text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+  text { font: 14px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
   text { fill: #1f2933; }
-  .title { font-size: 15px; font-weight: 600; }
+  .title { font-size: 16px; font-weight: 600; }
+  .panel { font-weight: 600; }
   .note { font-size: 12px; fill: #5a6672; }
   .label { text-anchor: end; }
   .card { fill: #fcfbf8; stroke: #d8d3c6; }
   .ours { fill: #2f6fb3; }
   .peer { fill: #aab4be; }
-  .best { font-weight: 600; }
-  .range { stroke: #1f2933; stroke-width: 1.2; }
+  .range { stroke: #1f2933; stroke-width: 1.4; }
   @media (prefers-color-scheme: dark) {
     text { fill: #e4e9ee; }
     .note { fill: #a3afbb; }
@@ -41,14 +43,14 @@ STYLE = """
   }
 """
 
-# In pixels.
-WIDTH = 880
-MARGIN = 20
-LABELS = 150
-GAP = 30
-VALUES = 50  # to the right of the longest bar
-TOP = 84
-BAR = 13
+# In pixels. A phone shows the chart at two thirds of its size.
+WIDTH = 520
+MARGIN = 18
+LETTER = 8.8  # of a label
+GAP = 12  # between a label and its bars
+VALUES = 56  # to the right of the longest bar
+BAR = 14
+NOTE = 72  # letters in a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Bar:
 
     Attributes:
         style: its class in the style sheet: "ours" or "peer".
-        low, value, high: the quartiles and the median.
+        low, value, high: the bar ends at the value; a line shows the range.
         text: what is written behind it.
     """
 
@@ -70,10 +72,10 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Bars beside each other's labels: for each label one group of bars."""
+    """Bars on one scale: under each label, one or several."""
 
     title: str
-    groups: Sequence[Sequence[Bar]]
+    rows: Mapping[str, Sequence[Bar]]
 
 
 def main() -> None:
@@ -93,6 +95,41 @@ def main() -> None:
             path.write_text(new, encoding="utf-8")
 
 
+def startup() -> str:
+    """Seconds and peak memory of whole processes."""
+    report = read("startup")
+    cases, where = report["cases"], report["environment"]
+    labels = {
+        "first label": "predict",
+        "resnest50": "predict, ResNeSt-50",
+        "export resnest50": "export, ResNeSt-50",
+    }
+    panels = []
+    for title, key, unit, decimals in (
+        ("seconds", "seconds", 1.0, 2),
+        ("peak memory in MB", "peak_memory", 1e6, 0),
+    ):
+        rows = {
+            labels.get(name, name): [
+                measured(
+                    "peer" if name.startswith("timm") else "ours",
+                    [value / unit for value in case[key]],
+                    decimals,
+                )
+            ]
+            for name, case in cases.items()
+        }
+        panels.append(Panel(title=title, rows=rows))
+    rounds = min(len(case["seconds"]) for case in cases.values())
+    return drawn(
+        title="One command, from start to end",
+        legend={"ours": "splitattn, without PyTorch", "peer": "timm"},
+        panels=panels,
+        note=f"Less is better. {processor_of(where)}, {where['cores']} cores, {where['date']}; "
+        f"medians and quartiles of {rounds} runs",
+    )
+
+
 def inference(machine: str) -> str:
     """Milliseconds per image of ResNeSt-50 in each engine, beside timm's."""
     report = read(LADDERS[machine])
@@ -100,138 +137,348 @@ def inference(machine: str) -> str:
     where, plan = report["environment"], report["plan"]
     panels = []
     for batch in plan["batch_sizes"]:
-        groups = []
-        for ways in ENGINES.values():
-            bars = []
-            for style, network in (("ours", ours), ("peer", peer)):
-                turns = spread(best(report["rows"], network, ways, batch)["milliseconds"])
-                low, value, high = (
-                    turns[key] / batch for key in ("quartile1", "median", "quartile3")
-                )
-                bars.append(Bar(style=style, low=low, value=value, high=high, text=f"{value:.1f}"))
-            groups.append(bars)
-        panels.append(Panel(title=f"batch {batch}", groups=groups))
+        rows = {}
+        for engine, ways in ENGINES.items():
+            turns = [
+                best(report["rows"], network, ways, batch)["milliseconds"]
+                for network in (ours, peer)
+            ]
+            rows[engine] = [
+                measured(style, [value / batch for value in values], 1)
+                for style, values in zip(("ours", "peer"), turns, strict=True)
+            ]
+        panels.append(Panel(title=f"milliseconds per image, batch {batch}", rows=rows))
     return drawn(
-        title="ResNeSt-50: milliseconds per image, less is better",
-        legend=(("ours", "splitattn"), ("peer", "timm")),
-        labels=list(ENGINES),
+        title=f"ResNeSt-50 on a processor with {machine}",
+        legend={"ours": "splitattn", "peer": "timm"},
         panels=panels,
-        note=f"{machine}: {processor_of(where)}, {where['threads']} threads, {where['date']}; "
-        f"{plan['size'] or 224} pixels; medians and quartiles of {plan['rounds']} turns",
+        note=f"Less is better. {processor_of(where)}, {where['threads']} threads, "
+        f"{where['date']}; {plan['size'] or 224} pixels; medians and quartiles of "
+        f"{plan['rounds']} turns",
     )
 
 
-STARTUP_LABELS = {
-    "first label": "predict",
-    "resnest50": "predict, ResNeSt-50",
-    "export resnest50": "export, ResNeSt-50",
-    "timm script": "timm script",
-}
+def eight_bits() -> str:
+    """Accuracy in float32 and in int8, by engine."""
+    reports = [read(f"eight_bits_{name}") for name in ("openvino", "onnx")]
+    rows = {
+        _engine(report): [
+            exact("ours", report["agreement"]["top1"], 2),
+            exact("peer", report["agreement"]["reference_top1"], 2),
+        ]
+        for report in reports
+    }
+    return drawn(
+        title="Accuracy in int8",
+        legend={"ours": "int8", "peer": "float32"},
+        panels=[Panel(title="top-1 %", rows=rows)],
+        note=f"More is better. {reports[0]['agreement']['n']:,} images; {_where(reports)}",
+    )
 
 
-def startup() -> str:
-    """Seconds and peak memory of whole processes."""
-    report = read("startup")
-    cases, where = report["cases"], report["environment"]
+def end_to_end() -> str:
+    """A folder of photographs, beside what decoding and network reach with nothing between them."""
+    reports = read("end_to_end")
     panels = []
-    for title, key, unit, decimals in (
-        ("seconds", "seconds", 1.0, 2),
-        ("peak memory in MB", "peak_memory", 1e6, 0),
-    ):
-        groups = []
-        for name, case in cases.items():
-            turns = spread([value / unit for value in case[key]])
-            bar = Bar(
-                style="peer" if name.startswith("timm") else "ours",
-                low=turns["quartile1"],
-                value=turns["median"],
-                high=turns["quartile3"],
-                text=f"{turns['median']:.{decimals}f}",
-            )
-            groups.append([bar])
-        panels.append(Panel(title=title, groups=groups))
-    rounds = min(len(case["seconds"]) for case in cases.values())
+    for processor, own in grouped(reports, lambda row: processor_of(row["environment"])):
+        rows = {
+            _engine(row): [
+                quartiles("ours", row["images_per_second"]["predict"], 0),
+                quartiles("peer", row["images_per_second"]["parallel"], 0),
+            ]
+            for row in own
+        }
+        panels.append(Panel(title=f"images per second, {processor}", rows=rows))
     return drawn(
-        title="One command, from start to end",
-        legend=(("ours", "splitattn, without PyTorch"), ("peer", "timm")),
-        labels=[STARTUP_LABELS.get(name, name) for name in cases],
+        title="From files to labels",
+        legend={"ours": "predict", "peer": "decoding and network side by side"},
         panels=panels,
-        note=f"{processor_of(where)}, {where['cores']} cores, {where['date']}; "
-        f"medians and quartiles of {rounds} runs",
+        note=f"More is better. Medians and quartiles of {reports[0]['rounds']} rounds",
     )
 
 
-def drawn(
-    *,
-    title: str,
-    legend: Sequence[tuple[str, str]],
-    labels: Sequence[str],
-    panels: Sequence[Panel],
-    note: str,
-) -> str:
-    """An SVG file with the panels side by side."""
-    count = max(len(group) for panel in panels for group in panel.groups)
-    pitch = count * (BAR + 1) + 12
-    height = TOP + len(labels) * pitch + 40
-    width = (WIDTH - 2 * MARGIN - LABELS - GAP * (len(panels) - 1)) / len(panels)
-    parts = [
-        f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="12"/>',
-        f'<text class="title" x="{MARGIN}" y="32">{escape(title)}</text>',
-    ]
-    x = WIDTH - MARGIN
-    for style, text in reversed(legend):
-        x -= 8 * len(text) + 30
-        parts.append(f'<rect class="{style}" x="{x}" y="21" width="13" height="13" rx="2"/>')
-        parts.append(f'<text x="{x + 19}" y="32">{escape(text)}</text>')
-    for row, label in enumerate(labels):
-        y = TOP + row * pitch + count * (BAR + 1) / 2 + 4
-        parts.append(
-            f'<text class="label" x="{MARGIN + LABELS - 12}" y="{y:.1f}">{escape(label)}</text>'
-        )
-    for number, panel in enumerate(panels):
-        left = MARGIN + LABELS + number * (width + GAP)
-        parts.append(
-            f'<text class="note" x="{left:.1f}" y="{TOP - 14}">{escape(panel.title)}</text>'
-        )
-        parts += _bars(panel, left=left, width=width - VALUES, pitch=pitch)
-    parts.append(f'<text class="note" x="{MARGIN}" y="{height - 16}">{escape(note)}</text>')
-    body = "\n".join(f"  {part}" for part in parts)
+def decoding() -> str:
+    """Milliseconds to decode a large photograph, in full and at reduced scale."""
+    report = read("decoding")[-1]
+    rows = {
+        f"{row['preprocessing']['size']} px, {row['preprocessing']['order']}": [
+            quartiles("ours", row["seconds_per_image"]["fast"], 0, unit=1000),
+            quartiles("peer", row["seconds_per_image"]["exact"], 0, unit=1000),
+        ]
+        for row in report["times"]
+    }
+    first, where = report["times"][0], report["environment"]
+    return drawn(
+        title="Decoding a photograph of 12 megapixels",
+        legend={"ours": "at reduced scale", "peer": "in full"},
+        panels=[Panel(title="milliseconds, by the network's input", rows=rows)],
+        note=f"Less is better. {processor_of(where)}, one thread, {where['date']}; medians and "
+        f"quartiles of {first['rounds']} rounds",
+    )
+
+
+def serving() -> str:
+    """The rate of the service beside that of `predict`, and beside other services."""
+    report = read("serving")
+    where, rounds = report["environment"], report["throughput"]["rounds"]
+    rates = {
+        "splitattn serve": [measured("ours", [turn["served"] for turn in rounds], 0)],
+        "splitattn predict": [measured("peer", [turn["predict"] for turn in rounds], 0)],
+    }
+    panels = [Panel(title="images per second, the model inside the package", rows=rates)]
+    peers = report.get("peers", {"rounds": {}})
+    for key, title in (
+        ("images_per_second", "images per second, ResNeSt-50"),
+        ("p99", "milliseconds until 99 % are answered, less is better"),
+    ):
+        rows = {
+            name: [
+                measured(
+                    "ours" if name == "splitattn" else "peer", [turn[key] for turn in turns], 0
+                )
+            ]
+            for name, turns in peers["rounds"].items()
+        }
+        panels += [Panel(title=title, rows=rows)] if rows else []
+    return drawn(
+        title=f"A service with {report['throughput']['clients']} clients",
+        legend={},
+        panels=panels,
+        note=f"{processor_of(where)}, {where['cores']} cores for clients and service, "
+        f"{where['date']}; medians and quartiles",
+    )
+
+
+def bulk() -> str:
+    """Images per second of `predict` and of `bulk`, on one core."""
+    rates = read("bulk")["rates"]
+    where = rates["environment"]
+    labels = {"predict": "predict", "files": "bulk, a folder", "bucket": "bulk, a bucket"}
+    rows = {
+        label: [
+            measured(
+                "peer" if name == "predict" else "ours",
+                [rates["images"] / turn["seconds"] for turn in rates[name]],
+                0,
+            )
+        ]
+        for name, label in labels.items()
+    }
+    return drawn(
+        title="Labeling on one core",
+        legend={},
+        panels=[Panel(title="images per second", rows=rows)],
+        note=f"More is better. {processor_of(where)}, {where['date']}; medians and quartiles of "
+        f"{len(rates['predict'])} turns",
+    )
+
+
+def training() -> str:
+    """Images per second of a training step, beside timm's."""
+    reports = read("training_throughput")
+    panels = []
+    for device, own in grouped(reports, lambda row: _device(row["environment"])):
+        rows = {
+            _training_label(row): [
+                quartiles(style, rate, 1)
+                for style, rate in zip(
+                    ("ours", "peer"), row["images_per_second"].values(), strict=True
+                )
+            ]
+            for row in own
+        }
+        panels.append(Panel(title=f"images per second, {device}", rows=rows))
+    return drawn(
+        title="A training step of ResNeSt-50",
+        legend={"ours": "splitattn", "peer": "timm"},
+        panels=panels,
+        note=f"More is better. Medians and quartiles of {reports[0]['rounds']} rounds",
+    )
+
+
+def _training_label(row: Row) -> str:
+    mode = row.get("mode", "eager")
+    return f"{row['precision']}, batch {row['batch']}" + ("" if mode == "eager" else f", {mode}")
+
+
+def claim() -> str:
+    """Top-1 of networks with different numbers of splits, and how fast they learn."""
+    reports, speeds = read("claim"), {row["network"]: row for row in read("claim_speed")}
+    accuracy, rates = {}, {}
+    for name, own in grouped(reports, lambda row: str(row["network"])):
+        style = "peer" if name == "0s" else "ours"
+        accuracy[name] = [seeds(style, [row["top1"] for row in own])]
+        rates[name] = [quartiles(style, speeds[name]["images_per_second"]["training"], 0)]
+    return drawn(
+        title="Splits at equal depth and width",
+        legend={"ours": "attention", "peer": "a plain convolution"},
+        panels=[
+            Panel(title="top-1 %", rows=accuracy),
+            Panel(title="training images per second", rows=rates),
+        ],
+        note="More is better. Means and deviations over seeds; medians and quartiles of rates",
+    )
+
+
+def finetuning() -> str:
+    """Top-1 after fine-tuning, from trained and from random weights."""
+    rows = {
+        label: [seeds("ours" if own[0]["weights"] else "peer", [row["top1"] for row in own])]
+        for label, own in grouped(read("finetuning"), _start)
+    }
+    return drawn(
+        title="Five kinds of flowers",
+        legend={"ours": "trained weights", "peer": "random weights"},
+        panels=[Panel(title="top-1 %", rows=rows)],
+        note="More is better. Mean and standard deviation over seeds",
+    )
+
+
+def _start(row: Row) -> str:
+    if row["weights"] is None:
+        return "random weights"
+    tag = row["weights"].partition(":")[2]
+    return f"{tag}, {row['sha256']:.8}" if is_earlier(row["weights"], row["sha256"]) else tag
+
+
+def dense() -> str:
+    """What detectors and segmenters reach, on each split that was measured."""
+    reports = read("dense")
+    splits = {"test": "ours", "val": "peer"}
+    panels: dict[str, dict[str, list[Bar]]] = {}
+    for label, own in grouped(reports, _dense_label):
+        for split, figure in sorted(name.split("_", 1) for name in own[0]["figures"]):
+            values = [row["figures"][f"{split}_{figure}"] for row in own]
+            bars = panels.setdefault(f"{figure.replace('_', ' ')} in %", {}).setdefault(label, [])
+            bars.append(seeds(splits[split], values))
+    return drawn(
+        title="Detectors and segmenters",
+        legend={style: split for split, style in splits.items()},
+        panels=[Panel(title=title, rows=rows) for title, rows in panels.items()],
+        note="More is better. Mean and standard deviation over seeds",
+    )
+
+
+def _dense_label(row: Row) -> str:
+    start = ""
+    if row["weights"] is None:
+        start = ", random"
+    elif is_earlier(f"{row['model']}:{row['weights']}", row["sha256"]):
+        start = f", {row['sha256']:.8}"
+    return f"{row['set']}, {row['head']}{start}"
+
+
+def measured(style: str, values: Sequence[float], decimals: int) -> Bar:
+    """Median and quartiles of several measurements."""
+    return quartiles(style, spread(values), decimals)
+
+
+def quartiles(style: str, figures: Mapping[str, float], decimals: int, *, unit: float = 1.0) -> Bar:
+    """A bar of stored quartiles, each times `unit`."""
+    low, value, high = (unit * figures[key] for key in ("quartile1", "median", "quartile3"))
+    return Bar(style=style, low=low, value=value, high=high, text=f"{value:.{decimals}f}")
+
+
+def seeds(style: str, values: Sequence[float]) -> Bar:
+    """Mean and standard deviation; of one seed, only the value."""
+    mean = statistics.mean(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Bar(
+        style=style, low=mean - deviation, value=mean, high=mean + deviation, text=f"{mean:.1f}"
+    )
+
+
+def exact(style: str, value: float, decimals: int) -> Bar:
+    """A figure that has no range."""
+    return Bar(style=style, low=value, value=value, high=value, text=f"{value:.{decimals}f}")
+
+
+def _engine(row: Row) -> str:
+    """Without the version and the device."""
+    name = str(row["engine"]).partition(" on ")[0].rpartition(" ")[0]
+    return "PyTorch" if name == "torch" else name
+
+
+def _device(where: Row) -> str:
+    return str(where["gpu"] or processor_of(where))
+
+
+def _where(rows: Iterable[Row]) -> str:
+    return "; ".join(dict.fromkeys(_device(row["environment"]) for row in rows))
+
+
+def drawn(*, title: str, legend: Mapping[str, str], panels: Sequence[Panel], note: str) -> str:
+    """An SVG file with the panels below one another.
+
+    Args:
+        legend: what each style stands for.
+        note: below the panels, in small letters.
+    """
+    labels = max(len(label) for panel in panels for label in panel.rows)
+    left = MARGIN + LETTER * labels + GAP
+    parts = [f'<text class="title" x="{MARGIN}" y="32">{escape(title)}</text>']
+    y, x = 42, float(MARGIN)
+    for style, text in legend.items():
+        parts.append(f'<rect class="{style}" x="{x:.1f}" y="{y}" width="14" height="14" rx="2"/>')
+        parts.append(f'<text x="{x + 20:.1f}" y="{y + 12}">{escape(text)}</text>')
+        x += LETTER * len(text) + 40
+    y += 26 if legend else 4
+    for panel in panels:
+        parts.append(f'<text class="panel" x="{MARGIN}" y="{y + 14}">{escape(panel.title)}</text>')
+        y += 24
+        longest = max(bar.high for bars in panel.rows.values() for bar in bars)
+        for label, bars in panel.rows.items():
+            height = len(bars) * (BAR + 1)
+            parts.append(
+                f'<text class="label" x="{left - GAP:.1f}" y="{y + height / 2 + 5:.1f}">'
+                f"{escape(label)}</text>"
+            )
+            scale = (WIDTH - MARGIN - VALUES - left) / longest
+            for place, bar in enumerate(bars):
+                parts += _bar(bar, left=left, top=y + place * (BAR + 1), scale=scale)
+            y += height + 9
+        y += 8
+    for line in textwrap.wrap(note, NOTE):
+        y += 16
+        parts.append(f'<text class="note" x="{MARGIN}" y="{y - 6}">{escape(line)}</text>')
+    y += 6
+    card = f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{y - 1}" rx="12"/>'
+    body = "\n".join(f"  {part}" for part in [card, *parts])
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-labelledby="title">\n  <title id="title">{escape(title)}</title>\n'
-        f"  <style>{STYLE}  </style>\n{body}\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" '
+        f'viewBox="0 0 {WIDTH} {y}" role="img" aria-labelledby="title">\n'
+        f'  <title id="title">{escape(title)}</title>\n  <style>{STYLE}  </style>\n{body}\n</svg>\n'
     )
 
 
-def _bars(panel: Panel, *, left: float, width: float, pitch: int) -> list[str]:
-    longest = max(bar.high for group in panel.groups for bar in group)
-    parts = []
-    for row, group in enumerate(panel.groups):
-        least = min(bar.value for bar in group)
-        for place, bar in enumerate(group):
-            y = TOP + row * pitch + place * (BAR + 1)
-            low, length, high = (width * x / longest for x in (bar.low, bar.value, bar.high))
-            middle = y + BAR / 2
-            style = "best" if len(group) > 1 and bar.value == least else ""
-            parts.append(
-                f'<rect class="{bar.style}" x="{left:.1f}" y="{y}" width="{length:.1f}" '
-                f'height="{BAR}" rx="2"/>'
-            )
-            parts.append(
-                f'<line class="range" x1="{left + low:.1f}" x2="{left + high:.1f}" '
-                f'y1="{middle}" y2="{middle}"/>'
-            )
-            parts.append(
-                f'<text class="{style}" x="{left + max(length, high) + 7:.1f}" '
-                f'y="{y + 11}">{bar.text}</text>'
-            )
+def _bar(bar: Bar, *, left: float, top: int, scale: float) -> list[str]:
+    low, end, high = (left + scale * value for value in (bar.low, bar.value, bar.high))
+    middle = top + BAR / 2
+    parts = [
+        f'<rect class="{bar.style}" x="{left:.1f}" y="{top}" width="{end - left:.1f}" '
+        f'height="{BAR}" rx="2"/>',
+        f'<text x="{high + 7:.1f}" y="{top + 12}">{bar.text}</text>',
+    ]
+    if bar.low < bar.high:
+        parts.append(
+            f'<line class="range" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>'
+        )
     return parts
 
 
 ALL: dict[str, Callable[[], str]] = {
+    "startup": startup,
     "inference": lambda: inference("AMX"),
     "inference_avx512": lambda: inference("AVX-512"),
-    "startup": startup,
+    "eight_bits": eight_bits,
+    "end_to_end": end_to_end,
+    "decoding": decoding,
+    "serving": serving,
+    "bulk": bulk,
+    "training": training,
+    "claim": claim,
+    "finetuning": finetuning,
+    "dense": dense,
 }
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scipy import stats
 
@@ -18,6 +18,7 @@ from splitattn.weights.catalogue import embedded_entry
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 Row = dict[str, Any]
+Key = TypeVar("Key")
 
 # The ladder, by what the processors multiply with. The first one's times stand for all.
 LADDERS = {"AMX": "inference_cpu_amx", "AVX-512": "inference_cpu_avx512"}
@@ -192,9 +193,8 @@ def finetuning() -> str:
     """Trained weights against random ones."""
     rows = read("finetuning")
     lines = ["| from | top-1 % | epochs | minutes | seeds |", "|---|---:|---:|---:|---:|"]
-    for weights in dict.fromkeys(row["weights"] for row in rows):
-        own = [row for row in rows if row["weights"] == weights]
-        name = _start(weights, own[0].get("sha256"))
+    for start, own in grouped(rows, lambda row: (row["weights"], row["sha256"])):
+        name = _start(*start)
         epochs = _one_recipe(own)["epochs"]
         minutes = statistics.median(row["training_seconds"] for row in own) / 60
         top1 = _mean([row["top1"] for row in own])
@@ -212,9 +212,14 @@ def _start(weights: str | None, sha256: str | None) -> str:
     """What a training began with, and whether the package has other weights by now."""
     if weights is None:
         return "random weights"
+    earlier = f", an earlier one ({sha256:.8})" if is_earlier(weights, sha256) else ""
+    return f"`{weights}`{earlier}"
+
+
+def is_earlier(weights: str, sha256: str | None) -> bool:
+    """Whether weights have the name of those in the package, but are not those."""
     now = embedded_entry()
-    is_earlier = weights == f"{now.model}:{now.tag}" and sha256 not in (None, now.sha256)
-    return f"`{weights}`{f', an earlier one ({sha256:.8})' if is_earlier else ''}"
+    return weights == f"{now.model}:{now.tag}" and sha256 not in (None, now.sha256)
 
 
 def dense() -> str:
@@ -224,8 +229,7 @@ def dense() -> str:
         "| data | head | from | figures % | epochs | processor minutes | seeds |",
         "|---|---|---|---|---:|---:|---:|",
     ]
-    for key in dict.fromkeys((row["set"], row["start"]) for row in rows):
-        own = [row for row in rows if (row["set"], row["start"]) == key]
+    for key, own in grouped(rows, lambda row: (row["set"], row["start"], row["sha256"])):
         figures = ", ".join(
             f"{name.replace('_', ' ')} {_mean([row['figures'][name] for row in own])}"
             for name in own[0]["figures"]
@@ -673,6 +677,14 @@ def best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: 
         and row["form"] == (FORMS.get(row["engine"]) if network in OURS else "as trained")
     ]
     return min(found, key=median_milliseconds)
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> Iterator[tuple[Key, list[Row]]]:
+    """Rows of one key together, in the order in which the keys come first."""
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    yield from groups.items()
 
 
 def median_milliseconds(row: Row) -> float:

@@ -12,6 +12,8 @@ import charts
 import measured_tables
 import pytest
 
+from splitattn.weights.catalogue import embedded_entry
+
 WHERE = {
     "date": "2026-01-02",
     "commit": "0123456789ab",
@@ -53,6 +55,7 @@ def tuned(start: str, top1: float) -> dict[str, Any]:
     return {
         "start": start,
         "weights": "a:b" if start == "embedded" else None,
+        "sha256": "0123456789" if start == "embedded" else None,
         "top1": top1,
         "training_seconds": 90,
         "training_images": 3000,
@@ -68,6 +71,94 @@ def test_finetuning_is_the_mean_of_its_seeds(stored: Callable[[str, Any], None])
     assert cells(table, "`a:b`") == ["81.00 ± 1.41", "24", "1.5", "2"]
     assert cells(table, "random weights") == ["60.00", "24", "1.5", "1"]
     assert "3,000 photographs to learn from, 800 to measure; a processor" in table
+
+
+def test_weights_of_one_name_and_two_contents_are_two_rows(
+    stored: Callable[[str, Any], None],
+) -> None:
+    entry = embedded_entry()
+    now = tuned("embedded", 80.0) | {"weights": f"{entry.model}:{entry.tag}"}
+    now |= {"sha256": entry.sha256}
+    stored("finetuning", [now | {"sha256": "89abcdef01"}, now | {"top1": 90.0}])
+    table = measured_tables.finetuning()
+    assert cells(table, f"`{entry.model}:{entry.tag}`")[0] == "90.00"
+    assert cells(table, f"`{entry.model}:{entry.tag}`, an earlier one (89abcdef)")[0] == "80.00"
+    chart = charts.finetuning()
+    labels = re.findall(r'class="label".*>(.+)</text>', chart)
+    assert labels == [f"{entry.tag}, 89abcdef", entry.tag]
+    assert bars(chart) == [("ours", "80.0"), ("ours", "90.0")]
+
+
+def bars(chart: str) -> list[tuple[str, str]]:
+    """The style of each bar, and what is written behind it."""
+    return re.findall(r'<rect class="(\w+)" .*/>\n *<text x="[\d.]+" y="\d+">([\d.]+)<', chart)
+
+
+def test_the_chart_of_detectors_has_a_panel_for_each_figure(
+    stored: Callable[[str, Any], None],
+) -> None:
+    row = {"model": "a", "start": "random", "weights": None, "sha256": None}
+    boxes = row | {"set": "cells", "head": "fcos"}
+    pixels = row | {"set": "streets", "head": "fpn", "figures": {"val_miou": 50.0}}
+    stored(
+        "dense",
+        [
+            boxes | {"figures": {"val_ap50": 40.0, "test_ap50": 60.0}},
+            pixels,
+            boxes | {"figures": {"val_ap50": 42.0, "test_ap50": 64.0}},
+        ],
+    )
+    chart = charts.dense()
+    assert re.findall(r'class="panel".*>(.+)</text>', chart) == ["ap50 in %", "miou in %"]
+    labels = re.findall(r'class="label".*>(.+)</text>', chart)
+    assert labels == ["cells, fcos, random", "streets, fpn, random"]
+    assert bars(chart) == [("ours", "62.0"), ("peer", "41.0"), ("peer", "50.0")]
+    assert chart.count('class="range"') == 2  # one seed has no deviation
+
+
+def test_the_chart_of_training_has_a_panel_for_each_device(
+    stored: Callable[[str, Any], None],
+) -> None:
+    def row(rate: float, **changes: object) -> dict[str, Any]:
+        rates = {"median": rate, "quartile1": rate - 1, "quartile3": rate + 1}
+        twice = {key: 2 * value for key, value in rates.items()}
+        rates_of = {"images_per_second": {"splitattn": twice, "timm": rates}}
+        plan = {"precision": "bfloat16", "batch": 16, "rounds": 20, "environment": WHERE}
+        return rates_of | plan | changes
+
+    gpu = {"environment": WHERE | {"gpu": "a GPU"}, "mode": "compile"}
+    stored("training_throughput", [row(5.0), row(500.0, **gpu), row(7.0, precision="float32")])
+    chart = charts.training()
+    panels = re.findall(r'class="panel".*>(.+)</text>', chart)
+    assert panels == ["images per second, a processor", "images per second, a GPU"]
+    labels = re.findall(r'class="label".*>(.+)</text>', chart)
+    assert labels == ["bfloat16, batch 16", "float32, batch 16", "bfloat16, batch 16, compile"]
+    rates = [rate for style, rate in bars(chart) if style == "ours"]
+    assert rates == ["10.0", "14.0", "1000.0"]
+
+
+def test_the_chart_of_a_service_stands_without_other_services(
+    stored: Callable[[str, Any], None],
+) -> None:
+    rounds = [{"predict": rate, "served": rate - 20} for rate in (200.0, 240.0, 280.0)]
+    report = {
+        "environment": WHERE | {"cores": 2},
+        "throughput": {"clients": 16, "rounds": rounds},
+    }
+    stored("serving", report)
+    assert bars(charts.serving()) == [("ours", "220"), ("peer", "240")]
+    turn = {"images_per_second": 30.0, "p99": 500.0}
+    peers = {"splitattn": [turn] * 2, "another": [turn] * 2}
+    stored("serving", report | {"peers": {"rounds": peers}})
+    more = [("ours", "30"), ("peer", "30"), ("ours", "500"), ("peer", "500")]
+    assert bars(charts.serving())[2:] == more
+
+
+def test_the_chart_of_bulk_labeling_is_by_the_clock(stored: Callable[[str, Any], None]) -> None:
+    turns = {"predict": 10.0, "files": 12.5, "bucket": 20.0}
+    rates = {name: [{"seconds": seconds}] * 2 for name, seconds in turns.items()}
+    stored("bulk", {"rates": rates | {"images": 1000, "environment": WHERE}})
+    assert bars(charts.bulk()) == [("peer", "100"), ("ours", "80"), ("ours", "50")]
 
 
 def test_a_row_that_knows_its_instruction_set_says_so(stored: Callable[[str, Any], None]) -> None:
@@ -280,9 +371,9 @@ def test_the_chart_of_speed_says_milliseconds_per_image(
     for name in measured_tables.LADDERS.values():
         stored(name, report)
     chart = charts.inference("AMX")
-    bars = re.findall(r'<text class="(best|)" x="[\d.]+" y="\d+">([\d.]+)</text>', chart)
-    assert bars == [("best", "30.0"), ("", "40.0")] * len(measured_tables.ENGINES)
-    widths = re.findall(r'<rect class="(ours|peer)" x="170.0" .*?width="([\d.]+)"', chart)
+    assert bars(chart) == [("ours", "30.0"), ("peer", "40.0")] * len(measured_tables.ENGINES)
+    widths = re.findall(r'<rect class="(ours|peer)" .*?width="([\d.]+)" height="14" rx', chart)
+    widths = [(style, width) for style, width in widths if width != "14"]  # the legend's
     ours, peers = ({float(w) for style, w in widths if style == kind} for kind in ("ours", "peer"))
     assert ours.pop() / peers.pop() == pytest.approx(30 / 40, abs=1e-3)
     assert "a processor, 2 threads" in chart
@@ -292,7 +383,8 @@ def test_the_chart_of_speed_says_milliseconds_per_image(
 def test_decoding_is_told_by_the_input_of_the_network(stored: Callable[[str, Any], None]) -> None:
     how = {"size": 224, "crop_fraction": 0.875, "order": "crop-resize", "interpolation": "bicubic"}
     spread = {"median": 2.5, "quartile1": 2.25, "quartile3": 2.75}
-    seconds = {"exact": {"median": 0.125}, "fast": {"median": 0.05}}
+    quartiles = {"quartile1": 0.04, "quartile3": 0.15}
+    seconds = {"exact": {"median": 0.125} | quartiles, "fast": {"median": 0.05} | quartiles}
     report = {
         "environment": WHERE | {"pillow": "12.0", "cores": 2},
         "times": [
@@ -317,6 +409,7 @@ def test_decoding_is_told_by_the_input_of_the_network(stored: Callable[[str, Any
     assert "24 photographs of 12 megapixels, one thread, n = 7" in table
     assert "others: 99 of 100 labels kept, probabilities changed by at most 0.013." in table
     assert "25.0 of these photographs a second instead of 10.0, **2.50** times as fast" in table
+    assert bars(charts.decoding()) == [("ours", "50"), ("peer", "125")]
 
 
 def test_starting_up_is_told_in_seconds_and_memory(stored: Callable[[str, Any], None]) -> None:
@@ -330,7 +423,7 @@ def test_starting_up_is_told_in_seconds_and_memory(stored: Callable[[str, Any], 
     assert cells(table, "a timm script that labels one photograph")[0] == "8.00 (7.50-8.50)"
     assert "takes 0.90 s and 200 MB" in measured_tables.startup_chart()
     chart = charts.startup()
-    assert re.findall(r">([\d.]+)</text>", chart) == ["0.90", "8.00", "200", "900"]
+    assert [value for _, value in bars(chart)] == ["0.90", "8.00", "200", "900"]
 
 
 def test_charts_are_fresh() -> None:
