@@ -28,14 +28,15 @@ from splitattn.images.samples import sample_photographs
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "charts"
 SHAPE = (3, 2)  # of each photograph, width to height
-COLUMNS = 84  # of the terminal
+COLUMNS = 50  # of the terminal
+SCALE = 0.75  # of the terminal, whose letters are large
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 REPORT_SIZE = (1000, 815)  # of the part that is shown, in pixels
 TRAINING = ("epochs=3", "batch_size=16", "learning_rate=0.5")
 
 
 def labels() -> None:
-    """The photographs of the demo, each with its two best labels."""
+    """The photographs of the demo in two rows, each with its two best labels."""
     classifier = Classifier(engine="onnxruntime")  # the only engine in the demo's environment
     by_name = {path.name: path for path in sample_photographs()}
     drawn = []
@@ -45,17 +46,21 @@ def labels() -> None:
             shown = ImageOps.fit(image.convert("RGB"), (WIDTH, WIDTH * SHAPE[1] // SHAPE[0]))
         drawn.append(draw_labels(shown, [(guess.label, guess.probability) for guess in guesses]))
     width, height = drawn[0].size
-    together = Image.new("RGB", (width * len(drawn), height))
-    for column, picture in enumerate(drawn):
-        together.paste(picture, (column * width, 0))
+    together = Image.new("RGB", (width * 2, height * ((len(drawn) + 1) // 2)))
+    for place, picture in enumerate(drawn):
+        together.paste(picture, (place % 2 * width, place // 2 * height))
     together.resize((together.width // 2, together.height // 2), Image.Resampling.LANCZOS).save(
         PICTURES / "labels.jpg", quality=85
     )
 
 
 def terminal() -> None:
-    """`splitattn predict` as it looks in a terminal."""
-    arguments = ("predict", "--topk", "2", *demo_photographs())
+    """The end of the demo as it looks in a terminal."""
+    (PICTURES / "terminal.svg").write_text(drawn_terminal(), encoding="utf-8")
+
+
+def drawn_terminal() -> str:
+    arguments = ("predict", "--topk", "3", *demo_photographs())
     shown = splitattn(*arguments, folder=sample_photographs()[0].parent)
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False)
     console.print(f"[bold green]$[/] splitattn {' '.join(arguments)}")
@@ -64,7 +69,12 @@ def terminal() -> None:
     # Nothing is loaded from elsewhere: any font of fixed width will do.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
     picture = picture.replace("Fira Code", "ui-monospace, DejaVu Sans Mono")
-    (PICTURES / "terminal.svg").write_text(picture, encoding="utf-8")
+    return re.sub(
+        r'viewBox="0 0 ([\d.]+) ',
+        lambda found: f'width="{SCALE * float(found[1]):.0f}" {found[0]}',
+        picture,
+        count=1,
+    )
 
 
 def report() -> None:

@@ -17,11 +17,8 @@ import torch
 
 from splitattn.architectures import ARCHITECTURES
 from splitattn.bench import roofline
-from splitattn.classifier import Classifier
-from splitattn.cli.predict import MIN_PROBABILITY, label_table
 from splitattn.environment import processor_of
 from splitattn.errors import WeightsError
-from splitattn.images.samples import sample_photographs
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.cache import local_path
 from splitattn.weights.catalogue import (
@@ -146,21 +143,8 @@ def embedded_figures() -> str:
     return "\n".join([*lines, "", origin])
 
 
-def demo() -> str:
-    """What scripts/demo.sh prints."""
-    script = (ROOT / "scripts" / "demo.sh").read_text(encoding="utf-8")
-    classifier = Classifier(engine="onnxruntime")  # the only engine in the demo's environment
-    lines = ["```text"]
-    for name in re.findall(r"\w+\.jpg", script):
-        path = next(path for path in sample_photographs() if path.name == name)
-        guesses = classifier.predict(path, topk=3)
-        lines += label_table(MIN_PROBABILITY, name, guesses).splitlines()
-    return "\n".join([*lines, "```"])
-
-
 DOCUMENTS = {
     ROOT / "README.md": {
-        "demo": demo,
         "speed": measured_tables.speed,
         "startup": measured_tables.measured(measured_tables.startup_chart),
         "embedded": embedded,
