@@ -1,10 +1,17 @@
 """Errors are for people: one line, whatever is in it."""
 
+import errno
+import os
 import pickle
+from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from splitattn.errors import DataError, ImageError, InputError, WeightsError, nearest
+from splitattn.data.toy import write_toy_data
+from splitattn.errors import DataError, ImageError, InputError, WeightsError, nearest, refusal
+from splitattn.files import replacing
+from splitattn.weights.checkpoint import writing
 
 
 @pytest.mark.parametrize("kind", [InputError, ImageError, WeightsError, DataError])
@@ -27,3 +34,60 @@ def test_a_message_is_one_line_of_text_whatever_it_quotes(kind: type[InputError]
 )
 def test_the_nearest_name_is_found_in_any_case_and_by_its_beginning(name: str, hint: str) -> None:
     assert nearest(name, ["openvino", "onnxruntime", "CIFAR10"]) == hint
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FULL, SafetensorError("Error: I/O error: No space left on device (os error 28)")],
+    ids=["system", "library"],
+)
+def test_a_full_disk_is_called_so_with_the_path_and_what_to_do(error: Exception) -> None:
+    assert refusal(Path("a/b.csv"), error, "cannot write --output") == (
+        "the disk is full: a/b.csv (No space left on device); free some space or choose another "
+        "--output"
+    )
+    quota = OSError(errno.EDQUOT, "Disk quota exceeded")
+    assert refusal("a", quota).startswith("the disk is full: a (Disk quota exceeded); free")
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    assert refusal("a", denied, "cannot write --output") == (
+        "cannot write --output a: Permission denied"
+    )
+
+
+def test_a_file_that_a_full_disk_does_not_take_is_named_and_not_left_there(tmp_path: Path) -> None:
+    def fill(file: Path, error: Exception) -> None:
+        file.write_text("half")
+        raise error
+
+    with pytest.raises(OSError, match="No space left") as raised, replacing(tmp_path / "a") as file:
+        fill(file, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert raised.value.filename == str(tmp_path / "a")
+    with (
+        pytest.raises(WeightsError, match=r"the disk is full: .*a \("),
+        writing(tmp_path / "a") as file,
+    ):
+        fill(file, SafetensorError("I/O error: No space left on device (os error 28)"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_of_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Path] = []
+
+    def save_thirty(_: object, path: Path, **__: object) -> None:
+        if len(saved) == 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.touch()
+        saved.append(path)
+
+    with monkeypatch.context() as full:
+        full.setattr("PIL.Image.Image.save", save_thirty)
+        with pytest.raises(InputError, match=r"the disk is full: .*toy"):
+            write_toy_data(tmp_path / "toy")
+    assert len(saved) == 30
+    assert not list((tmp_path / "toy").iterdir())
+    assert write_toy_data(tmp_path / "toy") == 250

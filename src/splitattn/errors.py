@@ -4,12 +4,18 @@ Every error that bad input can cause is an :class:`InputError` whose message is 
 the value that came, and what to do. The command line prints that line and nothing else.
 """
 
+import errno
+import os
 from numbers import Integral, Real
 from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+# No space is left on the disk, or none for this user.
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class InputError(ValueError):
@@ -88,6 +94,23 @@ def nearest(name: str, names: "list[str]") -> str:
     close = difflib.get_close_matches(folded, by_folded, n=1)
     close = close or [each for each in by_folded if folded and each.startswith(folded)]
     return f"; did you mean {by_folded[close[0]]!r}?" if close else ""
+
+
+def refusal(place: object, error: Exception, rule: str = "cannot write") -> str:
+    """What to say where the system, or a library that writes, takes no file or folder.
+
+    Args:
+        place: the file or folder.
+        error: from the system, or from a library whose errors have no number.
+        rule: what stands before `place`, unless the disk is full.
+    """
+    reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+    no_space = os.strerror(errno.ENOSPC)
+    if no_space in reason:
+        reason = no_space
+    elif getattr(error, "errno", None) not in _FULL:
+        return f"{rule} {place}: {reason}"
+    return f"the disk is full: {place} ({reason}); free some space or choose another --output"
 
 
 def one_line(text: str) -> str:

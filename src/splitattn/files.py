@@ -55,6 +55,10 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.chmod(permissions)
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # writing to an open file names none
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

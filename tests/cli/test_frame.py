@@ -177,8 +177,8 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "a.csv"),
-            "cannot read or write a.csv: No space left on device; free space, or choose another "
-            "place",
+            "the disk is full: a.csv (No space left on device); free some space or choose another "
+            "--output",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "a.csv"),

@@ -238,7 +238,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_old_checkpoint_whole(
         write(content, file)
 
     monkeypatch.setattr(torch, "save", fail_later)
-    with pytest.raises(InputError, match=r"folder to write to, got .*: No space left on device"):
+    with pytest.raises(InputError, match=r"the disk is full: .* \(No space left on device\); free"):
         train(Regressor(), Regression(), run)
     monkeypatch.undo()
     assert torch.load(run.checkpoint)["state"]["step"] == saves[-2] == 3

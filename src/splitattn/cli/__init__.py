@@ -6,6 +6,7 @@ Nothing here, and nothing that a verb's module imports at its top, costs more th
 
 import errno
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ import typer
 
 from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import discard_unwritten, reconfigure, replace_closed_streams, say
-from splitattn.errors import InputError, one_line
+from splitattn.errors import InputError, one_line, refusal
 
 # In the order of `--help`. Each is a module here, with a function or, where there are verbs of its
 # own, an `app` of Typer.
@@ -82,6 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
+    threading.excepthook = _of_thread
     # Paths need not be text, and no verb fails for that.
     reconfigure(sys.stdout, errors="backslashreplace")
     try:
@@ -104,6 +106,15 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status or 0)
 
 
+def _of_thread(fault: threading.ExceptHookArgs) -> None:
+    """Say nothing of a thread that the system let write no more, such as TensorBoard's.
+
+    Whoever waits for the thread raises the error again.
+    """
+    if not isinstance(fault.exc_value, OSError):
+        threading.__excepthook__(fault)
+
+
 def _usage_fault(message: str, context: Any) -> str:
     """What is wrong with a call, and where to read how it should be, in one line."""
     verbs: list[str] = []
@@ -116,18 +127,17 @@ def _usage_fault(message: str, context: Any) -> str:
 
 
 _ADVICE = {
-    errno.ENOSPC: "; free space, or choose another place",
     errno.EPIPE: "; keep the program that reads the stream running, or use --output",
 }
 
 
 def _system_fault(error: OSError) -> str:
     """What the system refused, such as a full disk, in its own words."""
-    where = f" {error.filename}" if error.filename else " the results or a file"
+    where = error.filename or "the results or a file"
     reason = error.strerror or str(error)
     if isinstance(error, UnsupportedOperation) or not reason:  # what stands for a closed stream
-        reason = "the stream is closed"
+        return one_line(f"cannot read or write {where}: the stream is closed")
     if "temporary directory" in reason:  # of Python's `tempfile`, with the folders that it tried
         return one_line(f"{reason}; set TMPDIR to a folder that you can write to")
     advice = _ADVICE.get(error.errno or 0, "")
-    return one_line(f"cannot read or write{where}: {reason}{advice}")
+    return one_line(f"{refusal(where, error, 'cannot read or write')}{advice}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.options import ClassNames
-from splitattn.errors import InputError
+from splitattn.errors import InputError, refusal
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +61,7 @@ def show(
         with replacing(output) as temporary:
             temporary.write_bytes(picture.getvalue())
     except OSError as error:
-        raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error
+        raise InputError(refusal(output, error, "cannot write --output")) from error
     typer.echo(f"{output}: {text}")
 
 

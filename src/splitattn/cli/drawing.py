@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitattn.errors import ImageError, InputError
+from splitattn.errors import ImageError, InputError, refusal
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,7 +90,5 @@ class Pictures:
         return name
 
     def _unwritable(self, error: OSError) -> InputError:
-        reason = error.strerror or error
-        return InputError(
-            f"{self._option} must be a folder to write to, got {self._folder}: {reason}"
-        )
+        rule = f"{self._option} must be a folder to write to, got"
+        return InputError(refusal(self._folder, error, rule))

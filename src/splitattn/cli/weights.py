@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from splitattn.cli.output import say
-from splitattn.errors import InputError, one_line
+from splitattn.errors import InputError, one_line, refusal
 from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
@@ -154,7 +154,7 @@ def card(
         with replacing(output) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot write --output {output}: {error.strerror or error}") from error
+        raise InputError(refusal(output, error, "cannot write --output")) from error
     say(f"{output}: the model card of {found}")
 
 

@@ -2,10 +2,11 @@
 
 import random
 from pathlib import Path
+from shutil import rmtree
 
 from PIL import Image
 
-from splitattn.errors import InputError
+from splitattn.errors import InputError, refusal
 from splitattn.images.crop import cropped
 from splitattn.images.decode import decode
 from splitattn.images.samples import sample_photographs
@@ -37,7 +38,9 @@ def write_toy_data(folder: Path, *, seed: int = 0) -> int:
                 for index in range(count):
                     _crop(photograph, generator).save(below / f"{index:02}.jpg", quality=90)
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+        for split in _COUNTS:  # half a data set looks like a whole one
+            rmtree(folder / split, ignore_errors=True)
+        raise InputError(refusal(folder, error)) from error
     return len(sample_photographs()) * sum(_COUNTS.values())
 
 

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import io
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
@@ -35,6 +37,8 @@ with telemetry_off():
 
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
 FLOAT_PARTS = ("attention", "blend", "maps", "norms", "decode")
+# A disk on which a write failed is full if it has fewer bytes free.
+_FULL = 1 << 20
 
 
 class OpenVinoEngine(Engine):
@@ -182,6 +186,8 @@ def save(model: "ov.Model", path: Path, *, half: bool = False) -> None:
     try:
         ov.save_model(model, path, compress_to_fp16=half)
     except RuntimeError as error:  # it has no words for a full disk
+        if shutil.disk_usage(path.parent).free < _FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise OSError(
             errno.EIO, f"OpenVINO could not write it, as on a full disk: {one_line(str(error))}"
         ) from error

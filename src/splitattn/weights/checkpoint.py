@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from splitattn.architectures import architecture
-from splitattn.errors import WeightsError
+from splitattn.errors import WeightsError, refusal
 from splitattn.files import is_utf8, replacing, writing_native
 from splitattn.weights.layouts import KeyMapping
 from splitattn.weights.matching import Fit, check_layout, check_match
@@ -373,8 +373,7 @@ def writing(path: Path) -> Iterator[Path]:
         with replacing(path) as temporary:
             yield temporary
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise WeightsError(f"cannot write weights to {path}: {reason}") from error
+        raise WeightsError(refusal(path, error, "cannot write weights to")) from error
 
 
 def save_safetensors(
