@@ -21,6 +21,7 @@ from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.opening import open_weights
 from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.training import classification, loop
+from splitattn.training.log import WeightsAndBiases
 from splitattn.training.recipes import TaskName
 from splitattn.training.run import Run
 from splitattn.training.task import Measurement, Task
@@ -293,6 +294,7 @@ def test_a_run_is_evaluated_on_the_images_that_it_kept(
         ({"fold": 5}, "a fold must be K/N, such as 1/5, got 5"),
         ({"on_epoch": 5}, "on_epoch must be a function, got 5"),
         ({"loggers": 5}, "loggers must be a list of objects with add and close, got 5"),
+        ({"loggers": [WeightsAndBiases]}, r"got the class WeightsAndBiases: call it, as in Weig"),
         ({"loggers": ["mlflow"]}, r"objects with add and close, got \['mlflow'\]"),
     ],
 )

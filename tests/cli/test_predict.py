@@ -530,6 +530,16 @@ def test_nothing_on_stdin_is_one_line(
     )
 
 
+def test_an_empty_folder_is_one_line(predict, tmp_path: Path) -> None:
+    folder = tmp_path / "none"
+    folder.mkdir()
+    for others in ("", "; 1 file is passed over, being no images by its ending: .svg (1)"):
+        answer = predict(folder)
+        said = f"error: predict needs images, got none in the folder {folder}{others}\n"
+        assert (answer.status, answer.out, answer.err) == (2, "", said)
+        (folder / "a.svg").touch()
+
+
 class Full(io.StringIO):
     """A stream on a full disk."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitattn.data.class_names import in_order, match
+from splitattn.data.class_names import check_same, in_order, match
 from splitattn.errors import DataError
 from splitattn.weights.catalogue import class_names, lemmas, wordnet_ids
 
@@ -126,3 +126,13 @@ def test_other_names_have_only_their_order() -> None:
         match(ten, NUMBERS)
     with pytest.raises(DataError, match="must be numbers like the model's, such as '1'"):
         match(("a", "b"), ("1", "2"))
+
+
+def test_classes_of_one_split_only_are_named_with_the_split() -> None:
+    check_same("abc", "cba", "")
+    with pytest.raises(DataError) as raised:
+        check_same(["Cat", "dog"], ["dog", *"abcdefg"], "rename them")
+    assert str(raised.value) == (
+        "train and val must have the same classes, got 'Cat' only in train and 'a', 'b', 'c', "
+        "'d', 'e' and 2 more only in val; use the same names in both: rename them"
+    )

@@ -27,7 +27,7 @@ from splitattn.cli.options import (
 )
 from splitattn.cli.output import check_output, json_line, say, writing
 from splitattn.errors import ImageError, InputError, one_line
-from splitattn.files import exists, is_file
+from splitattn.files import exists, is_file, is_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -141,6 +141,7 @@ def predict(
         raise InputError(
             "predict needs images, got none; name files, folders, globs or URLs, or - for stdin"
         )
+    _check_not_empty(paths)
     check_output(output, endings=() if format else (*_BY_ENDING, ".txt"))
     if format is None:
         format = _BY_ENDING.get(output.suffix.lower() if output else "", Format.TABLE)
@@ -218,6 +219,18 @@ def predict(
         say(f"pictures that could not be drawn: {undrawn}")
     if failed or undrawn:
         raise typer.Exit(1)
+
+
+def _check_not_empty(paths: list[str]) -> None:
+    """Raise if the images are those of one folder, and it has none."""
+    if len(paths) > 1 or not is_folder(paths[0]):
+        return
+    from splitattn.images.paths import expand, passed_over_text
+
+    passed_over: Counter[str] = Counter()
+    if next(expand(paths, passed_over=passed_over), None) == paths[0]:
+        others = f"; {passed_over_text(passed_over)}" if passed_over else ""
+        raise InputError(f"predict needs images, got none in the folder {paths[0]}{others}")
 
 
 def _instead(weights: str | None) -> str:

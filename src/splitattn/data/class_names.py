@@ -19,6 +19,8 @@ How = Literal["name", "lemma", "wordnet", "number", "order"]
 _SAME_LIST = 0.99
 _WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
 _LARGEST_NUMBER = 9  # digits
+# Names that an error lists before it only counts them.
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,26 @@ def match(
         return Match(indices=found, how="wordnet")
     _check_order(names, outputs)
     return Match(indices=tuple(range(len(names))), how="order")
+
+
+def check_same(train: Sequence[str], val: Sequence[str], fix: str) -> None:
+    """Raise `DataError` unless two splits have the same classes, in any order.
+
+    Args:
+        fix: what helps where one has no images of a class.
+    """
+    only = {"train": [*({*train} - {*val})], "val": [*({*val} - {*train})]}
+    found = [
+        f"{', '.join(map(repr, sorted(names)[:_SHOWN]))}"
+        f"{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''} only in {split}"
+        for split, names in only.items()
+        if names
+    ]
+    if found:
+        raise DataError(
+            f"train and val must have the same classes, got {' and '.join(found)}; use the same "
+            f"names in both: {fix}"
+        )
 
 
 def first_lemma(name: str) -> str:

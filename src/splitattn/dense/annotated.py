@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from splitattn.data.class_names import check_same
 from splitattn.dense.outlines import Outline, RunLengths, clipped
 from splitattn.errors import DataError, ImageError
 from splitattn.files import as_on_disk, is_file
@@ -287,12 +288,7 @@ def check_same_classes(train: AnnotatedImages, val: AnnotatedImages) -> Annotate
     Raises:
         DataError: the classes differ.
     """
-    if set(train.classes) != set(val.classes):
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(
-            f"train and val must have the same classes, got {len(odd)} in only one of them: "
-            f"{', '.join(odd[:5])}"
-        )
+    check_same(train.classes, val.classes, "list all classes in the annotations of both")
     return _relabeled(val, train.classes)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from splitattn.data.class_names import check_same
 from splitattn.data.folds import origin_of
 from splitattn.data.labeled import check_classes_have_images
 from splitattn.data.loading import Batch
@@ -49,11 +50,11 @@ class Classification(ImageTask[Batch]):
                 f"training needs at least two classes, got only {', '.join(train.classes)!r}; "
                 "put the images of each class into a folder of its own"
             )
+        check_same(train.classes, val.classes, "an empty folder does for a class without images")
         if train.classes != val.classes:
-            odd = set(train.classes) ^ set(val.classes)
             raise DataError(
-                f"train and val must have the same classes, got {len(odd)} in only one of them: "
-                f"{', '.join(sorted(odd)[:5])}"
+                "train and val must have their classes in the same order, got others; list them "
+                "with --class-names"
             )
         super().check(run)
         self._check_images(run.recipe.in_chans, run.recipe.white_level)

@@ -46,6 +46,11 @@ def check_loggers(loggers: object) -> list[Logger]:
     """
     found: list[Any] = list(loggers) if isinstance(loggers, Iterable) else [None]
     for each in found:
+        if isinstance(each, type):
+            raise InputError(
+                f"loggers must be objects, got the class {each.__name__}: call it, as in "
+                f"{each.__name__}(...)"
+            )
         if not all(callable(getattr(each, name, None)) for name in ("add", "close")):
             raise InputError(
                 f"loggers must be a list of objects with add and close, got {loggers!r:.60}"
