@@ -187,6 +187,25 @@ def train_as_the_page_has_done() -> None:
     splitattn.save_pretrained(network(), "run", metadata=metadata)
 
 
+def unpack_as_kaggle_packs() -> None:
+    folder = Path("flowers")
+    folder.mkdir()
+    (folder / "train.csv").write_text("id,label\n1f3a,daisy\n20bc,tulip\n", encoding="utf-8")
+    (folder / "sample_submission.csv").write_text("id,label\n2,?\n1,?\n", encoding="utf-8")
+    header, *cells = "path,rank,label", "flowers/test/1.jpg,1,tulip", "flowers/test/2.jpg,1,daisy"
+    Path("answers.csv").write_text("\n".join([header, *cells]), encoding="utf-8")
+
+
+def writes_paths_and_labels(_: str) -> None:
+    lines = Path("flowers/labels.csv").read_text(encoding="utf-8").splitlines()
+    assert lines == ["path,label", "train/1f3a.jpg,daisy", "train/20bc.jpg,tulip"]
+
+
+def writes_what_to_submit(_: str) -> None:
+    lines = Path("submission.csv").read_text(encoding="utf-8").splitlines()
+    assert lines == ["id,label", "2,daisy", "1,tulip"]
+
+
 SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
     ("index", "Classifier", three_guesses),
     ("label", "anything", labels),
@@ -198,6 +217,8 @@ SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
     ("export", "splitattn.export(", says_what_was_written),
     ("export", "InferenceSession", labels_as_the_classifier_does),
     ("weights", "read_metadata", says_what_it_is),
+    ("deploy", "train.csv", writes_paths_and_labels),
+    ("deploy", "sample_submission", writes_what_to_submit),
     ("deploy", "Classifier", labels_with_confidence),
 ]
 
@@ -213,6 +234,8 @@ def test_python_examples_do_what_they_say(
         capsys.readouterr()
     if "run/model.safetensors" in example or '("run")' in example:
         train_as_the_page_has_done()
+    if "flowers/" in example:
+        unpack_as_kaggle_packs()
     exec(compile(example, f"{page}.md", "exec"), {})
     check(capsys.readouterr().out)
 
