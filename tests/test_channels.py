@@ -13,7 +13,7 @@ import splitattn
 from splitattn.cli import main
 from splitattn.create import create_model
 from splitattn.data.augmentation import Augmentation, training_transform
-from splitattn.errors import ImageError, InputError, WeightsError
+from splitattn.errors import DataError, ImageError, InputError, WeightsError
 from splitattn.images.preprocess import load_pixels, normalize, preprocess
 from splitattn.preprocessing import Preprocessing, center_crop, with_channels
 from splitattn.training.recipe_files import load_recipe
@@ -192,4 +192,32 @@ def test_a_csv_of_arrays_is_a_data_set(tmp_path: Path) -> None:
         writer.writerow(("path", "label"))
         writer.writerows((f"{name}.npy", name) for name, _ in rows)
     measured = splitattn.evaluate(str(tmp_path / "val.csv"), weights=path, engine="onnxruntime")
+    assert measured.n == 3
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB", "LA", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_evaluate_refuses_images_of_other_channels_but_gray_and_color(
+    tmp_path: Path, mode: str, channels: int
+) -> None:
+    """Gray and RGB become each other, as everywhere; any other number must be the network's."""
+    rng = np.random.default_rng(0)
+    pixels = Image.fromarray(rng.integers(0, 256, (40, 40), np.uint8))
+    for label in "abc":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        wide = Image.fromarray(np.asarray(pixels).astype(np.uint16) * 257)
+        image = wide if mode == "I;16" else pixels.convert(mode)
+        image.save(tmp_path / "data" / label / "0.png")
+    weights = weights_of(tmp_path, channels)
+    has = {"L": 1, "I;16": 1, "RGB": 3, "LA": 2, "RGBA": 4}[mode]
+    if channels in (2, 4) and channels != has:
+        with pytest.raises(DataError, match=f"takes images of {channels} channels, got {has}: con"):
+            splitattn.evaluate(str(tmp_path / "data"), weights=weights, engine="onnxruntime")
+        return
+    measured = splitattn.evaluate(str(tmp_path / "data"), weights=weights, engine="onnxruntime")
+    if channels in (1, 3):  # the same picture, however it is stored
+        classifier = splitattn.Classifier(weights=weights, engine="onnxruntime")
+        [guesses] = classifier.predict([pixels], topk=3)
+        loss = -np.mean([np.log(guess.probability) for guess in guesses])
+        assert measured.loss == pytest.approx(loss, rel=0.02)
     assert measured.n == 3

@@ -3,8 +3,12 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, features
 
+from splitattn.data.sources import open_data
+from splitattn.images.decode import decode
 from splitattn.images.paths import expand, passed_over_text
 
 
@@ -134,3 +138,21 @@ def test_files_that_may_be_pictures_are_counted_by_ending(photos: Path) -> None:
 def test_a_name_too_long_or_not_text_is_passed_on() -> None:
     names = ["x" * 5000, os.fsdecode(b"\xff.jpg"), "nul\0.jpg"]
     assert list(expand(names)) == names
+
+
+@pytest.mark.parametrize("ending", [".jpe", ".JFIF", ".pjpeg", ".avif", ".webp", ".jp2"])
+def test_pictures_of_rarer_endings_are_found_and_read(tmp_path: Path, ending: str) -> None:
+    kind = {".avif": "AVIF", ".webp": "WEBP", ".jp2": "JPEG2000"}.get(ending, "JPEG")
+    if not features.check(
+        {"AVIF": "avif", "WEBP": "webp", "JPEG2000": "jpg_2000"}.get(kind, "jpg")
+    ):
+        pytest.skip(f"this Pillow writes no {kind}")
+    path = tmp_path / "data" / "blue" / f"a{ending}"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (40, 30), (10, 40, 200)).save(path, kind)
+    assert list(expand([str(tmp_path)])) == [str(path)]
+    data = open_data(str(tmp_path / "data"), "val")
+    assert list(data.images) == [str(path)]
+    pixels = np.asarray(decode(data.images[0]))
+    assert pixels.shape == (30, 40, 3)
+    np.testing.assert_allclose(pixels.mean((0, 1)), (10, 40, 200), atol=4)
