@@ -51,6 +51,45 @@ def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
     assert capsys.readouterr().err == ""
 
 
+def test_a_log_gets_a_line_of_a_long_epoch_every_half_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    with training_progress() as (on_step, on_epoch, on_measured):
+        now += 3.0  # of preparing
+        for number in range(40):
+            now += 2.0
+            on_step(
+                Step(
+                    epoch=0,
+                    epochs=3,
+                    step=60 + number,  # it was resumed
+                    steps=300,
+                    figures={"loss": 1.5},
+                    formats={"loss": Figure(label="loss")},
+                    learning_rate=0.1,
+                    examples=8,
+                    unit="images",
+                    seconds=2.0,
+                )
+            )
+        now += 15.0
+        on_measured(8, 16)
+        on_measured(8, 16)
+        on_epoch(Epoch(epoch=0, epochs=3, line={"seconds": 80.0}, text="loss 1.500"))
+        now += 29.0
+        on_measured(1, 16)
+    rest = "loss 1.500  4 images/s  lr 0.1000"
+    assert capsys.readouterr().err.splitlines() == [
+        f"epoch 1/3  step 61/300  {rest}  0:07:58 left",
+        f"epoch 1/3  step 76/300  {rest}  0:07:28 left",
+        f"epoch 1/3  step 91/300  {rest}  0:06:58 left",
+        "epoch 1/3  measuring 8/16",
+        "epoch 1/3  loss 1.500  80 s",
+    ]
+
+
 def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> io.StringIO:
     """What is written to stderr, as if it were a terminal that is so many columns wide."""
     screen = io.StringIO()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from splitattn.training.task import Epoch, Step
     from splitattn.weights.download import Progress as Download
 
+# Seconds until a file gets a line of a training, and until it gets another one.
+_FIRST_LINE, _NEXT_LINE = 5.0, 30.0
+
 
 @contextmanager
 def training_progress(
@@ -28,7 +31,8 @@ def training_progress(
 ]:
     """A bar over the whole training with its figures and time left, and a line for each epoch.
 
-    Until the first step it says that the training is being prepared.
+    Until the first step it says that the training is being prepared. In a file, epochs that take
+    long have a line every half a minute.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,11 +53,15 @@ def training_progress(
     )
     task = bar.add_task("", total=None, epoch="preparing the training", figures="")
     smoothed: dict[str, float] = {}
-    measured = 0
+    measured = done = 0
+    now_and_then = _NowAndThen(shown=shown and not sys.stderr.isatty())
+    begun: float | None = None
+    which = ""
 
     def on_step(step: "Step") -> None:
-        nonlocal measured
-        measured = 0
+        nonlocal measured, done, begun, which
+        measured, done = 0, done + 1
+        begun = time.monotonic() - step.seconds if begun is None else begun
         now = {**step.figures, "rate": step.examples / step.seconds}
         for name, value in now.items():  # over about twenty steps
             smoothed[name] = smoothed.get(name, value) * 0.95 + value * 0.05
@@ -66,6 +74,12 @@ def training_progress(
             epoch=f"epoch {step.epoch + 1}/{step.epochs}",
             figures=" ".join(figures),
         )
+        left = (time.monotonic() - begun) / done * (step.steps - step.step - 1)
+        which = f"epoch {step.epoch + 1}/{step.epochs}"
+        now_and_then.say(
+            f"{which}  step {step.step + 1}/{step.steps}  {'  '.join(figures)}  "
+            f"{timedelta(seconds=round(left))} left"
+        )
 
     def on_epoch(epoch: "Epoch") -> None:
         which, seconds = f"epoch {epoch.epoch + 1}/{epoch.epochs}", epoch.line["seconds"]
@@ -74,14 +88,33 @@ def training_progress(
             line = line.replace("  ", " ")
         with suppress(OSError):  # a full disk behind stderr ends no training
             console.print(line, soft_wrap=True)
+        now_and_then.rest()
 
     def on_measured(more: int, total: int) -> None:
         nonlocal measured
         measured = min(measured + more, total)
         bar.update(task, figures=f"measuring {measured}/{total}")
+        now_and_then.say(f"{which}  measuring {measured}/{total}".strip())
 
     with bar:
         yield on_step, on_epoch, on_measured
+
+
+class _NowAndThen:
+    """Lines in a file, of which most are left out: one after five seconds, then one in thirty."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._due = time.monotonic() + _FIRST_LINE
+
+    def say(self, line: str) -> None:
+        if self._shown and time.monotonic() >= self._due:
+            say(line)
+            self.rest()
+
+    def rest(self) -> None:
+        """Another line has been written."""
+        self._due = time.monotonic() + _NEXT_LINE
 
 
 @contextmanager
