@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ import pytest
 import splitattn
 from splitattn import libraries
 from splitattn.bulk import bulk, shards, stores
+from splitattn.bulk.clusters import ClusterError
 from splitattn.bulk.listing import Entry, list_images, version_of
 from splitattn.bulk.plan import Plan, Run, ShardReport, read_run, write_manifest
 from splitattn.bulk.shards import ShardLabeler, TooManyErrorsError
@@ -611,6 +613,30 @@ def test_what_cannot_be_done_is_refused_before_anything_is_listed(
     with pytest.raises(InputError, match=rule):
         label_bulk(photos, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_an_address_of_a_ray_cluster_that_has_ended_is_named_at_once(
+    where: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"  # nothing listens there
+    note = tmp_path / "ray" / "ray_current_cluster"
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if where == "file":
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        note.parent.mkdir()
+        note.write_text(f"{address}\n")
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setattr(libraries, "installed", lambda *_: True)
+    says, fix = (note, "remove that file") if where == "file" else ("RAY_ADDRESS", "unset RAY_A")
+    rule = rf"no Ray cluster answers at {address}, which {says} says: Connection refused; {fix}"
+    with pytest.raises(ClusterError, match=rule):
+        label_bulk(photos, tmp_path / "out", cluster="auto")
+    assert not (tmp_path / "out" / "run.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 from urllib.parse import urlsplit
 
 from splitattn.bulk.plan import Plan, ShardReport
 from splitattn.bulk.shards import ShardLabeler
 from splitattn.errors import InputError, nearest
+from splitattn.files import is_file
 from splitattn.libraries import require
 from splitattn.processes import end_with_parent
 
@@ -211,6 +214,8 @@ def _connected(cluster: str) -> Iterator[None]:
     if ray.is_initialized():  # by the caller, as in a notebook
         yield
         return
+    if cluster == AUTO:
+        _try_noted_address()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if cluster == RAY:  # "local" starts one, whatever RAY_ADDRESS says
@@ -239,6 +244,27 @@ def _try_port(cluster: str) -> None:
     if cluster != AUTO and "://" not in cluster:  # a ray:// address Ray gives up after 30 s
         parts = urlsplit(f"//{cluster}")
         socket.create_connection((parts.hostname, parts.port), _CONNECT_TIMEOUT).close()
+
+
+def _try_noted_address() -> None:
+    """Raise unless something listens where Ray will look for "auto".
+
+    Raises:
+        ClusterError: nothing does. The address is of a cluster that has ended.
+    """
+    note = Path(os.environ.get("RAY_TMPDIR") or gettempdir(), "ray", "ray_current_cluster")
+    address, where, fix = os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS", "unset RAY_ADDRESS"
+    if not address and is_file(note):
+        address, where, fix = note.read_text().strip(), str(note), "remove that file"
+    if address in ("", AUTO):
+        return
+    try:
+        _try_port(address)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}, which {where} says: {_reason(error):.200}; "
+            f"{fix}, start the cluster, or name another one with --cluster"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

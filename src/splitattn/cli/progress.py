@@ -3,6 +3,7 @@
 Rich is imported only if there is something to show.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -279,8 +280,10 @@ def shards_progress() -> Iterator[
         # Of many workers' first shards, one comes long before its share of the time is over. Rich's
         # own time left looks back 30 seconds, in which there may be no shard.
         if seconds >= 2 * first:
-            left = timedelta(seconds=round(seconds / done * (shards - done)))
-            counts += f"  {left} left"
+            # Shards of many workers end in waves: at the first of a wave the mean counts too few of
+            # them, and at the last what came after the first shard counts too many.
+            each = math.sqrt(seconds / done * (seconds - first) / (done - 1))
+            counts += f"  {timedelta(seconds=round(each * (shards - done)))} left"
         bar.update(task, total=shards, completed=done, counts=counts)
         if not watched:
             console.print(counts, soft_wrap=True)
