@@ -16,11 +16,13 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyXRefRole
 from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
 from sphinx.util.docstrings import prepare_docstring
 from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
 import splitattn
+from splitattn.cli import VERBS
 from splitattn.data.augmentation import Augmentation
 from splitattn.training.presets import PRESETS
 from splitattn.training.recipe_files import load_recipe
@@ -119,10 +121,15 @@ def visit_math_block(translator: HTML5Translator, node: nodes.Element) -> None:
 def generate(_: Sphinx) -> None:
     """Write the pages that the code knows best."""
     GENERATED.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "typer", "splitattn.cli", "utils", "docs"]
+    # Typer documents an `app`, and would take any function of `splitattn.cli` for one.
+    commands = GENERATED / "commands.py"
+    commands.write_text("from splitattn.cli import create_app\n\napp = create_app()\n", "utf-8")
+    command = [sys.executable, "-m", "typer", str(commands), "utils", "docs"]
     done = subprocess.run(
         [*command, "--name", "splitattn"], capture_output=True, text=True, check=True
     )
+    if missing := [verb for verb in VERBS if f"\n## `splitattn {verb}`" not in done.stdout]:
+        raise ExtensionError(f"typer must document every verb, got nothing of {missing}")
     # Below the page's own title, and without the list of verbs, which cuts their first lines short.
     introduction, *verbs = done.stdout.partition("\n")[2].split("\n## ")
     introduction = introduction.partition("**Commands**")[0]
@@ -147,7 +154,7 @@ def documented_fields(kind: type) -> Iterator[tuple[str, str]]:
 
 
 def recipe_fields() -> str:
-    """A table with each field of a recipe, from the docstring."""
+    """A list with each field of a recipe and its default, from the docstring."""
     texts = dict(documented_fields(Recipe))
     # Of these, the recipe's docstring says no more than where they are explained.
     texts |= {
@@ -155,9 +162,7 @@ def recipe_fields() -> str:
         for name, text in documented_fields(Augmentation)
         if "`Augmentation`" in texts.get(name, "")
     }
-    lines = ["| field | plain | what it is |", "|---|---|---|"]
-    lines += [f"| `{f.name}` | `{f.default}` | {texts[f.name]} |" for f in fields(Recipe)]
-    return "\n".join(lines)
+    return "\n".join(f"- `{f.name}` = `{f.default}`: {texts[f.name]}" for f in fields(Recipe))
 
 
 def presets(model: str) -> str:
