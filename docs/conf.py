@@ -39,13 +39,14 @@ exclude_patterns = [GENERATED.name]
 
 html_theme = "furo"
 html_title = f"splitattn {release}"
+smartquotes_action = "qe"  # no dashes: options begin with two hyphens
 html_math_renderer = "mathml"
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "split-attention-narrow.svg"]
 html_css_files = ["site.css"]
 html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
-pygments_style = "friendly"
+pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "github-dark"
 
 # Single backticks are code in the docstrings, and a link where there is something to link to.
