@@ -180,7 +180,7 @@ def end_to_end() -> str:
     """A folder of photographs, beside what decoding and network reach with nothing between them."""
     reports = read("end_to_end")
     panels = []
-    for processor, own in grouped(reports, lambda row: processor_of(row["environment"])):
+    for device, own in grouped(reports, lambda row: _device(row["environment"])):
         rows = {
             _engine(row): [
                 quartiles("ours", row["images_per_second"]["predict"], 0),
@@ -188,7 +188,7 @@ def end_to_end() -> str:
             ]
             for row in own
         }
-        panels.append(Panel(title=f"images per second, {processor}", rows=rows))
+        panels.append(Panel(title=f"images per second, {device}", rows=rows))
     return drawn(
         title="From files to labels",
         legend={"ours": "predict", "peer": "decoding and network side by side"},
