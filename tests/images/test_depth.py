@@ -39,9 +39,11 @@ def encoded(values: np.ndarray, format: str = "TIFF", **options: object) -> byte
     return stream.getvalue()
 
 
-def tiff(values: bytes, bits: int, channels: int = 1, planar: int = 1) -> bytes:
+def tiff(
+    values: bytes, bits: int, channels: int = 1, planar: int = 1, *, white_is_zero: bool = False
+) -> bytes:
     """A little-endian TIFF of one row of 8 pixels."""
-    photometric = 1 if channels == 1 else 2
+    photometric = int(not white_is_zero) if channels == 1 else 2
     shorts = {256: 8, 257: 1, 259: 1, 262: photometric, 277: channels, 278: 1, 284: planar}
     table = 10 + 12 * 10 + 4
     strips = channels if planar == 2 else 1
@@ -159,6 +161,17 @@ def test_unsigned_integers_of_32_bits_have_no_sign(largest: int) -> None:
     values = (np.linspace(0, 1, 8) * largest).astype(np.uint32)
     decoded = np.asarray(decode(tiff(values.tobytes(), 32)))[0, :, 0]
     np.testing.assert_allclose(decoded, np.linspace(0, 255, 8), atol=1)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_zero_is_white_where_a_tiff_says_so(bits: int) -> None:
+    fractions = np.arange(8) / 7
+    values = (fractions * (2.0**bits - 1)).round().astype(f"<u{bits // 8}")
+    for zero, expected in ((False, fractions), (True, 1 - fractions)):
+        file = tiff(values.tobytes(), bits, white_is_zero=zero)
+        np.testing.assert_allclose(decode_planes(file, 1)[0, 0], expected, atol=0.003)
+        gray = np.asarray(decode(file))[0, :, 0]
+        np.testing.assert_array_equal(gray, (expected * 255).round())
 
 
 def test_channels_of_16_bits_that_lie_apart_are_refused() -> None:

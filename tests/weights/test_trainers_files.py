@@ -91,6 +91,11 @@ def test_mmengines_file_is_read(tmp_path: Path, foreign: Any, state: State) -> N
     assert_same(read_tensors(tmp_path / "epoch_1.pth").tensors, headless(state))
 
 
+def test_a_dictionary_with_a_default_is_one(tmp_path: Path, state: State) -> None:
+    torch.save({"state_dict": defaultdict(list, state)}, tmp_path / "a.pth")
+    assert_same(read_tensors(tmp_path / "a.pth").tensors, state)
+
+
 def mmpretrain(state: State) -> State:
     from splitattn.weights.layouts import MMDET
 

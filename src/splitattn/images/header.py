@@ -11,6 +11,7 @@ from PIL import Image
 from splitattn.errors import ImageError
 
 # Tags of TIFF.
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT, _S_MAX_SAMPLE_VALUE = 258, 281, 339, 341
 _UNSIGNED = 1
 # The largest values of 8 to 16 bits.
@@ -34,6 +35,7 @@ class Header:
         white: the value of full brightness, if it is said.
         bits: how many bits of 16 are significant, if a PNG says it.
         unsigned: integers of 32 bits have no sign.
+        black: the largest value of more than 8 bits, if that is black and zero is white.
         lower_tiles: for Pillow's `tile`, to read the lower bytes of 16-bit samples; None if Pillow
             reads all bits.
         gray_alpha: with these tiles, Pillow reads both bytes of gray, then both of transparency.
@@ -42,6 +44,7 @@ class Header:
     white: float | None
     bits: int | None
     unsigned: bool
+    black: int | None
     lower_tiles: list[Any] | None
     gray_alpha: bool
 
@@ -69,10 +72,12 @@ def read_header(image: Image.Image, content: bytes) -> Header:
             (*tile[:3], _with_raw_mode(tile, _SWAPPED[way]))
             for tile, way in zip(tiles, ways, strict=True)
         ]
+    unsigned = _numbers(tags, _SAMPLE_FORMAT) in ([], [_UNSIGNED]) and bool(tags)
     return Header(
         white=_white(image, tags),
         bits=_significant_bits(content) if image.format == "PNG" else None,
-        unsigned=_numbers(tags, _SAMPLE_FORMAT) in ([], [_UNSIGNED]) and bool(tags),
+        unsigned=unsigned,
+        black=_black(tags) if unsigned else None,
         lower_tiles=lower,
         gray_alpha=_GRAY_ALPHA in ways,
     )
@@ -87,6 +92,13 @@ def _white(image: Image.Image, tags: Any) -> float | None:
     bits = max(_numbers(tags, _BITS_PER_SAMPLE), default=16)
     # Many files use fewer bits than the whole bytes that they say.
     return None if bits % 8 == 0 else 2.0**bits - 1
+
+
+def _black(tags: Any) -> int | None:
+    """The largest value, where Pillow does not turn values round as the file asks for."""
+    bits = int(max(_numbers(tags, _BITS_PER_SAMPLE), default=0))
+    # Pillow does for 8 bits and less.
+    return (1 << bits) - 1 if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and bits > 8 else None
 
 
 def _significant_bits(content: bytes) -> int | None:

@@ -252,6 +252,7 @@ def from_pillow(
     chosen: bool = False,
     bits: int | None = None,
     unsigned: bool = False,
+    black: int | None = None,
     lower: Image.Image | None = None,
     name: str = "an image",
 ) -> Raster:
@@ -260,6 +261,7 @@ def from_pillow(
     Args:
         white, chosen, bits: see `Raster`; of modes with 8 bits white is known.
         unsigned: integers of 32 bits have no sign, though Pillow gives them one.
+        black: the largest value, if zero is white.
         lower: the lower bytes of 16-bit samples, of which `image` has the upper ones.
     """
     mode = image.mode
@@ -270,6 +272,8 @@ def from_pillow(
             values = values * np.uint16(256) + np.asarray(cropped(lower, box))
         elif unsigned and mode == "I":
             values = values.view(np.uint32)
+        if black is not None:
+            values = values.dtype.type(black) - values
         return values
 
     if lower is None and not is_deep(mode):

@@ -258,6 +258,7 @@ class Unpickler:
             ("numpy.core.numeric", "_frombuffer"): self._from_buffer,
             ("numpy", "dtype"): _ArrayType,
             ("collections", "OrderedDict"): self._dictionary,
+            ("collections", "defaultdict"): lambda *_: {},
             ("__builtin__", "bytes"): lambda *_: b"",  # in old protocols; others are encoded
             ("_codecs", "encode"): lambda text, *_: text,  # `Array.build` encodes it
             ("torch._utils", "_rebuild_tensor"): _tensor,
