@@ -72,6 +72,14 @@ def test_a_file_may_be_what_a_spreadsheet_writes(
     assert not has_several_labels(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_told_the_way_out(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes("path,label\na.png,x\n".encode(encoding))
+    with pytest.raises(DataError, match=r"in UTF-8, got one with zero bytes, .*: save it as UTF-8"):
+        open_data(str(path), "train")
+
+
 def test_whole_numbers_written_as_floats_are_numbers(tmp_path: Path) -> None:
     rows = [f"{i}.png,{i}.0" for i in range(11)]
     data = open_data(write(tmp_path / "a.csv", "path,label", *rows, "x.png,3"), "train")
