@@ -1,11 +1,13 @@
 """Folders of images, one for each class."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from splitattn.data.sources import open_data
+from splitattn.data.splits import MissingSplitError
 from splitattn.errors import DataError
 from splitattn.images.decode import decode
 from tests.data.datasets import CLASSES, picture, write_class_folders, write_image_folder
@@ -51,6 +53,20 @@ def test_a_test_set_is_not_the_validation_set(tmp_path: Path) -> None:
     write_class_folders(root / "Test", 1)
     assert len(open_data(str(root), "val")) == 9
     assert len(open_data(str(root), "test")) == 3
+
+
+@pytest.mark.parametrize("name", ["test", "Testing", "TestData"])
+def test_a_test_set_without_labels_does_not_serve_as_validation(tmp_path: Path, name: str) -> None:
+    root = write_image_folder(tmp_path, train=2, val=3)
+    shutil.rmtree(root / "val")
+    write_class_folders(root / "photos", 1)
+    (root / "photos" / CLASSES[0]).rename(root / name)
+    shutil.rmtree(root / "photos")
+    assert len(open_data(str(root), "train")) == 6
+    with pytest.raises(MissingSplitError, match=r"must have a folder val/, got none in"):
+        open_data(str(root), "val")
+    with pytest.raises(DataError, match=rf"got none in .*{name}, only images"):
+        open_data(str(root), "test")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,9 @@ def _split_folder(root: Path, split: str) -> Path:
     # there are other classes.
     if not splits and not all(map(split_of, folders)):
         found = [name for name in found if not split_of(name)]
+    # Competitions have a test set without labels: it does not serve as validation.
+    if splits and split_of(split) == "val":
+        found = [name for name in found if name in splits or split_of(name) == "val"]
     wanted = called(set(splits.values()), split)
     found = found or [name for name in splits if splits[name] in wanted]
     check_one(found, split)
