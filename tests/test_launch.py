@@ -307,6 +307,23 @@ def test_arguments_of_other_types_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("teacher=run", "teacher does nothing for classification, got 'run': add --recipe distill"),
+        ("label_weight=0.3", r"label_weight does nothing for .* got 0\.3: add --recipe distill"),
+        ("mosaic=0.5", r"mosaic does nothing for classification, got 0\.5: leave it out"),
+        ("head=fpn", "head does nothing for classification, got 'fpn': leave it out"),
+    ],
+)
+def test_fields_that_the_task_does_not_read_are_refused(
+    tmp_path: Path, data: Path, override: str, complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        splitattn.train(data, tmp_path / "run", overrides=[*SMALL, override])
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_output_is_no_part_of_the_data_set(data: Path) -> None:
     flat = data / "train"  # class folders without splits
     label = next(flat.iterdir())

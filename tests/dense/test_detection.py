@@ -492,6 +492,7 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sampling must be 'uniform' for detection, got 'bal"):
         task.check(make_run(tmp_path / "run", replace(RECIPE, sampling="balanced")))
     unread: dict[str, Any] = {"mixup_alpha": 0.4, "drop_path": 0.2, "class_weights": "balanced"}
+    unread["teacher"] = "run"
     for name, value in unread.items():
         with pytest.raises(InputError, match=f"{name} does nothing for detection, got {value!r}"):
             task.check(make_run(tmp_path / "run", replace(RECIPE, **{name: value})))

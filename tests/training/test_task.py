@@ -123,6 +123,33 @@ def test_loggers_get_each_line_and_one_that_fails_is_dropped(
     assert caplog.messages == ["Notes is dropped: no network"]
 
 
+class Curious(Notes):
+    """One that asks why a training ends."""
+
+    reason: BaseException | None = None
+
+    def abort(self, error: BaseException) -> None:
+        self.reason = error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), OSError("full")])
+def test_loggers_are_told_why_a_training_ends_early(tmp_path: Path, error: BaseException) -> None:
+    def stop(_: Epoch) -> None:
+        raise error
+
+    told, plain = Curious(1000), Notes(1000)
+    run = make_run(tmp_path)
+    with pytest.raises(type(error)):
+        train(Regressor(), Regression(), run, on_epoch=stop, loggers=[told, plain])
+    assert told.reason is error
+    assert not told.closed
+    assert plain.closed
+    whole = Curious(1000)
+    train(Regressor(), Regression(), run, resume=True, loggers=[whole])
+    assert whole.reason is None
+    assert whole.closed
+
+
 @pytest.mark.parametrize("stop", [None, 7], ids=["finished", "stopped"])
 def test_more_epochs_go_on_in_their_own_schedule(
     tmp_path: Path, stop: int | None, monkeypatch: pytest.MonkeyPatch, caplog: Any

@@ -88,5 +88,7 @@ def with_our_name(message: str, verb: str) -> str:
     if not verb and message.startswith("no such option"):
         message += "; options follow the verb, as in splitattn predict photo.jpg --device cpu"
     if verb == "train":
-        message += "; fields of the recipe are changed by --set, such as --set epochs=20"
+        field = unknown[2].lstrip("-").replace("-", "_")
+        example = f"{field}=VALUE" if unknown[2].startswith("--") else "epochs=20"
+        message += f"; fields of the recipe are changed by --set, such as --set {example}"
     return message

@@ -10,10 +10,9 @@ from splitattn.data.loading import epoch_batches
 from splitattn.dense.resizing import Sides
 from splitattn.errors import DataError, InputError
 from splitattn.images.decode import RGB
-from splitattn.training.recipe_files import load_recipe
 from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
-from splitattn.training.task import Batch, Measurement, Step, Task
+from splitattn.training.task import DISTILLATION_FIELDS, Batch, Measurement, Step, Task
 from splitattn.training.unreadable import Unreadable
 from splitattn.weights.metadata import ModelMetadata
 
@@ -40,7 +39,6 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
     """A task on annotated images.
 
     Attributes:
-        unread: fields of a recipe that change nothing here.
         model: name of the backbone, written into the result.
         head: what is built on the backbone.
         train: the images to learn from.
@@ -51,6 +49,7 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
     unread: ClassVar[tuple[str, ...]] = (
         *("mixup_alpha", "cutmix_alpha", "dropout", "drop_path", "drop_block", "crop"),
         *("crop_scale", "interpolation", "auto_augment", "lighting", "random_erasing"),
+        *DISTILLATION_FIELDS,
     )
 
     model: str
@@ -64,14 +63,9 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
         return len(self.train)
 
     def check(self, run: Run) -> None:
+        super().check(run)
         if run.recipe.in_chans != RGB:
             raise InputError(f"in_chans must be {RGB} for {self.name}, got {run.recipe.in_chans}")
-        plain = load_recipe("plain", task=run.recipe.task)
-        for name in self.unread:
-            if (value := getattr(run.recipe, name)) != getattr(plain, name):
-                raise InputError(
-                    f"{name} does nothing for {self.name}, got {value!r}: leave it out"
-                )
         if run.recipe.sampling != "uniform":
             raise InputError(
                 f"sampling must be 'uniform' for {self.name}, got {run.recipe.sampling!r}: an "

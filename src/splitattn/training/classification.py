@@ -23,7 +23,7 @@ from splitattn.training.mixing import mix, smoothed_loss, targets_of
 from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run
-from splitattn.training.task import Figure, Measurement, StepOutput
+from splitattn.training.task import DISTILLATION_FIELDS, Figure, Measurement, StepOutput
 from splitattn.weights.metadata import Activation, ModelMetadata
 
 
@@ -32,6 +32,7 @@ class Classification(ImageTask[Batch]):
     """Learn the classes of images from their labels. For the attributes see `ImageTask`."""
 
     name: ClassVar[str] = "classification"
+    unread: ClassVar[tuple[str, ...]] = (*ImageTask.unread, *DISTILLATION_FIELDS)
     formats: ClassVar[Mapping[str, Figure]] = {
         "size": Figure(label="", unit="px", decimals=0),
         "loss": Figure(label="loss"),

@@ -40,6 +40,10 @@ class ImageTask(Task[Batch]):
     """
 
     unit: ClassVar[str] = "images"
+    unread: ClassVar[tuple[str, ...]] = (
+        *("head", "head_channels", "box_head", "regions_per_image", "longest_side"),
+        *("zoom", "multi_scale", "mosaic", "auxiliary_weight"),
+    )
 
     model: str
     train: LabeledImages
@@ -73,6 +77,7 @@ class ImageTask(Task[Batch]):
         }
 
     def check(self, run: Run) -> None:
+        super().check(run)
         if self.train.origin == self.val.origin:
             raise DataError(
                 "train and val must be different images, got the same ones for both, from "

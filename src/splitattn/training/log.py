@@ -35,7 +35,11 @@ class Logger(Protocol):
         """Take one line of the log, `step` steps into the whole training."""
 
     def close(self) -> None:
-        """The training ends, finished or not."""
+        """The training ends, finished or not.
+
+        A logger that also has `abort` is told of an error, Ctrl-C or SIGTERM by `abort(error)`
+        instead.
+        """
 
 
 def check_loggers(loggers: object) -> list[Logger]:
@@ -62,7 +66,8 @@ class MLflow:
     """A `Logger` for MLflow.
 
     Args:
-        mlflow: the module, with a run started; `close` ends it.
+        mlflow: the module, with a run started; the end of the training ends it, as FINISHED,
+            FAILED (an error) or KILLED (Ctrl-C or SIGTERM).
     """
 
     def __init__(self, mlflow: Any) -> None:
@@ -76,12 +81,18 @@ class MLflow:
         """End the run."""
         self._mlflow.end_run()
 
+    def abort(self, error: BaseException) -> None:
+        """End the run as one that failed or was killed."""
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        self._mlflow.end_run("KILLED" if killed else "FAILED")
+
 
 class WeightsAndBiases:
     """A `Logger` for Weights & Biases.
 
     Args:
-        run: what `wandb.init` gave; `close` finishes it.
+        run: what `wandb.init` gave; the end of the training finishes it, with exit code 1 after an
+            error, Ctrl-C or SIGTERM.
     """
 
     def __init__(self, run: Any) -> None:
@@ -94,6 +105,10 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+    def abort(self, error: BaseException) -> None:  # noqa: ARG002
+        """Finish the run as one that failed."""
+        self._run.finish(exit_code=1)
 
 
 class TensorBoard:

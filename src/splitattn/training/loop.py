@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any, Generic
@@ -83,8 +82,8 @@ def train(
     with (
         dead_workers_named(),
         stop_request() as stop,
-        closing(
-            _Training(Learner(network, task, run), stop, on_step, on_epoch, on_measured, loggers)
+        _Training(
+            Learner(network, task, run), stop, on_step, on_epoch, on_measured, loggers
         ) as training,
     ):
         training.begin(resume)
@@ -187,11 +186,14 @@ class _Training(Generic[Batch]):
             learning_rate(self.run.recipe, self.state.step, steps),
         )
 
-    def close(self) -> None:
+    def __enter__(self) -> "_Training[Batch]":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Close files, and let others write to the folder."""
         if self.tensorboard:
             self.tensorboard.close()
-        self._tell(lambda logger: logger.close())
+        self._tell(lambda logger: _end(logger, error))
         if self.lock:
             release(self.lock)
 
@@ -400,3 +402,12 @@ class _Training(Generic[Batch]):
                 "stopped and saved after step %d of %d; --resume continues", self.state.step, steps
             )
         self.stop.obey()
+
+
+def _end(logger: Logger, error: BaseException | None) -> None:
+    """Tell a logger that the training ends, and why if it asks."""
+    abort = getattr(logger, "abort", None)
+    if error is not None and callable(abort):
+        abort(error)
+    else:
+        logger.close()

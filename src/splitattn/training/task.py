@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from splitattn.errors import InputError
 from splitattn.nn.freezing import thaw
+from splitattn.training.recipe_files import load_recipe
 from splitattn.training.recipes import Recipe
 from splitattn.training.report import Report
 from splitattn.training.run import Run
@@ -17,6 +18,8 @@ from splitattn.training.stages import freeze_batch_norms, freeze_stages
 from splitattn.weights.metadata import ModelMetadata
 
 Batch = TypeVar("Batch")
+# Fields of a recipe that only distillation reads.
+DISTILLATION_FIELDS = ("teacher", "imitation", "temperature", "label_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,8 @@ class Task(ABC, Generic[Batch]):
         formats: how figures are written, by name; "loss" is among them.
         best: the figure of a measurement whose best epoch is kept in `best.safetensors`, or None.
         higher_is_better: of that figure.
+        unread: fields of a recipe that change nothing for this task. `check` refuses other values
+            than those of the recipe `plain`.
     """
 
     name: ClassVar[str]
@@ -137,6 +142,7 @@ class Task(ABC, Generic[Batch]):
     formats: ClassVar[Mapping[str, Figure]] = {"loss": Figure(label="loss")}
     best: ClassVar[str | None] = None
     higher_is_better: ClassVar[bool] = True
+    unread: ClassVar[tuple[str, ...]] = ()
 
     # Each task answers these.
 
@@ -182,9 +188,16 @@ class Task(ABC, Generic[Batch]):
     def check(self, run: Run) -> None:
         """Raise an `InputError` if the data and the recipe cannot work, before anything is spent.
 
+        Overrides call this one.
+
         Args:
             run: with the batch as it will be (see `Run.with_real_batch`).
         """
+        plain = load_recipe("plain", task=run.recipe.task)
+        for name in self.unread:
+            if (value := getattr(run.recipe, name)) != getattr(plain, name):
+                fix = "add --recipe distill" if name in DISTILLATION_FIELDS else "leave it out"
+                raise InputError(f"{name} does nothing for {self.name}, got {value!r}: {fix}")
 
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
         """Check that `network` fits, and freeze what stays as it is. Overrides call this one."""
