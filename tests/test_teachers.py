@@ -109,6 +109,20 @@ def test_a_timm_model_teaches_as_its_configuration_says(tmp_path: Path) -> None:
     assert reused.answer(torch.zeros(1, 3, 40, 40)).shape == (1, 512)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.tv_in1k"])
+def test_a_timm_model_that_exists_gets_no_other_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(InputError, match=r"cannot be had from timm: no network$"):
+        open_teacher(f"timm:{name}")
+
+
 def test_a_timm_model_that_cannot_be_used_gets_one_line(tmp_path: Path) -> None:
     write_timm_folder(tmp_path / "squashed", "resnet10t", crop_mode="squash")
     with pytest.raises(InputError, match="crop_mode must be 'center', got 'squash'"):

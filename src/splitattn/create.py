@@ -173,7 +173,7 @@ def _read(path: Path, model: str) -> _Trained:
     checkpoint = read_tensors(path)
     fit = check_fits(checkpoint, model)
     if left_out := checkpoint.ignored_in_words:
-        logger.warning("%s: left out %s", path, left_out)
+        logger.warning("%s: loading the backbone without %s", path, left_out)
     return _Trained(checkpoint=checkpoint, fit=fit)
 
 

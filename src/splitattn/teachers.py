@@ -112,7 +112,10 @@ def _timm_teacher(name: str, reuse: bool, device: torch.device) -> Teacher:
     try:
         model = timm.create_model(own_name, pretrained=True).eval()
     except Exception as error:  # unknown names, no weights, no network, damaged files
-        hint = nearest(own_name, timm.list_models(pretrained=True))
+        known = timm.list_models(pretrained=True)
+        # A name that exists has failed for another reason, such as no network.
+        exact = own_name in known or own_name in timm.list_models()
+        hint = "" if exact else nearest(own_name, known)
         raise InputError(
             f"teacher {name} cannot be had from timm: {one_line(str(error))[:200]}{hint}"
         ) from error

@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not hasattr(error, "format_message"):
             raise
         if message := error.format_message():  # empty where the help was shown instead
-            say(f"error: {_usage_fault(message, getattr(error, 'ctx', None))}")
+            say(f"error: {_usage_fault(message, getattr(error, 'ctx', None), named)}")
         sys.exit(2)
     sys.exit(status or 0)
 
@@ -115,12 +115,13 @@ def _of_thread(fault: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(fault)
 
 
-def _usage_fault(message: str, context: Any) -> str:
-    """What is wrong with a call, and where to read how it should be, in one line."""
+def _usage_fault(message: str, context: Any, named: list[str]) -> str:
+    """What is wrong with a call of the verb `named`, and where to read how it should be."""
     verbs: list[str] = []
     while context is not None and context.parent is not None:
         verbs.insert(0, str(context.info_name))
         context = context.parent
+    verbs = verbs or named  # of a flag without its value, the parser knows no context
     message = message[:1].lower() + message[1:].rstrip(".")
     message = with_our_name(message, " ".join(verbs))
     return one_line(f"{message}; see {' '.join(('splitattn', *verbs, '--help'))}")
