@@ -109,4 +109,8 @@ def test_wrong_calls_are_refused_before_anything_is_written(
     assert "did you mean 'mug'?" in capsys.readouterr().err
     assert call(photograph, "--weights", weights, "--output", tmp_path) == 2
     assert "--output must be a new or empty folder" in capsys.readouterr().err
+    picture = tmp_path / "why.jpg"
+    assert call(photograph, "--weights", weights, "--output", picture) == 2
+    assert "--output must be a folder, got" in capsys.readouterr().err
     assert not page.exists()
+    assert not picture.exists()

@@ -202,6 +202,8 @@ def test_draw_writes_a_picture_for_each_labeled_image(
     refused = predict(photos, "--draw", photos / "coffee.png")
     assert refused.status == 2
     assert "--draw must be a folder" in refused.err
+    assert "which would be a file" in predict(photos, "--draw", tmp_path / "drawn.PDF").err
+    assert not (tmp_path / "drawn.PDF").exists()
     before = (photos / "chelsea.png").read_bytes()
     assert "--draw must be a new or empty folder" in predict(photos, "--draw", photos).err
     assert (photos / "chelsea.png").read_bytes() == before

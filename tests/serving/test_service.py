@@ -129,6 +129,14 @@ def test_batches_have_the_probabilities_of_single_images(classifier: Classifier)
 FAULTS: list[tuple[str, str, bytes, str, int, str]] = [
     ("POST", "/v1/predict", b"no image", "image/png", 422, "expected an image"),
     ("POST", "/v1/predict", b"", "image/png", 400, "must hold an image"),
+    (
+        "POST",
+        "/v1/predict",
+        PHOTOGRAPHS[0].translate(None, b"\r\n\0"),  # as `curl -d @photo.jpg` sends it
+        "application/x-www-form-urlencoded",
+        400,
+        "--data-binary @photo.jpg",
+    ),
     ("POST", "/v1/predict", b"x", "text/html", 415, "Content-Type must be"),
     ("POST", "/v1/predict", b"{", "application/json", 400, "must be JSON"),
     ("POST", "/v1/predict", b"[" * 100_000, "application/json", 400, "must be JSON"),

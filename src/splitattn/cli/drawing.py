@@ -14,6 +14,8 @@ _SAVING: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 90},
     ".png": {"format": "PNG"},
 }
+# Of one picture or page, which no folder is called after.
+_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".pdf", ".svg")
 _LONGEST_NAME = 60  # characters, so that the name fits into any file system's
 
 
@@ -40,6 +42,11 @@ class Pictures:
         self._folder, self._option, self._ending = folder, option, ending
         self._draw = draw
         self._names: set[str] = set()
+        if folder.suffix.lower() in _FILES:
+            raise InputError(
+                f"{option} must be a folder, got {folder}, which would be a file: each image gets "
+                "a picture of its own in the folder"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with os.scandir(folder) as entries:

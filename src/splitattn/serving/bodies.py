@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 JSON, FORM, BYTES = "application/json", "multipart/form-data", "application/octet-stream"
 _BY_CURL = "application/x-www-form-urlencoded"  # what `curl --data-binary` calls any file
+# What `curl -d @photo.jpg` takes out of a file. Every image has some of it.
+_LOST = (b"\r", b"\n", b"\0")
 _LONGEST_NAME = 200
 _MOST_VALUES, _BEFORE_VALUES = 2**20, (b",", b"[", b"{")
 
@@ -74,6 +76,11 @@ def read_images(body: bytes, content_type: str, most: int) -> Sent:
         sent = Sent(images=tuple(_read_form(body, content_type, most)), is_list=True)
     elif kind == JSON:
         sent = _read_json(body, most)
+    elif kind == _BY_CURL and body and not any(byte in body for byte in _LOST):
+        raise bad_request(
+            "the body must be an image, got a file that has lost its line ends, or no file: with "
+            "curl, send it as --data-binary @photo.jpg"
+        )
     else:
         sent = Sent(images=(("image", body),) if body else (), is_list=False)
     if not sent.images:
