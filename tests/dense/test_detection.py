@@ -123,7 +123,9 @@ def test_weights_of_a_classifier_find_no_objects() -> None:
 
     path = local_path(embedded_entry())
     assert path is not None
-    with pytest.raises(WeightsError, match="must be a detector's weights"):
+    with pytest.raises(
+        WeightsError, match=r"detector's weights, it is for classification: use splitattn\.Class"
+    ):
         Detector(weights=path)
 
 

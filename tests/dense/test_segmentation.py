@@ -266,7 +266,9 @@ def test_weights_of_another_task_are_refused(trained: tuple[Path, Measurement]) 
 
     with pytest.raises(WeightsError, match=r"is for segmentation.*splitattn\.Segmenter"):
         Classifier(weights=trained[0])
-    with pytest.raises(WeightsError, match="must be a detector's weights"):
+    with pytest.raises(
+        WeightsError, match=r"detector's weights, it is for segmentation: use splitattn\.Segm"
+    ):
         Detector(weights=trained[0])
     path = local_path(embedded_entry())
     assert path is not None

@@ -278,7 +278,9 @@ def test_a_file_of_another_task_is_refused(folder: Path) -> None:
         Classifier(weights=folder / "a.onnx")
     from splitattn.dense.detector import Detector
 
-    with pytest.raises(WeightsError, match="must be a detector, it is for segmentation"):
+    with pytest.raises(
+        WeightsError, match=r"must be a detector, it is for segmentation: use splitattn\.Seg"
+    ):
         Detector(weights=folder / "a.onnx")
 
 

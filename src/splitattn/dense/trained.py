@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 Runner = TypeVar("Runner")
 COUNTER = "num_batches_tracked"  # of batch norms, which inference does not need
+# What opens a file in Python, by its task.
+_OPENS = {
+    "classification": "splitattn.Classifier",
+    "detection": "splitattn.Detector",
+    "segmentation": "splitattn.Segmenter",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +70,12 @@ class TrainedDense(ABC, Generic[Runner]):
         """
         path = weights_file(Path(weights))
         metadata = read_metadata(path)
-        if metadata is None or metadata.task != cls.task:
+        if metadata is None:
             raise WeightsError(
                 f"{path} must be a {cls.what}'s weights, and does not say that it is"
             )
+        if metadata.task != cls.task:
+            raise WeightsError(f"{path} must be a {cls.what}'s weights, {_for_another(metadata)}")
         head, channels = metadata.head.get("name"), metadata.head.get("channels")
         if not isinstance(head, str) or type(channels) is not int:
             raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
@@ -171,7 +179,7 @@ def open_dense(
         check_engine_of_file(file_row, path, engine)
         opened, metadata = open_exported(file_row, path, device=device)
         if metadata.task != kind.task:
-            raise WeightsError(f"{path} must be a {kind.what}, it is for {metadata.task}")
+            raise WeightsError(f"{path} must be a {kind.what}, {_for_another(metadata)}")
         return OpenedDense(
             runner=in_engine(opened, metadata.preprocessing),
             engine=opened.name,
@@ -203,3 +211,9 @@ def open_dense(
     return OpenedDense(
         runner=runner, engine=name, metadata=metadata, path=str(path), network=network
     )
+
+
+def _for_another(metadata: ModelMetadata) -> str:
+    """What a file is for, and what opens it."""
+    hint = f": use {_OPENS[metadata.task]}" if metadata.task in _OPENS else ""
+    return f"it is for {metadata.task}{hint}"
