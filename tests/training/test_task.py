@@ -72,6 +72,19 @@ def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(
     assert "regression" in (tmp_path / "report.html").read_text()
 
 
+def test_a_batch_that_is_no_equal_parts_becomes_smaller_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = replace(RECIPE, epochs=1, warmup_epochs=0.0, batch_size=11)
+    train(Regressor(), Regression(), make_run(tmp_path / "uneven", recipe, batch_per_device=4))
+    warned = "batch_size is 9, not 11: it must be equal parts, here 3 of 3 vectors"
+    assert caplog.messages == [warned]
+    caplog.clear()
+    even = replace(recipe, batch_size=12)
+    train(Regressor(), Regression(), make_run(tmp_path / "even", even, batch_per_device=4))
+    assert not caplog.messages
+
+
 def test_patience_ends_a_training_whose_figure_gets_no_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,8 +77,15 @@ def train(
             process dies; or the task stops the training.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
+    asked = run.recipe.batch_size
     run = run.with_real_batch()
     check(task, run)
+    if (real := run.recipe.batch_size) != asked and distributed.rank() == 0:
+        part = run.batch_per_device
+        logger.warning(
+            "batch_size is %d, not %d: it must be equal parts, here %d of %d %s",
+            *(real, asked, real // part, part, task.unit),
+        )
     with (
         dead_workers_named(),
         stop_request() as stop,
