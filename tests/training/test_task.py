@@ -77,7 +77,7 @@ def test_a_batch_that_is_no_equal_parts_becomes_smaller_with_a_warning(
 ) -> None:
     recipe = replace(RECIPE, epochs=1, warmup_epochs=0.0, batch_size=11)
     train(Regressor(), Regression(), make_run(tmp_path / "uneven", recipe, batch_per_device=4))
-    warned = "batch_size is 9, not 11: it must be equal parts, here 3 of 3 vectors"
+    warned = "batch_size is 9 instead of 11, to be split into 3 equal parts"
     assert caplog.messages == [warned]
     caplog.clear()
     even = replace(recipe, batch_size=12)
@@ -98,8 +98,11 @@ def test_patience_ends_a_training_whose_figure_gets_no_better(
     assert len(epochs) == 4
     assert caplog.messages == ["ended after 4 of 9 epochs: no better distance for 2"]
     # It has ended: resumed, it is measured, not trained.
-    train(Regressor(), Regression(), run, resume=True, on_epoch=epochs.append)
+    caplog.clear()
+    longer = replace(run, recipe=replace(run.recipe, epochs=12))
+    train(Regressor(), Regression(), longer, resume=True, on_epoch=epochs.append)
     assert len(epochs) == 4
+    assert caplog.messages == ["ended after 4 of 12 epochs: no better distance for 2"]
     monkeypatch.setattr(Regression, "best", None)
     with pytest.raises(InputError, match="patience must be 0 for regression"):
         train(Regressor(), Regression(), replace(run, output=tmp_path / "new"))
@@ -181,8 +184,8 @@ def test_more_epochs_go_on_in_their_own_schedule(
     turned = 15 if stop is None else stop + 1
     rate = learning_rate(longer.recipe, turned, 5)
     assert caplog.messages == [
-        f"epoch {3 if stop is None else 1} of 3 was done; going on to 5: the learning rate of a "
-        f"5-epoch schedule, {rate:.2g} here"
+        "epochs raised from 3 to 5: the learning rate now follows the schedule of 5 epochs, from "
+        f"{rate:.2g}"
     ]
 
     # The same without an interruption.
@@ -204,9 +207,7 @@ def test_epochs_are_only_raised_and_nothing_else_with_them(tmp_path: Path) -> No
     run = make_run(tmp_path)
     train(Regressor(), Regression(), run)
     fewer = replace(run, recipe=replace(RECIPE, epochs=2))
-    with pytest.raises(
-        InputError, match=r"epochs was 3, now 2; epochs can only be raised, of which 3 are done;"
-    ):
+    with pytest.raises(InputError, match=r"epochs was 3, now 2; epochs can only be raised;"):
         train(Regressor(), Regression(), fewer, resume=True)
     other = replace(run, recipe=replace(RECIPE, epochs=5, learning_rate=0.3))
     with pytest.raises(InputError, match=r"settings: learning_rate was \S+, now 0\.3; resume as"):

@@ -81,10 +81,9 @@ def train(
     run = run.with_real_batch()
     check(task, run)
     if (real := run.recipe.batch_size) != asked and distributed.rank() == 0:
-        part = run.batch_per_device
         logger.warning(
-            "batch_size is %d, not %d: it must be equal parts, here %d of %d %s",
-            *(real, asked, real // part, part, task.unit),
+            "batch_size is %d instead of %d, to be split into %d equal parts",
+            *(real, asked, real // run.batch_per_device),
         )
     with (
         dead_workers_named(),
@@ -168,8 +167,13 @@ class _Training(Generic[Batch]):
             )
             if self.learner.ema:
                 self.learner.ema.updates = self.state.step
-            if before and self.writes:
-                self._say_longer(before)
+            if before and self.writes and not self._out_of_patience():
+                logger.warning(
+                    "epochs raised from %d to %d: the learning rate now follows the schedule of %d "
+                    "epochs, from %.2g",
+                    *(before, self.epochs, self.epochs),
+                    learning_rate(run.recipe, self.state.step, self.steps_per_epoch),
+                )
         # Also a barrier, before the first of them writes what the others look for.
         steps = set(distributed.gathered(self.state.step))
         if len(steps) > 1:
@@ -183,15 +187,6 @@ class _Training(Generic[Batch]):
                 with replacing(run.output / "recipe.toml") as path:
                     path.write_text(run.recipe.to_toml(), encoding="utf-8")
                 self.tensorboard = TensorBoard(run.output / "tensorboard", self.state.step)
-
-    def _say_longer(self, before: int) -> None:
-        done, steps = self.state.epochs_done, self.steps_per_epoch
-        logger.warning(
-            "epoch %d of %d was done; going on to %d: the learning rate of a %d-epoch schedule, "
-            "%.2g here",
-            *(done, before, self.epochs, self.epochs),
-            learning_rate(self.run.recipe, self.state.step, steps),
-        )
 
     def __enter__(self) -> "_Training[Batch]":
         return self
@@ -213,6 +208,12 @@ class _Training(Generic[Batch]):
             self._save()
             measured = self._measure()
             self._end_epoch(epoch, measured)
+        if self.state.epochs_done < self.epochs and self.writes:
+            logger.warning(
+                "ended after %d of %d epochs: no better %s for %d",
+                *(self.state.epochs_done, self.epochs),
+                *(self.task.formats[self.task.best or "loss"].label, self._epochs_since_best()),
+            )
         if measured is None:  # a finished training was resumed
             measured = self._measure()
         self._finish(measured)
@@ -220,21 +221,17 @@ class _Training(Generic[Batch]):
 
     def _out_of_patience(self) -> bool:
         """Whether the figure that decides has not become better for as long as the recipe waits."""
-        task, patience = self.task, self.run.recipe.patience
-        if not patience or not task.best:
-            return False
+        patience = self.run.recipe.patience
+        return bool(patience) and self._epochs_since_best() >= patience
+
+    def _epochs_since_best(self) -> int:
+        """How many epochs were measured after the best one."""
         lines = [line for line in self.state.history if line["kind"] == "epoch"]
-        figures = [line[f"val_{task.best}"] for line in lines]
-        if len(figures) <= patience:
-            return False
-        best = max(figures) if task.higher_is_better else min(figures)
-        waited = len(figures) - 1 - figures.index(best)
-        if waited >= patience and self.writes:
-            logger.warning(
-                "ended after %d of %d epochs: no better %s for %d",
-                *(len(figures), self.epochs, task.formats[task.best].label, waited),
-            )
-        return waited >= patience
+        figures = [line[f"val_{self.task.best}"] for line in lines]
+        if not figures:
+            return 0
+        best = max(figures) if self.task.higher_is_better else min(figures)
+        return len(figures) - 1 - figures.index(best)
 
     def _train_epoch(self, epoch: int) -> None:
         """Train what is left of `epoch`."""

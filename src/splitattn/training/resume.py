@@ -111,10 +111,10 @@ def restore(
 ) -> tuple[State, int | None]:
     """Load `path` into `parts`, objects with `load_state_dict`.
 
-    The recipe may have more epochs than it began with, and the warm-up that comes with them.
+    The recipe may have more epochs than the checkpoint's, and the warm-up that comes with them.
 
     Returns:
-        The rest, and the epochs that the training was to have if it now gets more.
+        The rest of the checkpoint, and its number of epochs if the recipe now has more.
 
     Raises:
         InputError: it belongs to another training; the message says what differs.
@@ -122,7 +122,7 @@ def restore(
     """
     try:
         content = _load(path)
-        began_with = _epochs_if_raised(content["identity"]["recipe"], identity["recipe"])
+        raised_from = _epochs_if_raised(content["identity"]["recipe"], identity["recipe"])
         changed = _changed(content["identity"], identity)
         if not changed:
             for name, part in parts.items():
@@ -130,8 +130,7 @@ def restore(
                 part.load_state_dict(content[name])
                 _check_alike(fresh, part.state_dict(), name)
                 _check_averages(part)
-            return _state(content), began_with
-        done = _state(content).epochs_done
+            return _state(content), raised_from
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever damaged bytes make torch raise
@@ -140,7 +139,7 @@ def restore(
             f"{path} is no checkpoint of this training ({reason}); use a new --output"
         ) from error
     lowered = any(change.startswith("epochs ") for change in changed)
-    rule = f"; epochs can only be raised, of which {done} are done" if lowered else ""
+    rule = "; epochs can only be raised" if lowered else ""
     raise InputError(
         f"cannot resume with other settings: {', '.join(changed)}{rule}; resume as it began, or "
         "use a new --output"
