@@ -9,7 +9,7 @@ import pytest
 from safetensors import SafetensorError
 
 from splitattn.data.toy import write_toy_data
-from splitattn.errors import DataError, ImageError, InputError, WeightsError, nearest, refusal
+from splitattn.errors import DataError, ImageError, InputError, WeightsError, nearest, write_failure
 from splitattn.files import replacing
 from splitattn.weights.checkpoint import writing
 
@@ -45,14 +45,14 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     ids=["system", "library"],
 )
 def test_a_full_disk_is_called_so_with_the_path_and_what_to_do(error: Exception) -> None:
-    assert refusal(Path("a/b.csv"), error, "cannot write --output") == (
+    assert write_failure(Path("a/b.csv"), error, "cannot write --output") == (
         "the disk is full: a/b.csv (No space left on device); free some space or choose another "
-        "--output"
+        "place"
     )
     quota = OSError(errno.EDQUOT, "Disk quota exceeded")
-    assert refusal("a", quota).startswith("the disk is full: a (Disk quota exceeded); free")
+    assert write_failure("a", quota).startswith("the disk is full: a (Disk quota exceeded); free")
     denied = PermissionError(errno.EACCES, "Permission denied")
-    assert refusal("a", denied, "cannot write --output") == (
+    assert write_failure("a", denied, "cannot write --output") == (
         "cannot write --output a: Permission denied"
     )
 

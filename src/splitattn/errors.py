@@ -96,13 +96,13 @@ def nearest(name: str, names: "list[str]") -> str:
     return f"; did you mean {by_folded[close[0]]!r}?" if close else ""
 
 
-def refusal(place: object, error: Exception, rule: str = "cannot write") -> str:
-    """What to say where the system, or a library that writes, takes no file or folder.
+def write_failure(place: object, error: Exception, rule: str = "cannot write") -> str:
+    """The message for a file or folder that cannot be written.
 
     Args:
         place: the file or folder.
-        error: from the system, or from a library whose errors have no number.
-        rule: what stands before `place`, unless the disk is full.
+        error: of the system, or of a library that writes, such as safetensors.
+        rule: what the message says before `place`, unless the disk is full.
     """
     reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
     no_space = os.strerror(errno.ENOSPC)
@@ -110,7 +110,7 @@ def refusal(place: object, error: Exception, rule: str = "cannot write") -> str:
         reason = no_space
     elif getattr(error, "errno", None) not in _FULL:
         return f"{rule} {place}: {reason}"
-    return f"the disk is full: {place} ({reason}); free some space or choose another --output"
+    return f"the disk is full: {place} ({reason}); free some space or choose another place"
 
 
 def one_line(text: str) -> str:

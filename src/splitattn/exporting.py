@@ -29,7 +29,7 @@ from splitattn.engines.table import (
     formats,
 )
 from splitattn.environment import describe
-from splitattn.errors import InputError, WeightsError, check_choice, refusal
+from splitattn.errors import InputError, WeightsError, check_choice, write_failure
 from splitattn.files import replacing
 from splitattn.graph.folding import CLASS_MAPS
 from splitattn.images.preprocess import Pixels, normalize
@@ -416,4 +416,4 @@ def _appearing(path: Path) -> Iterator[Path]:
                 with replacing(path.with_name(file.name)) as temporary:
                     file.replace(temporary)
     except OSError as error:
-        raise InputError(refusal(path, error)) from error
+        raise InputError(write_failure(path, error)) from error

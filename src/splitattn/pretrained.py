@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 from splitattn.architectures import architecture, split_name
 from splitattn.create import load_trained
-from splitattn.errors import InputError, WeightsError, refusal
+from splitattn.errors import InputError, WeightsError, write_failure
 from splitattn.files import is_file, is_folder, replacing
 from splitattn.nn.resnest import ResNeSt
 from splitattn.weights import hub
@@ -155,7 +155,7 @@ def _write(
         for path, text in texts.items():
             _write_text(path, text)
     except OSError as error:
-        raise WeightsError(refusal(folder, error, "cannot write to")) from error
+        raise WeightsError(write_failure(folder, error, "cannot write to")) from error
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import errno
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from io import UnsupportedOperation
 from typing import Any
@@ -172,13 +173,26 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
         cli.main(["fail"])
 
 
+def test_a_thread_that_cannot_write_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    for error in (OSError(errno.ENOSPC, "No space left on device"), ZeroDivisionError("a bug")):
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, None, None)))
+    said = capsys.readouterr().err
+    assert "a bug" in said
+    assert "No space" not in said
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "a.csv"),
             "the disk is full: a.csv (No space left on device); free some space or choose another "
-            "--output",
+            "place",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "a.csv"),

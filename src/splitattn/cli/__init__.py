@@ -18,7 +18,7 @@ import typer
 
 from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import discard_unwritten, reconfigure, replace_closed_streams, say
-from splitattn.errors import InputError, one_line, refusal
+from splitattn.errors import InputError, one_line, write_failure
 
 # In the order of `--help`. Each is a module here, with a function or, where there are verbs of its
 # own, an `app` of Typer.
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
-    threading.excepthook = _of_thread
+    threading.excepthook = _on_thread_error
     # Paths need not be text, and no verb fails for that.
     reconfigure(sys.stdout, errors="backslashreplace")
     try:
@@ -106,10 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status or 0)
 
 
-def _of_thread(fault: threading.ExceptHookArgs) -> None:
-    """Say nothing of a thread that the system let write no more, such as TensorBoard's.
+def _on_thread_error(fault: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, but not of one that cannot write, such as TensorBoard's.
 
-    Whoever waits for the thread raises the error again.
+    Its writer raises the same error again in the main thread.
     """
     if not isinstance(fault.exc_value, OSError):
         threading.__excepthook__(fault)
@@ -141,4 +141,4 @@ def _system_fault(error: OSError) -> str:
     if "temporary directory" in reason:  # of Python's `tempfile`, with the folders that it tried
         return one_line(f"{reason}; set TMPDIR to a folder that you can write to")
     advice = _ADVICE.get(error.errno or 0, "")
-    return one_line(f"{refusal(where, error, 'cannot read or write')}{advice}")
+    return one_line(f"{write_failure(where, error, 'cannot read or write')}{advice}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.options import ClassNames
-from splitattn.errors import InputError, refusal
+from splitattn.errors import InputError, write_failure
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +61,7 @@ def show(
         with replacing(output) as temporary:
             temporary.write_bytes(picture.getvalue())
     except OSError as error:
-        raise InputError(refusal(output, error, "cannot write --output")) from error
+        raise InputError(write_failure(output, error, "cannot write --output")) from error
     typer.echo(f"{output}: {text}")
 
 

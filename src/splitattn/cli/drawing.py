@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitattn.errors import ImageError, InputError, refusal
+from splitattn.errors import ImageError, InputError, write_failure
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -98,4 +98,4 @@ class Pictures:
 
     def _unwritable(self, error: OSError) -> InputError:
         rule = f"{self._option} must be a folder to write to, got"
-        return InputError(refusal(self._folder, error, rule))
+        return InputError(write_failure(self._folder, error, rule))

@@ -10,7 +10,7 @@ import typer
 
 from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel, Workers
 from splitattn.cli.output import check_output, json_line, say, writing
-from splitattn.errors import ImageError, InputError, refusal
+from splitattn.errors import ImageError, InputError, write_failure
 
 if TYPE_CHECKING:
     from splitattn.features import Features
@@ -107,4 +107,4 @@ def _write_arrays(found: "list[tuple[str, Features]]", output: Path) -> None:
             names, features = zip(*found, strict=True)
             np.savez(file, paths=np.array(names), features=np.stack(features))
     except OSError as error:
-        raise InputError(refusal(output, error, "cannot write --output")) from error
+        raise InputError(write_failure(output, error, "cannot write --output")) from error

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from splitattn.errors import InputError, one_line, refusal
+from splitattn.errors import InputError, one_line, write_failure
 from splitattn.files import is_file
 
 
@@ -55,7 +55,7 @@ def writing(output: Path | None, option: str = "--output") -> Iterator[Callable[
         ):
             yield lambda text: print(text, end="", file=file)
     except OSError as error:
-        raise InputError(refusal(output, error, f"cannot write {option}")) from error
+        raise InputError(write_failure(output, error, f"cannot write {option}")) from error
 
 
 def write_output(text: str, output: Path | None, option: str = "--output") -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from splitattn.cli.output import say
-from splitattn.errors import InputError, one_line, refusal
+from splitattn.errors import InputError, one_line, write_failure
 from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
@@ -154,7 +154,7 @@ def card(
         with replacing(output) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(refusal(output, error, "cannot write --output")) from error
+        raise InputError(write_failure(output, error, "cannot write --output")) from error
     say(f"{output}: the model card of {found}")
 
 

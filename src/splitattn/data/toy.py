@@ -6,7 +6,7 @@ from shutil import rmtree
 
 from PIL import Image
 
-from splitattn.errors import InputError, refusal
+from splitattn.errors import InputError, write_failure
 from splitattn.images.crop import cropped
 from splitattn.images.decode import decode
 from splitattn.images.samples import sample_photographs
@@ -40,7 +40,7 @@ def write_toy_data(folder: Path, *, seed: int = 0) -> int:
     except OSError as error:
         for split in _COUNTS:  # half a data set looks like a whole one
             rmtree(folder / split, ignore_errors=True)
-        raise InputError(refusal(folder, error)) from error
+        raise InputError(write_failure(folder, error)) from error
     return len(sample_photographs()) * sum(_COUNTS.values())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from splitattn.errors import InputError, one_line, refusal
+from splitattn.errors import InputError, one_line, write_failure
 from splitattn.files import replacing
 from splitattn.images.drawing import WIDTH, lettering
 from splitattn.images.encode import data_url
@@ -251,7 +251,7 @@ def write_page(path: Path, sections: Iterable[tuple[str, str, Image.Image]]) -> 
                 file.write(_section(name, text, picture))
             file.write("</html>\n")
     except OSError as error:
-        raise InputError(refusal(path, error)) from error
+        raise InputError(write_failure(path, error)) from error
 
 
 def _section(name: str, text: str, picture: Image.Image) -> str:

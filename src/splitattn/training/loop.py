@@ -13,7 +13,7 @@ from torch import nn
 
 from splitattn import distributed
 from splitattn.data.loading import dead_workers_named
-from splitattn.errors import DataError, InputError, refusal
+from splitattn.errors import DataError, InputError, write_failure
 from splitattn.files import remove_leftovers, replacing
 from splitattn.training import resume as checkpoints
 from splitattn.training.interrupt import StopRequest, stop_request
@@ -374,7 +374,7 @@ class _Training(Generic[Batch]):
                 recipe=asdict(self.run.recipe),
             )
         except OSError as error:  # the result is there: no reason to fail
-            logger.warning("no report: %s", refusal(self.run.output / "report.html", error))
+            logger.warning("no report: %s", write_failure(self.run.output / "report.html", error))
 
     def _write(self, name: str, measured: Measurement) -> None:
         """Write the weights that were measured."""

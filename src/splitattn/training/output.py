@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from splitattn.errors import InputError, refusal
+from splitattn.errors import InputError, write_failure
 
 # Seconds: the workers of a training that was killed may hold its lock a little longer.
 _PATIENCE = 5.0
@@ -60,4 +60,4 @@ def release(lock: FileLock) -> None:
 
 def unwritable(folder: Path, error: Exception) -> InputError:
     """The error for an output folder that takes no files, or no more of them."""
-    return InputError(refusal(folder, error, "output must be a folder to write to, got"))
+    return InputError(write_failure(folder, error, "output must be a folder to write to, got"))

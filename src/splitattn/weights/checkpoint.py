@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from splitattn.architectures import architecture
-from splitattn.errors import WeightsError, refusal
+from splitattn.errors import WeightsError, write_failure
 from splitattn.files import is_utf8, replacing, writing_native
 from splitattn.weights.layouts import KeyMapping
 from splitattn.weights.matching import Fit, check_layout, check_match
@@ -373,7 +373,7 @@ def writing(path: Path) -> Iterator[Path]:
         with replacing(path) as temporary:
             yield temporary
     except (OSError, SafetensorError) as error:
-        raise WeightsError(refusal(path, error, "cannot write weights to")) from error
+        raise WeightsError(write_failure(path, error, "cannot write weights to")) from error
 
 
 def save_safetensors(
