@@ -120,10 +120,16 @@ def open_text(file: BinaryIO) -> TextIO:
 
     Raises:
         OSError: the system refuses to read it.
+        UnicodeError: it begins with zero bytes, as UTF-16 without the mark and UTF-32 do.
     """
-    start = file.read(2)
+    start = file.read(4)
     file.seek(0)
-    wide = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if b"\0\0" in start or (b"\0" in start and not wide):
+        file.close()
+        raise UnicodeError(
+            "it has zero bytes, as UTF-16 without a byte order mark; save it as UTF-8"
+        )
     return io.TextIOWrapper(file, encoding="utf-16" if wide else "utf-8-sig", newline="")
 
 

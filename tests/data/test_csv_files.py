@@ -76,7 +76,7 @@ def test_a_file_may_be_what_a_spreadsheet_writes(
 def test_other_encodings_are_told_the_way_out(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "list.csv"
     path.write_bytes("path,label\na.png,x\n".encode(encoding))
-    with pytest.raises(DataError, match=r"in UTF-8, got one with zero bytes, .*: save it as UTF-8"):
+    with pytest.raises(DataError, match=r"in UTF-8: it has zero bytes, .*; save it as UTF-8"):
         open_data(str(path), "train")
 
 

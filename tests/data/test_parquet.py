@@ -209,5 +209,7 @@ def test_a_list_names_the_classes_of_shards_that_name_none(
     assert data.classes == ("sea", "meadow", "fire")
     assert [data.classes[label] for label in data.labels] == classes
     names.write_text("\n".join(lines[:2]))
-    with pytest.raises(DataError, match=r"numbers of the 2 class names, \d to \d, got \d$"):
+    with pytest.raises(
+        DataError, match=r"numbers of the 2 class names, \d to \d, got \d; lines such as '1 cat'"
+    ):
         open_data(str(path), "val", names)

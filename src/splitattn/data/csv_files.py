@@ -116,14 +116,9 @@ def _reader(path: Path, file: TextIO) -> "csv.DictReader[str]":
     """Rows by column, with the names that mean something here in any case, without spaces.
 
     Raises:
-        DataError: two columns have the same such name, or the file is in another encoding.
+        DataError: two columns have the same such name.
     """
     header = file.readline()
-    if "\0" in header:
-        raise DataError(
-            f"{path} must be a CSV file in UTF-8, got one with zero bytes, as of UTF-16 without a "
-            "byte order mark: save it as UTF-8"
-        )
     # Spreadsheets that write UTF-16 separate cells by tabs.
     delimiter = "\t" if "\t" in header and "," not in header else ","
     reader = csv.DictReader(chain([header], file), delimiter=delimiter)

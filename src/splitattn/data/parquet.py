@@ -174,8 +174,8 @@ def open_parquet(shards: list[Path], split: str, listed: ClassList | None = None
     Shards that unpack to more than 2 GiB are read by row group whenever an image is asked for.
 
     Args:
-        listed: the classes that a person lists. Where shards name none, labels are indices into
-            the list, or its numbers; it does not matter to others.
+        listed: the classes of shards that name none. Their labels are indices into the list, or
+            the numbers in it.
 
     Raises:
         DataError: no shard is called by the split, or shards are damaged, empty, in another layout
@@ -216,7 +216,7 @@ def _indices(labels: list[int], listed: ClassList) -> list[int]:
     if odd := {*labels} - index.keys():
         raise DataError(
             f"labels must be numbers of the {len(numbers)} class names, {min(numbers)} to "
-            f"{max(numbers)}, got {min(odd)}"
+            f"{max(numbers)}, got {min(odd)}; lines such as '1 cat' number the names otherwise"
         )
     return [index[label] for label in labels]
 
@@ -307,7 +307,7 @@ def _check_rows(shards: list[Path]) -> None:
 
 
 def _class_names(schema: "pa.Schema", listed: ClassList | None) -> tuple[str, ...]:
-    """The class names in the schema's metadata; none if a list serves in their place.
+    """The class names in the schema's metadata; none if it has none and `listed` names them.
 
     Raises:
         KeyError, TypeError, ValueError, RecursionError: there are none, or not in that layout.

@@ -40,7 +40,7 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
     """
     listed = read_class_list(Path(class_names)) if class_names else None
     images = _open(data, split, listed)
-    # Shards may have no other names, and have these already.
+    # To shards that name no classes, `_open` has given these names already, and nothing changes.
     return named(images, listed) if listed else images
 
 
