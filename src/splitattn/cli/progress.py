@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from splitattn.training.task import Epoch, Step
     from splitattn.weights.download import Progress as Download
 
-# Seconds until a file gets a line of a training, and until it gets another one.
+# Where stderr is no terminal: seconds until the first line of a training, and between later ones.
 _FIRST_LINE, _NEXT_LINE = 5.0, 30.0
 
 
@@ -32,8 +32,8 @@ def training_progress(
 ]:
     """A bar over the whole training with its figures and time left, and a line for each epoch.
 
-    Until the first step it says that the training is being prepared. In a file, epochs that take
-    long have a line every half a minute.
+    Until the first step it says that the training is being prepared. Where stderr is no terminal,
+    there is no bar, but a line every half minute of a long epoch.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -55,7 +55,7 @@ def training_progress(
     task = bar.add_task("", total=None, epoch="preparing the training", figures="")
     smoothed: dict[str, float] = {}
     measured = done = 0
-    now_and_then = _NowAndThen(shown=shown and not sys.stderr.isatty())
+    log = _Throttled(shown=shown and not sys.stderr.isatty())
     begun: float | None = None
     which = ""
 
@@ -63,6 +63,7 @@ def training_progress(
         nonlocal measured, done, begun, which
         measured, done = 0, done + 1
         begun = time.monotonic() - step.seconds if begun is None else begun
+        which = f"epoch {step.epoch + 1}/{step.epochs}"
         now = {**step.figures, "rate": step.examples / step.seconds}
         for name, value in now.items():  # over about twenty steps
             smoothed[name] = smoothed.get(name, value) * 0.95 + value * 0.05
@@ -72,12 +73,11 @@ def training_progress(
             task,
             total=step.steps,
             completed=step.step + 1,
-            epoch=f"epoch {step.epoch + 1}/{step.epochs}",
+            epoch=which,
             figures=" ".join(figures),
         )
         left = (time.monotonic() - begun) / done * (step.steps - step.step - 1)
-        which = f"epoch {step.epoch + 1}/{step.epochs}"
-        now_and_then.say(
+        log.say(
             f"{which}  step {step.step + 1}/{step.steps}  {'  '.join(figures)}  "
             f"{timedelta(seconds=round(left))} left"
         )
@@ -89,20 +89,20 @@ def training_progress(
             line = line.replace("  ", " ")
         with suppress(OSError):  # a full disk behind stderr ends no training
             console.print(line, soft_wrap=True)
-        now_and_then.rest()
+        log.wait()
 
     def on_measured(more: int, total: int) -> None:
         nonlocal measured
         measured = min(measured + more, total)
         bar.update(task, figures=f"measuring {measured}/{total}")
-        now_and_then.say(f"{which}  measuring {measured}/{total}".strip())
+        log.say(f"{which}  measuring {measured}/{total}".strip())
 
     with bar:
         yield on_step, on_epoch, on_measured
 
 
-class _NowAndThen:
-    """Lines in a file, of which most are left out: one after five seconds, then one in thirty."""
+class _Throttled:
+    """Prints a line on stderr at most every half minute, the first after five seconds."""
 
     def __init__(self, *, shown: bool) -> None:
         self._shown = shown
@@ -111,10 +111,10 @@ class _NowAndThen:
     def say(self, line: str) -> None:
         if self._shown and time.monotonic() >= self._due:
             say(line)
-            self.rest()
+            self.wait()
 
-    def rest(self) -> None:
-        """Another line has been written."""
+    def wait(self) -> None:
+        """Print nothing for half a minute, for something else has been printed."""
         self._due = time.monotonic() + _NEXT_LINE
 
 
@@ -280,8 +280,9 @@ def shards_progress() -> Iterator[
         # Of many workers' first shards, one comes long before its share of the time is over. Rich's
         # own time left looks back 30 seconds, in which there may be no shard.
         if seconds >= 2 * first:
-            # Shards of many workers end in waves: at the first of a wave the mean counts too few of
-            # them, and at the last what came after the first shard counts too many.
+            # Shards of many workers end in waves. The mean time per shard is too long early in a
+            # wave; without the first shard and its time, it is too short late in one. So this takes
+            # the geometric mean of both.
             each = math.sqrt(seconds / done * (seconds - first) / (done - 1))
             counts += f"  {timedelta(seconds=round(each * (shards - done)))} left"
         bar.update(task, total=shards, completed=done, counts=counts)
