@@ -121,8 +121,8 @@ async def _run(
     if not ends:  # a signal may come while the model is prepared
         shown = f"[{host}]" if ":" in host else host
         LOG.info("%s is served at http://%s:%d", app.state.service.served.model, shown, port)
-    # What exists now stays until the end. To look through it for garbage takes 40 ms each time, and
-    # nobody is answered meanwhile.
+    # What exists now stays until the end. A full collection would look through it, and stop all
+    # answers meanwhile (docs/log.md).
     gc.freeze()
     try:
         await running
