@@ -134,5 +134,5 @@ def test_classes_of_one_split_only_are_named_with_the_split() -> None:
         check_same(["Cat", "dog"], ["dog", *"abcdefg"], "rename them")
     assert str(raised.value) == (
         "train and val must have the same classes, got 'Cat' only in train and 'a', 'b', 'c', "
-        "'d', 'e' and 2 more only in val; use the same names in both: rename them"
+        "'d', 'e' and 2 more only in val; use the same names in both; rename them"
     )

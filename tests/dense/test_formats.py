@@ -491,7 +491,7 @@ def test_labels_of_val_follow_the_classes_of_train(tmp_path: Path) -> None:
     content["categories"][0]["name"] = "violet"
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(
-        DataError, match=r"only in train and .* only in val; use the same names in both: list all"
+        DataError, match=r"only in train and .* only in val; use the same names in both; list all"
     ):
         check_same_classes(train, open_annotated(tmp_path, "val"))
 

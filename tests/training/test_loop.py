@@ -436,6 +436,9 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_spent(
         DataError, match="got 'red' only in train and 'yellow' only in val; use the"
     ):
         train(network(), replace(task, val=other), run)
+    turned = replace(task.val, classes=task.val.classes[::-1])
+    with pytest.raises(DataError, match="classes in the same order, got two orders; list them"):
+        train(network(), replace(task, val=turned), run)
     with pytest.raises(DataError, match="must be different images, got the same ones for both"):
         train(network(), replace(task, val=task.train), run)
     one = replace(task.train, classes=("blue",), labels=[0] * len(task.train))

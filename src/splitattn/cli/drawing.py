@@ -14,8 +14,8 @@ _SAVING: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 90},
     ".png": {"format": "PNG"},
 }
-# Of one picture or page, which no folder is called after.
-_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".pdf", ".svg")
+# Endings of single files: a folder that is called so would be a mistake.
+_FILE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".pdf", ".svg")
 _LONGEST_NAME = 60  # characters, so that the name fits into any file system's
 
 
@@ -42,7 +42,7 @@ class Pictures:
         self._folder, self._option, self._ending = folder, option, ending
         self._draw = draw
         self._names: set[str] = set()
-        if folder.suffix.lower() in _FILES:
+        if folder.suffix.lower() in _FILE_ENDINGS:
             raise InputError(
                 f"{option} must be a folder, got {folder}, which would be a file: each image gets "
                 "a picture of its own in the folder"

@@ -104,7 +104,7 @@ def check_same(train: Sequence[str], val: Sequence[str], fix: str) -> None:
     if found:
         raise DataError(
             f"train and val must have the same classes, got {' and '.join(found)}; use the same "
-            f"names in both: {fix}"
+            f"names in both; {fix}"
         )
 
 

@@ -51,11 +51,11 @@ class Classification(ImageTask[Batch]):
                 f"training needs at least two classes, got only {', '.join(train.classes)!r}; "
                 "put the images of each class into a folder of its own"
             )
-        check_same(train.classes, val.classes, "an empty folder does for a class without images")
+        check_same(train.classes, val.classes, "a class without images may be an empty folder")
         if train.classes != val.classes:
             raise DataError(
-                "train and val must have their classes in the same order, got others; list them "
-                "with --class-names"
+                "train and val must have their classes in the same order, got two orders; list "
+                "them with --class-names"
             )
         super().check(run)
         self._check_images(run.recipe.in_chans, run.recipe.white_level)
