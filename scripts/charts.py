@@ -202,8 +202,8 @@ def decoding() -> str:
     report = read("decoding")[-1]
     rows = {
         f"{row['preprocessing']['size']} px, {row['preprocessing']['order']}": [
-            quartiles("ours", row["seconds_per_image"]["fast"], 0, unit=1000),
-            quartiles("peer", row["seconds_per_image"]["exact"], 0, unit=1000),
+            quartiles("ours", row["seconds_per_image"]["fast"], 0, factor=1000),
+            quartiles("peer", row["seconds_per_image"]["exact"], 0, factor=1000),
         ]
         for row in report["times"]
     }
@@ -373,9 +373,11 @@ def measured(style: str, values: Sequence[float], decimals: int) -> Bar:
     return quartiles(style, spread(values), decimals)
 
 
-def quartiles(style: str, figures: Mapping[str, float], decimals: int, *, unit: float = 1.0) -> Bar:
-    """A bar of stored quartiles, each times `unit`."""
-    low, value, high = (unit * figures[key] for key in ("quartile1", "median", "quartile3"))
+def quartiles(
+    style: str, figures: Mapping[str, float], decimals: int, *, factor: float = 1.0
+) -> Bar:
+    """A bar of stored quartiles, each times `factor`."""
+    low, value, high = (factor * figures[key] for key in ("quartile1", "median", "quartile3"))
     return Bar(style=style, low=low, value=value, high=high, text=f"{value:.{decimals}f}")
 
 

@@ -56,16 +56,21 @@ def test_a_test_set_is_not_the_validation_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["test", "Testing", "TestData"])
-def test_a_test_set_without_labels_does_not_serve_as_validation(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_test_set_without_labels_does_not_serve_as_validation(
+    tmp_path: Path, name: str, wrapped: bool
+) -> None:
     root = write_image_folder(tmp_path, train=2, val=3)
     shutil.rmtree(root / "val")
     write_class_folders(root / "photos", 1)
-    (root / "photos" / CLASSES[0]).rename(root / name)
+    unlabeled = root / name / name if wrapped else root / name
+    unlabeled.parent.mkdir(exist_ok=True)
+    (root / "photos" / CLASSES[0]).rename(unlabeled)
     shutil.rmtree(root / "photos")
     assert len(open_data(str(root), "train")) == 6
     with pytest.raises(MissingSplitError, match=r"must have a folder val/, got none in"):
         open_data(str(root), "val")
-    with pytest.raises(DataError, match=rf"got none in .*{name}, only images"):
+    with pytest.raises(DataError, match=rf"must have one folder per class, got .*{name}"):
         open_data(str(root), "test")
 
 

@@ -111,12 +111,18 @@ def _splits_in(root: Path, folders: list[str]) -> dict[str, str]:
     be a class.
     """
     found = {name: split for name in folders if (split := split_of(name))}
-    if splits := {name: split for name, split in found.items() if folders_in(root / name)}:
+    if splits := {name: split for name, split in found.items() if _holds_classes(root / name)}:
         return splits
     found = {name: split for name in folders if (split := split_mentioned_in(name))}
     classes = {name: set(folders_in(_unwrapped(root / name))) for name in found}
     pairs = [(a, b) for a in found for b in found if found[a] < found[b]]
     return found if any(classes[a] & classes[b] for a, b in pairs) else {}
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether there are folders in it, other than one that wraps images: `test/test/1.jpg`."""
+    folders = folders_in(folder)
+    return bool(folders) and (folders != [folder.name] or bool(folders_in(folder / folder.name)))
 
 
 def _unwrapped(folder: Path) -> Path:
