@@ -147,8 +147,8 @@ def train(
             classes.
         fold: "K/N": of N equal parts of each class's training images, validate on part K and train
             on the others. None validates on the data set's own split, or on 1/5 if it has none.
-        resume: continue the training in `output`, if there is one; it then needs no weights. It
-            may get more epochs.
+        resume: continue the training in `output`, if there is one; it then needs no weights. The
+            recipe may have more epochs than before.
         device: "auto" (CUDA if there is any, else the CPU), or a device as PyTorch names it.
         workers: processes that decode images; None chooses from the CPU count.
         batch_per_device: most images that a device takes at once. Larger batches are accumulated.

@@ -222,7 +222,7 @@ def predict(
 
 
 def _check_not_empty(paths: list[str]) -> None:
-    """Raise if the images are those of one folder, and it has none."""
+    """Raise `InputError` if `paths` is one folder without images."""
     if len(paths) > 1 or not is_folder(paths[0]):
         return
     from splitattn.images.paths import expand, passed_over_text

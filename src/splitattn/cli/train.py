@@ -93,7 +93,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Continue the training in the output folder, if any; --set epochs=N may be more.",
+            help="Continue the training in the output folder, if any, also for more epochs.",
         ),
     ] = False,
     batch_per_device: Annotated[

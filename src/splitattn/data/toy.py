@@ -38,7 +38,7 @@ def write_toy_data(folder: Path, *, seed: int = 0) -> int:
                 for index in range(count):
                     _crop(photograph, generator).save(below / f"{index:02}.jpg", quality=90)
     except OSError as error:
-        for split in _COUNTS:  # half a data set looks like a whole one
+        for split in _COUNTS:  # what is there looks like a whole data set
             rmtree(folder / split, ignore_errors=True)
         raise InputError(write_failure(folder, error)) from error
     return len(sample_photographs()) * sum(_COUNTS.values())

@@ -35,7 +35,7 @@ class Header:
         white: the value of full brightness, if it is said.
         bits: how many bits of 16 are significant, if a PNG says it.
         unsigned: integers of 32 bits have no sign.
-        black: the largest value of more than 8 bits, if that is black and zero is white.
+        black: the largest value, which is black, of a TIFF of more than 8 bits whose zero is white.
         lower_tiles: for Pillow's `tile`, to read the lower bytes of 16-bit samples; None if Pillow
             reads all bits.
         gray_alpha: with these tiles, Pillow reads both bytes of gray, then both of transparency.
@@ -95,9 +95,8 @@ def _white(image: Image.Image, tags: Any) -> float | None:
 
 
 def _black(tags: Any) -> int | None:
-    """The largest value, where Pillow does not turn values round as the file asks for."""
+    """The largest value, if zero is white and Pillow leaves it so: it inverts 8 bits and less."""
     bits = int(max(_numbers(tags, _BITS_PER_SAMPLE), default=0))
-    # Pillow does for 8 bits and less.
     return (1 << bits) - 1 if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and bits > 8 else None
 
 

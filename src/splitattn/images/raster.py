@@ -261,7 +261,7 @@ def from_pillow(
     Args:
         white, chosen, bits: see `Raster`; of modes with 8 bits white is known.
         unsigned: integers of 32 bits have no sign, though Pillow gives them one.
-        black: the largest value, if zero is white.
+        black: the largest value, if zero is white: values are then inverted.
         lower: the lower bytes of 16-bit samples, of which `image` has the upper ones.
     """
     mode = image.mode

@@ -60,7 +60,7 @@ def train(
 
     Args:
         resume: continue from the output folder's checkpoint, if there is one. The recipe may have
-            more epochs than before: whatever has a schedule goes on as in a training of so many.
+            more epochs than before; from here on, schedules are those of that many epochs.
         on_step: called after each step.
         on_epoch: called after each epoch.
         on_measured: told, while an epoch is measured, how many more examples this process has

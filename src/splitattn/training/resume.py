@@ -218,7 +218,7 @@ def _changed(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def _warm_up_follows(began: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether `load_recipe` gives these warm-ups for these epochs: it shortens long ones."""
+    """Whether the warm-ups differ only because `load_recipe` shortens them for few epochs."""
     before, after = began.get("warmup_epochs", 0.0), now.get("warmup_epochs", 0.0)
     same_share = math.isclose(before * now["epochs"], after * began["epochs"])
     return same_share or max(before, after) >= min(began["epochs"], now["epochs"])
