@@ -60,11 +60,13 @@ def terminal() -> None:
 
 
 def drawn_terminal() -> str:
+    """As an SVG file, which has the commands and answers as text."""
     arguments = ("predict", "--topk", "3", *demo_photographs())
     shown = splitattn(*arguments, folder=sample_photographs()[0].parent)
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False)
     console.print(f"[bold green]$[/] splitattn {' '.join(arguments)}")
     console.print(shown.rstrip(), markup=False)
+    console.print()  # without it, Rich cuts off what is below the last line's letters
     picture = console.export_svg(title="splitattn", theme=MONOKAI, unique_id="terminal")
     # Nothing is loaded from elsewhere: any font of fixed width will do.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
