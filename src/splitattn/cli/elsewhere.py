@@ -38,6 +38,8 @@ _ELSEWHERE: dict[str, dict[tuple[str, ...], str]] = {
         ("--seed",): "here it is --set seed=1",
         ("--patience",): "here it is --set patience=5",
         ("--smoothing", "--label-smoothing"): "here it is --set label_smoothing=0.1",
+        ("--mixup",): "here it is --set mixup_alpha=0.2",
+        ("--cutmix",): "here it is --set cutmix_alpha=1.0",
         ("--amp", "--half"): "here it is --set precision=fp16",
         ("--project", "--name", "--output-dir", "--experiment"): "here it is --output FOLDER",
         ("--initial-checkpoint", "--checkpoint"): _WEIGHTS,
