@@ -96,6 +96,11 @@ def nearest(name: str, names: "list[str]") -> str:
     return f"; did you mean {by_folded[close[0]]!r}?" if close else ""
 
 
+def is_full_disk(error: Exception) -> bool:
+    """Whether the system refused a write for want of space."""
+    return getattr(error, "errno", None) in _FULL
+
+
 def write_failure(place: object, error: Exception, rule: str = "cannot write") -> str:
     """The message for a file or folder that cannot be written.
 
@@ -108,7 +113,7 @@ def write_failure(place: object, error: Exception, rule: str = "cannot write") -
     no_space = os.strerror(errno.ENOSPC)
     if no_space in reason:
         reason = no_space
-    elif getattr(error, "errno", None) not in _FULL:
+    elif not is_full_disk(error):
         return f"{rule} {place}: {reason}"
     return f"the disk is full: {place} ({reason}); free some space or choose another place"
 

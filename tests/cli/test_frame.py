@@ -173,16 +173,18 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
         cli.main(["fail"])
 
 
-def test_a_thread_that_cannot_write_prints_no_traceback(
+def test_a_thread_that_finds_the_disk_full_prints_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     with pytest.raises(SystemExit):
         cli.main(["--version"])
-    for error in (OSError(errno.ENOSPC, "No space left on device"), ZeroDivisionError("a bug")):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, OSError(errno.EIO, "no answer"), ZeroDivisionError("a bug")):
         threading.excepthook(threading.ExceptHookArgs((type(error), error, None, None)))
     said = capsys.readouterr().err
     assert "a bug" in said
+    assert "no answer" in said
     assert "No space" not in said
 
 

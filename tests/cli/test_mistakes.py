@@ -67,7 +67,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train data", "missing option '--output'; see splitattn train --help"),
         ("train data --output run --epochs 5", "no such option: --epochs; .* --set epochs=20"),
         ("train data --output run --teacher big", "such option: --teacher; .* --set teacher=VALUE"),
-        ("train data --output run --label-weight 1", "; .* such as --set label_weight=VALUE"),
+        ("train data --output run --label-weight 1", "; if .* --set label_weight=VALUE"),
         ("train data --output", "'--output' requires an argument; see splitattn train --help"),
         ("train data --output run -e 5", "no such option: -e; .* such as --set epochs=20"),
         ("train data --output run --set lr=0.1", "'lr'; did you mean 'learning_rate'"),

@@ -18,7 +18,7 @@ import typer
 
 from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import discard_unwritten, reconfigure, replace_closed_streams, say
-from splitattn.errors import InputError, one_line, write_failure
+from splitattn.errors import InputError, is_full_disk, one_line, write_failure
 
 # In the order of `--help`. Each is a module here, with a function or, where there are verbs of its
 # own, an `app` of Typer.
@@ -107,11 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _on_thread_error(fault: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, but not of one that cannot write, such as TensorBoard's.
+    """Print the traceback of a thread, unless the disk is full.
 
-    Its writer raises the same error again in the main thread.
+    TensorBoard writes in a thread, and raises that error again in the main one.
     """
-    if not isinstance(fault.exc_value, OSError):
+    if not (isinstance(fault.exc_value, OSError) and is_full_disk(fault.exc_value)):
         threading.__excepthook__(fault)
 
 
@@ -127,11 +127,6 @@ def _usage_fault(message: str, context: Any, named: list[str]) -> str:
     return one_line(f"{message}; see {' '.join(('splitattn', *verbs, '--help'))}")
 
 
-_ADVICE = {
-    errno.EPIPE: "; keep the program that reads the stream running, or use --output",
-}
-
-
 def _system_fault(error: OSError) -> str:
     """What the system refused, such as a full disk, in its own words."""
     where = error.filename or "the results or a file"
@@ -140,5 +135,7 @@ def _system_fault(error: OSError) -> str:
         return one_line(f"cannot read or write {where}: the stream is closed")
     if "temporary directory" in reason:  # of Python's `tempfile`, with the folders that it tried
         return one_line(f"{reason}; set TMPDIR to a folder that you can write to")
-    advice = _ADVICE.get(error.errno or 0, "")
-    return one_line(f"{write_failure(where, error, 'cannot read or write')}{advice}")
+    message = write_failure(where, error, "cannot read or write")
+    if error.errno == errno.EPIPE:
+        message += "; keep the program that reads the stream running, or use --output"
+    return one_line(message)

@@ -90,7 +90,9 @@ def with_our_name(message: str, verb: str) -> str:
     if not verb and message.startswith("no such option"):
         message += "; options follow the verb, as in splitattn predict photo.jpg --device cpu"
     if verb == "train":
-        field = unknown[2].lstrip("-").replace("-", "_")
-        example = f"{field}=VALUE" if unknown[2].startswith("--") else "epochs=20"
-        message += f"; fields of the recipe are changed by --set, such as --set {example}"
+        if unknown[2].startswith("--"):
+            field = unknown[2].lstrip("-").replace("-", "_")
+            message += f"; if {field} is a field of the recipe, change it by --set {field}=VALUE"
+        else:
+            message += "; fields of the recipe are changed by --set, such as --set epochs=20"
     return message
