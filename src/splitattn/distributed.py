@@ -125,13 +125,6 @@ def first_process_first() -> Iterator[None]:
             _group().barrier()
 
 
-def cores_per_process() -> int:
-    """This process's share of the machine's cores, one for the network left out; 1 to 8."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(8, (cores or 1) // here - 1))
-
-
 def _group() -> Any:
     return sys.modules["torch.distributed"]
 

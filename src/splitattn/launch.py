@@ -41,6 +41,7 @@ from splitattn.errors import DataError, InputError, check_callable, check_choice
 from splitattn.files import is_folder
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
+from splitattn.processes import cores_per_process
 from splitattn.teachers import open_teacher
 from splitattn.training import loop
 from splitattn.training.classification import Classification
@@ -307,7 +308,7 @@ def _prepared(
             recipe=chosen,
             output=Path(output),
             device=here,
-            workers=distributed.cores_per_process() if workers is None else workers,
+            workers=cores_per_process() if workers is None else workers,
             batch_per_device=chosen.batch_per_device,
             checkpoint_minutes=checkpoint_minutes,
         )

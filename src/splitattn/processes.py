@@ -1,4 +1,4 @@
-"""What the system is told of processes and threads."""
+"""Processes and threads: how many there may be, and what the system is told of them."""
 
 import os
 import sys
@@ -7,6 +7,17 @@ from multiprocessing import parent_process
 from threading import Thread, get_native_id
 
 _NICENESS = 5  # about a third of the usual share of a busy processor
+
+
+def usable_cores() -> int:
+    """How many cores of the processor this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def cores_per_process() -> int:
+    """This process's share of the machine's cores, one for the network left out; 1 to 8."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, usable_cores() // here - 1))
 
 
 def end_with_parent() -> None:

@@ -127,14 +127,14 @@ def test_pytorch_on_cuda_runs_the_form_for_cuda(
     assert table.find_engine("openvino").form_on("auto") == table.find_engine("openvino").form
 
 
-def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A list that gets each model that OpenVINO compiles."""
-    compiled: list[object] = []
+def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
+    """A list that gets each model that OpenVINO compiles, and its streams."""
+    compiled: list[tuple[Any, int]] = []
     compile_model = open_vino._compile
 
-    def counted(model: object) -> object:
-        compiled.append(model)
-        return compile_model(model)
+    def counted(model: object, *, streams: int = 1) -> object:
+        compiled.append((model, streams))
+        return compile_model(model, streams=streams)
 
     monkeypatch.setattr(open_vino, "_compile", counted)
     return compiled
@@ -164,6 +164,25 @@ def test_openvino_compiles_a_fixed_shape_once(
     for _ in range(3):
         engine.run(photographs()[:2], PREPROCESSING)
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(
+    ("threads", "batch", "parts"),
+    [(1, 8, 1), (2, 1, 1), (2, 2, 2), (2, 3, 1), (2, 8, 2), (4, 6, 3), (8, 6, 6), (6, 4, 4)],
+)
+def test_openvino_divides_a_batch_among_the_cores(
+    threads: int, batch: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    pixels = np.concatenate([photographs(), photographs()])[:batch]
+    engine = trained().load("openvino", "cpu")
+    compiled = count_compilations(monkeypatch)
+    engine.fix_batches([batch], PREPROCESSING)
+    for _ in range(3):  # a part must not find what an earlier batch left
+        assert_close(probabilities(engine, pixels), softmax(plain_logits(pixels)))
+        pixels = np.roll(pixels, 1, axis=0)
+    ((model, streams),) = [each for each in compiled if not each[0].is_dynamic()]
+    assert (model.input(0).shape[0], streams) == (batch // parts, parts)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
@@ -401,4 +420,5 @@ def test_a_network_uses_as_many_threads_as_the_environment_says(
     if name == "onnxruntime":
         assert engine._session.get_session_options().intra_op_num_threads == threads
     else:
-        assert engine._for_any_shape.get_property("INFERENCE_NUM_THREADS") == threads
+        network = engine._for_any_shape._network
+        assert network.get_property("INFERENCE_NUM_THREADS") == threads

@@ -28,12 +28,13 @@ from splitattn.errors import InputError, one_line
 from splitattn.graph.onnx_model import Network, parts, to_onnx
 from splitattn.libraries import home_folder, telemetry_off
 from splitattn.preprocessing import Preprocessing
+from splitattn.processes import usable_cores
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 with telemetry_off():
     import openvino as ov
     from openvino.passes import ConstantFolding, Manager
-    from openvino.properties import hint, inference_num_threads
+    from openvino.properties import hint, inference_num_threads, num_streams
 
 # Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
 FLOAT_PARTS = ("attention", "blend", "maps", "norms", "decode")
@@ -48,6 +49,9 @@ class OpenVinoEngine(Engine):
     twice in a row gets a network of its own. All other shapes share a network for any shape. After
     that, the next shape to get one must come four times in a row, and then eight: images of mixed
     shapes soon compile no more. `fix_batches` ends all that.
+
+    Where a network knows its batch, each core computes some of the images by itself: cores that
+    share an image wait for each other in every layer.
 
     Args:
         model: an IR file, or a model in memory; its only input takes the images.
@@ -68,13 +72,13 @@ class OpenVinoEngine(Engine):
         )
         # A model that has one shape already gets no second network.
         self._has_one_shape = shape.is_static
-        self._own_network: ov.CompiledModel | None = None
+        self._own_network: _Compiled | None = None
         self._owner: tuple[int, ...] = ()
         self._times_needed = 2
         self._last: tuple[int, ...] = ()
         self._times = 0
-        self._fixed: dict[tuple[int, ...], ov.CompiledModel] | None = None
-        # A compiled network has one request, and all cores work on it: threads take turns.
+        self._fixed: dict[tuple[int, ...], _Compiled] | None = None
+        # A compiled network takes all cores: threads take turns.
         self._one_at_a_time = Lock()
         if isinstance(model, Path):
             _ = self._for_any_shape  # what is damaged shows now, and not at the first image
@@ -96,13 +100,13 @@ class OpenVinoEngine(Engine):
             # Counted only once the network has accepted this shape.
             self._times = self._times + 1 if images.shape == self._last else 1
             self._last = images.shape
-        return tuple(found[i] for i in range(len(found)))
+        return found
 
     def _infer(self, images_BCHW: Images) -> Logits:
         logits: Logits = self.outputs(images_BCHW)[0]
         return logits
 
-    def _network(self, shape: tuple[int, ...]) -> "ov.CompiledModel":
+    def _network(self, shape: tuple[int, ...]) -> "_Compiled":
         if self._fixed is not None:
             return self._fixed.get(shape) or self._for_any_shape
         comes_often = shape == self._last and self._times + 1 >= self._times_needed
@@ -114,13 +118,58 @@ class OpenVinoEngine(Engine):
         return self._for_any_shape
 
     @cached_property
-    def _for_any_shape(self) -> "ov.CompiledModel":
-        return _compile(self._model)
+    def _for_any_shape(self) -> "_Compiled":
+        return _Compiled(self._model)
 
-    def _compiled(self, shape: tuple[int, ...]) -> "ov.CompiledModel":
+    def _compiled(self, shape: tuple[int, ...]) -> "_Compiled":
+        parts = _parts(shape[0])
+        model = self._reshaped((shape[0] // parts, *shape[1:]))
+        if parts > 1 and not _gives_rows(model):
+            return _Compiled(self._reshaped(shape))
+        return _Compiled(model, parts)
+
+    def _reshaped(self, shape: tuple[int, ...]) -> "ov.Model":
         model = self._model.clone()
         model.reshape(shape)
-        return _compile(model)
+        return model
+
+
+class _Compiled:
+    """A compiled network.
+
+    Args:
+        model: for any shape, or for one.
+        parts: into which each batch is divided, all computed at the same time; `model` takes one.
+    """
+
+    def __init__(self, model: "ov.Model", parts: int = 1) -> None:
+        self._network = _compile(model, streams=parts)
+        self._requests = [self._network.create_infer_request() for _ in range(parts)]
+
+    def __call__(self, images_BCHW: Images) -> tuple[Array, ...]:
+        if len(self._requests) == 1:
+            found = self._network(images_BCHW)
+            return tuple(found[i] for i in range(len(found)))
+        parts = np.split(images_BCHW, len(self._requests))
+        for request, part in zip(self._requests, parts, strict=True):
+            request.start_async({0: part})
+        for request in self._requests:
+            request.wait()
+        rows = [[tensor.data for tensor in request.output_tensors] for request in self._requests]
+        return tuple(np.concatenate(output) for output in zip(*rows, strict=True))
+
+
+def _parts(batch: int) -> int:
+    """Into how many equal parts a batch is divided: as many as there are cores, or fewer."""
+    cores = network_threads() or usable_cores()
+    return max(parts for parts in range(1, min(batch, cores) + 1) if batch % parts == 0)
+
+
+def _gives_rows(model: "ov.Model") -> bool:
+    """Whether each output has a row for every image. Boxes that were chosen have none."""
+    rows = model.input(0).get_partial_shape()[0]
+    shapes = [output.get_partial_shape() for output in model.outputs]
+    return all(len(shape) > 0 and shape[0] == rows for shape in shapes)
 
 
 @cache
@@ -248,14 +297,15 @@ def _model(network: Network, *, size: int | None, batch: int | None = None) -> "
     return model
 
 
-def _compile(model: "ov.Model") -> "ov.CompiledModel":
+def _compile(model: "ov.Model", *, streams: int = 1) -> "ov.CompiledModel":
     settings = {
         # A processor with bfloat16 units would use them by default.
         hint.inference_precision: ov.Type.f32,
-        # All cores work on one batch, rather than each on its own.
         hint.performance_mode: hint.PerformanceMode.LATENCY,
         inference_num_threads: network_threads(),
     }
+    if streams > 1:  # what is computed at the same time; the cores are divided among them
+        settings[num_streams] = streams
     return core().compile_model(model, "CPU", settings)
 
 
