@@ -114,9 +114,9 @@ def test_only_so_many_images_are_decoded_while_one_is_computed() -> None:
         images = {"images": ["AAAA"] * 12}
         answer = pool.submit(own.client.post, "/v1/predict", json=images)
         assert model.busy.wait(WAIT)
-        wait_for(lambda: len(loaded) == 4)
+        wait_for(lambda: len(loaded) == 8)
         time.sleep(0.05)
-        assert len(loaded) == 4
+        assert len(loaded) == 8
         model.gate.set()
         assert len(answer.result(WAIT).json()["results"]) == 12
 

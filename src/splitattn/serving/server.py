@@ -61,7 +61,8 @@ def serve(
     )
     _log_as_json()
     _allow_open_files()
-    asyncio.run(_run(uvicorn.Server(config), app, settings, listening))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_run(uvicorn.Server(config), app, settings, listening))
 
 
 def _listen(host: str, port: int) -> socket.socket:
