@@ -185,6 +185,17 @@ def test_openvino_divides_a_batch_among_the_cores(
     assert (model.input(0).shape[0], streams) == (batch // parts, parts)
 
 
+def test_threads_may_share_what_openvino_divides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    engine = trained().load("openvino", "cpu")
+    engine.fix_batches([4], PREPROCESSING)
+    orders = [np.random.default_rng(seed).permutation(5)[:4] for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda order: probabilities(engine, photographs()[order]), orders)
+        for order, outputs in zip(orders, answers, strict=True):
+            assert_close(outputs, plain_probabilities()[order])
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
 def test_a_fixed_batch_is_filled_up(count: int) -> None:
     engine = Doubling(4)
@@ -420,5 +431,5 @@ def test_a_network_uses_as_many_threads_as_the_environment_says(
     if name == "onnxruntime":
         assert engine._session.get_session_options().intra_op_num_threads == threads
     else:
-        network = engine._for_any_shape._network
+        network = engine._for_any_shape.network
         assert network.get_property("INFERENCE_NUM_THREADS") == threads

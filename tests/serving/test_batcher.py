@@ -53,6 +53,31 @@ def test_items_gather_while_the_network_is_busy() -> None:
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
+def test_full_batches_are_computed_at_the_same_time_and_others_wait() -> None:
+    together = threading.Barrier(2)
+    release, left = threading.Event(), threading.Event()
+    batches: list[list[int]] = []
+
+    def compute(items: list[int]) -> Sequence[int]:
+        batches.append(items)
+        if items != [6]:
+            together.wait(WAIT)  # which breaks unless both full batches are computed at once
+            assert (release if items == [0, 1] else left).wait(WAIT)
+        return [item**2 for item in items]
+
+    with closing(Batcher(compute, max_batch=2, at_once=2)) as running:
+        answers = [running.submit(i) for i in range(2)]
+        answers += [running.submit(i) for i in range(2, 4)]
+        last = running.submit(6)
+        left.set()
+        assert [each.result(WAIT) for each in answers[2:]] == [4, 9]
+        time.sleep(0.05)
+        assert not last.done(), "one that is not full waits until nothing is computed"
+        release.set()
+        assert [each.result(WAIT) for each in (*answers[:2], last)] == [0, 1, 36]
+    assert sorted(batches) == [[0, 1], [2, 3], [6]]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only there threads have a niceness")
 @pytest.mark.parametrize("more", [0, 7])
 def test_what_computes_gives_way_to_what_answers(more: int) -> None:

@@ -29,7 +29,12 @@ class Engine(ABC):
         batch: the only batch size that the network takes; None takes any. Other batches are then
             cut and filled up.
         size: the only height and width of images that the network takes; None takes any.
+
+    Attributes:
+        batches_at_once: how many full batches gain from being computed at the same time.
     """
+
+    batches_at_once = 1
 
     def __init__(self, name: str, *, batch: int | None = None, size: int | None = None) -> None:
         self.name = name

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Lock
 
 import numpy as np
@@ -43,7 +44,7 @@ _FULL = 1 << 20
 
 
 class OpenVinoEngine(Engine):
-    """Runs an OpenVINO model on the CPU, one batch at a time.
+    """Runs an OpenVINO model on the CPU.
 
     OpenVINO compiles a faster network if it knows the shape of the batch. So a shape that comes
     twice in a row gets a network of its own. All other shapes share a network for any shape. After
@@ -51,7 +52,7 @@ class OpenVinoEngine(Engine):
     shapes soon compile no more. `fix_batches` ends all that.
 
     Where a network knows its batch, each core computes some of the images by itself: cores that
-    share an image wait for each other in every layer.
+    share an image wait for each other in every layer. So two batches are worth computing at once.
 
     Args:
         model: an IR file, or a model in memory; its only input takes the images.
@@ -61,6 +62,8 @@ class OpenVinoEngine(Engine):
         InputError: OpenVINO does not run on the device.
         Exception: the file is damaged. OpenVINO raises many kinds of errors.
     """
+
+    batches_at_once = 2
 
     def __init__(self, model: "ov.Model | Path", *, device: str = "auto") -> None:
         _check_device(device)
@@ -78,8 +81,7 @@ class OpenVinoEngine(Engine):
         self._last: tuple[int, ...] = ()
         self._times = 0
         self._fixed: dict[tuple[int, ...], _Compiled] | None = None
-        # A compiled network takes all cores: threads take turns.
-        self._one_at_a_time = Lock()
+        self._choosing = Lock()
         if isinstance(model, Path):
             _ = self._for_any_shape  # what is damaged shows now, and not at the first image
 
@@ -95,9 +97,10 @@ class OpenVinoEngine(Engine):
 
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
         images = np.ascontiguousarray(images_BCHW)
-        with self._one_at_a_time:
-            found = self._network(images.shape)(images)
-            # Counted only once the network has accepted this shape.
+        with self._choosing:
+            network = self._network(images.shape)
+        found = network(images)
+        with self._choosing:  # only now the network has accepted this shape
             self._times = self._times + 1 if images.shape == self._last else 1
             self._last = images.shape
         return found
@@ -135,7 +138,7 @@ class OpenVinoEngine(Engine):
 
 
 class _Compiled:
-    """A compiled network.
+    """A compiled network. Threads that call it take turns.
 
     Args:
         model: for any shape, or for one.
@@ -143,20 +146,34 @@ class _Compiled:
     """
 
     def __init__(self, model: "ov.Model", parts: int = 1) -> None:
-        self._network = _compile(model, streams=parts)
-        self._requests = [self._network.create_infer_request() for _ in range(parts)]
+        self.network = _compile(model, streams=parts)
+        # With a second batch at hand, a core that is done with the first one goes on at once.
+        turns = 1 if parts == 1 else 2
+        self._turns: SimpleQueue[list[ov.InferRequest]] = SimpleQueue()
+        for _ in range(turns):
+            self._turns.put([self.network.create_infer_request() for _ in range(parts)])
 
     def __call__(self, images_BCHW: Images) -> tuple[Array, ...]:
-        if len(self._requests) == 1:
-            found = self._network(images_BCHW)
-            return tuple(found[i] for i in range(len(found)))
-        parts = np.split(images_BCHW, len(self._requests))
-        for request, part in zip(self._requests, parts, strict=True):
-            request.start_async({0: part})
-        for request in self._requests:
-            request.wait()
-        rows = [[tensor.data for tensor in request.output_tensors] for request in self._requests]
-        return tuple(np.concatenate(output) for output in zip(*rows, strict=True))
+        requests = self._turns.get()
+        try:
+            return _computed(requests, images_BCHW)
+        finally:
+            self._turns.put(requests)
+
+
+def _computed(requests: "list[ov.InferRequest]", images_BCHW: Images) -> tuple[Array, ...]:
+    """The outputs for a batch, of which each request computes an equal part."""
+    if len(requests) == 1:
+        (request,) = requests
+        request.infer({0: images_BCHW})
+        return tuple(tensor.data.copy() for tensor in request.output_tensors)
+    parts = np.split(images_BCHW, len(requests))
+    for request, part in zip(requests, parts, strict=True):
+        request.start_async({0: part})
+    for request in requests:
+        request.wait()
+    rows = [[tensor.data for tensor in request.output_tensors] for request in requests]
+    return tuple(np.concatenate(output) for output in zip(*rows, strict=True))
 
 
 def _parts(batch: int) -> int:

@@ -37,7 +37,7 @@ class _Entry(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Computes items in batches, in one thread, in the order in which they came.
+    """Computes items in batches, in threads of its own, in the order in which they came.
 
     While one batch is computed, the next one gathers. An idle batcher computes at once. Whoever
     cancels the future of an item that still waits has it dropped before it costs anything.
@@ -47,7 +47,8 @@ class Batcher(Generic[Item, Result]):
             result of all items of its batch.
         max_batch: the most items in a batch.
         max_wait: seconds that an idle batcher waits for a full batch after its first item came.
-        on_batch: told of each batch, in the batcher's thread.
+        at_once: the most batches that are computed at the same time, all but one of them full.
+        on_batch: told of each batch, in the thread that computed it.
     """
 
     def __init__(
@@ -56,15 +57,20 @@ class Batcher(Generic[Item, Result]):
         *,
         max_batch: int,
         max_wait: float = 0.0,
+        at_once: int = 1,
         on_batch: Callable[[Ran], None] = lambda _: None,
     ) -> None:
         self._compute, self._on_batch = compute, on_batch
         self._max_batch, self._max_wait = max_batch, max_wait
         self._waiting: deque[_Entry[Item, Result]] = deque()
         self._changed = Condition()
-        self._closed = False
-        self._thread = Thread(target=self._run, name="splitattn-batcher", daemon=True)
-        self._thread.start()
+        self._closed, self._running = False, 0
+        self._threads = [
+            Thread(target=self._run, name=f"splitattn-batcher-{number}", daemon=True)
+            for number in range(at_once)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, item: Item) -> "Future[Result]":
         """Have `item` computed.
@@ -82,26 +88,38 @@ class Batcher(Generic[Item, Result]):
         return entry.future
 
     def close(self) -> None:
-        """Compute what has been submitted, then end the thread."""
+        """Compute what has been submitted, then end the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         give_way()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._may_start() or self._is_done())
+                if self._is_done():
                     return
-                if self._max_wait:
+                if self._max_wait and not self._running:
                     left = self._waiting[0].since + self._max_wait - time.monotonic()
                     self._changed.wait_for(self._is_full, max(left, 0))
-                batch = self._taken()
+                batch = self._taken() if self._may_start() else []
+                self._running += bool(batch)
             if batch:
                 self._run_batch(batch)
+                with self._changed:
+                    self._running -= 1
+                    self._changed.notify_all()
             batch = []  # or its images would stay until the next one comes
+
+    def _may_start(self) -> bool:
+        """Whether a batch may start: any if none is computed, or else a full one."""
+        return bool(self._waiting) and (not self._running or self._is_full())
+
+    def _is_done(self) -> bool:
+        return self._closed and not self._waiting
 
     def _forget(self, future: "Future[Result]") -> None:
         """Drop the item of a future that was canceled, rather than hold it until its turn."""

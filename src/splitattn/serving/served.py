@@ -39,6 +39,7 @@ class Served(ABC):
         classes: names by index.
         size: height and width of the network's images; None is any.
         most_of_a_batch: images that `compute` gains from taking at a time; None is any number.
+        batches_at_once: calls of `compute` that gain from running at the same time.
         parameters: of a request, with what each means.
         slow: parameters that make `answer` take long if they are true.
         outputs: datatype and shape of each tensor, as the Open Inference Protocol has them.
@@ -49,6 +50,7 @@ class Served(ABC):
     engine: str
     size: int | None = None
     most_of_a_batch: int | None = None
+    batches_at_once: int = 1
     parameters: Mapping[str, str]
     slow: tuple[str, ...] = ()
     outputs: Mapping[str, tuple[str, list[int]]] = {"answers": ("BYTES", [-1])}
@@ -112,6 +114,7 @@ class ServedClassifier(Served):
         super().__init__(model)
         self._classifier, self.engine = model, model.engine.name
         self.size = model.preprocessing.size
+        self.batches_at_once = model.engine.batches_at_once
         self.outputs = {
             "probabilities": ("FP32", [-1, len(self.classes)]),
             "labels": ("BYTES", [-1]),

@@ -60,6 +60,7 @@ class Service:
             served.compute,
             max_batch=self._max_batch,
             max_wait=settings.max_wait,
+            at_once=served.batches_at_once,
             on_batch=self.metrics.on_batch,
         )
         self._explaining = Thread(target=self._prepare_explanations, name="splitattn-explain")
