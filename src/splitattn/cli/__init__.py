@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from splitattn import distributed
 from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import discard_unwritten, reconfigure, replace_closed_streams, say
 from splitattn.errors import InputError, is_full_disk, one_line, write_failure
@@ -89,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = app(arguments, standalone_mode=False)
     except (InputError, OSError) as error:
+        distributed.let_first_process_fail()
         if debug:
             traceback.print_exc()
         fault = error if isinstance(error, InputError) else _system_fault(error)
@@ -97,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
             discard_unwritten()
         sys.exit(2)
     except Exception as error:
+        distributed.let_first_process_fail()
         # Typer's own, of a class that is not public and has moved between its versions.
         if not hasattr(error, "format_message"):
             raise
