@@ -5,6 +5,7 @@ Nothing here, and nothing that a verb's module imports at its top, costs more th
 """
 
 import errno
+import re
 import sys
 import threading
 import traceback
@@ -126,6 +127,8 @@ def _usage_fault(message: str, context: Any, named: list[str]) -> str:
         context = context.parent
     verbs = verbs or named  # of a flag without its value, the parser knows no context
     message = message[:1].lower() + message[1:].rstrip(".")
+    for kind, plain in (("int", "whole number"), ("float", "number")):
+        message = re.sub(f"is not a valid {kind}( range)?$", f"is not a {plain}", message)
     message = with_our_name(message, " ".join(verbs))
     return one_line(f"{message}; see {' '.join(('splitattn', *verbs, '--help'))}")
 
