@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,3 +196,17 @@ def ask(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SPLITATTN_OFFLINE"):
         monkeypatch.delenv(variable, raising=False)
+
+
+def server_goes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not reached any more, and whoever waits to try again fails."""
+    from huggingface_hub import constants
+
+    def nobody_waits(_: float) -> None:
+        raise AssertionError("huggingface_hub tries again for a minute")
+
+    monkeypatch.setattr(time, "sleep", nobody_waits)
+    nowhere = "http://127.0.0.1:9"  # the discard service, which nobody runs
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

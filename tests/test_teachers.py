@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import splitattn
+from splitattn import teachers
 from splitattn.architectures import ARCHITECTURES
 from splitattn.create import create_model
 from splitattn.engines.pytorch import TorchEngine
@@ -22,6 +23,7 @@ from splitattn.training.teacher import Teacher
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 from tests.data.datasets import CLASSES, write_class_folders
+from tests.hub_server import Hub, server_goes
 from tests.training.runs import ARCHITECTURE
 
 LOOK = Preprocessing(size=40, crop_fraction=0.8, mean=(0.4, 0.5, 0.6))
@@ -75,16 +77,16 @@ def test_an_exported_file_teaches_with_logits_alone(weights: Path, tmp_path: Pat
         open_teacher(str(path), imitation="features")
 
 
-def write_timm_folder(folder: Path, name: str, **config: Any) -> Any:
+def write_timm_folder(folder: Path, name: str, *, count: int = 3, **config: Any) -> Any:
     """A folder in the layout of a repository of timm's, and the model in it."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=3).eval()
+    model = timm.create_model(name, num_classes=count).eval()
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
     look = {"mean": [0.1, 0.2, 0.3], "std": [0.5] * 3, "crop_pct": 0.9, "crop_mode": "center"}
-    look |= {"input_size": [3, 40, 40], "interpolation": "bilinear", "num_classes": 3}
-    described = {"architecture": name, "num_classes": 3, "pretrained_cfg": look | config}
+    look |= {"input_size": [3, 40, 40], "interpolation": "bilinear", "num_classes": count}
+    described = {"architecture": name, "num_classes": count, "pretrained_cfg": look | config}
     (folder / "config.json").write_text(json.dumps(described))
     return model
 
@@ -119,8 +121,31 @@ def test_a_timm_model_that_exists_gets_no_other_name(
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr(teachers, "fetch_repository", fail)
     with pytest.raises(InputError, match=r"cannot be had from timm: no network$"):
         open_teacher(f"timm:{name}")
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "resnet10t.c3_in1k", "hf-hub:owner/cats"])
+def test_a_timm_model_comes_from_the_hub_or_its_cache_or_is_refused_at_once(
+    name: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm itself would wait a minute for a hub that cannot be reached."""
+    model = write_timm_folder(tmp_path / "own", "resnet10t", count=1000)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "own").iterdir()}
+    if not name.startswith("hf-hub:"):
+        hub.add("timm/resnet10t.c3_in1k", {"model.safetensors": files["model.safetensors"]})
+    hub.add("owner/cats", files)
+    teacher = open_teacher(f"timm:{name}")
+    expected = replace(teacher, engine=TorchEngine(model, torch.device("cpu")))
+    np.testing.assert_allclose(logits(teacher), logits(expected), atol=1e-4)
+    asked = len(hub.requests)
+    server_goes(hub, monkeypatch)
+    np.testing.assert_array_equal(logits(open_teacher(f"timm:{name}")), logits(teacher))
+    assert len(hub.requests) == asked
+    for other in ("resnet18", "hf-hub:owner/dogs"):
+        with pytest.raises(WeightsError, match=r"^\S+ is not in the cache and its server cannot"):
+            open_teacher(f"timm:{other}")
 
 
 def test_a_timm_model_that_cannot_be_used_gets_one_line(tmp_path: Path) -> None:

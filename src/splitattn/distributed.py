@@ -5,6 +5,7 @@ With one process, everything here does nothing and costs nothing: PyTorch is not
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+# Seconds that processes which start together are apart on a busy machine, and more.
+_APART = 20.0
 
 
 @contextmanager
@@ -64,13 +67,13 @@ def own_device(name: str) -> str:
         return name
     import torch
 
-    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if gpus and local_rank >= gpus:
+    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if gpus and here > gpus:
         raise InputError(
-            f"--nproc-per-node must be at most {gpus}, the number of GPUs, got "
-            f"{os.environ['LOCAL_WORLD_SIZE']}; or set --device cpu"
+            f"--nproc-per-node must be at most {gpus}, the number of GPUs, got {here}; or set "
+            "--device cpu"
         )
-    return f"cuda:{local_rank}" if gpus else name
+    return f"cuda:{os.environ['LOCAL_RANK']}" if gpus else name
 
 
 def rank() -> int:
@@ -123,6 +126,16 @@ def first_process_first() -> Iterator[None]:
     finally:
         if _together():
             _group().barrier()
+
+
+def let_first_process_fail() -> None:
+    """Call this before an error is printed: what all processes fail of is then printed once.
+
+    It waits in all processes of a machine but the first. If the first fails too, `torchrun` ends
+    the others meanwhile. If it does not, the error is this process's own.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("LOCAL_RANK", "0")):
+        time.sleep(_APART)
 
 
 def _group() -> Any:

@@ -23,7 +23,6 @@ from splitattn.dense.annotated import check_same_classes, with_outlines
 from splitattn.dense.detection import Detection, Instances
 from splitattn.dense.detectors import (
     DETECTION_HEADS,
-    check_box_head,
     create_detector,
     find_head,
 )
@@ -292,6 +291,11 @@ def _prepared(
     part = None if fold is None else Fold.parse(fold)
     if part and chosen.task not in ("classification", "multi-label"):
         raise InputError(f"--fold is for classification, got {part} for {chosen.task}")
+    if class_names is not None and chosen.task in _DEFAULT_HEADS:
+        raise InputError(
+            f"--class-names is for data that names no classes, got {class_names} for "
+            f"{chosen.task}: leave it out"
+        )
     prepare = TASKS[chosen.task]
     with distributed.processes(here):
         with distributed.first_process_first():  # it may download what the others then find
@@ -325,7 +329,8 @@ def _prepared(
                 expected = found.preprocessing
             if setup.preprocessing is not None:
                 expected, whose = setup.preprocessing, "the teacher expects"
-            run = replace(run, recipe=chosen.starting_from(expected, whose))
+            filled = chosen.starting_from(expected, whose, unread=task.unread)
+            run = replace(run, recipe=filled)
             torch.manual_seed(chosen.seed)
             network = setup.build(start)
         yield network, task, run
@@ -502,7 +507,6 @@ def _build(
 def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
     head = _head(recipe)
     masks = find_head(head).masks
-    check_box_head(head, recipe.box_head)
     require("training a detector", "faster_coco_eval", "torchvision")
     train = open_annotated(dataset.data, "train")
     val = check_same_classes(train, open_annotated(dataset.data, "val"))

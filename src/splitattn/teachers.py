@@ -11,13 +11,15 @@ from torch import nn
 from splitattn.architectures import split_name
 from splitattn.engines.pytorch import TorchEngine, choose_device
 from splitattn.engines.table import file_engine
-from splitattn.errors import InputError, nearest, one_line
+from splitattn.errors import InputError, WeightsError, nearest, one_line
 from splitattn.files import exists
 from splitattn.libraries import require
 from splitattn.opening import open_network, open_weights
 from splitattn.preprocessing import Preprocessing
 from splitattn.training.recipes import Imitation
 from splitattn.training.teacher import LinearClassifier, Teacher
+from splitattn.weights.hub import Repository, fetch_repository, is_reference
+from splitattn.weights.in_folder import WEIGHTS_NAMES
 from splitattn.weights.matching import HEAD
 from splitattn.weights.metadata import Activation
 from splitattn.weights.timm_config import classes_of, preprocessing_of
@@ -25,6 +27,8 @@ from splitattn.weights.timm_config import classes_of, preprocessing_of
 _TIMM = "timm:"
 # Of a timm model's logits, taken apart into features and classifier.
 _TOLERANCE = 1e-3
+# More than the file of any timm model has.
+_MOST_BYTES = 1 << 36
 
 
 def open_teacher(
@@ -110,7 +114,9 @@ def _timm_teacher(name: str, reuse: bool, device: torch.device) -> Teacher:
 
     own_name = name.removeprefix(_TIMM)
     try:
-        model = timm.create_model(own_name, pretrained=True).eval()
+        model = _with_weights(timm, own_name).eval()
+    except WeightsError:
+        raise
     except Exception as error:  # unknown names, no weights, no network, damaged files
         known = timm.list_models(pretrained=True)
         # A name that exists has failed for another reason, such as no network.
@@ -128,6 +134,33 @@ def _timm_teacher(name: str, reuse: bool, device: torch.device) -> Teacher:
         engine=TorchEngine(model, device, name=f"timm {timm.__version__} in torch"),
         classifier=classifier,
     )
+
+
+def _with_weights(timm: Any, name: str) -> Any:
+    """A model of timm with its pretrained weights.
+
+    timm would try for half a minute to reach a hub that cannot be reached, even where the cache
+    has the weights, and then once more. So they are fetched here, as for `hf-hub:NAME`.
+
+    Raises:
+        WeightsError: the hub has the weights, but they cannot be downloaded.
+    """
+    if is_reference(name) and not name.startswith("local-dir:"):
+        return timm.create_model(f"local-dir:{_fetched(name.partition(':')[2])}", pretrained=True)
+    config = timm.get_pretrained_cfg(name)
+    if not (config and config.hf_hub_id):
+        return timm.create_model(name, pretrained=True)
+    folder = _fetched(config.hf_hub_id)
+    file = next(path for each in WEIGHTS_NAMES if (path := folder / each).exists())
+    # On the hub, all files are in PyTorch's layout; `custom_load` is for those at `url`.
+    own = {"file": str(file), "custom_load": False}
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=own)
+
+
+def _fetched(repository: str) -> Path:
+    """The folder with the files of a repository, which may hold any network."""
+    found = Repository.parse(repository)
+    return fetch_repository(found, check=lambda config: config, most=_MOST_BYTES)
 
 
 @torch.inference_mode()

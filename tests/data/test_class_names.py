@@ -28,6 +28,7 @@ def test_numbers_are_sorted_by_value_and_names_by_alphabet() -> None:
         (tuple(map(str, range(1, 1001))), IMAGENET, tuple(range(1000))),
         # A training on folders 1 to 12 has them as names, here in the order of the alphabet.
         (("2", "10"), ("1", "10", "11", "12", "2"), (4, 1)),
+        (("01", "2"), ("01", "1", "2"), (0, 2)),
     ],
 )
 def test_a_number_means_an_output(

@@ -57,7 +57,7 @@ def test_columns_may_come_in_any_order_with_others_between_them(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
-@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
 def test_a_file_may_be_what_a_spreadsheet_writes(
     tmp_path: Path, encoding: str, separator: str
 ) -> None:
@@ -70,6 +70,20 @@ def test_a_file_may_be_what_a_spreadsheet_writes(
     assert [data.classes[label] for label in data.labels] == ["löwe", "x\ty"]
     assert list(data.images) == [str(tmp_path / "a,é.png"), str(tmp_path / "b.png")]
     assert not has_several_labels(path)
+
+
+def test_an_image_of_two_spellings_has_one_answer(tmp_path: Path) -> None:
+    same = write(tmp_path / "a.csv", "path,label", "x/0.png,a", "./x/0.png,a", "x/1.png,b")
+    assert len(open_data(same, "train")) == 3
+    other = write(tmp_path / "b.csv", "path,label", "x/0.png,a", r".\x\0.png,b")
+    with pytest.raises(DataError, match=r"must say the same in all rows of an image, got 'a' and"):
+        open_data(other, "train")
+
+
+def test_a_row_without_a_split_is_not_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "path,label,split", "0.png,a,train", "1.png,b,", "2.png,b,val")
+    with pytest.raises(DataError, match=r"all rows or in none, got none for 1 of 3 .* '1\.png'"):
+        open_data(path, "train")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])

@@ -101,6 +101,23 @@ def test_folders_that_archives_wrap_around_the_data_are_opened(tmp_path: Path) -
         assert [(len(data), data.classes) for data in found] == [(6, CLASSES), (3, CLASSES)]
 
 
+def test_archives_may_wrap_the_data_several_times(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "archive/data/images/Train", 2)
+    assert open_data(str(tmp_path), "train").classes == CLASSES  # without a folder to validate on
+    write_class_folders(tmp_path / "archive/data/images/Valid", 1)
+    assert len(open_data(str(tmp_path), "val")) == 3
+
+
+def test_splits_within_classes_are_refused(tmp_path: Path) -> None:
+    for name in ("cat/Train", "cat/Test", "dog/Train", "dog/Test"):
+        picture(0, 0).save(_made(tmp_path / name) / "0.png")
+    with pytest.raises(DataError, match=r"as in Test/cat, got cat/Test in .*; move them, or list"):
+        open_data(str(tmp_path), "train")
+    # A class may have a folder called so.
+    shutil.rmtree(tmp_path / "dog/Test")
+    assert open_data(str(tmp_path), "train").classes == ("cat", "dog")
+
+
 def test_classes_that_mention_splits_stay_classes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -107,6 +107,35 @@ def test_images_are_binary_and_labels_whole_numbers(
         open_data(path, "val")
 
 
+def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "train.parquet", [encoded(0, 0)], [0])
+    pq.write_table(pq.read_table(path).rename_columns(["img", "fine_label"]), path)
+    with pytest.raises(DataError, match="it has no image, but img, fine_label: rename the columns"):
+        open_data(str(path), "train")
+
+
+def test_a_folder_around_the_shards_is_refused_with_theirs(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write_shard(tmp_path / f"hub/data/{split}-00000-of-00001.parquet", [encoded(0, 0)], [0])
+        write_shard(tmp_path / f"api/default/{split}/0.parquet", [encoded(0, 0)], [0])
+    for root, folder in (("hub", "hub/data"), ("api", "api/default/")):
+        with pytest.raises(
+            DataError, match=f"must lie in one folder, got .* name {tmp_path}/{folder}"
+        ):
+            open_data(str(tmp_path / root), "train")
+
+
+def test_missing_shards_are_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split, numbers in (("train", (0, 2)), ("val", (0,))):
+        for number in numbers:
+            name = f"{split}-{number:05}-of-{max(numbers) + 1:05}.parquet"
+            write_shard(tmp_path / name, [encoded(0, number)], [0])
+    assert len(open_data(str(tmp_path), "val")) == 1
+    assert not caplog.records
+    assert len(open_data(str(tmp_path), "train")) == 2
+    assert "only 2 of 3 Parquet shards are here" in caplog.text
+
+
 @pytest.mark.parametrize(
     "features",
     [

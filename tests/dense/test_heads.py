@@ -190,8 +190,10 @@ def test_bfloat16_leaves_the_coarsest_levels_in_float32(head: str) -> None:
 def test_a_training_of_any_head_is_used_like_one_of_fcos(head: str, tmp_path: Path) -> None:
     data = write_splits(tmp_path / "data", train=2, val=1)
     changes = ("epochs=1", "warmup_epochs=0.5", "batch_size=2", "train_size=32", "test_size=32")
-    changes += ("head_channels=64", "regions_per_image=16", "pretrained=false")
+    changes += ("head_channels=64", "pretrained=false")
     changes += ("frozen_stages=0", "frozen_batch_norm=false")
+    if DETECTION_HEADS[head].stages == 2:
+        changes += ("regions_per_image=16",)
     result = launch.train(
         data, tmp_path / "run", model="small", head=head, overrides=changes, workers=0, device="cpu"
     )
@@ -227,7 +229,8 @@ def test_the_recipe_of_the_paper_trains_both_heads_of_two_stages(tmp_path: Path)
     assert metadata.recipe["schedule"] == "step"
     tensors = read_by_own_keys(result.weights)
     assert tensors["roi_heads.box_head.0.1.running_mean"].any()
-    with pytest.raises(InputError, match="box_head must be '2fc' for head fcos, which has none"):
+    one_stage = "box_head does nothing for detection, got '4conv1fc': head fcos has one stage; use "
+    with pytest.raises(InputError, match=f"{one_stage}faster_rcnn or mask_rcnn, or set it to 2fc"):
         launch.train(data, tmp_path / "fcos", head="fcos", **options)
 
 

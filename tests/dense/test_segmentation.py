@@ -534,7 +534,9 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     for change in ({"mosaic": 0.5}, {"multi_scale": 0.8}):
         (name,) = change
         recipe = replace(MASK_RECIPE, **change)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match=f"{name} must be .* for segmentation, got"):
+        with pytest.raises(
+            InputError, match=f"{name} does nothing for segmentation, got .*: use zoom"
+        ):
             task.check(make_run(tmp_path / "run", recipe))
     unread = make_run(tmp_path / "run", replace(MASK_RECIPE, random_erasing=0.5))
     with pytest.raises(InputError, match=r"random_erasing does nothing for segmentation, got 0\.5"):

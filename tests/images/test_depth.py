@@ -104,6 +104,23 @@ def test_floats_are_scaled_by_the_range_that_nearly_all_keep_to(white: float) ->
     np.testing.assert_allclose(decoded[:, 3:-3], EXPECTED[:, 3:-3], atol=0.5)
 
 
+def test_a_floatmap_is_as_bright_as_other_floats() -> None:
+    for white in (1.0, 255.0):
+        values = ramp(white, np.float32)
+        content = b"Pf\n64 64\n-1.0\n" + values[::-1].astype("<f4").tobytes()
+        assert_ramp(content, 0.5)
+
+
+@pytest.mark.parametrize("white", [4095, 2**15 - 1])
+def test_of_16_bits_with_a_sign_fifteen_are_the_most(white: int) -> None:
+    tags = ImageFileDirectory_v2()
+    tags[339] = 2
+    content = encoded(ramp(white), tiffinfo=tags)
+    with Image.open(io.BytesIO(content)) as opened:
+        assert opened.mode == "I"
+    assert_ramp(content)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 @pytest.mark.parametrize("white", [255, 1023, 4095])
 def test_one_bright_pixel_changes_no_other(dtype: type, white: int) -> None:
@@ -209,7 +226,7 @@ def test_gray_with_transparency_of_16_bits_has_two_channels() -> None:
     values = np.stack([ramp(65535), np.full_like(ramp(65535), 40000)], axis=-1)
     planes = decode_planes(png(values), 2)
     np.testing.assert_allclose(planes, values.transpose(2, 0, 1) / 65535, atol=1e-6)
-    with pytest.raises(ImageError, match="takes images of 4 channels, got 2: convert"):
+    with pytest.raises(ImageError, match="takes images of 4 channels, got 2: save all channels"):
         decode_planes(png(values), 4)
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from splitattn import distributed
 from splitattn.cli import main
 from splitattn.create import load_trained
 from splitattn.data.sources import open_data
 from splitattn.engines.pytorch import TorchEngine
+from splitattn.errors import InputError
 from splitattn.evaluation import measure
 from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
@@ -111,6 +113,52 @@ def test_two_processes_measure_exactly_what_one_measures(folder: Path, together:
         "loss": alone.loss,
         "n": 150,
     }
+
+
+@pytest.mark.parametrize("override", ["--set=epoch=3", "--set=mosaic=0.5"])
+def test_what_both_processes_fail_of_is_said_once(folder: Path, override: str) -> None:
+    """Before they join each other, and after."""
+    command = [*TORCHRUN, "-m", "splitattn", *arguments(folder, "wrong"), override]
+    done = subprocess.run(
+        command, env=ONE_THREAD, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_more_processes_than_gpus_are_refused_in_each(
+    rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "tests",
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.own_device("auto") == f"cuda:{rank}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(InputError, match=r"--nproc-per-node must be at most 2, .* got 3; or set"):
+        distributed.own_device("auto")
+
+
+def test_what_only_the_second_process_fails_of_is_said(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\n"
+        "from splitattn import cli, distributed\n"
+        "distributed._APART = 0.5\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    cli.main(['evaluate', 'nowhere'])\n"
+        "time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [*TORCHRUN, script], env=ONE_THREAD, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1, done.stderr
 
 
 @pytest.mark.slow

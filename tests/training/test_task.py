@@ -88,7 +88,7 @@ def test_a_batch_that_is_no_equal_parts_becomes_smaller_with_a_warning(
 def test_patience_ends_a_training_whose_figure_gets_no_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = iter([3.0, 1.0, 2.0, 1.0, 0.5, 0.5])
+    told = iter([3.0, 1.0, 2.0, 1.0, 1.0, 0.5, 2.0, 2.0, 2.0])
     monkeypatch.setattr(
         Regression, "measure", lambda *_: Measurement(figures={"distance": next(told)})
     )
@@ -96,13 +96,19 @@ def test_patience_ends_a_training_whose_figure_gets_no_better(
     epochs: list[Epoch] = []
     assert train(Regressor(), Regression(), run, on_epoch=epochs.append).figures["distance"] == 1.0
     assert len(epochs) == 4
-    assert caplog.messages == ["ended after 4 of 9 epochs: no better distance for 2"]
+    assert caplog.messages == ["ended after 4 of 9 epochs: no better distance since epoch 2"]
     # It has ended: resumed, it is measured, not trained.
     caplog.clear()
     longer = replace(run, recipe=replace(run.recipe, epochs=12))
     train(Regressor(), Regression(), longer, resume=True, on_epoch=epochs.append)
     assert len(epochs) == 4
-    assert caplog.messages == ["ended after 4 of 12 epochs: no better distance for 2"]
+    assert caplog.messages == ["ended after 4 of 12 epochs: no better distance since epoch 2"]
+    # With more patience it goes on, and waits anew.
+    caplog.clear()
+    patient = replace(longer, recipe=replace(longer.recipe, patience=3))
+    train(Regressor(), Regression(), patient, resume=True, on_epoch=epochs.append)
+    assert len(epochs) == 8
+    assert caplog.messages[-1] == "ended after 8 of 12 epochs: no better distance since epoch 5"
     monkeypatch.setattr(Regression, "best", None)
     with pytest.raises(InputError, match="patience must be 0 for regression"):
         train(Regressor(), Regression(), replace(run, output=tmp_path / "new"))

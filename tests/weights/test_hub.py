@@ -20,7 +20,7 @@ from splitattn.weights.hub import CARD_MARK, Repository, fetch_repository, is_re
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.resolve import resolve
 from splitattn.weights.timm_config import to_config
-from tests.hub_server import Hub, commit_of
+from tests.hub_server import Hub, commit_of, server_goes
 
 METADATA = ModelMetadata(model="resnest14", classes=("cat", "dog"), preprocessing=center_crop(96))
 CONFIG = to_config(METADATA).encode()
@@ -34,19 +34,6 @@ def refusal(repository: Repository) -> str:
         fetch_repository(repository)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def server_goes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    def nobody_waits(_: float) -> None:
-        raise AssertionError("huggingface_hub tries again for a minute")
-
-    monkeypatch.setattr(time, "sleep", nobody_waits)
-    nowhere = "http://127.0.0.1:9"  # the discard service, which nobody runs
-    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, nowhere)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def test_references_begin_as_in_timm() -> None:

@@ -142,6 +142,11 @@ def test_classes_are_called_as_people_call_them(
     assert read_config(write(tmp_path, config)).classes == classes
 
 
+def test_the_config_of_another_library_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {"architectures": ["MyNet"], "id2label": {"0": "cat"}})
+    assert "'architecture' is missing; name the file of weights instead of the folder" in message
+
+
 def test_another_architecture_gets_the_nearest_name(tmp_path: Path) -> None:
     message = refusal(tmp_path, changed(architecture="resnet50d"))
     assert "no model is called 'resnet50d'; did you mean 'resnest50d'?" in message

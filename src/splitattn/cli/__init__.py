@@ -5,6 +5,7 @@ Nothing here, and nothing that a verb's module imports at its top, costs more th
 """
 
 import errno
+import re
 import sys
 import threading
 import traceback
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from splitattn import distributed
 from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import discard_unwritten, reconfigure, replace_closed_streams, say
 from splitattn.errors import InputError, is_full_disk, one_line, write_failure
@@ -89,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = app(arguments, standalone_mode=False)
     except (InputError, OSError) as error:
+        distributed.let_first_process_fail()
         if debug:
             traceback.print_exc()
         fault = error if isinstance(error, InputError) else _system_fault(error)
@@ -97,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
             discard_unwritten()
         sys.exit(2)
     except Exception as error:
+        distributed.let_first_process_fail()
         # Typer's own, of a class that is not public and has moved between its versions.
         if not hasattr(error, "format_message"):
             raise
@@ -123,6 +127,8 @@ def _usage_fault(message: str, context: Any, named: list[str]) -> str:
         context = context.parent
     verbs = verbs or named  # of a flag without its value, the parser knows no context
     message = message[:1].lower() + message[1:].rstrip(".")
+    for kind, plain in (("int", "whole number"), ("float", "number")):
+        message = re.sub(f"is not a valid {kind}( range)?$", f"is not a {plain}", message)
     message = with_our_name(message, " ".join(verbs))
     return one_line(f"{message}; see {' '.join(('splitattn', *verbs, '--help'))}")
 

@@ -28,7 +28,7 @@ def serve(
     engine: Engine = "auto",
     max_batch: Annotated[int, typer.Option(help="Images that the network sees at once.")] = 8,
     max_wait: Annotated[
-        float, typer.Option(help="Milliseconds to wait for a fuller batch while idle.")
+        float, typer.Option(help="Milliseconds to wait for a fuller batch while idle.", min=0.0)
     ] = 0.0,
     max_queue: Annotated[
         int, typer.Option(help="Images that may wait; more are refused with 429.")

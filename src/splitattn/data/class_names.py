@@ -75,6 +75,10 @@ def match(
     if tuple(names) == tuple(outputs):
         return Match(indices=tuple(range(len(names))), how="name")
     if are_numbers(names):
+        # Only spelling tells outputs such as "1" and "01" apart.
+        alike = are_numbers(outputs) and len({*map(int, outputs)}) < len(outputs)
+        if alike and (found := _by_key(names, outputs, str)) is not None:
+            return Match(indices=found, how="name")
         return Match(indices=_by_number(names, outputs, numbers), how="number")
     for how, key in _KEYS:
         if (found := _by_key(names, outputs, key)) is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from os.path import normpath
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -55,8 +56,8 @@ def open_csv(path: Path, split: str) -> LabeledImages:
 
     Columns: `path`, relative to the file's folder or absolute; `label`, a class name; and,
     if there are several splits, `split`. Other columns are ignored. If all labels are whole
-    numbers, 3.0 is 3. Without a comma in the header, tabs separate the columns. Classes are the
-    labels of all splits, in the order of `in_order`.
+    numbers, 3.0 is 3. Without a comma in the header, tabs or semicolons separate the columns.
+    Classes are the labels of all splits, in the order of `in_order`.
 
     Where an image may have several classes or none, `labels` instead of `label` names them with
     `|` between them. Or there is no such column, and each column but `path` and `split` is a class,
@@ -94,10 +95,14 @@ def open_csv(path: Path, split: str) -> LabeledImages:
 
 def _file(folder: Path, name: str) -> str:
     """The path of an image, which may be written as on Windows or have spaces around it."""
-    path, usual = folder / name, name.strip().replace("\\", "/")
+    path, usual = folder / name, _usual(name)
     if usual != name and not is_file(path):
         path = folder / usual
     return str(path)
+
+
+def _usual(name: str) -> str:
+    return name.strip().replace("\\", "/")
 
 
 def has_several_labels(path: Path) -> bool:
@@ -119,8 +124,9 @@ def _reader(path: Path, file: TextIO) -> "csv.DictReader[str]":
         DataError: two columns have the same such name.
     """
     header = file.readline()
-    # Spreadsheets that write UTF-16 separate cells by tabs.
-    delimiter = "\t" if "\t" in header and "," not in header else ","
+    # Spreadsheets separate cells by tabs if they write UTF-16, and by semicolons where numbers have
+    # a decimal comma.
+    delimiter = next((each for each in ",\t;" if each in header), ",")
     reader = csv.DictReader(chain([header], file), delimiter=delimiter)
     plain = [name.strip() for name in reader.fieldnames or ()]
     names = [name.lower() if name.lower() in _COLUMNS else name for name in plain]
@@ -143,6 +149,7 @@ def _read(path: Path) -> tuple[_Layout, list[_Row]]:
     if not rows:
         raise DataError(f"the data set must hold images, got no rows in {path}")
     _check_one_answer(path, rows)
+    _check_all_have_a_split(path, rows)
     if layout.several and not layout.classes and all(len(row.labels) < 2 for row in rows):
         shown = next((label for row in rows for label in row.labels), "")
         raise DataError(
@@ -170,7 +177,7 @@ def _check_one_answer(path: Path, rows: Sequence[_Row]) -> None:
     """Raise if two rows say different things of one image."""
     said: dict[str, tuple[str, ...]] = {}
     for row in rows:
-        before = said.setdefault(row.path, row.labels)
+        before = said.setdefault(normpath(_usual(row.path)), row.labels)
         if set(before) != set(row.labels):
             first, other = (SEPARATOR.join(labels) for labels in (before, row.labels))
             raise DataError(
@@ -178,6 +185,16 @@ def _check_one_answer(path: Path, rows: Sequence[_Row]) -> None:
                 f"{other!r:.60} for {row.path!r:.100}: keep one row; if an image may have several "
                 f"classes, call the column labels and write them with {SEPARATOR} between them"
             )
+
+
+def _check_all_have_a_split(path: Path, rows: Sequence[_Row]) -> None:
+    """Raise if some rows have a split and others none: these would be in no split at all."""
+    without = [row.path for row in rows if not row.split]
+    if without and len(without) < len(rows):
+        raise DataError(
+            f"the column split of {path} must name a split in all rows or in none, got none "
+            f"for {len(without)} of {len(rows)} images, such as {without[0]!r:.100}"
+        )
 
 
 def _layout(path: Path, columns: Sequence[str]) -> _Layout:

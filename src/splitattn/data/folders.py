@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # More folders than these are no splits.
 _MOST_SPLITS = 3
+# Folders of archives, one in another, around the data.
+_MOST_WRAPPERS = 4
 # Folders of annotated images, which are no classes.
 _PARTS = {
     *("images", "image", "jpegimages", "labels", "label", "annotations", "imagesets"),
@@ -51,6 +53,7 @@ def open_folder(root: Path, split: str) -> LabeledImages:
             f"the data set must have one folder per class, got only {', '.join(folders)} in "
             f"{folder}, which are names of splits; name the folder that holds the classes"
         )
+    _check_splits_are_outside(folder, folders)
     _warn_of_splits(folder, folders)
     classes = in_order(map(normal, folders))
     index = {name: label for label, name in enumerate(classes)}
@@ -126,18 +129,32 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def _unwrapped(folder: Path) -> Path:
-    """`folder`, or the only one in it if an archive wrapped the data: `seg_train/seg_train/`, or
-    `images/` with the splits in it.
+    """`folder`, or a folder in it if archives wrapped the data: `seg_train/seg_train/`, or
+    `archive/images/` with the splits in it.
     """
-    folders = folders_in(folder)
-    if len(folders) != 1:
-        return folder
-    inner = folder / folders[0]
-    within = folders_in(inner)
-    wraps = within and (
-        inner.name == folder.name or len(set(_splits_in(inner, within).values())) > 1
-    )
-    return _unwrapped(inner) if wraps else folder
+    path = folder
+    for _ in range(_MOST_WRAPPERS):
+        folders = folders_in(path)
+        if _splits_in(path, folders):
+            return path
+        if len(folders) != 1:
+            break
+        path /= folders[0]
+    path = folder
+    while folders_in(path) == [path.name] and folders_in(path / path.name):
+        path /= path.name
+    return path
+
+
+def _check_splits_are_outside(folder: Path, classes: list[str]) -> None:
+    """Raise if each class has splits in it, `cat/train` and `cat/val`: all would be one split."""
+    inner = [folders_in(folder / name) for name in classes]
+    if all(len({*map(split_of, names)} - {None}) > 1 for names in inner):
+        raise DataError(
+            f"the folders of splits must be around those of classes, as in "
+            f"{inner[0][0]}/{classes[0]}, got {classes[0]}/{inner[0][0]} in {folder}; move them, "
+            "or list the images in a CSV file with a column split"
+        )
 
 
 def _warn_of_splits(folder: Path, folders: list[str]) -> None:

@@ -5,6 +5,7 @@ unpack to is bounded before it is unpacked.
 """
 
 import json
+import logging
 import re
 from bisect import bisect_right
 from collections import OrderedDict
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+logger = logging.getLogger(__name__)
+
 # Shards that unpack to less are read once. Of others, a process keeps as much of what it read last.
 _RESIDENT_BYTES = 2 << 30
 _KEPT_BYTES = 512 << 20
@@ -35,6 +38,8 @@ _MOST_BYTES = 1 << 30
 # whole shard stays small.
 _MOST_RATIO = 100
 _SMALL_BYTES = 64 << 20
+# What ends the name of one of several shards.
+_NUMBERED = re.compile(r"-\d+-of-(\d+)(?!\d)")
 # A row takes more than that many bytes of a file.
 _LEAST_ROW = 16
 # Encodings that cannot repeat a value, and those of which Arrow keeps each value once.
@@ -205,7 +210,10 @@ def open_parquet(shards: list[Path], split: str, listed: ClassList | None = None
         return replace(images, classes=listed.names, labels=_indices(labels, listed))
     low, high = min(labels), max(labels)
     if not 0 <= low <= high < len(classes):
-        raise DataError(f"labels must be 0 to {len(classes) - 1}, got {low}..{high}")
+        raise DataError(
+            f"labels must be 0 to {len(classes) - 1}, of the {len(classes)} classes in the "
+            f"metadata, got {low} to {high} in {images.origin:.100}; leave out images without one"
+        )
     return replace(images, classes=classes, labels=labels)
 
 
@@ -252,6 +260,7 @@ def _open_images(
     import pyarrow.parquet as pq
 
     chosen = _chosen(shards, split)
+    _warn_of_missing(chosen)
     groups: list[_Group] = []
     name = chosen[0].name
     try:
@@ -296,6 +305,19 @@ def _chosen(shards: list[Path], split: str) -> list[Path]:
     )
 
 
+def _warn_of_missing(shards: list[Path]) -> None:
+    """Warn if shards are numbered, as in `train-00000-of-00002`, and not all are there."""
+    numbered = [found for shard in shards if (found := _NUMBERED.search(shard.name))]
+    wholes = {int(found[1]) for found in numbered}
+    if len(numbered) == len(shards) < sum(wholes):
+        logger.warning(
+            "%s: only %d of %d Parquet shards are here",
+            shards[0].parent,
+            len(shards),
+            sum(wholes),
+        )
+
+
 def _check_rows(shards: list[Path]) -> None:
     """Raise if shards hold too many rows for their bytes: repeated ones would take all memory."""
     import pyarrow.parquet as pq
@@ -334,9 +356,22 @@ def _check_label(schema: "pa.Schema") -> None:
     """
     from pyarrow import types
 
-    label = schema.field("label").type
+    label = _type(schema, "label")
     if not types.is_integer(label):
-        raise TypeError(f"label is {label}")
+        raise TypeError(
+            f"label is {label}: number the classes, and name them in that order with --class-names"
+        )
+
+
+def _type(schema: "pa.Schema", column: str) -> "pa.DataType":
+    """The type of a column.
+
+    Raises:
+        TypeError: there is none; the message says which there are.
+    """
+    if column not in schema.names:
+        raise TypeError(f"it has no {column}, but {', '.join(schema.names)}: rename the columns")
+    return schema.field(column).type
 
 
 def _labels(file: "pq.ParquetFile") -> list[int]:
@@ -360,9 +395,9 @@ def _check_image(schema: "pa.Schema") -> None:
     """
     from pyarrow import types
 
-    image = schema.field("image").type
+    image = _type(schema, "image")
     if not types.is_struct(image):
-        raise TypeError(f"image is {image}")
+        raise TypeError(f"image is {image}: keep its bytes in a struct, as datasets.Image does")
     fields = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}
     if not (types.is_binary(fields["bytes"]) or types.is_large_binary(fields["bytes"])):
         raise TypeError(f"image.bytes is {fields['bytes']}")  # a string would be a path

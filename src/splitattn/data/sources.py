@@ -8,6 +8,7 @@ from splitattn.data.csv_files import open_csv
 from splitattn.data.folders import open_folder
 from splitattn.data.labeled import LabeledImages, named
 from splitattn.data.parquet import open_parquet
+from splitattn.data.splits import MissingSplitError
 from splitattn.data.torchvision_sets import open_torchvision
 from splitattn.errors import DataError
 from splitattn.files import as_on_disk, is_file
@@ -65,7 +66,7 @@ def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
         if shards := parquet_shards(root):
             return open_parquet(shards, split, listed)
         if root.is_dir():
-            return open_folder(root, split)
+            return _open_folder(root, split)
     except (OSError, RuntimeError) as error:  # not ours to read, not a file name, no such home
         raise DataError(
             f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"
@@ -84,6 +85,21 @@ def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
         "data must be a folder, Parquet shards, a CSV file or torchvision:NAME, "
         f"got {data!r}: {reason}"
     )
+
+
+def _open_folder(root: Path, split: str) -> LabeledImages:
+    try:
+        return open_folder(root, split)
+    except MissingSplitError:
+        raise
+    except DataError as error:
+        for pattern in ("*/*.parquet", "*/*/*.parquet"):
+            if shard := next(root.glob(pattern), None):
+                raise DataError(
+                    f"Parquet shards must lie in one folder, got a folder around that: name "
+                    f"{shard.parent}"
+                ) from error
+        raise
 
 
 def parquet_shards(root: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from splitattn import distributed
 from splitattn.dense.annotated import AnnotatedImages, read_image
 from splitattn.dense.detection_report import DetectionDetails, detection_report
-from splitattn.dense.detectors import find_head
+from splitattn.dense.detectors import DETECTION_HEADS, find_head
 from splitattn.dense.finding import find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.loading import DenseBatch, dense_loader
@@ -33,10 +33,6 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
     """Learn where objects are, and their classes; `head` is one of `create_detector`."""
 
     name: ClassVar[str] = "detection"
-    unread: ClassVar[tuple[str, ...]] = (
-        *DenseTask.unread,
-        *("class_weights", "label_smoothing", "auxiliary_weight"),
-    )
     formats: ClassVar[Mapping[str, Figure]] = {
         "size": Figure(label="", unit="px", decimals=0),
         "loss": Figure(label="loss"),
@@ -46,6 +42,17 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
     }
     best: ClassVar[str | None] = "ap"
     masks: ClassVar[bool] = False
+
+    @property
+    def unread(self) -> dict[str, str]:
+        others = ("class_weights", "label_smoothing", "auxiliary_weight")
+        found = super().unread | dict.fromkeys(others, "leave it out")
+        if find_head(self.head).stages == 1:
+            heads = " or ".join(name for name, row in DETECTION_HEADS.items() if row.stages == 2)
+            fix = f"head {self.head} has one stage; use {heads}, or set it to"
+            found["box_head"] = f"{fix} {Recipe.box_head}"
+            found["regions_per_image"] = f"{fix} {Recipe.regions_per_image}"
+        return found
 
     def identity(self) -> dict[str, Any]:
         content = sha256()

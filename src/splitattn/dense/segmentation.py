@@ -41,7 +41,6 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     """
 
     name: ClassVar[str] = "segmentation"
-    unread: ClassVar[tuple[str, ...]] = (*DenseTask.unread, "box_head", "regions_per_image")
     formats: ClassVar[Mapping[str, Figure]] = {
         "size": Figure(label="", unit="px", decimals=0),
         "loss": Figure(label="loss"),
@@ -51,6 +50,11 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
     best: ClassVar[str | None] = "miou"
 
     output_stride: int | None = None
+
+    @property
+    def unread(self) -> dict[str, str]:
+        two_stages = dict.fromkeys(("box_head", "regions_per_image"), "leave it out")
+        return super().unread | two_stages | dict.fromkeys(("mosaic", "multi_scale"), "use zoom")
 
     def identity(self) -> dict[str, Any]:
         content = sha256(self.train.pixels.tobytes() + b";" + self.val.pixels.tobytes())
@@ -64,9 +68,6 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        for name, off in (("mosaic", 0.0), ("multi_scale", 1.0)):
-            if (value := getattr(run.recipe, name)) != off:
-                raise InputError(f"{name} must be {off} for segmentation, got {value}: use zoom")
         present = np.flatnonzero(self.train.pixels.sum(0))
         if len(present) < 2:
             raise DataError(

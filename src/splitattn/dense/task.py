@@ -46,17 +46,21 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
     """
 
     unit: ClassVar[str] = "images"
-    unread: ClassVar[tuple[str, ...]] = (
-        *("mixup_alpha", "cutmix_alpha", "dropout", "drop_path", "drop_block", "crop"),
-        *("crop_scale", "interpolation", "auto_augment", "lighting", "random_erasing"),
-        *DISTILLATION_FIELDS,
-    )
 
     model: str
     head: str
     train: Data
     val: Data
     _unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False)
+
+    @property
+    def unread(self) -> dict[str, str]:
+        others = (
+            *("mixup_alpha", "cutmix_alpha", "dropout", "drop_path", "drop_block", "crop"),
+            *("crop_scale", "interpolation", "auto_augment", "lighting", "random_erasing"),
+            *("test_crop_fraction", "test_interpolation", "test_order", "white_level"),
+        )
+        return dict.fromkeys(others, "leave it out") | DISTILLATION_FIELDS
 
     @property
     def examples(self) -> int:

@@ -422,6 +422,7 @@ def _with_all_bits(
         chosen=white_level is not None,
         bits=header.bits,
         unsigned=header.unsigned,
+        signed=header.signed,
         black=header.black,
         name=name,
     )

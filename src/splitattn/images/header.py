@@ -35,6 +35,7 @@ class Header:
         white: the value of full brightness, if it is said.
         bits: how many bits of 16 are significant, if a PNG says it.
         unsigned: integers of 32 bits have no sign.
+        signed: integers of 16 bits have one; Pillow makes 32 bits of them.
         black: the largest value, which is black, of a TIFF of more than 8 bits whose zero is white.
         lower_tiles: for Pillow's `tile`, to read the lower bytes of 16-bit samples; None if Pillow
             reads all bits.
@@ -44,6 +45,7 @@ class Header:
     white: float | None
     bits: int | None
     unsigned: bool
+    signed: bool
     black: int | None
     lower_tiles: list[Any] | None
     gray_alpha: bool
@@ -77,6 +79,7 @@ def read_header(image: Image.Image, content: bytes) -> Header:
         white=_white(image, tags),
         bits=_significant_bits(content) if image.format == "PNG" else None,
         unsigned=unsigned,
+        signed=any(way in ("I;16S", "I;16BS") for way in ways),
         black=_black(tags) if unsigned else None,
         lower_tiles=lower,
         gray_alpha=_GRAY_ALPHA in ways,
@@ -84,7 +87,7 @@ def read_header(image: Image.Image, content: bytes) -> Header:
 
 
 def _white(image: Image.Image, tags: Any) -> float | None:
-    if image.format in ("PPM", "JPEG2000"):
+    if image.format in ("PPM", "JPEG2000") and image.mode != "F":  # floats are Portable FloatMap
         return 65535.0  # Pillow scales these to 16 bits
     most = max(_numbers(tags, _S_MAX_SAMPLE_VALUE) + _numbers(tags, _MAX_SAMPLE_VALUE), default=0.0)
     if most in _WHOLE_BITS:  # any other value is only the brightest of this image

@@ -135,8 +135,8 @@ class Raster:
         gray = channels == 1 and self.channels - self.alpha in (1, 3)
         if not gray and self.channels != channels:
             raise ImageError(
-                f"the network takes images of {channels} channels, got {self.channels}: convert "
-                "the images, or train with in_chans of their channels"
+                f"the network takes images of {channels} channels, got {self.channels}: save all "
+                "channels as .npy, (H, W, C), or train with in_chans of what is read"
             )
         planes_CHW = np.empty((channels, *self.size[::-1]), np.float32)  # noqa: N806
         for box in tiles(*self.size):
@@ -198,6 +198,8 @@ class Raster:
         """The smallest usual white that hardly any pixel exceeds."""
         floats = np.issubdtype(self._type, np.floating)
         whites = np.array([1.0, *_WHITES] if floats else _WHITES)
+        if self._type.kind == "i":
+            whites = whites.clip(max=np.iinfo(self._type).max)
         fits = self._brightest(channels) <= whites * (_OVERSHOOT if floats else 1)
         white = float(whites[fits.argmax() if fits.any() else -1])
         if white not in (1, 65535):
@@ -252,6 +254,7 @@ def from_pillow(
     chosen: bool = False,
     bits: int | None = None,
     unsigned: bool = False,
+    signed: bool = False,
     black: int | None = None,
     lower: Image.Image | None = None,
     name: str = "an image",
@@ -261,6 +264,7 @@ def from_pillow(
     Args:
         white, chosen, bits: see `Raster`; of modes with 8 bits white is known.
         unsigned: integers of 32 bits have no sign, though Pillow gives them one.
+        signed: integers of 32 bits were of 16, with a sign.
         black: the largest value, if zero is white: values are then inverted.
         lower: the lower bytes of 16-bit samples, of which `image` has the upper ones.
     """
@@ -272,6 +276,8 @@ def from_pillow(
             values = values * np.uint16(256) + np.asarray(cropped(lower, box))
         elif unsigned and mode == "I":
             values = values.view(np.uint32)
+        elif signed:
+            values = values.astype(np.int16)
         if black is not None:
             values = values.dtype.type(black) - values
         return values

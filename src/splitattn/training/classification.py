@@ -32,7 +32,6 @@ class Classification(ImageTask[Batch]):
     """Learn the classes of images from their labels. For the attributes see `ImageTask`."""
 
     name: ClassVar[str] = "classification"
-    unread: ClassVar[tuple[str, ...]] = (*ImageTask.unread, *DISTILLATION_FIELDS)
     formats: ClassVar[Mapping[str, Figure]] = {
         "size": Figure(label="", unit="px", decimals=0),
         "loss": Figure(label="loss"),
@@ -43,6 +42,10 @@ class Classification(ImageTask[Batch]):
     activation: ClassVar[Activation] = "softmax"
     # What measures an engine on images.
     _measured: ClassVar[Callable[..., Any]] = staticmethod(measure)
+
+    @property
+    def unread(self) -> dict[str, str]:
+        return super().unread | DISTILLATION_FIELDS
 
     def check(self, run: Run) -> None:
         train, val = self.train, self.val

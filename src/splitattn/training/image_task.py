@@ -40,16 +40,20 @@ class ImageTask(Task[Batch]):
     """
 
     unit: ClassVar[str] = "images"
-    unread: ClassVar[tuple[str, ...]] = (
-        *("head", "head_channels", "box_head", "regions_per_image", "longest_side"),
-        *("zoom", "multi_scale", "mosaic", "auxiliary_weight"),
-    )
 
     model: str
     train: LabeledImages
     val: LabeledImages
     _unreadable: Unreadable = field(default_factory=Unreadable, init=False, repr=False)
     _explosion: "_Explosion" = field(default_factory=lambda: _Explosion(), init=False, repr=False)
+
+    @property
+    def unread(self) -> dict[str, str]:
+        dense = (
+            *("head", "head_channels", "box_head", "regions_per_image", "longest_side"),
+            *("zoom", "multi_scale", "mosaic", "auxiliary_weight"),
+        )
+        return dict.fromkeys(dense, "leave it out")
 
     @property
     def classes(self) -> tuple[str, ...]:

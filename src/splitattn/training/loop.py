@@ -210,9 +210,10 @@ class _Training(Generic[Batch]):
             self._end_epoch(epoch, measured)
         if self.state.epochs_done < self.epochs and self.writes:
             logger.warning(
-                "ended after %d of %d epochs: no better %s for %d",
+                "ended after %d of %d epochs: no better %s since epoch %d",
                 *(self.state.epochs_done, self.epochs),
-                *(self.task.formats[self.task.best or "loss"].label, self._epochs_since_best()),
+                self.task.formats[self.task.best or "loss"].label,
+                self.state.epochs_done - self._epochs_since_best(),
             )
         if measured is None:  # a finished training was resumed
             measured = self._measure()

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -295,14 +296,20 @@ class Recipe:
         return values is None or len(values) == self.in_chans
 
     def starting_from(
-        self, expected: Preprocessing, whose: str = "the weights to start from expect"
+        self,
+        expected: Preprocessing,
+        whose: str = "the weights to start from expect",
+        *,
+        unread: Container[str] = (),
     ) -> "Recipe":
         """The recipe with the preprocessing of the weights to start from, where it leaves it open.
 
         A warning names what the recipe sets to another value, and `whose` value is not taken.
+        Fields that are `unread` by the task stay open.
         """
         expected = with_channels(rescaled(expected, self.test_size), self.in_chans)
-        values = {field: getattr(expected, name) for field, name in _FROM_WEIGHTS.items()}
+        read = {field: name for field, name in _FROM_WEIGHTS.items() if field not in unread}
+        values = {field: getattr(expected, name) for field, name in read.items()}
         for field, value in values.items():
             own = getattr(self, field)
             if own not in (None, value) and value is not None:

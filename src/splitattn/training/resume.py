@@ -206,10 +206,13 @@ def _epochs_if_raised(began: dict[str, Any], now: dict[str, Any]) -> int | None:
 def _changed(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """What differs, as words: fields of the recipe and names with both values, others by name.
 
-    More epochs count as no difference, nor does the warm-up that comes with other epochs.
+    More epochs count as no difference, nor does the warm-up that comes with other epochs, nor
+    patience, which changes no step.
     """
     began, now = found["recipe"], expected["recipe"]
-    free = {"epochs"} if _epochs_if_raised(began, now) else set()
+    free = {"patience"}
+    if _epochs_if_raised(began, now):
+        free.add("epochs")
     if began.get("epochs") != now["epochs"] and _warm_up_follows(began, now):
         free.add("warmup_epochs")
     pairs = [(k, found.get(k), v) for k, v in expected.items() if k != "recipe"]

@@ -18,8 +18,10 @@ from splitattn.training.stages import freeze_batch_norms, freeze_stages
 from splitattn.weights.metadata import ModelMetadata
 
 Batch = TypeVar("Batch")
-# Fields of a recipe that only distillation reads.
-DISTILLATION_FIELDS = ("teacher", "imitation", "temperature", "label_weight")
+# Fields of a recipe that only distillation reads, and how to have it, for `Task.unread`.
+DISTILLATION_FIELDS = dict.fromkeys(
+    ("teacher", "imitation", "temperature", "label_weight"), "add --recipe distill"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,6 @@ class Task(ABC, Generic[Batch]):
         formats: how figures are written, by name; "loss" is among them.
         best: the figure of a measurement whose best epoch is kept in `best.safetensors`, or None.
         higher_is_better: of that figure.
-        unread: fields of a recipe that change nothing for this task. `check` refuses other values
-            than those of the recipe `plain`.
     """
 
     name: ClassVar[str]
@@ -142,7 +142,6 @@ class Task(ABC, Generic[Batch]):
     formats: ClassVar[Mapping[str, Figure]] = {"loss": Figure(label="loss")}
     best: ClassVar[str | None] = None
     higher_is_better: ClassVar[bool] = True
-    unread: ClassVar[tuple[str, ...]] = ()
 
     # Each task answers these.
 
@@ -185,6 +184,14 @@ class Task(ABC, Generic[Batch]):
 
     # These have defaults.
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """Fields of a recipe that change nothing for this task, and what to do instead.
+
+        `check` refuses other values than those of the recipes `plain` and `finetune`.
+        """
+        return {}
+
     def check(self, run: Run) -> None:
         """Raise an `InputError` if the data and the recipe cannot work, before anything is spent.
 
@@ -193,10 +200,10 @@ class Task(ABC, Generic[Batch]):
         Args:
             run: with the batch as it will be (see `Run.with_real_batch`).
         """
-        plain = load_recipe("plain", task=run.recipe.task)
-        for name in self.unread:
-            if (value := getattr(run.recipe, name)) != getattr(plain, name):
-                fix = "add --recipe distill" if name in DISTILLATION_FIELDS else "leave it out"
+        usual = [load_recipe(name, task=run.recipe.task) for name in ("plain", "finetune")]
+        for name, fix in self.unread.items():
+            value = getattr(run.recipe, name)
+            if value not in [getattr(recipe, name) for recipe in usual]:
                 raise InputError(f"{name} does nothing for {self.name}, got {value!r}: {fix}")
 
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:

@@ -106,7 +106,13 @@ class Repository:
         return f"{self.id}@{self.revision}" if self.revision else self.id
 
 
-def fetch_repository(repository: Repository, *, progress: Progress | None = None) -> Path:
+def fetch_repository(
+    repository: Repository,
+    *,
+    progress: Progress | None = None,
+    check: Callable[[Path], object] = read_config,
+    most: int | None = None,
+) -> Path:
     """Download a repository's weights and `config.json`, of one commit, and return their folder.
 
     Files are verified each time against the hash that the server gave. huggingface_hub's cache
@@ -115,23 +121,28 @@ def fetch_repository(repository: Repository, *, progress: Progress | None = None
     cannot be reached, the files are used unverified, with a warning. If the server cannot be
     reached and the cache has both files, the cached ones are used.
 
+    Args:
+        check: called with the `config.json`; raises if the weights are not to be downloaded.
+        most: bytes that the weights may have; None is more than any network of ours.
+
     Raises:
         InputError: huggingface_hub is missing.
-        WeightsError: the repository cannot be downloaded, holds no weights, or its `config.json`
-            describes another kind of network.
+        WeightsError: the repository cannot be downloaded or holds no weights; or by default, its
+            `config.json` describes another kind of network.
     """
     require("a name that begins with hf-hub:", "huggingface_hub")
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     with _refusals(repository):
         if offline():
-            folder = _folder(repository, _cached)
+            folder = _folder(repository, _cached, check)
         else:
             try:
-                folder = _folder(repository, partial(_downloaded, progress=progress))
+                download = partial(_downloaded, progress=progress, most_weights=most)
+                folder = _folder(repository, download, check)
             except LocalEntryNotFoundError:
                 # Perhaps all that exists is cached: a repository may have no config.json.
-                if (folder := _folder(repository, _cached)) is None:
+                if (folder := _folder(repository, _cached, check)) is None:
                     raise
     if folder:
         return folder
@@ -143,11 +154,15 @@ def fetch_repository(repository: Repository, *, progress: Progress | None = None
     raise WeightsError(f"{repository} must hold {' or '.join(WEIGHTS_NAMES)}, it has neither")
 
 
-def _folder(repository: Repository, get: Callable[[Repository, str], Path | None]) -> Path | None:
+def _folder(
+    repository: Repository,
+    get: Callable[[Repository, str], Path | None],
+    check: Callable[[Path], object],
+) -> Path | None:
     """Get config and weights with `get`; their folder, or None if there are no weights."""
     config, pinned = get(repository, CONFIG_NAME), repository
     if config:
-        read_config(config)  # fails before hundreds of megabytes are downloaded
+        check(config)  # fails before hundreds of megabytes are downloaded
         pinned = replace(repository, revision=config.parent.name)
     weights = next(filter(None, (get(pinned, name) for name in WEIGHTS_NAMES)), None)
     return weights and weights.parent
@@ -230,11 +245,12 @@ def _downloaded(
     *,
     progress: Progress | None = None,
     token: str | None = None,
+    most_weights: int | None = None,
 ) -> Path | None:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    most = _MOST_BYTES.get(name, _MOST_WEIGHTS_BYTES)
+    most = _MOST_BYTES.get(name, most_weights or _MOST_WEIGHTS_BYTES)
     try:
         size = _metadata(repository, name, token=token).size
         if (size or 0) > most:

@@ -111,7 +111,8 @@ def read_config(path: Path) -> Config:
         preprocessing = preprocessing_of(pretrained)
     except KeyError as error:
         raise WeightsError(
-            f"{path} is not a {CONFIG_NAME} in timm's format: {error} is missing"
+            f"{path} is not a {CONFIG_NAME} in timm's format: {error} is missing; name the file of "
+            "weights instead of the folder, and its model (--model)"
         ) from error
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be used: {' '.join(str(error).split())}") from error
