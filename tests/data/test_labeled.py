@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from splitattn.data.folds import Fold, split_off
 from splitattn.data.labeled import (
     LabeledImages,
     check_classes_have_images,
@@ -56,6 +57,18 @@ def test_a_class_without_a_usable_image_is_named(
     wider = replace(data, classes=(*CLASSES, "white"), labels=[0, 1, 0, 1, 0, 1][: len(data)])
     check_classes_have_images(wider)
     assert "2 classes have no training image: 'red', 'white'" in caplog.text
+
+
+def test_a_class_whose_images_all_validate_is_told_from_one_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_class_folders(tmp_path, 2)
+    (root / "red/1.png").unlink()
+    whole = open_data(str(root), "train")
+    parts = [split_off(whole, Fold(number=number, of=5), seed=0) for number in range(1, 6)]
+    (train,) = [train for train, val in parts if whole.classes.index("red") in val.labels]
+    check_classes_have_images(train)
+    assert "1 class has no training image outside of the part for validation: 'red'" in caplog.text
 
 
 @pytest.mark.parametrize(("one", "other"), [("Red", "red"), ("hot dog", "hot_dog"), ("a", "a ")])

@@ -107,7 +107,8 @@ def check_classes_have_images(
         shown = ", ".join(map(repr, missing[:_SHOWN]))
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         count = "1 class has" if len(missing) == 1 else f"{len(missing)} classes have"
-        logger.warning("%s no training image: %s%s", count, shown, more)
+        where = " outside of the part for validation" if data.part else ""
+        logger.warning("%s no training image%s: %s%s", count, where, shown, more)
         if len(by_class) < 2 and data.label_sets is None:
             raise DataError(
                 "training needs images of at least two classes, got only those of "
