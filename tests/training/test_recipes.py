@@ -153,6 +153,13 @@ def test_one_image_a_step_is_for_those_who_do_not_mix() -> None:
         Recipe(batch_size=1, mixup_alpha=0.0, cutmix_alpha=1.0)
 
 
+def test_momentum_is_for_sgd() -> None:
+    assert load_recipe("plain", ["momentum=0.8"]).momentum == 0.8
+    assert load_recipe("finetune", task="detection").optimizer == "adamw"
+    with pytest.raises(InputError, match=r"momentum does nothing .* 'adamw', got 0\.8: leave it"):
+        load_recipe("finetune", ["momentum=0.8"], task="detection")
+
+
 def test_classes_of_unequal_size_are_made_up_for_once() -> None:
     assert load_recipe("plain", ["sampling=balanced"]).sampling == "balanced"
     with pytest.raises(InputError, match="class_weights must be 'none' where sampling is 'bal"):

@@ -250,6 +250,11 @@ class Recipe:
                     f"recipe: {name} must be 0 where batch_size is 1, for an image needs another "
                     f"one to mix with, got {value!r}"
                 )
+        if self.optimizer == "adamw" and self.momentum != Recipe.momentum:
+            raise InputError(
+                f"recipe: momentum does nothing where optimizer is 'adamw', got {self.momentum!r}: "
+                "leave it out, or set optimizer=sgd"
+            )
         if self.sampling == self.class_weights == "balanced":
             raise InputError(
                 "recipe: class_weights must be 'none' where sampling is 'balanced', got "
