@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -51,8 +52,8 @@ class OpenVinoEngine(Engine):
     that, the next shape to get one must come four times in a row, and then eight: images of mixed
     shapes soon compile no more. `fix_batches` ends all that.
 
-    Where a network knows its batch, each core computes some of the images by itself: cores that
-    share an image wait for each other in every layer. So two batches are worth computing at once.
+    A network of its own divides its batch among the cores, where that leaves no rest: cores that
+    share an image wait for each other in every layer. Then two batches are worth computing at once.
 
     Args:
         model: an IR file, or a model in memory; its only input takes the images.
@@ -63,8 +64,6 @@ class OpenVinoEngine(Engine):
         Exception: the file is damaged. OpenVINO raises many kinds of errors.
     """
 
-    batches_at_once = 2
-
     def __init__(self, model: "ov.Model | Path", *, device: str = "auto") -> None:
         _check_device(device)
         self._model = core().read_model(model) if isinstance(model, Path) else model
@@ -73,6 +72,7 @@ class OpenVinoEngine(Engine):
         super().__init__(
             f"OpenVINO {ov.__version__.partition('-')[0]} on cpu", batch=batch, size=size
         )
+        self._shape = shape
         # A model that has one shape already gets no second network.
         self._has_one_shape = shape.is_static
         self._own_network: _Compiled | None = None
@@ -82,6 +82,8 @@ class OpenVinoEngine(Engine):
         self._times = 0
         self._fixed: dict[tuple[int, ...], _Compiled] | None = None
         self._choosing = Lock()
+        cores = network_threads() or usable_cores()
+        self.batches_at_once = 1 if self._has_one_shape or cores == 1 else 2
         if isinstance(model, Path):
             _ = self._for_any_shape  # what is damaged shows now, and not at the first image
 
@@ -97,13 +99,14 @@ class OpenVinoEngine(Engine):
 
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
         images = np.ascontiguousarray(images_BCHW)
+        # OpenVINO itself may compute something of another shape without a word.
+        if not self._shape.compatible(ov.PartialShape(images.shape)):
+            raise RuntimeError(f"the network takes images {self._shape}, got {images.shape}")
         with self._choosing:
             network = self._network(images.shape)
-        found = network(images)
-        with self._choosing:  # only now the network has accepted this shape
             self._times = self._times + 1 if images.shape == self._last else 1
             self._last = images.shape
-        return found
+        return network(images)
 
     def _infer(self, images_BCHW: Images) -> Logits:
         logits: Logits = self.outputs(images_BCHW)[0]
@@ -157,6 +160,9 @@ class _Compiled:
         requests = self._turns.get()
         try:
             return _computed(requests, images_BCHW)
+        except BaseException:  # others of them may still run, and would refuse the next batch
+            requests = [self.network.create_infer_request() for _ in requests]
+            raise
         finally:
             self._turns.put(requests)
 
@@ -165,11 +171,11 @@ def _computed(requests: "list[ov.InferRequest]", images_BCHW: Images) -> tuple[A
     """The outputs for a batch, of which each request computes an equal part."""
     if len(requests) == 1:
         (request,) = requests
-        request.infer({0: images_BCHW})
+        request.infer(images_BCHW)
         return tuple(tensor.data.copy() for tensor in request.output_tensors)
     parts = np.split(images_BCHW, len(requests))
     for request, part in zip(requests, parts, strict=True):
-        request.start_async({0: part})
+        request.start_async(part)
     for request in requests:
         request.wait()
     rows = [[tensor.data for tensor in request.output_tensors] for request in requests]
@@ -177,9 +183,8 @@ def _computed(requests: "list[ov.InferRequest]", images_BCHW: Images) -> tuple[A
 
 
 def _parts(batch: int) -> int:
-    """Into how many equal parts a batch is divided: as many as there are cores, or fewer."""
-    cores = network_threads() or usable_cores()
-    return max(parts for parts in range(1, min(batch, cores) + 1) if batch % parts == 0)
+    """Into how many equal parts a batch is divided, so that each has as many cores."""
+    return math.gcd(batch, network_threads() or usable_cores())
 
 
 def _gives_rows(model: "ov.Model") -> bool:
