@@ -1,10 +1,12 @@
 """The batcher, without any network."""
 
 import os
+import queue
 import sys
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -53,29 +55,80 @@ def test_items_gather_while_the_network_is_busy() -> None:
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
-def test_full_batches_are_computed_at_the_same_time_and_others_wait() -> None:
-    together = threading.Barrier(2)
-    release, left = threading.Event(), threading.Event()
-    batches: list[list[int]] = []
+class Lanes:
+    """Computes squares; each batch waits until it is let go."""
 
-    def compute(items: list[int]) -> Sequence[int]:
-        batches.append(items)
-        if items != [6]:
-            together.wait(WAIT)  # which breaks unless both full batches are computed at once
-            assert (release if items == [0, 1] else left).wait(WAIT)
+    def __init__(self) -> None:
+        self.began: queue.Queue[list[int]] = queue.Queue()
+        self.go: dict[int, threading.Event] = defaultdict(threading.Event)
+
+    def __call__(self, items: list[int]) -> Sequence[int]:
+        self.began.put(items)
+        assert self.go[items[0]].wait(WAIT)
+        if items[0] < 0:
+            raise ValueError("negative")
         return [item**2 for item in items]
 
-    with closing(Batcher(compute, max_batch=2, at_once=2)) as running:
-        answers = [running.submit(i) for i in range(2)]
-        answers += [running.submit(i) for i in range(2, 4)]
-        last = running.submit(6)
-        left.set()
-        assert [each.result(WAIT) for each in answers[2:]] == [4, 9]
-        time.sleep(0.05)
-        assert not last.done(), "one that is not full waits until nothing is computed"
-        release.set()
-        assert [each.result(WAIT) for each in (*answers[:2], last)] == [0, 1, 36]
-    assert sorted(batches) == [[0, 1], [2, 3], [6]]
+
+def test_full_batches_are_computed_at_the_same_time_and_others_wait() -> None:
+    lanes = Lanes()
+    with closing(Batcher(lanes, max_batch=2, at_once=2)) as running:
+        first = running.submit(0)
+        assert lanes.began.get(timeout=WAIT) == [0]
+        second = running.submit(1)
+        with pytest.raises(queue.Empty):  # it is not full
+            lanes.began.get(timeout=0.05)
+        third, fourth = running.submit(2), running.submit(3)
+        assert lanes.began.get(timeout=WAIT) == [1, 2]
+        lanes.go[1].set()
+        assert [second.result(WAIT), third.result(WAIT)] == [1, 4]
+        with pytest.raises(queue.Empty):
+            lanes.began.get(timeout=0.05)
+        lanes.go[0].set()
+        assert first.result(WAIT) == 0
+        assert lanes.began.get(timeout=WAIT) == [3]
+        lanes.go[3].set()
+        assert fourth.result(WAIT) == 9
+
+
+def test_one_batch_that_fails_leaves_the_other_lane_and_what_waits() -> None:
+    lanes = Lanes()
+    with closing(Batcher(lanes, max_batch=2, at_once=2)) as running:
+        first = running.submit(0)
+        assert lanes.began.get(timeout=WAIT) == [0]
+        failing = [running.submit(-1), running.submit(-2)]
+        assert lanes.began.get(timeout=WAIT) == [-1, -2]
+        lanes.go[-1].set()
+        for each in failing:
+            with pytest.raises(ValueError, match="negative"):
+                each.result(WAIT)
+        lanes.go[0].set()
+        assert first.result(WAIT) == 0
+        last = running.submit(5)
+        lanes.go[5].set()
+        assert last.result(WAIT) == 25
+
+
+def test_closing_computes_what_waits_in_both_lanes() -> None:
+    lanes = Lanes()
+    running = Batcher(lanes, max_batch=2, at_once=2)
+    answers = [running.submit(i) for i in range(9)]
+    for i in range(9):
+        lanes.go[i].set()
+    running.close()
+    assert [each.result(0) for each in answers] == [i**2 for i in range(9)]
+
+
+def test_two_lanes_wait_for_a_full_batch_and_take_it_once() -> None:
+    lanes = Lanes()
+    with closing(Batcher(lanes, max_batch=2, max_wait=WAIT, at_once=2)) as running:
+        left = running.submit(7)
+        assert left.cancel()
+        answers = [running.submit(0), running.submit(1)]
+        assert lanes.began.get(timeout=WAIT) == [0, 1]
+        lanes.go[0].set()
+        assert [each.result(WAIT) for each in answers] == [0, 1]
+        assert lanes.began.empty()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there threads have a niceness")

@@ -20,7 +20,7 @@ class Ran:
 
     Attributes:
         size: items in it.
-        seconds: of the computation.
+        seconds: of the computation, also while others were computed beside it.
         waited: seconds that each item waited for it.
     """
 
@@ -37,7 +37,7 @@ class _Entry(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Computes items in batches, in threads of its own, in the order in which they came.
+    """Computes items in batches, in threads of its own. What came first starts first.
 
     While one batch is computed, the next one gathers. An idle batcher computes at once. Whoever
     cancels the future of an item that still waits has it dropped before it costs anything.
@@ -103,15 +103,20 @@ class Batcher(Generic[Item, Result]):
                 if self._is_done():
                     return
                 if self._max_wait and not self._running:
-                    left = self._waiting[0].since + self._max_wait - time.monotonic()
+                    first = self._waiting[0]
+                    left = first.since + self._max_wait - time.monotonic()
                     self._changed.wait_for(self._is_full, max(left, 0))
+                    if not self._waiting or self._waiting[0] is not first:
+                        continue  # another thread took it, or its caller left
                 batch = self._taken() if self._may_start() else []
                 self._running += bool(batch)
             if batch:
-                self._run_batch(batch)
-                with self._changed:
-                    self._running -= 1
-                    self._changed.notify_all()
+                try:
+                    self._run_batch(batch)
+                finally:
+                    with self._changed:
+                        self._running -= 1
+                        self._changed.notify_all()
             batch = []  # or its images would stay until the next one comes
 
     def _may_start(self) -> bool:

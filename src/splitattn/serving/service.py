@@ -53,8 +53,8 @@ class Service:
         # Bodies do not wait behind images: only what is read can be counted or refused.
         self._readers = ThreadPoolExecutor(1, "splitattn-read")
         self._max_batch = min(settings.max_batch, served.most_of_a_batch or settings.max_batch)
-        # Images that are decoded at a time: one batch that is computed, and enough for the next
-        # ones that none of them waits for a large image.
+        # Images that are decoded or computed at a time: some batches of them, so that no batch
+        # waits for one large image.
         self._decoded = asyncio.Semaphore(max(4 * self._max_batch, workers))
         self._batcher: Batcher[Any, Any] = Batcher(
             served.compute,
