@@ -128,7 +128,7 @@ def first_process_first() -> Iterator[None]:
             _group().barrier()
 
 
-def let_first_process_fail() -> None:
+def wait_for_first_process_to_fail() -> None:
     """Call this before an error is printed: what all processes fail of is then printed once.
 
     It waits in all processes of a machine but the first. If the first fails too, `torchrun` ends

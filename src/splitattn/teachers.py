@@ -28,7 +28,7 @@ _TIMM = "timm:"
 # Of a timm model's logits, taken apart into features and classifier.
 _TOLERANCE = 1e-3
 # More than the file of any timm model has.
-_MOST_BYTES = 1 << 36
+_MOST_TIMM_BYTES = 1 << 36
 
 
 def open_teacher(
@@ -160,7 +160,7 @@ def _with_weights(timm: Any, name: str) -> Any:
 def _fetched(repository: str) -> Path:
     """The folder with the files of a repository, which may hold any network."""
     found = Repository.parse(repository)
-    return fetch_repository(found, check=lambda config: config, most=_MOST_BYTES)
+    return fetch_repository(found, check=lambda config: config, most=_MOST_TIMM_BYTES)
 
 
 @torch.inference_mode()

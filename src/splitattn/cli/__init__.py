@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = app(arguments, standalone_mode=False)
     except (InputError, OSError) as error:
-        distributed.let_first_process_fail()
+        distributed.wait_for_first_process_to_fail()
         if debug:
             traceback.print_exc()
         fault = error if isinstance(error, InputError) else _system_fault(error)
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
             discard_unwritten()
         sys.exit(2)
     except Exception as error:
-        distributed.let_first_process_fail()
+        distributed.wait_for_first_process_to_fail()
         # Typer's own, of a class that is not public and has moved between its versions.
         if not hasattr(error, "format_message"):
             raise

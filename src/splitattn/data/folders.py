@@ -148,12 +148,14 @@ def _unwrapped(folder: Path) -> Path:
 
 def _check_splits_are_outside(folder: Path, classes: list[str]) -> None:
     """Raise if each class has splits in it, `cat/train` and `cat/val`: all would be one split."""
-    inner = [folders_in(folder / name) for name in classes]
+    inner = (folders_in(folder / name) for name in classes)
     if all(len({*map(split_of, names)} - {None}) > 1 for names in inner):
+        first = classes[0]
+        split = next(name for name in folders_in(folder / first) if split_of(name))
         raise DataError(
-            f"the folders of splits must be around those of classes, as in "
-            f"{inner[0][0]}/{classes[0]}, got {classes[0]}/{inner[0][0]} in {folder}; move them, "
-            "or list the images in a CSV file with a column split"
+            f"the folders of splits must be around those of classes, as in {split}/{first}, got "
+            f"{first}/{split} in {folder}; move them, or list the images in a CSV file with a "
+            "column split"
         )
 
 
