@@ -211,7 +211,7 @@ def test_evaluate_refuses_images_of_other_channels_but_gray_and_color(
     weights = weights_of(tmp_path, channels)
     has = {"L": 1, "I;16": 1, "RGB": 3, "LA": 2, "RGBA": 4}[mode]
     if channels in (2, 4) and channels != has:
-        with pytest.raises(DataError, match=f"takes images of {channels} channels, got {has}: con"):
+        with pytest.raises(DataError, match=f"takes images of {channels} channels, got {has}: "):
             splitattn.evaluate(str(tmp_path / "data"), weights=weights, engine="onnxruntime")
         return
     measured = splitattn.evaluate(str(tmp_path / "data"), weights=weights, engine="onnxruntime")
