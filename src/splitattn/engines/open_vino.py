@@ -82,8 +82,8 @@ class OpenVinoEngine(Engine):
         self._times = 0
         self._fixed: dict[tuple[int, ...], _Compiled] | None = None
         self._choosing = Lock()
-        cores = network_threads() or usable_cores()
-        self.batches_at_once = 1 if self._has_one_shape or cores == 1 else 2
+        self._cores = network_threads() or usable_cores()
+        self.batches_at_once = 1 if self._has_one_shape or self._cores == 1 else 2
         if isinstance(model, Path):
             _ = self._for_any_shape  # what is damaged shows now, and not at the first image
 
@@ -128,7 +128,7 @@ class OpenVinoEngine(Engine):
         return _Compiled(self._model)
 
     def _compiled(self, shape: tuple[int, ...]) -> "_Compiled":
-        parts = _parts(shape[0])
+        parts = math.gcd(shape[0], self._cores)  # so that each has as many images and cores
         model = self._reshaped((shape[0] // parts, *shape[1:]))
         if parts > 1 and not _gives_rows(model):
             return _Compiled(self._reshaped(shape))
@@ -180,11 +180,6 @@ def _computed(requests: "list[ov.InferRequest]", images_BCHW: Images) -> tuple[A
         request.wait()
     rows = [[tensor.data for tensor in request.output_tensors] for request in requests]
     return tuple(np.concatenate(output) for output in zip(*rows, strict=True))
-
-
-def _parts(batch: int) -> int:
-    """Into how many equal parts a batch is divided, so that each has as many cores."""
-    return math.gcd(batch, network_threads() or usable_cores())
 
 
 def _gives_rows(model: "ov.Model") -> bool:
