@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-# Seconds that processes which start together are apart on a busy machine, and more.
+# Seconds: more than processes that start together are apart on a busy machine.
 _APART = 20.0
 
 
@@ -129,10 +129,10 @@ def first_process_first() -> Iterator[None]:
 
 
 def wait_for_first_process_to_fail() -> None:
-    """Call this before an error is printed: what all processes fail of is then printed once.
+    """Call this before an error is printed. An error that all processes share is printed once.
 
-    It waits in all processes of a machine but the first. If the first fails too, `torchrun` ends
-    the others meanwhile. If it does not, the error is this process's own.
+    All processes of a machine but the first wait here. If the first one fails too, `torchrun` ends
+    the others meanwhile. If it does not, the error is their own.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("LOCAL_RANK", "0")):
         time.sleep(_APART)
