@@ -12,7 +12,8 @@ from PIL import Image
 import splitattn
 from splitattn.cli import main
 from splitattn.create import create_model
-from splitattn.data.augmentation import Augmentation, training_transform
+from splitattn.data.augmentation import Augmentation
+from splitattn.data.training_transforms import training_transform
 from splitattn.errors import DataError, ImageError, InputError, WeightsError
 from splitattn.images.preprocess import load_pixels, normalize, preprocess
 from splitattn.preprocessing import Preprocessing, center_crop, with_channels

@@ -15,14 +15,16 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.convert import convert
 from splitattn.data.folds import Fold, split_off
 from splitattn.data.sources import open_data
+from splitattn.dense.detectors import DETECTION_HEADS
 from splitattn.dense.masks import open_masked
 from splitattn.dense.open import open_annotated
+from splitattn.dense.segmenters import SEGMENTATION_HEADS
 from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.opening import open_weights
 from splitattn.preprocessing import Preprocessing, center_crop
 from splitattn.training import classification, loop
 from splitattn.training.log import WeightsAndBiases
-from splitattn.training.recipes import TaskName
+from splitattn.training.recipes import DetectionHeadName, SegmentationHeadName, TaskName
 from splitattn.training.run import Run
 from splitattn.training.task import Measurement, Task
 from splitattn.weights.catalogue import embedded_entry
@@ -409,3 +411,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 
 def test_every_task_that_a_recipe_may_name_is_in_the_table() -> None:
     assert set(launch.TASKS) == set(get_args(TaskName))
+
+
+def test_every_head_that_a_recipe_may_name_is_in_a_table() -> None:
+    assert tuple(DETECTION_HEADS) == get_args(DetectionHeadName)
+    assert tuple(SEGMENTATION_HEADS) == get_args(SegmentationHeadName)

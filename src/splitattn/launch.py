@@ -14,30 +14,20 @@ from torch import nn
 from splitattn import distributed
 from splitattn.create import create_model
 from splitattn.data.class_names import are_unnamed, match
-from splitattn.data.folds import Fold, split_off
-from splitattn.data.labeled import LabeledImages, warn_of_shared_images
-from splitattn.data.sources import has_several_labels, open_data
-from splitattn.data.splits import MissingSplitError, split_of
 from splitattn.data.unlabeled import open_for_teacher
-from splitattn.dense.annotated import check_same_classes, with_outlines
+from splitattn.dense.annotated import with_outlines
 from splitattn.dense.detection import Detection, Instances
 from splitattn.dense.detectors import (
-    DETECTION_HEADS,
     create_detector,
     find_head,
 )
-from splitattn.dense.masks import is_masked, open_masked
-from splitattn.dense.open import annotation_format, open_annotated
 from splitattn.dense.segmentation import Segmentation
 from splitattn.dense.segmenters import (
-    SEGMENTATION_HEADS,
     create_segmenter,
     find_output_stride,
-    find_segmentation_head,
 )
 from splitattn.engines.pytorch import choose_device
-from splitattn.errors import DataError, InputError, check_callable, check_choice, check_path
-from splitattn.files import is_folder
+from splitattn.errors import DataError, InputError, check_callable
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 from splitattn.processes import cores_per_process
@@ -49,12 +39,11 @@ from splitattn.training.image_task import ImageTask
 from splitattn.training.log import Logger, check_loggers
 from splitattn.training.multi_label import MultiLabel
 from splitattn.training.range_test import RangeTest, range_test
-from splitattn.training.recipe_files import default_model, load_recipe
 from splitattn.training.recipes import Recipe, TaskName
 from splitattn.training.run import Run
 from splitattn.training.task import Epoch, Step, Task
+from splitattn.training_plan import TrainingData, TrainingPlan, plan_training
 from splitattn.weights.catalogue import find_entry, named
-from splitattn.weights.hub import is_reference
 from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
 
@@ -166,10 +155,7 @@ def train(
         WeightsError: the weights cannot be had or do not fit the model.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
-    for name, told in (("on_step", on_step), ("on_epoch", on_epoch), ("on_measured", on_measured)):
-        check_callable(name, told)
-    loggers = check_loggers(loggers)
-    with _prepared(
+    plan = plan_training(
         data,
         output,
         model=model,
@@ -180,11 +166,39 @@ def train(
         class_names=class_names,
         new_classifier=new_classifier,
         fold=fold,
+        batch_per_device=batch_per_device,
+    )
+    return train_plan(
+        plan,
         resume=resume,
         device=device,
         workers=workers,
-        batch_per_device=batch_per_device,
         checkpoint_minutes=checkpoint_minutes,
+        on_step=on_step,
+        on_epoch=on_epoch,
+        on_measured=on_measured,
+        loggers=loggers,
+    )
+
+
+def train_plan(
+    plan: TrainingPlan,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    checkpoint_minutes: float = 5.0,
+    on_step: Callable[[Step], None] = lambda _: None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+    on_measured: Callable[[int, int], None] = lambda _, __: None,
+    loggers: Iterable[Logger] = (),
+) -> TrainingResult:
+    """Do for `train` what `plan_training` found out."""
+    for name, told in (("on_step", on_step), ("on_epoch", on_epoch), ("on_measured", on_measured)):
+        check_callable(name, told)
+    loggers = check_loggers(loggers)
+    with _prepared(
+        plan, device=device, workers=workers, resume=resume, checkpoint_minutes=checkpoint_minutes
     ) as (network, task, run):
         measured = loop.train(
             network,
@@ -235,8 +249,7 @@ def find_learning_rate(
     Raises:
         InputError, DataError, WeightsError: see `train`.
     """
-    check_callable("on_step", on_step)
-    with _prepared(
+    plan = plan_training(
         data,
         output,
         model=model,
@@ -247,70 +260,44 @@ def find_learning_rate(
         class_names=class_names,
         new_classifier=new_classifier,
         fold=fold,
-        device=device,
-        workers=workers,
         batch_per_device=batch_per_device,
-    ) as (network, task, run):
+    )
+    return find_rate_of_plan(plan, device=device, workers=workers, on_step=on_step)
+
+
+def find_rate_of_plan(
+    plan: TrainingPlan,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    on_step: Callable[[Step], None] = lambda _: None,
+) -> RangeTest:
+    """Do for `find_learning_rate` what `plan_training` found out."""
+    check_callable("on_step", on_step)
+    with _prepared(plan, device=device, workers=workers) as (network, task, run):
         return range_test(network, task, run, on_step=on_step)
 
 
 @contextmanager
 def _prepared(
-    data: str | Path,
-    output: str | Path,
+    plan: TrainingPlan,
     *,
-    model: str | None,
-    weights: str | Path | None,
-    head: str | None,
-    recipe: str,
-    overrides: Iterable[str],
-    class_names: str | Path | None,
-    new_classifier: bool,
-    fold: str | None,
     device: str,
     workers: int | None,
-    batch_per_device: int | None,
     resume: bool = False,
     checkpoint_minutes: float = 5.0,
 ) -> Iterator[tuple[nn.Module, Task[Any], Run]]:
-    """The network, the task and the run that the arguments of `train` mean."""
-    check_path("data", data)
-    check_path("output", output)
-    if model is not None and is_reference(model):
-        if weights is not None:
-            resolve(model, weights)  # raises: two weights are named
-        model, weights = None, model
-    name = _name(model, weights)  # wrong names first of all
-    chosen = load_recipe(recipe, overrides, model=name, task=_task(data, head))
-    if batch_per_device is not None:
-        chosen = replace(chosen, batch_per_device=batch_per_device)
-    if default_head := _DEFAULT_HEADS.get(chosen.task):
-        chosen = replace(chosen, head=head or chosen.head or default_head)
-    name = name or default_model(chosen)
+    """The network, the task and the run that a plan means."""
+    chosen, name = plan.recipe, plan.model
     here = choose_device(distributed.own_device(device))
-    part = None if fold is None else Fold.parse(fold)
-    if part and chosen.task not in ("classification", "multi-label"):
-        raise InputError(f"--fold is for classification, got {part} for {chosen.task}")
-    if class_names is not None and chosen.task in _DEFAULT_HEADS:
-        raise InputError(
-            f"--class-names is for data that names no classes, got {class_names} for "
-            f"{chosen.task}: leave it out"
-        )
     prepare = TASKS[chosen.task]
     with distributed.processes(here):
         with distributed.first_process_first():  # it may download what the others then find
-            dataset = DataSettings(
-                data=str(data),
-                output=Path(output),
-                class_names=class_names,
-                new_classifier=new_classifier,
-                fold=part,
-            )
-            setup = prepare(dataset, name, chosen, here)
+            setup = prepare(plan.dataset, name, chosen, here)
         task = setup.task
         run = Run(
             recipe=chosen,
-            output=Path(output),
+            output=plan.dataset.output,
             device=here,
             workers=cores_per_process() if workers is None else workers,
             batch_per_device=chosen.batch_per_device,
@@ -318,7 +305,7 @@ def _prepared(
         )
         resumes = resume and run.checkpoint.exists()
         # A checkpoint has all weights.
-        start = None if resumes else _start(model or name, weights, chosen)
+        start = None if resumes else _start(plan.named_model or name, plan.weights, chosen)
         loop.check(task, run.with_real_batch())
         with distributed.first_process_first():
             expected, whose = chosen.preprocessing, "the weights to start from expect"
@@ -334,38 +321,6 @@ def _prepared(
             torch.manual_seed(chosen.seed)
             network = setup.build(start)
         yield network, task, run
-
-
-def _check_apart(output: Path, data: str, holding: Iterable[str | Path]) -> None:
-    """Raise if `output` is the data set's folder, lies among its images, or looks like a split."""
-    place = output.resolve()
-    folders = {Path(folder).resolve() for folder in holding if is_folder(folder)}
-    whole = Path(data).resolve()
-    split = place.parent == whole and split_of(place.name)
-    if split or place == whole or not folders.isdisjoint((place, *place.parents)):
-        raise InputError(
-            f"output must be a folder outside the data set, got {output}, which would be taken for "
-            "a part of it"
-        )
-
-
-def _task(data: str | Path, head: str | None) -> TaskName:
-    """What is learned from the data, unless a recipe says it."""
-    if head is not None:
-        check_choice("head", head, [*DETECTION_HEADS, *SEGMENTATION_HEADS])
-        return "segmentation" if head in SEGMENTATION_HEADS else "detection"
-    if annotation_format(data):
-        return "detection"
-    if is_masked(data):
-        return "segmentation"
-    return "multi-label" if has_several_labels(data) else "classification"
-
-
-def _name(model: str | None, weights: str | Path | None) -> str | None:
-    """Our name of the model, or None if neither it nor weights are named."""
-    if model is not None:
-        return named(model)[0]
-    return None if weights is None else resolve(None, weights).model
 
 
 def _start(model: str, weights: str | Path | None, recipe: Recipe) -> str | Path | None:
@@ -391,50 +346,6 @@ def _start(model: str, weights: str | Path | None, recipe: Recipe) -> str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """What a person says about the data set.
-
-    Attributes:
-        data: the data set, as `open_data` takes it.
-        output: where the result is written.
-        class_names: a text file that names its classes, or None.
-        new_classifier: its classes are others than those of weights to start from.
-        fold: the part of the training images to validate on, or None for its own split.
-    """
-
-    data: str
-    output: Path
-    class_names: str | Path | None = None
-    new_classifier: bool = False
-    fold: Fold | None = None
-
-    def open(self, seed: int) -> tuple[LabeledImages, LabeledImages]:
-        """The images to train on and those to validate on.
-
-        Raises:
-            DataError: the data set cannot be opened.
-            InputError: the output would become a part of it.
-        """
-        train = open_data(self.data, "train", self.class_names)
-        _check_apart(self.output, self.data, [train.origin])
-        if self.fold:
-            return split_off(train, self.fold, seed=seed)
-        try:
-            val = open_data(self.data, "val", self.class_names)
-        except MissingSplitError:
-            val = train
-        _check_apart(self.output, self.data, [val.origin])
-        if val.origin != train.origin:
-            warn_of_shared_images(train, val)
-            return train, val
-        logger.warning("no validation split in %s: a fifth of each class serves", self.data)
-        return split_off(train, Fold(number=1, of=5), seed=seed)
-
-
-_DEFAULT_HEADS: dict[TaskName, str] = {"detection": "fcos", "segmentation": "fpn"}
-
-
-@dataclass(frozen=True, kw_only=True)
 class TaskSetup:
     """A task, and what else a training needs of it.
 
@@ -451,13 +362,13 @@ class TaskSetup:
 
 
 # From data set, model, recipe and device.
-Prepare = Callable[[DataSettings, str, Recipe, torch.device], TaskSetup]
+Prepare = Callable[[TrainingData, str, Recipe, torch.device], TaskSetup]
 
 
 def _classification(
-    dataset: DataSettings, model: str, recipe: Recipe, _: torch.device
+    dataset: TrainingData, model: str, recipe: Recipe, _: torch.device
 ) -> TaskSetup:
-    train, val = dataset.open(recipe.seed)
+    train, val = dataset.labeled
     if (train.label_sets is None) != (recipe.task == "classification"):
         labels = "one label" if train.label_sets is None else "several labels"
         raise DataError(
@@ -470,14 +381,14 @@ def _classification(
 
 
 def _distillation(
-    dataset: DataSettings, model: str, recipe: Recipe, device: torch.device
+    dataset: TrainingData, model: str, recipe: Recipe, device: torch.device
 ) -> TaskSetup:
     teacher = open_teacher(recipe.teacher, imitation=recipe.imitation, device=str(device))
     train, val = open_for_teacher(
         dataset.data, teacher.classes, dataset.class_names, seed=recipe.seed
     )
     # Of images without labels the whole folder counts.
-    _check_apart(dataset.output, dataset.data, [dataset.data])
+    dataset.check_apart([dataset.data])
     task = Distillation(
         model=model,
         train=train,
@@ -490,7 +401,7 @@ def _distillation(
 
 
 def _build(
-    task: ImageTask[Any], dataset: DataSettings, recipe: Recipe, weights: str | Path | None
+    task: ImageTask[Any], dataset: TrainingData, recipe: Recipe, weights: str | Path | None
 ) -> nn.Module:
     found = None if weights is None else resolve(task.model, weights)
     if found and found.classes and not dataset.new_classifier:
@@ -504,16 +415,12 @@ def _build(
     )
 
 
-def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
-    head = _head(recipe)
-    masks = find_head(head).masks
+def _detection(dataset: TrainingData, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
     require("training a detector", "faster_coco_eval", "torchvision")
-    train = open_annotated(dataset.data, "train")
-    val = check_same_classes(train, open_annotated(dataset.data, "val"))
-    holding = {image.parent for image in (*train.images, *val.images)}
-    _check_apart(dataset.output, dataset.data, holding)
+    train, val = dataset.annotated
+    head = str(recipe.head)
     task: Detection
-    if masks:
+    if find_head(head).masks:
         task = Instances(model=model, head=head, train=with_outlines(train), val=with_outlines(val))
     else:
         task = Detection(model=model, head=head, train=train, val=val)
@@ -533,14 +440,10 @@ def _detection(dataset: DataSettings, model: str, recipe: Recipe, _: torch.devic
     return TaskSetup(task=task, build=build)
 
 
-def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
-    head = _head(recipe)
-    find_segmentation_head(head)
+def _segmentation(dataset: TrainingData, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
     require("training a segmenter", "torchvision")
-    train = open_masked(dataset.data, "train")
-    val = open_masked(dataset.data, "val")
-    holding = {image.parent for image in (*train.images, *val.images)}
-    _check_apart(dataset.output, dataset.data, holding)
+    train, val = dataset.masked
+    head = str(recipe.head)
 
     def build(weights: str | Path | None) -> nn.Module:
         found = None if weights is None else resolve(model, weights)
@@ -557,10 +460,6 @@ def _segmentation(dataset: DataSettings, model: str, recipe: Recipe, _: torch.de
 
     task = Segmentation(model=model, head=head, train=train, val=val)
     return TaskSetup(task=task, build=build)
-
-
-def _head(recipe: Recipe) -> str:
-    return recipe.head or _DEFAULT_HEADS[recipe.task]
 
 
 def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None:

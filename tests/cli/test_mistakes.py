@@ -1,13 +1,102 @@
 """What newcomers get wrong: one line with the rule, the value and the way out."""
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from splitattn.cli import main
+
+# A call, and what the line about it says.
+MISTAKES = [
+    ("modles", "no such command 'modles'. Did you mean 'models'[?]; see splitattn --help"),
+    ("--device cpu predict photo.png", "--device; options follow the verb, as in splitattn pr"),
+    ("predict photo.png --class-maps maps --weights a.pt", "--class-maps .* got a.pt: no such"),
+    ("predict photo.png --score 0.5 --weights a.pt", "need a detector's .* got a.pt: no such"),
+    ("predict", "predict needs images, got none; name files, folders, globs or URLs"),
+    (
+        "predict notes.txt",
+        "got notes.txt: a list of names is read from stdin, as in .* - < not",
+    ),
+    ("predict photo.png --top-k 3", "no such option: --top-k .*--topk.*splitattn predict --h"),
+    ("predict photo.png --topk five", "'--topk': 'five' is not a whole number; see"),
+    ("evaluate data --batch-size x", "'x' is not a whole number; see"),
+    ("predict photo.png --score high", "'high' is not a number; see"),
+    ("serve --max-wait -1", "-1.0 is not in the range x>=0.0"),
+    ("predict photo.png --topk 0", "topk must be at least 1, got 0"),
+    ("predict photo.png --format xml", "'xml' is not one of 'table', 'json', 'csv'"),
+    ("predict photo.png --min-probability 30", "30.0 is not in the range 0.0<=x<=1.0"),
+    ("predict photo.png --device gpu", "'gpu' cannot be used: .* did you mean 'cuda'"),
+    ("predict photo.png --engine tensorrt", "engine must be one of .*, got 'tensorrt'"),
+    ("predict photo.png --model resnet50", "'resnet50'; did you mean 'resnest50'"),
+    ("predict photo.png --weights best.pth", "'best.pth' is neither a tag .* nor a file"),
+    ("predict photo.png --weights notes.txt", "notes.txt is not a weights file: it must be"),
+    ("predict photo.png --weights empty", "empty must be a folder with model.safetensors or"),
+    ("predict photo.png --output data", "--output must be a file, got data, a folder"),
+    ("evaluate", "missing argument 'data'; see splitattn evaluate --help"),
+    ("evaluate dta", "data must be a folder, .* got 'dta': no such thing"),
+    ("evaluate photo.png", "'photo.png': a single picture; to label it use splitattn predict"),
+    ("train notes.txt --output run", "got 'notes.txt': a file of another kind"),
+    ("evaluate data --device 0", "device '0' cannot be used: .*; did you mean 'cuda:0'[?]"),
+    ("evaluate data --split tset", "must have a folder tset/, got none in data"),
+    ("evaluate data --size 8", "'--size': 8 is not in the range x>=32"),
+    ("train data", "missing option '--output'; see splitattn train --help"),
+    ("train data --output run --epochs 5", "no such option: --epochs; .* --set epochs=20"),
+    ("train data --output run --teacher big", "such option: --teacher; .* --set teacher=VALUE"),
+    ("train data --output run --label-weight 1", "; if .* --set label_weight=VALUE"),
+    ("train data --output", "'--output' requires an argument; see splitattn train --help"),
+    ("train data --output run -e 5", "no such option: -e; .* such as --set epochs=20"),
+    ("train data --output run --set lr=0.1", "'lr'; did you mean 'learning_rate'"),
+    ("train data --output run --set epochs", "--set must be key=value, got 'epochs'"),
+    ("train data --output run --set epochs=0", "epochs must be 1 to 100000, got 0"),
+    ("train data --output run --set epochs=ten", "epochs must be int, got 'ten'"),
+    ("train data --output run --recipe finetun", "got 'finetun'; did you mean 'finetune'"),
+    ("train data --output run --fold 6/5", "a fold must be 1/N to N/N, .* got 6/5"),
+    ("train empty --output run", "must have one folder per class, got none in empty"),
+    ("train data --output run", "one full batch of 64 images, got 2; set batch_size lower"),
+    ("export", "missing argument 'OUT'; see splitattn export --help"),
+    ("export net.tflite", r"must end in one of .xml, .onnx, .pt2, got net.tflite"),
+    ("export net.onnx --precision int8", "int8 needs images .*: pass --calibration DATA"),
+    ("export net.onnx --precision fp8", "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
+    ("weights convert notes.txt a.pth --to tmm", "layout must be one of .* did you mean 'timm"),
+    ("predict photo.png --engine onnx", "engine must be .* did you mean 'onnxruntime'[?]"),
+    ("predict photo.png --weights resnest50", "which is a model: .* --model resnest50"),
+    ("predict photo.png --weights net.bin", "second file of net.xml, .* network: name that"),
+    ("predict photo.png --weights ''", "must be a tag, a file or a folder, got an empty name"),
+    ("predict photo.png --output a.xlsx", "must end in .json, .jsonl, .csv, .txt, got a.xlsx"),
+    ("evaluate data --output a.csv", "--output must end in .json, .jsonl, got a.csv"),
+    ("evaluate ''", "data must be a folder, .* got an empty name"),
+    ("train data/val/cats --output run", "per class, got none in .*, only images: sort them"),
+    ("evaluate photos.zip", "got 'photos.zip': an archive; unpack it and name the folder"),
+    ("predict photo.png --model notes.txt", "it is a file or folder: name it as the weights"),
+    ("train '' --output run", "data must be a folder, .* got an empty name"),
+    ("train data --output run --set aim=1", "no field is called 'aim'; docs/reference/recipes"),
+    ("bulk '' labels", "bulk needs a source and a target, got '', 'labels'"),
+    ("train data --output run --imgsz 64", "--imgsz; here it is --set train_size=96 "),
+    ("train data --output run -b 64", "-b; here it is --set batch_size=16"),
+    ("train --data data --output run", "--data; the data set is the first argument"),
+    ("train data --output run --mixup 1", "--mixup; here it is --set mixup_alpha=0.2"),
+    ("train data --output run --cutmix 1", "--cutmix; here it is --set cutmix_alpha=1.0"),
+    ("train data --output run --resume run/last.pt", r"\(run/last.pt\); .* takes no value"),
+    ("val data", "no such command 'val'; here it is evaluate; see splitattn --help"),
+    ("predict --source photo.png", "--source; images are arguments, without a flag"),
+    ("predict photo.png --conf 0.5", "--conf; here it is --score, for detectors"),
+    ("evaluate data --img-size 64", "--img-size; here it is --size 96"),
+    ("export run net.onnx", "the network is named by --model or --weights"),
+    ("export net.onnx --half", "--half; here it is --precision fp16"),
+    ("train coco.yaml --output run", "a YAML file; name the folder of the data set, such as"),
+    ("train only --output run", "images of at least two classes, got only those of 'cats'"),
+    ("predict photo.png --model owner/name", "'owner/name'; did you mean 'hf-hub:owner/name'"),
+    ("predict photo.png --model local-dir:none", "none .* weights: there is no such folder"),
+    ("data toy data", "must be a new or empty folder, got data"),
+]
+# Only the network and the device tell how large a batch really is, and which images can be used.
+NEED_PYTORCH = ["train data --output run", "train only --output run"]
 
 
 @pytest.fixture
@@ -33,91 +122,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(
-    ("call", "line"),
-    [
-        ("modles", "no such command 'modles'. Did you mean 'models'[?]; see splitattn --help"),
-        ("--device cpu predict photo.png", "--device; options follow the verb, as in splitattn pr"),
-        ("predict photo.png --class-maps maps --weights a.pt", "--class-maps .* got a.pt: no such"),
-        ("predict photo.png --score 0.5 --weights a.pt", "need a detector's .* got a.pt: no such"),
-        ("predict", "predict needs images, got none; name files, folders, globs or URLs"),
-        (
-            "predict notes.txt",
-            "got notes.txt: a list of names is read from stdin, as in .* - < not",
-        ),
-        ("predict photo.png --top-k 3", "no such option: --top-k .*--topk.*splitattn predict --h"),
-        ("predict photo.png --topk five", "'--topk': 'five' is not a whole number; see"),
-        ("evaluate data --batch-size x", "'x' is not a whole number; see"),
-        ("predict photo.png --score high", "'high' is not a number; see"),
-        ("serve --max-wait -1", "-1.0 is not in the range x>=0.0"),
-        ("predict photo.png --topk 0", "topk must be at least 1, got 0"),
-        ("predict photo.png --format xml", "'xml' is not one of 'table', 'json', 'csv'"),
-        ("predict photo.png --min-probability 30", "30.0 is not in the range 0.0<=x<=1.0"),
-        ("predict photo.png --device gpu", "'gpu' cannot be used: .* did you mean 'cuda'"),
-        ("predict photo.png --engine tensorrt", "engine must be one of .*, got 'tensorrt'"),
-        ("predict photo.png --model resnet50", "'resnet50'; did you mean 'resnest50'"),
-        ("predict photo.png --weights best.pth", "'best.pth' is neither a tag .* nor a file"),
-        ("predict photo.png --weights notes.txt", "notes.txt is not a weights file: it must be"),
-        ("predict photo.png --weights empty", "empty must be a folder with model.safetensors or"),
-        ("predict photo.png --output data", "--output must be a file, got data, a folder"),
-        ("evaluate", "missing argument 'data'; see splitattn evaluate --help"),
-        ("evaluate dta", "data must be a folder, .* got 'dta': no such thing"),
-        ("evaluate photo.png", "'photo.png': a single picture; to label it use splitattn predict"),
-        ("train notes.txt --output run", "got 'notes.txt': a file of another kind"),
-        ("evaluate data --device 0", "device '0' cannot be used: .*; did you mean 'cuda:0'[?]"),
-        ("evaluate data --split tset", "must have a folder tset/, got none in data"),
-        ("evaluate data --size 8", "'--size': 8 is not in the range x>=32"),
-        ("train data", "missing option '--output'; see splitattn train --help"),
-        ("train data --output run --epochs 5", "no such option: --epochs; .* --set epochs=20"),
-        ("train data --output run --teacher big", "such option: --teacher; .* --set teacher=VALUE"),
-        ("train data --output run --label-weight 1", "; if .* --set label_weight=VALUE"),
-        ("train data --output", "'--output' requires an argument; see splitattn train --help"),
-        ("train data --output run -e 5", "no such option: -e; .* such as --set epochs=20"),
-        ("train data --output run --set lr=0.1", "'lr'; did you mean 'learning_rate'"),
-        ("train data --output run --set epochs", "--set must be key=value, got 'epochs'"),
-        ("train data --output run --set epochs=0", "epochs must be 1 to 100000, got 0"),
-        ("train data --output run --set epochs=ten", "epochs must be int, got 'ten'"),
-        ("train data --output run --recipe finetun", "got 'finetun'; did you mean 'finetune'"),
-        ("train data --output run --fold 6/5", "a fold must be 1/N to N/N, .* got 6/5"),
-        ("train empty --output run", "must have one folder per class, got none in empty"),
-        ("train data --output run", "one full batch of 64 images, got 2; set batch_size lower"),
-        ("export", "missing argument 'OUT'; see splitattn export --help"),
-        ("export net.tflite", r"must end in one of .xml, .onnx, .pt2, got net.tflite"),
-        ("export net.onnx --precision int8", "int8 needs images .*: pass --calibration DATA"),
-        ("export net.onnx --precision fp8", "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
-        ("weights convert notes.txt a.pth --to tmm", "layout must be one of .* did you mean 'timm"),
-        ("predict photo.png --engine onnx", "engine must be .* did you mean 'onnxruntime'[?]"),
-        ("predict photo.png --weights resnest50", "which is a model: .* --model resnest50"),
-        ("predict photo.png --weights net.bin", "second file of net.xml, .* network: name that"),
-        ("predict photo.png --weights ''", "must be a tag, a file or a folder, got an empty name"),
-        ("predict photo.png --output a.xlsx", "must end in .json, .jsonl, .csv, .txt, got a.xlsx"),
-        ("evaluate data --output a.csv", "--output must end in .json, .jsonl, got a.csv"),
-        ("evaluate ''", "data must be a folder, .* got an empty name"),
-        ("train data/val/cats --output run", "per class, got none in .*, only images: sort them"),
-        ("evaluate photos.zip", "got 'photos.zip': an archive; unpack it and name the folder"),
-        ("predict photo.png --model notes.txt", "it is a file or folder: name it as the weights"),
-        ("train '' --output run", "data must be a folder, .* got an empty name"),
-        ("train data --output run --set aim=1", "no field is called 'aim'; docs/reference/recipes"),
-        ("bulk '' labels", "bulk needs a source and a target, got '', 'labels'"),
-        ("train data --output run --imgsz 64", "--imgsz; here it is --set train_size=96 "),
-        ("train data --output run -b 64", "-b; here it is --set batch_size=16"),
-        ("train --data data --output run", "--data; the data set is the first argument"),
-        ("train data --output run --mixup 1", "--mixup; here it is --set mixup_alpha=0.2"),
-        ("train data --output run --cutmix 1", "--cutmix; here it is --set cutmix_alpha=1.0"),
-        ("train data --output run --resume run/last.pt", r"\(run/last.pt\); .* takes no value"),
-        ("val data", "no such command 'val'; here it is evaluate; see splitattn --help"),
-        ("predict --source photo.png", "--source; images are arguments, without a flag"),
-        ("predict photo.png --conf 0.5", "--conf; here it is --score, for detectors"),
-        ("evaluate data --img-size 64", "--img-size; here it is --size 96"),
-        ("export run net.onnx", "the network is named by --model or --weights"),
-        ("export net.onnx --half", "--half; here it is --precision fp16"),
-        ("train coco.yaml --output run", "a YAML file; name the folder of the data set, such as"),
-        ("train only --output run", "images of at least two classes, got only those of 'cats'"),
-        ("predict photo.png --model owner/name", "'owner/name'; did you mean 'hf-hub:owner/name'"),
-        ("predict photo.png --model local-dir:none", "none .* weights: there is no such folder"),
-        ("data toy data", "must be a new or empty folder, got data"),
-    ],
-)
+@pytest.mark.parametrize(("call", "line"), MISTAKES)
 def test_a_mistake_gets_one_line_and_status_2(
     call: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,7 +130,35 @@ def test_a_mistake_gets_one_line_and_status_2(
         main(shlex.split(call))
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (2, "")
-    assert re.fullmatch(rf"error: .*{line}.*\n", err), err
+    before = r"(loading PyTorch\n)?" if call in NEED_PYTORCH else ""
+    assert re.fullmatch(rf"{before}error: .*{line}.*\n", err), err
+
+
+@pytest.mark.usefixtures("here")
+def test_a_mistake_is_told_without_waiting_for_pytorch() -> None:
+    code = """
+import json, shlex, sys
+from splitattn.cli import main
+loading = []
+for call in json.load(sys.stdin):
+    try:
+        main(shlex.split(call))
+    except SystemExit:
+        pass
+    if "torch" in sys.modules:
+        loading.append(call)
+print(json.dumps(loading))
+"""
+    calls = [call for call, _ in MISTAKES if call not in NEED_PYTORCH]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(calls),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert len(done.stderr.splitlines()) == len(calls)
 
 
 def test_a_bare_call_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

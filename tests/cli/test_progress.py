@@ -3,8 +3,10 @@
 import errno
 import io
 import re
+import subprocess
 import sys
 from functools import partialmethod
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -180,6 +182,19 @@ def test_a_word_is_there_at_once_and_goes(shown: bool, monkeypatch: pytest.Monke
     assert screen.getvalue() == ("starting ...\r\x1b[2K" if shown else "")
 
 
+def test_a_pipe_is_told_that_pytorch_is_being_loaded(tmp_path: Path) -> None:
+    """Before it is: the word is there although the load fails."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('broken')")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from splitattn.cli import main
+main(["bench"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "loading PyTorch\nbroken\n"
+
+
 def shard(labeled: int, errors: int = 0) -> ShardReport:
     return ShardReport(
         number=0,
@@ -208,7 +223,7 @@ def test_shards_have_a_rate_and_a_time_left(
             clock.now = now
             on_shard(shard(labeled, errors), 3)
     text = "\n".join(lines_of(screen)) if screen else capsys.readouterr().err
-    assert ("1,000 images listed" in text) == watched
+    assert "1,000 images listed" in text
     assert list(dict.fromkeys(re.findall(r"\d/3 parts.*/s(?:  .* left)?", text))) == [
         "1/3 parts  1,000 images  3 errors  10.0/s",
         "2/3 parts  2,000 images  3 errors  6.7/s  0:02:53 left",
@@ -227,7 +242,8 @@ def test_the_time_left_is_not_a_multiple_of_what_many_workers_need(
         on_listed(160_000)
         for clock.now in ends:
             on_shard(shard(1000), len(ends))
-    lines = capsys.readouterr().err.splitlines()
+    listed, *lines = capsys.readouterr().err.splitlines()
+    assert listed == "160,000 images listed"
     assert not any("left" in line for line in lines[:16])
     assert all("left" in line for line in lines[16:])
     for line, now in zip(lines[16:], ends[16:], strict=True):

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from splitattn.data.augmentation import (
-    Augmentation,
+from splitattn.data.augmentation import Augmentation
+from splitattn.data.training_transforms import (
     _EfficientNetCrop,
     _Lighting,
     training_transform,

@@ -46,6 +46,7 @@ def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path) -> None:
             [*command, "--resume"], stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         assert process.stderr
+        assert process.stderr.readline() == "loading PyTorch\n"
         assert "epoch" in process.stderr.readline()
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)

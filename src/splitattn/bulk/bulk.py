@@ -94,7 +94,8 @@ def label_bulk(
         batch_size, workers: see `Classifier.predict_stream`; for images in a bucket, None is at
             least 16 threads.
         passed_over: counts, by ending, files that may be images but are not read for their ending.
-        on_listed: called while images are listed, with how many there are so far.
+        on_listed: called while images are listed, with how many there are so far; if the run goes
+            on after a stop, once with all.
         on_shard: called after each shard, with its report and how many this call labels.
 
     Raises:
@@ -134,7 +135,9 @@ def label_bulk(
         features=features,
     )
     run = _existing_run(ours, store, resume=resume)
-    if run is None:
+    if run is not None:
+        on_listed(run.images)
+    else:
         reach_cluster(cluster)
         run = _start_run(ours, store, Counter() if passed_over is None else passed_over, on_listed)
     plan = Plan(

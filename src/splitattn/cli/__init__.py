@@ -5,6 +5,7 @@ Nothing here, and nothing that a verb's module imports at its top, costs more th
 """
 
 import errno
+import os
 import re
 import sys
 import threading
@@ -12,7 +13,9 @@ import traceback
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from io import UnsupportedOperation
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -85,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
+    if not (sys.stderr.isatty() or "torch" in sys.modules) and os.environ.get("RANK", "0") == "0":
+        sys.meta_path.insert(0, _TellingOfPyTorch)
     threading.excepthook = _on_thread_error
     # Paths need not be text, and no verb fails for that.
     reconfigure(sys.stdout, errors="backslashreplace")
@@ -108,6 +113,28 @@ def main(arguments: list[str] | None = None) -> None:
             say(f"error: {_usage_fault(message, getattr(error, 'ctx', None), named)}")
         sys.exit(2)
     sys.exit(status or 0)
+
+
+class _TellingOfPyTorch(PathFinder):
+    """Says that PyTorch is being loaded, when it is: that takes seconds.
+
+    For a pipe. Where a person watches, each verb says what it does.
+    """
+
+    @classmethod
+    def find_spec(cls, name: str, *place: Any) -> ModuleSpec | None:
+        if name != "torch":
+            return None
+        spec = super().find_spec(name, *place)
+        if spec and spec.loader:
+            load = spec.loader.exec_module
+
+            def load_and_tell(module: ModuleType) -> None:
+                say("loading PyTorch")
+                load(module)
+
+            spec.loader.exec_module = load_and_tell  # type: ignore[method-assign]
+        return spec
 
 
 def _on_thread_error(fault: threading.ExceptHookArgs) -> None:

@@ -41,20 +41,20 @@ def show(
     from splitattn.libraries import require
 
     require("data show", "torch")
-    with starting("starting"):
-        from splitattn.dense.masks import is_masked
-        from splitattn.dense.open import annotation_format
-
     check_output(output)
     kind = _FORMATS.get(output.suffix.lower())
     if kind is None:
         raise InputError(f"--output must end in {', '.join(_FORMATS)}, got {output}")
-    draw = _labels
-    if annotation_format(data):
-        draw = _boxes
-    elif is_masked(data):
-        draw = _masks
-    sheet, text = draw(data, recipe, overrides or (), class_names, images)
+    with starting("drawing the images"):
+        from splitattn.dense.masks import is_masked
+        from splitattn.dense.open import annotation_format
+
+        draw = _labels
+        if annotation_format(data):
+            draw = _boxes
+        elif is_masked(data):
+            draw = _masks
+        sheet, text = draw(data, recipe, overrides or (), class_names, images)
     picture = io.BytesIO()
     sheet.save(picture, kind)
     try:
@@ -70,10 +70,11 @@ def _labels(
 ) -> "tuple[Image.Image, str]":
     from splitattn.data.sources import open_data
     from splitattn.training.recipe_files import load_recipe
-    from splitattn.training.sheet import batch_sheet
 
     chosen = load_recipe(recipe, overrides)
     found = open_data(data, "train", class_names)
+    from splitattn.training.sheet import batch_sheet
+
     text = f"{len(found)} images of {len(found.classes)} classes in {found.origin}"
     return batch_sheet(found, chosen, count=count), text
 
@@ -87,11 +88,12 @@ def _boxes(
     if class_names is not None:
         raise InputError(f"{data} names its classes: leave out --class-names")
     require("data show with boxes", "torchvision")
-    from splitattn.dense.sheet import annotated_sheet
     from splitattn.training.recipe_files import load_recipe
 
     chosen = load_recipe(recipe, overrides, task="detection")
     found = open_annotated(data, "train")
+    from splitattn.dense.sheet import annotated_sheet
+
     text = (
         f"{len(found)} images with {found.count()} objects of {len(found.classes)} classes in "
         f"{found.origin}"
@@ -108,11 +110,12 @@ def _masks(
     if class_names is not None:
         raise InputError(f"{data} names its classes: leave out --class-names")
     require("data show with masks", "torchvision")
-    from splitattn.dense.sheet import mask_sheet
     from splitattn.training.recipe_files import load_recipe
 
     chosen = load_recipe(recipe, overrides, task="segmentation")
     found = open_masked(data, "train")
+    from splitattn.dense.sheet import mask_sheet
+
     text = f"{len(found)} images with masks of {len(found.classes)} classes in {found.origin}"
     return mask_sheet(found, chosen, count=count), text
 

@@ -1,6 +1,5 @@
 """`splitattn explain`: pictures of what labels rest on."""
 
-import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from itertools import chain
@@ -97,7 +96,7 @@ def explain(
 
     def explained() -> "Iterator[tuple[str, Explanation]]":
         nonlocal done, failed
-        with counting(shown=sys.stderr.isatty()) as count:
+        with counting() as count:
             for path in names:
                 done += 1
                 try:

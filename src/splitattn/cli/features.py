@@ -1,6 +1,5 @@
 """`splitattn features`: images become vectors, for search, clusters and small classifiers."""
 
-import sys
 from contextlib import closing
 from itertools import tee
 from pathlib import Path
@@ -64,14 +63,13 @@ def features(
             white_level=white_level,
             progress=progress,
         )
-    watched = sys.stderr.isatty()
     given, source_of = images_given(paths)
     names, named = tee(given)
     results = extractor.stream(map(source_of, named), batch_size=batch_size, workers=workers)
     found: list[tuple[str, Features]] = []
     failed = 0
     lines = None if ending == _ARRAYS else output
-    with closing(results), counting(shown=watched) as count, writing(lines) as write:
+    with closing(results), counting() as count, writing(lines) as write:
         for name, result in zip(names, results, strict=True):
             failed += isinstance(result, ImageError)
             if ending != _ARRAYS:

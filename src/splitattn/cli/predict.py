@@ -197,7 +197,7 @@ def predict(
     begin, end = found.around(format)
     write_as = found.writers[format]
     done = failed = undrawn = 0
-    with closing(results), writing(output) as write, counting(shown=watched) as count:
+    with closing(results), writing(output) as write, counting() as count:
         write(begin)
         for name, result in zip(names, results, strict=True):
             write(write_as(name, result))

@@ -102,11 +102,11 @@ def training_progress(
 
 
 class _Throttled:
-    """Prints a line on stderr at most every half minute, the first after five seconds."""
+    """Prints a line on stderr at most every half minute, the first after so many seconds."""
 
-    def __init__(self, *, shown: bool) -> None:
+    def __init__(self, *, shown: bool = True, first: float = _FIRST_LINE) -> None:
         self._shown = shown
-        self._due = time.monotonic() + _FIRST_LINE
+        self._due = time.monotonic() + first
 
     def say(self, line: str) -> None:
         if self._shown and time.monotonic() >= self._due:
@@ -119,10 +119,13 @@ class _Throttled:
 
 
 @contextmanager
-def counting(*, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar with rate and time left; the function counts that many more images, of how many."""
-    if not shown:
-        yield _ignore
+def counting(*, first: float = _NEXT_LINE) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar with rate and time left; the function counts that many more images, of how many.
+
+    Where stderr is no terminal, a line every half minute, the first after so many seconds.
+    """
+    if not sys.stderr.isatty():
+        yield _count_in_lines(first)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -167,6 +170,18 @@ def starting(what: str, *, shown: bool = True) -> Iterator[None]:
         if shown:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
+
+
+def _count_in_lines(first: float) -> Callable[[int, int | None], None]:
+    log, begun, done = _Throttled(first=first), time.monotonic(), 0
+
+    def count(more: int, total: int | None = None) -> None:
+        nonlocal done
+        done += more
+        of = "" if total is None else f"/{total}"
+        log.say(f"{done}{of} images  {done / max(time.monotonic() - begun, 0.001):.1f} images/s")
+
+    return count
 
 
 @contextmanager
@@ -263,10 +278,14 @@ def shards_progress() -> Iterator[
     done = images = errors = 0
     first: float | None = None  # seconds until the first shard is done
 
+    log = _Throttled(shown=not watched, first=0.0)
+
     def on_listed(count: int) -> None:
         nonlocal begun
         begun = time.monotonic()  # of labeling, which follows
-        bar.update(task, counts=f"{count:,} images listed")
+        counts = f"{count:,} images listed"
+        bar.update(task, counts=counts)
+        log.say(counts)
 
     def on_shard(shard: "ShardReport", shards: int) -> None:
         nonlocal done, images, errors, first
@@ -291,7 +310,3 @@ def shards_progress() -> Iterator[
 
     with bar:
         yield on_listed, on_shard
-
-
-def _ignore(_: int, __: int | None = None) -> None:
-    """Counts nothing, because nobody watches."""

@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -133,35 +133,38 @@ def train(
         logging.getLogger("splitattn").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
     with starting("starting", shown=first):
+        # What needs no PyTorch comes first: most mistakes are told without waiting for it.
+        from splitattn.training_plan import plan_training
+
+        plan = plan_training(
+            data,
+            output,
+            model=model,
+            weights=weights,
+            head=head,
+            recipe=recipe,
+            overrides=[
+                *(overrides or ()),
+                *([] if in_chans is None else [f"in_chans={in_chans}"]),
+            ],
+            class_names=class_names,
+            new_classifier=new_classifier,
+            fold=fold,
+            batch_per_device=batch_per_device,
+        )
         from splitattn import launch
 
-    arguments: dict[str, Any] = {
-        "model": model,
-        "weights": weights,
-        "head": head,
-        "recipe": recipe,
-        "overrides": [
-            *(overrides or ()),
-            *([] if in_chans is None else [f"in_chans={in_chans}"]),
-        ],
-        "class_names": class_names,
-        "new_classifier": new_classifier,
-        "fold": fold,
-        "device": device,
-        "workers": workers,
-        "batch_per_device": batch_per_device,
-    }
     with training_progress(shown=first) as (on_step, on_epoch, on_measured):
         if find_lr:
             if first and not sys.stderr.isatty():
                 on_step = _say_rate
-            found = launch.find_learning_rate(data, output, **arguments, on_step=on_step)
+            found = launch.find_rate_of_plan(plan, device=device, workers=workers, on_step=on_step)
         else:
-            result = launch.train(
-                data,
-                output,
-                **arguments,
+            result = launch.train_plan(
+                plan,
                 resume=resume,
+                device=device,
+                workers=workers,
                 checkpoint_minutes=checkpoint_minutes,
                 on_step=on_step,
                 on_epoch=on_epoch,

@@ -113,6 +113,9 @@ def convert(
     from splitattn.libraries import require
 
     require("weights convert", "torch")
+    from splitattn.weights.layouts import find_layout
+
+    find_layout(to)  # a wrong name is told before PyTorch is loaded
     from splitattn.convert import convert as write
 
     done = write(source, target, to=to, model=model, part=part)

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from splitattn.data.augmentation import Augmentation, training_transform
+from splitattn.data.augmentation import Augmentation
 from splitattn.data.labeled import Blocks, LabeledImages
+from splitattn.data.training_transforms import training_transform
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.images.decode import decode_as
 from splitattn.processes import end_with_parent

@@ -54,10 +54,15 @@ def has_several_labels(data: str | Path) -> bool:
     return path.suffix.lower() == ".csv" and csv_files.has_several_labels(path)
 
 
+def is_downloaded(data: str) -> bool:
+    """Whether `open_data` may have to download this data set."""
+    return data.startswith(_TORCHVISION)
+
+
 def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
     if not data:  # not the current folder: a shell's variable may be empty by mistake
         raise DataError("data must be a folder, Parquet shards or a CSV file, got an empty name")
-    if data.startswith(_TORCHVISION):
+    if is_downloaded(data):
         return open_torchvision(data.removeprefix(_TORCHVISION), split)
     try:
         root = as_on_disk(Path(data).expanduser())

@@ -22,6 +22,9 @@ Order = Literal["crop-resize", "resize-crop"]
 TaskName = Literal["classification", "detection", "distillation", "multi-label", "segmentation"]
 Optimizer = Literal["sgd", "adamw"]
 Imitation = Literal["logits", "features"]
+DetectionHeadName = Literal["fcos", "retinanet", "faster_rcnn", "mask_rcnn"]
+SegmentationHeadName = Literal["fpn", "deeplabv3", "fcn"]
+HeadName = Literal[DetectionHeadName, SegmentationHeadName]
 logger = logging.getLogger(__name__)
 
 
@@ -160,7 +163,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     white_level: float | None = None
-    head: str | None = None
+    head: HeadName | None = None
     head_channels: int = 256
     box_head: Literal["2fc", "4conv1fc"] = "2fc"
     regions_per_image: int = 512

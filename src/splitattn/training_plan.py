@@ -1,0 +1,223 @@
+"""What a call of `train` means, found out before PyTorch is loaded, which takes seconds."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import cast, get_args
+
+from splitattn.data.folds import Fold, split_off
+from splitattn.data.labeled import LabeledImages, warn_of_shared_images
+from splitattn.data.sources import has_several_labels, is_downloaded, open_data
+from splitattn.data.splits import MissingSplitError, split_of
+from splitattn.dense.annotated import AnnotatedImages, check_same_classes
+from splitattn.dense.masks import MaskedImages, is_masked, open_masked
+from splitattn.dense.open import annotation_format, open_annotated
+from splitattn.errors import InputError, check_choice, check_path
+from splitattn.files import is_folder
+from splitattn.training.recipe_files import default_model, load_recipe
+from splitattn.training.recipes import (
+    DetectionHeadName,
+    HeadName,
+    Recipe,
+    SegmentationHeadName,
+    TaskName,
+)
+from splitattn.weights.catalogue import named
+from splitattn.weights.hub import is_reference
+from splitattn.weights.resolve import resolve
+
+logger = logging.getLogger(__name__)
+
+# Those that a task's network can have, the default first.
+_HEADS: dict[TaskName, tuple[str, ...]] = {
+    "detection": get_args(DetectionHeadName),
+    "segmentation": get_args(SegmentationHeadName),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """A data set as a person names it. Its images are opened once, when they are first asked for.
+
+    Attributes:
+        data: the data set, as `open_data` takes it.
+        output: where the result is written.
+        class_names: a text file that names its classes, or None.
+        new_classifier: its classes are others than those of weights to start from.
+        fold: the part of the training images to validate on, or None for its own split.
+        seed: decides which images validate, where the data set does not say it.
+    """
+
+    data: str
+    output: Path
+    class_names: str | Path | None = None
+    new_classifier: bool = False
+    fold: Fold | None = None
+    seed: int = 0
+
+    @cached_property
+    def labeled(self) -> tuple[LabeledImages, LabeledImages]:
+        """Images with labels, to train on and to validate on.
+
+        Raises:
+            DataError: the data set cannot be opened.
+            InputError: the output would become a part of it.
+        """
+        train = open_data(self.data, "train", self.class_names)
+        self.check_apart([train.origin])
+        if self.fold:
+            return split_off(train, self.fold, seed=self.seed)
+        try:
+            val = open_data(self.data, "val", self.class_names)
+        except MissingSplitError:
+            val = train
+        self.check_apart([val.origin])
+        if val.origin != train.origin:
+            warn_of_shared_images(train, val)
+            return train, val
+        logger.warning("no validation split in %s: a fifth of each class serves", self.data)
+        return split_off(train, Fold(number=1, of=5), seed=self.seed)
+
+    @cached_property
+    def annotated(self) -> tuple[AnnotatedImages, AnnotatedImages]:
+        """Images with annotated objects, to train on and to validate on; raises as `labeled`."""
+        train = open_annotated(self.data, "train")
+        val = check_same_classes(train, open_annotated(self.data, "val"))
+        self.check_apart({image.parent for image in (*train.images, *val.images)})
+        return train, val
+
+    @cached_property
+    def masked(self) -> tuple[MaskedImages, MaskedImages]:
+        """Images with masks, to train on and to validate on; raises as `labeled`."""
+        train, val = open_masked(self.data, "train"), open_masked(self.data, "val")
+        self.check_apart({image.parent for image in (*train.images, *val.images)})
+        return train, val
+
+    def check_apart(self, holding: Iterable[str | Path]) -> None:
+        """Raise unless the output is apart from the data set, whose images are in `holding`.
+
+        Raises:
+            InputError: it is the data set's folder, lies among its images, or looks like a split.
+        """
+        place, whole = self.output.resolve(), Path(self.data).resolve()
+        folders = {Path(folder).resolve() for folder in holding if is_folder(folder)}
+        split = place.parent == whole and split_of(place.name)
+        if split or place == whole or not folders.isdisjoint((place, *place.parents)):
+            raise InputError(
+                f"output must be a folder outside the data set, got {self.output}, which would be "
+                "taken for a part of it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """What is trained, on what, and how.
+
+    Attributes:
+        model: our name of the architecture.
+        named_model: what a person called it, or None; such a name may hold a tag of weights.
+        weights: what to start from, or None if nothing is named.
+        recipe: how. Detection and segmentation have a head in it.
+        dataset: on what.
+    """
+
+    model: str
+    named_model: str | None
+    weights: str | Path | None
+    recipe: Recipe
+    dataset: TrainingData
+
+
+def plan_training(
+    data: str | Path,
+    output: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    head: str | None = None,
+    recipe: str = "finetune",
+    overrides: Iterable[str] = (),
+    class_names: str | Path | None = None,
+    new_classifier: bool = False,
+    fold: str | None = None,
+    batch_per_device: int | None = None,
+) -> TrainingPlan:
+    """Find out what the arguments of `splitattn.train`, which see, mean together.
+
+    The data set is opened, unless it may have to be downloaded or a teacher has to be asked what
+    the classes are.
+
+    Raises:
+        InputError, DataError, WeightsError: as `splitattn.train`.
+    """
+    check_path("data", data)
+    check_path("output", output)
+    if model is not None and is_reference(model):
+        if weights is not None:
+            resolve(model, weights)  # raises: two weights are named
+        model, weights = None, model
+    name = _name(model, weights)  # wrong names first of all
+    chosen = load_recipe(recipe, overrides, model=name, task=_task(data, head))
+    if batch_per_device is not None:
+        chosen = replace(chosen, batch_per_device=batch_per_device)
+    if heads := _HEADS.get(chosen.task):
+        head = head or chosen.head or heads[0]
+        check_choice("head", head, heads)
+        chosen = replace(chosen, head=cast("HeadName", head))
+    part = None if fold is None else Fold.parse(fold)
+    if part and chosen.task not in ("classification", "multi-label"):
+        raise InputError(f"--fold is for classification, got {part} for {chosen.task}")
+    if class_names is not None and chosen.task in _HEADS:
+        raise InputError(
+            f"--class-names is for data that names no classes, got {class_names} for "
+            f"{chosen.task}: leave it out"
+        )
+    dataset = TrainingData(
+        data=str(data),
+        output=Path(output),
+        class_names=class_names,
+        new_classifier=new_classifier,
+        fold=part,
+        seed=chosen.seed,
+    )
+    _open(dataset, chosen.task)
+    return TrainingPlan(
+        model=name or default_model(chosen),
+        named_model=model,
+        weights=weights,
+        recipe=chosen,
+        dataset=dataset,
+    )
+
+
+def _task(data: str | Path, head: str | None) -> TaskName:
+    """What is learned from the data, unless a recipe says it."""
+    if head is not None:
+        check_choice("head", head, [name for heads in _HEADS.values() for name in heads])
+        return next(task for task, heads in _HEADS.items() if head in heads)
+    if annotation_format(data):
+        return "detection"
+    if is_masked(data):
+        return "segmentation"
+    return "multi-label" if has_several_labels(data) else "classification"
+
+
+def _name(model: str | None, weights: str | Path | None) -> str | None:
+    """Our name of the model, or None if neither it nor weights are named."""
+    if model is not None:
+        return named(model)[0]
+    return None if weights is None else resolve(None, weights).model
+
+
+def _open(dataset: TrainingData, task: TaskName) -> None:
+    """Open the data set, unless that is for later."""
+    if is_downloaded(dataset.data):
+        return  # by one process, before the others
+    if task in ("classification", "multi-label"):
+        _ = dataset.labeled
+    elif task == "detection":
+        _ = dataset.annotated
+    elif task == "segmentation":
+        _ = dataset.masked
