@@ -55,6 +55,18 @@ def test_items_gather_while_the_network_is_busy() -> None:
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
+def test_what_took_long_to_prepare_goes_before_what_came_later() -> None:
+    gate = Gate()
+    with batcher(gate, max_batch=2) as running:
+        first = running.submit(0)
+        assert gate.busy.wait(WAIT)
+        arrivals = {1: 10.0, 2: 20.0, 3: 5.0, 4: 15.0}
+        others = [running.submit(item, arrived) for item, arrived in arrivals.items()]
+        gate.open.set()
+        assert [each.result(WAIT) for each in (first, *others)] == [0, 1, 4, 9, 16]
+    assert gate.batches == [[0], [3, 1], [4, 2]]
+
+
 class Lanes:
     """Computes squares; each batch waits until it is let go."""
 

@@ -1,12 +1,13 @@
 """Gathers what many callers want computed into batches. It knows no HTTP and no images."""
 
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from splitattn.processes import give_way
 
@@ -33,7 +34,12 @@ class Ran:
 class _Entry(Generic[Item, Result]):
     item: Item
     future: "Future[Result]"
+    arrived: float
     since: float
+
+
+def _arrival(entry: _Entry[Any, Any]) -> float:
+    return entry.arrived
 
 
 class Batcher(Generic[Item, Result]):
@@ -72,17 +78,24 @@ class Batcher(Generic[Item, Result]):
         for thread in self._threads:
             thread.start()
 
-    def submit(self, item: Item) -> "Future[Result]":
+    def submit(self, item: Item, arrived: float | None = None) -> "Future[Result]":
         """Have `item` computed.
+
+        Args:
+            arrived: when it came, by `time.monotonic`; None is now. What was prepared for long goes
+                before what came later.
 
         Raises:
             RuntimeError: the batcher is closed.
         """
-        entry: _Entry[Item, Result] = _Entry(item=item, future=Future(), since=time.monotonic())
+        now = time.monotonic()
+        entry: _Entry[Item, Result] = _Entry(
+            item=item, future=Future(), arrived=now if arrived is None else arrived, since=now
+        )
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            self._waiting.append(entry)
+            insort(self._waiting, entry, key=_arrival)
             self._changed.notify()
         entry.future.add_done_callback(self._forget)
         return entry.future

@@ -198,11 +198,12 @@ class Service:
         Raises:
             ImageError: the image cannot be used.
         """
+        arrived = time.monotonic()
         with self._counted():
             if isinstance(content, RequestError):
                 raise content
             async with self._loaded(name, content, options) as loaded:
-                result = await asyncio.wrap_future(self._batcher.submit(loaded))
+                result = await asyncio.wrap_future(self._batcher.submit(loaded, arrived))
                 if in_thread:
                     return await self.in_thread(finish, loaded, result)
                 return finish(loaded, result)
