@@ -514,6 +514,8 @@ async def single(plan: Plan) -> dict[str, Any]:
             rows.append(
                 {
                     "decode_and_network_p50": float(np.median(plain)),
+                    # How much the machine alone, or other programs on it, spread these times.
+                    "decode_and_network_p99": float(np.percentile(plain, 99)),
                     "p50": heard.milliseconds(50),
                     "p99": heard.milliseconds(99),
                 }
