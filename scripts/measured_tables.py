@@ -500,7 +500,7 @@ def serving() -> str:
         ),
         (
             f"memory over {report['memory']['requests']:,} requests of mixed files",
-            f"{report['memory']['growth']:+.1%}",
+            f"{100 * report['memory']['growth']:+z.1f} %",
             "5 %",
             "memory",
         ),
