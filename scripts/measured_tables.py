@@ -416,6 +416,9 @@ def speed() -> str:
             "(docs/charts/inference.svg)",
             "",
             *lines,
+            "",
+            "AMX and AVX-512 are kinds of x86 processors: those with AMX multiply int8 and bfloat16 "
+            "matrices in hardware.",
         )
     )
 
