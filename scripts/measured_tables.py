@@ -252,6 +252,32 @@ def dense() -> str:
     return "\n".join(lines)
 
 
+def detectors() -> str:
+    """How fast a detector finds objects in each engine and exported file."""
+    (row,) = read("detectors")
+    lines = [
+        "| network in | ms an image | times as fast | PyTorch's boxes, found to the pixel |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, engine in row["engines"].items():
+        where = "PyTorch, eager" if name == "torch" else engine.partition(" on ")[0]
+        cells = (
+            f"{where}, exported as `{name}`" if Path(name).suffix else where,
+            f"{row['median'][name]:.0f}",
+            f"{row['times_as_fast'][name]:.2f}",
+            row["same"][name],
+        )
+        lines.append(_line(cells))
+    short, _ = row["sides"]
+    lines += [
+        "",
+        f"`{row['model']}` with the head `fcos`, images with a shorter side of {short} pixels, one "
+        f"at a time, {row['images']} of them, n = {row['rounds']} in turns; "
+        f"{_origins([row], 'torch', 'onnxruntime', 'openvino')}.",
+    ]
+    return "\n".join(lines)
+
+
 def eight_bits() -> str:
     """What they cost in accuracy, by engine: the reports that `splitattn export` writes."""
     lines = [
@@ -417,8 +443,8 @@ def speed() -> str:
             "",
             *lines,
             "",
-            "AMX and AVX-512 are kinds of x86 processors: those with AMX multiply int8 and bfloat16 "
-            "matrices in hardware.",
+            "AMX and AVX-512 are kinds of x86 processors: those with AMX multiply int8 and "
+            "bfloat16 matrices in hardware.",
         )
     )
 

@@ -167,6 +167,7 @@ DOCUMENTS = {
             measured_tables.claim,
             measured_tables.finetuning,
             measured_tables.dense,
+            measured_tables.detectors,
             measured_tables.serving,
             measured_tables.bulk,
         )
