@@ -109,6 +109,15 @@ def copy_from_first(tensors: "Iterable[Tensor]") -> None:
             _group().broadcast(tensor, src=0)
 
 
+def is_first() -> bool:
+    """Whether this is the first process that `torchrun` started, or the only one.
+
+    Before they have joined, when `rank` does not know yet. Clusters set RANK for jobs without
+    `torchrun` too, whose processes are on their own.
+    """
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 def restarted() -> bool:
     """Whether `torchrun` starts these processes again, after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -177,6 +177,11 @@ class _Patient(io.RawIOBase):
         return memoryview(data).nbytes
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with its `~` expanded, unless there is no such home, for which `Path` raises."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def is_file(path: str | Path) -> bool:
     """Whether there is such a file. `Path.is_file` raises for a name too long, or closed to us."""
     return os.path.isfile(path)  # noqa: PTH113

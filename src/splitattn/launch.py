@@ -28,7 +28,6 @@ from splitattn.dense.segmenters import (
 )
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import DataError, InputError, check_callable
-from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 from splitattn.processes import cores_per_process
 from splitattn.teachers import open_teacher
@@ -155,6 +154,9 @@ def train(
         WeightsError: the weights cannot be had or do not fit the model.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
+    for name, told in (("on_step", on_step), ("on_epoch", on_epoch), ("on_measured", on_measured)):
+        check_callable(name, told)
+    loggers = check_loggers(loggers)
     plan = plan_training(
         data,
         output,
@@ -167,6 +169,7 @@ def train(
         new_classifier=new_classifier,
         fold=fold,
         batch_per_device=batch_per_device,
+        new_output=not resume,
     )
     return train_plan(
         plan,
@@ -193,10 +196,7 @@ def train_plan(
     on_measured: Callable[[int, int], None] = lambda _, __: None,
     loggers: Iterable[Logger] = (),
 ) -> TrainingResult:
-    """Do for `train` what `plan_training` found out."""
-    for name, told in (("on_step", on_step), ("on_epoch", on_epoch), ("on_measured", on_measured)):
-        check_callable(name, told)
-    loggers = check_loggers(loggers)
+    """Train as planned; see `train`."""
     with _prepared(
         plan, device=device, workers=workers, resume=resume, checkpoint_minutes=checkpoint_minutes
     ) as (network, task, run):
@@ -249,6 +249,7 @@ def find_learning_rate(
     Raises:
         InputError, DataError, WeightsError: see `train`.
     """
+    check_callable("on_step", on_step)
     plan = plan_training(
         data,
         output,
@@ -272,8 +273,7 @@ def find_rate_of_plan(
     workers: int | None = None,
     on_step: Callable[[Step], None] = lambda _: None,
 ) -> RangeTest:
-    """Do for `find_learning_rate` what `plan_training` found out."""
-    check_callable("on_step", on_step)
+    """Find a learning rate as planned; see `find_learning_rate`."""
     with _prepared(plan, device=device, workers=workers) as (network, task, run):
         return range_test(network, task, run, on_step=on_step)
 
@@ -287,7 +287,7 @@ def _prepared(
     resume: bool = False,
     checkpoint_minutes: float = 5.0,
 ) -> Iterator[tuple[nn.Module, Task[Any], Run]]:
-    """The network, the task and the run that a plan means."""
+    """The network, the task and the run of a plan."""
     chosen, name = plan.recipe, plan.model
     here = choose_device(distributed.own_device(device))
     prepare = TASKS[chosen.task]
@@ -416,7 +416,6 @@ def _build(
 
 
 def _detection(dataset: TrainingData, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
-    require("training a detector", "faster_coco_eval", "torchvision")
     train, val = dataset.annotated
     head = str(recipe.head)
     task: Detection
@@ -441,7 +440,6 @@ def _detection(dataset: TrainingData, model: str, recipe: Recipe, _: torch.devic
 
 
 def _segmentation(dataset: TrainingData, model: str, recipe: Recipe, _: torch.device) -> TaskSetup:
-    require("training a segmenter", "torchvision")
     train, val = dataset.masked
     head = str(recipe.head)
 

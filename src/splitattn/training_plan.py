@@ -1,4 +1,4 @@
-"""What a call of `train` means, found out before PyTorch is loaded, which takes seconds."""
+"""Resolves the arguments of `train` without PyTorch, whose import takes seconds."""
 
 import logging
 from collections.abc import Iterable
@@ -14,8 +14,11 @@ from splitattn.data.splits import MissingSplitError, split_of
 from splitattn.dense.annotated import AnnotatedImages, check_same_classes
 from splitattn.dense.masks import MaskedImages, is_masked, open_masked
 from splitattn.dense.open import annotation_format, open_annotated
+from splitattn.distributed import restarted
 from splitattn.errors import InputError, check_choice, check_path
-from splitattn.files import is_folder
+from splitattn.files import is_file, is_folder
+from splitattn.libraries import require
+from splitattn.training.output import checkpoint_in, in_use
 from splitattn.training.recipe_files import default_model, load_recipe
 from splitattn.training.recipes import (
     DetectionHeadName,
@@ -30,7 +33,7 @@ from splitattn.weights.resolve import resolve
 
 logger = logging.getLogger(__name__)
 
-# Those that a task's network can have, the default first.
+# The heads of each task, the default first.
 _HEADS: dict[TaskName, tuple[str, ...]] = {
     "detection": get_args(DetectionHeadName),
     "segmentation": get_args(SegmentationHeadName),
@@ -143,17 +146,25 @@ def plan_training(
     new_classifier: bool = False,
     fold: str | None = None,
     batch_per_device: int | None = None,
+    new_output: bool = False,
 ) -> TrainingPlan:
-    """Find out what the arguments of `splitattn.train`, which see, mean together.
+    """Check the arguments of `splitattn.train` and resolve them into a plan.
 
-    The data set is opened, unless it may have to be downloaded or a teacher has to be asked what
-    the classes are.
+    The data set is opened too, unless it may have to be downloaded or needs a teacher's classes.
+
+    Args:
+        new_output: refuse an output folder with a training in it.
 
     Raises:
         InputError, DataError, WeightsError: as `splitattn.train`.
     """
     check_path("data", data)
     check_path("output", output)
+    if is_file(output):
+        raise InputError(f"output must be a folder, got {output}, a file")
+    # torchrun's restarted processes find their own checkpoint there, as the loop then checks.
+    if new_output and not restarted() and is_file(checkpoint_in(Path(output))):
+        raise in_use(Path(output))
     if model is not None and is_reference(model):
         if weights is not None:
             resolve(model, weights)  # raises: two weights are named
@@ -212,7 +223,11 @@ def _name(model: str | None, weights: str | Path | None) -> str | None:
 
 
 def _open(dataset: TrainingData, task: TaskName) -> None:
-    """Open the data set, unless that is for later."""
+    """Open the data set, unless that is for later, and check what its task needs."""
+    if task == "detection":
+        require("training a detector", "faster_coco_eval", "torchvision")
+    elif task == "segmentation":
+        require("training a segmenter", "torchvision")
     if is_downloaded(dataset.data):
         return  # by one process, before the others
     if task in ("classification", "multi-label"):

@@ -13,7 +13,8 @@ from splitattn.dense.evaluating import DetectionEvaluation, evaluate_detector
 from splitattn.dense.exportable import DenseExport, DenseExportReport, export_dense
 from splitattn.dense.exporting import BoxParity, DetectorExport
 from splitattn.dense.mask_scoring import SegmentationScores, score_masks
-from splitattn.dense.masks import check_classes, open_masked
+from splitattn.dense.masks import check_classes, is_masked, open_masked
+from splitattn.dense.open import annotation_format
 from splitattn.dense.segmenter import Segmenter
 from splitattn.dense.segmenter_exporting import PixelParity, SegmenterExport
 from splitattn.engines.engine import THRESHOLD
@@ -142,7 +143,10 @@ def evaluate(
         return _evaluate_segmenter(
             data, weights, split, engine=engine, device=device, on_images=on_images
         )
-    images = open_data(data, "train" if held_out else split, class_names)
+    try:
+        images = open_data(data, "train" if held_out else split, class_names)
+    except DataError as error:
+        raise _of_another_task(data, weights) or error from error
     network = open_network(
         model,
         weights,
@@ -152,7 +156,10 @@ def evaluate(
         white_level=white_level,
         progress=progress,
     )
-    images = with_classes_of_model(images, network.classes)
+    try:
+        images = with_classes_of_model(images, network.classes)
+    except DataError as error:
+        raise _of_another_task(data, weights) or error from error
     if held_out:
         images = kept_part(images, network.metadata.origin, network.metadata.recipe.get("seed"))
     elif is_whole(images, network.metadata.origin):
@@ -193,6 +200,20 @@ def evaluate(
         return NetworkLabelScores(**vars(scores), **of_network)
     measured = measure(network.engine, images, network.preprocessing, **arguments)
     return NetworkEvaluation(**vars(measured), **of_network)
+
+
+def _of_another_task(data: str, weights: str | Path | None) -> DataError | None:
+    """The error for data that no classifier can be measured on, or None for other data."""
+    if found := annotation_format(data):
+        kind, needed = f"annotated boxes ({found.name})", "a detector"
+    elif is_masked(data):
+        kind, needed = "masks", "a segmenter"
+    else:
+        return None
+    got = "none" if weights is None else f"those of a classifier, {weights}"
+    return DataError(
+        f"{data} has {kind}: evaluate needs weights of {needed} (--weights), got {got}"
+    )
 
 
 def _evaluate_segmenter(

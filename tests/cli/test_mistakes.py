@@ -93,6 +93,19 @@ MISTAKES = [
     ("train only --output run", "images of at least two classes, got only those of 'cats'"),
     ("predict photo.png --model owner/name", "'owner/name'; did you mean 'hf-hub:owner/name'"),
     ("predict photo.png --model local-dir:none", "none .* weights: there is no such folder"),
+    ("train ~nobody/data --output run", "data must be a folder, .* got '~nobody/data': no such"),
+    ("data show ~nobody/data --output s.png", "data must be a folder, .* got '~nobody/data': no"),
+    ("data show data --output data/val/cats/1.png", "--output must be outside the data set, got"),
+    ("predict photo.png --format json --output photo.png", "must not be an image, .* --draw FOLD"),
+    ("predict photo.png -k 3", "no such option: -k; here it is --topk 5"),
+    ("predict photo.png --weights resnest50d", "which is a model: .* --model resnest50d"),
+    ("evaluate boxes", r"boxes \(COCO\): evaluate needs weights of a detector .*, got none"),
+    ("evaluate street", "street has masks: evaluate needs weights of a segmenter .*, got none"),
+    ("train data --output notes.txt", "output must be a folder, got notes.txt, a file"),
+    ("bench --model vit", "no model is called 'vit'"),
+    ("weights list", "no such command 'list'; splitattn weights alone lists them"),
+    ("train data --output used", "must be a new folder, got used with a training .*--resume to"),
+    ("train data --output run --device gpu", "'gpu' cannot be used: .* did you mean 'cuda'"),
     ("data toy data", "must be a new or empty folder, got data"),
 ]
 # Only the network and the device tell how large a batch really is, and which images can be used.
@@ -111,10 +124,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "only" / "cats").mkdir()
     for number in range(9):
         Image.new("RGB", (40, 40)).save(tmp_path / "only" / "cats" / f"{number}.png")
+    for folder in ("boxes", "street/images", "street/masks"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("L", (40, 40)).save(tmp_path / folder / "0.png")
+    (tmp_path / "boxes" / "train.json").write_text('{"images": [], "annotations": []}')
     (tmp_path / "coco.yaml").write_text("names: [cat, dog]")
     (tmp_path / "net.bin").write_bytes(bytes(100))
     (tmp_path / "net.xml").write_text("<net/>")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "last.pt").write_bytes(bytes(100))
     (tmp_path / "notes.txt").write_text("no weights")
     (tmp_path / "photos.zip").write_bytes(b"PK")
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from splitattn.bulk.plan import ShardReport
 from splitattn.cli import progress
 from splitattn.cli.output import say
 from splitattn.cli.progress import (
+    counting,
     downloading,
     exporting,
     shards_progress,
@@ -182,6 +184,35 @@ def test_a_word_is_there_at_once_and_goes(shown: bool, monkeypatch: pytest.Monke
     assert screen.getvalue() == ("starting ...\r\x1b[2K" if shown else "")
 
 
+def test_a_word_goes_before_a_warning_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_terminal(monkeypatch, 80)
+    assert logging.lastResort
+    with starting("starting"):
+        logging.lastResort.handle(logging.makeLogRecord({"msg": "no split", "levelno": 30}))
+    assert screen.getvalue() == "starting ...\r\x1b[2Kno split\n"
+    say("later")
+    assert screen.getvalue().endswith("no split\nlater\n")
+
+
+def test_a_log_gets_a_count_every_half_minute_and_its_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rate is of the images, without the time until the network is open."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    with counting(first=0.0) as count:
+        for clock.now, total in ((100.0, 80), (110.0, 80), (132.0, 80), (140.0, 80)):
+            count(16, total)
+    with counting() as count:
+        for clock.now in (141.0, 150.0, 191.0):
+            count(100, None)
+    assert capsys.readouterr().err.splitlines() == [
+        "16/80 images",
+        "48/80 images  1.0 images/s",
+        "300 images  4.0 images/s",
+    ]
+
+
 def test_a_pipe_is_told_that_pytorch_is_being_loaded(tmp_path: Path) -> None:
     """Before it is: the word is there although the load fails."""
     (tmp_path / "torch.py").write_text("raise SystemExit('broken')")
@@ -223,7 +254,7 @@ def test_shards_have_a_rate_and_a_time_left(
             clock.now = now
             on_shard(shard(labeled, errors), 3)
     text = "\n".join(lines_of(screen)) if screen else capsys.readouterr().err
-    assert "1,000 images listed" in text
+    assert "1,000 images listed so far" in text
     assert list(dict.fromkeys(re.findall(r"\d/3 parts.*/s(?:  .* left)?", text))) == [
         "1/3 parts  1,000 images  3 errors  10.0/s",
         "2/3 parts  2,000 images  3 errors  6.7/s  0:02:53 left",
@@ -243,7 +274,7 @@ def test_the_time_left_is_not_a_multiple_of_what_many_workers_need(
         for clock.now in ends:
             on_shard(shard(1000), len(ends))
     listed, *lines = capsys.readouterr().err.splitlines()
-    assert listed == "160,000 images listed"
+    assert listed == "160,000 images listed so far"
     assert not any("left" in line for line in lines[:16])
     assert all("left" in line for line in lines[16:])
     for line, now in zip(lines[16:], ends[16:], strict=True):

@@ -505,6 +505,16 @@ def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
     assert open_annotated(tmp_path, "train").sizes == [SIZE[::-1]]
 
 
+@pytest.mark.parametrize("named", ["annotations", "annotations/instances_train2017.json"])
+def test_images_lie_beside_the_folder_of_annotations_whatever_is_named(
+    named: str, tmp_path: Path
+) -> None:
+    write_format(tmp_path, "coco 2017")
+    assert str(tmp_path / "train2017" / "a.png") in map(
+        str, open_annotated(tmp_path / named, "train").images
+    )
+
+
 def test_a_single_file_of_one_split_can_be_named_to_be_divided(tmp_path: Path) -> None:
     path = write_coco(tmp_path, "train", 8)
     with pytest.raises(DataError, match=f"to divide the images of that file, name {path}"):

@@ -144,6 +144,26 @@ def test_more_processes_than_gpus_are_refused_in_each(
         distributed.own_device("auto")
 
 
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),
+        ({"TORCHELASTIC_RUN_ID": "tests", "RANK": "0"}, True),
+        ({"TORCHELASTIC_RUN_ID": "tests", "RANK": "1"}, False),
+    ],
+)
+def test_a_rank_counts_only_among_processes_of_torchrun(
+    environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters set RANK for any job, and one without torchrun must not be silent."""
+    for name in ("RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.is_first() == first
+
+
 def test_what_only_the_second_process_fails_of_is_said(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -5,7 +5,6 @@ Nothing here, and nothing that a verb's module imports at its top, costs more th
 """
 
 import errno
-import os
 import re
 import sys
 import threading
@@ -88,8 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
-    if not (sys.stderr.isatty() or "torch" in sys.modules) and os.environ.get("RANK", "0") == "0":
-        sys.meta_path.insert(0, _TellingOfPyTorch)
+    if distributed.is_first() and not (sys.stderr.isatty() or "torch" in sys.modules):
+        sys.meta_path.insert(0, _TorchFinder)
     threading.excepthook = _on_thread_error
     # Paths need not be text, and no verb fails for that.
     reconfigure(sys.stdout, errors="backslashreplace")
@@ -115,25 +114,26 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status or 0)
 
 
-class _TellingOfPyTorch(PathFinder):
-    """Says that PyTorch is being loaded, when it is: that takes seconds.
+class _TorchFinder(PathFinder):
+    """Finds PyTorch, and prints a line when its import begins, for that takes seconds.
 
-    For a pipe. Where a person watches, each verb says what it does.
+    Only for a pipe. On a terminal, each verb says what it does.
     """
 
     @classmethod
-    def find_spec(cls, name: str, *place: Any) -> ModuleSpec | None:
+    def find_spec(cls, name: str, *where: Any) -> ModuleSpec | None:
         if name != "torch":
             return None
-        spec = super().find_spec(name, *place)
+        spec = super().find_spec(name, *where)
         if spec and spec.loader:
             load = spec.loader.exec_module
 
-            def load_and_tell(module: ModuleType) -> None:
+            def say_and_load(module: ModuleType) -> None:
                 say("loading PyTorch")
                 load(module)
 
-            spec.loader.exec_module = load_and_tell  # type: ignore[method-assign]
+            # Here and not above: `libraries.require` finds PyTorch without importing it.
+            spec.loader.exec_module = say_and_load  # type: ignore[method-assign]
         return spec
 
 

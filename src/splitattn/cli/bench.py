@@ -50,8 +50,12 @@ def bench(
     from splitattn.libraries import require
 
     require("bench", "torch")
+    from splitattn.architectures import architecture
     from splitattn.cli.progress import starting, telling
+    from splitattn.engines.table import check_device
 
+    architecture(model)  # wrong names are told before PyTorch is loaded
+    check_device(device)
     with starting("starting"):
         from splitattn.bench.measure import Plan, expected_seconds, measure
         from splitattn.engines.pytorch import choose_device

@@ -37,7 +37,7 @@ def show(
 
     from splitattn.cli.output import check_output
     from splitattn.cli.progress import starting
-    from splitattn.files import replacing
+    from splitattn.files import is_folder, replacing
     from splitattn.libraries import require
 
     require("data show", "torch")
@@ -45,6 +45,11 @@ def show(
     kind = _FORMATS.get(output.suffix.lower())
     if kind is None:
         raise InputError(f"--output must end in {', '.join(_FORMATS)}, got {output}")
+    if is_folder(data) and Path(data).resolve() in output.resolve().parents:
+        raise InputError(
+            f"--output must be outside the data set, got {output}, which would be taken for a part "
+            "of it"
+        )
     with starting("drawing the images"):
         from splitattn.dense.masks import is_masked
         from splitattn.dense.open import annotation_format

@@ -17,6 +17,7 @@ _ELSEWHERE: dict[str, dict[tuple[str, ...], str]] = {
     },
     "predict": {
         ("--source", "--data", "--data-dir", "--input"): "images are arguments, without a flag",
+        ("-k",): "here it is --topk 5",
         ("--conf",): "here it is --score, for detectors",
         ("--save", "--show"): "here it is --draw FOLDER",
         ("--checkpoint", "--ckpt"): _WEIGHTS,
@@ -62,8 +63,9 @@ _ELSEWHERE: dict[str, dict[tuple[str, ...], str]] = {
         ("--dynamic",): "here it is --dynamic-size; batches are of any size by default",
         ("--data",): "here it is --calibration DATA",
         ("--batch", "-b"): "here it is --batch-size 1",
-        ("--imgsz", "--img-size", "--input-size"): _SIZE_INSIDE,
+        ("--imgsz", "--img-size", "--input-size", "--size"): _SIZE_INSIDE,
     },
+    "weights": {("list", "ls"): "splitattn weights alone lists them"},
 }
 # Of verbs that take one argument, what else people put beside it.
 _ONE_ARGUMENT = {

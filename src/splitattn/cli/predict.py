@@ -146,7 +146,12 @@ def predict(
     if format is None:
         format = _BY_ENDING.get(output.suffix.lower() if output else "", Format.TABLE)
     from splitattn.cli.progress import counting, starting
+    from splitattn.images.paths import is_image_name
 
+    if output is not None and is_image_name(output.name):
+        raise InputError(
+            f"--output must not be an image, got {output}; for pictures use --draw FOLDER"
+        )
     with starting("opening the network"):
         from splitattn.cli.stdin import images_given
         from splitattn.images.paths import expand, passed_over_text

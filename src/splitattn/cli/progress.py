@@ -3,13 +3,14 @@
 Rich is imported only if there is something to show.
 """
 
+import io
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from splitattn.cli.output import say
 
@@ -159,27 +160,58 @@ def _counts(bar: "Progress", task: "TaskID") -> str:
 
 @contextmanager
 def starting(what: str, *, shown: bool = True) -> Iterator[None]:
-    """A word on a terminal, at once, for as long as the block takes."""
-    shown = shown and sys.stderr.isatty()
-    if shown:
-        sys.stderr.write(f"{what} ...")
-        sys.stderr.flush()
-    try:
+    """A word on a terminal, at once, until the block ends or prints something else on stderr."""
+    if not (shown and sys.stderr.isatty()):
         yield
-    finally:
-        if shown:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
+        return
+    with redirect_stderr(_Word(what, sys.stderr)) as word:
+        try:
+            yield
+        finally:
+            word.clear()
+
+
+class _Word(io.TextIOBase):
+    """A terminal with a word on its last line, which goes before anything else is printed."""
+
+    def __init__(self, what: str, terminal: TextIO) -> None:
+        self._terminal, self._there = terminal, True
+        terminal.write(f"{what} ...")
+        terminal.flush()
+
+    def clear(self) -> None:
+        if self._there:
+            self._there = False
+            self._terminal.write("\r\x1b[2K")
+            self._terminal.flush()
+
+    def write(self, text: str) -> int:
+        self.clear()
+        return self._terminal.write(text)
+
+    def flush(self) -> None:
+        self._terminal.flush()
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._terminal.fileno()
 
 
 def _count_in_lines(first: float) -> Callable[[int, int | None], None]:
-    log, begun, done = _Throttled(first=first), time.monotonic(), 0
+    log, done = _Throttled(first=first), 0
+    begun: tuple[float, int] | None = None  # when the first were done, for opening comes before
 
     def count(more: int, total: int | None = None) -> None:
-        nonlocal done
+        nonlocal done, begun
         done += more
-        of = "" if total is None else f"/{total}"
-        log.say(f"{done}{of} images  {done / max(time.monotonic() - begun, 0.001):.1f} images/s")
+        line = f"{done} images" if total is None else f"{done}/{total} images"
+        if begun is None:
+            begun = time.monotonic(), done
+        else:
+            line += f"  {(done - begun[1]) / max(time.monotonic() - begun[0], 0.001):.1f} images/s"
+        log.say(line)
 
     return count
 
@@ -283,7 +315,7 @@ def shards_progress() -> Iterator[
     def on_listed(count: int) -> None:
         nonlocal begun
         begun = time.monotonic()  # of labeling, which follows
-        counts = f"{count:,} images listed"
+        counts = f"{count:,} images listed so far"
         bar.update(task, counts=counts)
         log.say(counts)
 

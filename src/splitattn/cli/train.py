@@ -1,7 +1,6 @@
 """`splitattn train`: images become a network."""
 
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -122,20 +121,23 @@ def train(
     On several devices or machines: `torchrun --nproc-per-node N -m splitattn train ...`
     """
     from splitattn.cli.progress import starting, training_progress
+    from splitattn.distributed import is_first
     from splitattn.errors import InputError
     from splitattn.libraries import require
 
     if find_lr and resume:
         raise InputError("--find-lr starts anew: leave out --resume")
     require("train", "torch")
-    first = os.environ.get("RANK", "0") == "0"  # torchrun sets it
+    first = is_first()
     if not first:  # all processes would warn of the same
         logging.getLogger("splitattn").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
     with starting("starting", shown=first):
         # What needs no PyTorch comes first: most mistakes are told without waiting for it.
+        from splitattn.engines.table import check_device
         from splitattn.training_plan import plan_training
 
+        check_device(device)
         plan = plan_training(
             data,
             output,
@@ -151,6 +153,7 @@ def train(
             new_classifier=new_classifier,
             fold=fold,
             batch_per_device=batch_per_device,
+            new_output=not (resume or find_lr),
         )
         from splitattn import launch
 

@@ -11,7 +11,7 @@ from splitattn.data.parquet import open_parquet
 from splitattn.data.splits import MissingSplitError
 from splitattn.data.torchvision_sets import open_torchvision
 from splitattn.errors import DataError
-from splitattn.files import as_on_disk, is_file
+from splitattn.files import as_on_disk, expanded, is_file
 from splitattn.images.paths import expand_glob, is_image_name
 
 _TORCHVISION = "torchvision:"
@@ -47,10 +47,7 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
 
 def has_several_labels(data: str | Path) -> bool:
     """Whether images may have several labels each; False if `data` is no such data set."""
-    try:
-        path = Path(data).expanduser()
-    except RuntimeError:  # no such home
-        return False
+    path = expanded(data)
     return path.suffix.lower() == ".csv" and csv_files.has_several_labels(path)
 
 
@@ -65,14 +62,14 @@ def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
     if is_downloaded(data):
         return open_torchvision(data.removeprefix(_TORCHVISION), split)
     try:
-        root = as_on_disk(Path(data).expanduser())
+        root = as_on_disk(expanded(data))
         if root.suffix.lower() == ".csv" and is_file(root):
             return open_csv(root, split)
         if shards := parquet_shards(root):
             return open_parquet(shards, split, listed)
         if root.is_dir():
             return _open_folder(root, split)
-    except (OSError, RuntimeError) as error:  # not ours to read, not a file name, no such home
+    except OSError as error:  # not ours to read, not a file name
         raise DataError(
             f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"
         ) from error

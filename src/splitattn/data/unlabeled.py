@@ -13,7 +13,7 @@ from splitattn.data.parquet import open_unlabeled_parquet
 from splitattn.data.sources import open_data, parquet_shards
 from splitattn.data.splits import MissingSplitError, called, check_one, split_of
 from splitattn.errors import DataError
-from splitattn.files import is_folder
+from splitattn.files import expanded, is_folder
 from splitattn.images.paths import expand
 
 # Of data without a validation split: one image in so many, but at most this number.
@@ -77,11 +77,11 @@ def _are_known(names: tuple[str, ...], classes: tuple[str, ...]) -> bool:
 def _without_looking_for_labels(data: str, split: str) -> LabeledImages | None:
     """Images that are there without labels, or None if `data` is of a kind that always has them."""
     try:
-        root = Path(data).expanduser()
+        root = expanded(data)
         if shards := parquet_shards(root):
             return open_unlabeled_parquet(shards, split)
         return _images_below(root, split) if is_folder(root) else None
-    except (OSError, RuntimeError):  # not ours to read, not a file name, no such home
+    except OSError:  # not ours to read, not a file name
         return None
 
 

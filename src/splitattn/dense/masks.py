@@ -21,7 +21,7 @@ from splitattn.dense.layout import (
 )
 from splitattn.dense.yolo import read_names
 from splitattn.errors import DataError, ImageError
-from splitattn.files import is_folder
+from splitattn.files import expanded, is_folder
 from splitattn.images.decode import decode, decode_indices, read_size
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class _Pair:
 
 def is_masked(data: str | Path) -> bool:
     """Whether `data` is a folder of images and masks."""
-    root = Path(data).expanduser()
+    root = expanded(data)
     return is_folder(root) and bool(paired_folders(root, "masks"))
 
 
@@ -96,7 +96,7 @@ def open_masked(data: str | Path, split: str) -> MaskedImages:
         DataError: there is no such data set or split, no image is left, or a mask has a number
             that is no class.
     """
-    root = Path(data).expanduser()
+    root = expanded(data)
     if not is_masked(root):
         raise DataError(f"data must be a folder with images/ and masks/, got {str(data)!r}")
     try:

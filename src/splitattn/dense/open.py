@@ -26,7 +26,7 @@ from splitattn.dense.layout import (
 from splitattn.dense.voc import found_image, read_voc
 from splitattn.dense.yolo import read_names, read_yolo
 from splitattn.errors import DataError
-from splitattn.files import is_file, is_folder
+from splitattn.files import expanded, is_file, is_folder
 
 _CLASS_FILES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml")
 # Files that COCO gives out beside those with boxes.
@@ -50,7 +50,7 @@ class Format:
 
 def annotation_format(data: str | Path) -> Format | None:
     """The format of annotations that `data` is in, or None if it has none that is known here."""
-    root = Path(data).expanduser()
+    root = expanded(data)
     if not data or not (is_folder(root) or is_file(root)):
         return None
     return next((each for each in FORMATS if each.recognizes(root)), None)
@@ -81,7 +81,7 @@ def open_annotated(data: str | Path, split: str) -> AnnotatedImages:
             f"{str(data)!r}"
         )
     try:
-        return found.open(Path(data).expanduser(), split)
+        return found.open(expanded(data), split)
     except OSError as error:
         raise DataError(f"cannot read {data}: {error}") from error
 
@@ -150,10 +150,12 @@ def _split_of_file(path: Path, root: Path) -> str | None:
 
 
 def _image_folders(path: Path, root: Path, split: str) -> list[Path]:
-    base = path.parent if root == path else root
+    bases = [path.parent if root == path else root]
+    if bases[0].name == "annotations":  # as COCO has it, the images lie beside that folder
+        bases.append(bases[0].parent)
     stem = path.stem.removeprefix("instances_")
-    names = (stem, split, "images", f"images/{stem}", f"images/{split}", "JPEGImages")
-    return [path.parent, *(base / name for name in names if name), base]
+    names = (stem, split, "images", f"images/{stem}", f"images/{split}", "JPEGImages", ".")
+    return [path.parent, *(base / name for base in bases for name in names if name)]
 
 
 # VOC

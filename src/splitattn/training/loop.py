@@ -20,7 +20,7 @@ from splitattn.training.interrupt import StopRequest, stop_request
 from splitattn.training.learner import Learner, micro_batches
 from splitattn.training.log import Logger, TensorBoard, write_log
 from splitattn.training.optimizer import learning_rate
-from splitattn.training.output import claim, release, writing_to
+from splitattn.training.output import claim, in_use, release, writing_to
 from splitattn.training.pending import Pending
 from splitattn.training.report import write_report
 from splitattn.training.resume import State, Sums
@@ -158,10 +158,7 @@ class _Training(Generic[Batch]):
             exists = run.checkpoint.exists()
         if exists:
             if not resume and not checkpoints.of_this_launch(run.checkpoint):
-                raise InputError(
-                    f"output must be a new folder, got {run.output} with a training in it; "
-                    "add --resume to continue it"
-                )
+                raise in_use(run.output)
             self.state, before = checkpoints.restore(
                 run.checkpoint, self.identity, self.learner.parts()
             )

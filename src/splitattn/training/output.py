@@ -15,6 +15,19 @@ _PATIENCE = 5.0
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
+def checkpoint_in(folder: Path) -> Path:
+    """The file in an output folder that a resumed training continues from."""
+    return folder / "last.pt"
+
+
+def in_use(folder: Path) -> InputError:
+    """The error for an output folder that already has a training in it."""
+    return InputError(
+        f"output must be a new folder, got {folder} with a training in it; "
+        "add --resume to continue it"
+    )
+
+
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """Turn an `OSError` of writing into `folder` into an `InputError`.

@@ -8,6 +8,7 @@ import torch
 
 from splitattn import distributed
 from splitattn.errors import DataError, check_whole
+from splitattn.training.output import checkpoint_in
 from splitattn.training.recipes import Recipe
 
 
@@ -38,7 +39,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """What a resumed training continues from."""
-        return self.output / "last.pt"
+        return checkpoint_in(self.output)
 
     @property
     def accumulation(self) -> int:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from splitattn.architectures import ARCHITECTURES, architecture, split_name
-from splitattn.errors import WeightsError, check_path, nearest
+from splitattn.architectures import architecture, split_name
+from splitattn.errors import InputError, WeightsError, check_path, nearest
 from splitattn.files import exists, is_folder
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.cache import fetch, published
@@ -97,7 +97,7 @@ def resolve(
             )
     path = Path(weights)
     if not exists(path):
-        if model is None and str(weights) in ARCHITECTURES:
+        if model is None and _is_model(str(weights)):
             raise WeightsError(
                 f"weights must be a tag or a file, got {str(weights)!r}, which is a model: "
                 f"name it as the model, as in --model {weights}"
@@ -157,6 +157,14 @@ def _resolve_file(path: Path, model: str | None) -> ResolvedWeights:
         classes=None,
         preprocessing=default_preprocessing(model),
     )
+
+
+def _is_model(name: str) -> bool:
+    try:
+        named(name)
+    except InputError:
+        return False
+    return True
 
 
 def check_owner(path: Path, owner: str, model: str | None) -> None:
