@@ -345,7 +345,7 @@ def test_other_projects_files_make_networks(
                 assert torch.equal(value, state[key].to(value.dtype)), key
         warned = [record.message for record in caplog.records]
         assert warned == (
-            [f"{path}: the classifier is new, for 6 classes, and untrained"]
+            [f"{path.name}: the classifier is new, for 6 classes, and untrained"]
             if layout is MMDET
             else []
         )

@@ -188,7 +188,7 @@ def _load(network: ResNeSt, trained: _Trained, *, new_classifier: bool = False) 
         if network.num_classes:
             logger.warning(
                 "%s: the classifier is new, for %d classes, and untrained",
-                checkpoint.path,
+                checkpoint.path.name,  # a path would be broken into lines in the middle of a name
                 network.num_classes,
             )
     in_chans = own[stem].shape[1]

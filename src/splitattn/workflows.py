@@ -21,6 +21,7 @@ from splitattn.engines.engine import THRESHOLD
 from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Evaluation, measure
 from splitattn.exporting import ExportReport, check_arguments, export_network
+from splitattn.files import exists
 from splitattn.label_scores import LabelScores, measure_labels
 from splitattn.opening import TASK, open_network, open_weights, task_of
 from splitattn.weights.download import Progress
@@ -210,7 +211,9 @@ def _of_another_task(data: str, weights: str | Path | None) -> DataError | None:
         kind, needed = "masks", "a segmenter"
     else:
         return None
-    got = "none" if weights is None else f"those of a classifier, {weights}"
+    got = "none" if weights is None else f"{weights}, for classification"
+    if weights is not None and not exists(weights):
+        got = f"{weights}: no such file or folder"
     return DataError(
         f"{data} has {kind}: evaluate needs weights of {needed} (--weights), got {got}"
     )

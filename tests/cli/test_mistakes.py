@@ -100,6 +100,8 @@ MISTAKES = [
     ("predict photo.png -k 3", "no such option: -k; here it is --topk 5"),
     ("predict photo.png --weights resnest50d", "which is a model: .* --model resnest50d"),
     ("evaluate boxes", r"boxes \(COCO\): evaluate needs weights of a detector .*, got none"),
+    ("evaluate street --weights w.pt", r"weights of a segmenter .* got w.pt: no such file or fol"),
+    ("train labels.xlsx --output run", "got 'labels.xlsx': a spreadsheet; save it as CSV"),
     ("evaluate street", "street has masks: evaluate needs weights of a segmenter .*, got none"),
     ("train data --output notes.txt", "output must be a folder, got notes.txt, a file"),
     ("bench --model vit", "no model is called 'vit'"),
@@ -128,6 +130,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir(parents=True)
         Image.new("L", (40, 40)).save(tmp_path / folder / "0.png")
     (tmp_path / "boxes" / "train.json").write_text('{"images": [], "annotations": []}')
+    (tmp_path / "labels.xlsx").write_bytes(b"PK")
     (tmp_path / "coco.yaml").write_text("names: [cat, dog]")
     (tmp_path / "net.bin").write_bytes(bytes(100))
     (tmp_path / "net.xml").write_text("<net/>")

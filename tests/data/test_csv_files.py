@@ -72,6 +72,13 @@ def test_a_file_may_be_what_a_spreadsheet_writes(
     assert not has_several_labels(path)
 
 
+def test_tables_with_tabs_may_end_in_tsv(tmp_path: Path) -> None:
+    one = write(tmp_path / "list.tsv", "path\tlabel", "a.png\tsea", "b.png\tfire")
+    assert open_data(one, "train").classes == ("fire", "sea")
+    several = write(tmp_path / "several.TSV", "path\tlabels", "a.png\tsea|fire", "b.png\tfire")
+    assert has_several_labels(several)
+
+
 def test_an_image_of_two_spellings_has_one_answer(tmp_path: Path) -> None:
     same = write(tmp_path / "a.csv", "path,label", "x/0.png,a", "./x/0.png,a", "x/1.png,b")
     assert len(open_data(same, "train")) == 3

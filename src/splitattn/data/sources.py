@@ -15,6 +15,8 @@ from splitattn.files import as_on_disk, expanded, is_file
 from splitattn.images.paths import expand_glob, is_image_name
 
 _TORCHVISION = "torchvision:"
+_TABLES = (".csv", ".tsv")
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
@@ -27,8 +29,8 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
             - a folder in ImageFolder layout: `train/` and `val/` with class folders in them, or
               class folders directly;
             - a folder, file or glob of Parquet shards in the Hugging Face image layout;
-            - a CSV file with the columns `path` and `label`, and `split` if it has several; see
-              `csv_files.open_csv`, also for several labels per image;
+            - a CSV or TSV file with the columns `path` and `label`, and `split` if it has several;
+              see `csv_files.open_csv`, also for several labels per image;
             - `torchvision:NAME`, which is downloaded.
         split: "train" or "val". A data set without splits gives all its images for either.
         class_names: a file with a name for each class, in the order of labels, for data sets that
@@ -48,7 +50,7 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
 def has_several_labels(data: str | Path) -> bool:
     """Whether images may have several labels each; False if `data` is no such data set."""
     path = expanded(data)
-    return path.suffix.lower() == ".csv" and csv_files.has_several_labels(path)
+    return path.suffix.lower() in _TABLES and csv_files.has_several_labels(path)
 
 
 def is_downloaded(data: str) -> bool:
@@ -63,7 +65,7 @@ def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
         return open_torchvision(data.removeprefix(_TORCHVISION), split)
     try:
         root = as_on_disk(expanded(data))
-        if root.suffix.lower() == ".csv" and is_file(root):
+        if root.suffix.lower() in _TABLES and is_file(root):
             return open_csv(root, split)
         if shards := parquet_shards(root):
             return open_parquet(shards, split, listed)
@@ -79,6 +81,8 @@ def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
         reason = "a single picture; to label it use splitattn predict"
     elif root.suffix.lower() in _ARCHIVES:
         reason = "an archive; unpack it and name the folder"
+    elif root.suffix.lower() in _SPREADSHEETS:
+        reason = "a spreadsheet; save it as CSV"
     elif root.suffix.lower() in (".yaml", ".yml"):
         reason = f"a YAML file; name the folder of the data set, such as {str(root.parent)!r}"
     else:
