@@ -1,5 +1,6 @@
 """Decode paths, URLs, bytes and arrays to upright RGB images, within limits."""
 
+import re
 import stat
 import struct
 from collections import Counter
@@ -337,6 +338,16 @@ def name_of(source: ImageSource) -> str:
     return "array" if isinstance(source, np.ndarray) else type(source).__name__
 
 
+def _advice(missing: Path) -> str:
+    """What to do about a file that is not there, which may be an address."""
+    scheme = re.match(r"([a-z][a-z0-9]+):/", str(missing))
+    if scheme is None:
+        return "check the path"
+    if scheme[1] in ("s3", "gs"):
+        return "splitattn bulk reads buckets"
+    return "of addresses only http and https are read"
+
+
 def _read_file(path: Path, limits: Limits) -> bytes:
     path = as_on_disk(path)
     try:
@@ -354,7 +365,7 @@ def _read_file(path: Path, limits: Limits) -> bytes:
         with open_file(path) as file:  # between the look and here, it may have been replaced
             return file.read()
     except FileNotFoundError:
-        raise ImageError("no such file; check the path") from None
+        raise ImageError(f"no such file; {_advice(path)}") from None
     except OSError as error:
         raise ImageError(f"the file cannot be read: {error.strerror or error}") from None
     except ValueError as error:
