@@ -28,6 +28,7 @@ from splitattn.training.recipes import DetectionHeadName, SegmentationHeadName, 
 from splitattn.training.run import Run
 from splitattn.training.task import Measurement, Task
 from splitattn.weights.catalogue import embedded_entry
+from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import read_metadata
 from splitattn.workflows import NetworkEvaluation
 from tests.data.datasets import write_image_folder
@@ -212,6 +213,29 @@ def test_a_classifier_of_other_classes_is_not_kept_without_a_word(
     kept, new = (torch.equal(network.fc.weight, first.fc.weight) for network, _, _ in started)
     assert kept
     assert not new
+
+
+def test_a_detectors_classes_are_not_compared_with_those_of_a_classifier(
+    tmp_path: Path,
+    data: Path,
+    started: list[tuple[Any, Any, Run]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its weights give a backbone alone, so no classifier is kept."""
+    monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
+    metadata = splitattn.ModelMetadata(
+        model="small",
+        classes=("red", "green", "blue"),
+        preprocessing=center_crop(32),
+        task="detection",
+    )
+    first = splitattn.ResNeSt(ARCHITECTURE, num_classes=0)
+    path = tmp_path / "detector.safetensors"
+    write_checkpoint(path, {f"backbone.{k}": v for k, v in first.state_dict().items()}, metadata)
+    splitattn.train(data, tmp_path / "run", weights=path, recipe="plain", overrides=SMALL)
+    assert not any("kept" in record.message for record in caplog.records)
+    assert len(started) == 1
 
 
 def test_without_a_validation_split_a_fifth_of_each_class_serves(

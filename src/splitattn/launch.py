@@ -28,6 +28,7 @@ from splitattn.dense.segmenters import (
 )
 from splitattn.engines.pytorch import choose_device
 from splitattn.errors import DataError, InputError, check_callable
+from splitattn.opening import TASK, task_of
 from splitattn.preprocessing import Preprocessing
 from splitattn.processes import cores_per_process
 from splitattn.teachers import open_teacher
@@ -404,7 +405,8 @@ def _build(
     task: ImageTask[Any], dataset: TrainingData, recipe: Recipe, weights: str | Path | None
 ) -> nn.Module:
     found = None if weights is None else resolve(task.model, weights)
-    if found and found.classes and not dataset.new_classifier:
+    # A detector's or segmenter's weights give the backbone alone.
+    if found and found.classes and not dataset.new_classifier and task_of(found.path) == TASK:
         _compare_classes(task.classes, found.classes)
     return create_model(
         task.model,

@@ -2,6 +2,10 @@
 
 import errno
 import io
+import os
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +51,32 @@ def test_each_image_has_a_picture_and_a_line(
         assert picture.width == 640
 
 
+def test_on_a_terminal_lines_do_not_end_up_in_the_bar(
+    weights: Path, photograph: Path, tmp_path: Path
+) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "splitattn", "explain", photograph, photograph]
+    options = ["--weights", weights, "--output", tmp_path / "why", "--engine", "onnxruntime"]
+    process = subprocess.Popen(
+        [*map(str, command), *map(str, options)],
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm"},
+    )
+    os.close(theirs)
+    screen = b""
+    with suppress(OSError):  # the end of a terminal
+        while part := os.read(ours, 1 << 16):
+            screen += part
+    os.close(ours)
+    assert process.wait() == 0
+    lines = [line for line in screen.decode().splitlines() if " %  " in line]
+    assert len(lines) == 2
+    for line in lines:
+        _, _, shown = line.partition(" %  ")[0].rpartition("\x1b[2K")
+        assert "━" not in shown
+
+
 def test_a_page_holds_all_images(
     weights: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,10 +95,10 @@ def test_a_page_is_written_although_stdout_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full(text: str) -> None:
+    def full(text: str, _: Path | None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", text)
 
-    monkeypatch.setattr("splitattn.cli.explain.typer.echo", full)
+    monkeypatch.setattr("splitattn.cli.explain.write_output", full)
     page = tmp_path / "why.html"
     assert call(photograph, photograph, "--weights", weights, "--output", page) == 2
     assert page.read_text(encoding="utf-8").count("<section>") == 2

@@ -203,6 +203,11 @@ def test_weights_that_say_nothing_get_no_card(tmp_path: Path) -> None:
         model_card(tmp_path / "missing.pth")
 
 
+def test_weights_of_other_tasks_get_no_card_of_a_classifier(path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"label images, got .* for detection"):
+        model_card(write(path, task="detection"))
+
+
 def test_the_command_line_writes_cards(tmp_path: Path, path: Path) -> None:
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(weights.app, ["card", *arguments])

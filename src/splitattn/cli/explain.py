@@ -10,7 +10,7 @@ import typer
 
 from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel
-from splitattn.cli.output import check_output, say
+from splitattn.cli.output import check_output, say, write_output
 from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def explain(
         nonlocal unlisted
         try:
             if unlisted is None:
-                typer.echo(text)
+                write_output(f"{text}\n", None)
         except OSError as error:
             unlisted = error
 

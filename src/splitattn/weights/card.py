@@ -59,7 +59,8 @@ def model_card(path: Path, *, repository: str | None = None, license: str | None
 
     Raises:
         InputError: `license` is not an SPDX identifier.
-        WeightsError: the file cannot be read, or has no metadata and is not in the catalogue.
+        WeightsError: the file cannot be read, is for another task than classification, or has no
+            metadata and is not in the catalogue.
     """
     check_license(license)
     metadata, entry = read_metadata(path), published(path)
@@ -71,6 +72,11 @@ def model_card(path: Path, *, repository: str | None = None, license: str | None
         raise WeightsError(
             f"a card needs weights with metadata, {path} has none: train with splitattn, or write "
             "the weights with splitattn.save_pretrained"
+        )
+    if metadata.task != "classification":
+        raise WeightsError(
+            f"a card is for weights that label images, got {path} for {metadata.task}: write it "
+            "yourself"
         )
     return card_text(
         metadata,
