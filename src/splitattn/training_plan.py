@@ -1,7 +1,7 @@
 """Resolves the arguments of `train` without PyTorch, whose import takes seconds."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +89,8 @@ class TrainingData:
         train = open_annotated(self.data, "train")
         val = check_same_classes(train, open_annotated(self.data, "val"))
         self.check_apart({image.parent for image in (*train.images, *val.images)})
+        labels = {int(label) for each in train.objects for label in each.labels[~each.crowd]}
+        _warn_of_absent(train.origin, train.classes, labels, "objects")
         return train, val
 
     @cached_property
@@ -96,6 +98,8 @@ class TrainingData:
         """Images with masks, to train on and to validate on; raises as `labeled`."""
         train, val = open_masked(self.data, "train"), open_masked(self.data, "val")
         self.check_apart({image.parent for image in (*train.images, *val.images)})
+        labels = {label for label, count in enumerate(train.pixels.sum(0)) if count}
+        _warn_of_absent(train.origin, train.classes, labels, "pixels")
         return train, val
 
     def check_apart(self, holding: Iterable[str | Path]) -> None:
@@ -112,6 +116,14 @@ class TrainingData:
                 f"output must be a folder outside the data set, got {self.output}, which would be "
                 "taken for a part of it"
             )
+
+
+def _warn_of_absent(origin: str, classes: Sequence[str], labels: set[int], what: str) -> None:
+    """Warn of classes that no training image has; without any, the task refuses the data."""
+    absent = [name for label, name in enumerate(classes) if label not in labels]
+    if absent and labels:
+        some = ", ".join(map(repr, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        logger.warning("no %s in %s are of %s: they will not be found", what, origin, some)
 
 
 @dataclass(frozen=True, kw_only=True)

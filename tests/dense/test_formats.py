@@ -169,6 +169,14 @@ def test_images_without_files_or_objects_are_said(tmp_path: Path) -> None:
         open_annotated(tmp_path, "train")
 
 
+def test_boxes_as_shares_of_the_image_are_refused(tmp_path: Path) -> None:
+    """One box in pixels among small ones, and it is no matter of shares."""
+    shares = annotation(bbox=[0.1, 0.2, 0.5, 0.5])
+    with pytest.raises(DataError, match=r"in pixels, got shares .* \[0.1, 0.2, 0.6, 0.7\]"):
+        open_annotated(write_one(tmp_path, [shares, annotation(2, bbox=[0, 0, 0, 0])]), "train")
+    assert open_annotated(write_one(tmp_path, [shares, annotation(2)]), "train").count() == 2
+
+
 def test_crowds_and_difficult_objects_are_marked(tmp_path: Path) -> None:
     counts = {"size": [48, 64], "counts": [48 * 10, 48 * 2, 48 * 52]}
     crowd = annotation(iscrowd=1, segmentation=counts, bbox=[10, 0, 2, 48], area=96)

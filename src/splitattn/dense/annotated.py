@@ -150,7 +150,7 @@ def annotated_images(
         notes: what the reader of the format noted.
 
     Raises:
-        DataError: no image is left.
+        DataError: no image is left, or boxes are not in pixels.
     """
     images = [*found]
     kept: list[tuple[FoundImage, tuple[int, int]]] = []
@@ -169,6 +169,7 @@ def annotated_images(
             f"{origin} must name images that exist, got none of {len(images)}{first}; move the "
             "images there, or mend their names"
         )
+    _check_in_pixels(origin, [found for image, _ in kept for found in image.objects])
     objects = [_objects(image, size, notes) for image, size in kept]
     for (image, _), those in zip(kept, objects, strict=True):
         if not len(those):
@@ -184,6 +185,16 @@ def annotated_images(
         objects=objects,
         notes=notes.lines(),
     )
+
+
+def _check_in_pixels(origin: object, found: Sequence[FoundObject]) -> None:
+    """Raise if no box of any image reaches beyond its first pixel: then all are shares of it."""
+    sized = [box for box in (each.box for each in found) if box[2] > box[0] and box[3] > box[1]]
+    if sized and max(map(max, sized)) <= 1:
+        raise DataError(
+            f"boxes in {origin} must be in pixels, got shares of the image, such as "
+            f"{_text(sized[0])}: multiply them by its width and height"
+        )
 
 
 def _objects(image: FoundImage, size: tuple[int, int], notes: Notes) -> Objects:
