@@ -197,12 +197,15 @@ def test_a_word_goes_before_a_warning_is_printed(monkeypatch: pytest.MonkeyPatch
 def test_a_log_gets_a_count_every_half_minute_and_its_rate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The rate is of the images, without the time until the network is open."""
+    """The rate is of the images, without the time until the network is open.
+
+    When all are done there is no line: the result follows.
+    """
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     with counting(first=0.0) as count:
-        for clock.now, total in ((100.0, 80), (110.0, 80), (132.0, 80), (140.0, 80)):
-            count(16, total)
+        for clock.now in (100.0, 110.0, 132.0, 140.0, 200.0):
+            count(16, 80)
     with counting() as count:
         for clock.now in (141.0, 150.0, 191.0):
             count(100, None)

@@ -206,6 +206,8 @@ def _count_in_lines(first: float) -> Callable[[int, int | None], None]:
     def count(more: int, total: int | None = None) -> None:
         nonlocal done, begun
         done += more
+        if done == total:
+            return  # what comes next says so
         line = f"{done} images" if total is None else f"{done}/{total} images"
         if begun is None:
             begun = time.monotonic(), done
