@@ -207,7 +207,7 @@ def test_a_log_gets_a_count_every_half_minute_and_its_rate(
         for clock.now in (100.0, 110.0, 132.0, 140.0, 200.0):
             count(16, 80)
     with counting() as count:
-        for clock.now in (141.0, 150.0, 191.0):
+        for clock.now in (201.0, 210.0, 251.0):
             count(100, None)
     assert capsys.readouterr().err.splitlines() == [
         "16/80 images",

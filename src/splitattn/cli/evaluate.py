@@ -89,7 +89,7 @@ def evaluate(
         raise InputError(f"--answers is for classification, got weights for {task_of(weights)}")
     given: list[Any] = []
     answer_lines: Callable[[Any], str] = _as_csv
-    with downloading() as progress, counting(first=0.0) as advance:
+    with downloading() as progress, counting(first=5.0) as advance:
         measured = measure(
             data,
             model=model,
