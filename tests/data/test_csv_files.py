@@ -158,6 +158,32 @@ def test_files_are_found_however_their_accents_are_composed(tmp_path: Path) -> N
     np.testing.assert_array_equal(decode(data.images[0]), picture(1, 0))
 
 
+def test_rows_of_another_split_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"{split}.png,cat,{split}" for split in ("Train", "valid", "foo", "bar", "test")]
+    path = write(tmp_path / "some.csv", "path,label,split", *rows)
+    for split in ("train", "val"):
+        assert len(open_data(path, split)) == 1
+    assert caplog.messages == [
+        f"{path}: rows that are left out: 2 whose split is none of train, val and test, such as 'foo'"
+    ]
+
+
+def test_labels_that_are_fractions_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "some.csv", "path,label", "a.png,0.37", "b.png,1", "c.png,-2e-1")
+    for split in ("train", "val"):
+        assert open_data(path, split).classes == ("-2e-1", "0.37", "1")
+    assert caplog.messages == [
+        f"{path}: all labels are numbers, such as '-2e-1': each of these 3 is a class of its own"
+    ]
+    caplog.clear()
+    open_data(write(tmp_path / "some.csv", "path,label", "a.png,0.37", "b.png,cat"), "train")
+    assert caplog.messages == []
+
+
 def test_a_split_column_has_the_splits(tmp_path: Path) -> None:
     path = write(
         tmp_path / "data.csv",

@@ -1,6 +1,7 @@
 """Data sets that are a CSV file of paths and labels."""
 
 import csv
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import NamedTuple, TextIO
 
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labeled import LabeledImages
-from splitattn.data.splits import MissingSplitError, called
+from splitattn.data.splits import MissingSplitError, called, split_of
 from splitattn.errors import DataError
 from splitattn.files import is_file, open_file, open_text
 from splitattn.images.paths import is_url
+
+logger = logging.getLogger(__name__)
 
 # Between the classes of an image in the column `labels`.
 SEPARATOR = "|"
@@ -23,6 +26,7 @@ SEPARATOR = "|"
 _NO_CLASSES = ("path", "split")
 _COLUMNS = ("path", "label", "labels", "split")
 _WHOLE = re.compile(r"[0-9]+(\.0+)?")
+_NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?")
 _MARKS = {"0": False, "1": True}
 # Bad rows that an error lists before it only counts them.
 _ROWS_SHOWN = 5
@@ -77,6 +81,8 @@ def open_csv(path: Path, split: str) -> LabeledImages:
             f"{path} must have rows whose split is {split}, "
             f"got {', '.join(map(repr, sorted(present)[:_ROWS_SHOWN]))}"
         )
+    if split_of(split) == "train":  # once, and not again for the images to validate on
+        _warn_of_the_unusual(path, layout, rows)
     chosen = [row for row in rows if row.split in found]
     index = {label: i for i, label in enumerate(classes)}
     sets = [tuple(sorted(index[label] for label in row.labels)) for row in chosen]
@@ -195,6 +201,28 @@ def _check_all_have_a_split(path: Path, rows: Sequence[_Row]) -> None:
             f"the column split of {path} must name a split in all rows or in none, got none "
             f"for {len(without)} of {len(rows)} images, such as {without[0]!r:.100}"
         )
+
+
+def _warn_of_the_unusual(path: Path, layout: _Layout, rows: Sequence[_Row]) -> None:
+    """Warn of rows that no training takes, and of labels that may be no classes."""
+    unknown = [row.split for row in rows if row.split and split_of(row.split) is None]
+    if unknown:
+        logger.warning(
+            "%s: rows that are left out: %d whose split is none of train, val and test, such as %.60r",
+            path,
+            len(unknown),
+            unknown[0],
+        )
+    labels = {label for row in rows for label in row.labels}
+    if not layout.classes and all(map(_NUMBER.fullmatch, labels)):
+        fraction = next((label for label in sorted(labels) if not _WHOLE.fullmatch(label)), None)
+        if fraction is not None:
+            logger.warning(
+                "%s: all labels are numbers, such as %.60r: each of these %d is a class of its own",
+                path,
+                fraction,
+                len(labels),
+            )
 
 
 def _layout(path: Path, columns: Sequence[str]) -> _Layout:
