@@ -166,7 +166,7 @@ def test_rows_of_another_split_are_left_out_with_a_warning(
     for split in ("train", "val"):
         assert len(open_data(path, split)) == 1
     assert caplog.messages == [
-        f"{path}: rows that are left out: 2 whose split is none of train, val and test, such as 'foo'"
+        f"{path}: rows left out, whose split is none of train, val and test: 2, such as 'foo'"
     ]
 
 

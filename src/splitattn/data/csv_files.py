@@ -208,7 +208,7 @@ def _warn_of_the_unusual(path: Path, layout: _Layout, rows: Sequence[_Row]) -> N
     unknown = [row.split for row in rows if row.split and split_of(row.split) is None]
     if unknown:
         logger.warning(
-            "%s: rows that are left out: %d whose split is none of train, val and test, such as %.60r",
+            "%s: rows left out, whose split is none of train, val and test: %d, such as %.60r",
             path,
             len(unknown),
             unknown[0],
