@@ -307,7 +307,7 @@ def test_the_command_line_labels_with_a_repository(
         capture_output=True,
         text=True,
     )
-    assert done.stderr == ""
+    assert done.stderr == "loading PyTorch\n"
     result = json.loads(done.stdout)
     assert (result["model"], result["weights"]) == ("resnest14", "hf-hub:owner/cats")
     monkeypatch.setenv("SPLITATTN_OFFLINE", "1")

@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
     if distributed.is_first() and not (sys.stderr.isatty() or "torch" in sys.modules):
-        sys.meta_path.insert(0, _TorchFinder)
+        # Before the finder that it takes the place of, and after those of others.
+        usual = [*sys.meta_path, PathFinder].index(PathFinder)
+        sys.meta_path.insert(usual, _TorchFinder)
     threading.excepthook = _on_thread_error
     # Paths need not be text, and no verb fails for that.
     reconfigure(sys.stdout, errors="backslashreplace")
