@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -214,6 +215,38 @@ def test_a_log_gets_a_count_every_half_minute_and_its_rate(
         "48/80 images  1.0 images/s",
         "300 images  4.0 images/s",
     ]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pseudo-terminals of Linux")
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("predict", "none.jpg"), "opening the network"),
+        (("features", "none.jpg"), "opening the network"),
+        (("explain", "none.jpg", "--output", "none"), "opening the network"),
+        (("serve", "--port", "0"), "starting"),
+        (("evaluate", "none"), "starting"),
+        (("train", "none", "--output", "run"), "starting"),
+        (("export", "none.onnx", "--weights", "none.pth"), "starting"),
+        (("weights", "convert", "none.pth", "none.pt", "--to", "timm"), "converting"),
+        (("bench",), "starting"),
+        (("data", "show", "none"), "drawing the images"),
+    ],
+)
+def test_the_first_thing_on_a_terminal_is_a_word(arguments: tuple[str, ...], word: str) -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "splitattn", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    try:
+        assert os.read(ours, 100).decode().startswith(f"{word} ...")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_a_pipe_is_told_that_pytorch_is_being_loaded(tmp_path: Path) -> None:

@@ -72,12 +72,12 @@ def explain(
     if is_page:
         check_output(output)
     pictures = None if is_page else Pictures(output, lambda _, each: each.overlay(), "--output")
-    from splitattn.cli.progress import counting, downloading
+    from splitattn.cli.progress import counting, downloading, starting
     from splitattn.cli.stdin import images_given
     from splitattn.explanation.explainer import Explainer
     from splitattn.explanation.explanation import write_html
 
-    with downloading() as progress:
+    with starting("opening the network"), downloading() as progress:
         explainer = Explainer(
             model, weights, device=device, engine=engine, white_level=white_level, progress=progress
         )

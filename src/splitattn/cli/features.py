@@ -50,11 +50,11 @@ def features(
     ending = output.suffix.lower() if output else _LINES[0]
     if ending not in (_ARRAYS, *_LINES):
         raise InputError(f"--output must end in {_ARRAYS}, {' or '.join(_LINES)}, got {output}")
-    from splitattn.cli.progress import counting, downloading
+    from splitattn.cli.progress import counting, downloading, starting
     from splitattn.cli.stdin import images_given
     from splitattn.features import FeatureExtractor
 
-    with downloading() as progress:
+    with starting("opening the network"), downloading() as progress:
         extractor = FeatureExtractor(
             model,
             weights,

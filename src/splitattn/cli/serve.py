@@ -73,25 +73,28 @@ def serve(
     from splitattn.libraries import require
 
     require("splitattn serve", "starlette", "uvicorn", "python_multipart", "prometheus_client")
-    from splitattn.serving.server import serve as run
-    from splitattn.serving.settings import Settings
+    from splitattn.cli.progress import starting
 
-    settings = Settings(
-        max_batch=max_batch,
-        max_wait=max_wait / 1000,
-        max_queue=max_queue,
-        max_queued_bytes=max_queued_mib * _MIB,
-        max_body=max_body_mib * _MIB,
-        max_images=min(_IMAGES, max_queue) if max_images is None else max_images,
-        deadline=deadline,
-        drain_wait=drain_wait,
-        workers=workers,
-        explain=explain,
-        page=page,
-        key=None if api_key_file is None else _key(api_key_file),
-        trusted_hosts=tuple(trusted_host or (_LOCAL if host in _LOCAL else ())),
-    )
-    opened = _opened(model, weights, engine=engine, device=device, limits=settings.limits)
+    with starting("starting"):
+        from splitattn.serving.server import serve as run
+        from splitattn.serving.settings import Settings
+
+        settings = Settings(
+            max_batch=max_batch,
+            max_wait=max_wait / 1000,
+            max_queue=max_queue,
+            max_queued_bytes=max_queued_mib * _MIB,
+            max_body=max_body_mib * _MIB,
+            max_images=min(_IMAGES, max_queue) if max_images is None else max_images,
+            deadline=deadline,
+            drain_wait=drain_wait,
+            workers=workers,
+            explain=explain,
+            page=page,
+            key=None if api_key_file is None else _key(api_key_file),
+            trusted_hosts=tuple(trusted_host or (_LOCAL if host in _LOCAL else ())),
+        )
+        opened = _opened(model, weights, engine=engine, device=device, limits=settings.limits)
     run(opened, settings, host=host, port=port)
 
 

@@ -113,12 +113,14 @@ def convert(
     from splitattn.libraries import require
 
     require("weights convert", "torch")
+    from splitattn.cli.progress import starting
     from splitattn.weights.layouts import find_layout
 
     find_layout(to)  # a wrong name is told before PyTorch is loaded
-    from splitattn.convert import convert as write
+    with starting("converting"):
+        from splitattn.convert import convert as write
 
-    done = write(source, target, to=to, model=model, part=part)
+        done = write(source, target, to=to, model=model, part=part)
     dropped = f"; without {', and without '.join(done.dropped)}" if done.dropped else ""
     typer.echo(
         f"{done.path}: {' or '.join(done.models)}, from {done.source} to {done.target}, "
