@@ -217,6 +217,15 @@ def test_a_log_gets_a_count_every_half_minute_and_its_rate(
     ]
 
 
+def test_a_word_stays_until_something_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_terminal(monkeypatch, 80)
+    with starting("opening"), downloading() as on_received:
+        assert screen.getvalue() == "opening ..."
+        on_received(500, 1000)
+        assert "opening ...\r\x1b[2K" in screen.getvalue()
+        assert "0.5/1.0 kB" in screen.getvalue()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pseudo-terminals of Linux")
 @pytest.mark.parametrize(
     ("arguments", "word"),

@@ -272,11 +272,16 @@ def downloading() -> Iterator["Download"]:
         console=Console(stderr=True),
         transient=True,
     )
-    task = bar.add_task("", total=None, visible=False)
-    with bar:
-        yield lambda received, total: bar.update(
-            task, completed=received, total=total, visible=True
-        )
+    task = bar.add_task("", total=None)
+
+    def show(received: int, total: int | None) -> None:
+        bar.update(task, completed=received, total=total)
+        bar.start()  # not before: what stands on the terminal stays if nothing is downloaded
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 @contextmanager
