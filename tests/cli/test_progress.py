@@ -242,12 +242,15 @@ def test_a_word_stays_until_something_is_downloaded(monkeypatch: pytest.MonkeyPa
         (("data", "show", "none"), "drawing the images"),
     ],
 )
-def test_the_first_thing_on_a_terminal_is_a_word(arguments: tuple[str, ...], word: str) -> None:
+def test_the_first_thing_on_a_terminal_is_a_word(
+    arguments: tuple[str, ...], word: str, tmp_path: Path
+) -> None:
     ours, theirs = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "splitattn", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=theirs,
+        cwd=tmp_path,
     )
     try:
         assert os.read(ours, 100).decode().startswith(f"{word} ...")
