@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from splitattn.bulk.plan import ShardReport
 from splitattn.cli import progress
-from splitattn.cli.output import say
+from splitattn.cli.output import conclude, say
 from splitattn.cli.progress import (
     counting,
     downloading,
@@ -215,6 +215,19 @@ def test_a_log_gets_a_count_every_half_minute_and_its_rate(
         "48/80 images  1.0 images/s",
         "300 images  4.0 images/s",
     ]
+
+
+def test_a_conclusion_is_broken_between_words_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a-folder/with-a-long-name/model.safetensors: top-1 98.00 % of 50 images"
+    conclude(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "30")
+    conclude(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [text.split()[0], "top-1 98.00 % of 50 images"]
 
 
 def test_a_word_stays_until_something_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.options import Engine, Model, Weights, Workers
-from splitattn.cli.output import counted, say
+from splitattn.cli.output import conclude, counted, say
 
 if TYPE_CHECKING:
     from splitattn.bulk.summary import BulkReport
@@ -90,7 +90,7 @@ def bulk(
         )
     if passed_over:
         say(f"warning: {passed_over_text(passed_over)}")
-    typer.echo(summary_text(target, report))
+    conclude(summary_text(target, report))
     if report.errors:
         raise typer.Exit(1)
 

@@ -35,7 +35,7 @@ def show(
     """Draw a training batch, augmented and mixed by the recipe, with its labels, boxes or masks."""
     import io
 
-    from splitattn.cli.output import check_output
+    from splitattn.cli.output import check_output, conclude
     from splitattn.cli.progress import starting
     from splitattn.files import is_folder, replacing
     from splitattn.libraries import require
@@ -67,7 +67,7 @@ def show(
             temporary.write_bytes(picture.getvalue())
     except OSError as error:
         raise InputError(write_failure(output, error, "cannot write --output")) from error
-    typer.echo(f"{output}: {text}")
+    conclude(f"{output}: {text}")
 
 
 def _labels(
@@ -130,10 +130,11 @@ def toy(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
 ) -> None:
     """Make a data set of five classes: crops of the photographs inside the package."""
+    from splitattn.cli.output import conclude
     from splitattn.cli.progress import starting
 
     with starting("making the data set"):
         from splitattn.data.toy import write_toy_data
 
         count = write_toy_data(folder)
-    typer.echo(f"{folder}: {count} images; splitattn train {folder} --output run")
+    conclude(f"{folder}: {count} images; splitattn train {folder} --output run")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from splitattn.cli.options import Model, Weights, Workers
-from splitattn.cli.output import say
+from splitattn.cli.output import conclude, say
 from splitattn.engines.table import formats
 
 _ENDINGS = ", ".join(f"{row.suffix} ({name})" for name, row in formats().items())
@@ -91,10 +91,10 @@ def export(
     except ExportError as error:
         say(f"error: {error}")
         raise typer.Exit(1) from error
-    typer.echo(report.parity)
+    conclude(str(report.parity))
     if report.agreement:
-        typer.echo(report.agreement)
-    typer.echo(
+        conclude(str(report.agreement))
+    conclude(
         f"{report.path}: {report.model} in {report.precision}, {report.size / 2**20:.1f} MiB, "
         f"measured in {report.engine}"
     )

@@ -4,7 +4,9 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -71,6 +73,18 @@ def write_output(text: str, output: Path | None, option: str = "--output") -> No
 def counted(count: int, what: str) -> str:
     """A number of things in words: "1 part", "1,200 parts"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def conclude(text: str) -> None:
+    """Print a line on stdout, which a terminal gets in several, broken between words."""
+    if sys.stdout.isatty():
+        text = textwrap.fill(
+            text,
+            shutil.get_terminal_size().columns,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    _write_to_stdout(f"{text}\n")
 
 
 def say(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.options import ClassNames, Device
-from splitattn.cli.output import say
+from splitattn.cli.output import conclude, say
 
 if TYPE_CHECKING:
     from splitattn.training.task import Step
@@ -174,12 +174,12 @@ def train(
                 on_measured=on_measured,
             )
     if first and find_lr:
-        typer.echo(
+        conclude(
             f"--set learning_rate={found.suggestion:g} is a tenth of the rate with the lowest "
             f"loss, see {output / 'learning_rate.png'}"
         )
     elif first:
-        typer.echo(f"{result.weights}: {result.summary}; {result.report} shows how")
+        conclude(f"{result.weights}: {result.summary}; {result.report} shows how")
 
 
 def _say_rate(step: "Step") -> None:

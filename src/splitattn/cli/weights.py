@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from splitattn.cli.output import say
+from splitattn.cli.output import conclude, say
 from splitattn.errors import InputError, one_line, write_failure
 from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
@@ -122,7 +122,7 @@ def convert(
 
         done = write(source, target, to=to, model=model, part=part)
     dropped = f"; without {', and without '.join(done.dropped)}" if done.dropped else ""
-    typer.echo(
+    conclude(
         f"{done.path}: {' or '.join(done.models)}, from {done.source} to {done.target}, "
         f"{done.tensors} tensors{dropped}"
     )
