@@ -443,8 +443,7 @@ def speed() -> str:
             "",
             *lines,
             "",
-            "AMX and AVX-512 are kinds of x86 processors: those with AMX multiply int8 and "
-            "bfloat16 matrices in hardware.",
+            "AMX and AVX-512 are instruction sets of x86 processors. AMX is the newer one.",
         )
     )
 

@@ -48,7 +48,7 @@ class TrainingData:
         data: the data set, as `open_data` takes it.
         output: where the result is written.
         class_names: a text file that names its classes, or None.
-        new_classifier: its classes are others than those of weights to start from.
+        new_classifier: the classifier of the weights to start from is not kept.
         fold: the part of the training images to validate on, or None for its own split.
         seed: decides which images validate, where the data set does not say it.
     """
