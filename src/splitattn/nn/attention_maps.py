@@ -1,4 +1,4 @@
-"""What Split-Attention decides, read from a network while it runs.
+"""Reads the attention of every block from a network while it runs.
 
 Shapes: B batch, R radix, K cardinality, C output channels of a block.
 """
@@ -22,14 +22,14 @@ def attention_shares(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         images: (B, in_chans, H, W) normalized floats, on the network's device.
 
     Returns:
-        By name of the block, in the order in which they run, its attention (B, R, C). The shares of
-        a channel, along R, add up to one. Radix 1 has no splits to choose between: its only entry
-        is the gate, from 0 to 1. Channels are those of the block's output, C / K of each cardinal
+        The attention (B, R, C) of each block by the block's name, in the order in which blocks run.
+        A channel's shares add up to one along R. With radix 1 the only entry is the sigmoid gate,
+        from 0 to 1. Channels are those of the block's output: C / K for each cardinal group, one
         group after the other.
 
     Raises:
-        InputError: the network has no such block: its radix is 0, or it went through `fuse`, which
-            rewrites them. Or a block did not run, or not where it can be watched.
+        InputError: the network has no such block, because its radix is 0 or `fuse` replaced the
+            blocks; or a block did not run in Python, as in a scripted or exported network.
     """
     blocks = {
         name: module
@@ -48,7 +48,7 @@ def attention_shares(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     ) -> None:
         shares[name] = block.attend(logits).reshape(len(logits), block.radix, -1)
 
-    # Code that was compiled before the hooks were there would not call them.
+    # Compiled code would not call hooks that were added after its compilation.
     eager = torch.compiler.set_stance
     with ExitStack() as hooks, eager("force_eager"), torch.inference_mode(), evaluating(model):
         for name, block in blocks.items():

@@ -1,4 +1,4 @@
-"""The network without its classifier, which gives a feature map of each resolution.
+"""The network without its classifier: it returns feature maps at several resolutions.
 
 Shapes: B batch, H and W rows and columns of the image.
 """
@@ -20,34 +20,34 @@ MAPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureInfo:
-    """What the maps of a backbone are, read as in timm's `features_only` networks.
+    """Describes the maps of a backbone; same methods as in timm's `features_only` networks.
 
-    `info[i]`, `len(info)` and what takes an `idx` speak of every map from the stem's, 0, to the
-    last stage's, 4, whether the backbone returns it or not.
+    Indices count all five maps, 0 for the stem's to 4 for the last stage's, including those that
+    the backbone does not return.
 
     Attributes:
-        out_indices: which maps it returns: 0 for the stem, 1 to 4 for the stages, in their order.
-        info: of every map a dictionary: its "index", its channels "num_chs", its stride
-            "reduction" in pixels of the image, and "module", the child whose output it is.
+        out_indices: the maps that the backbone returns, in its order.
+        info: a dictionary for each of the five maps: "index"; "num_chs", its channels; "reduction",
+            its stride in pixels of the image; "module", the child of the backbone that outputs it.
     """
 
     out_indices: tuple[int, ...]
     info: tuple[dict[str, Any], ...]
 
     def channels(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Channels of each map that is returned, of those in `idx`, or of that one."""
+        """Channels of the returned maps, of the maps in `idx`, or of the one map `idx`."""
         return self.get("num_chs", idx)
 
     def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Stride of each of these maps, in pixels of the image."""
+        """Strides of these maps, in pixels of the image."""
         return self.get("reduction", idx)
 
     def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
-        """The child of the backbone whose output each of these maps is."""
+        """Names of the backbone's children that output these maps."""
         return self.get("module", idx)
 
     def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
-        """What `info` says under `key`: a list, or of a single `idx` the value alone."""
+        """The values of `key` in `info`: a list, or one value if `idx` is one number."""
         if isinstance(idx, int):
             return self.info[idx][key]
         return [self.info[i][key] for i in (self.out_indices if idx is None else idx)]
@@ -55,7 +55,7 @@ class FeatureInfo:
     def get_dicts(
         self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
     ) -> Any:
-        """The dictionaries of `info`, or these keys of them."""
+        """The dictionaries of these maps, reduced to `keys` if given."""
         if isinstance(idx, int):
             info = self.info[idx]
             return {key: info[key] for key in (info if keys is None else keys)}
@@ -69,25 +69,24 @@ class FeatureInfo:
 
 
 class Backbone(Staged):
-    """The stem and the stages of a `ResNeSt`, for networks that are built upon feature maps.
+    """The stem and the stages of a `ResNeSt`, as a backbone for detectors and segmenters.
 
-    Children have their official names and the order in which they run. So checkpoints fit, and so
-    do tools that take a network apart, such as torchvision's `BackboneWithFPN`. Stages after the
-    last map are left out.
+    Children keep their official names and run in their order. So official checkpoints load, and
+    tools that take a network apart work, such as torchvision's `BackboneWithFPN`. Stages after the
+    last returned map are left out.
 
-    What is frozen has no gradient, keeps its running statistics and drops nothing at random.
-    `train` changes none of that, not even in another network that the parts were put into, but
-    `requires_grad_` wakes parameters as everywhere in torch. A frozen batch norm remains a batch
-    norm, so keys and weights remain the official ones.
+    Frozen layers have no gradients, keep their running statistics and drop nothing at random. They
+    stay so after `.train()`, even inside another network; `requires_grad_(True)` makes their
+    parameters learn again. A frozen batch norm keeps its class, so state-dict keys do not change.
 
     Args:
-        network: whose parts the backbone takes over: they are shared, not copied.
-        out_indices: which maps to return, in this order: 0 is the stem's before it is pooled, 1 to
-            4 are those of the stages; negative ones count from the last, -1 being stage 4.
+        network: its modules become the backbone's; they are shared, not copied.
+        out_indices: which maps to return, in this order: 0 is the stem's before max pooling, 1 to
+            4 are those of the stages. Negative indices count from the end: -1 is stage 4.
         frozen_stages: how many of stem, layer1, ..., layer4 are frozen, from the front: 0 freezes
             nothing, 1 the stem, 2 the stem and the first stage (detectron2's `FREEZE_AT`;
             MMDetection counts from -1).
-        frozen_bn: all batch norms are frozen, those within the attention included.
+        frozen_bn: freeze all batch norms, those within the attention included.
 
     Attributes:
         out_indices: as above, none of them negative.
@@ -95,8 +94,8 @@ class Backbone(Staged):
         strides: of each map, in pixels of the image, (4, 8, 16, 32) without dilation.
 
     Raises:
-        InputError: an index is no map's, comes twice or is missing, there is no such stage, or one
-            of these is no whole number.
+        InputError: `out_indices` is empty, repeats an index or has one that is not a map's, or
+            `frozen_stages` is not a whole number in its range.
 
     Input (B, in_chans, H, W) normalized floats; output a list of maps (B, channels[i],
     ceil(H / strides[i]), ceil(W / strides[i])).
@@ -145,7 +144,7 @@ class Backbone(Staged):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Channels and strides for code that was written for timm's networks."""
+        """Channels and strides of the maps, as timm's networks give them."""
         return FeatureInfo(
             out_indices=self.out_indices,
             info=tuple(
@@ -171,7 +170,7 @@ class Backbone(Staged):
 
 
 def _map_indices(out_indices: Iterable[int]) -> tuple[int, ...]:
-    """As plain numbers, none of them negative."""
+    """`out_indices` as a tuple of int, none of them negative."""
     asked: object = out_indices
     if isinstance(out_indices, Iterable):
         asked = tuple(i if (index := _whole(i)) is None else index for i in out_indices)
@@ -186,5 +185,5 @@ def _map_indices(out_indices: Iterable[int]) -> tuple[int, ...]:
 
 
 def _whole(value: object) -> int | None:
-    """`value` as a plain number, if it is a whole one."""
+    """`value` as an int, or None if it is not a whole number."""
     return operator.index(value) if isinstance(value, SupportsIndex) else None

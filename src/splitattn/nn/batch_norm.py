@@ -1,4 +1,4 @@
-"""Batch norm that trains on a single value per channel; over several processes, or not, on request.
+"""Batch norm that also trains on one value per channel, optionally synchronized over processes.
 
 Shapes: B batch, C channels, H and W rows and columns, P processes.
 """
@@ -16,19 +16,19 @@ from splitattn.nn.freezing import Freezable
 
 
 class BatchNorm2d(Freezable, nn.BatchNorm2d):
-    """Batch norm (arXiv 1502.03167) for which one value per channel is enough to train.
+    """Batch norm (arXiv 1502.03167) that can train on a single value per channel.
 
-    With one value, as the attention's pooled features have in a batch of one, there is no variance
-    to divide by. It is then normalized with the running statistics, as in evaluation, and these
-    stay as they are. With two values and more this is torch's batch norm, number for number.
+    In a batch of one image, the attention's pooled features have one value per channel, and so no
+    variance. Such a value is normalized with the running statistics, as in evaluation, and the
+    statistics do not change. With two or more values this equals torch's batch norm exactly.
 
-    What that means for training with a batch of one: the statistics of the attention's batch norm
-    never move from where they started, which is mean 0 and variance 1 in a new network and the
-    weights' own in a loaded one. Gradient accumulation does not change this, since every forward
-    pass still sees one image. `synchronize` does: it makes a value of each process's image.
+    So with a batch of one, the running statistics inside the attention never change: a new network
+    keeps mean 0 and variance 1, a loaded one keeps its file's. Gradient accumulation does not help,
+    since each forward pass still sees one image. `synchronize` does: the images of all processes
+    then count as one batch.
 
-    Frozen, it is a scale and a shift for each channel, as torchvision's `FrozenBatchNorm2d`, under
-    the keys and in the precision that the weights have.
+    A frozen layer only scales and shifts each channel, like torchvision's `FrozenBatchNorm2d`. It
+    keeps its state-dict keys and the precision of its weights.
 
     Args:
         num_features: channels C.
@@ -45,14 +45,14 @@ class BatchNorm2d(Freezable, nn.BatchNorm2d):
         self.synchronized = False
 
     def forward(self, x: Tensor) -> Tensor:
-        # In evaluation the batch may be symbolic, and its size must not be asked for.
+        # An export traces evaluation with a symbolic batch, so its size must not be read.
         if not self.training:
             return super().forward(x)
         if self.synchronized and world_size() > 1:
             return self._over_all_processes(x)
         if x.numel() > x.shape[1]:
             return super().forward(x)
-        # Copies, since a larger batch may move the statistics before this one's backward pass.
+        # Copies: a larger batch may change the statistics before this one's backward pass.
         mean, variance = self.running_mean.clone(), self.running_var.clone()
         return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
 
@@ -60,9 +60,9 @@ class BatchNorm2d(Freezable, nn.BatchNorm2d):
         mean, variance, count = _statistics(x.detach().to(self.running_mean.dtype))
         self.num_batches_tracked.add_(1)
         share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        shares = share * (count > 0).to(mean.dtype)  # nothing to learn from nothing
+        shares = share * (count > 0).to(mean.dtype)  # an empty batch changes nothing
         self.running_mean.lerp_(mean, shares)
-        # Unbiased, as torch keeps it.
+        # torch's running variance is unbiased.
         self.running_var.lerp_(variance * count / (count - 1), shares)
         out: Tensor = _Normalization.apply(
             x, self.weight, self.bias, mean, variance, count, self.eps
@@ -71,24 +71,24 @@ class BatchNorm2d(Freezable, nn.BatchNorm2d):
 
 
 def synchronize(model: nn.Module) -> None:
-    """Let every `BatchNorm2d` of `model` train on the batches of all processes as on one batch.
+    """Make every `BatchNorm2d` of `model` train on the batches of all processes as on one batch.
 
-    Outputs, gradients and running statistics are then those of one process that has the whole
-    batch; the processes' shares of it may differ in size, and some may be empty, as in a detector's
-    second stage. All of them must run the network equally often. Evaluation is not affected, nor a
-    frozen norm, nor a process that is alone. torch's `SyncBatchNorm.convert_sync_batchnorm` puts
-    norms of its own in the place of these, which knows of no frozen ones and lets them train again.
+    Outputs, gradients and running statistics then equal those of one process with the whole batch.
+    Batches may differ in size between processes, and some may be empty, as in a detector's second
+    stage. Every process must run the network equally often. Evaluation, frozen layers and training
+    in a single process are not affected. Do not use torch's `SyncBatchNorm.convert_sync_batchnorm`
+    here: it replaces these layers by its own, and frozen ones would train again.
     """
-    # One code path for all devices, which tests can run: torch's own SyncBatchNorm refuses tensors
-    # on the CPU, and a single value per channel in a process that is alone. Its communication is
-    # the same, one gather forward and one sum backward.
+    # Not torch's SyncBatchNorm: it refuses tensors on the CPU, where the tests run, and one value
+    # per channel in a single process. The communication is the same as there: one gather in the
+    # forward pass and one sum in the backward pass.
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
             module.synchronized = True
 
 
 def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C) and biased variance (C) over all processes, and how many values (1) they are of."""
+    """Mean (C), biased variance (C) and number of values per channel (1) over all processes."""
     if x_BCHW.numel():
         variance_C, mean_C = torch.var_mean(x_BCHW, (0, 2, 3), correction=0)
     else:
@@ -103,17 +103,17 @@ def _statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total = counts_P1.sum(0)
     divisor = total.clamp(min=1)
     mean_C = (means_PC * counts_P1).sum(0) / divisor
-    # Deviations from the mean, not a difference of squares, which would cancel.
+    # Deviations from the mean: the difference of mean squares would cancel.
     deviations_PC = variances_PC + (means_PC - mean_C).square()
     return mean_C, (deviations_PC * counts_P1).sum(0) / divisor, total
 
 
 class _Normalization(torch.autograd.Function):
-    """Batch norm of x (B, C, H, W) by a mean and a variance that came from x in all processes.
+    """Batch norm of x (B, C, H, W) with the mean and variance of x over all processes.
 
-    The derivatives are those of arXiv 1502.03167, section 3, in which two sums over the batch
-    appear: those are over all processes. The gradients of weight and bias are of this process, like
-    those of every other parameter.
+    The derivatives are those of arXiv 1502.03167, section 3; their two sums over the batch run over
+    all processes. The gradients of weight and bias are this process's own, like those of every
+    other parameter.
     """
 
     @staticmethod
@@ -140,8 +140,8 @@ class _Normalization(torch.autograd.Function):
         sums = torch.stack((grad_bias, grad_weight))
         dist.all_reduce(sums)
         mean_grad, mean_product = sums / count
-        centerd = grad - _over_map(mean_grad) - normalized * _over_map(mean_product)
-        grad_x = (centerd * _over_map(weight * inverse_deviation)).to(x.dtype)
+        centered = grad - _over_map(mean_grad) - normalized * _over_map(mean_product)
+        grad_x = (centered * _over_map(weight * inverse_deviation)).to(x.dtype)
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 

@@ -1,12 +1,12 @@
-"""The two ends of Split-Attention that touch whole feature maps, with few passes over memory.
+"""Pooling and blending: the two steps of Split-Attention that read whole feature maps.
 
-On the maps of the first stages an operation costs what it reads and writes. Left to autograd, the
-gradient of the splits is made in pieces, put together and added up: more traffic than the
-backward passes written out here, and those are more than the Triton kernels of `triton_blending`
-need. Plain PyTorch is the reference for both.
+On the large maps of the first stages, memory traffic decides the speed. Autograd would compute the
+gradient of each split as a separate map, concatenate the maps and add them up. The backward passes
+here write the gradient once, and the Triton kernels in `triton_blending` read and write even less.
+Plain PyTorch is the reference for both.
 
-The Triton kernels run on CUDA, and only if the environment says SPLITATTN_TRITON=1: no GPU has run
-their tests yet.
+The Triton kernels run on CUDA, and only with SPLITATTN_TRITON=1 in the environment, since no GPU
+has run their tests yet.
 
 Shapes: B batch, R radix, C channels of the block's output, H and W rows and columns.
 """
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 
 def pool(maps: Tensor, radix: int = 1) -> tuple[Tensor, Tensor]:
-    r"""Maps to themselves and to :math:`\operatorname{mean}_{HW} \sum_r U_r`.
+    r"""Return the maps and :math:`\operatorname{mean}_{HW} \sum_r U_r`.
 
-    What uses the maps afterwards must use the ones returned: both gradients then meet here and are
+    Use the returned maps afterwards, not the argument: the gradients of maps and means are then
     added in one pass.
 
     Args:
         maps: :math:`U`, (B, R*C, H, W), radix-major.
-        radix: R; with 1, each map has a mean of its own.
+        radix: R.
 
     Returns:
         The maps, and means (B, C).
@@ -53,8 +53,8 @@ def blend(splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None
         splits: :math:`U`, (B, R*C, H, W), radix-major.
         attention: :math:`a`, (B, R*C, 1, 1), radix-major.
         radix: R.
-        pool_stride: stride of a 3x3 average pooling of the result, the block's `avd`; None leaves
-            it out.
+        pool_stride: stride of the 3x3 average pooling that follows, the block's `avd`; None for
+            no pooling.
 
     Returns:
         (B, C, H, W), or (B, C, ceil(H / pool_stride), ceil(W / pool_stride)).
@@ -72,19 +72,20 @@ def blend(splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None
 
 
 def _recorded() -> bool:
-    """Operations go into a graph, for a compiler or an exporter."""
+    """Whether a compiler or an exporter is recording operations."""
     return bool(torch.compiler.is_compiling() or torch._C._get_tracing_state())
 
 
 def _written_out(maps: Tensor) -> bool:
+    """Whether the backward passes of this module are used instead of autograd's."""
     return torch.is_grad_enabled() and maps.requires_grad and not _recorded()
 
 
 def _kernels_serve(maps: Tensor) -> bool:
     """Whether Triton's kernels run instead of plain PyTorch: on CUDA, with SPLITATTN_TRITON=1.
 
-    Compilers get plain PyTorch: they fuse it with the batch norm and ReLU before it, which then
-    write no map at all, and a file that is exported needs no operator of ours.
+    Compilers and exporters get plain PyTorch: compilers fuse it with the batch norm and ReLU before
+    it, and exported files then need no custom operator.
     """
     in_float32 = maps.dtype in (torch.float32, torch.float16, torch.bfloat16)
     return (
@@ -98,7 +99,10 @@ def _kernels_serve(maps: Tensor) -> bool:
 
 @cache
 def _kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
-    """Asked by trying: no Triton, no C compiler, an old GPU, and it says so and does without."""
+    """Whether a kernel runs on this device; if it cannot, log a warning with the reason.
+
+    It fails on an old GPU or without a C compiler.
+    """
     if importlib.util.find_spec("triton") is None:
         return False
     try:
@@ -106,7 +110,7 @@ def _kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
 
         triton_blending.pool(torch.ones(1, 1, 1, 1, device=device, dtype=dtype), 1)
     except torch.OutOfMemoryError:
-        raise  # which says nothing about the kernels
+        raise  # the kernels may still work
     except Exception as error:
         reason = one_line(str(error))
         logger.warning("Triton's kernels do not run on %s in %s: %s", device, dtype, reason)
@@ -120,12 +124,12 @@ def _means(maps: Tensor, radix: int) -> Tensor:
 
         means: Tensor = triton_blending.pool(maps, radix)
         return means
-    # Pooling first and summing the splits after is the same mean, without a full-size sum.
+    # Summing the pooled splits gives the same mean without a sum of whole maps.
     return maps.mean((2, 3)).reshape(maps.shape[0], radix, -1).sum(1)
 
 
 def _blended(splits: Tensor, attention: Tensor, radix: int) -> Tensor:
-    # Slices of the channels, rather than a radix axis and a sum over it, keep channels_last.
+    # Slices of the channels keep channels_last; a sum over a radix axis would not.
     pairs = zip(attention.chunk(radix, 1), splits.chunk(radix, 1), strict=True)
     weight, split = next(pairs)
     blended = weight * split
@@ -167,7 +171,7 @@ class _Blend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         splits, attention = ctx.saved_tensors
-        # Each split's gradient goes straight to its place: nothing is concatenated.
+        # Each split's gradient is written in place, so nothing is concatenated.
         grad_splits, grad_attention = torch.empty_like(splits), torch.empty_like(attention)
         for split, weight, grad_split, grad_weight in zip(
             *(x.chunk(ctx.radix, 1) for x in (splits, attention, grad_splits, grad_attention)),

@@ -1,7 +1,7 @@
 """DropBlock as ResNeSt was trained with it.
 
-torchvision has a DropBlock too, but it draws a mask for every image and places blocks by another
-rule; the published networks saw one mask per batch.
+torchvision's DropBlock draws a mask for every image and places blocks by another rule. The
+published networks were trained with one mask per batch.
 """
 
 import torch
@@ -19,9 +19,9 @@ class DropBlock2d(Freezable):
     scaled by `C*H*W / kept`, as in the official Gluon code (resnest/gluon/dropblock.py).
 
     Args:
-        probability: share p of the map to drop. A buffer, so that a schedule can change it without
-            a compiled network being compiled anew; it is no part of the state dict.
-        block_size: side of a block, an odd number of pixels; a smaller map has smaller blocks.
+        probability: share p of the map to drop. It is a buffer, so a schedule can change it
+            without recompiling the network; it is not in the state dict.
+        block_size: side of a block, an odd number of pixels; it is reduced to fit small maps.
 
     Input and output (B, C, H, W).
     """

@@ -1,4 +1,4 @@
-"""What is frozen stays as it is, in whatever network it ends up."""
+"""Layers that stay frozen, also after they were moved into another network."""
 
 from typing import Self
 
@@ -6,10 +6,12 @@ from torch import nn
 
 
 class Freezable(nn.Module):
-    """A layer that acts otherwise in training, for which being frozen means evaluation for good.
+    """A layer that can be frozen: it then stays in evaluation mode, even after `.train()`.
+
+    Base class of the layers that behave differently in training.
 
     Attributes:
-        frozen: whether the layer evaluates, whatever `train` says.
+        frozen: whether the layer stays in evaluation mode.
     """
 
     frozen: bool = False
@@ -19,17 +21,17 @@ class Freezable(nn.Module):
 
 
 def freeze(part: nn.Module) -> None:
-    """No gradients for `part`, and evaluation whatever `train` says.
+    """Turn off gradients of `part` and keep its layers in evaluation mode, even after `.train()`.
 
-    So batch norms keep their statistics, and nothing is dropped at random.
-    It belongs to the layers themselves, so it also holds in a network that somebody puts together
-    from them. Parameters can be woken as everywhere, by `requires_grad_`.
+    Batch norms keep their statistics, and nothing is dropped at random. Each layer remembers that
+    it is frozen, so this also holds after the layers are moved into another network.
+    `requires_grad_(True)` makes parameters learn again.
     """
     _set_frozen(part, frozen=True)
 
 
 def thaw(part: nn.Module) -> None:
-    """Undo `freeze`; the next `train` reaches all of `part` again."""
+    """Undo `freeze`: gradients are on, and the next `.train()` reaches all layers of `part`."""
     _set_frozen(part, frozen=False)
 
 

@@ -25,8 +25,8 @@ class FusedResNeSt(nn.Module):
     """A folded network as a PyTorch module; evaluation only.
 
     Args:
-        network: what to run.
-        head: takes the place of its classifier: pooled features (B, C) to outputs.
+        network: the folded network.
+        head: replaces its classifier; maps pooled features (B, C) to outputs.
 
     Input (B, in_chans, H, W) normalized floats; output (B, num_classes) logits, or pooled features
     if there is neither a classifier nor a head.
@@ -50,7 +50,10 @@ class FusedResNeSt(nn.Module):
         return logits
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What the folded network's `outputs` name; see `to_onnx` for the names."""
+        """The outputs that the folded network's `outputs` name; see `to_onnx` for the names.
+
+        Input as in `forward`.
+        """
         *convolutions, max_pool = self.stem
         for layer in convolutions:
             x = layer(x)
@@ -71,7 +74,7 @@ class FusedResNeSt(nn.Module):
 
 
 class FusedBackbone(nn.Module):
-    """What `fuse` makes of a `Backbone`; evaluation only.
+    """A folded `Backbone`, as `fuse` returns it; evaluation only.
 
     Attributes:
         out_indices, channels, strides: those of the backbone.
@@ -109,18 +112,18 @@ def fuse(model: Backbone, *, form: Form | None = ...) -> FusedBackbone: ...
 
 
 def fuse(model: ResNeSt | Backbone, *, form: Form | None = None) -> FusedResNeSt | FusedBackbone:
-    """The exact inference rewrite of `model`, as `graph.folding` describes it.
+    """Fold `model` into a faster network for inference; `graph.folding` describes the steps.
 
-    Outputs are those of `model.eval()` up to rounding: the weights are computed in float64 and
+    Outputs equal those of `model.eval()` up to rounding: folded weights are computed in float64 and
     rounded once. `splitattn.parity` measures the difference.
 
     Args:
-        model: stays as it is; the result shares nothing with it.
-        form: of the 3x3 convolution: "branches" of dense convolutions, or one "grouped"
-            convolution. None takes branches on a CPU and else the grouped convolution.
+        model: is not changed; the result shares no memory with it.
+        form: how the 3x3 convolution is computed: "branches", several dense convolutions, or
+            "grouped", one grouped convolution. None chooses branches on a CPU, else grouped.
 
     Raises:
-        InputError: there is no such form, or `model` is fused already, or neither a ResNeSt nor a
+        InputError: the form is unknown, `model` is fused already, or it is neither a ResNeSt nor a
             Backbone.
     """
     if isinstance(model, FusedResNeSt | FusedBackbone):
@@ -146,7 +149,7 @@ def fuse(model: ResNeSt | Backbone, *, form: Form | None = None) -> FusedResNeSt
         fused = FusedResNeSt(network, head=deepcopy(model.fc))
         fused.num_classes = model.num_classes
     fused.to(weight.device, weight.dtype).eval().requires_grad_(False)
-    # Convolutions take the format of their weights, so any input soon is in channels_last.
+    # Convolutions output the memory format of their weights, whatever the input's is.
     return fused.to(memory_format=torch.channels_last)
 
 
@@ -155,10 +158,10 @@ def _arrays(model: nn.Module) -> dict[str, NDArray[np.float64]]:
     arrays = {key: value.double().cpu().numpy() for key, value in model.state_dict().items()}
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
-            # Folding knows one epsilon; a module may have its own.
+            # Folding adds one fixed epsilon; correct for modules that have another.
             key = f"{name}.running_var"
             arrays[key] = arrays[key] + (module.eps - EPSILON)
-    # Any module may stand in the classifier's place, and it is copied rather than folded.
+    # The classifier may be any module, so it is copied and not folded.
     return {key: array for key, array in arrays.items() if not key.startswith("fc.")}
 
 
@@ -206,7 +209,7 @@ class _FusedSplitAttention(nn.Module):
         return self.with_shares(x)[0]
 
     def with_shares(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The blend, and the shares of the splits: of two, the first one's alone."""
+        """The blend and the shares of the splits; with two splits, only the first one's."""
         splits: Sequence[Tensor] = [branch(x) for branch in self.branches]
         averaged: Sequence[Tensor] = [self.pool(split) for split in splits]
         if len(splits) < self.radix:
@@ -216,7 +219,7 @@ class _FusedSplitAttention(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Shares (B, C, 1, 1) from splits, R maps (B, C, H, W): of two, the first one's alone."""
+    """Shares (B, C, 1, 1) from R splits (B, C, H, W); with two splits, only the first one's."""
 
     def __init__(self, attention: folding.Attention) -> None:
         super().__init__()
@@ -252,7 +255,7 @@ def _mean_shares(groups: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def _shares(logits: list[Tensor]) -> list[Tensor]:
-    """The softmax over `logits` and a last one of zero: in single steps, which any engine has."""
+    """The softmax over `logits` and one more logit of zero, from operations any engine has."""
     highest = torch.zeros_like(logits[0])
     for logit in logits:
         highest = torch.maximum(highest, logit)

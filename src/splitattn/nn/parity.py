@@ -1,4 +1,4 @@
-"""How equal two modules are, measured on random images."""
+"""Measures how much the outputs of two modules differ, on random images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +21,15 @@ def parity(
     """Measure how far the outputs of `candidate` are from those of `reference`, on random images.
 
     Args:
-        reference: takes (B, in_chans, H, W) and gives (B, outputs); it is run in evaluation mode,
-            on its own device and in its own precision.
-        candidate: takes and gives the same; a network is run in evaluation mode too.
-        batch_sizes: B of the batches.
-        image_sizes: H and W of the batches; each goes with every batch size.
+        reference: maps (B, in_chans, H, W) to (B, outputs); it runs in evaluation mode, on its own
+            device and in its own precision.
+        candidate: has the same inputs and outputs; a network runs in evaluation mode too.
+        batch_sizes: batch sizes B to test.
+        image_sizes: sides H = W of the images, in pixels; each is tested with every batch size.
         seed: of the random images.
 
     Raises:
-        InputError: there is nothing to measure, or the two give outputs of different shapes.
+        InputError: no sizes were given, or the outputs have different shapes.
     """
     if not batch_sizes or not image_sizes or min(*batch_sizes, *image_sizes) < 1:
         raise InputError(
@@ -52,7 +52,7 @@ def parity(
 def _images(model: nn.Module, batch: int, size: int, generator: torch.Generator) -> Tensor:
     weight = next(parameter for parameter in model.parameters() if parameter.ndim == 4)
     shape = (batch, weight.shape[1], size, size)
-    # Noise around a color of its own: pure noise looks all alike to a network.
+    # A random color for each image, plus noise: images of pure noise give nearly equal outputs.
     colors = torch.randn(*shape[:2], 1, 1, generator=generator)
     images = colors + torch.randn(shape, generator=generator)
     return images.to(weight.device, weight.dtype)
@@ -60,7 +60,7 @@ def _images(model: nn.Module, batch: int, size: int, generator: torch.Generator)
 
 @contextmanager
 def evaluating(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Evaluation mode, and after it each module's own mode again."""
+    """Evaluation mode within the context; then each module returns to its own mode."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]
     if isinstance(model, nn.Module):

@@ -24,13 +24,13 @@ EXPANSION = 4
 
 
 class DropPath(Freezable):
-    """Stochastic depth (arXiv 1603.09382): drops whole images of a residual branch while training.
+    """Stochastic depth (arXiv 1603.09382): skips the residual branch of random images in training.
 
-    What is kept is divided by the probability of keeping it. Random numbers are drawn as in
-    torchvision's `StochasticDepth` in mode "row", so the same seed drops the same images.
+    Branches that are kept are divided by the probability of keeping one. Random numbers are drawn
+    as in torchvision's `StochasticDepth` in mode "row", so the same seed drops the same images.
 
     Args:
-        p: probability of dropping an image, at least 0 and below 1.
+        p: probability of skipping the branch of an image, at least 0 and below 1.
 
     Input and output (B, C, H, W).
     """
@@ -58,9 +58,10 @@ class Bottleneck(nn.Module):
         architecture: which of the paper's ideas are on.
         stride: spatial reduction of the block.
         dilation: of the 3x3 convolution.
-        pool: where the architecture says `avd`, the block averages 3x3 with its stride, be it 1.
-        blur_shortcut: the shortcut averages 2x2 with stride 1, zeros beyond the lower and the
-            right edge included.
+        pool: if the architecture has `avd`, the block has a 3x3 average pooling with its stride,
+            even if that is 1.
+        blur_shortcut: the shortcut has a 2x2 average pooling of stride 1, with zero padding at the
+            bottom and the right edge.
         drop_path: probability of skipping the residual branch of an image while training.
         drop_block: share of the feature maps that DropBlock removes while training.
 
@@ -86,7 +87,7 @@ class Bottleneck(nn.Module):
         out_channels = planes * EXPANSION
         pool = pool and architecture.avd
         conv_stride = 1 if pool else stride
-        # With nothing in between, Split-Attention averages as it blends.
+        # With no layer in between, the pooling becomes part of the blend.
         blended = pool and architecture.radix > 0 and not (architecture.avd_first or drop_block)
 
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
@@ -145,7 +146,7 @@ class Bottleneck(nn.Module):
         if not self.avd_first:
             x = self.avd(x)
         x = self.drop_block3(self.bn3(self.conv3(x)))
-        # In place: no backward pass reads what bn3 gave, and a fresh map of this size is dear.
+        # In place saves a large map; no backward pass reads the output of bn3.
         out: Tensor = self.relu(self.drop_path(x).add_(shortcut))
         return out
 
@@ -154,8 +155,8 @@ class Stage(nn.Sequential):
     """Bottleneck blocks of one resolution, one after another.
 
     Attributes:
-        gradient_checkpointing: while training, a block keeps its input only and computes its
-            activations again in the backward pass.
+        gradient_checkpointing: while training, a block stores only its input and recomputes its
+            activations in the backward pass.
     """
 
     gradient_checkpointing: bool = False
@@ -168,20 +169,20 @@ class Stage(nn.Sequential):
 
 
 class Staged(nn.Module):
-    """A network with stages among its children: the classifier, and the backbone cut out of it."""
+    """Base class of `ResNeSt` and `Backbone`: a network whose children include stages."""
 
     conv1: nn.Module
     bn1: BatchNorm2d
 
     def stages(self) -> Iterator[Stage]:
-        """The stages, `layer1` and those after it."""
+        """The stages in order, from `layer1`."""
         for child in self.children():
             if isinstance(child, Stage):
                 yield child
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """While training, blocks keep their inputs only: less memory for a second forward pass."""
+        """Whether blocks recompute activations in training: less memory, a second forward pass."""
         on = [stage.gradient_checkpointing for stage in self.stages()]
         return bool(on) and all(on)
 
@@ -202,17 +203,17 @@ class ResNeSt(Staged):
     """ResNeSt as an image classifier (arXiv 2004.08955).
 
     Args:
-        architecture: a row of `ARCHITECTURES`, or one of your own.
-        num_classes: width of the classifier; 0 returns the pooled features instead.
+        architecture: a value of `ARCHITECTURES`, or your own.
+        num_classes: outputs of the classifier; with 0 the network returns pooled features.
         in_chans: channels of the input image.
-        output_stride: 32, or 16 or 8 to keep the last stages finer by dilation.
+        output_stride: stride of the last map in pixels: 32, or with dilated stages 16 or 8.
         dilation: what the first block of a dilated stage does. "official", as in the official code
-            and Gluon: it still averages 3x3 (the architecture's `avd`), with stride 1. "timm": it
-            leaves that out, and averages its shortcut 2x2 instead. Keys are the same, outputs are
-            not: take the one with which a dilated network was trained.
+            and Gluon: it keeps the 3x3 average pooling (the architecture's `avd`), with stride 1.
+            "timm": it has no such pooling, and its shortcut has a 2x2 average pooling. Keys are the
+            same, outputs differ: choose the one that the network was trained with.
         drop_path: stochastic depth of the last block; earlier blocks have linearly less.
         drop_block: share that DropBlock removes in stages 3 and 4; `set_drop_block` schedules it.
-        dropout: probability before the classifier; None takes the architecture's.
+        dropout: probability before the classifier; None uses the architecture's.
 
     Raises:
         InputError: an argument is outside its range.
@@ -287,8 +288,8 @@ class ResNeSt(Staged):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # Every residual branch starts as zero (arXiv 1706.02677, section 5.1). After all other
-        # initialization: the official code sets these to zero first and then back to one.
+        # Every residual branch starts as zero (arXiv 1706.02677, section 5.1). The official code
+        # sets these to zero and later overwrites them with one; here this comes last.
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
@@ -315,7 +316,7 @@ class ResNeSt(Staged):
         return self.fc
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one, at random; 0 returns the pooled features instead.
+        """Replace the classifier by a randomly initialized one; 0 returns pooled features.
 
         Raises:
             InputError: `num_classes` is less than 0.
@@ -331,21 +332,21 @@ class ResNeSt(Staged):
             self.fc = fc
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set `gradient_checkpointing`, under timm's name."""
+        """Set `gradient_checkpointing`; timm's name for it."""
         self.gradient_checkpointing = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) images to the last stage's (B, C, H / stride, W / stride) map."""
+        """Map images (B, in_chans, H, W) to the last stage's (B, C, H / stride, W / stride)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in self.stages():
             x = stage(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last stage's map to (B, num_classes) logits.
+        """Map the last stage's output (B, C, H, W) to logits (B, num_classes).
 
         Args:
-            pre_logits: return what the classifier takes, (B, num_features), instead.
+            pre_logits: return the classifier's input (B, num_features) instead.
         """
         features: Tensor = self.drop(self.avgpool(x).flatten(1))
         return features if pre_logits else self.fc(features)
@@ -384,12 +385,12 @@ def _shortcut(
 
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    """Run `block`, computing its activations again in the backward pass instead of keeping them."""
+    """Run `block`; its activations are not stored but recomputed in the backward pass."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _running_statistics_kept(block)
 
-    if torch.compiler.is_compiling():  # takes no contexts, and writes the statistics once anyway
+    if torch.compiler.is_compiling():  # takes no context_fn, and updates statistics only once
         out: Tensor = checkpoint(block, x, use_reentrant=False)
     else:
         out = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
@@ -398,8 +399,8 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch norms inside do not count the same batch a second time."""
-    # Momentum 0, rather than no tracking: the second pass must save the tensors that the first did.
+    """Keep running statistics unchanged, so that the second pass does not count a batch again."""
+    # Momentum 0 and not `track_running_stats`: both passes must save the same tensors.
     kept = [
         (norm, norm.momentum, norm.num_batches_tracked)
         for norm in block.modules()

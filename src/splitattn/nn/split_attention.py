@@ -21,11 +21,11 @@ class SplitAttention2d(nn.Module):
         a &= \operatorname{softmax}_r \mathrm{fc_2}(\mathrm{relu}(\mathrm{bn}(\mathrm{fc_1}(s)))) \\
         V &= {\textstyle\sum_r a_r \odot U_r}
 
-    where both dense layers act within each cardinal group. Radix 1 has nothing to choose between:
-    its attention is a sigmoid gate, as in Squeeze-and-Excitation.
+    where both dense layers act within each cardinal group. With radix 1 there is one split, and its
+    attention is a sigmoid gate, as in Squeeze-and-Excitation.
 
-    The paper writes K groups of R splits each; putting the radix first lets one convolution with
-    R*K groups and two grouped 1x1 convolutions compute all of them at once.
+    The paper describes K groups of R splits each. With the radix first, one convolution with R*K
+    groups and two grouped 1x1 convolutions compute all of them at once.
 
     Args:
         in_channels: channels of the input.
@@ -35,12 +35,12 @@ class SplitAttention2d(nn.Module):
         radix: R, the number of splits.
         cardinality: K, the number of cardinal groups.
         reduction: the attention's hidden width is `max(in_channels * R // reduction, 32)`.
-        pool_stride: stride of a 3x3 average pooling of the output (paper section 3.2), which costs
-            least as part of the blend; None leaves the pooling out.
+        pool_stride: stride of the 3x3 average pooling of the output (paper section 3.2), which is
+            computed as part of the blend; None for no pooling.
 
     Raises:
-        InputError: a number is no whole number from 1, the channels cannot be divided among the
-            groups, or the kernel is even.
+        InputError: an argument is not a whole number of at least 1, the channels are not a multiple
+            of the groups, or the kernel size is even.
 
     Input (B, in_channels, H, W), output (B, out_channels, H / stride, W / stride), each side again
     divided by `pool_stride`, in the input's memory format.
@@ -99,12 +99,12 @@ class SplitAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         splits, pooled_BC = pool(self.relu(self.bn0(self.conv(x))), self.radix)
         logits = self.fc2(self.relu(self.bn1(self.fc1(pooled_BC[:, :, None, None]))))
-        # CUDA's autocast gives a float32 softmax, which would widen the largest maps of the block.
+        # Autocast on CUDA computes softmax in float32; the blend would then be float32 too.
         attention = self.attend(logits).to(splits.dtype)
         return blend(splits, attention, self.radix, self.pool_stride)
 
     def attend(self, logits: Tensor) -> Tensor:
-        """(B, R*C, 1, 1) logits, cardinality-major, to radix-major attention of that shape."""
+        """Map cardinality-major logits (B, R*C, 1, 1) to radix-major attention of that shape."""
         if self.radix == 1:
             return logits.sigmoid()
         logits_BKRC = logits.reshape(logits.shape[0], self.cardinality, self.radix, -1)

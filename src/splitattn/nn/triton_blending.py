@@ -1,17 +1,17 @@
-"""`blending` for CUDA: operators that read the largest maps of a block once, written in Triton.
+"""Pooling and blending on CUDA as Triton operators that read the large maps only once.
 
     pool             mean over the pixels of the sum of the splits
     blend            weighted sum of the splits, and the 3x3 average pooling that may follow it
     blend_backward   both gradients of `blend`
 
-Sums are in float32 and in an order that depends on nothing but the shape, so a result does not
-depend on the run. Maps are float32, float16 or bfloat16, in either memory format; what is neither
-is copied into the contiguous one. Needs Triton, unlike all other modules.
+Sums are computed in float32, in an order that depends only on the shape, so results are
+reproducible. Maps are float32, float16 or bfloat16, contiguous or channels_last; other layouts are
+copied to contiguous ones. This module needs Triton.
 
-The operators are `custom_op`s rather than `triton_op`s. A `triton_op` lets a compiler look at the
-launch of a kernel, which it cannot fuse with anything; torch.export keeps either as one node. And
-only a `custom_op` has a fake implementation of its own, which is what lets all of it, compilation
-and export included, be tested in Triton's interpreter on a machine without a GPU.
+The operators are `custom_op`s, not `triton_op`s. A `triton_op` shows the kernel's launch to the
+compiler, which could not fuse it with anything, and torch.export keeps either as one node. Only a
+`custom_op` has a fake implementation, so compilation and export can be tested in Triton's
+interpreter on a machine without a GPU.
 
 Shapes: B batch, R radix, C channels of the block's output, H and W rows and columns.
 """
@@ -23,20 +23,20 @@ from torch import Tensor
 
 from splitattn.nn.triton_kernels import blend_backward_kernel, blend_kernel, pool_kernel
 
-# A program's tile, in values, and the warps that share it: 16 values a thread are two loads of 16
-# bytes in half precision. The pooling keeps nine reads for each value in flight, so its tiles are
-# half as large. Shared memory holds only what the warps add up. Untuned: no GPU has run them yet.
+# Values in a program's tile, and its warps: 16 values a thread are two loads of 16 bytes in half
+# precision. With pooling each value needs nine reads, so tiles are half as large. Shared memory
+# holds only the sums over warps. Untuned: no GPU has run the kernels yet.
 _TILE = 4096
 _WARPS = 8
-# Tiles are long along the memory and as wide across it as the rest allows. Widths are multiples of
-# 64 channels in most stages; maps have from 49 pixels to thousands.
+# Values that a tile reads in a row from memory, in channels_last and in contiguous maps. Most
+# stages have a multiple of 64 channels; maps have from 49 pixels to thousands.
 _CHANNELS_IN_A_ROW = 64
 _PIXELS_IN_A_ROW = 256
 
 
 @torch.library.custom_op("splitattn::pool", mutates_args=())
 def pool(splits: Tensor, radix: int) -> Tensor:
-    """Splits (B, R*C, H, W), radix-major, to the mean (B, C) of their sum."""
+    """Map splits (B, R*C, H, W), radix-major, to the mean (B, C) over pixels of their sum."""
     layout = _layout(splits)
     splits = splits.contiguous(memory_format=layout)
     channels, pixels = splits.shape[1] // radix, splits.shape[2] * splits.shape[3]
@@ -61,7 +61,7 @@ def pool(splits: Tensor, radix: int) -> Tensor:
 
 @torch.library.custom_op("splitattn::blend", mutates_args=())
 def blend(splits: Tensor, attention: Tensor, radix: int, pool_stride: int | None = None) -> Tensor:
-    """`blending.blend`: the same arguments and result, but both gradients in one pass."""
+    """`blending.blend`, with both gradients in one pass; same arguments and result."""
     layout = _layout(splits)
     splits = splits.contiguous(memory_format=layout)
     blended = _empty_blend(splits, radix, pool_stride)
@@ -129,19 +129,19 @@ def blend_backward(
 
 
 def _device(maps: Tensor) -> torch.cuda.device:
-    """Where kernels start, which left alone is the current device; nothing happens on a CPU."""
+    """Makes the device of `maps` current, since kernels start there; does nothing on a CPU."""
     return torch.cuda.device(maps.get_device())
 
 
 def _layout(maps: Tensor) -> torch.memory_format:
-    """channels_last if that is what `maps` is and nothing else, contiguous otherwise."""
+    """channels_last if `maps` is that and not also contiguous, otherwise contiguous."""
     if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
 
 
 def _strides(maps: Tensor, layout: torch.memory_format) -> tuple[int, int, int]:
-    """From an image, a channel and a pixel to the next; `maps` says it of no dimension of 1."""
+    """Strides of images, channels and pixels; those of a tensor are arbitrary where a size is 1."""
     channels, pixels = maps.shape[1], maps.shape[2] * maps.shape[3]
     if layout == torch.channels_last:
         return channels * pixels, 1, channels
@@ -151,7 +151,7 @@ def _strides(maps: Tensor, layout: torch.memory_format) -> tuple[int, int, int]:
 def _tile(channels: int, pixels: int, layout: torch.memory_format, values: int) -> tuple[int, int]:
     """Channels and pixels of a tile: powers of two, together no more than `values`.
 
-    The batch has no say, so an image is summed alike in every batch.
+    The batch size does not matter, so an image's sums are the same in every batch.
     """
     channels, pixels = (1 << max(n - 1, 0).bit_length() for n in (channels, pixels))
     if layout == torch.channels_last:

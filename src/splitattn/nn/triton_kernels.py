@@ -1,14 +1,14 @@
 # mypy: ignore-errors
-# What follows is Triton's language, compiled for the GPU: Python in its looks only.
+# Triton compiles these functions for the GPU; mypy cannot check them.
 """The kernels of `triton_blending`: each program reads its tile of the maps once.
 
-A tile is BLOCK_C channels by BLOCK_P pixels of one image; pixels are counted row by row. Strides
-say where the next image, channel and pixel are, so that one kernel serves both memory formats: the
-compiler sees which stride is 1 and lets neighboring threads read along it.
+A tile is BLOCK_C channels by BLOCK_P pixels of one image; pixels are counted row by row. Strides of
+images, channels and pixels are arguments, so one kernel serves both memory formats: the compiler
+specializes it for the stride that is 1, and neighboring threads read neighboring values.
 
-Arithmetic is float32 whatever the maps are. A sum over all pixels is left as one partial sum for
-each tile, (B, tiles, channels), to be added in a fixed order: atomic additions would add them in
-the order in which programs happen to end.
+Arithmetic is in float32. Sums over all pixels are returned as one partial sum per tile, (B, tiles,
+channels), and added later in a fixed order. Atomic additions would depend on the order in which
+programs end.
 
 POOL_STRIDE is the stride of the 3x3 average pooling that follows the blend (padding 1, zeros of the
 padding counted), or 0 where none follows.
@@ -84,7 +84,7 @@ def blend_kernel(
             value = tl.load(split + (p * pixel_stride)[None, :], mask=inside, other=0.0)
             value = value.to(tl.float32)
         else:
-            # The attention is the same all over the window, so it waits until that is summed.
+            # The attention is constant in the window, so it multiplies the window's sum.
             value = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
             for tap in tl.static_range(9):
                 row = (p // out_columns) * POOL_STRIDE + tap // 3 - 1
