@@ -136,7 +136,7 @@ def test_weights_of_a_classifier_find_no_objects() -> None:
         ({"name": 1}, "must say its head"),
         ({"channels": 96}, "does not fit what it says about itself"),
         ({"channels": 65}, "does not fit what it says about itself"),
-        ({"short_side": None}, "must say the sides"),
+        ({"short_side": None}, "must have whole numbers as short_side"),
         ({"short_side": 9999}, "the short side must be"),
         ({"category_ids": [10]}, "category_ids must be 3 whole numbers"),
         ({"category_ids": [1, 2, "3"]}, "category_ids must be 3 whole numbers"),

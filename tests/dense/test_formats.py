@@ -525,6 +525,6 @@ def test_images_lie_beside_the_folder_of_annotations_whatever_is_named(
 
 def test_a_single_file_of_one_split_can_be_named_to_be_divided(tmp_path: Path) -> None:
     path = write_coco(tmp_path, "train", 8)
-    with pytest.raises(DataError, match=f"to divide the images of that file, name {path}"):
+    with pytest.raises(DataError, match=f"to divide the images of that file, pass {path}"):
         open_annotated(tmp_path, "val")
     assert len(open_annotated(path, "val")) < 8

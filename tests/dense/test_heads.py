@@ -329,7 +329,7 @@ def test_weights_of_a_detector_fill_its_head_too(
     ("options", "rule"),
     [
         ({"head": "faster_rcnn", "box_head": "4conv"}, "did you mean '4conv1fc'"),
-        ({"head": "retinanet", "box_head": "4conv1fc"}, "for head retinanet, which has none"),
+        ({"head": "retinanet", "box_head": "4conv1fc"}, "head retinanet has no box head"),
     ],
 )
 def test_box_heads_that_cannot_be_are_refused(options: dict[str, Any], rule: str) -> None:

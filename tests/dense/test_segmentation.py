@@ -283,7 +283,7 @@ def test_weights_of_another_task_are_refused(trained: tuple[Path, Measurement]) 
         ({"name": 1}, "must say its head"),
         ({"channels": 96}, "does not fit what it says about itself"),
         ({"channels": 8}, "does not fit what it says about itself"),
-        ({"short_side": None}, "must say the sides"),
+        ({"short_side": None}, "must have whole numbers as short_side"),
         ({"output_stride": 16}, "output stride must be 32 for head fpn, got 16"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Images with objects in them: the one form that every annotation format becomes.
+"""Images with annotated objects: the form to which every annotation format is converted.
 
 Boxes are left, top, right and bottom in pixels of the upright image, from its upper left corner.
 """
@@ -32,11 +32,12 @@ class Objects:
     """The objects in one image.
 
     Attributes:
-        boxes: (N, 4) float64, inside the image, each wider and higher than nothing.
+        boxes: (N, 4) float64, inside the image, of positive width and height.
         labels: (N,) int64, index into the classes.
         crowd: (N,) bool: groups of objects, and objects that are marked as difficult. They are not
             trained on, and scoring ignores what is found there.
-        areas: (N,) float64, in pixels, by which scoring tells small objects from large ones.
+        areas: (N,) float64, in square pixels. Scoring sorts objects by these into small, medium
+            and large.
         outlines: of each object, where the annotations have them.
     """
 
@@ -59,11 +60,10 @@ class AnnotatedImages:
         classes: names, by label.
         images: paths. Nothing is decoded yet.
         names: how reports and errors call each image.
-        sizes: width and height of each image, upright, that its boxes are for.
+        sizes: width and height in pixels of each upright image, to which its boxes refer.
         objects: of each image.
         notes: what was left out or changed, one line for each rule.
-        category_ids: COCO's id of each class as it was read, in their order; of other formats
-            none.
+        category_ids: COCO's id of each class, in the order of `classes`; empty for other formats.
     """
 
     origin: str
@@ -138,9 +138,9 @@ class Notes:
 def annotated_images(
     origin: str | Path, classes: tuple[str, ...], found: Iterable[FoundImage], notes: Notes
 ) -> AnnotatedImages:
-    """Apply the rules for images and boxes, and say once how often each was applied.
+    """Apply the rules for images and boxes, and warn once for each rule that was applied.
 
-    - An image whose file is missing or no image is left out.
+    - An image whose file is missing or cannot be read is left out.
     - A box that reaches out of its image by more than a pixel is cut.
     - A box without width or height, also after it was cut, is left out.
     - An image without objects stays: all of it is background.
@@ -188,7 +188,7 @@ def annotated_images(
 
 
 def _check_in_pixels(origin: object, found: Sequence[FoundObject]) -> None:
-    """Raise if no box of any image reaches beyond its first pixel: then all are shares of it."""
+    """Raise if all boxes lie within the first pixel: these are shares of the image's size."""
     sized = [box for box in (each.box for each in found) if box[2] > box[0] and box[3] > box[1]]
     if sized and max(map(max, sized)) <= 1:
         raise DataError(
@@ -248,7 +248,7 @@ def _text(box: Box) -> str:
 
 
 def read_image(data: AnnotatedImages, index: int) -> Image.Image:
-    """Decode an image, whose boxes are for the size that the annotations say.
+    """Decode an image, and check that it has the size that its annotations state.
 
     Raises:
         ImageError: it cannot be decoded, or has another size.
@@ -264,9 +264,9 @@ def read_image(data: AnnotatedImages, index: int) -> Image.Image:
 
 
 def with_outlines(data: AnnotatedImages) -> AnnotatedImages:
-    """`data` for finding the pixels of objects: one without an outline counts as a crowd.
+    """`data` for learning masks: objects without an outline become crowds.
 
-    So it is neither trained on nor scored, which is told once.
+    Crowds are neither trained on nor scored. A warning says how many there are.
 
     Raises:
         DataError: no object has an outline.
@@ -294,7 +294,7 @@ def with_outlines(data: AnnotatedImages) -> AnnotatedImages:
 
 
 def check_same_classes(train: AnnotatedImages, val: AnnotatedImages) -> AnnotatedImages:
-    """`val` with the labels of `train`.
+    """`val` with its labels renumbered in the order of `train.classes`.
 
     Raises:
         DataError: the classes differ.
@@ -304,7 +304,7 @@ def check_same_classes(train: AnnotatedImages, val: AnnotatedImages) -> Annotate
 
 
 def with_classes(data: AnnotatedImages, classes: tuple[str, ...]) -> AnnotatedImages:
-    """`data` with the labels of a detector's classes.
+    """`data` with its labels renumbered in the order of a detector's classes.
 
     Raises:
         DataError: the data has a class that the detector does not have.

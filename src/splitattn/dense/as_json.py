@@ -1,4 +1,4 @@
-"""What detectors and segmenters answer, as JSON."""
+"""The answers of detectors and segmenters as JSON."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -25,11 +25,11 @@ _KEYS = ("images", "annotations", "categories")
 def read_coco(
     path: Path, folders: Sequence[Path], notes: Notes
 ) -> tuple[dict[int, str], list[FoundImage]]:
-    """The name of each category by its id, in their order, and the images.
+    """Read COCO's JSON: the names of the categories by id, sorted by id, and the images.
 
     Args:
         path: the JSON file.
-        folders: where its images may be. The first that has one of them has all of them.
+        folders: where its images may be. The first that has any of them is used for all.
 
     Raises:
         DataError: the file is too large, or not in COCO's format.
@@ -158,7 +158,7 @@ def _outline(value: object, number: int, notes: Notes) -> Outline | None:
 
 
 def _folder(folders: Sequence[Path], names: Sequence[str]) -> Path:
-    """The first folder that has an image of a few."""
+    """The first folder that has any of about twenty of the images, or else the first of all."""
     few = names[:: max(len(names) // 20, 1)]
     has = (folder for folder in folders if any(is_file(as_on_disk(folder / name)) for name in few))
     return next(has, folders[0])

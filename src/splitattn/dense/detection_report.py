@@ -1,4 +1,4 @@
-"""What the report of a training shows of a detector."""
+"""The report of a detector's training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class DetectionDetails:
 
     Attributes:
         scores: COCO's figures.
-        found: in each image.
+        found: the objects found in each image.
         problems: a line for each image that could not be read; nothing was found there.
     """
 
@@ -62,7 +62,7 @@ class DetectionDetails:
 def detection_report(
     title: str, details: DetectionDetails, data: AnnotatedImages, told: Sequence[str]
 ) -> Report:
-    """What there is to show of a trained detector.
+    """The report of a trained detector.
 
     Args:
         data: what was measured; it gives the pictures.

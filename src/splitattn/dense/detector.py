@@ -1,4 +1,4 @@
-"""From images to boxes in two lines."""
+"""`Detector`: finds objects in images."""
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -218,7 +218,7 @@ def _category_ids(metadata: ModelMetadata, path: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedDetector(TrainedDense[Finder]):
-    """A detector as it was trained."""
+    """The weights of a trained detector."""
 
     what: ClassVar[str] = "detector"
     task: ClassVar[str] = "detection"

@@ -48,13 +48,13 @@ from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from splitattn.weights.checkpoint import read_by_own_keys
 from splitattn.weights.resolve import resolve
 
-# Group norm in the heads has 32 groups, and needs two values or more in each, also in a map of one
-# pixel.
+# Group norm in the heads has 32 groups, and each needs two values or more, even if a map is one
+# pixel large.
 _FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
-# Regions of an image at which the second stage looks again (arXiv 1506.01497, section 3.3).
+# Regions of an image that the second stage classifies (arXiv 1506.01497, section 3.3).
 _REGIONS = 300
-# Two stages: pixels from one place of a map to the next, anchors of the published size and half of
-# it, since images here are often smaller, and sides of the regions that boxes and masks are cut to.
+# Two stages: strides of the maps in pixels; sizes of the anchors in pixels, the published ones and
+# half of these, since images here are often smaller; sides of the regions for boxes and for masks.
 _REGION_STRIDES = (4, 8, 16, 32, 64)
 _REGION_ANCHORS = tuple((4 * stride, 8 * stride) for stride in _REGION_STRIDES)
 _BOX_SIDE, _MASK_SIDE, _BOX_WIDTH = 7, 14, 1024
@@ -82,8 +82,8 @@ class _NormalizeOnly(GeneralizedRCNNTransform):  # type: ignore[misc]
 class _FixedGrid(AnchorGenerator):  # type: ignore[misc]
     """Anchors every 8, 16, 32, ... pixels.
 
-    torchvision divides the padded image by the map instead, so boxes of large objects would depend
-    on how much an image is padded.
+    torchvision divides the size of the padded image by that of the map instead, so boxes of large
+    objects would depend on how much an image is padded.
 
     Args:
         strides: of each map of the pyramid, in pixels.
@@ -111,7 +111,7 @@ class _FixedGrid(AnchorGenerator):  # type: ignore[misc]
 
 
 def _in_float32(_: nn.Module, __: Any, output: Any) -> Any:
-    """A hook: what a head gives, in float32, so that boxes are computed in it."""
+    """A forward hook that casts a head's output to float32, so that boxes are computed in it."""
     if isinstance(output, Tensor):
         return output.float()
     if isinstance(output, dict):
@@ -124,10 +124,11 @@ class DetectionHead:
     """A row of the table of heads.
 
     Attributes:
-        build: from a backbone, classes, channels of the pyramid and a box head to the detector.
-        first_label: that the head gives the first class; 1 where 0 is the background.
+        build: makes the detector of a backbone, the number of classes, the channels of the pyramid
+            and the name of a box head.
+        first_label: the head's label of the first class; 1 where 0 is the background.
         out_indices: maps of the backbone that the pyramid takes.
-        stages: 2 if the head looks again at the regions that it found.
+        stages: 1, or 2 if a second stage classifies the regions that the first one proposes.
         masks: whether it finds the pixels of each object.
     """
 
@@ -287,7 +288,7 @@ def check_box_head(head: str, box_head: str) -> None:
     check_choice("box_head", box_head, BOX_HEADS)
     if box_head != BOX_HEADS[0] and find_head(head).stages == 1:
         raise InputError(
-            f"box_head must be {BOX_HEADS[0]!r} for head {head}, which has none, got {box_head!r}"
+            f"head {head} has no box head, got box_head {box_head!r}: leave it at {BOX_HEADS[0]!r}"
         )
 
 
@@ -324,8 +325,8 @@ def create_detector(
         box_head: of "faster_rcnn" and "mask_rcnn": "2fc" is two dense layers and no norms,
             "4conv1fc" four convolutions and a dense layer, with batch norms in pyramid and heads,
             as in the paper.
-        new_head: leave pyramid and head of the weights out, as for other classes. They are left out
-            too, with a warning, if they do not fit.
+        new_head: start with a random pyramid and head, such as for other classes. Those of the
+            weights are not used either if they do not fit, which is a warning.
         frozen_stages, frozen_bn: see `Backbone`.
         mean, std: of the images, per channel.
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from splitattn.dense.detector import DetectedObject
 
 Color = tuple[int, int, int]
-# Far apart, on dark and on bright pictures, and to most who are color-blind (Okabe and Ito, 2008,
-# without black, and two more).
+# Colors that are easy to tell apart, on dark and bright pictures and for most color-blind people
+# (Okabe and Ito, 2008, without black, and two more).
 _COLORS: tuple[Color, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -33,7 +33,7 @@ _COLORS: tuple[Color, ...] = (
 _DARKEST, _BRIGHTEST = 150, 640
 _BRIGHT = 140
 OPACITY = 0.55  # of a class's color over a picture
-# How far from its box a caption may go, in captions.
+# How far from its box a caption may be, in heights of a caption.
 _ROWS = 6
 
 

@@ -1,4 +1,4 @@
-"""How good is a detector on annotated images?"""
+"""Measures a detector on annotated images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How detectors and segmenters become files. A file appears only if it answers as they do."""
+"""Exports detectors and segmenters. A file is written only if its answers equal the original's."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -24,17 +24,17 @@ from splitattn.images.samples import sample_photographs
 from splitattn.libraries import require
 
 _CALIBRATION_IMAGES = 100
-# How many points of its figure eight bits may cost.
+# How many percentage points AP or mIoU may fall in int8.
 MOST_LOST = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What eight bits cost.
+    """How much AP or mIoU falls in int8.
 
     Attributes:
         figure: what was measured: "AP" or "mIoU".
-        value, exact: of the file, and of what it was made of, in percent.
+        value, exact: the figure of the int8 file and of the original in fp32, in percent.
         images, unreadable: validation images on which both were measured, and those left out.
     """
 
@@ -46,7 +46,7 @@ class Loss:
 
     @property
     def passed(self) -> bool:
-        """Whether the file may be used. Where nothing is right there is nothing to lose."""
+        """Whether the figure falls by `MOST_LOST` at most. One that is 0 in fp32 proves nothing."""
         return self.exact > 0 and self.exact - self.value <= MOST_LOST
 
     @property
@@ -71,11 +71,11 @@ class Loss:
 
 
 class DenseParity(ABC):
-    """How equal the answers of a file are to those of what it was made of. A dataclass.
+    """How well the answers of a file agree with the original's. Subclasses are dataclasses.
 
     Attributes:
         answers: what is compared: "boxes" or "pixels".
-        limits: of its fields, by the file's precision; in int8 the `Loss` decides too.
+        limits: by the file's precision, what its fields must keep to. For int8, see `Loss` too.
     """
 
     answers: ClassVar[str]
@@ -87,7 +87,7 @@ class DenseParity(ABC):
 
     @abstractmethod
     def rule(self, precision: str) -> str:
-        """What a file of this precision must keep to."""
+        """What a file of this precision must keep to, for messages."""
 
 
 Parity = TypeVar("Parity", bound=DenseParity)
@@ -95,11 +95,11 @@ Parity = TypeVar("Parity", bound=DenseParity)
 
 @dataclass(frozen=True, kw_only=True)
 class DenseExportReport(ExportedFile, Generic[Parity]):
-    """What was exported of a detector or segmenter, and how equal it is.
+    """The report of an exported detector or segmenter.
 
     Attributes:
-        parity: the answers compared: `BoxParity` or `PixelParity`.
-        agreement: of int8, what it costs.
+        parity: how well the answers agree: `BoxParity` or `PixelParity`.
+        agreement: how much an int8 file loses; None for other precisions.
     """
 
     parity: Parity
@@ -135,15 +135,15 @@ Data = TypeVar("Data", bound=Sized)
 
 
 class DenseExport(ABC, Generic[Trained, Data, Parity]):
-    """What the exports of detectors and of segmenters do in their own way.
+    """What differs between the exports of detectors and of segmenters.
 
     Attributes:
-        kind: what is exported.
-        parity: what compares the answers.
-        figure: what is measured of an int8 file.
-        most_images: on how many answers are compared.
-        why_not: other heads cannot be exported.
-        libraries, figure_libraries: what it needs, and what it needs to measure `figure`.
+        kind: class of what is exported.
+        parity: class of the comparison of answers.
+        figure: what is measured of an int8 file: "AP" or "mIoU".
+        most_images: the most images on which answers are compared.
+        why_not: why other heads cannot be exported.
+        libraries, figure_libraries: what exporting needs, and what measuring `figure` needs.
     """
 
     kind: ClassVar[type[TrainedDense[Any]]]
@@ -158,16 +158,16 @@ class DenseExport(ABC, Generic[Trained, Data, Parity]):
         self.trained = trained
 
     def network(self, form: Form) -> Any:
-        """What is written."""
+        """The inference network that is written."""
         return self.trained.fold(form)
 
     @abstractmethod
     def open(self, data: str, split: str) -> Data:
-        """A split of a data set, of the classes of `trained`."""
+        """Open one split of a data set, which must have the classes of `trained`."""
 
     @abstractmethod
     def image(self, data: Data, index: int) -> Image.Image:
-        """An image of it; raises `ImageError`."""
+        """Decode an image of `data`; raises `ImageError` if it cannot be read."""
 
     @abstractmethod
     def measured(
@@ -180,7 +180,7 @@ class DenseExport(ABC, Generic[Trained, Data, Parity]):
         """The answers of a file's engine compared with those of `trained`."""
 
     def calibration_pixels(self, data: Data, on_images: Callable[[int, int], None]) -> list[Pixels]:
-        """Images (3, H, W) as the network sees them, evenly from a data set.
+        """Up to 100 images (3, H, W) as the network sees them, spread evenly over a data set.
 
         Raises:
             DataError: none can be read.
@@ -235,7 +235,7 @@ def export_dense(
         InputError: an argument is wrong, a library is missing, or the file cannot be written.
         WeightsError: the weights cannot be had, or are not those of a detector or segmenter.
         DataError: the calibration images cannot be used.
-        ExportError: the file would answer otherwise; it is discarded.
+        ExportError: the answers of the file differ too much; it is discarded.
     """
     row = check_arguments(
         path,

@@ -1,4 +1,4 @@
-"""Detectors as files for other engines: the same boxes must be found."""
+"""Exports detectors. A file must find the same boxes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ from splitattn.graph.detection import IOU, LEAST_SCORE, MOST_OBJECTS, FoldedDete
 from splitattn.graph.folding import Form
 from splitattn.images.decode import as_reduced
 
-# Of each image, so many of the best objects must be found again.
+# How many of the best objects of each image are compared.
 _BEST = 20
-# What share of the boxes that are kept the file itself must select.
+# Percent of the selected boxes that both the file and `select` must keep.
 _SELECTED = {"least_selected": 99.0}
 
 Named = set[tuple[float, ...]]  # classes with left, top, right and bottom
@@ -164,7 +164,7 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
         )
 
     def kept(self, engine: Engine, pixels: NDArray[np.uint8]) -> tuple[Named, Named]:
-        """Class and box of what `select` keeps of a file's boxes, and of what the file does."""
+        """Classes with boxes that `select` keeps of a file's boxes, and that the file keeps."""
         images = padded(pixels, self.trained.metadata.preprocessing)
         (boxes, *_), (scores, *_), rows = engine.outputs(images)
         counts = boxes_of_maps(boxes, images)

@@ -1,4 +1,4 @@
-"""One image through a detector, and back to the image's own pixels. Needs no PyTorch."""
+"""Runs a detector on one image, with boxes in the image's own pixels. Needs no PyTorch."""
 
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from splitattn.images.decode import Reduced, as_reduced
 from splitattn.images.preprocess import normalize
 from splitattn.preprocessing import Preprocessing
 
-# As many as torchvision's detectors take of each map before overlaps are removed.
+# Boxes of each map before overlaps are removed, at most; as in torchvision's detectors.
 _MOST_OF_A_MAP = 1000
 
 
@@ -46,9 +46,10 @@ def find(
     """What a detector finds in an image.
 
     Args:
-        finder: see there, also for `score` and `iou`.
+        finder: the detector.
         image: RGB, upright.
         sides: of the detector's images.
+        score, iou: see `Finder`.
 
     Returns:
         Boxes in pixels of the whole image.
@@ -89,9 +90,9 @@ def padded(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
 
 
 def boxes_of_maps(boxes: NDArray[np.float32], images: NDArray[np.float32]) -> list[int]:
-    """How many of boxes (N, 4) belong to each map, for images (B, 3, H, W)."""
+    """How many of `boxes` (N, 4) belong to each map, for `images` (B, 3, H, W)."""
     counts = places(*images.shape[2:])
-    several = len(boxes) // sum(counts)  # boxes of a place
+    several = len(boxes) // sum(counts)  # boxes at each place
     return [several * count for count in counts]
 
 
@@ -104,13 +105,12 @@ def select(
     score: float,
     iou: float,
 ) -> FoundObjects:
-    """The objects among what a detector gives for one image, as torchvision's FCOS and
-    RetinaNet select them.
+    """Select objects from all boxes of one image, as torchvision's FCOS and RetinaNet do.
 
     Args:
         boxes: (N, 4).
         scores: (N, classes).
-        places: how many of N belong to each map.
+        places: how many of the boxes belong to each map.
         size: height and width of the image, to which boxes are cut.
         score, iou: see `Finder`.
     """
@@ -131,7 +131,7 @@ def select(
 
 
 def _apart(boxes: NDArray[np.float32], labels: NDArray[np.int64], iou: float) -> NDArray[np.bool_]:
-    """Which of `boxes` (N, 4), best first, no better box of their class overlaps by more."""
+    """Non-maximum suppression of boxes (N, 4), best first, within each class: which stay, (N,)."""
     near, far = boxes[:, :2], boxes[:, 2:]
     areas = (far - near).prod(1)
     kept = np.ones(len(boxes), dtype=bool)

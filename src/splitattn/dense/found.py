@@ -31,7 +31,7 @@ class FoundObjects:
 
     @classmethod
     def none(cls) -> "FoundObjects":
-        """Nothing."""
+        """No objects."""
         return cls(
             boxes=np.zeros((0, 4), np.float32),
             labels=np.zeros(0, np.int64),

@@ -1,4 +1,4 @@
-"""Heads out of a file of weights."""
+"""Loads heads from a weights file."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How data sets of annotated images lie in folders, whatever their format."""
+"""Folders, splits and images of data sets, for all formats of annotations."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -30,13 +30,13 @@ Split = TypeVar("Split", str, str | None)
 
 
 def accepted_splits(split: str) -> tuple[str, ...]:
-    """`split` and what may stand in for it: a test set serves as validation."""
+    """The splits that can be used as `split`, best first: a test set can serve as validation."""
     split = split_of(split) or split
     return ("val", "test") if split == "val" else (split,)
 
 
 def split_folders(root: Path) -> dict[Path, str]:
-    """The folders in `root` that are called like splits, and which."""
+    """The folders in `root` that are named like a split, with that split."""
     if not is_folder(root):
         return {}
     folders = sorted(path for path in root.iterdir() if path.is_dir())
@@ -77,15 +77,15 @@ def paired_folders(root: Path, other: str) -> list[tuple[str | None, Path, Path]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in `folder`, sorted, without litter."""
+    """The images in `folder`, sorted, without the hidden files that systems leave."""
     return [path for path in sorted(folder.iterdir()) if is_image_name(path.name)]
 
 
 def hold_out(images: Sequence[T], split: str, why: str = "the data set has no splits") -> list[T]:
-    """The part of a data set without splits: one image in five, chosen by its name, is for `val`.
+    """One split of a data set without splits: one image in five, by its name, is for validation.
 
-    Adding or removing images leaves the others where they are. A warning says so, and `why`, when
-    that part is asked for: a training asks for both.
+    Adding or removing images moves no other image into another split. A warning gives the reason,
+    `why`, unless `split` is "train": a training opens both, and warns once.
     """
     held_out = split != "train"
     if held_out:

@@ -21,7 +21,8 @@ from splitattn.dense.outlines import resized_mask
 from splitattn.dense.resizing import SHORTEST, Sides, resized
 from splitattn.errors import DataError
 
-# Of what is left of an object after a crop: less is no longer the object.
+# After a crop, objects are dropped of which a smaller share of the area or a smaller side, in
+# pixels, is left.
 _LEAST_VISIBLE = 0.2
 _LEAST_SIDE = 1.0
 
@@ -35,7 +36,7 @@ class DenseAugmentation:
         smallest: the shorter side is drawn from this share of `sides.short` up to it.
         zoom: images are scaled by a factor from 1 / zoom to zoom, on top of `sides`.
         color_jitter: how much brightness, contrast and saturation change, as a share.
-        mosaic: share of the images that are put together of four, each at half its size.
+        mosaic: share of the images that are composed of four, each at half its size.
         fill: the color between these.
     """
 
@@ -102,7 +103,7 @@ class TrainingImage:
 def augmented(
     image: Image.Image, objects: Objects, augmentation: DenseAugmentation, *, masks: bool = False
 ) -> TrainingImage:
-    """One image as a training sees it, by torch's generator. No crowds.
+    """An image augmented by torch's global random generator. Crowds are left out.
 
     Args:
         masks: whether the objects' pixels are wanted; each object then has an outline.
@@ -210,7 +211,7 @@ class _Examples(Examples[tuple[Image.Image, Objects], TrainingImage]):
             return augmented(*content, one, masks=self.masks)
         contents = [content]
         for drawn in torch.randint(len(self), (3,)).tolist():
-            # One that cannot be read is told when it is drawn itself.
+            # An unreadable image is not reported here, but in the batch for which it is drawn.
             found = first_readable(len(self), drawn, self.read)
             contents.append(content if isinstance(found, DataError) else found.content)
         half = replace(one, sides=one.sides.halved())

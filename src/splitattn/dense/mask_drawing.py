@@ -20,7 +20,7 @@ _LEAST_SHARE = 0.001
 def draw_classes(
     image: Image.Image, found: Mask, classes: Sequence[str], *, legend: bool = True
 ) -> Image.Image:
-    """A copy of `image` with each class in its color, edged, and the classes that it has beneath.
+    """A copy of `image` with each class in its color, white edges, and a legend beneath.
 
     Args:
         image: RGB.

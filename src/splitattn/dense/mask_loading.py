@@ -79,12 +79,12 @@ class _Item:
 def augmented(
     image: Image.Image, mask: Mask, augmentation: MaskAugmentation
 ) -> tuple[Tensor, Tensor]:
-    """One image (3, H, W) and its mask (H, W) as a training sees them, by torch's generator."""
+    """An image (3, H, W) and its mask (H, W), augmented by torch's global random generator."""
     width, height = augmentation.sides.size(*image.size)
     factor = augmentation.zoom ** (2 * torch.rand(()).item() - 1)
     size = max(round(width * factor), 1), max(round(height * factor), 1)
     pixels: Any = F.to_image(resized(image, size))
-    # As Pillow does it, so that pixels of image and mask lie over each other.
+    # By Pillow, like the image, so that pixels of image and mask stay aligned.
     numbers = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     classes: Any = tv_tensors.Mask(torch.from_numpy(numbers))
     crop = v2.RandomCrop(

@@ -15,7 +15,7 @@ _WORST = 8
 
 
 def confusion(truth: Mask, answer: Mask, classes: int) -> NDArray[np.int64]:
-    """How many pixels of each class (rows) were taken for which (columns): (classes, classes)."""
+    """(classes, classes): how many pixels of each class (rows) got which class (columns)."""
     counted = truth != IGNORED
     pairs = truth[counted].astype(np.int64) * classes + answer[counted]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -23,13 +23,14 @@ def confusion(truth: Mask, answer: Mask, classes: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassOverlap:
-    """The figures of one class, in percent; None where it occurs in no mask and no answer.
+    """The figures of one class, in percent.
 
     Attributes:
         name: of the class.
         pixels: how many it has in the masks.
-        iou: its pixels that were found, as a share of those and of all that were taken for it.
-        accuracy: its pixels that were found, as a share of its pixels.
+        iou: intersection over union of its pixels in masks and answers; None if it has none in
+            either.
+        accuracy: the share of its pixels that got this class; None if it has none in the masks.
     """
 
     name: str
@@ -44,7 +45,7 @@ class SegmentationScores:
 
     Attributes:
         classes: names.
-        confusion: (classes, classes) pixels of each class (rows) that were taken for which.
+        confusion: (classes, classes), see `confusion`.
         images: how many were measured.
     """
 
@@ -57,7 +58,7 @@ class SegmentationScores:
         """In percent: "miou" is the mean over classes of intersection over union.
 
         "accuracy" is the share of pixels that are right, "mean_accuracy" its mean over classes.
-        Classes that occur in no mask and no answer count for nothing.
+        Both means leave out classes whose figure is None, see `ClassOverlap`.
         """
         each = self.by_class()
         overlaps = [one.iou for one in each if one.iou is not None]

@@ -82,15 +82,16 @@ def open_masked(data: str | Path, split: str) -> MaskedImages:
     - A mask that is of another size than its upright image, cannot be read, or has no class at all,
       is left out with its image.
 
-    Each rule that was applied is told once.
+    Each rule that was applied is one warning.
 
     Args:
         data: a folder with `images/` and `masks/`, or both in `train/`, `val/` and `test/`, or
             these in both; and `classes.txt`, which names the classes 0, 1, ..., one a line. A mask
             is a PNG file called like its image, with the number of a class in each pixel, directly
             or as index into a palette; 255 belongs to no class.
-        split: "train", "val" or "test". Of a data set without splits, "train" is four images in
-            five, chosen by their names, and the others are the rest.
+        split: "train", "val" or "test". If there is no "val", it is "test". In a data set without
+            splits, "train" is four images in five, chosen by their names, and "val" and "test" are
+            both the rest.
 
     Raises:
         DataError: there is no such data set or split, no image is left, or a mask has a number
@@ -233,10 +234,10 @@ def read_masked(data: MaskedImages, index: int) -> tuple[Image.Image, Mask]:
 
 
 def check_classes(data: MaskedImages, classes: tuple[str, ...]) -> None:
-    """Refuse data whose masks do not number `classes`.
+    """Check that `data` has `classes`, in this order.
 
     Raises:
-        DataError: its classes are others, or in another order.
+        DataError: it has other classes, or another order.
     """
     if data.classes != classes:
         raise DataError(

@@ -1,4 +1,4 @@
-"""`DATA`, one string, opens annotated images of any format. The format is recognized."""
+"""Opens annotated images from a path, and detects their format."""
 
 import mmap
 import re
@@ -29,7 +29,7 @@ from splitattn.errors import DataError
 from splitattn.files import expanded, is_file, is_folder
 
 _CLASS_FILES = ("classes.txt", "labels.txt", "obj.names", "data.yaml", "dataset.yaml")
-# Files that COCO gives out beside those with boxes.
+# COCO's files with other annotations.
 _OTHER_COCO = re.compile("captions|keypoints|panoptic|stuff|image_info")
 
 
@@ -40,7 +40,7 @@ class Format:
     Attributes:
         name: for messages.
         recognizes: whether a file or folder is in this format.
-        open: one split of it.
+        open: opens one split, by the path of the data set and the name of the split.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Format:
 
 
 def annotation_format(data: str | Path) -> Format | None:
-    """The format of annotations that `data` is in, or None if it has none that is known here."""
+    """The format of the annotations in `data`, or None if it is none of `FORMATS`."""
     root = expanded(data)
     if not data or not (is_folder(root) or is_file(root)):
         return None
@@ -68,8 +68,9 @@ def open_annotated(data: str | Path, split: str) -> AnnotatedImages:
               `ImageSets/Main/` if it has splits; or one with XML files beside images in `train/`;
             - YOLO: a folder with `images/` and `labels/`, or both in `train/` and `val/`, or
               `train/` and `val/` in both; classes are in `data.yaml` or `classes.txt`.
-        split: "train", "val" or "test". Of a data set without splits, "train" is four images in
-            five, chosen by their names, and the others are the rest.
+        split: "train", "val" or "test". If there is no "val", it is "test". In a data set without
+            splits, "train" is four images in five, chosen by their names, and "val" and "test" are
+            both the rest.
 
     Raises:
         DataError: there is no such data set or split, or a file in it is malformed.
@@ -122,7 +123,7 @@ def _open_coco(root: Path, split: str) -> AnnotatedImages:
         if len(own) > 1:
             raise DataError(
                 f"{root} must have one file of the split {name}, got {', '.join(map(str, own))}; "
-                "name a folder with one of them"
+                "pass a folder with only one of them"
             )
         if own:
             classes, found = read_coco(own[0], _image_folders(own[0], root, name), notes)
@@ -136,12 +137,12 @@ def _open_coco(root: Path, split: str) -> AnnotatedImages:
         return replace(data, category_ids=tuple(classes))
     fault = no_split(root, split, [path.name for path in files])
     if len(files) == 1:
-        raise DataError(f"{fault}; to divide the images of that file, name {next(iter(files))}")
+        raise DataError(f"{fault}; to divide the images of that file, pass {next(iter(files))}")
     raise fault
 
 
 def _split_of_file(path: Path, root: Path) -> str | None:
-    """By a word in the name of the file, or of the folder below `root` that it is in."""
+    """The split, from a word in the file's name or in the name of its folder below `root`."""
     if path == root:
         return None
     parts = [path.stem, path.parent.name] if path.parent != root else [path.stem]
@@ -151,7 +152,7 @@ def _split_of_file(path: Path, root: Path) -> str | None:
 
 def _image_folders(path: Path, root: Path, split: str) -> list[Path]:
     bases = [path.parent if root == path else root]
-    if bases[0].name == "annotations":  # as COCO has it, the images lie beside that folder
+    if bases[0].name == "annotations":  # COCO's own images lie beside that folder
         bases.append(bases[0].parent)
     stem = path.stem.removeprefix("instances_")
     names = (stem, split, "images", f"images/{stem}", f"images/{split}", "JPEGImages", ".")
@@ -178,7 +179,7 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
     splits = {path: name for name, path in one_of_each(folders).items()}
     files = {folder: _xml_files(folder) for folder in (root, *splits)}
     read = {path: read_voc(path) for paths in files.values() for path in paths}
-    # Of all splits, for a rare class may be in one of them only.
+    # The classes of all splits: a rare one may occur in only one of them.
     names = {name for _, _, objects in read.values() for name, _ in objects}
     classes = _voc_classes(root, names)
 
@@ -199,7 +200,7 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
     lists = {path.stem: path for path in sorted((root / "ImageSets/Main").glob("*.txt"))}
     listed = one_of_each(_split_lists(lists.values()))
     undivided = lists.get("trainval") if not {"train", "val"} & {*listed} else None
-    if undivided and "test" in listed:  # which serves as validation
+    if undivided and "test" in listed:  # then test serves as validation
         listed["train"], undivided = undivided, None
     for name in accepted_splits(split):
         for folder in (folder for folder, found_split in splits.items() if found_split == name):
@@ -216,7 +217,7 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
 
 
 def _split_lists(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Lists of splits; beside `train.txt`, `train_100.txt` is a part of it."""
+    """Splits with their lists. Beside `train.txt`, lists such as `train_100.txt` are left out."""
     found = [(name, path) for path in paths if (name := split_of(path.stem))]
     plain = {name for name, path in found if path.stem == name}
     return ((name, path) for name, path in found if name not in plain or path.stem == name)
@@ -275,7 +276,7 @@ def _yolo_classes(root: Path) -> tuple[str, ...]:
     path = next((path for path in files if path.is_file()), None)
     if path is None:
         raise DataError(
-            f"{root} must name its classes; write one a line into classes.txt, or the list names "
+            f"{root} must name its classes; write one a line into classes.txt, or a list `names` "
             "into data.yaml"
         )
     return read_names(path)

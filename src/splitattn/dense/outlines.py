@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Below it, a polygon has no inside.
+# A polygon of fewer points has no area.
 _FEWEST_POINTS = 3
-# COCO's compressed run lengths have six bits a character, five of them of the number.
+# A character of COCO's compressed run lengths has six bits: five of the number, and one that says
+# whether more follow.
 _FIRST_CHARACTER, _CONTINUED, _NEGATIVE = 48, 0x20, 0x10
 _MOST_CHARACTERS_A_RUN = 7
 
@@ -53,7 +54,7 @@ def read_polygon(values: object) -> Polygon | None:
     """A polygon from x, y, x, y, ... in pixels, or None if it has fewer than three points.
 
     Raises:
-        MalformedError: these are no pairs of finite numbers.
+        MalformedError: the values are not pairs of finite numbers.
     """
     if not isinstance(values, list) or len(values) % 2 or not all(map(is_number, values)):
         raise MalformedError(f"a polygon must be pairs of finite numbers, got {values!r:.60}")
@@ -68,7 +69,8 @@ def read_run_lengths(value: dict[str, Any]) -> RunLengths:
         value: counts are a list, or COCO's compressed text.
 
     Raises:
-        MalformedError: they are something else, or do not add up to the mask.
+        MalformedError: the size or the counts are malformed, or the counts do not add up to the
+            pixels of the mask.
     """
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(_is_count(n) for n in size):
@@ -143,7 +145,7 @@ def to_mask(outline: Outline, size: tuple[int, int]) -> NDArray[np.bool_]:
     width, height = size
     if isinstance(outline, RunLengths):
         return outline.pixels()
-    # As COCO's own API does it, which scores masks too.
+    # With COCO's own code, which also scores masks.
     from faster_coco_eval.core import mask
 
     union = mask.decode(mask.merge(mask.frPyObjects(to_coco(outline), height, width)))
@@ -177,7 +179,7 @@ def to_coco(outline: Outline) -> list[list[float]] | dict[str, Any]:
 
 
 def clipped(outline: Outline | None, size: tuple[int, int]) -> Outline | None:
-    """`outline` with the points of polygons moved into the image, so that they cost no more."""
+    """`outline` with its polygons clipped to the image: points far outside would cost memory."""
     if outline is None or isinstance(outline, RunLengths):
         return outline
     return tuple(polygon.clip(0, size) for polygon in outline)
@@ -192,13 +194,13 @@ def bounds(polygons: Sequence[Polygon]) -> tuple[float, float, float, float]:
 
 
 def area(polygon: Polygon) -> float:
-    """What a polygon encloses, in square pixels."""
+    """The area of a polygon, in square pixels."""
     x, y = polygon.T
     return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite number, as JSON has them."""
+    """Whether `value` is an int or a float below a billion in magnitude."""
     return type(value) in (int, float) and abs(value) < 1e9 and isfinite(value)  # type: ignore[arg-type]
 
 

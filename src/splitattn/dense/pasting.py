@@ -1,4 +1,4 @@
-"""Masks of boxes become pixels of an image."""
+"""Turns the mask of a box into pixels of the image."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ def pasted(
     """The pixels of the image whose center is inside the object.
 
     Args:
-        mask: (S, S), how likely each part of the box is the object's. Between the centers of its
-            parts it is interpolated, and beyond the outer ones it falls to 0.
+        mask: (S, S), the probability that each of S x S equal parts of the box is the object's. It
+            is interpolated between the centers of the parts, and falls to 0 beyond the outer ones.
         box: left, top, right and bottom in pixels.
         size: width and height of the image.
     """
@@ -27,7 +27,7 @@ def pasted(
     slab = np.zeros((height, max(right - left, 0)), dtype=bool)
     if right > left and bottom > top:
         part = (box[2:] - box[:2]) / len(mask)
-        # A border of zeros, and of it what the pixels of the image cover.
+        # With a border of zeros, cut to the pixels of the image that the box covers.
         padded = Image.fromarray(np.pad(mask.astype(np.float32), 1))
         edges = np.array([left, top, right, bottom], np.float64)
         within = (edges - np.tile(box[:2], 2)) / np.tile(part, 2) + 1

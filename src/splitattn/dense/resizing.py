@@ -1,4 +1,4 @@
-"""How an image becomes the input of a detector or segmenter: resized, to a side that is short."""
+"""Decodes and resizes images for detectors and segmenters."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,20 +39,20 @@ class Sides:
             )
 
     def halved(self) -> "Sides":
-        """Half of both, where the shortest allows it."""
+        """Both sides halved, but not below 32."""
         short = max(self.short // 2, SHORTEST)
         return replace(self, short=short, long=max(self.long // 2, short))
 
     @property
     def least_side(self) -> int:
-        """Pixels that the shorter side of an image keeps at least if it is decoded at reduced size.
+        """The least shorter side, in pixels, of an image that is decoded at reduced size.
 
-        They are twice those that the network sees, see `preprocessing.least_side`.
+        It is twice the network's; see `preprocessing.least_side`.
         """
         return 2 * (self.short + self.multiple - 1)
 
     def scale(self, width: int, height: int) -> float:
-        """By what an image is multiplied."""
+        """The factor by which an image of this size is resized."""
         return min(self.short / min(width, height), self.long / max(width, height))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
@@ -68,10 +68,11 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def pixels_of(image: Reduced, sides: Sides) -> NDArray[np.uint8]:
-    """What the network sees of an image, (H, W, 3), of the size that the whole image becomes.
+    """An image resized for the network, (H, W, 3).
 
     Args:
-        image: if it was decoded at reduced size, nearly the same pixels as of the whole image.
+        image: if it was decoded at reduced size, the result has the same size as that of the whole
+            image, and nearly the same pixels.
     """
     across, down = (side / image.scale for side in image.whole)
     size, box = sides.size(*image.whole), (0, 0, across, down)
@@ -108,6 +109,7 @@ def read_sides(values: dict[str, Any], multiple: int = 1) -> Sides:
     short, long = values.get("short_side"), values.get("long_side")
     if type(short) is not int or type(long) is not int:
         raise WeightsError(
-            f"the file must say the sides of its images, got {short!r:.30} and {long!r:.30}"
+            "the file's metadata must have whole numbers as short_side and long_side, got "
+            f"{short!r:.30} and {long!r:.30}"
         )
     return Sides(short=short, long=long, multiple=multiple)

@@ -13,7 +13,7 @@ from splitattn.dense.outlines import to_coco
 
 # Indices into COCO's `stats`.
 _STATS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5}
-# The figures of masks are called like those of boxes, with this before.
+# Prefix of the figures of masks.
 _MASK = "mask_"
 
 
@@ -40,11 +40,10 @@ class DetectionScores:
     """COCO's figures, in percent.
 
     Attributes:
-        figures: "ap" is the mean over classes and over IoU 0.50 to 0.95 of the average precision,
-            "ap50" and "ap75" that at one IoU, "ap_small", "ap_medium" and "ap_large" that of
-            objects of less than 32 x 32 pixels, up to 96 x 96, and larger. Those without objects
-            are left out. "mask_ap" and so on are the same with masks in the place of boxes, of a
-            detector that finds them.
+        figures: "ap" is average precision, the mean over classes and IoU 0.50 to 0.95; "ap50" and
+            "ap75" are at IoU 0.50 and 0.75. "ap_small", "ap_medium" and "ap_large" are "ap" of
+            objects below 32 x 32 pixels, up to 96 x 96, and larger; sizes without objects are
+            missing. "mask_ap" and so on are the same for masks, if the detector finds them.
         by_class: in the order of the classes.
         images, objects: how many were measured.
     """
@@ -105,7 +104,7 @@ class _Evaluated:
 def _evaluated(truth: Any, rows: list[dict[str, Any]], kind: str) -> _Evaluated:
     from faster_coco_eval import COCOeval_faster
 
-    # COCO's own code cannot load nothing: a box of no score far away changes no figure.
+    # COCO's code cannot load an empty list. A box with score 0, far outside, changes no figure.
     evaluation = COCOeval_faster(
         truth, truth.loadRes(rows or [_nothing()]), kind, print_function=_silent
     )
@@ -120,7 +119,7 @@ def _evaluated(truth: Any, rows: list[dict[str, Any]], kind: str) -> _Evaluated:
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:
-    """In percent; COCO writes -1 where there is nothing to find."""
+    """The mean in percent, or None if there are no objects, for which COCO writes -1."""
     return float(100 * precision.mean()) if precision.size and precision.min() >= 0 else None
 
 
@@ -162,7 +161,7 @@ def _results(found: Sequence[FoundObjects]) -> list[dict[str, Any]]:
 def _mask_results(
     found: Sequence[FoundObjects], sizes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Any]]:
-    """Without boxes, so that COCO's code takes their areas from the masks."""
+    """Masks as COCO's results. They have no boxes, so that areas are those of the masks."""
     return [
         {
             "image_id": image,
@@ -192,4 +191,4 @@ def _xywh(box: NDArray[Any]) -> list[float]:
 
 
 def _silent(*_: object) -> None:
-    """Takes what COCO's code would print."""
+    """Discards what COCO's code would print."""

@@ -1,4 +1,4 @@
-"""One image through a segmenter, and back to the image's own pixels. Needs no PyTorch."""
+"""Runs a segmenter on one image, with classes of the image's own pixels. Needs no PyTorch."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def segment(
 def logits_of(
     network: Logits, image: Image.Image | Reduced, sides: Sides, preprocessing: Preprocessing
 ) -> NDArray[np.float32]:
-    """What the network gives for an image, (C, h, w). For the arguments see `segment`.
+    """The network's logits for an image, (C, h, w). For the arguments see `segment`.
 
     Raises:
         ImageError: the network gives no finite numbers.

@@ -36,8 +36,8 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
 
     Attributes:
         head: one of `create_segmenter`.
-        output_stride: of the backbone, written into the result, since no tensor says it; None is
-            the head's default.
+        output_stride: of the backbone. It is written into the result's metadata, because tensors
+            do not show it. None is the head's default.
     """
 
     name: ClassVar[str] = "segmentation"
@@ -94,7 +94,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         self.begin()
 
     def fold(self, network: Any) -> None:
-        """The result has no auxiliary head."""
+        """Remove the auxiliary head, which the result does not have."""
         network.auxiliary = None
 
     def head_facts(self, recipe: Recipe) -> dict[str, Any]:  # noqa: ARG002
@@ -150,9 +150,9 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
 
     @cached_property
     def _balancing_weights(self) -> Tensor:
-        """(C,) one over the square root of each class's share of the pixels, 1 on average.
+        """Weights of the classes (C,): 1 / sqrt(share of the pixels), so that a pixel's mean is 1.
 
-        By the share itself, as images are weighted, the rarest class would outweigh all others.
+        With 1 / share, as for images, the rarest class would outweigh all others.
         """
         pixels = torch.from_numpy(self.train.pixels.sum(0)).double()
         weights = (pixels.sum() / pixels.clamp(min=1)).sqrt()

@@ -1,4 +1,4 @@
-"""From images to the class of every pixel in two lines."""
+"""`Segmenter`: finds the class of every pixel of images."""
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -163,7 +163,7 @@ class Segmenter:
     def predict_stream(
         self, sources: Iterable[ImageSource]
     ) -> Generator[SegmentedImage | ImageError, None, None]:
-        """The same for any number of images: one result each, in their order.
+        """Segment any number of images: one result each, in their order.
 
         The next images are decoded while the network runs.
 
@@ -190,7 +190,7 @@ class Segmenter:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedSegmenter(TrainedDense[Logits]):
-    """A segmenter as it was trained."""
+    """The weights of a trained segmenter."""
 
     what: ClassVar[str] = "segmenter"
     task: ClassVar[str] = "segmentation"

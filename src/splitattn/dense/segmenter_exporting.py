@@ -1,4 +1,4 @@
-"""Segmenters as files for other engines: pixels must keep their class."""
+"""Exports segmenters. A file must give pixels the same classes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ _REFERENCE_SIDE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class PixelParity(DenseParity):
-    """How many pixels a file gives the class that the segmenter gives them.
+    """How many pixels get the same class from a file as from the segmenter.
 
     Attributes:
         images: how many were tried.

@@ -24,8 +24,7 @@ from splitattn.weights.resolve import resolve
 
 _FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
 _DROPPED = 0.1
-# Dilation of the three branches of DeepLab's head at output stride 8, where they are half as wide
-# in the image at stride 16 (arXiv 1706.05587, section 4.1).
+# Dilation rates of DeepLab's head by output stride (arXiv 1706.05587, section 4.1).
 _RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 _NO_DILATION = 32
 
@@ -71,8 +70,8 @@ class PyramidHead(nn.Module):
 
     Source: Feature Pyramid Networks (Lin et al., arXiv 1612.03144) and the semantic branch of
     Panoptic Feature Pyramid Networks (Kirillov et al., arXiv 1901.02446, section 3.1). There each
-    map has 3x3 convolutions of its own; here the largest one's sum has the only one, which is most
-    of what such a head computes.
+    map has 3x3 convolutions of its own, which are most of a head's cost; here only the final sum
+    has one.
 
     Args:
         in_channels: of the maps, from the largest to the smallest.
@@ -110,7 +109,7 @@ class AuxiliaryHead(nn.Sequential):
     """An FCN on the map of the last stage but one (arXiv 1612.01105, section 3.3).
 
     Args:
-        in_channels: of that map; a quarter of it are the head's own.
+        in_channels: of that map; the head's own layers have a quarter of them.
         num_classes: C.
     """
 
@@ -132,7 +131,7 @@ class SegmentationHead:
     """A row of the table of heads.
 
     Attributes:
-        build: from a backbone, channels and classes to the head.
+        build: makes the head for a backbone, channels and a number of classes.
         out_indices: maps of the backbone that the head takes.
         output_stride: of the backbone, unless another one is asked for.
     """
@@ -167,9 +166,9 @@ def _fcn(backbone: Backbone, channels: int, num_classes: int) -> nn.Module:
 
 
 def _take_our_batch_norms(part: nn.Module) -> None:
-    """Put our batch norms in the place of torch's.
+    """Replace torch's batch norms by ours.
 
-    These train on a batch of one, also behind global pooling, and over all processes if asked to.
+    Ours train on a batch of one even after global pooling, and can be synchronized over processes.
     """
     for name, child in part.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -200,8 +199,8 @@ def create_segmenter(
 ) -> SegmentationNetwork:
     """Build a segmentation network, in training mode, and load weights.
 
-    They go into the backbone, and into the head if they have one that fits: those of a segmenter of
-    ours, and of PyTorch-Encoding's DeepLabV3 and FCN. Other heads are random.
+    The backbone is loaded, and the head if the weights have one that fits: those of our segmenters
+    and of PyTorch-Encoding's DeepLabV3 and FCN do. Otherwise the head is random.
 
     Args:
         model, weights: see `create_backbone`.

@@ -1,4 +1,4 @@
-"""A picture of a training batch with its boxes or masks: what a network sees and is to find."""
+"""A picture of the first training images, augmented, with their boxes or masks."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -20,7 +20,7 @@ from splitattn.graph.segmentation import MULTIPLE
 from splitattn.training.recipes import Recipe
 
 _COLUMNS, _GAP = 4, 8
-# Below it boxes and captions hide each other.
+# Smaller images are enlarged to this longer side in pixels, or captions would hide the boxes.
 _LEAST_LONG = 400
 
 
@@ -141,6 +141,6 @@ def _tile(
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:
-    """A whole number of times as large, so that its longer side is not too small."""
+    """Enlarge a small picture by a whole factor; see `_LEAST_LONG`."""
     factor = max(ceil(_LEAST_LONG / max(picture.size)), 1)
     return picture.resize((picture.width * factor, picture.height * factor))

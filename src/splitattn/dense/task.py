@@ -82,7 +82,7 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
             )
 
     def begin(self) -> None:
-        """A new training begins: no image was unreadable so far."""
+        """Begin a new training: forget which images were unreadable."""
         self._unreadable.clear()
 
     def indices(self, run: Run, epoch: int, first_step: int) -> list[list[int]]:
@@ -148,7 +148,7 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
         )
 
     def head_facts(self, recipe: Recipe) -> dict[str, Any]:  # noqa: ARG002
-        """What else the result says of its head."""
+        """Further entries of the result's metadata about its head."""
         return {}
 
     def write_files(self, folder: Path) -> None:
@@ -162,5 +162,5 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
 
 
 def sides(recipe: Recipe, short: int, multiple: int = 1) -> Sides:
-    """The sides of images whose shorter one is `short`, with the recipe's proportion."""
+    """The sides of images: `short` pixels, and `recipe.longest_side` times as many."""
     return Sides(short=short, long=round(short * recipe.longest_side), multiple=multiple)

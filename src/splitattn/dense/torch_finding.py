@@ -52,7 +52,7 @@ class TorchFinder:
 
 
 def _check_finite(_: nn.Module, __: Any, outputs: Any) -> None:
-    """torchvision drops boxes whose scores are no numbers, as if there were nothing there."""
+    """Raise if an output is not finite. torchvision would drop such boxes without a word."""
     tensors = outputs.values() if isinstance(outputs, dict) else outputs
     if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise ImageError(NOT_FINITE)

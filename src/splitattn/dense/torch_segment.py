@@ -10,7 +10,12 @@ from splitattn.engines.pytorch import full_precision
 
 
 def torch_logits(network: nn.Module, device: torch.device) -> Logits:
-    """`network`, one of `create_segmenter` in evaluation mode on `device`, as arrays see it."""
+    """A function of NumPy arrays that runs `network`.
+
+    Args:
+        network: one of `create_segmenter`, in evaluation mode, on `device`.
+        device: where it is.
+    """
 
     @torch.inference_mode()
     def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:

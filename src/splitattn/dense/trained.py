@@ -1,4 +1,4 @@
-"""Detectors and segmenters as they were trained, and how any engine runs them."""
+"""Reads trained detectors and segmenters, and opens them in any engine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ _OPENS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedDense(ABC, Generic[Runner]):
-    """A detector or segmenter as it was trained. `Runner` is what answers for one image.
+    """The weights of a trained detector or segmenter. A `Runner` answers for one image.
 
     Attributes:
         what, task: what it is called, and the task that its file names.
@@ -62,7 +62,7 @@ class TrainedDense(ABC, Generic[Runner]):
 
     @classmethod
     def read(cls, weights: str | Path) -> Self:
-        """What is in a file that a training wrote, or in the training's folder.
+        """Read a file that a training wrote, or the one in the training's folder.
 
         Raises:
             WeightsError: the weights cannot be read, are not those of this task, or have numbers
@@ -93,7 +93,7 @@ class TrainedDense(ABC, Generic[Runner]):
 
     @abstractmethod
     def in_torch(self, device: str) -> Runner:
-        """It in PyTorch.
+        """The network in PyTorch, in evaluation mode.
 
         Raises:
             InputError: there is no such device, or PyTorch is missing.
@@ -144,9 +144,9 @@ class OpenedDense(Generic[Runner]):
     network: Engine | None = None
 
     def fix_shapes(self) -> None:
-        """Run images of all sizes in one network from now on, and compile it.
+        """Compile one network for images of all sizes, and use it from now on.
 
-        For a server, whose requests must not wait for a compiler.
+        A server calls this, so that no request waits for a compiler.
         """
         if self.network:
             self.network.fix_batches([], self.metadata.preprocessing)
@@ -214,6 +214,6 @@ def open_dense(
 
 
 def _for_another(metadata: ModelMetadata) -> str:
-    """What a file is for, and what opens it."""
+    """The end of a message: what a file is for, and what opens it."""
     hint = f": use {_OPENS[metadata.task]}" if metadata.task in _OPENS else ""
     return f"it is for {metadata.task}{hint}"

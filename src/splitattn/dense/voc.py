@@ -12,7 +12,7 @@ from splitattn.errors import DataError
 _MOST_BYTES = 2**24
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
-# Of one file: its objects by the name of their class.
+# The objects of one file, each with the name of its class.
 NamedObjects = list[tuple[str, FoundObject]]
 
 
@@ -24,7 +24,7 @@ class _Builder(ET.TreeBuilder):
 
 
 def read_voc(path: Path) -> tuple[str, tuple[int, int] | None, NamedObjects]:
-    """The file name of the image, its width and height if they are said, and the objects.
+    """The file name of the image, its width and height if they are stated, and the objects.
 
     Coordinates are taken as they are. PASCAL's own count from 1, those of most tools from 0.
 
@@ -64,7 +64,7 @@ def _number(element: ET.Element, path: str) -> float:
 
 
 def _size(root: ET.Element) -> tuple[int, int] | None:
-    """Some tools leave the size out or write zeros."""
+    """Width and height. Some tools leave them out or write zeros: then None."""
     if root.find("size/width") is None or root.find("size/height") is None:
         return None
     width, height = (int(_number(root, f"size/{side}")) for side in ("width", "height"))
@@ -77,13 +77,13 @@ def found_image(
     images: Mapping[str, Path],
     annotation: tuple[str, tuple[int, int] | None, NamedObjects],
 ) -> FoundImage:
-    """What a file says about its image.
+    """The image that an XML file describes, with its objects.
 
     Args:
         path: the XML file.
         classes: names by label.
-        images: image files by their names, and by their names without ending. That of the XML file
-            comes first: many tools write another one inside.
+        images: image files by name, and by name without ending. They are looked up by the name of
+            the XML file first, since many tools write another name into it.
         annotation: as `read_voc` read it.
     """
     inside, size, objects = annotation

@@ -20,12 +20,12 @@ from splitattn.libraries import require
 _MOST_BYTES = 2**24
 _MOST_BYTES_OF_NAMES = 2**20
 _BOX = 5  # numbers in a line; a polygon has at least 7
-# Far outside the image: these are pixels.
+# Larger numbers are pixels and not shares.
 _LARGEST_SHARE = 3.0
 
 
 def read_yolo(path: Path, image: Path, classes: Sequence[str]) -> FoundImage:
-    """What a file says about its image. Without the file, nothing is in the image.
+    """The image that a text file describes. An image without such a file has no objects.
 
     Raises:
         DataError: the file is too large, or not in YOLO's format.
@@ -62,8 +62,8 @@ def _object(line: str, classes: int, width: int, height: int) -> FoundObject:
         or max(map(abs, shares)) > _LARGEST_SHARE
     ):
         raise MalformedError(
-            "a line must be a class and shares of the image's width and height from 0 to 1, four "
-            f"of a box or six and more of a polygon, got {line!r:.60}"
+            "a line must be a class and the coordinates of a box (4) or polygon (6 or more), as "
+            f"shares of the image's width and height from 0 to 1, got {line!r:.60}"
         )
     if values[0] != int(values[0]) or not 0 <= values[0] < classes:
         raise MalformedError(f"a class must be 0 to {classes - 1}, got {line.split()[0]!r:.20}")
@@ -78,7 +78,7 @@ def _object(line: str, classes: int, width: int, height: int) -> FoundObject:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """The classes: a name a line, or `names` in a YAML file, a list or a mapping from 0 on.
+    """Names of the classes: one a line, or `names` in a YAML file as a list or a mapping from 0 on.
 
     Raises:
         DataError: the file has no names, or some of them twice.
@@ -113,7 +113,7 @@ def _yaml_names(text: str) -> list[str]:
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(n, str | int | float) for n in names):
-        # In YAML, a short file can name the same list a billion times.
+        # Shortened by reprlib: with aliases, a short YAML file can hold a list of a billion items.
         raise MalformedError(
             f"names must be a list, or a mapping from 0 on, got {reprlib.repr(names):.60}"
         )
