@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from splitattn.data.class_lists import ClassNames
 from splitattn.engines.engine import ACTIVATIONS, THRESHOLD, finite
 from splitattn.errors import ImageError, InputError, check_whole
 from splitattn.features import FeatureExtractor, Features, map_finite
@@ -60,6 +61,8 @@ class Classifier:
             the network sees; "exact" decodes every pixel.
         white_level: the value of full brightness in images of more than 8 bits per channel; None
             leaves it to the weights, or else to each image (see `images.decode.decode`).
+        class_names: names of the classes, in the order of the outputs, if not the weights' own: a
+            text file with one a line, JSON, or the names themselves.
         limits: what is refused before it is decoded.
         quick_start: for a few images: the first is labeled sooner, and each takes longer. Only
             weights in ONNX Runtime have this choice.
@@ -74,6 +77,7 @@ class Classifier:
 
     Raises:
         InputError: there is no such model, device or engine, or the engine's library is missing.
+        DataError: the class names cannot be read, or are not one for each output.
         WeightsError: the weights cannot be found, verified or matched to the model.
     """
 
@@ -86,6 +90,7 @@ class Classifier:
         engine: str = "auto",
         decoding: Decoding = "fast",
         white_level: float | None = None,
+        class_names: ClassNames | None = None,
         limits: Limits = DEFAULT_LIMITS,
         quick_start: bool = False,
         progress: Progress | None = None,
@@ -96,6 +101,7 @@ class Classifier:
             engine=engine,
             device=device,
             white_level=white_level,
+            class_names=class_names,
             quick_start=quick_start,
             progress=progress,
         )
@@ -113,7 +119,9 @@ class Classifier:
         self._make_extractor = partial(
             FeatureExtractor, model, weights, unchanged=opened.file, **again
         )
-        self._make_explainer = partial(_new_explainer, model, weights, opened=opened, **again)
+        self._make_explainer = partial(
+            _new_explainer, model, weights, opened=opened, class_names=class_names, **again
+        )
         self._explainer: Explainer | None = None
         self._one_opens = Lock()
         self._decoding = decoding

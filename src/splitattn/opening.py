@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitattn.architectures import Architecture, architecture
+from splitattn.data.class_lists import ClassNames, name_outputs
 from splitattn.engines.engine import Engine
 from splitattn.engines.table import (
     EngineRow,
@@ -161,6 +162,7 @@ def open_network(
     device: str = "auto",
     size: int | None = None,
     white_level: float | None = None,
+    class_names: ClassNames | None = None,
     quick_start: bool = False,
     progress: Progress | None = None,
 ) -> OpenedNetwork:
@@ -177,12 +179,15 @@ def open_network(
         size: height and width of the images, if not the network's own.
         white_level: the value of full brightness in images of more than 8 bits per channel, if not
             the network's own, which may be that of each image.
+        class_names: names of the outputs, in their order, if not the network's own: a text file,
+            as `read_class_list` reads it, or the names.
         quick_start: for a few images: weights are open sooner, and each image takes longer. Only
             ONNX Runtime has this choice.
         progress: follows the download of weights, if there is one.
 
     Raises:
         InputError: there is no such model, engine or device, or a library is missing.
+        DataError: the class names cannot be read, or are not one for each output.
         WeightsError: the weights cannot be found, verified or matched to the model.
     """
     check_device(device)
@@ -190,8 +195,9 @@ def open_network(
         find_engine(engine)  # wrong names fail before anything is downloaded
     if weights is not None and (row := file_engine(weights)):
         opened = _open_exported(row, Path(weights), model, engine=engine, device=device, size=size)
+        opened = replace(opened, metadata=_named(opened.metadata, class_names))
         return _with_white_level(opened, white_level)
-    trained = open_weights(model, weights, progress=progress)
+    trained = open_weights(model, weights, class_names=class_names, progress=progress)
     preprocessing = trained.metadata.preprocessing
     if size is not None:
         preprocessing = at_size(preprocessing, size)
@@ -204,6 +210,12 @@ def open_network(
     return _with_white_level(opened.prepared(preprocessing), white_level)
 
 
+def _named(metadata: ModelMetadata, class_names: ClassNames | None) -> ModelMetadata:
+    if class_names is None:
+        return metadata
+    return replace(metadata, classes=name_outputs(class_names, metadata.classes))
+
+
 def _with_white_level(opened: OpenedNetwork, white_level: float | None) -> OpenedNetwork:
     if white_level is None:
         return opened
@@ -214,6 +226,7 @@ def open_weights(
     model: str | None = None,
     weights: str | Path | None = None,
     *,
+    class_names: ClassNames | None = None,
     progress: Progress | None = None,
     unchanged: FileState | None = None,
 ) -> TrainedNetwork:
@@ -224,6 +237,7 @@ def open_weights(
 
     Raises:
         InputError: there is no such model.
+        DataError: the class names cannot be read, or are not one for each output.
         WeightsError: the weights cannot be found, verified or matched to the model, have no
             classifier, or nothing says how images of their channels are prepared; or they have
             changed.
@@ -247,7 +261,7 @@ def open_weights(
             f"{path} must name each of its {outputs} classes, it names "
             f"{len(trained.metadata.classes)}; write the file again"
         )
-    return trained
+    return replace(trained, metadata=_named(trained.metadata, class_names))
 
 
 def open_body(

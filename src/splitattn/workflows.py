@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitattn.data.class_lists import ClassNames
 from splitattn.data.folds import is_whole, kept_part
 from splitattn.data.labeled import with_classes_of_model
 from splitattn.data.sources import open_data
@@ -259,6 +260,7 @@ def export(
     dynamic_size: bool = False,
     opset: int | None = None,
     class_maps: bool = False,
+    class_names: ClassNames | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
@@ -288,6 +290,7 @@ def export(
             OpenCV 4.8 read.
         class_maps: give "class_maps" too, float32 (B, classes, H / 32, W / 32): what each place
             adds to each logit, so that `explain` takes the file. For ONNX and OpenVINO.
+        class_names: what the file names its classes, see `Classifier`; None is as the weights do.
         workers: threads that decode images; None chooses from the number of processors.
         progress: follows the download of weights, if there is one.
         on_images: told how many more images are done, of how many in this step.
@@ -305,6 +308,8 @@ def export(
         assert weights is not None
         if model is not None:
             raise InputError(f"{weights} is for {task} and says its model: leave out --model")
+        if class_names is not None:
+            raise InputError(f"--class-names is for classifiers, {weights} is for {task}")
         if class_maps:
             raise InputError(f"--class-maps is for classifiers, {weights} is for {task}")
         kinds: dict[str, type[DenseExport[Any, Any, Any]]]
@@ -330,7 +335,7 @@ def export(
         opset=opset,
     )
     return export_network(
-        open_weights(model, weights, progress=progress),
+        open_weights(model, weights, class_names=class_names, progress=progress),
         path,
         format=format,
         precision=precision,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from splitattn.data.class_lists import name_outputs
 from splitattn.data.class_names import check_same, in_order, match
 from splitattn.errors import DataError
 from splitattn.weights.catalogue import class_names, lemmas, wordnet_ids
@@ -137,3 +138,19 @@ def test_classes_of_one_split_only_are_named_with_the_split() -> None:
         "train and val must have the same classes, got 'Cat' only in train and 'a', 'b', 'c', "
         "'d', 'e' and 2 more only in val; use the same names in both; rename them"
     )
+
+
+def test_outputs_take_other_names_of_the_same_classes() -> None:
+    """A corgi is a Cardigan and a sweater is a cardigan; two maillots have one first name."""
+    assert name_outputs(lemmas("imagenet1k"), IMAGENET) == lemmas("imagenet1k")
+    maillots = ("maillot", "one-piece swimsuit")
+    described = ["maillot, a jersey", "maillot, a tank suit"]
+    assert name_outputs(described, maillots) == tuple(described)
+    with pytest.raises(DataError, match="'toilet paper' for output 0, which is 'tench'"):
+        name_outputs(IMAGENET[::-1], IMAGENET)
+
+
+def test_outputs_without_names_take_any() -> None:
+    assert name_outputs(["2", "1", "0"], ["0", "1", "2"]) == ("2", "1", "0")
+    with pytest.raises(DataError, match="must be a file or a list of names, got 7"):
+        name_outputs(7, ["0"])  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from splitattn.bulk.plan import (
 from splitattn.bulk.shards import check_errors
 from splitattn.bulk.stores import Store, absolute_address, open_store
 from splitattn.bulk.summary import BulkReport, Totals, page
+from splitattn.data.class_lists import ClassNames
 from splitattn.engines.table import file_engine
 from splitattn.errors import (
     DataError,
@@ -63,6 +64,7 @@ def label_bulk(
     retry_errors: bool = False,
     most_errors: float = 0.1,
     decoding: Decoding = "fast",
+    class_names: ClassNames | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     passed_over: Counter[str] | None = None,
@@ -80,7 +82,7 @@ def label_bulk(
         source: see `bulk.listing.list_images`.
         target: a folder, or an `s3://`, `gs://` or `file://` address. Workers on other machines
             need an address, or a folder that all of them share; so does `source`.
-        model, weights, engine, decoding: see `Classifier`.
+        model, weights, engine, decoding, class_names: see `Classifier`.
         cluster: "local", "ray" to start Ray on this machine, or the address of a Ray cluster.
         actors: how many shards are labeled at once; None is one, and on Ray one for every four
             processors.
@@ -129,7 +131,7 @@ def label_bulk(
     ours = Run(
         source=source,
         shard_size=shard_size,
-        **_network(model, named, engine, features=features),
+        **_network(model, named, engine, class_names, features=features),
         decoding=decoding,
         topk=topk,
         features=features,
@@ -175,14 +177,19 @@ def label_bulk(
 
 
 def _network(
-    model: str | None, weights: str | None, engine: str, *, features: bool
+    model: str | None,
+    weights: str | None,
+    engine: str,
+    class_names: ClassNames | None,
+    *,
+    features: bool,
 ) -> dict[str, Any]:
     """What a run says of its network, which is opened here before anything is listed.
 
     Raises:
         InputError, WeightsError: see `Classifier`; or it has no features and they are asked for.
     """
-    opened = open_network(model, weights, engine=engine)
+    opened = open_network(model, weights, engine=engine, class_names=class_names)
     if features and weights is not None and file_engine(weights):
         raise WeightsError(
             f"{weights} is an exported network, which gives no features: name the weights that it "
@@ -193,6 +200,7 @@ def _network(
         "weights": hash_of_weights(model, weights),
         "engine": engine_name(weights, engine),
         "preprocessing": opened.preprocessing,
+        "class_names": None if class_names is None else opened.classes,
     }
 
 

@@ -65,6 +65,7 @@ class Run:
         decoding: see `Classifier`.
         topk: see `Classifier.predict`.
         features: keep what the network gives its classifier, too.
+        class_names: names of the classes, if not the weights' own.
         splitattn: version of this package.
         images, shards: how many there are.
     """
@@ -78,6 +79,7 @@ class Run:
     decoding: Decoding
     topk: int | None
     features: bool
+    class_names: tuple[str, ...] | None = None
     splitattn: str = splitattn.__version__
     images: int = field(default=0, compare=False)
     shards: int = field(default=0, compare=False)

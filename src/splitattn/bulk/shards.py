@@ -75,7 +75,13 @@ class ShardLabeler:
     @cached_property
     def _classifier(self) -> Classifier:
         run, plan = self._plan.run, self._plan
-        classifier = Classifier(plan.model, plan.weights, engine=run.engine, decoding=run.decoding)
+        classifier = Classifier(
+            plan.model,
+            plan.weights,
+            engine=run.engine,
+            decoding=run.decoding,
+            class_names=run.class_names,
+        )
         here = replace(
             run,
             splitattn=splitattn.__version__,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitattn.cli.options import Engine, Model, Weights, Workers
+from splitattn.cli.options import Engine, Model, OutputNames, Weights, Workers
 from splitattn.cli.output import conclude, counted, say
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def bulk(
     ],
     model: Model = None,
     weights: Weights = None,
+    class_names: OutputNames = None,
     engine: Engine = "auto",
     cluster: Annotated[
         str, typer.Option(help="local, ray for Ray on this machine, or a Ray cluster's address.")
@@ -75,6 +76,7 @@ def bulk(
             model=model,
             weights=weights,
             engine=engine,
+            class_names=class_names,
             cluster=cluster,
             actors=actors,
             shard_size=shard_size,

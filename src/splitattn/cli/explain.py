@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.drawing import Pictures
-from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel
+from splitattn.cli.options import Device, Engine, Model, OutputNames, Weights, WhiteLevel
 from splitattn.cli.output import check_output, say, write_output
 from splitattn.errors import ImageError, InputError, one_line
 
@@ -54,6 +54,7 @@ def explain(
     ] = Method.AUTO,
     model: Model = None,
     weights: Weights = None,
+    class_names: OutputNames = None,
     device: Device = "auto",
     engine: Engine = "auto",
     white_level: WhiteLevel = None,
@@ -79,7 +80,13 @@ def explain(
 
     with starting("opening the network"), downloading() as progress:
         explainer = Explainer(
-            model, weights, device=device, engine=engine, white_level=white_level, progress=progress
+            model,
+            weights,
+            device=device,
+            engine=engine,
+            white_level=white_level,
+            class_names=class_names,
+            progress=progress,
         )
     names, source_of = images_given(paths)
     done = failed = 0

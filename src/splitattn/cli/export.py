@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitattn.cli.options import Model, Weights, Workers
+from splitattn.cli.options import Model, OutputNames, Weights, Workers
 from splitattn.cli.output import conclude, say
 from splitattn.engines.table import formats
 
@@ -25,6 +25,7 @@ def export(
     output: Annotated[Path, typer.Argument(metavar="OUT", help=f"The file: {_ENDINGS}.")],
     model: Model = None,
     weights: Weights = None,
+    class_names: OutputNames = None,
     format: Annotated[
         str | None,
         typer.Option(
@@ -83,6 +84,7 @@ def export(
                 dynamic_size=dynamic_size,
                 opset=opset,
                 class_maps=class_maps,
+                class_names=class_names,
                 workers=workers,
                 progress=progress,
                 on_images=on_images,

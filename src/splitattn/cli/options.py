@@ -26,6 +26,14 @@ ClassNames = Annotated[
     Path | None,
     typer.Option(help="File that names the data's classes in label order: one a line, or JSON."),
 ]
+OutputNames = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-names",
+        help="File that names the classes in the order of the outputs: one a line, or JSON.",
+        show_default="the weights' names",
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

@@ -20,6 +20,7 @@ from splitattn.cli.options import (
     Engine,
     Model,
     Output,
+    OutputNames,
     Threshold,
     Weights,
     WhiteLevel,
@@ -66,6 +67,7 @@ def predict(
     ] = None,
     model: Model = None,
     weights: Weights = None,
+    class_names: OutputNames = None,
     topk: Annotated[
         int | None,
         typer.Option(
@@ -158,8 +160,8 @@ def predict(
         from splitattn.opening import TASK, task_of
 
         task = task_of(weights)
-        given = {"--model": model, "--topk": topk, "--threshold": threshold}
-        given["--white-level"] = white_level
+        given: dict[str, object] = {"--model": model, "--topk": topk, "--threshold": threshold}
+        given |= {"--class-names": class_names, "--white-level": white_level}
         for option, value in given.items():
             if task != TASK and value is not None:
                 raise InputError(
@@ -178,6 +180,7 @@ def predict(
             found = _opened(
                 model,
                 weights,
+                class_names=class_names,
                 topk=topk,
                 threshold=threshold,
                 min_probability=min_probability,
@@ -249,6 +252,7 @@ def _opened(
     model: str | None,
     weights: str | None,
     *,
+    class_names: Path | None,
     topk: int | None,
     threshold: float | None,
     min_probability: float,
@@ -272,6 +276,7 @@ def _opened(
             engine=engine,
             decoding=decoding,
             white_level=white_level,
+            class_names=class_names,
             quick_start=quick_start,
             progress=progress,
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitattn.cli.options import Device, Engine, Model, Weights, Workers
+from splitattn.cli.options import Device, Engine, Model, OutputNames, Weights, Workers
 from splitattn.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _IMAGES = 32
 def serve(
     model: Model = None,
     weights: Weights = None,
+    class_names: OutputNames = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
     ] = "127.0.0.1",
@@ -94,18 +95,33 @@ def serve(
             key=None if api_key_file is None else _key(api_key_file),
             trusted_hosts=tuple(trusted_host or (_LOCAL if host in _LOCAL else ())),
         )
-        opened = _opened(model, weights, engine=engine, device=device, limits=settings.limits)
+        opened = _opened(
+            model,
+            weights,
+            class_names=class_names,
+            engine=engine,
+            device=device,
+            limits=settings.limits,
+        )
     run(opened, settings, host=host, port=port)
 
 
 def _opened(
-    model: str | None, weights: str | None, *, engine: str, device: str, limits: "Limits"
+    model: str | None,
+    weights: str | None,
+    *,
+    class_names: Path | None,
+    engine: str,
+    device: str,
+    limits: "Limits",
 ) -> "Served":
     from splitattn.opening import TASK, task_of
 
     task = task_of(weights)
     if task != TASK and model is not None:
         raise InputError(f"{weights} is for {task} and says its model: leave out --model")
+    if task != TASK and class_names is not None:
+        raise InputError(f"--class-names is for classifiers, {weights} is for {task}")
     if task == "detection":
         from splitattn.dense.detector import Detector
 
@@ -119,7 +135,13 @@ def _opened(
 
     with downloading() as progress:
         return Classifier(
-            model, weights, engine=engine, device=device, limits=limits, progress=progress
+            model,
+            weights,
+            engine=engine,
+            device=device,
+            class_names=class_names,
+            limits=limits,
+            progress=progress,
         )
 
 

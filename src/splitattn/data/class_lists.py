@@ -3,14 +3,18 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitattn.data.class_names import are_numbers, normal
+from splitattn.data.class_names import are_numbers, are_unnamed, first_lemma, normal
 from splitattn.errors import DataError
 from splitattn.files import is_file, open_file, open_text
+
+# A person's names of classes: a file of them, or the names.
+ClassNames = str | Path | Sequence[str]
 
 # A number, and after a separator a name: `0 cat`, `1: dog`, `2,fox`.
 _NUMBERED = re.compile(r"(\d+)(?:\s*[,;:.)\t]\s*|\s+)(\S.*)")
@@ -50,6 +54,54 @@ def read_class_list(path: Path) -> ClassList:
     except (OSError, UnicodeError) as error:
         raise DataError(f"class names must be a text file in UTF-8, got {path}: {error}") from error
     return _of_json(text, path) if text.startswith(("[", "{")) else _of_lines(text, path)
+
+
+def name_outputs(given: ClassNames, outputs: Sequence[str]) -> tuple[str, ...]:
+    """The names that a person gives the outputs of a network.
+
+    Args:
+        given: the names, in the order of the outputs, or a file of them: see `read_class_list`.
+        outputs: the names that the network has; numbers from 0 if it has none.
+
+    Raises:
+        DataError: the file is no list of names, there are more or fewer names than outputs, or a
+            name belongs to another output.
+    """
+    if isinstance(given, str | Path):
+        listed, where = read_class_list(Path(given)), str(given)
+    else:
+        listed, where = _of_sequence(given), "the list"
+    names = listed.names
+    if len(names) != len(outputs):
+        raise DataError(
+            f"class names must be as many as the network's {len(outputs)} outputs, got "
+            f"{len(names)} in {where}"
+        )
+    numbers = listed.numbers or ()
+    if numbers and numbers[-1] - numbers[0] >= len(numbers):
+        raise DataError(
+            f"the numbers of class names must leave none out, got {len(numbers)} of {numbers[0]} "
+            f"to {numbers[-1]} in {where}"
+        )
+    if are_unnamed(outputs):
+        return names
+    # Two classes may have the same first name, such as ImageNet's maillots.
+    key = first_lemma if len({*map(first_lemma, names)}) == len(names) else normal
+    own = {key(name): index for index, name in enumerate(outputs)}
+    for index, name in enumerate(names):
+        if len(own) == len(outputs) and own.get(key(name), index) != index:
+            raise DataError(
+                f"class names must be in the order of the network's outputs, got {name!r:.60} for "
+                f"output {index}, which is {outputs[index]!r:.60}, in {where}"
+            )
+    return names
+
+
+def _of_sequence(names: Sequence[str]) -> ClassList:
+    given = list(names) if isinstance(names, Iterable) else [names]
+    if not all(isinstance(name, str) and name.strip() for name in given):
+        raise DataError(f"class names must be a file or a list of names, got {names!r:.60}")
+    return _listed([name.strip() for name in given], "the list")
 
 
 def _of_lines(text: str, path: Path) -> ClassList:
@@ -123,7 +175,7 @@ def _numbered(names: dict[int, str]) -> ClassList:
     return ClassList(names=tuple(normal(names[number]) for number in numbers), numbers=numbers)
 
 
-def _listed(names: list[str], path: Path) -> ClassList:
+def _listed(names: list[str], path: Path | str) -> ClassList:
     found = Counter(map(normal, names))
     if twice := [name for name, count in found.items() if count > 1]:
         raise DataError(f"class names must be different, got {twice[0]!r} twice in {path}")

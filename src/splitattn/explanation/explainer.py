@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
+from splitattn.data.class_lists import ClassNames
 from splitattn.engines.engine import ACTIVATIONS, NOT_FINITE
 from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError, check_choice, nearest
@@ -61,7 +62,8 @@ class Explainer:
     it.
 
     Args:
-        model, weights, device, engine, decoding, white_level, limits, progress: see `Classifier`.
+        model, weights, device, engine, decoding, white_level, class_names, limits, progress: see
+            `Classifier`.
         opened: the same network as someone has opened it, whose labels are to be explained.
 
     Attributes:
@@ -70,7 +72,8 @@ class Explainer:
         preprocessing: how an image becomes the network's input.
 
     Raises:
-        InputError, WeightsError: see `Classifier`. The weights must be those of `opened` still.
+        InputError, DataError, WeightsError: see `Classifier`. The weights must be those of
+            `opened` still.
     """
 
     def __init__(
@@ -82,20 +85,25 @@ class Explainer:
         engine: str = "auto",
         decoding: Decoding = "fast",
         white_level: float | None = None,
+        class_names: ClassNames | None = None,
         limits: Limits = DEFAULT_LIMITS,
         progress: Progress | None = None,
         opened: OpenedNetwork | None = None,
     ) -> None:
         self._network: TrainedMaps | ExportedMaps
         if weights is not None and file_engine(weights):
-            opened = opened or open_network(model, weights, engine=engine, device=device)
+            opened = opened or open_network(
+                model, weights, engine=engine, device=device, class_names=class_names
+            )
             self._activate = ACTIVATIONS[opened.metadata.activation]
             self._network = ExportedMaps(opened.engine, opened.weights, self._activate)
             self.model, self.weights = opened.model, opened.weights
             self.classes, own = opened.classes, opened.preprocessing
         else:
             unchanged = opened.file if opened else None
-            trained = open_weights(model, weights, progress=progress, unchanged=unchanged)
+            trained = open_weights(
+                model, weights, class_names=class_names, progress=progress, unchanged=unchanged
+            )
             self._activate = ACTIVATIONS[trained.metadata.activation]
             self._network = TrainedMaps(trained, engine, device)
             self.model, self.weights = trained.metadata.model, trained.weights
