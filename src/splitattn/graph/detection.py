@@ -1,9 +1,9 @@
 """A one-stage detector's inference network: the folded backbone, a feature pyramid and two towers.
 
-The heads are those of torchvision. FCOS (Tian et al., arXiv 2006.09214) gives a score for each
-class and how far the sides of a box are, at every place of every map of the pyramid. RetinaNet (Lin
-et al., arXiv 1708.02002) has several anchors at each place, and gives for each of them a score for
-each class and how the box differs from the anchor.
+The heads are those of torchvision. FCOS (Tian et al., arXiv 2006.09214) predicts one box at every
+place of every map: a score for each class, and the distances to the box's sides. RetinaNet (Lin et
+al., arXiv 1708.02002) has several anchors at each place, and predicts for each anchor a score for
+each class, and how the box differs from the anchor.
 
 Shapes: B batch, C channels, K classes, H and W rows and columns.
 """
@@ -20,23 +20,23 @@ from splitattn.graph.folding import Array, Convolution, FoldedNetwork, Form, fol
 
 # The heads of detectors that this module knows.
 FOLDED_HEADS = ("fcos", "retinanet")
-# Pixels from one place of a map to the next, and the unit of what the head gives, for each map.
+# Stride of each map of the pyramid, in pixels of the image.
 STRIDES = (8, 16, 32, 64, 128)
-# RetinaNet's anchors at each place: the side of a square of the same area, in pixels, for each map,
-# and height by width.
+# RetinaNet's anchors: for each map the sides, in pixels, of squares with the anchors' areas; and
+# the ratios of height to width.
 ANCHOR_SIZES = tuple(
     tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in STRIDES
 )
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 # How many boxes a head gives at each place.
 BOXES_OF_A_PLACE = {"fcos": 1, "retinanet": len(ANCHOR_SIZES[0]) * len(ANCHOR_RATIOS)}
-# Which boxes are kept: with a score above the least, not overlapping a better one of their class by
-# more than this share of their union, and at most so many, as COCO counts them.
+# Non-maximum suppression keeps boxes with a score above LEAST_SCORE, unless a better box of their
+# class overlaps them by more than IOU; COCO counts at most 100.
 LEAST_SCORE, IOU, MOST_OBJECTS = 0.05, 0.6, 100
-# Height and width of images must be multiples of it.
+# Height and width of images, in pixels, must be multiples of this.
 MULTIPLE = 32
 GROUPS = 32  # of every group norm
-# The stages that the pyramid takes.
+# The stages of the backbone whose maps the pyramid uses.
 STAGES = (2, 3, 4)
 
 _BACKBONE, _PYRAMID = "backbone.body.", "backbone.fpn"
@@ -63,17 +63,17 @@ class FoldedDetector:
     """FCOS or RetinaNet in evaluation.
 
     Images (B, 3, H, W), normalized and padded with zeros to multiples of 32, go through the
-    backbone. The pyramid has five maps: those of stages 2 to 4 through `lateral`, each but the last
-    with the next coarser one added at twice its size, then through `smooth`; and two coarser ones
-    by `coarser`, the second after a ReLU. Both towers and the last convolutions are the same for
-    all five.
+    backbone. The pyramid has five maps. Three come from stages 2 to 4: each goes through its
+    `lateral`, the next coarser one is enlarged twofold and added, and `smooth` follows. `coarser`
+    makes two more, the second after a ReLU. Both towers and the last convolutions are shared by all
+    five maps.
 
     Attributes:
         backbone: without a classifier.
-        lateral: 1x1 convolutions, of each stage.
-        smooth: 3x3 convolutions, of each stage.
+        lateral: a 1x1 convolution for each stage.
+        smooth: a 3x3 convolution for each stage.
         coarser: two 3x3 convolutions of stride 2.
-        class_tower, box_tower: what comes before the last convolutions.
+        class_tower, box_tower: the layers before the last convolutions.
         classes: to logits (B, K, H, W), for each box of a place.
         boxes: for each box of a place, to (B, 4, H, W). Of FCOS, these are distances in strides,
             after a ReLU: left, top, right, bottom. Of RetinaNet, they say how center and size
@@ -136,13 +136,13 @@ def detector_shapes(
         shapes |= {f"{name}.weight": (outputs, inputs, side, side), f"{name}.bias": (outputs,)}
     for conv, norm in towers:
         shapes |= {f"{norm}.weight": (channels,), f"{norm}.bias": (channels,)}
-        if head == "retinanet":  # whose norms make biases needless
+        if head == "retinanet":  # its tower convolutions have no biases
             del shapes[f"{conv}.bias"]
     return shapes
 
 
 def _tower_keys(tower: str, layer: int, head: str) -> tuple[str, str]:
-    """What a layer's convolution and norm are called."""
+    """Keys of a tower layer's convolution and norm."""
     if head == "fcos":
         return f"{tower}.{3 * layer}", f"{tower}.{3 * layer + 1}"
     return f"{tower}.{layer}.0", f"{tower}.{layer}.1"

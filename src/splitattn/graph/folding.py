@@ -1,15 +1,16 @@
-"""The folded inference network: the same outputs from fewer and plainer operations.
+"""The folded inference network: the same outputs from fewer and simpler operations.
 
 Four rewrites, none of which changes the function:
 
-- In evaluation batch norm is a fixed scale and shift, so it goes into the convolution before it.
+- In evaluation, batch norm is a fixed scale and shift, so it is folded into the convolution before
+  it.
 - A softmax does not change when the same number is subtracted from all of its logits. Subtracting
   the last split's logits saves that part of the last dense layer; with radix 2 a single sigmoid is
   left.
-- A grouped convolution is many dense ones side by side. With the 1x1 convolution before it cut into
-  the same groups, a block is R*K independent branches: the paper's figure 2, as it is drawn.
-- An average of a weighted sum is the weighted sum of averages. Where a block averages after its
-  attention, the splits are averaged first, and a quarter of the pixels is left to be weighted.
+- A grouped convolution is several dense ones side by side. With the 1x1 convolution before it cut
+  into the same groups, a block becomes R*K independent branches, as in the paper's figure 2.
+- The average pooling of a weighted sum is the weighted sum of the pooled maps. So where a block
+  pools after its attention, the splits are pooled first, and a quarter of the pixels is weighted.
 
 Shapes: B batch, R radix, K cardinality, C channels of the block's output, D of the attention's
 hidden layer, H and W rows and columns.
@@ -28,7 +29,7 @@ from splitattn.errors import InputError
 Form = Literal["branches", "grouped"]
 Array = NDArray[np.floating[Any]]
 
-# The output that says what each place adds to each logit, see `to_onnx`.
+# The output with each place's contribution to each logit, see `to_onnx`.
 CLASS_MAPS = "class_maps"
 
 EPSILON = 1e-5  # of every batch norm
@@ -58,7 +59,7 @@ class AveragePool:
     Attributes:
         size, stride: of the windows.
         padding: zeros before each row and column of the map, and after it; they count as values.
-        partial: the last window may reach beyond the map. What is outside does not count.
+        partial: the last window may reach beyond the map; values outside do not count.
     """
 
     size: int
@@ -84,18 +85,18 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attention:
-    """The share that each split has in the blend, from the mean over pixels of the sum of splits.
+    """Computes each split's share in the blend, from the mean over pixels of the sum of splits.
 
-    A dense layer, ReLU, then one more dense layer for each split but the last; these are 1x1
+    A dense layer, a ReLU, then one dense layer for each split but the last, all as 1x1
     convolutions. With radix 1, a sigmoid gives the gate. Otherwise the shares are the softmax of
-    these logits and a last one of zero, which with radix 2 is g = sigmoid(logits) for the first
-    split and 1 - g for the last.
+    these logits and a zero for the last split. With radix 2 that is g = sigmoid(logits) for the
+    first split and 1 - g for the last.
 
     Attributes:
         radix: R.
         fc1: (B, C, 1, 1) to (B, D, 1, 1).
-        fc2: of each split but the last, (B, D, 1, 1) to its logits (B, C, 1, 1) less the last
-            split's; with radix 1, to the logits of the gate.
+        fc2: for each split but the last, (B, D, 1, 1) to its logits (B, C, 1, 1) minus those of
+            the last split; with radix 1, to the logits of the gate.
     """
 
     radix: int
@@ -105,14 +106,14 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitAttention:
-    """Splits (B, C, H, W), each averaged by `pool` if there is one, blended by attention.
+    """Splits (B, C, H, W), pooled by `pool` if there is one, then blended by attention.
 
-    The attention itself sees the splits as they are before `pool`.
+    The attention is computed from the splits before `pool`.
 
     Attributes:
-        branches: one for each split; or a single one, whose output holds the splits one after the
-            other in its channels ("grouped").
-        attention: None for radix 0: the output is that of the only branch, averaged by `pool`.
+        branches: one for each split; or in the form "grouped" a single one, whose output channels
+            are those of all splits, one split after the other.
+        attention: None for radix 0: the output is that of the only branch, pooled by `pool`.
         pool: the block's average pooling where it comes after the 3x3 convolution.
     """
 
@@ -127,10 +128,10 @@ class Block:
 
     Attributes:
         name: "layer1.0" for the first one.
-        groups: each from the block's input to its own part of the channels. Either all cardinal
-            groups are here, or a single one that stands for all of them ("grouped").
+        groups: each maps the block's input to its part of the channels: one for each cardinal
+            group, or in the form "grouped" a single one for all of them.
         conv3: the 1x1 convolution that follows.
-        shortcut: what the block's input goes through; nothing where it is added as it is.
+        shortcut: the layers of the shortcut; empty for an identity.
     """
 
     name: str
@@ -161,11 +162,11 @@ class FoldedNetwork:
     over pixels; then the classifier.
 
     Attributes:
-        stem: one 7x7 convolution, or three 3x3 ones. What they give is feature map 0.
-        stages: the blocks of each stage. What stage i gives, counted from 1, is feature map i.
-        classifier: None where the network gives pooled features, or feature maps alone.
-        outputs: what it gives, by the names that `to_onnx` knows; empty is the logits, or the
-            features where there is no classifier.
+        stem: one 7x7 convolution, or three 3x3 ones; their output is feature map 0.
+        stages: the blocks of each stage. The output of stage i, counted from 1, is feature map i.
+        classifier: None where the network outputs pooled features or only feature maps.
+        outputs: names of its outputs, as in `to_onnx`; if empty, the logits, or the features where
+            there is no classifier.
     """
 
     stem: tuple[Convolution, ...]
@@ -212,17 +213,17 @@ def fold(
     stages: int = 4,
     dtype: DTypeLike = np.float32,
 ) -> FoldedNetwork:
-    """The folded network of these weights.
+    """Fold these weights into an inference network.
 
-    Channels of the images, the number of classes and whether there is a classifier follow from the
+    The images' channels, the number of classes and whether there is a classifier follow from the
     arrays.
 
     Args:
         architecture: of the weights.
-        state_dict: arrays by official key, of the shapes that belong to the architecture. They
-            stay as they are, and the result may share memory with them.
-        form: of the 3x3 convolution: "branches" of dense convolutions, or one "grouped"
-            convolution. Without attention (radix 0) it is grouped in either form.
+        state_dict: arrays by official key, of the shapes that belong to the architecture. They are
+            not changed; the result may share memory with them.
+        form: how the 3x3 convolution is computed: "branches", several dense convolutions, or
+            "grouped", one grouped convolution. Without attention (radix 0) it is always grouped.
         output_stride, dilation: those with which the network was trained, as in `ResNeSt`.
         stages: how many of the four stages to take, for a backbone that ends earlier.
         dtype: of the result. Everything is computed in float64 and rounded once.
@@ -327,7 +328,7 @@ class _Folding:
         )
 
     def _relative_logits(self, name: str) -> tuple[Convolution, ...]:
-        """The last dense layer, taken apart as `Attention` needs it."""
+        """The last dense layer, cut into one for each logit of `Attention`."""
         radix, cardinality = self._architecture.radix, self._architecture.cardinality
         weight, bias = self._exact(f"{name}.weight"), self._exact(f"{name}.bias")
         if radix == 1:
@@ -365,7 +366,7 @@ class _Folding:
         )
         trained = np.asarray(self._arrays[f"{conv}.weight"])
         weight = np.empty(trained.shape, self._dtype)
-        # NumPy casts piece by piece here. Whole arrays in float64 take ten times as long.
+        # NumPy casts in small pieces here; casting whole arrays to float64 takes ten times as long.
         np.multiply(
             trained,
             scale[:, None, None, None],

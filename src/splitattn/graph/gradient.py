@@ -1,9 +1,9 @@
-"""How a logit depends on a feature map: the gradient, computed in NumPy through the last stages.
+"""The gradient of a logit with respect to a feature map, in NumPy, through the last stages.
 
-Only explanations of small images need it, so it is plain rather than fast: one image, maps of a
-few places. It works without PyTorch.
+Only explanations of small images need it: one image, maps of a few places. So the code is simple
+and not fast.
 
-Shapes: C channels, H and W rows and columns, R radix, O channels that a convolution gives.
+Shapes: C channels, H and W rows and columns, R radix, O output channels of a convolution.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,18 +24,18 @@ from splitattn.graph.folding import (
 )
 
 Array = NDArray[Any]
-# What an operation gives, and how a gradient with respect to that goes back to its input.
+# An operation's output, and the function from the output's gradient to the input's.
 Backward = Callable[[Array], Array]
 Step = tuple[Array, Backward]
 
 
 def logit_gradient(network: FoldedNetwork, stage: int, map_CHW: Array, label: int) -> Array:
-    """The gradient of one logit with respect to the map that a stage gives.
+    """The gradient of one logit with respect to the output of a stage.
 
     Args:
-        network: has a classifier.
+        network: must have a classifier.
         stage: counted from 1; the stages after it are computed.
-        map_CHW: what the stage gives for an image.
+        map_CHW: the stage's output for one image.
         label: index of the logit.
 
     Returns:
@@ -138,7 +138,7 @@ def _shares(attention: Attention, pooled: Array) -> Step:
         shares = powers / powers.sum(0)
 
     def back(gradient: Array) -> Array:
-        # Of a single gate the other outcome has gradient zero, of a softmax all shares matter.
+        # A gate's complement, 1 - g, is not used and has gradient zero; a softmax uses all shares.
         mean = (shares * gradient).sum(0)
         to_logits = (shares * (gradient - mean))[: len(layers)]
         to_hidden = sum(
@@ -188,7 +188,7 @@ def _average(pool: AveragePool | None, x: Array) -> Step:
         return x, lambda gradient: gradient
     before, after = pool.padding
     counts: Array = np.ones(1)
-    if pool.partial:  # the last windows may reach beyond the map, where nothing counts
+    if pool.partial:  # the last windows may reach beyond the map; values outside do not count
         height, width = x.shape[1:]
         after = max((-(side - pool.size)) % pool.stride for side in (height, width))
         ones = np.ones((1, height, width), x.dtype)
@@ -224,7 +224,7 @@ def _gathered(
     padding: tuple[int, int],
     dilation: int = 1,
 ) -> Array:
-    """Adds up what came to the windows, (C, size, size, H', W'), at the places of the map."""
+    """Add the gradients of windows (C, size, size, H', W') at the places of the map they cover."""
     channels, height, width = shape
     before, after = padding
     size, _, rows, columns = to_windows.shape[1:]

@@ -1,6 +1,6 @@
 """A detector as nodes of an ONNX graph: the pyramid, both towers, boxes and scores.
 
-A node is called after its part: "pyramid.layer3.lateral", "head.p5.box_tower.2.norm",
+Nodes are named after their parts: "pyramid.layer3.lateral", "head.p5.box_tower.2.norm",
 "decode.p5.boxes". "p3" to "p7" are the maps of the pyramid.
 """
 
@@ -27,23 +27,22 @@ from splitattn.graph.onnx_writer import Tensor, Writer
 
 LEVELS = tuple(f"p{3 + i}" for i in range(len(STRIDES)))
 _SIDES = 4  # of a box
-_MOST_GROWTH = math.log(1000 / 16)  # of an anchor, as torchvision's `BoxCoder` has it
+_MOST_GROWTH = math.log(1000 / 16)  # of an anchor, as in torchvision's `BoxCoder`
 # Left and top are before a place, right and bottom after it.
 _SIGNS = np.array([-1, -1, 1, 1], np.float32).reshape(1, 4, 1, 1)
 
 
 def write_detector(to: Writer, detector: FoldedDetector, size: int | None) -> list[str]:
-    """Write the whole detector; gives the names of its outputs.
+    """Write the whole detector and return the names of its outputs.
 
-    Returns:
-        Boxes (B, N, 4), float32: left, top, right and bottom in pixels of the image; and
-        scores (B, N, K), float32, from 0 to 1. N counts the boxes of all maps, the finest first; of
-        a map those of each anchor in turn, row by row.
+    The outputs are boxes (B, N, 4), float32: left, top, right and bottom in pixels of the image;
+    and scores (B, N, K), float32, from 0 to 1. The N boxes are ordered by map, the finest first,
+    then by anchor, then row by row.
 
-        If the detector selects, the boxes that are kept, (M, 3), int64: a row of image, class and
-        box for each, by image and class, the best first. Overlaps are those of boxes that are cut
-        to the image. See `LEAST_SCORE`, `IOU` and
-        `MOST_OBJECTS`, which is here for each class of each image.
+    If the detector selects, a third output (M, 3), int64, lists the boxes that are kept: indices of
+    image, class and box, ordered by image and class, the best first. Boxes are clipped to the image
+    before their overlaps are computed. Limits are `LEAST_SCORE`, `IOU` and, for each class of each
+    image, `MOST_OBJECTS`.
     """
     names = [MAPS[stage] for stage in STAGES]
     found = write_network(to, detector.backbone, size, names)
@@ -135,7 +134,7 @@ def _scores(to: Writer, name: str, classes: Tensor, centerness: Tensor) -> Tenso
 
 
 def _boxes(to: Writer, name: str, distances: Tensor, centerness: Tensor, stride: int) -> Tensor:
-    """Boxes (B, 4, H, W) in pixels, from distances to places that are counted here."""
+    """Boxes (B, 4, H, W) in pixels, from the distances to their sides at each place."""
     columns, rows = _counted(to, name, centerness)
     places = to.concatenated(f"{name}.places", [columns, rows, columns, rows])
     signs = Tensor(name=to.constant("decode.signs", _SIGNS), channels=_SIDES, side=1)
@@ -149,7 +148,7 @@ def _boxes(to: Writer, name: str, distances: Tensor, centerness: Tensor, stride:
 
 
 def _counted(to: Writer, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The number of its column and of its row at each place of a map."""
+    """The column and the row of each place of a map, as two maps."""
     zeros = to.like("Sub", f"{name}.zeros", like, like)
     ones = to.like("Exp", f"{name}.ones", zeros)
     columns, rows = (
@@ -182,7 +181,7 @@ def _anchored(
     down = to.like("Mul", f"{name}.down", rows, constant("down.steps", 0, stride))
     pixels = to.like("Add", f"{name}.pixels", across, down)
     center = to.like("Add", f"{name}.center", to.like("Mul", f"{name}.moved", moves, size), pixels)
-    # The smaller of a growth and the largest that torchvision allows.
+    # min(growth, the largest that torchvision allows).
     most = constant("most", _MOST_GROWTH)
     beyond = to.like("Relu", f"{name}.beyond", to.like("Sub", f"{name}.over", growths, most))
     growth = to.like("Exp", f"{name}.growth", to.like("Sub", f"{name}.limited", growths, beyond))
@@ -199,7 +198,7 @@ def _flat(to: Writer, name: str, x: Tensor, channels: int) -> str:
 
 
 def _joined(to: Writer, name: str, parts: Sequence[str]) -> str:
-    """(B, C, N) of several, one after the other."""
+    """Concatenate several (B, C, N) along N."""
     return parts[0] if len(parts) == 1 else to.node("Concat", name, *parts, axis=2)
 
 
@@ -209,7 +208,7 @@ def _turned(to: Writer, name: str, x: str) -> str:
 
 
 def _cut(to: Writer, boxes_BN4: str) -> str:
-    """Boxes without what is outside of their image."""
+    """Clip boxes to their image."""
     shape = to.node("Shape", "decode.image.shape", "images")
     sides = to.constant("decode.image.sides", np.array([[[3, 2, 3, 2]]], np.int64))
     lengths = to.node("Gather", "decode.image.lengths", shape, sides)

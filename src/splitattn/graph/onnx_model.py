@@ -1,8 +1,8 @@
 """The folded network as an ONNX model, written node by node.
 
-A node is called after its part of the network, and so is its output: "stem.0", "layer1.0.conv1.a",
-"layer1.0.attention.fc1", "layer1.0.blend", "layer1.0.shortcut", "classifier". Splits are counted
-"a", "b", ..., and cardinal groups "group1", "group2", ... where there are several. `parts` sorts
+Nodes and their outputs are named after their part of the network: "stem.0", "layer1.0.conv1.a",
+"layer1.0.attention.fc1", "layer1.0.blend", "layer1.0.shortcut", "classifier". Splits are named
+"a", "b", ..., and cardinal groups, if there are several, "group1", "group2", ... `parts` sorts
 nodes by these names.
 """
 
@@ -22,10 +22,10 @@ from splitattn.graph.onnx_writer import Writer, rename
 from splitattn.graph.segmentation import FoldedSegmenter
 
 OPSETS = range(11, 21)
-# Read by ONNX Runtime 1.16 and OpenCV 4.8, and the lowest that has eight bits per channel.
+# The lowest with int8 scales per channel. ONNX Runtime 1.16 and OpenCV 4.8 read it.
 OPSET = 13
 
-# What `to_onnx` writes.
+# The networks that `to_onnx` writes.
 Network = FoldedNetwork | FoldedDetector | FoldedSegmenter
 
 PARTS = ("stem", "pools", "attention", "blend", "classifier", "maps", "norms", "decode")
@@ -43,35 +43,35 @@ def to_onnx(
     outputs: Sequence[str] | None = None,
     external: dict[str, NDArray[Any]] | None = None,
 ) -> ModelProto:
-    """The network as an `onnx.ModelProto`, with float32 at both ends.
+    """Write the network as an `onnx.ModelProto`; its input and outputs are float32.
 
-    Its input "images" is (B, in_chans, H, W), normalized. Outputs are called as in `outputs`:
+    The input "images" is (B, in_chans, H, W), normalized. `outputs` chooses from:
 
     - "logits", (B, classes).
     - "features", (B, channels): the mean over pixels of the last map.
     - "stem", "layer1", ..., "layer4": feature maps 0 to 4. "stem" comes before max pooling.
-    - "class_maps", (B, classes, H / 32, W / 32): what each place adds to each logit. The mean over
-      places plus the classifier's bias is the logit.
+    - "class_maps", (B, classes, H / 32, W / 32): each place's contribution to each logit. Their
+      mean over places plus the classifier's bias is the logit.
     - "shares", (B, blocks, max(R - 1, 1)): the mean over channels of the share of each split but
       the last, or with radix 1 of the gate.
 
-    A detector gives "boxes", "scores" and, if it selects, "selected" instead, see `write_detector`,
-    and a segmenter "logits" of pixels, see `write_segmenter`.
+    A detector outputs "boxes", "scores" and, if it selects, "selected"; see `write_detector`. A
+    segmenter outputs "logits" of pixels; see `write_segmenter`.
 
     Args:
-        size: H and W of the images, in pixels; None takes any.
-        batch: B; None takes any.
+        size: H = W of the images, in pixels; None for any.
+        batch: B; None for any.
         opset: version of ONNX's operators, 11 to 20. The IR version is the lowest that has it.
         half: compute in float16.
-        eight_bit: write the form that ONNX Runtime has fast eight-bit kernels for. The function is
-            the same. Averages over whole windows are depthwise convolutions as well; a blend of
-            two splits is g a + (1 - g) b instead of b + g (a - b).
-        average_pools: write averages that count zeros beyond the map (avd) as AveragePool. By
-            default they are depthwise convolutions with equal weights, because OpenCV's average
-            pooling does not count these zeros (seen in 4.8).
-        outputs: what to give, in this order; None leaves it to the network.
-        external: takes the weights, by name, which the model then lacks: for an engine that is
-            handed both, so that nothing is copied.
+        eight_bit: write operations for which ONNX Runtime has fast int8 kernels; the function is
+            the same. All average poolings of whole windows become depthwise convolutions, and a
+            blend of two splits is g a + (1 - g) b instead of b + g (a - b).
+        average_pools: write average pooling with zero padding (avd) as AveragePool. By default it
+            is a depthwise convolution with equal weights, because OpenCV's average pooling does
+            not count the zeros (seen in 4.8).
+        outputs: names of the outputs, in this order; None takes the network's.
+        external: a dictionary that receives the weights, by name; the model is then written
+            without them. For an engine that takes both in memory, so that nothing is copied.
 
     Raises:
         InputError: an argument is outside its range, or the network has no such output.
@@ -138,20 +138,20 @@ def to_onnx(
 
 
 def parts(names: Iterable[str]) -> dict[str, list[str]]:
-    """The nodes of the parts that may need more than eight bits, in the order of `names`.
+    """Names of the nodes in each part that may have to stay float in int8, in the given order.
 
     - "stem": the convolutions before the first block.
-    - "pools": the averages over whole maps that attention begins with.
-    - "attention": all from there to the shares of the splits.
-    - "blend": where the shares meet the splits.
+    - "pools": the global average poolings at the start of the attention.
+    - "attention": the rest of the attention, up to the shares of the splits.
+    - "blend": the weighted sums of the splits.
     - "classifier": the last dense layer.
-    - "maps": the classifier at each place.
+    - "maps": the classifier at each place, for class maps.
     - "norms": the group norms of a detector.
-    - "decode": what makes boxes and scores of a detector's last convolutions.
+    - "decode": the operations from a detector's last convolutions to boxes and scores.
 
     Args:
-        names: of nodes of a model that `to_onnx` has written, or of operations that an engine has
-            made of them, if their names begin with a node's.
+        names: of nodes that `to_onnx` wrote, or of an engine's operations whose names begin with a
+            node's name.
     """
     found: dict[str, list[str]] = {part: [] for part in PARTS}
     for name in names:

@@ -25,7 +25,7 @@ MAPS = ("stem", "layer1", "layer2", "layer3", "layer4")
 def write_network(
     to: Writer, network: FoldedNetwork, size: int | None, outputs: Sequence[str]
 ) -> dict[str, Tensor]:
-    """As much of the network as `outputs` need. Gives the tensors that may be outputs."""
+    """Write the parts that `outputs` need; return the tensors that can be outputs, by name."""
     x = Tensor(name="images", channels=network.in_chans, side=size)
     if to.half:
         x = replace(x, name=to.node("Cast", "images.half", x.name, to=TensorProto.FLOAT16))
@@ -62,7 +62,7 @@ def write_network(
 
 
 def _write_shares(to: Writer, shares: Sequence[Sequence[list[Tensor]]], radix: int) -> Tensor:
-    """The output "shares" of `to_onnx`, from those of the splits, by block, group and split."""
+    """Write the output "shares" of `to_onnx`, from shares by block, group and split."""
     counted = range(max(radix - 1, 1))
     means = []
     for block, groups in enumerate(shares):
@@ -76,7 +76,7 @@ def _write_shares(to: Writer, shares: Sequence[Sequence[list[Tensor]]], radix: i
 
 
 def _write_class_maps(to: Writer, classifier: Linear, x: Tensor) -> Tensor:
-    """The output "class_maps" of `to_onnx`: the classifier at each place of the last map."""
+    """Write the output "class_maps" of `to_onnx`: the classifier at each place of the last map."""
     weight = to.weights("class_maps.weight", classifier.weight[:, :, None, None])
     windows = {"kernel_shape": [1, 1], "strides": [1, 1], "pads": [0, 0, 0, 0]}
     name = to.node("Conv", "class_maps.conv", x.name, weight, group=1, **windows)
@@ -84,7 +84,7 @@ def _write_class_maps(to: Writer, classifier: Linear, x: Tensor) -> Tensor:
 
 
 def _write_block(to: Writer, block: Block, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
-    """Gives the block's map, and the shares of the splits in each group."""
+    """Write a block; return its map and the shares of the splits in each group."""
     name = block.name
     shortcut = x
     for step in block.shortcut:
@@ -142,7 +142,7 @@ def _write_branch(to: Writer, name: str, mark: str, branch: Branch, x: Tensor) -
 def _write_attention(
     to: Writer, name: str, attention: Attention, means: list[Tensor]
 ) -> list[Tensor]:
-    """The shares of the splits. Of two splits the last one's is left to the blend."""
+    """Write the shares of the splits; with two splits, the blend derives the second share."""
     total = means[0]
     for mark, mean in zip(ascii_lowercase[1:], means[1:], strict=False):
         total = to.like("Add", f"{name}.sum.{mark}", total, mean)
@@ -153,7 +153,7 @@ def _write_attention(
             return [gate]
         one = to.full(f"{name}.one", 1)
         return [gate, replace(to.like("Sub", f"{name}.rest", one, gate), channels=gate.channels)]
-    # A softmax in single steps, which every engine has; the last split's logits are zero.
+    # A softmax from operators that every engine has; the last split's logits are zero.
     letters = ascii_lowercase[: attention.radix]
     logits = [
         to.conv(f"{name}.fc2.{letter}", hidden, layer)

@@ -1,6 +1,6 @@
 """A segmenter as nodes of an ONNX graph: the folded backbone, the pyramid, the logits.
 
-A node is called after its part: "pyramid.layer3.lateral", "pyramid.layer3.sum", "fuse",
+Nodes are named after their parts: "pyramid.layer3.lateral", "pyramid.layer3.sum", "fuse",
 "classifier".
 """
 
@@ -10,7 +10,7 @@ from splitattn.graph.segmentation import STAGES, FoldedSegmenter
 
 
 def write_segmenter(to: Writer, segmenter: FoldedSegmenter, size: int | None) -> Tensor:
-    """Write the whole segmenter; gives its logits (B, classes, H / 4, W / 4) in float32."""
+    """Write the whole segmenter; return its logits (B, classes, H / 4, W / 4), float32."""
     names = [MAPS[stage] for stage in STAGES]
     maps = write_network(to, segmenter.backbone, size, names)
     *larger, total = (

@@ -21,7 +21,10 @@ class Tensor:
 
 
 class Writer:
-    """Adds nodes and constants to a graph; each method gives what it has added."""
+    """Adds nodes and constants to a graph; each method returns what it added.
+
+    Arguments are those of `to_onnx`; `graph` is the graph to add to.
+    """
 
     def __init__(
         self,
@@ -42,16 +45,16 @@ class Writer:
         self._constants: set[str] = set()
 
     def node(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """A node of that name, whose only output has the same name."""
+        """Add a node with one output; both have this name."""
         self._graph.node.append(helper.make_node(kind, inputs, [name], name, **attributes))
         return name
 
     def constant(self, name: str, values: NDArray[Any]) -> str:
-        """A constant of that name, unless there is one."""
+        """Add a constant, unless there is one with this name."""
         if name in self._constants:
             return name
         self._constants.add(name)
-        # Not by numpy_helper, which would copy the weights twice more.
+        # numpy_helper would copy the weights twice more.
         constant = self._graph.initializer.add()
         constant.name = name
         constant.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
@@ -73,7 +76,7 @@ class Writer:
         return Tensor(name=self.weights(name, np.full((1, 1, 1, 1), value)), channels=1, side=1)
 
     def conv(self, name: str, x: Tensor, conv: Convolution, shared: str | None = None) -> Tensor:
-        """Convolutions of the same weights name them, as `shared`."""
+        """Add a convolution; `shared` names its weights if several convolutions share them."""
         size, weights = conv.weight.shape[2], shared or name
         self.node(
             "Conv",
@@ -95,7 +98,7 @@ class Writer:
         )
 
     def like(self, kind: str, name: str, *inputs: Tensor) -> Tensor:
-        """An operation value by value. Where inputs are maps and shares, a map comes first."""
+        """Add an elementwise operation. If maps and shares are mixed, a map must come first."""
         self.node(kind, name, *(x.name for x in inputs))
         return replace(inputs[0], name=name)
 
@@ -113,7 +116,7 @@ class Writer:
             "strides": [pool.stride] * 2,
             "pads": [before, before, after, after],
         }
-        # Where all windows are whole, say so: not every engine rounds up well.
+        # No ceil_mode if all windows are whole, since some engines compute it wrongly.
         ragged = pool.partial and (x.side is None or (x.side - pool.size) % pool.stride != 0)
         padded = bool(before or after)
         if (padded and not self._average_pools) or (self.eight_bit and not ragged):
@@ -136,7 +139,7 @@ class Writer:
         )
 
     def channel_mean(self, name: str, x: Tensor) -> Tensor:
-        """The mean over channels, which stay as one."""
+        """Add a mean over channels: (B, C, H, W) to (B, 1, H, W)."""
         if self._opset < 18:
             self.node("ReduceMean", name, x.name, axes=[1])
         else:
@@ -144,7 +147,7 @@ class Writer:
         return replace(x, name=name, channels=1)
 
     def reshaped(self, name: str, x: Tensor, *sides: int) -> str:
-        """(B, *sides); one of them may be -1, which is what is left."""
+        """Add a reshape to (B, *sides); one side may be -1 and takes the remaining length."""
         sizes = np.array([0, *sides], np.int64)
         return self.node("Reshape", name, x.name, self.constant(f"{name}.sizes", sizes))
 
@@ -155,9 +158,9 @@ class Writer:
     def group_norm(
         self, name: str, x: Tensor, groups: int, scale: Array, shift: Array, shared: str
     ) -> Tensor:
-        """Group norm, by operators that old runtimes have; its weights are called after `shared`.
+        """Add a group norm, from operators that old runtimes have; `shared` names its weights.
 
-        The channels of a group are laid out below each other, which makes it an instance norm.
+        The channels of a group are joined along the height, so an instance norm does the rest.
         """
         grouped = self.constant(f"groups.{groups}", np.array([0, groups, -1, 0], np.int64))
         channels = self.constant(f"channels.{x.channels}", np.array([0, x.channels, -1, 0]))
@@ -172,8 +175,8 @@ class Writer:
         return replace(x, name=self.node("Add", name, scaled, shifts))
 
     def doubled(self, name: str, x: Tensor, *, smooth: bool = False) -> Tensor:
-        """Each pixel becomes four; if `smooth`, bilinearly, as with `align_corners=False`."""
-        # Only other modes of the operator use a region, but it must not be left out everywhere.
+        """Double height and width: nearest, or if `smooth` bilinear with `align_corners=False`."""
+        # The region is unused in these modes, but some opsets require it.
         region = self.constant("doubled.region", np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32))
         scales = self.constant("doubled.scales", np.array([1, 1, 2, 2], np.float32))
         how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
@@ -189,14 +192,14 @@ class Writer:
         return replace(ones, name=self.node("CumSum", name, ones.name, along, exclusive=1))
 
     def float32(self, x: Tensor) -> Tensor:
-        """`x` in float32, whatever the network computes in."""
+        """Cast `x` to float32 if the network computes in float16."""
         if not self.half:
             return x
         name = self.node("Cast", f"{x.name}.float32", x.name, to=TensorProto.FLOAT)
         return replace(x, name=name)
 
     def split(self, name: str, letters: str, x: Tensor) -> list[Tensor]:
-        """Equal parts of the channels, one for each letter."""
+        """Split the channels into equal parts, one for each letter."""
         channels = x.channels // len(letters)
         sizes = [channels] * len(letters)
         inputs, attributes = [x.name], {}

@@ -1,4 +1,4 @@
-"""The network as it was trained, in NumPy: slow, plain, and what every engine must equal.
+"""The network as it was trained, in NumPy: slow and simple, the reference for every engine.
 
 Nothing is folded or rewritten here, so an export can be checked without PyTorch.
 
@@ -145,7 +145,7 @@ def _relu(x: Array) -> Array:
 
 
 def _max_pool(x: Array) -> Array:
-    """3x3 with stride 2, padded by one. What is pooled is never negative, so zeros pad."""
+    """3x3 with stride 2, padded by one. The input is never negative, so zeros can pad."""
     windows = sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
     pooled: Array = windows[:, :, ::2, ::2].max((4, 5))
     return pooled

@@ -1,4 +1,4 @@
-"""A segmenter's inference network: the folded backbone and a pyramid that gives each pixel logits.
+"""A segmenter's inference network: the folded backbone and a pyramid that outputs pixel logits.
 
 Shapes: B batch, K classes, H and W rows and columns of the image.
 """
@@ -16,7 +16,7 @@ from splitattn.graph.reference import Array, Reference
 
 # The stages whose maps the pyramid adds up.
 STAGES = (1, 2, 3, 4)
-# Height and width of images must be multiples of it: each map is twice as large as the next.
+# Height and width of images, in pixels, must be multiples of this.
 MULTIPLE = 32
 # Of the logits, in pixels of the image.
 STRIDE = 4
@@ -33,14 +33,14 @@ class FoldedSegmenter:
     """The head "fpn" of `create_segmenter` in evaluation.
 
     Images (B, 3, H, W), normalized, whose sides are multiples of 32, go through the backbone. Each
-    map goes through its own of `laterals`. From the smallest on, the sum so far is enlarged to
-    twice its size, bilinearly, and the next is added. The sum of all goes through `fuse`, a ReLU
-    and `classifier`: logits (B, K, H / 4, W / 4).
+    map goes through its convolution in `laterals`. From the smallest map on, the sum so far is
+    enlarged bilinearly to twice its size, and the next map is added. The total goes through `fuse`,
+    a ReLU and `classifier`: logits (B, K, H / 4, W / 4).
 
     Attributes:
         backbone: without a classifier.
-        laterals: 1x1 convolutions, of each stage.
-        fuse: a 3x3 convolution, with its batch norm.
+        laterals: a 1x1 convolution for each stage.
+        fuse: a 3x3 convolution, with its batch norm folded in.
         classifier: a 1x1 convolution.
     """
 
@@ -125,7 +125,7 @@ def _backbone(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 class SegmenterReference(Reference):
-    """The segmenter as it was trained, in NumPy: slow, plain, and what every engine must equal.
+    """The segmenter as it was trained, in NumPy: slow and simple, the reference for every engine.
 
     Input and output are those of `FoldedSegmenter`.
 
@@ -149,7 +149,7 @@ class SegmenterReference(Reference):
 
 
 def doubled(x: Array) -> Array:
-    """`x` (B, C, H, W) at twice its size, bilinearly; the outermost pixels have no neighbors."""
+    """Enlarge `x` (B, C, H, W) bilinearly to twice its size, as with `align_corners=False`."""
     for axis in (2, 3):
         length = x.shape[axis]
         before = x.take(np.maximum(np.arange(length) - 1, 0), axis)
