@@ -1,5 +1,6 @@
 """Data sets of torchvision, by name."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,52 @@ def test_a_torchvision_data_set_may_call_its_splits_otherwise(
     monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets, "Food101", Strict)
     assert list(open_data("torchvision:Food101", "val").labels) == [0]
+
+
+def test_small_data_sets_that_the_guide_names_open_as_torchvision_stores_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda _: True)
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
+    _write_cifar10(tmp_path / "torchvision" / "CIFAR10" / "cifar-10-batches-py")
+    _write_eurosat(tmp_path / "torchvision" / "EuroSAT" / "eurosat" / "2750")
+    _write_pets(tmp_path / "torchvision" / "OxfordIIITPet" / "oxford-iiit-pet")
+    for name, train, val in (
+        ("CIFAR10", [0, 1, 1, 2, 0], [2]),
+        ("EuroSAT", [0, 1, 2], [0, 1, 2]),
+        ("OxfordIIITPet", [0, 1, 2], [2, 1, 0]),
+    ):
+        data = open_data(f"torchvision:{name}", "train")
+        assert list(data.labels) == train
+        assert list(open_data(f"torchvision:{name}", "val").labels) == val
+        assert tuple(map(str.casefold, data.classes)) == CLASSES
+        assert np.asarray(decode(data.images[0])).shape[2] == 3
+
+
+def _write_cifar10(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    batches = dict(zip([f"data_batch_{i}" for i in range(1, 6)], [0, 1, 1, 2, 0], strict=True))
+    for name, label in {**batches, "test_batch": 2}.items():
+        batch = {"data": np.zeros((1, 3 * 32 * 32), np.uint8), "labels": [label]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
+
+
+def _write_eurosat(folder: Path) -> None:
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        picture(label, 0).save(folder / name / f"{name}_1.jpg")
+
+
+def _write_pets(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    for split, labels in {"trainval": [0, 1, 2], "test": [2, 1, 0]}.items():
+        lines = [f"{CLASSES[label]}_{split} {label + 1} 1 1" for label in labels]
+        for line, label in zip(lines, labels, strict=True):
+            picture(label, 0).save(folder / "images" / f"{line.split()[0]}.jpg")
+        (folder / "annotations" / f"{split}.txt").write_text("\n".join(lines))
 
 
 def test_an_unknown_torchvision_data_set_names_the_nearest() -> None:

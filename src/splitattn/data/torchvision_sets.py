@@ -54,7 +54,9 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
     folder = cache_folder() / "torchvision" / name
     download = not offline()
     refusals = []
-    for alias in split_names(split):  # each data set has its own name for a split
+    # Each data set has its own name for a split. Oxford-IIIT Pet has no train but in trainval.
+    undivided = ("trainval",) if split_of(split) == "train" else ()
+    for alias in (*split_names(split), *undivided):
         wanted = {"download": download, "train": split_of(split) == "train", "split": alias}
         arguments = {key: value for key, value in wanted.items() if key in parameters}
         try:
