@@ -71,13 +71,13 @@ def create_app(model: "Model", settings: Settings | None = None) -> Starlette:
 
 
 def application(model: Served, settings: Settings) -> Starlette:
-    """`create_app` for a model that is behind its interface already."""
+    """`create_app` for a `Served`."""
     service = Service(model, settings)
     protocol = InferenceProtocol(service)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        # Not awaited: the server answers, that it is loading, while it loads.
+        # Not awaited: while the model loads, the server answers 503.
         app.state.starting = asyncio.create_task(service.in_thread(service.start))
         try:
             yield
@@ -144,7 +144,7 @@ async def _predict(service: Service, request: Request) -> Response:
 async def _answers(
     service: Service, body: bytes, kind: str, options: Options
 ) -> tuple[bool, list[dict[str, Any]]]:
-    """Whether the answer is a list, and what each image is answered with."""
+    """Whether the answer is a list, and the answer for each image."""
     sent = await _read(service, body, kind, service.settings.max_images)
 
     async def one(name: str, content: bytes | RequestError) -> dict[str, Any]:
@@ -161,7 +161,7 @@ async def _answers(
 
 
 async def _read(service: Service, body: bytes, kind: str, most: int) -> Sent:
-    """See `read_images`; what is more than a file is taken apart in a thread."""
+    """Read the images of a body, see `read_images`. Forms and JSON are parsed in a thread."""
     if is_file(kind):
         return read_images(body, kind, most)
     return await service.read(read_images, body, kind, most)
@@ -170,7 +170,7 @@ async def _read(service: Service, body: bytes, kind: str, most: int) -> Sent:
 async def _explain(service: Service, request: Request) -> Response:
     service.check_ready()
     if not service.served.explains:
-        raise RequestError(404, "not_found", "this service explains no labels")
+        raise RequestError(404, "not_found", "this service gives no explanations")
     query = request.query_params
     check_parameters(query, ("label", "method"))
     label, method = query.get("label"), query.get("method", "auto")
@@ -261,10 +261,10 @@ def _page() -> list[Route]:
 
 
 async def _as_json(request: Request, error: Exception) -> Response:
-    """What Starlette refuses by itself: paths and methods that are not there."""
+    """The answer for unknown paths and methods, which Starlette refuses by itself."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        fault = RequestError(404, "not_found", f"nothing is at {request.url.path!r:.80}")
+        fault = RequestError(404, "not_found", f"there is no path {request.url.path!r:.80}")
     elif error.status_code == 405:
         fault = RequestError(
             405,

@@ -1,4 +1,4 @@
-"""Gathers what many callers want computed into batches. It knows no HTTP and no images."""
+"""Gathers items of many callers into batches. It knows nothing of HTTP and images."""
 
 import time
 from bisect import insort
@@ -17,12 +17,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """What a batch took.
+    """Size and times of one batch.
 
     Attributes:
         size: items in it.
-        seconds: of the computation, also while others were computed beside it.
-        waited: seconds that each item waited for it.
+        seconds: from start to end of the computation, even if other batches ran beside it.
+        waited: seconds that each item waited before.
     """
 
     size: int
@@ -43,10 +43,10 @@ def _arrival(entry: _Entry[Any, Any]) -> float:
 
 
 class Batcher(Generic[Item, Result]):
-    """Computes items in batches, in threads of its own. What came first starts first.
+    """Computes items in batches, in threads of its own, in the order of their arrival.
 
-    While one batch is computed, the next one gathers. An idle batcher computes at once. Whoever
-    cancels the future of an item that still waits has it dropped before it costs anything.
+    While one batch is computed, the next one gathers. An idle batcher computes at once. An item
+    whose future is canceled while it waits is dropped.
 
     Args:
         compute: from one to `max_batch` items to a result for each. What it raises becomes the
@@ -82,8 +82,8 @@ class Batcher(Generic[Item, Result]):
         """Have `item` computed.
 
         Args:
-            arrived: when it came, by `time.monotonic`; None is now. What was prepared for long goes
-                before what came later.
+            arrived: the time of its arrival, by `time.monotonic`; None is now. An image that took
+                long to decode is so computed before images that arrived later.
 
         Raises:
             RuntimeError: the batcher is closed.
@@ -130,10 +130,10 @@ class Batcher(Generic[Item, Result]):
                     with self._changed:
                         self._running -= 1
                         self._changed.notify_all()
-            batch = []  # or its images would stay until the next one comes
+            batch = []  # frees its images now, and not when the next batch comes
 
     def _may_start(self) -> bool:
-        """Whether a batch may start: any if none is computed, or else a full one."""
+        """Whether a batch may start. While another one is computed, it must be full."""
         return bool(self._waiting) and (not self._running or self._is_full())
 
     def _is_done(self) -> bool:
@@ -150,7 +150,7 @@ class Batcher(Generic[Item, Result]):
         return len(self._waiting) >= self._max_batch or self._closed
 
     def _taken(self) -> list[_Entry[Item, Result]]:
-        """The next batch, without what has been cancelled."""
+        """The next batch, without canceled items."""
         batch: list[_Entry[Item, Result]] = []
         while self._waiting and len(batch) < self._max_batch:
             entry = self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""Request bodies: images as they are, in multipart forms, or as base64 in JSON."""
+"""Reads the images of request bodies: an image file, a multipart form, or base64 in JSON."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 JSON, FORM, BYTES = "application/json", "multipart/form-data", "application/octet-stream"
 _BY_CURL = "application/x-www-form-urlencoded"  # what `curl --data-binary` calls any file
-# What `curl -d @photo.jpg` takes out of a file. Every image has some of it.
+# Bytes that `curl -d @photo.jpg` removes from a file. Every image file has some of these.
 _LOST = (b"\r", b"\n", b"\0")
 _LONGEST_NAME = 200
 _MOST_VALUES, _BEFORE_VALUES = 2**20, (b",", b"[", b"{")
@@ -27,7 +27,7 @@ class Sent:
     """What a request holds.
 
     Attributes:
-        images: name and encoded bytes of each; a `RequestError` stands for what is no bytes.
+        images: name and encoded bytes of each, or the `RequestError` of one that has no bytes.
         is_list: whether the answer is a list, even of one image.
     """
 
@@ -41,15 +41,15 @@ def media_type(header: str) -> str:
 
 
 def is_file(header: str) -> bool:
-    """Whether a body of this Content-Type is an image as it is, and not JSON or a form."""
+    """Whether a body of this Content-Type is an image file, and not JSON or a form."""
     return media_type(header) not in (JSON, FORM)
 
 
 def check_media_type(header: str) -> None:
-    """Raise unless images can be sent as that.
+    """Check that a body of this Content-Type can hold images.
 
     Raises:
-        RequestError: they cannot: 415.
+        RequestError: it cannot (415).
     """
     kind = media_type(header)
     if kind and kind not in (JSON, FORM, BYTES, _BY_CURL) and not kind.startswith("image/"):
@@ -93,12 +93,12 @@ def _too_many(most: int) -> RequestError:
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """An object.
+    """Parse a body that is a JSON object.
 
     Raises:
-        RequestError: it is none, or has too many values.
+        RequestError: it is something else, or has too many values.
     """
-    # Small values, which take much more memory than their text, have signs between them.
+    # Small values take much more memory than their text. Count the signs that stand before values.
     values = sum(map(body.count, _BEFORE_VALUES))
     if values > _MOST_VALUES:
         raise too_large(
@@ -133,7 +133,7 @@ def _read_json(body: bytes, most: int) -> Sent:
 
 
 def decoded(text: object) -> bytes | RequestError:
-    """The bytes of base64, with or without the beginning of a data URL; or what is wrong."""
+    """Decode base64, with or without the prefix of a data URL, or return what is wrong with it."""
     if not isinstance(text, str):
         return bad_request(f"an image must be base64 text, got {type(text).__name__}")
     if text.startswith("data:"):

@@ -1,4 +1,4 @@
-"""What comes before and after every request: who may ask, what is counted, logged and answered."""
+"""Middleware around all requests: checks key and host, counts, logs, and answers errors."""
 
 import hmac
 import json
@@ -31,16 +31,16 @@ _LONGEST_ID = 64
 
 
 class Guard:
-    """ASGI middleware. It asks for the key and the host, and answers every error in one shape.
+    """ASGI middleware. It checks the key and the host, and answers every error in one shape.
 
     Args:
-        app: answers the rest.
+        app: the application that it wraps.
         settings: key and trusted hosts.
-        metrics: takes the figures.
-        paths: that have figures of their own; all others are "other".
-        probes: paths that need no key and no host: orchestrators ask by address.
-        is_ending: whether clients should ask elsewhere. Answers then close their connections, so
-            that no request comes on one that is about to end.
+        metrics: counts the requests.
+        paths: that are counted by name; all others are "other".
+        probes: paths that need no key, with any host: orchestrators call them by IP address.
+        is_ending: whether the service is about to end. Answers then close their connections, so
+            that clients send no more requests on them.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ def _host(header: str) -> str:
 
 
 def _request_id(headers: Headers) -> str:
-    """The client's, if it is a plain word, or a new one."""
+    """The client's X-Request-ID, if it is a plain word, or else a new one."""
     given: str = headers.get("x-request-id", "")
     plain = given.replace("-", "").replace("_", "")
     if plain.isascii() and plain.isalnum() and len(given) <= _LONGEST_ID:

@@ -44,7 +44,7 @@ class InferenceProtocol:
     """The routes below `/v2`.
 
     Args:
-        service: answers.
+        service: gives the answers.
     """
 
     def __init__(self, service: Service) -> None:
@@ -62,7 +62,7 @@ class InferenceProtocol:
         ]
 
     def probes(self) -> list[str]:
-        """Paths that orchestrators ask."""
+        """Paths of the health checks."""
         return ["/v2/health/live", "/v2/health/ready", f"/v2/models/{self._name}/ready"]
 
     def routes(self) -> list[Route]:
@@ -244,7 +244,7 @@ class InferenceProtocol:
 
 
 def _encoded(data: object) -> list[bytes]:
-    """Images from JSON."""
+    """Images from JSON, where they are base64."""
     if not isinstance(data, list):
         raise bad_request("data must be a list of base64 text")
     images = []
@@ -311,5 +311,5 @@ def _parameters(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_text(value: object) -> bool:
-    """Whether it is text that JSON can carry back."""
+    """Whether it is text that UTF-8 can encode, and so an answer can repeat."""
     return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)

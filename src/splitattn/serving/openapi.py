@@ -64,7 +64,7 @@ def describe_service(service: Service) -> dict[str, Any]:
     one = {"name": "image", **_EXAMPLES[own.task]}
     answers = [{**one, "name": "a.jpg"}, {"name": "b.jpg", "error": _ERROR}]
     predict = _operation(
-        "Answer images",
+        "Predict images",
         "One image as the body gives one answer. A form or a list of images gives a list, in "
         "their order, in which an image that cannot be used has an `error`.",
         {
@@ -81,7 +81,7 @@ def describe_service(service: Service) -> dict[str, Any]:
         paths["/v1/explain"] = {
             "post": _operation(
                 "Explain a label",
-                "What a label rests on. With `Accept: image/jpeg` the picture alone.",
+                "What a label rests on. With `Accept: image/jpeg`, only the picture.",
                 {
                     "image": {
                         "label": "espresso",
@@ -99,9 +99,9 @@ def describe_service(service: Service) -> dict[str, Any]:
         answered = paths["/v1/explain"]["post"]["responses"]["200"]["content"]
         answered["image/jpeg"] = {"schema": {"type": "string", "format": "binary"}}
     for path, summary in (
-        ("/v1/model", "What answers"),
-        ("/livez", "Whether the process lives"),
-        ("/readyz", "Whether requests should come"),
+        ("/v1/model", "Model, classes, image size and engine"),
+        ("/livez", "Whether the process runs"),
+        ("/readyz", "Whether requests are taken"),
         ("/metrics", "Figures for Prometheus"),
         ("/v2", "Open Inference Protocol, version 2"),
     ):
@@ -127,7 +127,7 @@ def _infer(outputs: Mapping[str, tuple[str, list[int]]]) -> dict[str, Any]:
         for name, (datatype, shape) in outputs.items()
     ]
     return {
-        "summary": "Answer images by the Open Inference Protocol, version 2",
+        "summary": "Predict images by the Open Inference Protocol, version 2",
         "requestBody": {"required": True, "content": {"application/json": {"example": request}}},
         "responses": {
             "200": {

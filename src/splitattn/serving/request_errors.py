@@ -1,4 +1,4 @@
-"""What a request can be answered with instead of a result, all in one JSON shape."""
+"""Errors that requests are answered with, all in one JSON shape."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ RETRY_AFTER = 1  # seconds
 
 
 class RequestError(Exception):
-    """An answer with a status from 400 on.
+    """An error that a request is answered with.
 
     Args:
-        status: HTTP's.
+        status: HTTP status, 400 or more.
         code: what programs compare: "queue_full", "bad_image", ...
         message: the rule, the value received and the fix, in one line.
         headers: of the answer.

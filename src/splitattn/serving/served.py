@@ -1,4 +1,4 @@
-"""What a service serves: a classifier, a detector or a segmenter, behind one interface."""
+"""The models that a service serves, behind one interface; and classifiers."""
 
 import json
 from abc import ABC, abstractmethod
@@ -35,15 +35,15 @@ class Served(ABC):
 
     Attributes:
         task: "classification", "detection" or "segmentation".
-        model, weights, engine: what answers, for people.
+        model, weights, engine: names for people.
         classes: names by index.
         size: height and width of the network's images; None is any.
-        most_of_a_batch: images that `compute` gains from taking at a time; None is any number.
-        batches_at_once: calls of `compute` that gain from running at the same time.
+        most_of_a_batch: the largest batch that makes `compute` faster; None is no limit.
+        batches_at_once: the most calls of `compute` at the same time that make it faster.
         parameters: of a request, with what each means.
         slow: parameters that make `answer` take long if they are true.
         outputs: datatype and shape of each tensor, as the Open Inference Protocol has them.
-        explains: whether it can say what a label rests on, soon enough for a request.
+        explains: whether `explain` works, and is fast enough for a request.
     """
 
     task: str
@@ -66,7 +66,7 @@ class Served(ABC):
 
     @abstractmethod
     def load(self, content: bytes, limits: Limits, name: str, options: Options) -> Any:
-        """An encoded image, decoded; raises `ImageError`."""
+        """Decode an image; raises `ImageError`."""
 
     @abstractmethod
     def compute(self, loaded: list[Any]) -> Sequence[Any]:
@@ -74,7 +74,7 @@ class Served(ABC):
 
     @abstractmethod
     def answer(self, loaded: Any, result: Any, options: Options, name: str) -> dict[str, Any]:
-        """A result as JSON; raises `ImageError` where it is none."""
+        """A result as JSON; raises `ImageError` if its numbers are not finite."""
 
     @abstractmethod
     def options(self, query: Mapping[str, str]) -> Options:
@@ -100,7 +100,7 @@ class Served(ABC):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Loaded:
-    """The network's input, and what an explanation shows where one is asked for."""
+    """The network's input, and the picture for an explanation if one is asked for."""
 
     pixels: Pixels
     shown: LoadedImage | None = None
@@ -125,7 +125,7 @@ class ServedClassifier(Served):
             "threshold": "leaves out less probable classes, if an image may have several",
         }
         if self.explains:
-            self.parameters |= {"explain": "true adds what the best label rests on"}
+            self.parameters |= {"explain": "true adds an explanation of the best label"}
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
         self._classifier.engine.fix_batches(batch_sizes, self._classifier.preprocessing)
@@ -184,7 +184,7 @@ class ServedClassifier(Served):
 
 
 def _gives_maps(model: Classifier) -> bool:
-    """Whether a forward pass or two explain a label: not if only an exported file has logits."""
+    """Whether one or two forward passes explain a label. An exported file must have class maps."""
     if file_engine(model.weights) is None:
         return True
     size, channels = model.preprocessing.size, model.preprocessing.channels
@@ -193,14 +193,14 @@ def _gives_maps(model: Classifier) -> bool:
 
 
 def served(model: "Model", *, explain: bool = True) -> Served:
-    """The model behind the interface of a service.
+    """Put a model behind the interface of a service.
 
     Args:
-        explain: whether it answers what labels rest on, if it can.
+        explain: whether it explains labels, if it can.
     """
     if isinstance(model, Classifier):
         return ServedClassifier(model, explain=explain)
-    from splitattn.serving.served_dense import served_dense  # a classifier starts without it
+    from splitattn.serving.served_dense import served_dense  # a classifier does not need it
 
     return served_dense(model)
 

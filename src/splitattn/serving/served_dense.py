@@ -62,7 +62,7 @@ class ServedDetector(Served):
         return _load(self._detector, content, limits, name, options)
 
     def compute(self, loaded: list[_Loaded]) -> Sequence[Any]:
-        # Requests choose from these by their own score.
+        # From these, `answer` selects by the request's own score.
         return [self._detector.objects(each.seen, _LEAST_SCORE) for each in loaded]
 
     def answer(

@@ -20,9 +20,9 @@ from splitattn.serving.settings import Settings
 if TYPE_CHECKING:
     from splitattn.serving.served import Model
 
-_MORE = 10.0  # seconds to end in, beyond what a request may take
+_MORE = 10.0  # seconds that a shutdown may take beyond the longest request
 _LAST_REQUESTS = 0.25  # seconds, after the socket has closed, for what is on its way
-_KEEP_ALIVE = 75  # seconds, longer than those of usual balancers, so that they close first
+_KEEP_ALIVE = 75  # seconds, longer than usual load balancers', so that they close first
 _BACKLOG = 2048
 
 
@@ -35,13 +35,13 @@ def serve(
 ) -> None:
     """Serve a model until SIGTERM or SIGINT.
 
-    At SIGTERM `/readyz` says 503. For `drain_wait` seconds requests are still taken; then the
-    socket closes, what was accepted is answered, and the process ends. SIGINT does not wait. A
-    second signal ends it at once. Meanwhile every answer says `Connection: close`.
+    At SIGTERM `/readyz` says 503, and every answer says `Connection: close`. For `drain_wait`
+    seconds requests are still taken; then the socket closes, accepted requests are answered, and
+    the process ends. SIGINT does the same without the wait. A second signal ends it at once.
 
     Args:
         model: a `Classifier`, `Detector` or `Segmenter`.
-        settings: see there.
+        settings: limits and options.
         host, port: where to listen; port 0 takes a free one.
 
     Raises:
@@ -66,10 +66,10 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that an address that is taken is known before anything else.
+    """A listening socket. It is opened first, so that an address in use is told at once.
 
-    It states its protocol: asyncio sends small packets at once (TCP_NODELAY) only where it knows
-    that this is TCP, and an answer would otherwise wait 40 ms for the client's acknowledgment.
+    It states its protocol. asyncio sets TCP_NODELAY only on sockets that it knows to be TCP;
+    without it, an answer waits 40 ms for the client's acknowledgment.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
@@ -101,12 +101,12 @@ async def _run(
     if running.done():
         await running
         return
-    # After uvicorn's own, which would close the socket before any balancer knows.
+    # These replace uvicorn's handlers, which would close the socket before load balancers notice.
     loop, ends = asyncio.get_running_loop(), list[asyncio.Task[None]]()
 
     def end(wait: float) -> None:
         if ends:
-            # What is cut off now is no error: uvicorn would log where.
+            # uvicorn would log a traceback for each request that is cut off now.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server.force_exit = server.should_exit = True
             return
@@ -122,8 +122,8 @@ async def _run(
     if not ends:  # a signal may come while the model is prepared
         shown = f"[{host}]" if ":" in host else host
         LOG.info("%s is served at http://%s:%d", app.state.service.served.model, shown, port)
-    # What exists now stays until the end. A full collection would look through it, and stop all
-    # answers meanwhile (docs/log.md).
+    # Objects that exist now stay until the end. A full garbage collection would go through all of
+    # them, and all answers would wait for it (docs/log.md).
     gc.freeze()
     try:
         await running
@@ -141,7 +141,7 @@ async def _drain(server: uvicorn.Server, app: Starlette, wait: float) -> None:
 
 
 def _allow_open_files() -> None:
-    """As many as the system lets this process have: each connection is one."""
+    """Raise the limit of open files as far as the system allows: each connection is one."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

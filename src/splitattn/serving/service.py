@@ -1,4 +1,4 @@
-"""From requests' images to answers: admission, decoding, batches, deadlines. It knows no routes."""
+"""From requests' images to answers: admission, decoding, batches, deadlines; but no routes."""
 
 import asyncio
 import logging
@@ -30,12 +30,12 @@ class Service:
 
     Args:
         served: the model.
-        settings: see there.
+        settings: limits and options.
 
     Attributes:
         state: "loading" until `start` has compiled, "failed" if it could not; "draining" while
             requests are still answered but no more should come; "stopping" when no more are taken.
-        metrics: see there.
+        metrics: counters and times.
     """
 
     def __init__(self, served: Served, settings: Settings) -> None:
@@ -48,13 +48,14 @@ class Service:
             ready=lambda: float(self.state == "ready"),
         )
         workers = settings.workers or min(32, (os.cpu_count() or 1) + 4)
-        # What answers goes before what computes: a refusal waits for no network.
+        # These threads give way to the one that answers, so that refusals need not wait for them.
         self._pool = ThreadPoolExecutor(workers, "splitattn-decode", initializer=give_way)
-        # Bodies do not wait behind images: only what is read can be counted or refused.
+        # Bodies are parsed in a thread of their own, so that they need not wait for images: images
+        # can be counted or refused only after that.
         self._readers = ThreadPoolExecutor(1, "splitattn-read")
         self._max_batch = min(settings.max_batch, served.most_of_a_batch or settings.max_batch)
-        # Images that are decoded or computed at a time: some batches of them, so that no batch
-        # waits for one large image.
+        # How many images are decoded or computed at a time: several batches, so that no batch waits
+        # for one large image.
         self._decoded = asyncio.Semaphore(max(4 * self._max_batch, workers))
         self._batcher: Batcher[Any, Any] = Batcher(
             served.compute,
@@ -68,7 +69,7 @@ class Service:
     def start(self) -> None:
         """Compile for single images and full batches; then the service is ready.
 
-        What explanations need is compiled after that, in a thread: the first of them wait for it.
+        Explanations are prepared after that, in a thread; the first requests for one wait for it.
         """
         try:
             self.served.prepare(sorted({1, self._max_batch}))
@@ -88,7 +89,7 @@ class Service:
             LOG.exception("explanations cannot be prepared")
 
     def drain(self) -> None:
-        """Say that no more requests should come."""
+        """Report that the service is no longer ready; requests are still taken."""
         self.state = "draining"
 
     def stop(self) -> None:
@@ -97,7 +98,7 @@ class Service:
 
     @property
     def is_ending(self) -> bool:
-        """Whether clients should ask elsewhere."""
+        """Whether the service is about to end, so that clients should ask elsewhere."""
         return self.state in ("draining", "stopping")
 
     def close(self) -> None:
@@ -110,17 +111,17 @@ class Service:
         self._batcher.close()
 
     def check_ready(self) -> None:
-        """Raise unless requests are taken, or where the queue is full already."""
+        """Raise `RequestError` if requests are not taken (503) or the queue is full (429)."""
         if self.state in ("loading", "failed", "stopping"):
             raise unavailable(self.state)
         self._check_room(1)
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of a request, counted among the bytes that are held until the block ends.
+        """Receive the body of a request. Its bytes count as held until the block ends.
 
         Raises:
-            RequestError: it is too large (413), too slow (408), or too much is held (429).
+            RequestError: it is too large (413), too slow (408), or too many bytes are held (429).
         """
         settings = self.settings
         length = request.headers.get("content-length", "0")
@@ -136,7 +137,10 @@ class Service:
                         if own > settings.max_body:
                             raise _body_too_large(settings)
                         if self._bytes > settings.max_queued_bytes:
-                            raise queue_full("too much is waiting to be answered: send it again")
+                            raise queue_full(
+                                f"requests may hold {settings.max_queued_bytes:,} bytes together, "
+                                "got more: send it again"
+                            )
                         chunks.append(chunk)
             except TimeoutError:
                 raise RequestError(
@@ -150,11 +154,11 @@ class Service:
             self._bytes -= own
 
     async def read(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function that takes a body apart, in a thread for that alone."""
+        """Call a function that parses a body, in the thread for bodies."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function that computes, in a thread that decodes."""
+        """Call a function that computes, in one of the threads that decode."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     @contextmanager
@@ -172,7 +176,7 @@ class Service:
             self._images -= images
 
     async def answer(self, name: str, content: bytes | RequestError, options: Options) -> Any:
-        """What the model says of an image, as JSON; raises as `each`."""
+        """The model's answer for an image, as JSON; raises as `each`."""
         in_thread = any(options.get(slow) for slow in self.served.slow)
 
         def answer(loaded: Any, result: Any) -> dict[str, Any]:
@@ -189,11 +193,11 @@ class Service:
         *,
         in_thread: bool = False,
     ) -> T:
-        """What `finish` makes of an image as it is loaded, and of what the model gives for it.
+        """Decode an image, run the model on it, and return `finish(loaded, result)`.
 
         Args:
-            content: encoded; an error is raised.
-            in_thread: `finish` takes long.
+            content: the encoded image; a `RequestError` is raised.
+            in_thread: call `finish` in a thread, since it takes long.
 
         Raises:
             ImageError: the image cannot be used.
@@ -216,7 +220,7 @@ class Service:
         method: str,
         finish: Callable[[Any], T],
     ) -> T:
-        """What `finish` makes of an `Explanation`; raises as `each`."""
+        """Explain a label of an image, and return `finish(explanation)`; raises as `each`."""
         with self._counted():
             if isinstance(content, RequestError):
                 raise content
@@ -226,7 +230,7 @@ class Service:
                 )
 
     async def run(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` gives. It is canceled if the client leaves or the deadline passes.
+        """The result of `work`, which is canceled if the client leaves or the deadline passes.
 
         Raises:
             RequestError: the deadline has passed (504).
@@ -267,7 +271,7 @@ class Service:
 
     @asynccontextmanager
     async def _loaded(self, name: str, content: bytes, options: Options) -> AsyncIterator[Any]:
-        """A decoded image, of which only so many are held at a time."""
+        """Decode an image, which is held until the block ends. Only so many are held at a time."""
         started = time.monotonic()
         async with self._decoded:
             self.metrics.on_stage("wait", time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""What a service allows, frozen and checked where it is built."""
+"""Limits and options of a service."""
 
 from dataclasses import dataclass, field
 from math import inf
@@ -24,7 +24,7 @@ class Settings:
         deadline: seconds from the end of a request to its answer; later it is 504.
         body_timeout: seconds that a request's body may take to arrive; later it is 408.
         drain_wait: seconds after SIGTERM in which requests are still taken, while `/readyz` says
-            503, so that balancers notice.
+            503, so that load balancers notice.
         workers: threads that decode images; None chooses from the number of processors.
         explain: answer `/v1/explain`, which needs the network a second time.
         page: serve the web page at `/`.
@@ -74,5 +74,5 @@ class Settings:
 
     @property
     def limits(self) -> Limits:
-        """Of each image."""
+        """The limits of one image."""
         return Limits(max_bytes=self.max_body, max_pixels=self.max_pixels)

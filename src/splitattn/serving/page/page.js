@@ -1,7 +1,7 @@
 "use strict";
 
 const AT_ONCE = 2; // requests
-const TRIES = 20; // of a request that the service is too busy for
+const TRIES = 20; // of a request while the service is busy
 const SURE = 0.15; // below it, most first guesses are wrong
 
 const find = (id) => document.getElementById(id);
@@ -40,7 +40,7 @@ async function describe() {
 
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-// A POST that waits its turn, and comes again when the service is busy.
+// A POST that is sent again while the service is busy.
 async function post(path, file, more = {}) {
   for (let attempt = 1; ; attempt += 1) {
     const response = await fetch(path, {
@@ -50,7 +50,7 @@ async function post(path, file, more = {}) {
     });
     if (response.status === 401) find("key-form").hidden = false;
     const busy = response.status === 429 || response.status === 503;
-    const answer = await response.json().catch(() => ({ error: { message: "no JSON came" } }));
+    const answer = await response.json().catch(() => ({ error: { message: "The service did not answer with JSON." } }));
     if (!busy || attempt === TRIES) return answer;
     status.textContent = "The service is busy. Trying again ...";
     await pause(Number(response.headers.get("Retry-After")) || 1);
@@ -188,7 +188,7 @@ function withoutPictures({ name, answer }) {
   return { ...rest, name };
 }
 
-// A cell that no spreadsheet runs, as OWASP advises.
+// A quoted cell that no spreadsheet takes for a formula, as OWASP advises.
 function cell(value) {
   const text = String(value);
   const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
