@@ -1,4 +1,4 @@
-"""How many labels stay when a network is rounded to eight bits."""
+"""Compares the labels of an int8 network with those of the network that it was made from."""
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -88,7 +88,7 @@ def compare(
 
 
 def _first_guesses(logits: Logits) -> NDArray[np.int64]:
-    """The first guess for each image; -1, which is nobody's label, where a logit is not finite."""
+    """The first guess for each image; -1, which is no label, where a logit is not finite."""
     return np.where(finite(logits), logits.argmax(1), -1)
 
 

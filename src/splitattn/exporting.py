@@ -1,4 +1,4 @@
-"""Networks as files for other engines. A file appears only if it computes what the network does."""
+"""Exports networks for other engines. A file is written only if it computes the same outputs."""
 
 import json
 from abc import ABC, abstractmethod
@@ -43,16 +43,16 @@ if TYPE_CHECKING:
 # How far a probability may be from the plain network's, at any batch size. A label can then differ
 # only where the plain network's best two probabilities are within twice that.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
-# Eight bits move probabilities further, so labels decide: this many percent must stay.
+# int8 changes probabilities more, so labels are compared instead: percent that must stay the same.
 LEAST_AGREEMENT = 90.0
 
 QUANTIZING = "quantizing, a minute or more"
 _CALIBRATION_IMAGES = 300
-# The first whose QuantizeLinear rounds each output channel by itself.
+# The first opset whose QuantizeLinear has a scale for each channel.
 _INT8_OPSET = 13
 _BATCH_SIZES = (1, 4)
-# With a dynamic size, a larger size is tried too: by the reduction of the last stage and one more,
-# so that one of the two is odd.
+# With a dynamic size, a larger size is tried too: larger by 32, the stride of the last stage, and
+# by 1, so that one of the two sizes is odd.
 _LARGER_BY = 33
 
 
@@ -102,7 +102,7 @@ class ExportedFile(ABC):
         }
 
     def store(self, made: Path) -> None:
-        """Write it beside the file, which is still at `made`."""
+        """Write the report beside the file, which is still at `made`."""
         stored = made.with_name(f"{self.path.name}.parity.json")
         stored.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
 
@@ -112,7 +112,7 @@ Report = TypeVar("Report", bound=ExportedFile)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(ExportedFile):
-    """What was exported, and how equal it is to the network.
+    """The report of an exported network.
 
     Attributes:
         parity: differences of probabilities on photographs, by batch.
@@ -169,7 +169,7 @@ def export_network(
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
-    """As `splitattn.export`, for a network that is open."""
+    """`splitattn.export` for a network that is open already."""
     row = check_arguments(
         path,
         format=format,
@@ -237,18 +237,18 @@ def write_compared(
     report: Callable[[Engine, dict[str, Any]], Report],
     on_step: Callable[[str], None],
 ) -> Report:
-    """Write a network to a file, which appears if its report lets it pass.
+    """Write a network to a file, which appears only if its report passes.
 
     Args:
         row: the engine that the file is for.
         settings: without calibration images.
-        calibration: gives these, for int8.
+        calibration: gives the calibration images, for int8.
         report: compares the file, as its engine runs it; takes the fields of `ExportedFile`.
         on_step: told what is done next.
 
     Raises:
         InputError: the network is too large for a file, or the file cannot be written.
-        ExportError: the file would compute something else; it is discarded.
+        ExportError: the report does not pass; the file is discarded.
     """
     module = row.load_file_module()
     module.check_network(network, settings)
@@ -285,10 +285,10 @@ def check_arguments(
     batch_size: int | None,
     opset: int | None,
 ) -> EngineRow:
-    """The engine that the file is for, once the arguments of `export` go together.
+    """Check that the arguments of `export` go together, and return the engine of the file.
 
     Raises:
-        InputError: they do not, or a library is missing.
+        InputError: they do not go together, or a library is missing.
     """
     known = formats()
     if format is not None:
@@ -374,7 +374,7 @@ def _differences(
 
 
 class _Counted(Sequence[Pixels]):
-    """Calibration images that are counted as they are asked for. Each pass counts anew."""
+    """Calibration images that report each one that is read. Each pass counts from 0."""
 
     def __init__(
         self,
@@ -399,10 +399,10 @@ class _Counted(Sequence[Pixels]):
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A path of that name in a temporary folder, whose files appear beside `path` in the end.
+    """A path of the same name in a temporary folder. At the end its files move to where `path` is.
 
-    The file that people open comes last. If it has a second file, an older one of the two goes
-    first, so that it never stands beside another's weights.
+    The file that people open moves last. If it has a second file with its weights, an older file at
+    `path` is removed first, so that it never lies beside the weights of another network.
     """
     try:
         if path.is_dir():

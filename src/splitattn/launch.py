@@ -1,4 +1,4 @@
-"""One call from a data set to a trained network: names become a network, data and a task."""
+"""`train` in one call: builds the network, the data and the task from their names."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +55,7 @@ class TrainingResult:
     """What a training measured and where it wrote.
 
     Attributes:
-        output: the folder; as `weights=` it stands for the result in it.
+        output: the folder; pass it as `weights=` to use the result.
         figures: what was measured after the last epoch, by name: for classification "loss" in
             nats, "top1" and "top5" in percent, or where images may have several labels "loss",
             "map" and "f1"; for distillation "agreement" with the teacher in
@@ -109,8 +109,8 @@ def train(
 ) -> TrainingResult:
     """Train a network on a data set.
 
-    What is written into `output` is said in `training.loop.train`. Ctrl-C and SIGTERM save a
-    checkpoint and leave. If `torchrun` started several processes, each of them calls this with the
+    `training.loop.train` says what is written into `output`. Ctrl-C and SIGTERM save a checkpoint
+    and end the training. If `torchrun` started several processes, each of them calls this with the
     same arguments.
 
     Args:
@@ -121,8 +121,8 @@ def train(
             if the recipe starts from weights and resnest50 if not.
         weights: what to start from: a tag of the catalogue, a file, a folder or `hf-hub:NAME`. None
             takes the model's default weights if the recipe starts from weights (`pretrained`, as
-            `finetune` does), or else random ones. What the recipe leaves open of mean, deviation,
-            filter and crop is then as these weights expect.
+            `finetune` does), or else random ones. Mean, deviation, filter and crop that the recipe
+            leaves open are then those of the weights.
         head: of a detector, as in `create_detector`, for images with annotated objects, which
             then default to "fcos"; see `dense.open.open_annotated` for their formats. Or of a
             segmenter, as in `create_segmenter`, for images with masks, which default to "fpn"; see
@@ -236,7 +236,7 @@ def find_learning_rate(
     batch_per_device: int | None = None,
     on_step: Callable[[Step], None] = lambda _: None,
 ) -> RangeTest:
-    """Find a learning rate for `train` with the same arguments, which see.
+    """Find a learning rate for `train`, with the arguments of `train`.
 
     Trains for at most 100 steps at rising rates. `output` gets `learning_rate.png` and
     `learning_rate.csv`; weights are not kept.
@@ -342,13 +342,13 @@ def _start(model: str, weights: str | Path | None, recipe: Recipe) -> str | Path
             "would stay random; add --weights"
         )
     if named(model)[1]:
-        logger.warning("%s starts at random: the recipe takes no weights; add --weights", model)
+        logger.warning("%s starts from random weights: the recipe takes none; add --weights", model)
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSetup:
-    """A task, and what else a training needs of it.
+    """A task, and how to build its network.
 
     Attributes:
         task: what is learned.
@@ -388,7 +388,7 @@ def _distillation(
     train, val = open_for_teacher(
         dataset.data, teacher.classes, dataset.class_names, seed=recipe.seed
     )
-    # Of images without labels the whole folder counts.
+    # Images without labels may be anywhere in the folder.
     dataset.check_apart([dataset.data])
     task = Distillation(
         model=model,
@@ -463,7 +463,7 @@ def _segmentation(dataset: TrainingData, model: str, recipe: Recipe, _: torch.de
 
 
 def _compare_classes(classes: tuple[str, ...], trained: tuple[str, ...]) -> None:
-    """Warn if the weights' classifier fits the data by its size alone."""
+    """Warn if the weights' classifier has as many classes, but others or reordered."""
     if len(classes) != len(trained) or are_unnamed(trained):
         return  # the classifier is new anyway, or nothing is known
     try:

@@ -25,7 +25,7 @@ from splitattn.weights.metadata import Activation
 from splitattn.weights.timm_config import classes_of, preprocessing_of
 
 _TIMM = "timm:"
-# Of a timm model's logits, taken apart into features and classifier.
+# How far a timm model's logits may be from those of its features and its detached classifier.
 _TOLERANCE = 1e-3
 # More than the file of any timm model has.
 _MOST_TIMM_BYTES = 1 << 36

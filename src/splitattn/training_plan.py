@@ -50,7 +50,7 @@ class TrainingData:
         class_names: a text file that names its classes, or None.
         new_classifier: the classifier of the weights to start from is not kept.
         fold: the part of the training images to validate on, or None for its own split.
-        seed: decides which images validate, where the data set does not say it.
+        seed: chooses the images to validate on if the data set has no split for that.
     """
 
     data: str
@@ -119,7 +119,7 @@ class TrainingData:
 
 
 def _warn_of_absent(origin: str, classes: Sequence[str], labels: set[int], what: str) -> None:
-    """Warn of classes that no training image has; without any, the task refuses the data."""
+    """Warn of classes without training images. If there are no labels at all, the task raises."""
     absent = [name for label, name in enumerate(classes) if label not in labels]
     if absent and labels:
         some = ", ".join(map(repr, absent[:5])) + (", ..." if len(absent) > 5 else "")

@@ -1,1 +1,1 @@
-"""How fast networks run on this machine, side by side, and how fast they could."""
+"""Measures how fast networks run on this machine, and compares that with its roofline."""

@@ -27,7 +27,7 @@ from splitattn.weights.metadata import ModelMetadata
 
 logger = logging.getLogger(__name__)
 
-# The paper's own answer to the cost of a network, measured beside it.
+# The paper's faster variant of a network, which is measured beside it.
 _CHEAPER = {"resnest50": "resnest50_fast_2s1x64d"}
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -89,7 +89,7 @@ class Way:
         precision: of most of the arithmetic: "fp32", "bf16" or "int8".
         load: takes a subject, a setting, and a path without suffix for an exported network.
         libraries: that it needs besides PyTorch.
-        seconds_to_load: a ResNeSt-50, about, on two cores.
+        seconds_to_load: about how long a ResNeSt-50 takes to load, on two cores.
     """
 
     engine: str
@@ -108,7 +108,7 @@ class Rung:
 
     @property
     def label(self) -> str:
-        """All of it in one line."""
+        """Network, form, engine and precision in one line."""
         return f"{self.subject.name}, {self.subject.form}, {self.way.engine} {self.way.precision}"
 
     def load(self, setting: Setting) -> Runner:
@@ -118,7 +118,7 @@ class Rung:
 
 
 def rungs(model: str, device: str, *, ladder: bool = False, only: str = "") -> list[Rung]:
-    """What is measured, as far as libraries are installed; a warning names what is left out.
+    """The rungs whose libraries are installed; a warning names those that are left out.
 
     Args:
         model: name of our network.
@@ -191,7 +191,11 @@ def _fastest_form(way: Way, device: str) -> Form:
 
 
 def _worth_measuring(subject: Subject, way: Way) -> bool:
-    """Nobody runs our network as trained but in PyTorch, nor rewritten in the slower format."""
+    """Whether to measure a subject in this way.
+
+    Our network as trained runs only in PyTorch with channels last; rewritten, in all ways but
+    PyTorch's slower memory format; other projects' networks only in engines that take them.
+    """
     if not subject.is_ours:
         return way.engine in _IN_TORCH or way.engine in _PEERS
     return way.engine == "torch" if subject.folded is None else way.engine != "torch NCHW"
@@ -202,7 +206,7 @@ def _random(name: str) -> ResNeSt:
     model = ResNeSt(architecture(name)).eval()
     blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
     for block in blocks:
-        # Zero in a new network: maps of zeros would be too easy for eight bits.
+        # It is zero in a new network, and int8 would lose nothing on maps of zeros.
         nn.init.constant_(block.bn3.weight, len(blocks) ** -0.5)
     return model
 
@@ -302,7 +306,7 @@ def _from_file(row: EngineRow, precision: str) -> Callable[[Subject, Setting, Pa
                 module.write(subject.folded(), path, settings)
             else:
                 _PEERS[row.name].write(_exported(subject, setting), path, settings)
-        # Not by `open_file` if we can: it refuses what `splitattn export` does not write.
+        # Not `open_file`, where there is another way: it refuses files of other projects' networks.
         if row.name in _PEERS:
             return _in_engine(_PEERS[row.name].open(path))
         return _in_engine(module.open_file(path, device="cpu", trusted=True)[0])

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Between turns: an engine lets its threads spin for a while after it is done.
 _REST_SECONDS = 0.02
-# About what the machine's peak rates take, and the peak memory of one row, on two cores.
+# About how long the peak rates take to measure, and the peak memory of one row, on two cores.
 _PEAKS_SECONDS, _MEMORY_SECONDS = 10.0, 6.0
 
 
@@ -48,7 +48,7 @@ class Row:
             tensors; None where it was not measured. Memory that only loading took is not counted.
         difference: the largest difference of a logit from the network as trained, in float32 on
             the same device, as a share of the largest logit.
-        same_labels: images that are labeled as there, in percent.
+        same_labels: images that get the label of the network as trained, in percent.
     """
 
     network: str
@@ -119,7 +119,7 @@ def expected_seconds(plan: Plan) -> float:
     """About how long `measure` will take, from one turn of the network as trained.
 
     Raises:
-        InputError: the plan names what is not there.
+        InputError: there is no such model or rung.
     """
     chosen = plan.rungs()
     with TemporaryDirectory() as folder:
@@ -146,15 +146,15 @@ def measure(
 ) -> tuple[Peaks, list[Row]]:
     """Measure every rung of the plan at every batch size.
 
-    All rungs are loaded first. In every round each has a turn: it runs once to wake up and once
-    more against the clock, so that a machine that slows down slows all of them. Peak memory comes
-    last; Ctrl-C ends that part only, and leaves the rest of the rows without it.
+    All rungs are loaded first. In every round each has a turn: one run to warm up and one that is
+    timed, so that a machine that slows down slows all of them. Peak memory comes last; Ctrl-C ends
+    only that part, and leaves the remaining rows without it.
 
     Args:
         on_step: told what is being done, for people who wait.
 
     Raises:
-        InputError: the plan names what is not there.
+        InputError: there is no such model or rung.
     """
     chosen = plan.rungs()
     with TemporaryDirectory() as folder:
@@ -213,7 +213,7 @@ def _setting(plan: Plan, folder: Path) -> Setting:
 
 
 def _costs(chosen: list[Rung], setting: Setting) -> dict[str, Cost]:
-    """By network: the forms of one differ in how they run, not in what they must do."""
+    """The cost of each network, by name: it is the same for all forms of a network."""
     subjects = {rung.subject.name: rung.subject for rung in chosen}
     size = setting.preprocessing.size
     return {name: cost(subject.trained(), size) for name, subject in subjects.items()}
@@ -225,7 +225,7 @@ def _images(setting: Setting, batch_size: int) -> Tensor:
 
 
 def _checks(chosen: list[Rung], runners: list[Runner], images: Tensor) -> list[Difference]:
-    """How far each rung's outputs are from what they should be."""
+    """How far each rung's outputs are from those of the network as trained."""
     expected: dict[str, Tensor] = {}
     for rung in chosen:
         if rung.subject.name not in expected:
@@ -265,7 +265,7 @@ def _take_turns(
 
 
 def _rotated(order: Sequence[int], by: int) -> list[int]:
-    """Nobody always has the turn after the same neighbor at the same time."""
+    """`order` from another start, and every other time reversed: neighbors change."""
     by %= len(order)
     rotated = [*order[by:], *order[:by]]
     return rotated[::-1] if by % 2 else rotated
@@ -284,11 +284,11 @@ def _with_peak_memory(
         for i, row in enumerate(rows):
             rung = i % len(chosen)
             on_step(f"batch {row.batch_size}, memory of {chosen[rung].label}")
-            # A fresh interpreter, in which nothing is left of the others.
+            # A new process for each row, so that the memory of the others does not count.
             with ProcessPoolExecutor(1, get_context("spawn")) as executor:
                 own = executor.submit(_own_peak, plan, rung, row.batch_size, folder)
                 peaks.append(own.result())
-    # No reason to lose what took an hour: somebody, or a system short of memory, ends it.
+    # Ctrl-C, or a system short of memory, must not lose the times, which may have taken an hour.
     except (KeyboardInterrupt, BrokenProcessPool):
         logger.warning("stopped: peak memory is known of %d of %d rows", len(peaks), len(rows))
         peaks += [None] * (len(rows) - len(peaks))
@@ -296,12 +296,12 @@ def _with_peak_memory(
 
 
 def _own_peak(plan: Plan, rung: int, batch_size: int, folder: str) -> int | None:
-    """In that interpreter: a converted graph is in the folder already, and is only loaded."""
+    """Measure a rung's peak memory in this process. Its exported file is in `folder` already."""
     setting = _setting(plan, Path(folder))
     images = _images(setting, batch_size)
     run = plan.rungs()[rung].load(setting)
     with torch.inference_mode():
-        for _ in range(2):  # compilers and engines prepare for a size, or for one that comes again
+        for _ in range(2):  # some engines compile for a size at once, others when it comes again
             run(images)
         if setting.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(setting.device)

@@ -1,4 +1,4 @@
-"""What a machine reaches where nothing is in the way: multiply-adds and copied bytes a second."""
+"""Measures the peak rates of this machine: multiply-adds and copied bytes per second."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Product = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Peaks:
-    """What this machine reaches where nothing is in the way.
+    """The peak rates of this machine.
 
     Attributes:
         multiply_adds: per second, by precision, of the product of two large square matrices.
@@ -78,7 +78,7 @@ def _numpy_product(side: int) -> Product:
 def _openvino_product(side: int, precision: str) -> Product:
     """A 1x1 convolution with as many channels as pixels, which is a product of two matrices.
 
-    In int8 it stands between roundings to 256 steps, as NNCF would put them.
+    In int8 its inputs are rounded to 256 steps by FakeQuantize nodes, as NNCF inserts them.
     """
     import openvino as ov
 

@@ -13,7 +13,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one image asks for.
+    """What one image costs.
 
     Attributes:
         multiply_adds: of convolutions and dense layers.
@@ -27,7 +27,7 @@ class Cost:
 
 
 def cost(network: nn.Module, size: int) -> Cost:
-    """What an image of `size` pixels a side costs in `network`, counted without running it."""
+    """The cost of an image of `size` pixels a side, counted without running `network`."""
     network = deepcopy(network).to("meta").eval()
     multiply_adds = activations = 0
 
@@ -49,7 +49,7 @@ def cost(network: nn.Module, size: int) -> Cost:
 
 
 def roofline_seconds(cost: Cost, peaks: Peaks, *, precision: str, batch_size: int) -> float:
-    """Whichever takes longer for a batch, the arithmetic or the bytes, each at its peak rate."""
+    """Seconds for a batch: the longer of arithmetic and memory traffic, each at its peak rate."""
     arithmetic = batch_size * cost.multiply_adds / peaks.multiply_adds[precision]
     moved = BYTES[precision] * (batch_size * cost.activations + cost.weights)
     return max(arithmetic, moved / peaks.copied_bytes)

@@ -1,11 +1,11 @@
-"""A figure of several measurements."""
+"""Summarizes repeated measurements."""
 
 import statistics
 from collections.abc import Sequence
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles, rounded to what a measurement is worth, for JSON.
+    """Median and quartiles with four decimals, for JSON.
 
     Args:
         values: at least two.
