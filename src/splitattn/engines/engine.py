@@ -1,4 +1,4 @@
-"""What every engine does: a batch of images becomes logits.
+"""The interface of an engine: a batch of images becomes logits.
 
 Shapes: B batch, C channels, H and W rows and columns.
 """
@@ -26,12 +26,12 @@ class Engine(ABC):
 
     Args:
         name: the engine, its version and its device, for people and reports.
-        batch: the only batch size that the network takes; None takes any. Other batches are then
-            cut and filled up.
-        size: the only height and width of images that the network takes; None takes any.
+        batch: the only batch size that the network takes; None for any. Batches of other sizes are
+            cut into parts of this size, and the last part is padded.
+        size: the only height and width of images, in pixels, that the network takes; None for any.
 
     Attributes:
-        batches_at_once: how many full batches gain from being computed at the same time.
+        batches_at_once: how many full batches to compute at the same time for the best speed.
     """
 
     batches_at_once = 1
@@ -42,21 +42,21 @@ class Engine(ABC):
         self.size = size
 
     def logits(self, images_BCHW: Images) -> Logits:
-        """Normalized float32 images (B, C, H, W) to float32 logits (B, classes).
+        """Map normalized float32 images (B, C, H, W) to float32 logits (B, classes).
 
         The logits of an image do not depend on the rest of its batch.
         """
         return self._in_batches(self._infer, images_BCHW)
 
     def run(self, pixels_BCHW: Pixels, preprocessing: Preprocessing) -> Logits:
-        """Pixels (B, C, H, W), as `load_pixels` gives them, to logits (B, classes)."""
+        """Map uint8 pixels (B, C, H, W), as `load_pixels` returns them, to logits (B, classes)."""
         return self.logits(normalize(pixels_BCHW, preprocessing))
 
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
-        """All outputs of the network, for normalized images (B, C, H, W) of a size that it takes.
+        """All outputs of the network for normalized images (B, C, H, W) of a size that it takes.
 
-        A detector's are boxes (B, N, 4), scores (B, N, classes) and, of a file, those boxes that
-        are kept (M, 3), see `write_detector`.
+        A detector's outputs are boxes (B, N, 4), scores (B, N, classes) and, for an exported file,
+        the boxes that are kept (M, 3); see `write_detector`.
         """
         return (self._infer(images_BCHW),)
 
@@ -74,7 +74,7 @@ class Engine(ABC):
         return np.concatenate([infer(part) for part in parts])[: len(images)]
 
     def fix_batches(self, batch_sizes: Sequence[int], preprocessing: Preprocessing) -> None:
-        """Prepare for batches of these sizes now, and for no others later.
+        """Prepare for batches of these sizes now, and compile nothing later.
 
         For a server, whose requests must not wait for a compiler. Other sizes still work.
         """
@@ -82,10 +82,10 @@ class Engine(ABC):
             self.warm_up(batch_size, preprocessing)
 
     def warm_up(self, batch_size: int, preprocessing: Preprocessing) -> None:
-        """Do what only the first batches of this size pay for."""
+        """Run blank batches of this size, so that later ones do not wait for compilation."""
         size = preprocessing.size
         blank = np.zeros((batch_size, preprocessing.channels, size, size), np.uint8)
-        for _ in range(2):  # an engine may prepare for a size only when it comes again
+        for _ in range(2):  # some engines compile for a size only when it comes twice
             self.run(blank, preprocessing)
 
 
@@ -94,12 +94,12 @@ class FileSettings:
     """How a network is written to a file.
 
     Attributes:
-        metadata: what the file says about itself: model, classes, preprocessing.
+        metadata: written into the file: model, classes, preprocessing.
         precision: "fp32", "fp16" or "int8".
-        batch: the only batch size that the file takes; None takes any.
-        dynamic_size: take images of other heights and widths too.
-        opset: version of the ONNX operators; None is the lowest that will do.
-        calibration: pixels (C, H, W) of the images from which int8 takes its ranges.
+        batch: the only batch size that the file takes; None for any.
+        dynamic_size: accept images of any height and width.
+        opset: version of the ONNX operators; None chooses it.
+        calibration: uint8 pixels (C, H, W) of the images that set the value ranges of int8.
     """
 
     metadata: ModelMetadata
@@ -115,7 +115,7 @@ class FileSettings:
         return None if self.dynamic_size else self.metadata.preprocessing.size
 
     def calibration_images(self) -> Sequence[Images]:
-        """The calibration images (1, C, H, W), normalized one by one as they are asked for."""
+        """The calibration images (1, C, H, W); each is normalized when it is read."""
         return _Normalized(self.calibration, self.metadata.preprocessing)
 
 
@@ -132,9 +132,9 @@ class _Normalized(Sequence[Images]):
 
 
 def network_threads() -> int:
-    """How many threads of the CPU a network may use: OMP_NUM_THREADS, or 0 for as many as help.
+    """CPU threads that a network may use: OMP_NUM_THREADS, or 0 to let the engine choose.
 
-    PyTorch reads this variable itself, and clusters set it for what they start.
+    PyTorch reads this variable itself, and clusters set it for their jobs.
     """
     threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(threads) if threads.isdecimal() else 0
@@ -150,23 +150,23 @@ def finite(logits: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    """Probabilities (B, classes) of logits (B, classes)."""
+    """Map logits (B, classes) to probabilities (B, classes) that add up to one."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
     shares: NDArray[Any] = powers / powers.sum(1, keepdims=True)
     return shares
 
 
 def sigmoid(logits: NDArray[Any]) -> NDArray[Any]:
-    """Probabilities (B, classes) of logits (B, classes), each class by itself."""
+    """Map logits (B, classes) to probabilities (B, classes), each class on its own."""
     small = np.exp(-np.abs(logits))  # never overflows
     probabilities: NDArray[Any] = np.where(logits < 0, small, 1) / (1 + small)
     return probabilities
 
 
-# Of a class that an image has, where it may have several.
+# The probability from which an image has a class, for networks with several labels per image.
 THRESHOLD = 0.5
 
-# How logits become probabilities, by the name that a weights file says in its metadata.
+# How logits become probabilities, by the name in the metadata of a weights file.
 ACTIVATIONS: Mapping[Activation, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "softmax": softmax,
     "sigmoid": sigmoid,

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-# Labeling an image is nobody else's business; and without a home folder it prints a warning.
+# No telemetry; without a home folder it would also print a warning.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
@@ -32,12 +32,12 @@ from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 if TYPE_CHECKING:
     from splitattn.graph.onnx_model import Network
 
-# Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
+# Parts of a network that stay float in int8; docs/log.md has the measurements of each.
 FLOAT_PARTS = ("attention", "maps", "norms", "decode")
 
 # A constant has a name, a type, a shape and bytes.
 _CONSTANT_FIELDS = {"name", "data_type", "dims", "raw_data"}
-_SILENT = 4  # of severities: what goes wrong is raised, and need not be printed too
+_SILENT = 4  # log severity: errors are raised, so they need not be printed too
 
 
 class OnnxEngine(Engine):
@@ -46,12 +46,12 @@ class OnnxEngine(Engine):
     Args:
         model: a file, or its bytes; input "images", outputs as `to_onnx` writes them.
         device: "auto", "cpu" or "cuda".
-        weights: those that `model` lacks, by name.
-        quick_start: leave out the optimizations that take longest, see `table.EngineModule`.
+        weights: the weights that are not in `model`, by name.
+        quick_start: skip the slowest optimizations, see `table.EngineModule`.
 
     Raises:
         InputError: this build of ONNX Runtime does not run on the device.
-        Exception: the file is damaged. ONNX Runtime raises many kinds of errors.
+        Exception: the file is damaged. ONNX Runtime raises many types of exceptions.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class OnnxEngine(Engine):
         providers = _providers(device)
         options = ort.SessionOptions()
         if quick_start:
-            # All but laying out maps and weights in blocks of channels.
+            # All but the change to a blocked channel layout.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-            # Threads that have nothing to do would take time from the one that opens the network.
+            # Spinning threads would slow down the thread that opens the network.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = _SILENT
         options.intra_op_num_threads = network_threads()
-        # The session reads the arrays where they are, so they must live as long as it does.
+        # The session reads these arrays without copying, so they must live as long as it does.
         self._weights = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()
         }
@@ -81,7 +81,7 @@ class OnnxEngine(Engine):
         self._session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
         used = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         if used == "cpu" and len(providers) > 1:
-            # ONNX Runtime falls back to the next provider, and at most logs it.
+            # ONNX Runtime falls back to the next provider and only logs it.
             raise InputError(
                 f"engine onnxruntime cannot use device {device!r}: it found no CUDA libraries of "
                 "its version; install them, or use --engine torch"
@@ -162,14 +162,14 @@ def open_file(
 
 
 def quantize(model: Any, images: Sequence[Images], *, floats: list[str]) -> Any:
-    """`model` in eight bits, as pairs of QuantizeLinear and DequantizeLinear.
+    """Quantize `model` to int8, as pairs of QuantizeLinear and DequantizeLinear.
 
-    Weights are rounded per output channel, activations per tensor.
+    Weights have a scale per output channel, activations one per tensor.
 
     Args:
         model: an `onnx.ModelProto`.
         images: normalized calibration images (1, C, H, W).
-        floats: names of the nodes that stay floats.
+        floats: names of the nodes that stay float.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -188,7 +188,7 @@ def quantize(model: Any, images: Sequence[Images], *, floats: list[str]) -> Any:
             image = next(self._left, None)
             return None if image is None else {"images": image}
 
-    # The model needs no pre-processing. Without this mark each quantization prints advice to do it.
+    # The model needs no pre-processing; this mark silences the advice to run it.
     add_pre_process_metadata(model)
     logger = logging.getLogger()
     level = logger.level
@@ -203,7 +203,7 @@ def quantize(model: Any, images: Sequence[Images], *, floats: list[str]) -> Any:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                # Processors without VNNI add products of these types in 16 bits, which overflow
+                # Without VNNI, processors add products of these types in 16 bits, which overflow
                 # unless weights have 7 bits.
                 reduce_range=True,
                 nodes_to_exclude=floats,
@@ -214,14 +214,14 @@ def quantize(model: Any, images: Sequence[Images], *, floats: list[str]) -> Any:
 
 
 def _tidy(graph: Any) -> None:
-    """Write what the quantizer has added as the rest of the graph is written."""
+    """Make the nodes that the quantizer added look like those of our writer."""
     from onnx import numpy_helper
 
-    del graph.value_info[:]  # shapes that follow from the rest
+    del graph.value_info[:]  # shapes that can be inferred
     for tensor in graph.initializer:
         if {field.name for field, _ in tensor.ListFields()} - _CONSTANT_FIELDS:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-    # The only channel of a convolution's bias gets a list of one scale and a single zero point.
+    # For a bias of one channel, the quantizer writes a list of scales but a scalar zero point.
     scales = {node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
     per_channel = {
         node.input[1] for node in graph.node if any(a.name == "axis" for a in node.attribute)
@@ -241,6 +241,6 @@ def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
             "engine onnxruntime runs on cpu, and on cuda where onnxruntime-gpu is installed, "
             f"got device {device!r}; use --engine torch"
         )
-    # No TF32, as everywhere here: with it, results would depend on the size of the batch.
+    # No TF32: with it, results would depend on the batch size.
     options = {"device_id": index or "0", "use_tf32": "0"}
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]

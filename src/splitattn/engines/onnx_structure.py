@@ -1,4 +1,4 @@
-"""Does an ONNX file hold nothing but what our writer writes, in floats or quantized?"""
+"""Checks that an ONNX file holds only what our writer writes, float or quantized."""
 
 import math
 import struct
@@ -26,7 +26,7 @@ from splitattn.graph.onnx_model import OPSETS, Network, to_onnx
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
 _MOST_FACTORS = 8  # as a region of an image has
-# What makes each pixel four, as it is or bilinearly.
+# Attributes of a resize to twice the size, nearest or bilinear.
 _DOUBLING: tuple[Mapping[str, bytes], ...] = (
     {
         "mode": b"nearest",
@@ -49,11 +49,11 @@ _SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Value:
-    """A tensor: its type, its shape, and what a constant of a few numbers holds.
+    """A tensor: its type, its shape, and the values of a small constant.
 
     Attributes:
-        numbers: of whole numbers.
-        factors: of up to eight floats.
+        numbers: values of an int64 constant.
+        factors: values of a float constant of up to eight numbers.
     """
 
     kind: int
@@ -68,7 +68,7 @@ _FIELDS = {AttributeProto.INT: "i", AttributeProto.INTS: "ints", AttributeProto.
 
 
 def check_onnx(path: Path) -> ModelMetadata:
-    """The metadata inside an ONNX file, once it is clear that the file holds a network of ours.
+    """Check that an ONNX file holds a network of ours, and return its metadata.
 
     Raises:
         WeightsError: the file has something that our writer does not write.
@@ -83,7 +83,7 @@ def check_onnx(path: Path) -> ModelMetadata:
 def check_size(network: Network, settings: FileSettings) -> None:
     """Raise `InputError` if a file of `network` would be refused as too large when it is opened.
 
-    Only the shapes of a file are written for that, so it takes little time.
+    It writes the graph without weights, so it takes little time.
     """
     metadata = settings.metadata
     graph = to_onnx(network, size=settings.size, batch=settings.batch, external={}).graph
@@ -109,17 +109,17 @@ def _check(content: bytes) -> ModelMetadata:
     model = ModelProto()
     try:
         model.ParseFromString(content)
-    except Exception as error:  # DecodeError, which belongs to protobuf and not to onnx
-        raise StructureError("it is no ONNX file") from error
+    except Exception as error:  # protobuf's DecodeError
+        raise StructureError("it is not an ONNX file") from error
     model.DiscardUnknownFields()
-    # What this library does not know, or reads only the last of, another may understand otherwise.
+    # Other readers may understand unknown or repeated fields in another way.
     expect(model.ByteSize() == len(content), "it has unknown or repeated fields")
     texts = {entry.key: entry.value for entry in model.metadata_props}
     metadata = structure.read_metadata(texts.get(METADATA_KEY))
     _only(model, "ir_version", "opset_import", "producer_name", "producer_version", "graph")
     opsets = [(entry.domain, entry.version) for entry in model.opset_import]
-    expect(len(opsets) == 1, "operators of several kinds")
-    expect(opsets[0][0] == "" and opsets[0][1] in OPSETS, f"operators of {opsets[0]}")
+    expect(len(opsets) == 1, "several operator sets")
+    expect(opsets[0][0] == "" and opsets[0][1] in OPSETS, f"operator set {opsets[0]}")
     expect(3 <= model.ir_version <= 10, f"IR version {model.ir_version}")
     graph = model.graph
     _only(graph, "node", "name", "initializer", "input", "output")
@@ -140,14 +140,14 @@ def _check(content: bytes) -> ModelMetadata:
 def _compute(
     graph: GraphProto, values: dict[str, _Value], metadata: ModelMetadata
 ) -> tuple[int | None, Shape]:
-    """Add the images and the outputs of all nodes to `values`.
+    """Add the input and the outputs of all nodes to `values`.
 
     Returns:
-        The only batch that the graph takes, or None; and the shape of the images.
+        The only batch size that the graph takes, or None for any; and the shape of the images.
     """
     batch, channels, *sides = _lengths(graph.input[0], "images", rank=4)
     images = structure.image_shape(batch, channels, sides, metadata)
-    expect("images" not in values, "two tensors of one name")
+    expect("images" not in values, "two tensors of the same name")
     values["images"] = _Value(kind=TensorProto.FLOAT, shape=images)
     _run(graph, values, metadata.task)
     return batch, images
@@ -162,16 +162,16 @@ def _only(message: Any, *fields: str) -> None:
 def _output(
     value: ValueInfoProto, name: str, batch: int | None, values: Mapping[str, _Value]
 ) -> Shape:
-    """The shape of an output of that name, which must be what the file says."""
+    """The shape of an output, which must agree with the shape that the file states."""
     kind = TensorProto.INT64 if name == "selected" else TensorProto.FLOAT
     found = values.get(name)
     expect(found and found.kind == kind, f"no {name}")
     assert found is not None
     stated = _lengths(value, name, rank=len(found.shape), kind=kind)
     if name == "selected":
-        expect(stated == [None, 3], "an output that lies")
+        expect(stated == [None, 3], "an output whose stated shape is wrong")
         return found.shape
-    # Only how many classes or sides of a box there are must be stated.
+    # Only the number of classes, or of sides of a box, must be stated.
     fixed = 1 if len(stated) == 4 else len(stated) - 1
     lengths = (batch, *found.shape[1:])
     expect(
@@ -179,7 +179,7 @@ def _output(
             a == b or (a is None and i != fixed)
             for i, (a, b) in enumerate(zip(stated, lengths, strict=True))
         ),
-        "an output that lies",
+        "an output whose stated shape is wrong",
     )
     return found.shape
 
@@ -187,7 +187,7 @@ def _output(
 def _lengths(
     value: ValueInfoProto, name: str, *, rank: int, kind: int = TensorProto.FLOAT
 ) -> list[int | None]:
-    """The lengths of a tensor of that name and type; None where a file takes any."""
+    """The stated shape of a tensor; None for a length that may vary."""
     tensor = value.type.tensor_type
     expect(value.name == name and tensor.elem_type == kind, f"no {name} of type {kind}")
     lengths: list[int | None] = []
@@ -204,7 +204,7 @@ def _constants(tensors: Iterable[TensorProto]) -> dict[str, _Value]:
     for tensor in tensors:
         _only(tensor, "name", "data_type", "dims", "raw_data")
         name, kind, shape = tensor.name, tensor.data_type, tuple(tensor.dims)
-        expect(name and name not in values, "two tensors of one name")
+        expect(name and name not in values, "two tensors of the same name")
         expect(kind in _SIZES, f"a constant of type {kind}")
         expect(len(shape) <= 4 and all(length >= 1 for length in shape), f"a constant of {shape}")
         data = tensor.raw_data
@@ -231,18 +231,21 @@ def _run(graph: GraphProto, values: dict[str, _Value], task: str) -> None:
         _only(node, "input", "output", "name", "op_type", "attribute")
         kind = node.op_type
         expect(kind in _OPERATORS, f"operator {kind!r:.40}")
-        expect(all(name in values for name in node.input), f"{kind} of what comes later")
+        expect(all(name in values for name in node.input), f"{kind} that reads a later output")
         inputs = [values[name] for name in node.input]
-        # So that what a network computes is in proportion to the size of its file.
+        # Bounds the computation by the size of the file.
         large = {
             n for n, x in zip(node.input, inputs, strict=True) if x.constant and len(x.shape) > 1
         }
         read.update(large)
-        expect(all(read[name] <= most for name in large), "weights that are used too often")
+        expect(
+            all(read[name] <= most for name in large),
+            "weights that are used more often than in any ResNeSt",
+        )
         outputs = _OPERATORS[kind](inputs, _attributes(node), products)
         expect(len(outputs) == len(node.output), f"{kind} with {len(node.output)} outputs")
         for name, value in zip(node.output, outputs, strict=True):
-            expect(name and name not in values, "two tensors of one name")
+            expect(name and name not in values, "two tensors of the same name")
             values[name] = value
 
 
@@ -267,15 +270,18 @@ def _take(attributes: Attributes, needed: Sequence[str] = (), optional: Sequence
 
 def _windows(attributes: Attributes) -> dict[str, Any]:
     pads, strides = attributes["pads"], attributes["strides"]
-    expect(isinstance(pads, tuple) and len(pads) == 4 and isinstance(strides, tuple), "odd windows")
+    expect(
+        isinstance(pads, tuple) and len(pads) == 4 and isinstance(strides, tuple),
+        "windows unlike ours",
+    )
     return {"strides": strides, "before": pads[:2], "after": pads[2:]}
 
 
 def _floats(inputs: Sequence[_Value], count: range) -> int:
-    """The type of `inputs`, which are floats of one type, as many as `count` allows."""
+    """The type of `inputs`, which must be floats of one type; `count` limits their number."""
     kinds = {value.kind for value in inputs}
-    expect(len(inputs) in count, f"{len(inputs)} inputs where there are others")
-    expect(len(kinds) == 1 and kinds <= {*_FLOATS}, "numbers of other types")
+    expect(len(inputs) in count, f"an operator with {len(inputs)} inputs")
+    expect(len(kinds) == 1 and kinds <= {*_FLOATS}, "inputs of other types")
     return inputs[0].kind
 
 
@@ -283,7 +289,7 @@ def _conv(inputs: Sequence[_Value], attributes: Attributes, products: Products) 
     kind = _floats(inputs, range(2, 4))
     _take(attributes, ("kernel_shape", "strides", "pads", "group"), ("dilations",))
     x, weight, *bias = inputs
-    expect(weight.constant and all(b.constant for b in bias), "weights that are computed")
+    expect(weight.constant and all(b.constant for b in bias), "weights that are not constant")
     expect(attributes["kernel_shape"] == weight.shape[2:], "weights of another size")
     expect(all(b.shape == weight.shape[:1] for b in bias), "a bias of another size")
     shape = structure.convolution(
@@ -328,7 +334,7 @@ def _flatten(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> l
     kind = _floats(inputs, range(1, 2))
     _take(attributes)
     shape = inputs[0].shape
-    expect(len(shape) == 4 and shape[2:] == (1, 1), "a map flattened before its mean")
+    expect(len(shape) == 4 and shape[2:] == (1, 1), "a flatten of a map larger than 1 x 1")
     return [_Value(kind=kind, shape=shape[:2])]
 
 
@@ -336,13 +342,15 @@ def _gemm(inputs: Sequence[_Value], attributes: Attributes, products: Products) 
     kind = _floats(inputs, range(3, 4))
     _take(attributes, ("transB",))
     x, weight, bias = inputs
-    expect(attributes["transB"] == 1 and weight.constant and bias.constant, "an odd dense layer")
+    expect(
+        attributes["transB"] == 1 and weight.constant and bias.constant, "a dense layer unlike ours"
+    )
     expect(bias.shape == weight.shape[:1], "a bias of another size")
     return [_Value(kind=kind, shape=structure.dense(x.shape, weight.shape, products))]
 
 
 def _like(least: int, most: int) -> "Operator":
-    """An operation value by value, of that many inputs."""
+    """An elementwise operator of `least` to `most` inputs."""
 
     def operator(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
         kind = _floats(inputs, range(least, most + 1))
@@ -362,7 +370,7 @@ def _concat(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> li
 def _reshape(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
     kind = _floats(inputs[:1], range(1, 2))
     _take(attributes)
-    expect(len(inputs) == 2 and inputs[1].numbers, "a reshape to what is computed")
+    expect(len(inputs) == 2 and inputs[1].numbers, "a reshape to a computed shape")
     return [_Value(kind=kind, shape=structure.reshaped(inputs[0].shape, inputs[1].numbers))]
 
 
@@ -371,28 +379,28 @@ def _instance_norm(inputs: Sequence[_Value], attributes: Attributes, _: Products
     _take(attributes)
     x, *weights = inputs
     shape = structure.normalized(x.shape)
-    expect(all(w.constant and w.shape == (shape[1],) for w in weights), "an odd norm")
+    expect(all(w.constant and w.shape == (shape[1],) for w in weights), "a norm unlike ours")
     return [_Value(kind=kind, shape=shape)]
 
 
 def _resize(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
-    expect(attributes in _DOUBLING and len(inputs) == 3, "an odd resize")
+    expect(attributes in _DOUBLING and len(inputs) == 3, "a resize unlike ours")
     x, region, scales = inputs
     kind = _floats([x], range(1, 2))
     expect(
         region.shape == (8,) and region.constant and region.kind == TensorProto.FLOAT,
-        "an odd region",
+        "a resize with another region",
     )
-    expect(scales.factors == (1, 1, 2, 2), "a resize to other than twice the size")
+    expect(scales.factors == (1, 1, 2, 2), "a resize by another factor than 2")
     return [_Value(kind=kind, shape=structure.doubled(x.shape))]
 
 
 def _sums(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
     _take(attributes, ("exclusive",))
-    expect(attributes["exclusive"] == 1 and len(inputs) == 2, "odd sums")
+    expect(attributes["exclusive"] == 1 and len(inputs) == 2, "cumulative sums unlike ours")
     x, axis = inputs
     kind = _floats([x], range(1, 2))
-    expect(axis.shape == () and len(axis.numbers) == 1, "sums along what is computed")
+    expect(axis.shape == () and len(axis.numbers) == 1, "sums along a computed axis")
     return [_Value(kind=kind, shape=structure.counted(x.shape, axis.numbers[0]))]
 
 
@@ -406,7 +414,7 @@ def _split(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> lis
     x, *sizes = inputs
     kind = _floats([x], range(1, 2))
     _take(attributes, ("axis",), () if sizes else ("split",))
-    expect(len(sizes) <= 1 and attributes["axis"] == 1, "a split of other than channels")
+    expect(len(sizes) <= 1 and attributes["axis"] == 1, "a split along another axis than channels")
     parts = sizes[0].numbers if sizes else attributes.get("split", ())
     expect(
         len(x.shape) == 4
@@ -414,7 +422,7 @@ def _split(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> lis
         and len({*parts}) == 1
         and parts[0] >= 1
         and sum(parts) == x.shape[1],
-        "a split into other than equal parts",
+        "a split into unequal parts",
     )
     return [_Value(kind=kind, shape=(x.shape[0], part, *x.shape[2:])) for part in parts]
 
@@ -422,26 +430,29 @@ def _split(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> lis
 def _shape(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
     _floats(inputs, range(1, 2))
     _take(attributes)
-    expect(len(inputs[0].shape) == 4, "lengths of other than maps")
-    # Without its numbers, so that nothing can be reshaped to them.
+    expect(len(inputs[0].shape) == 4, "a Shape of another tensor than a map")
+    # Without values, so that it cannot be the target of a reshape.
     return [_Value(kind=TensorProto.INT64, shape=(4,))]
 
 
 def _gather(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
     _take(attributes)
-    expect(len(inputs) == 2, "parts of several tensors")
+    expect(len(inputs) == 2, "a Gather with other inputs")
     lengths, sides = inputs
     expect(
         lengths.kind == TensorProto.INT64 and lengths.shape == (4,) and not lengths.constant,
-        "parts of other than lengths",
+        "a Gather from another tensor than a shape",
     )
-    expect(sides.numbers == (3, 2, 3, 2) and sides.shape == (1, 1, 4), "other lengths than sides")
+    expect(
+        sides.numbers == (3, 2, 3, 2) and sides.shape == (1, 1, 4),
+        "a Gather of other sides than height and width",
+    )
     return [_Value(kind=TensorProto.INT64, shape=sides.shape)]
 
 
 def _selection(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
     _take(attributes)
-    expect(len(inputs) == 5, "a selection of boxes without limits")
+    expect(len(inputs) == 5, "a box selection without limits")
     boxes, scores, most, iou, least = inputs
     _floats([boxes, scores, iou, least], range(4, 5))
     shape = structure.selected(
@@ -452,9 +463,9 @@ def _selection(inputs: Sequence[_Value], attributes: Attributes, _: Products) ->
 
 def _cast(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> list[_Value]:
     (x,) = inputs if len(inputs) == 1 else (None,)
-    expect(x and not x.constant and x.kind in (*_FLOATS, TensorProto.INT64), "an odd cast")
+    expect(x and not x.constant and x.kind in (*_FLOATS, TensorProto.INT64), "a cast unlike ours")
     _take(attributes, ("to",))
-    expect(attributes["to"] in _FLOATS, "a cast to other than floats")
+    expect(attributes["to"] in _FLOATS, "a cast to another type than floats")
     return [_Value(kind=attributes["to"], shape=inputs[0].shape)]
 
 
@@ -468,7 +479,7 @@ def _quantize(inputs: Sequence[_Value], attributes: Attributes, _: Products) -> 
         and scale.shape == zero.shape == ()
         and scale.constant
         and zero.constant,
-        "an odd quantization",
+        "a quantization unlike ours",
     )
     return [_Value(kind=zero.kind, shape=x.shape)]
 
@@ -478,7 +489,7 @@ def _dequantize(inputs: Sequence[_Value], attributes: Attributes, _: Products) -
     expect(len(inputs) == 3, "a dequantization without a zero point")
     x, scale, zero = inputs
     axis = attributes.get("axis")
-    expect(axis in (None, 0), "scales of other than outputs")
+    expect(axis in (None, 0), "scales along another axis than outputs")
     expect(
         x.kind in (*_BYTES, TensorProto.INT32)
         and x.kind == zero.kind
@@ -487,7 +498,7 @@ def _dequantize(inputs: Sequence[_Value], attributes: Attributes, _: Products) -
         and scale.shape in ((), (() if axis is None else x.shape[:1]))
         and scale.constant
         and zero.constant,
-        "an odd dequantization",
+        "a dequantization unlike ours",
     )
     return [_Value(kind=TensorProto.FLOAT, shape=x.shape, constant=x.constant)]
 

@@ -38,22 +38,22 @@ with telemetry_off():
     from openvino.passes import ConstantFolding, Manager
     from openvino.properties import hint, inference_num_threads, num_streams
 
-# Which parts of a network stay floats in int8. docs/log.md says what each gains and costs.
+# Parts of a network that stay float in int8; docs/log.md has the measurements of each.
 FLOAT_PARTS = ("attention", "blend", "maps", "norms", "decode")
-# A disk on which a write failed is full if it has fewer bytes free.
+# If a write failed and fewer bytes are free, the disk counts as full.
 _FULL = 1 << 20
 
 
 class OpenVinoEngine(Engine):
     """Runs an OpenVINO model on the CPU.
 
-    OpenVINO compiles a faster network if it knows the shape of the batch. So a shape that comes
-    twice in a row gets a network of its own. All other shapes share a network for any shape. After
-    that, the next shape to get one must come four times in a row, and then eight: images of mixed
-    shapes soon compile no more. `fix_batches` ends all that.
+    OpenVINO compiles a faster network if the shape of the batch is fixed. So a shape that comes
+    twice in a row gets a compiled network of its own. All other shapes share one dynamic network.
+    The next shape must come four times in a row, the one after it eight times, and so on, so images
+    of mixed shapes soon compile nothing more. `fix_batches` turns this off.
 
-    A network of its own divides its batch among the cores, where that leaves no rest: cores that
-    share an image wait for each other in every layer. Then two batches are worth computing at once.
+    A network with a fixed shape divides its batch evenly among the cores, since cores that share an
+    image wait for each other in every layer. It then runs two batches at once.
 
     Args:
         model: an IR file, or a model in memory; its only input takes the images.
@@ -61,7 +61,7 @@ class OpenVinoEngine(Engine):
 
     Raises:
         InputError: OpenVINO does not run on the device.
-        Exception: the file is damaged. OpenVINO raises many kinds of errors.
+        Exception: the file is damaged. OpenVINO raises many types of exceptions.
     """
 
     def __init__(self, model: "ov.Model | Path", *, device: str = "auto") -> None:
@@ -73,7 +73,7 @@ class OpenVinoEngine(Engine):
             f"OpenVINO {ov.__version__.partition('-')[0]} on cpu", batch=batch, size=size
         )
         self._shape = shape
-        # A model that has one shape already gets no second network.
+        # A model whose shape is fixed needs no second network.
         self._has_one_shape = shape.is_static
         self._own_network: _Compiled | None = None
         self._owner: tuple[int, ...] = ()
@@ -85,12 +85,12 @@ class OpenVinoEngine(Engine):
         self._cores = network_threads() or usable_cores()
         self.batches_at_once = 1 if self._has_one_shape or self._cores == 1 else 2
         if isinstance(model, Path):
-            _ = self._for_any_shape  # what is damaged shows now, and not at the first image
+            _ = self._for_any_shape  # raise for damaged files now and not at the first image
 
     def fix_batches(self, batch_sizes: Sequence[int], preprocessing: Preprocessing) -> None:
         image = (preprocessing.channels, preprocessing.size, preprocessing.size)
         own = [(batch, *image) for batch in batch_sizes if self.batch is None]
-        with ThreadPoolExecutor() as pool:  # a compiler uses one core
+        with ThreadPoolExecutor() as pool:  # each compilation uses one core
             others = pool.submit(lambda: self._for_any_shape)
             self._fixed = dict(zip(own, pool.map(self._compiled, own), strict=True))
             others.result()
@@ -99,7 +99,7 @@ class OpenVinoEngine(Engine):
 
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
         images = np.ascontiguousarray(images_BCHW)
-        # OpenVINO itself may compute something of another shape without a word.
+        # OpenVINO may accept another shape without an error.
         if not self._shape.compatible(ov.PartialShape(images.shape)):
             raise RuntimeError(f"the network takes images {self._shape}, got {images.shape}")
         with self._choosing:
@@ -128,7 +128,7 @@ class OpenVinoEngine(Engine):
         return _Compiled(self._model)
 
     def _compiled(self, shape: tuple[int, ...]) -> "_Compiled":
-        parts = math.gcd(shape[0], self._cores)  # so that each has as many images and cores
+        parts = math.gcd(shape[0], self._cores)  # equal numbers of images and cores for each part
         model = self._reshaped((shape[0] // parts, *shape[1:]))
         if parts > 1 and not _gives_rows(model):
             return _Compiled(self._reshaped(shape))
@@ -144,13 +144,13 @@ class _Compiled:
     """A compiled network. Threads that call it take turns.
 
     Args:
-        model: for any shape, or for one.
-        parts: into which each batch is divided, all computed at the same time; `model` takes one.
+        model: its batch is one part; its shape may be dynamic.
+        parts: how many parts each batch is divided into; they run at the same time.
     """
 
     def __init__(self, model: "ov.Model", parts: int = 1) -> None:
         self.network = _compile(model, streams=parts)
-        # With a second batch at hand, a core that is done with the first one goes on at once.
+        # Two batches at once: a core that finishes the first one continues with the second.
         turns = 1 if parts == 1 else 2
         self._turns: SimpleQueue[list[ov.InferRequest]] = SimpleQueue()
         for _ in range(turns):
@@ -160,7 +160,7 @@ class _Compiled:
         requests = self._turns.get()
         try:
             return _computed(requests, images_BCHW)
-        except BaseException:  # others of them may still run, and would refuse the next batch
+        except BaseException:  # some requests may still run and would refuse the next batch
             requests = [self.network.create_infer_request() for _ in requests]
             raise
         finally:
@@ -168,7 +168,7 @@ class _Compiled:
 
 
 def _computed(requests: "list[ov.InferRequest]", images_BCHW: Images) -> tuple[Array, ...]:
-    """The outputs for a batch, of which each request computes an equal part."""
+    """Compute the outputs for a batch; each request gets an equal part of it."""
     if len(requests) == 1:
         (request,) = requests
         request.infer(images_BCHW)
@@ -183,7 +183,7 @@ def _computed(requests: "list[ov.InferRequest]", images_BCHW: Images) -> tuple[A
 
 
 def _gives_rows(model: "ov.Model") -> bool:
-    """Whether each output has a row for every image. Boxes that were chosen have none."""
+    """Whether each output has a row for every image; selected boxes do not."""
     rows = model.input(0).get_partial_shape()[0]
     shapes = [output.get_partial_shape() for output in model.outputs]
     return all(len(shape) > 0 and shape[0] == rows for shape in shapes)
@@ -191,11 +191,11 @@ def _gives_rows(model: "ov.Model") -> bool:
 
 @cache
 def core() -> "ov.Core":
-    """The one core of this process.
+    """The only OpenVINO core of this process.
 
-    The CPU plug-in of each core gives its thread a signal stack and restores the previous one when
-    it goes. If two cores go in the order in which they came, the restored stack is gone, and the
-    next signal ends the process (seen in OpenVINO 2026.4).
+    The CPU plug-in of a core installs a signal stack and restores the previous one when the core is
+    destroyed. If two cores are destroyed in the order of their creation, the restored stack no
+    longer exists, and the next signal kills the process (seen in OpenVINO 2026.4).
     """
     shared = ov.Core()
     shared.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plug-in
@@ -244,33 +244,31 @@ def open_file(
 
 
 def save(model: "ov.Model", path: Path, *, half: bool = False) -> None:
-    """Write `model` to `path`, and its weights, as float16 if `half`, to a `.bin` file.
+    """Write `model` to `path` and its weights to a `.bin` file, as float16 if `half`.
 
     Raises:
-        OSError: the system refuses to write.
+        OSError: a file cannot be written.
     """
     try:
         ov.save_model(model, path, compress_to_fp16=half)
-    except RuntimeError as error:  # it has no words for a full disk
+    except RuntimeError as error:  # the same for a full disk as for other failures
         if shutil.disk_usage(path.parent).free < _FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise OSError(
-            errno.EIO, f"OpenVINO could not write it, as on a full disk: {one_line(str(error))}"
-        ) from error
+        raise OSError(errno.EIO, f"OpenVINO could not write it: {one_line(str(error))}") from error
 
 
 def quantize(model: "ov.Model", images: Sequence[Images], *, floats: list[str]) -> "ov.Model":
-    """`model` in eight bits, by NNCF.
+    """Quantize `model` to int8 with NNCF.
 
     Args:
         images: normalized calibration images (1, C, H, W).
-        floats: friendly names of the operations that stay floats.
+        floats: friendly names of the operations that stay float.
     """
-    core()  # before the cores that NNCF makes and drops
+    core()  # create ours before NNCF creates and destroys cores, see `core`
     with telemetry_off(), home_folder():
         import nncf
 
-    # Not by NNCF's own function, which also silences every handler that listens to it.
+    # NNCF's own function would also silence all log handlers attached to its logger.
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars would mix with results
         return nncf.quantize(
@@ -284,8 +282,8 @@ def quantize(model: "ov.Model", images: Sequence[Images], *, floats: list[str]) 
 def _share_rounded_inputs(model: "ov.Model", readers: set[str]) -> None:
     """If one consumer of a tensor reads it quantized, make all of them do so.
 
-    The blend then computes with floats, but of splits that the convolution before it has written as
-    bytes. docs/log.md says what that gains and costs.
+    The blend still computes in float, but reads the splits as int8 from the convolution before it.
+    docs/log.md has the measurements.
 
     Args:
         readers: friendly names of the operations whose inputs are shared.
@@ -304,10 +302,10 @@ def _share_rounded_inputs(model: "ov.Model", readers: set[str]) -> None:
 
 
 def _model(network: Network, *, size: int | None, batch: int | None = None) -> "ov.Model":
-    # Average pooling stays what it is: as convolutions, int8 would round it.
+    # Keep average pooling as such: as convolutions it would be quantized.
     onnx_model = to_onnx(network, size=size, batch=batch, average_pools=True)
     model = core().read_model(onnx_model.SerializeToString())
-    # The reader computes the shapes of biases and the axes of means from shapes that it knows.
+    # OpenVINO's ONNX reader adds nodes that compute constant shapes and axes; fold them.
     folding = Manager()
     folding.register_pass(ConstantFolding())
     folding.run_passes(model)
@@ -316,12 +314,12 @@ def _model(network: Network, *, size: int | None, batch: int | None = None) -> "
 
 def _compile(model: "ov.Model", *, streams: int = 1) -> "ov.CompiledModel":
     settings = {
-        # A processor with bfloat16 units would use them by default.
+        # By default OpenVINO would use bfloat16 where the processor has it.
         hint.inference_precision: ov.Type.f32,
         hint.performance_mode: hint.PerformanceMode.LATENCY,
         inference_num_threads: network_threads(),
     }
-    if streams > 1:  # what is computed at the same time; the cores are divided among them
+    if streams > 1:  # streams run at the same time and share the cores equally
         settings[num_streams] = streams
     return core().compile_model(model, "CPU", settings)
 

@@ -1,4 +1,4 @@
-"""Does an OpenVINO file hold nothing but what our writer writes, in floats or quantized?"""
+"""Checks that an OpenVINO file holds only what our writer writes, float or quantized."""
 
 import math
 import re
@@ -23,7 +23,7 @@ _DEEPEST = 8
 _MOST_FACTORS = 8
 _SIZES = {"f32": 4, "f16": 2, "i8": 1, "u8": 1, "i64": 8}
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
-# Types of OpenVINO's marks on layers.
+# Attributes that OpenVINO may write into a layer's rt_info.
 _MARKS = ("decompression", "DisablePrecisionConversion")
 
 
@@ -32,8 +32,8 @@ class _Value:
     """A tensor: its type, its shape, and whether it is constant.
 
     Attributes:
-        numbers: of a constant of type i64.
-        factors: of a constant of up to eight floats.
+        numbers: values of a constant of type i64.
+        factors: values of a float constant of up to eight numbers.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class _Value:
 
     @property
     def weighs(self) -> bool:
-        """Whether it is a constant of several numbers, but no shape."""
+        """Whether it is a constant of more than one number and not of type i64, such as weights."""
         return self.constant and self.kind != "i64" and math.prod(self.shape) > 1
 
 
@@ -52,7 +52,7 @@ Data = Mapping[str, str]
 
 
 def check_open_vino(path: Path) -> ModelMetadata:
-    """The metadata inside an OpenVINO file, once it is clear that it holds a network of ours.
+    """Check that an OpenVINO file holds a network of ours, and return its metadata.
 
     Raises:
         WeightsError: the file has something that our writer does not write.
@@ -65,18 +65,24 @@ def check_open_vino(path: Path) -> ModelMetadata:
 
 
 def _check(content: bytes, path: Path) -> ModelMetadata:
-    expect(content.startswith(_START), "it is no OpenVINO network")
-    # No entities, comments or instructions: readers of XML differ in what they make of them.
-    expect(b"<!" not in content and content.count(b"<?") == 1, "it has more than elements")
+    expect(content.startswith(_START), "it is not an OpenVINO network")
+    # XML readers treat entities, comments and processing instructions differently.
+    expect(
+        b"<!" not in content and content.count(b"<?") == 1,
+        "it has comments, entities or instructions",
+    )
     try:
         net = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
-        raise StructureError("it is cut short or no XML") from error
-    expect(_depth(net) <= _DEEPEST, "elements in elements")
+        raise StructureError("it is cut short or not XML") from error
+    expect(_depth(net) <= _DEEPEST, "elements nested too deeply")
     texts = [each.get("value") for each in net.findall(f"rt_info/{METADATA_KEY}")]
     metadata = structure.read_metadata(texts[0] if len(texts) == 1 else None)
     expect(net.attrib == {"name": "splitattn", "version": "11"}, "another name or version")
-    expect([part.tag for part in net] == ["layers", "edges", "rt_info"], "other parts")
+    expect(
+        [part.tag for part in net] == ["layers", "edges", "rt_info"],
+        "other parts than layers, edges and rt_info",
+    )
     layers, edges, _ = net
     weights = path.with_suffix(".bin")
     if not is_file(weights):
@@ -95,14 +101,14 @@ def _depth(element: Element) -> int:
 
 
 def _edges(edges: Element) -> dict[tuple[int, int], tuple[int, int]]:
-    """Layer and output by layer and input."""
+    """The source, as layer and output, of each input, as layer and input."""
     sources: dict[tuple[int, int], tuple[int, int]] = {}
     for edge in edges:
         expect(
             edge.tag == "edge"
             and not len(edge)
             and {*edge.attrib} == {"from-layer", "from-port", "to-layer", "to-port"},
-            "an odd edge",
+            "an edge unlike ours",
         )
         target = (_whole(edge.get("to-layer")), _whole(edge.get("to-port")))
         expect(target not in sources, "two edges into one input")
@@ -111,10 +117,10 @@ def _edges(edges: Element) -> dict[tuple[int, int], tuple[int, int]]:
 
 
 class _Network:
-    """Computes the layers of a file, one after the other.
+    """Computes the shapes of a file's layers, one after the other.
 
     Args:
-        metadata: what the file says about itself.
+        metadata: of the file.
         weights: the `.bin` file.
     """
 
@@ -127,7 +133,7 @@ class _Network:
         self._read: Counter[tuple[int, int]] = Counter()
 
     def run(self, layers: Element, sources: Mapping[tuple[int, int], tuple[int, int]]) -> None:
-        """Raise unless all layers are ours and give the outputs of the task for the images."""
+        """Raise unless all layers are ours and compute the task's outputs from the images."""
         expect(len(layers) <= structure.MOST_NODES, "too many layers")
         values: dict[tuple[int, int], _Value] = {}  # by layer and output
         numbers: set[int] = set()
@@ -136,26 +142,29 @@ class _Network:
         for layer in layers:
             _check_layer(layer)
             number, kind = _whole(layer.get("id")), layer.get("type", "")
-            expect(number not in numbers, "two layers of one number")
+            expect(number not in numbers, "two layers with the same id")
             numbers.add(number)
             inputs = []
             for port in _ports(layer, "input"):
                 source = sources.get((number, _whole(port.get("id"))))
-                expect(source in values, f"{kind} of what comes later")
+                expect(source in values, f"{kind} that reads a later output")
                 assert source is not None
                 inputs.append(values[source])
                 used += 1
                 if values[source].weighs:
-                    # So that what a network computes is in proportion to the size of its file.
+                    # Bounds the computation by the size of the file.
                     self._read[source] += 1
-                    expect(self._read[source] <= most, "weights that are used too often")
+                    expect(
+                        self._read[source] <= most,
+                        "weights that are used more often than in any ResNeSt",
+                    )
             value = self._value(layer, kind, inputs)
             outputs = _ports(layer, "output")
             expect(bool(outputs) == (value is not None), f"{kind} with {len(outputs)} outputs")
             if value is not None:
                 _check_stated(outputs[0], value.shape)
                 values[number, len(inputs)] = value
-        expect(used == len(sources), "edges to nowhere")
+        expect(used == len(sources), "edges to inputs that do not exist")
         names = structure.output_names(self._metadata, len(self._outputs))
         expect(len(self._outputs) == len(names), f"other outputs than {', '.join(names)}")
         structure.check_outputs(self._outputs, self._images, self._metadata)
@@ -171,13 +180,15 @@ class _Network:
         if kind == "Result":
             names = structure.output_names(self._metadata, len(self._outputs) + 1)
             kind = "i64" if names[len(self._outputs) :] == ("selected",) else "f32"
-            expect(not fields and len(inputs) == 1 and inputs[0].kind == kind, "an odd output")
+            expect(
+                not fields and len(inputs) == 1 and inputs[0].kind == kind, "an output unlike ours"
+            )
             self._outputs.append(inputs[0].shape)
             return None
         expect(kind in _OPERATIONS, f"operation {kind!r:.40}")
         row = _OPERATIONS[kind]
         if kind == "AvgPool" and layer.get("version") == "opset16":
-            expect(fields.pop("dilations", "") == "1, 1", "averages with holes")
+            expect(fields.pop("dilations", "") == "1, 1", "average pooling with dilation")
         expect({*fields} == {*row.fields}, f"{kind} with other attributes")
         for name, values in row.fields.items():
             fits = values is None or fields[name] in values
@@ -188,10 +199,10 @@ class _Network:
     def _parameter(self, fields: Data) -> _Value:
         expect(
             {*fields} == {"shape", "element_type"} and fields["element_type"] == "f32",
-            "an input of other than floats",
+            "an input that is not float32",
         )
         sides = fields["shape"].split(",")
-        expect(len(sides) == 4, "its input is no batch of images")
+        expect(len(sides) == 4, "its input is not a batch of images")
         batch, channels, *rest = (None if side == "?" else _positive(side) for side in sides)
         self._images = structure.image_shape(batch, channels, rest, self._metadata)
         return _Value(kind="f32", shape=self._images)
@@ -210,7 +221,7 @@ class _Weights:
         self._size = size
 
     def constant(self, fields: Data) -> _Value:
-        expect({*fields} == {"element_type", "shape", "offset", "size"}, "an odd constant")
+        expect({*fields} == {"element_type", "shape", "offset", "size"}, "a constant unlike ours")
         kind, text = fields["element_type"], fields["shape"]
         expect(kind in _SIZES, f"a constant of type {kind!r:.40}")
         shape = tuple(_positive(side) for side in text.split(", ")) if text else ()
@@ -219,7 +230,7 @@ class _Weights:
         expect(0 <= offset <= self._size - size, "a constant beyond the end of its file")
         numbers: tuple[int, ...] = ()
         if kind == "i64":
-            expect(size <= 64, "more numbers than a shape has")
+            expect(size <= 64, "an i64 constant of more than 8 numbers")
             self._file.seek(offset)
             data = self._file.read(size)
             numbers = tuple(
@@ -233,18 +244,23 @@ class _Weights:
 
 
 def _check_layer(layer: Element) -> None:
-    """Raise unless there is nothing but what every layer has."""
-    expect(layer.tag == "layer", f"a part {layer.tag!r:.40}")
+    """Raise unless the layer has only the attributes and parts that layers have."""
+    expect(layer.tag == "layer", f"an element {layer.tag!r:.40} among the layers")
     names, kind = {*layer.attrib} - {"output_names"}, layer.get("type", "")
     expect(names == {"id", "name", "type", "version"}, f"{kind} with other attributes")
-    expect(layer.get("version") in _VERSIONS.get(kind, ("opset1",)), f"another {kind!r:.40}")
+    expect(
+        layer.get("version") in _VERSIONS.get(kind, ("opset1",)), f"another version of {kind!r:.40}"
+    )
     tags = [part.tag for part in layer]
     expect(
         len({*tags}) == len(tags) and {*tags} <= {"data", "rt_info", "input", "output"},
         f"{kind} with other parts",
     )
     for mark in layer.iterfind("rt_info/*"):
-        expect(mark.tag == "attribute" and mark.get("name") in _MARKS, f"a mark on {kind}")
+        expect(
+            mark.tag == "attribute" and mark.get("name") in _MARKS,
+            f"an unknown attribute in rt_info of {kind}",
+        )
 
 
 def _ports(layer: Element, side: str) -> list[Element]:
@@ -253,9 +269,9 @@ def _ports(layer: Element, side: str) -> list[Element]:
     before = 0 if side == "input" else len(_ports(layer, "input"))
     expected = [str(number) for number in range(before, before + len(ports))]
     expect([port.get("id") for port in ports] == expected, "ports out of order")
-    # A detector puts its anchors' boxes one after the other. Its selection has outputs to spare.
+    # A detector concatenates the boxes of all anchors; NonMaxSuppression has three outputs.
     most = BOXES_OF_A_PLACE["retinanet"] if side == "input" else 3
-    expect(len(ports) <= most, "more ports than any operation of ours")
+    expect(len(ports) <= most, "too many ports")
     return ports
 
 
@@ -268,7 +284,7 @@ def _check_stated(port: Element, shape: Shape) -> None:
 
 
 def _whole(text: str | None) -> int:
-    expect(text is not None and _NUMBER.fullmatch(text), f"no whole number: {text!r:.40}")
+    expect(text is not None and _NUMBER.fullmatch(text), f"not a whole number: {text!r:.40}")
     return int(text or "")
 
 
@@ -290,13 +306,13 @@ def _windows(fields: Data) -> dict[str, tuple[int, ...]]:
 
 
 def _floats(inputs: Sequence[_Value]) -> None:
-    expect(all(value.kind == "f32" for value in inputs), "numbers of other types")
+    expect(all(value.kind == "f32" for value in inputs), "inputs of other types")
 
 
 def _convolution(inputs: Sequence[_Value], fields: Data, products: Products) -> _Value:
     _floats(inputs)
     x, weight = inputs
-    expect(weight.constant and len(weight.shape) in (4, 5), "weights that are computed")
+    expect(weight.constant and len(weight.shape) in (4, 5), "weights that are not constant")
     *groups, outputs, _, _, _ = weight.shape
     shape = structure.convolution(
         x.shape,
@@ -323,21 +339,21 @@ def _pool(inputs: Sequence[_Value], fields: Data, _: Products) -> _Value:
 def _mean(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     x, axes = inputs
     _floats([x])
-    expect(axes.numbers == (2, 3), "a mean of other than pixels")
+    expect(axes.numbers == (2, 3), "a mean over other axes than height and width")
     return _Value(kind="f32", shape=structure.mean(x.shape))
 
 
 def _reshape(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     x, target = inputs
     _floats([x])
-    expect(target.numbers, "a reshape to what is computed")
+    expect(target.numbers, "a reshape to a computed shape")
     return _Value(kind="f32", shape=structure.reshaped(x.shape, target.numbers))
 
 
 def _normalize(inputs: Sequence[_Value], fields: Data, _: Products) -> _Value:
     x, axes = inputs
     _floats([x])
-    expect(axes.numbers == (2, 3), "a norm of other than pixels")
+    expect(axes.numbers == (2, 3), "a norm over other axes than height and width")
     expect(_EPSILON.fullmatch(fields["eps"]), f"a norm with eps {fields['eps']!r:.40}")
     return _Value(kind="f32", shape=structure.normalized(x.shape))
 
@@ -345,15 +361,15 @@ def _normalize(inputs: Sequence[_Value], fields: Data, _: Products) -> _Value:
 def _double(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     x, scales, *axes = inputs
     _floats([x])
-    expect(scales.factors == (1, 1, 2, 2), "a resize to other than twice the size")
-    expect(all(each.numbers == (0, 1, 2, 3) for each in axes), "a resize of odd axes")
+    expect(scales.factors == (1, 1, 2, 2), "a resize by another factor than 2")
+    expect(all(each.numbers == (0, 1, 2, 3) for each in axes), "a resize along other axes")
     return _Value(kind="f32", shape=structure.doubled(x.shape))
 
 
 def _count(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     x, axis = inputs
     _floats([x])
-    expect(axis.shape == () and len(axis.numbers) == 1, "sums along what is computed")
+    expect(axis.shape == () and len(axis.numbers) == 1, "sums along a computed axis")
     return _Value(kind="f32", shape=structure.counted(x.shape, axis.numbers[0]))
 
 
@@ -366,7 +382,7 @@ def _transpose(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
 def _matmul(inputs: Sequence[_Value], _: Data, products: Products) -> _Value:
     _floats(inputs)
     x, weight = inputs
-    expect(weight.constant, "weights that are computed")
+    expect(weight.constant, "weights that are not constant")
     return _Value(kind="f32", shape=structure.dense(x.shape, weight.shape, products))
 
 
@@ -387,8 +403,8 @@ def _concat(inputs: Sequence[_Value], fields: Data, _: Products) -> _Value:
 
 def _shape(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     _floats(inputs)
-    expect(len(inputs[0].shape) == 4, "lengths of other than maps")
-    # Without its numbers, so that nothing can be reshaped to them.
+    expect(len(inputs[0].shape) == 4, "a Shape of another tensor than a map")
+    # Without values, so that it cannot be the target of a reshape.
     return _Value(kind="i64", shape=(4,))
 
 
@@ -396,11 +412,11 @@ def _gather(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     lengths, sides, axis = inputs
     expect(
         lengths.kind == "i64" and lengths.shape == (4,) and not lengths.constant,
-        "parts of other than lengths",
+        "a Gather from another tensor than a shape",
     )
     expect(
         sides.numbers == (3, 2, 3, 2) and sides.shape == (1, 1, 4) and axis.numbers == (0,),
-        "other lengths than sides",
+        "a Gather of other sides than height and width",
     )
     return _Value(kind="i64", shape=sides.shape)
 
@@ -417,19 +433,20 @@ def _selection(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
 def _convert(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     (x,) = inputs
     if x.kind == "i64":
-        expect(not x.constant, "a conversion of other than weights and lengths")
+        expect(not x.constant, "a conversion of a constant i64")
         return _Value(kind="f32", shape=x.shape)
-    expect(x.constant and x.kind in ("f16", "i8", "u8"), "a conversion of other than weights")
+    expect(x.constant and x.kind in ("f16", "i8", "u8"), "a conversion of computed values")
     return _Value(kind="f32", shape=x.shape, constant=True)
 
 
 def _quantize(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     _floats(inputs)
     x, *bounds = inputs
-    expect(all(bound.constant for bound in bounds), "bounds that are computed")
+    expect(all(bound.constant for bound in bounds), "bounds that are not constant")
     for bound in bounds:
         expect(
-            bound.shape == () or structure.together(x.shape, bound.shape) == x.shape, "odd bounds"
+            bound.shape == () or structure.together(x.shape, bound.shape) == x.shape,
+            "bounds that do not fit their input",
         )
     return _Value(kind="f32", shape=x.shape, constant=x.constant)
 
@@ -440,12 +457,12 @@ Fields = Mapping[str, tuple[str, ...] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class _Operation:
-    """What our writer writes of one operation.
+    """One operation, as our writer writes it.
 
     Attributes:
-        inputs: how many it may have.
-        fields: its attributes, each with the values that it may have, or None for geometry.
-        compute: checks the inputs and gives the output.
+        inputs: allowed numbers of inputs.
+        fields: its attributes, each with its allowed values, or None for geometry.
+        compute: checks the inputs and returns the output.
     """
 
     inputs: range

@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
     from splitattn.graph.folding import FoldedNetwork
 
-# The process that loaded PyTorch, which has the threads of its pool.
+# The process that loaded PyTorch; only it has the threads of PyTorch's pool.
 _FIRST_PROCESS = os.getpid()
 
-# Height and width of a map of the last stage, in pixels of the image.
+# Stride of the last stage, in pixels of the image.
 _REDUCTION = 32
 
 
 class TorchEngine(Engine):
-    """Runs a module, channels last, on one device.
+    """Runs a PyTorch module in channels_last on one device.
 
     Args:
-        network: gives logits; in evaluation mode. It is moved to the device, in place.
-        device: where.
-        name: what reports call the engine, without its version and device.
-        batch, size: the only ones that the module takes, see `Engine`; None takes any.
+        network: outputs logits; in evaluation mode. It is moved to the device in place.
+        device: the device to run on.
+        name: the engine's name in reports, without version and device.
+        batch, size: the only ones that the module takes, see `Engine`; None for any.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TorchEngine(Engine):
         _do_without_lost_threads(os.getpid())
 
         def infer(pixels: Pixels) -> Logits:
-            # Bytes travel to the device, a quarter of the floats.
+            # Copy uint8 to the device: a quarter of the size of float32.
             on_device = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
             return self._logits(normalize(on_device, preprocessing))
 
@@ -123,7 +123,7 @@ def write(network: "FoldedNetwork", path: Path, settings: FileSettings) -> None:
 
 
 def read_metadata(path: Path) -> ModelMetadata:
-    """See `table.FileEngineModule`; raises, as `open_file` does."""
+    """See `table.FileEngineModule`; always raises, as `open_file` does for untrusted files."""
     return open_file(path, device="cpu")[1]
 
 
@@ -133,8 +133,8 @@ def open_file(
     """See `table.FileEngineModule`.
 
     Raises:
-        WeightsError: the file is not trusted. `torch.export.load` unpickles what it finds, so a
-            hostile file could run code.
+        WeightsError: the file is not trusted. `torch.export.load` unpickles, so a hostile file
+            could run code.
     """
     if not trusted:
         raise WeightsError(
@@ -142,7 +142,7 @@ def open_file(
             "yourself with torch.export.load if you trust it, or export to ONNX"
         )
     extra = {f"{METADATA_KEY}.json": ""}
-    with path.open("rb") as file:  # by name it takes UTF-8 only
+    with path.open("rb") as file:  # as a name, only UTF-8 would work
         program = torch.export.load(file, extra_files=extra)
     (images,) = (node for node in program.graph.nodes if node.target == "images")
     shape = images.meta["val"].shape
@@ -159,17 +159,18 @@ def traced(
     batch: int | None = None,
     dynamic_size: bool = False,
 ) -> "ExportedProgram":
-    """`module` as a program of `torch.export` that takes "images".
+    """Export `module` with `torch.export`; the program's input is "images".
 
     Args:
         size: height and width of the images, in pixels.
         channels: of the images.
-        batch: the only batch size; None takes any.
-        dynamic_size: take images of other heights and widths too, of more than 32 pixels.
+        batch: the only batch size; None for any.
+        dynamic_size: accept images of any height and width above 32 pixels.
     """
     from torch.export import Dim, export
 
-    # A length of one counts as fixed: a dynamic batch needs two images, a dynamic size two maps.
+    # torch.export takes a length of one as fixed, so a dynamic batch is traced with two images and
+    # a dynamic size with last maps of two places.
     side = max(size, 2 * _REDUCTION) if dynamic_size else size
     images = torch.zeros(batch or 2, channels, side, side)
     free = [*((0,) if batch is None else ()), *((2, 3) if dynamic_size else ())]
@@ -179,10 +180,10 @@ def traced(
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is any, and else the CPU; other names are PyTorch's.
+    """The device of a name: "auto" is CUDA if available, otherwise the CPU; or PyTorch's names.
 
     Raises:
-        InputError: there is no such device.
+        InputError: the device does not exist or cannot be used.
     """
     check_device(name)
     if name == "auto":
@@ -190,7 +191,7 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     try:
         torch.empty(0, device=device)
-    except NotImplementedError as error:  # whose text is about operators
+    except NotImplementedError as error:  # its message is only about missing operators
         raise _unusable(name, "this PyTorch is built without it") from error
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
@@ -206,19 +207,19 @@ def _unusable(name: str, reason: str) -> InputError:
     return InputError(f"device {name!r} cannot be used: {reason}; here there are {usable}")
 
 
-@cache  # once in each process, which may then choose for itself
+@cache  # once per process; later changes of the number of threads are kept
 def _do_without_lost_threads(process: int) -> None:
-    """A forked process lacks its parent's pool of threads, for which it would wait forever."""
+    """In a forked process, use one thread: it lacks its parent's pool and would wait forever."""
     if process != _FIRST_PROCESS:
         torch.set_num_threads(1)
 
 
 class _Exportable(nn.Module):
-    """A network that takes "images", with float32 at both ends whatever it computes in."""
+    """Gives a network an input named "images" and float32 input and output in any precision."""
 
     def __init__(self, network: nn.Module, *, half: bool) -> None:
         super().__init__()
-        # Not in channels_last: torch.export would record the strides as operations.
+        # Contiguous: with channels_last, torch.export would record the strides as operations.
         self.network = network.to(memory_format=torch.contiguous_format)
         if half:
             self.network.half()
@@ -233,11 +234,11 @@ class _Exportable(nn.Module):
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """No TF32 in cuDNN: with it, results would depend on the size of the batch."""
+    """A context without TF32 in cuDNN: with it, results would depend on the batch size."""
     if device.type != "cuda":
         return nullcontext()
     cudnn = torch.backends.cudnn
-    # Settings that are not named here would be reset to their defaults.
+    # `flags` would reset settings that are not passed to their defaults.
     return cudnn.flags(
         enabled=cudnn.enabled,
         benchmark=cudnn.benchmark,

@@ -1,12 +1,12 @@
-"""What a file that `export` wrote may hold, whatever its format.
+"""Checks that are common to all formats of exported files, before an engine opens one.
 
-An engine reads a file in C++, where a strange operation or number can end the process, loop without
-an end or take all memory. So a file is read in Python first: `onnx_structure` and
-`open_vino_structure` refuse every operation, attribute and type that our writers do not write, and
-compute all shapes with the functions here, which refuse geometry that no ResNeSt has.
+Engines read files in C++, where a hostile operation or number can crash the process, loop forever
+or use all memory. So a file is first read in Python: `onnx_structure` and `open_vino_structure`
+refuse every operation, attribute and type that our writers do not write. They compute all shapes
+with the functions here, which refuse geometry that no ResNeSt has.
 
 Shapes are tuples: (B, C, H, W) for maps, (B, N) for features and logits, (B, N, C) for boxes and
-scores, (M, 3) for the boxes that are kept, of which there may be fewer.
+scores, (M, 3) for the boxes that are kept, where M is the largest possible number.
 """
 
 import math
@@ -20,12 +20,12 @@ from splitattn.graph.detection import IOU, LEAST_SCORE, MOST_OBJECTS, MULTIPLE, 
 from splitattn.weights.metadata import ModelMetadata
 
 _CLASSIFICATION = "classification"
-_REDUCTION = 32  # pixels of the images to a place of the class maps
+_REDUCTION = 32  # stride of the class maps, in pixels of the image
 
 Shape = tuple[int, ...]
 
-# ResNeSt-269 has a tenth of these nodes in eight bits, and half of these products at 416 pixels; as
-# a detector it has a fourth of the others at 800 x 1333 pixels.
+# Limits. ResNeSt-269 in int8 has a tenth of these nodes, and at 416 pixels half of these products;
+# as a detector it has a quarter of those for detection at 800 x 1333 pixels.
 MOST_NODES = 50_000
 MOST_PRODUCTS = {"classification": 2**37, "detection": 2**42, "segmentation": 2**42}
 # How often constants may be used: a detector's head reads every map of its pyramid, and a segmenter
@@ -35,13 +35,13 @@ MOST_USES = {
     "detection": len(STRIDES),
     "segmentation": len(segmentation.STAGES) - 1,
 }
-# Of one tensor, for the batch that a file is tried on: 512 MiB of floats.
+# Limit for one tensor, for the batch that shapes are computed for: 512 MiB in float32.
 MOST_NUMBERS = 2**27
 _LARGEST_KERNEL = 7
 _LARGEST_SIDE = 8192
 _LARGEST_STRIDE = 2
 _LARGEST_DILATION = 4
-# A file that takes any batch is tried on this many images.
+# Shapes of a file that takes any batch are computed for this many images.
 TRIED_BATCH = 2
 
 
@@ -56,10 +56,10 @@ def expect(fact: object, otherwise: str) -> None:
 
 
 def checked(path: Path, check: Callable[[], Any]) -> Any:
-    """What `check` gives for the file at `path`.
+    """The result of `check`, which checks the file at `path`.
 
     Raises:
-        WeightsError: it found something that our writers do not write.
+        WeightsError: the file has something that our writers do not write.
     """
     try:
         return check()
@@ -70,13 +70,13 @@ def checked(path: Path, check: Callable[[], Any]) -> Any:
 
 
 def read_metadata(text: str | None) -> ModelMetadata:
-    """The metadata inside a file.
+    """Parse the metadata inside a file.
 
     Raises:
         StructureError: there is none, or it is malformed.
     """
     if text is None:
-        raise StructureError("it does not say what its outputs mean")
+        raise StructureError("it has no splitattn metadata")
     try:
         metadata = ModelMetadata.from_json(text)
     except WeightsError as error:
@@ -88,24 +88,24 @@ def read_metadata(text: str | None) -> ModelMetadata:
 def image_shape(
     batch: int | None, channels: int | None, sides: Sequence[int | None], metadata: ModelMetadata
 ) -> Shape:
-    """The shape of the images that a file is tried on; None stands for any length."""
+    """The shape of images for which a file's shapes are computed; None stands for any length."""
     preprocessing = metadata.preprocessing
     expect(channels == len(preprocessing.mean), f"its images have {channels} channels")
-    expect(len(sides) == 2, "its input is no batch of images")
+    expect(len(sides) == 2, "its input is not a batch of images")
     if metadata.task != "classification":
-        expect(sides == [None, None], f"{metadata.task} that does not take images of any size")
+        expect(sides == [None, None], f"{metadata.task} with a fixed image size")
         return _affordable((batch or TRIED_BATCH, channels or 0, *_dense_sides(metadata)))
     for side in sides:
         expect(
             side in (None, preprocessing.size),
-            f"it does not take images of {preprocessing.size} pixels, as it says",
+            f"it does not take images of {preprocessing.size} pixels, as its metadata says",
         )
     shape = (batch or TRIED_BATCH, len(preprocessing.mean), *[preprocessing.size] * 2)
     return _affordable(shape)
 
 
 def _dense_sides(metadata: ModelMetadata) -> list[int]:
-    """The largest sides of images of a detector or segmenter, as multiples of what it needs."""
+    """The largest image sides of a detector or segmenter, rounded up to a multiple of 32."""
     found = []
     for name in ("short_side", "long_side"):
         side = metadata.head.get(name)
@@ -116,10 +116,10 @@ def _dense_sides(metadata: ModelMetadata) -> list[int]:
 
 
 def output_names(metadata: ModelMetadata, count: int) -> tuple[str, ...]:
-    """What the outputs are called, in their order.
+    """Names of the outputs, in order.
 
     Args:
-        count: how many there are; a classifier may have class maps or not.
+        count: number of outputs; a classifier may have class maps or not.
     """
     if metadata.task == "detection":
         return ("boxes", "scores", "selected")
@@ -129,7 +129,7 @@ def output_names(metadata: ModelMetadata, count: int) -> tuple[str, ...]:
 
 
 def check_outputs(shapes: Sequence[Shape], images: Shape, metadata: ModelMetadata) -> None:
-    """Raise unless the outputs are those of the task, for each class of each image."""
+    """Raise unless the outputs have the shapes of the task, with all classes and images."""
     if metadata.task == "detection":
         batch, _, height, width = images
         found = sum(places(height, width, str(metadata.head.get("name"))))
@@ -150,16 +150,16 @@ def check_outputs(shapes: Sequence[Shape], images: Shape, metadata: ModelMetadat
     )
     expect(
         shape == (images[0], len(metadata.classes), *sides),
-        f"it must name each of its outputs, it names {len(metadata.classes)} and gives "
-        f"{shape} for {images[0]} images",
+        f"its metadata has {len(metadata.classes)} classes, but its output is {shape} for "
+        f"{images[0]} images",
     )
 
 
 class Products:
-    """Adds up the multiplications that one image takes.
+    """Counts the multiplications for one image, and raises if they exceed the task's limit.
 
     Args:
-        task: what the network is for.
+        task: of the network.
     """
 
     def __init__(self, task: str) -> None:
@@ -167,7 +167,7 @@ class Products:
         self._most = MOST_PRODUCTS[task]
 
     def add(self, batch: int, count: int) -> None:
-        """Add those of an operation, in all images of a batch."""
+        """Add the multiplications of one operation for a whole batch."""
         self._total += count // batch
         expect(self._total <= self._most, "it computes more than any ResNeSt")
 
@@ -184,7 +184,7 @@ def convolution(
     groups: int,
 ) -> Shape:
     """The shape of a convolution of x (B, C, H, W) by weight (outputs, C / groups, k, k)."""
-    expect(len(x) == len(weight) == 4, "a convolution of other than maps")
+    expect(len(x) == len(weight) == 4, "a convolution of another tensor than a map")
     outputs, inputs, *kernel = weight
     expect(
         1 <= groups <= x[1] and inputs * groups == x[1] and outputs >= 1 and outputs % groups == 0,
@@ -205,8 +205,8 @@ def pooling(
     after: Sequence[int],
     ceil: bool = False,
 ) -> Shape:
-    """The shape of maximums or averages over windows of x (B, C, H, W)."""
-    expect(len(x) == 4, "pooling of other than maps")
+    """The shape of a max or average pooling of x (B, C, H, W)."""
+    expect(len(x) == 4, "pooling of another tensor than a map")
     expect(
         all(pad < side for pad, side in zip((*before, *after), (*kernel, *kernel), strict=False)),
         "pooling whose padding is as large as its windows",
@@ -216,7 +216,7 @@ def pooling(
 
 def mean(x: Shape) -> Shape:
     """The shape of the mean over pixels of x (B, C, H, W)."""
-    expect(len(x) == 4, "a mean of other than maps")
+    expect(len(x) == 4, "a mean of another tensor than a map")
     return (*x[:2], 1, 1)
 
 
@@ -231,7 +231,7 @@ def dense(x: Shape, weight: Shape, products: Products) -> Shape:
 
 
 def together(*shapes: Shape) -> Shape:
-    """The shape of an operation value by value, where all but one input may have lengths of 1."""
+    """The shape of an elementwise operation; one input has the full shape, others broadcast."""
     expect(len({len(shape) for shape in shapes}) == 1, "shapes that do not fit each other")
     out = tuple(max(lengths) for lengths in zip(*shapes, strict=True))
     expect(
@@ -243,7 +243,7 @@ def together(*shapes: Shape) -> Shape:
 
 
 def concatenated(*shapes: Shape, axis: int = 1) -> Shape:
-    """The shape of maps (B, C, H, W), one after the other in their channels, or of (B, C, N)."""
+    """The shape of maps (B, C, H, W) concatenated along C, or of (B, C, N) along N."""
     rank = {1: 4, 2: 3}.get(axis)
     expect(
         all(len(shape) == rank for shape in shapes)
@@ -257,10 +257,10 @@ def concatenated(*shapes: Shape, axis: int = 1) -> Shape:
 
 def reshaped(x: Shape, target: Sequence[int]) -> Shape:
     """The shape of x (B, C, H, W) as features, as groups of channels, or as (B, C, N)."""
-    expect(len(x) == 4, "a reshape of other than maps")
+    expect(len(x) == 4, "a reshape of another tensor than a map")
     batch, channels, height, width = x
     if tuple(target) == (0, -1):
-        expect(height == width == 1, "a reshape of other than means")
+        expect(height == width == 1, "features from a map larger than 1 x 1")
         return batch, channels
     expect(
         len(target) in (3, 4) and target[0] == 0 and target[1] >= 1 and target[2] == -1,
@@ -268,32 +268,32 @@ def reshaped(x: Shape, target: Sequence[int]) -> Shape:
     )
     expect(len(target) == 3 or target[3] == 0, "a reshape that no detector has")
     rest = channels * height * (width if len(target) == 3 else 1)
-    expect(rest % target[1] == 0, "a reshape into other than equal parts")
+    expect(rest % target[1] == 0, "a reshape into unequal parts")
     out = (batch, target[1], rest // target[1])
     return out if len(target) == 3 else (*out, width)
 
 
 def normalized(x: Shape) -> Shape:
     """The shape of an instance norm of x (B, C, H, W)."""
-    expect(len(x) == 4, "a norm of other than maps")
+    expect(len(x) == 4, "a norm of another tensor than a map")
     return x
 
 
 def doubled(x: Shape) -> Shape:
-    """The shape of x (B, C, H, W) with four pixels for each."""
-    expect(len(x) == 4, "a larger image of other than maps")
+    """The shape of x (B, C, H, W) at twice its height and width."""
+    expect(len(x) == 4, "a resize of another tensor than a map")
     return _affordable((*x[:2], 2 * x[2], 2 * x[3]))
 
 
 def counted(x: Shape, axis: int) -> Shape:
-    """The shape of sums along rows or columns of x (B, C, H, W)."""
-    expect(len(x) == 4 and axis in (2, 3), "sums along other than rows and columns")
+    """The shape of cumulative sums along rows or columns of x (B, C, H, W)."""
+    expect(len(x) == 4 and axis in (2, 3), "sums along an axis that is not height or width")
     return x
 
 
 def transposed(x: Shape, order: Sequence[int]) -> Shape:
     """The shape of x (B, C, N) as (B, N, C)."""
-    expect(len(x) == 3 and tuple(order) == (0, 2, 1), "a transpose of other than boxes and scores")
+    expect(len(x) == 3 and tuple(order) == (0, 2, 1), "a transpose that no detector has")
     return x[0], x[2], x[1]
 
 
@@ -305,7 +305,7 @@ def selected(
     iou: Sequence[float],
     least: Sequence[float],
 ) -> Shape:
-    """The shape of the boxes that are kept of boxes (B, N, 4) with scores (B, K, N), at most."""
+    """The largest shape of the selection from boxes (B, N, 4) with scores (B, K, N)."""
     expect(
         len(boxes) == len(scores) == 3
         and boxes[2] == 4
@@ -317,7 +317,7 @@ def selected(
     expect(
         len(limits) == len(ours)
         and all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(limits, ours, strict=True)),
-        "a selection of boxes by other limits",
+        "a box selection with other limits",
     )
     return _affordable((boxes[0] * scores[1] * MOST_OBJECTS, 3))
 
@@ -334,7 +334,7 @@ def _windows(
 ) -> list[int]:
     """How many windows there are in each direction."""
     geometry = (kernel, strides, before, after, dilations)
-    expect(all(len(values) == 2 for values in geometry), "windows of other than two dimensions")
+    expect(all(len(values) == 2 for values in geometry), "windows that are not two-dimensional")
     sides = []
     for length, size, stride, pad, end, dilation in zip(x[2:], *geometry, strict=True):
         expect(

@@ -1,4 +1,4 @@
-"""Which engines there are: one row each. Everything that lists engines reads this table.
+"""The table of engines, one row each. Everything that lists engines reads it.
 
 To add an engine, write a module with the functions of `EngineModule`, or of `FileEngineModule` if
 it has files of its own, and add a row here.
@@ -25,18 +25,18 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 class EngineModule(Protocol):
-    """What the module of an engine has."""
+    """Functions that the module of every engine has."""
 
     def load(
         self, network: "Network", *, size: int | None, device: str, quick_start: bool = False
     ) -> "Engine":
-        """`network` in this engine.
+        """Load `network` into this engine.
 
         Args:
-            size: height and width of the images, in pixels; None takes any.
+            size: height and width of the images, in pixels; None for any.
             device: "auto" or a device by name.
-            quick_start: there are only a few images, so to be ready sooner is worth more than to be
-                fast. An engine that has no such choice passes over it.
+            quick_start: prefer a short load time to speed, for a few images. Engines without such a
+                choice ignore it.
 
         Raises:
             InputError: the engine does not run on the device.
@@ -45,10 +45,10 @@ class EngineModule(Protocol):
 
 
 class FileEngineModule(EngineModule, Protocol):
-    """What the module of an engine has if its row names a file format."""
+    """Functions that the module of an engine with a file format also has."""
 
     def check_network(self, network: "Network", settings: "FileSettings") -> None:
-        """Raise `InputError` if `write` would write what cannot be opened. Takes little time."""
+        """Raise `InputError` if a written file could not be opened. Takes little time."""
         ...
 
     def write(self, network: "Network", path: Path, settings: "FileSettings") -> None:
@@ -56,21 +56,21 @@ class FileEngineModule(EngineModule, Protocol):
         ...
 
     def read_metadata(self, path: Path) -> "ModelMetadata":
-        """The metadata inside a file; raises as `open_file`."""
+        """The metadata inside a file; raises the errors of `open_file`."""
         ...
 
     def open_file(
         self, path: Path, *, device: str, trusted: bool = False
     ) -> "tuple[Engine, ModelMetadata]":
-        """A file that `write` wrote, and the metadata inside it.
+        """Open a file that `write` wrote; return the engine and the file's metadata.
 
         Args:
-            trusted: this very process wrote the file.
+            trusted: this process itself wrote the file.
 
         Raises:
             InputError: the engine does not run on the device.
-            WeightsError: the file has something that `write` does not write, or is refused as it
-                is not trusted.
+            WeightsError: the file has something that `write` does not write, or the format could
+                run code and the file is not trusted.
             Exception: the file is damaged.
         """
         ...
@@ -81,19 +81,19 @@ class EngineRow:
     """One engine.
 
     Attributes:
-        name: what the command line calls it.
-        module: where it is implemented; imported on first use.
-        libraries: what it needs.
-        form: the form of the 3x3 convolution that it runs fastest on a CPU, by the measurements in
+        name: its name on the command line.
+        module: the module that implements it; imported on first use.
+        libraries: libraries that it needs.
+        form: the form of the 3x3 convolution that is fastest on a CPU, by the measurements in
             benchmarks/.
-        cuda_form: the same on CUDA: expected, not measured.
-        best_on: kinds of device on which "auto" takes it. Earlier rows come first.
-        format: what `export --format` calls its files; None if it has none.
-        suffix: the ending of these files.
-        beside: the ending of a second file that belongs to each of them; None if there is none.
-        precisions: of these files, each with the libraries that writing it needs besides.
+        cuda_form: the same on CUDA; expected, not measured.
+        best_on: kinds of device on which "auto" takes it; earlier rows are preferred.
+        format: the name of its files in `export --format`; None if it has no files.
+        suffix: the extension of these files.
+        beside: the extension of a second file that belongs to each of them; None if there is none.
+        precisions: of these files, each with the additional libraries that writing it needs.
         opsets: versions of the ONNX operators that these files may have.
-        any_output: whether it runs detectors and segmenters, and its files may give class maps.
+        any_output: whether it runs detectors and segmenters, and its files may output class maps.
     """
 
     name: str
@@ -111,7 +111,7 @@ class EngineRow:
 
     @property
     def is_installed(self) -> bool:
-        """Whether all its libraries are."""
+        """Whether all its libraries are installed."""
         return installed(*self.libraries)
 
     def form_on(self, device: str) -> "Form":
@@ -174,7 +174,7 @@ ENGINES: tuple[EngineRow, ...] = (
 
 
 def engine_names() -> list[str]:
-    """What `--engine` takes."""
+    """The values of `--engine`."""
     return ["auto", *(row.name for row in ENGINES)]
 
 
@@ -197,12 +197,12 @@ _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 def check_device(device: str) -> None:
-    """Raise unless `device` can be the name of one, whether or not it is there.
+    """Raise unless `device` has the form of a device's name; it need not exist.
 
     Raises:
-        InputError: it cannot.
+        InputError: it has another form.
     """
-    if not isinstance(device, str):  # PyTorch takes its own kind, and numbers of GPUs
+    if not isinstance(device, str):  # PyTorch also takes torch.device and numbers of GPUs
         meant = f"cuda:{device}" if isinstance(device, int) else str(device)
         raise InputError(f"device must be a name, got {device!r:.60}; did you mean {meant!r}?")
     kind, _, index = device.partition(":")
@@ -219,7 +219,7 @@ def check_device(device: str) -> None:
 
 
 def device_kind(device: str) -> str:
-    """The kind of a device by name; "auto" is "cuda" where PyTorch sees CUDA, and else "cpu"."""
+    """The kind of a device; "auto" is "cuda" if PyTorch has CUDA, otherwise "cpu"."""
     if device != "auto":
         return device.partition(":")[0]
     return "cuda" if installed("torch") and _cuda_devices() and _torch_sees_cuda() else "cpu"
@@ -231,11 +231,11 @@ def fastest_engine(device: str) -> EngineRow:
     for row in ENGINES:
         if kind in row.best_on and row.is_installed:
             return row
-    return find_engine("torch")  # which knows more devices than this table
+    return find_engine("torch")  # runs on devices that are not in this table
 
 
 def file_engine(path: str | Path) -> EngineRow | None:
-    """The engine whose files end as `path` does, or None.
+    """The engine whose files have the extension of `path`, or None.
 
     Raises:
         InputError: `path` is neither a name nor a path.
@@ -246,12 +246,12 @@ def file_engine(path: str | Path) -> EngineRow | None:
 
 
 def formats() -> dict[str, EngineRow]:
-    """What `export --format` takes."""
+    """The engines with a file format, by the values of `export --format`."""
     return {row.format: row for row in ENGINES if row.format}
 
 
 def check_any_output(what: str, row: EngineRow) -> None:
-    """Raise unless the files of an engine can be of `what`, which is more than logits.
+    """Raise unless an engine's files can hold `what`, whose outputs are more than logits.
 
     Raises:
         InputError: they cannot.
@@ -263,7 +263,7 @@ def check_any_output(what: str, row: EngineRow) -> None:
 
 @cache
 def _cuda_devices() -> int:
-    """How many GPUs the CUDA driver has. Unlike importing torch, asking it costs nothing."""
+    """The number of GPUs that the CUDA driver reports; much faster than importing torch."""
     from ctypes import CDLL, byref, c_int
 
     count = c_int(0)
