@@ -1,6 +1,6 @@
 """The command line: one module per verb, each a thin call into the library.
 
-Nothing here, and nothing that a verb's module imports at its top, costs more than Typer, so that
+Nothing that takes longer than Typer is imported here or at the top of a verb's module, so that
 `--help` answers at once. A call that begins with a verb imports only that verb's module.
 """
 
@@ -83,16 +83,16 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     named = [verb for verb in VERBS if arguments[:1] == [verb]]
     app = create_app(named or VERBS)
-    # Of damaged pictures, for each of thousands of tags. What cannot be read is an error anyway.
+    # Pillow warns of every tag of a damaged picture. One that cannot be read is an error anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
     if distributed.is_first() and not (sys.stderr.isatty() or "torch" in sys.modules):
-        # Before the finder that it takes the place of, and after those of others.
+        # Before Python's own finder, which it replaces, and after those of other programs.
         usual = [*sys.meta_path, PathFinder].index(PathFinder)
         sys.meta_path.insert(usual, _TorchFinder)
     threading.excepthook = _on_thread_error
-    # Paths need not be text, and no verb fails for that.
+    # Paths may hold bytes that are no text, which must be printed all the same.
     reconfigure(sys.stdout, errors="backslashreplace")
     try:
         status = app(arguments, standalone_mode=False)
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except Exception as error:
         distributed.wait_for_first_process_to_fail()
-        # Typer's own, of a class that is not public and has moved between its versions.
+        # One of Typer's own errors, whose class is not public and has moved between its versions.
         if not hasattr(error, "format_message"):
             raise
         if message := error.format_message():  # empty where the help was shown instead
@@ -117,9 +117,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 class _TorchFinder(PathFinder):
-    """Finds PyTorch, and prints a line when its import begins, for that takes seconds.
+    """Finds PyTorch, and prints a line when its import begins, since that takes seconds.
 
-    Only for a pipe. On a terminal, each verb says what it does.
+    Not used on a terminal, where each verb says what it does.
     """
 
     @classmethod
@@ -149,12 +149,12 @@ def _on_thread_error(fault: threading.ExceptHookArgs) -> None:
 
 
 def _usage_fault(message: str, context: Any, named: list[str]) -> str:
-    """What is wrong with a call of the verb `named`, and where to read how it should be."""
+    """The message for a wrong call of the verb `named`: what is wrong, and which help to read."""
     verbs: list[str] = []
     while context is not None and context.parent is not None:
         verbs.insert(0, str(context.info_name))
         context = context.parent
-    verbs = verbs or named  # of a flag without its value, the parser knows no context
+    verbs = verbs or named  # for a flag without its value, the parser has no context
     message = message[:1].lower() + message[1:].rstrip(".")
     for kind, plain in (("int", "whole number"), ("float", "number")):
         message = re.sub(f"is not a valid {kind}( range)?$", f"is not a {plain}", message)

@@ -1,4 +1,4 @@
-"""How the answers of `splitattn predict` are written, whatever they are."""
+"""The formats in which `splitattn predict` writes the answers of any task."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """What answers, and how its answers become text.
+    """Answers images, and writes the answers.
 
     Attributes:
         results: from paths and URLs to one answer or `ImageError` each, in their order.
@@ -33,7 +33,7 @@ class Answering:
         csv_header: names of the columns.
         coco: begins and ends COCO's results, where there is a writer for them.
         draw: from an image and an answer to a picture; raises `ImageError`.
-        class_map: the same for the numbers of classes, of a segmenter only.
+        class_map: for a segmenter, from an image and an answer to a picture of class numbers.
     """
 
     results: Callable[[Iterable[str | bytes]], Generator[Any, None, None]]
@@ -66,7 +66,7 @@ def csv_lines(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def what_was_measured(measured: Any) -> dict[str, Any]:
-    """How the JSON of every evaluation begins: which network, which data, where."""
+    """The first fields of every evaluation's JSON: the network, its engine and the data."""
     from splitattn.environment import describe
 
     names = ("model", "weights", "engine", "data", "split")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from splitattn.bench.peaks import Peaks
 
 
-# Columns that only a wide window shows, and how wide it is; what the others need with the longest
-# names, for cut, no name could be told from another.
+# Columns that only a window of `_WIDE` letters shows. The others take `_NARROW` letters with the
+# longest names, which must not be cut.
 _DETAILS = ("quartiles", "x roofline", "MB", "difference", "same labels")
 _WIDE, _NARROW = 140, 80
 
@@ -25,15 +25,17 @@ _WIDE, _NARROW = 140, 80
 def bench(
     model: Annotated[str, typer.Option(help="Which of our networks.")] = "resnest50",
     batch_size: Annotated[
-        list[int] | None, typer.Option(help="Images at once; may be given again.")
+        list[int] | None, typer.Option(help="Images in a batch; may be repeated.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Input size, if not the model's own.")] = None,
-    rounds: Annotated[int, typer.Option(help="Turns that each network is timed for.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Timed runs of each network.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     ladder: Annotated[
         bool,
         typer.Option(
-            "--ladder", help="Every form of the network, and those of timm and torchvision. Long."
+            "--ladder",
+            help="Also measure every form of the network, and networks of timm and torchvision, "
+            "which takes long.",
         ),
     ] = False,
     only: Annotated[str, typer.Option(help="Measure only lines with this text.")] = "",

@@ -125,8 +125,8 @@ def _csv(detector: "Detector", name: str, result: "Result") -> str:
 class _CocoResults:
     """Writes objects as COCO's results, one a line.
 
-    The id of an image is the number that its file is called after, or else its place in the list;
-    where that id is taken, the next free one.
+    The id of an image is its file's name if that is a number, or else its place in the list. If
+    that id is taken, it is the largest one so far plus 1.
 
     Args:
         category_ids: of each class.

@@ -47,15 +47,17 @@ def bulk(
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option(help="Go on with the run at the target, or refuse a target that holds one."),
+        typer.Option(help="Continue the run at the target, or refuse a target that holds one."),
     ] = True,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Try again the images that are errors.")
+        bool, typer.Option("--retry-errors", help="Label again the images that failed.")
     ] = False,
     most_errors: Annotated[
         float,
         typer.Option(
-            help="Stop if a greater share of a part, or of all, are errors.", min=0, max=1
+            help="Stop if a larger share of the images of a part, or of all, are errors.",
+            min=0,
+            max=1,
         ),
     ] = 0.1,
     workers: Workers = None,

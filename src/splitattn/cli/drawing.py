@@ -25,7 +25,7 @@ class Pictures:
     Args:
         folder: made if it is not there.
         draw: from an image and its answer to the picture; raises `ImageError`.
-        option: what names the folder on the command line.
+        option: the option that names the folder, for messages.
         ending: of the pictures: ".jpg" or ".png".
 
     Raises:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from splitattn.evaluation import Answer
     from splitattn.workflows import NetworkEvaluation
 
-# As many of the most frequent confusions as a screen takes in.
+# How many of the most frequent confusions the table shows.
 _CONFUSIONS_SHOWN = 10
 
 
@@ -46,8 +46,8 @@ def evaluate(
         bool,
         typer.Option(
             "--held-out",
-            help="Measure on the training images that `train` kept for validation, with --fold "
-            "or without a split.",
+            help="Measure on the training images that `train` held out for validation: a --fold, "
+            "or a fifth if the data has no split for it.",
         ),
     ] = False,
     class_names: ClassNames = None,
@@ -69,8 +69,8 @@ def evaluate(
 ) -> None:
     """Measure top-1, top-5 and loss over every image once, class by class.
 
-    Of weights that give several labels mAP and F1, of a detector COCO's figures, of a segmenter
-    mIoU and accuracy.
+    For weights that give several labels: mAP and F1. For a detector: COCO's figures. For a
+    segmenter: mIoU and accuracy.
 
     Exit status 1 if some images could not be read; the others are measured all the same.
     """
@@ -118,7 +118,7 @@ def evaluate(
         answer_lines = several_labels.answers_csv
     else:
         line, show = _as_dict(measured), partial(_print_tables, measured)
-    with ExitStack() as writes:  # the last first, and each even if another one fails
+    with ExitStack() as writes:  # called last to first, each even if another one fails
         if not as_json:
             writes.callback(show)
         if as_json or output:

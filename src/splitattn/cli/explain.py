@@ -48,8 +48,8 @@ def explain(
     method: Annotated[
         Method,
         typer.Option(
-            help="cam is exact; layercam looks at an earlier map, of small images; rise covers "
-            "parts of the image, for exported files."
+            help="cam is exact; layercam is finer, for small images; rise covers parts of the "
+            "image, and works for every exported file."
         ),
     ] = Method.AUTO,
     model: Model = None,
@@ -122,7 +122,7 @@ def explain(
             pictures.add(path, path, found)
     else:
         sections = explained()
-        if first := next(sections, None):  # without any, an old page stays
+        if first := next(sections, None):  # if there are none, an old page stays
             write_html(chain([first], sections), output)
     if unlisted is not None:
         raise unlisted

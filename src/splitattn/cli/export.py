@@ -14,7 +14,7 @@ _ENDINGS = ", ".join(f"{row.suffix} ({name})" for name, row in formats().items()
 
 
 class Precision(StrEnum):
-    """What the file's numbers are."""
+    """The number format of a file."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -33,10 +33,10 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="What the file's numbers are.")
+        Precision, typer.Option(help="Number format of the file.")
     ] = Precision.FP32,
     calibration: Annotated[
-        str | None, typer.Option(metavar="DATA", help="DATA or any folder of images, for int8.")
+        str | None, typer.Option(metavar="DATA", help="For int8: DATA or any folder of images.")
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -52,7 +52,8 @@ def export(
     class_maps: Annotated[
         bool,
         typer.Option(
-            "--class-maps", help="Give what each place adds to each logit too, for explain."
+            "--class-maps",
+            help="Give class maps too: what each place adds to a logit, for explain.",
         ),
     ] = False,
     workers: Workers = None,

@@ -17,7 +17,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         help="A tag, file, folder or hf-hub:OWNER/NAME.",
-        show_default="the model's first",
+        show_default="the model's default",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
@@ -44,13 +44,13 @@ WhiteLevel = Annotated[
     float | None,
     typer.Option(
         help="The value of white in images of more than 8 bits.",
-        show_default="the weights', else by the image",
+        show_default="from the weights, else from the image",
     ),
 ]
 Threshold = Annotated[
     float | None,
     typer.Option(
-        help="Of weights that give several labels: the smallest probability of a label.",
+        help="For weights that give several labels: the smallest probability of a label.",
         show_default="0.5",
         min=0.0,
         max=1.0,

@@ -20,7 +20,7 @@ from splitattn.files import is_file
 def check_output(
     output: Path | None, option: str = "--output", endings: Collection[str] = ()
 ) -> None:
-    """Refuse what cannot be a result file, which `option` names, before any work is done.
+    """Check that `output`, which `option` names, can be a result file, before any work is done.
 
     Args:
         endings: of the formats that can be written, if the ending chooses one. A name without an
@@ -76,7 +76,7 @@ def counted(count: int, what: str) -> str:
 
 
 def conclude(text: str) -> None:
-    """Print a line on stdout, which a terminal gets in several, broken between words."""
+    """Print a line on stdout. On a terminal it is broken between words."""
     if sys.stdout.isatty():
         text = textwrap.fill(
             text,
@@ -88,7 +88,7 @@ def conclude(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, if it takes any: nobody's results depend on it."""
+    """Print a line on stderr, and ignore a failure: no result depends on it."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
@@ -110,7 +110,7 @@ def _nothing(mode: str) -> TextIO:
 
 
 def discard_unwritten() -> None:
-    """Forget what stdout could not take; else Python complains of it once more at the end."""
+    """Discard what stdout could not take, or Python would report it again when it exits."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -118,7 +118,7 @@ def discard_unwritten() -> None:
 
 
 def csv_cell(value: object) -> object:
-    """`value` as a cell of a CSV file that a spreadsheet will not run.
+    """`value` as a cell of a CSV file that no spreadsheet takes for a formula.
 
     Text is one line of printable characters. What a spreadsheet would take for a formula gets an
     apostrophe in front, as OWASP advises.
@@ -130,7 +130,7 @@ def csv_cell(value: object) -> object:
 
 
 def json_line(value: object) -> str:
-    """`value` as one line of JSON, with null for what is no number."""
+    """`value` as one line of JSON, with null for NaN and infinities."""
     return json.dumps(_nullified(value), allow_nan=False) + "\n"
 
 

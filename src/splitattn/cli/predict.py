@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 _CSV_HEADER = ("path", "rank", "label", "index", "probability", "model", "weights", "error")
 
 
-# What the format is if only the ending of --output says it.
+# The format by the ending of --output, where --format is not given.
 _BY_ENDING = {".json": Format.JSON, ".jsonl": Format.JSON, ".csv": Format.CSV}
 
 
-# Up to so many image files, opening sooner gains more than the slower network costs.
+# For up to so many image files, a quick start saves more time than the slower network costs.
 _FEW = 16
 
 # Measured with the model inside the package (docs/log.md): below, three of four first guesses are
@@ -79,8 +79,8 @@ def predict(
     min_probability: Annotated[
         float,
         typer.Option(
-            help="Say 'not sure' in the table where the best class has less. JSON and CSV always "
-            "have everything.",
+            help="Below this probability of the best class, the table says 'not sure'. JSON and "
+            "CSV stay as they are.",
             min=0.0,
             max=1.0,
         ),
@@ -115,20 +115,23 @@ def predict(
         Path | None,
         typer.Option(
             "--class-maps",
-            help="Of a segmenter: folder for masks, a PNG for each image with the number of each "
+            help="For a segmenter: folder for masks, a PNG for each image with the number of each "
             "pixel's class.",
         ),
     ] = None,
     score: Annotated[
         float | None,
         typer.Option(
-            help="Of a detector: leave out objects below.", show_default="0.3", min=0, max=1
+            help="For a detector: leave out objects with a lower score.",
+            show_default="0.3",
+            min=0,
+            max=1,
         ),
     ] = None,
     iou: Annotated[
         float | None,
         typer.Option(
-            help="Of a detector: of two boxes that overlap by more, keep one.",
+            help="For a detector: of two boxes of a class that overlap by more, keep one.",
             show_default="0.6",
             min=0,
             max=1,
@@ -137,7 +140,7 @@ def predict(
 ) -> None:
     """Label images, or find objects or the class of each pixel, as the weights do.
 
-    Exit status 1 if some could not be used; the others are answered all the same.
+    Exit status 1 if some images could not be used; the others are answered all the same.
     """
     if not paths:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar where a person watches, lines where a file does.
+"""Progress on stderr: a bar on a terminal, lines elsewhere.
 
 Rich is imported only if there is something to show.
 """
@@ -49,7 +49,7 @@ def training_progress(
         TimeRemainingColumn(),
         console=console,
         expand=True,
-        # Rich takes FORCE_COLOR, which notebooks and CI set, for a terminal; theirs would fill up.
+        # Rich takes FORCE_COLOR, which notebooks and CI set, for a terminal; a bar would fill logs.
         disable=not (shown and sys.stderr.isatty()),
         transient=True,
     )
@@ -115,13 +115,13 @@ class _Throttled:
             self.wait()
 
     def wait(self) -> None:
-        """Print nothing for half a minute, for something else has been printed."""
+        """Print nothing for half a minute, since something else has been printed."""
         self._due = time.monotonic() + _NEXT_LINE
 
 
 @contextmanager
 def counting(*, first: float = _NEXT_LINE) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar with rate and time left; the function counts that many more images, of how many.
+    """A bar with rate and time left. The function takes how many more images are done, of how many.
 
     Where stderr is no terminal, a line every half minute, the first after so many seconds.
     """
@@ -160,7 +160,7 @@ def _counts(bar: "Progress", task: "TaskID") -> str:
 
 @contextmanager
 def starting(what: str, *, shown: bool = True) -> Iterator[None]:
-    """A word on a terminal, at once, until the block ends or prints something else on stderr."""
+    """Show `what` on a terminal until the block ends or prints something else on stderr."""
     if not (shown and sys.stderr.isatty()):
         yield
         return
@@ -172,7 +172,7 @@ def starting(what: str, *, shown: bool = True) -> Iterator[None]:
 
 
 class _Word(io.TextIOBase):
-    """A terminal with a word on its last line, which goes before anything else is printed."""
+    """A terminal that shows a word, and clears it before anything else is printed."""
 
     def __init__(self, what: str, terminal: TextIO) -> None:
         self._terminal, self._there = terminal, True
@@ -201,7 +201,7 @@ class _Word(io.TextIOBase):
 
 def _count_in_lines(first: float) -> Callable[[int, int | None], None]:
     log, done = _Throttled(first=first), 0
-    begun: tuple[float, int] | None = None  # when the first were done, for opening comes before
+    begun: tuple[float, int] | None = None  # at the first images: opening does not count
 
     def count(more: int, total: int | None = None) -> None:
         nonlocal done, begun
@@ -220,7 +220,7 @@ def _count_in_lines(first: float) -> Callable[[int, int | None], None]:
 
 @contextmanager
 def exporting() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """What is being done, and a bar where images are counted; in a file, a line for each step."""
+    """Shows each step, with a bar where it counts images; in a file, a line for each step."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -286,7 +286,7 @@ def downloading() -> Iterator["Download"]:
 
 @contextmanager
 def telling(*, shown: bool) -> Iterator[Callable[[str], None]]:
-    """One line that says what is being done, and gives way to the next."""
+    """A line that says what is being done. The next one replaces it."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -335,8 +335,8 @@ def shards_progress() -> Iterator[
             f"{done:,}/{shards:,} parts  {images:,} images  {errors:,} errors  "
             f"{images / seconds:.1f}/s"
         )
-        # Of many workers' first shards, one comes long before its share of the time is over. Rich's
-        # own time left looks back 30 seconds, in which there may be no shard.
+        # The first shard of many workers ends long before the others, so it says little of the
+        # time. Rich's own estimate looks back 30 seconds, in which no shard may end.
         if seconds >= 2 * first:
             # Shards of many workers end in waves. The mean time per shard is too long early in a
             # wave; without the first shard and its time, it is too short late in one. So this takes

@@ -47,7 +47,9 @@ def serve(
     ] = 10.0,
     drain_wait: Annotated[
         float,
-        typer.Option(help="Seconds after SIGTERM in which requests are taken, /readyz saying 503."),
+        typer.Option(
+            help="Seconds after SIGTERM in which requests are taken while /readyz is 503."
+        ),
     ] = 0.0,
     workers: Workers = None,
     api_key_file: Annotated[
@@ -57,16 +59,16 @@ def serve(
     trusted_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name that requests may call this machine by; may be repeated.",
-            show_default="on this machine's own address localhost, else any",
+            help="A host name that requests may use; may be repeated.",
+            show_default="localhost where only this machine can connect, else any",
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option(help="Answer what labels rest on; needs the network twice.")
+        bool, typer.Option(help="Explain labels, which loads the network a second time.")
     ] = True,
     page: Annotated[bool, typer.Option(help="Serve the web page.")] = True,
 ) -> None:
-    """Answer images over HTTP, and on a web page, in one process.
+    """Serve a model over HTTP, with a web page, in one process.
 
     Logs go to stderr, one JSON object a line. SIGTERM ends it when all accepted requests are
     answered.

@@ -60,7 +60,7 @@ def _picture_on_stdin() -> bytes | None:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError("a list on stdin must be in UTF-8, got UTF-16: convert it")
     binary = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
-    # "BM" and others are letters too, but a picture goes on with what is in no name.
+    # A name may begin with "BM" too, but a picture goes on with bytes that are in no name.
     first_line = start.partition(b"\n")[0].rstrip(b"\r")
     if not binary or (first_line.isascii() and first_line.decode().isprintable()):
         return None
@@ -73,7 +73,7 @@ def _picture_on_stdin() -> bytes | None:
 
 
 def _listed_on_stdin() -> Iterable[str]:
-    """The lines of stdin; of a list with NUL after each name, the names, which may have lines."""
+    """The lines of stdin. If NUL ends each name, the names, which may then hold line ends."""
     stream = getattr(sys.stdin, "buffer", None)
     if not isinstance(stream, io.BufferedReader) or b"\0" not in stream.peek():
         return sys.stdin

@@ -183,7 +183,7 @@ def train(
 
 
 def _say_rate(step: "Step") -> None:
-    """A line for the first of ten steps of `--find-lr`, for a file."""
+    """Print every tenth step of `--find-lr`, for a file."""
     if step.step % 10 == 0:
         rate, loss = step.learning_rate, step.figures["loss"]
         say(f"step {step.step + 1} of {step.steps} at most: rate {rate:.1e}, loss {loss:.3f}")

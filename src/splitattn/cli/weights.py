@@ -13,7 +13,7 @@ from splitattn.errors import InputError, one_line, write_failure
 from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
-# A point alone does not make a file: there is timm's resnest50d.in1k.
+# A dot alone does not make a name a file: timm has resnest50d.in1k.
 _FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
 
 app = typer.Typer(help="List, verify, fetch and convert weights.")
@@ -102,7 +102,7 @@ def convert(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Whose checkpoint it is, if the file cannot tell.")
+        str | None, typer.Option(help="Model of the checkpoint, if the file does not tell.")
     ] = None,
     part: Annotated[
         str | None,
