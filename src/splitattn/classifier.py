@@ -1,4 +1,4 @@
-"""From images to labels in two lines."""
+"""`Classifier`: labels images."""
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -273,7 +273,7 @@ class Classifier:
 
     @property
     def explainer(self) -> "Explainer":
-        """What `explain` asks. The first use opens it.
+        """The explainer behind `explain`. The first use opens it.
 
         Raises:
             WeightsError: the weights have changed since they were opened.

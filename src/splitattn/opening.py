@@ -38,13 +38,13 @@ from splitattn.weights.metadata import ModelMetadata, read_metadata, unreadable
 from splitattn.weights.resolve import check_owner, resolve
 
 TASK = "classification"
-_TRIED_SIZE = 64  # of images of a detector or segmenter, which may have any
-_REDUCTION = 32  # pixels of the images to a place of the last map
+_TRIED_SIZE = 64  # pixels; on such images a detector or segmenter is tried, which takes any size
+_REDUCTION = 32  # stride of the last map, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileState:
-    """A file and what its system says of it, which tells whether it was replaced or written."""
+    """A file with its inode, size and time in ns, to notice if it was replaced or written."""
 
     path: Path
     inode: int
@@ -392,7 +392,7 @@ def open_exported(
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What libraries raise about an exported file becomes errors that a person can act on."""
+    """Turn what libraries raise about an exported file into errors that a person can act on."""
     try:
         yield
     except InputError:

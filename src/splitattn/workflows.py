@@ -1,4 +1,4 @@
-"""What a verb of the command line does, in one call from Python."""
+"""`evaluate` and `export` in one call."""
 
 import logging
 from collections.abc import Callable
@@ -99,8 +99,8 @@ def evaluate(
 ) -> NetworkEvaluation | NetworkLabelScores | DetectionEvaluation | SegmentationEvaluation:
     """Measure a network over every image of `data`, each exactly once.
 
-    Of a classifier these are top-1, top-5 and loss, or mAP and F1 if it gives several labels; of a
-    detector COCO's figures, and of a segmenter mIoU and accuracy.
+    A classifier's figures are top-1, top-5 and loss, or mAP and F1 if it gives several labels; a
+    detector's are COCO's, and a segmenter's mIoU and accuracy.
 
     Args:
         data: a folder, Parquet shards, a CSV file or `torchvision:NAME`, see `splitattn evaluate`;
@@ -300,7 +300,7 @@ def export(
         InputError: an argument is wrong, a library is missing, or the file cannot be written.
         WeightsError: the weights cannot be had or do not fit.
         DataError: the calibration images cannot be used.
-        ExportError: the file would compute something else; it is discarded.
+        ExportError: the file computes something else; it is discarded.
     """
     calibration = None if calibration is None else str(calibration)
     path = Path(path)

@@ -45,7 +45,7 @@ from splitattn.images.loading import Decoding, check_decoding
 from splitattn.libraries import require
 from splitattn.opening import open_network
 
-_READERS = 16  # of the footers of parts, each of which is a wait for the store
+_READERS = 16  # threads that read the footers of parts; each read waits for the store
 
 
 def label_bulk(
@@ -118,13 +118,13 @@ def label_bulk(
     check_number("most_errors", most_errors)
     if not 0 <= most_errors <= 1:
         raise InputError(f"most_errors must be from 0 to 1, got {most_errors}")
-    if not str(source) or not str(target):  # not the current folder: a variable may be empty
+    if not str(source) or not str(target):  # rather an unset variable than the current folder
         raise InputError(f"bulk needs a source and a target, got {str(source)!r}, {str(target)!r}")
     check_decoding(decoding)
     check_cluster(cluster)
     require("bulk", "pyarrow")
     source, target = absolute_address(str(source)), absolute_address(str(target))
-    if source == target:  # parts among images would make it a source that has both
+    if source == target:  # with parts in it, the source would hold images and Parquet
         raise InputError(f"the target must be another folder than the source, got {target} twice")
     named = None if weights is None else _absolute_if_file(str(weights))
     store = open_store(target)
@@ -184,7 +184,7 @@ def _network(
     *,
     features: bool,
 ) -> dict[str, Any]:
-    """What a run says of its network, which is opened here before anything is listed.
+    """Open the network before anything is listed, and return the fields of `Run` about it.
 
     Raises:
         InputError, WeightsError: see `Classifier`; or it has no features and they are asked for.
@@ -227,7 +227,7 @@ def _existing_run(ours: Run, store: Store, *, resume: bool) -> Run | None:
 def _start_run(
     ours: Run, store: Store, passed_over: Counter[str], on_listed: Callable[[int], None]
 ) -> Run:
-    """The run, listed and written.
+    """List the images, write the lists and `run.json`, and return the run.
 
     Raises:
         DataError: there are no images.

@@ -42,7 +42,7 @@ class ClusterError(InputError):
 
 
 def check_cluster(cluster: str) -> None:
-    """Raise unless `cluster` names one, and the libraries for it are here. Nothing is reached.
+    """Check the name of a cluster, and that its libraries are installed. Connects to nothing.
 
     Args:
         cluster: see `label_shards`.
@@ -130,7 +130,7 @@ def _in_processes(
 
 def _begin_process(threads: int) -> None:
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a terminal's, which the parent has, too
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C end at once; the parent reports it
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
@@ -198,7 +198,7 @@ def _by_actors(
             actor, result = running.pop(reference), ray.get(reference)
             if (number := next(remaining, None)) is not None:
                 running[actor.label.remote(number)] = actor
-            else:  # another, which was lost with its shard, may wait for this place
+            else:  # an actor that is restarted with its shard may need this one's processors
                 ray.kill(actor)
             if isinstance(result, ShardReport):
                 left -= 1
@@ -207,8 +207,8 @@ def _by_actors(
 
 @contextmanager
 def _connected(cluster: str) -> Iterator[None]:
-    """Ray, started here or reached at an address, and let go at the end."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is labeled is nobody else's
+    """Start Ray or connect to it at an address, and disconnect at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     import ray
 
     if ray.is_initialized():  # by the caller, as in a notebook
@@ -268,5 +268,5 @@ def _try_noted_address() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """In a line: the last one, where Ray gives a traceback."""
+    """The reason in one line: the last one if Ray gives a traceback."""
     return getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]

@@ -32,7 +32,7 @@ class Entry:
     Attributes:
         path: an absolute path, or an address.
         size, etag: bytes and version, where the listing says them.
-        row: of a Parquet file at `path` that holds images; None is a file of its own.
+        row: of the image in a Parquet file at `path`; None if `path` is the image's own file.
     """
 
     path: str
@@ -80,7 +80,7 @@ def _in_bucket(address: str, passed_over: Counter[str]) -> Iterator[Entry]:
     shard = image = ""
     for path, size, etag in list_bucket(address):
         *folders, name = path.removeprefix(f"{address}/").split("/")
-        folder = not size and "." not in name  # which is what a store's web page makes of one
+        folder = not size and "." not in name  # as web consoles of stores make folders
         if folder or any(map(is_litter, folders)):
             continue
         if not folders and name.endswith(_PARQUET):
@@ -108,7 +108,7 @@ def _in_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Entry]:
 
 
 def version_of(path: str) -> dict[str, Any]:
-    """Size and etag of a file as it is now; nothing where there is none, as labeling will say."""
+    """Size and etag of a file as it is now; empty if there is none, which labeling reports."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):  # the latter of names that no file can have

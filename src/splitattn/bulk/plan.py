@@ -1,4 +1,4 @@
-"""What a run is, and how far it has come: everything that its folder says."""
+"""A run and the files at its target: `run.json`, the lists of images, and the parts."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from splitattn.weights.resolve import resolve
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Of a part's schema: its report, as JSON.
+# The key in a part's schema under which its report is, as JSON.
 _REPORT = b"splitattn.report"
 RUN, SUCCESS, SUMMARY = "run.json", "_SUCCESS", "summary.html"
 
@@ -53,7 +53,7 @@ class ShardReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What `run.json` says: only the same run goes on with the parts that are there.
+    """The content of `run.json`. A run that was begun can only be continued by the same one.
 
     Attributes:
         source: what is labeled.
@@ -108,7 +108,7 @@ class Plan:
     """What is done with every image. All workers get it.
 
     Attributes:
-        run: what every worker must find.
+        run: the run; each worker checks that its own network and version are the same.
         target: where parts are written, absolute.
         model, weights: see `Classifier`.
         most_errors: the greatest share of a new part's images that may be errors.
@@ -177,7 +177,7 @@ def parts_in(names: Iterable[str]) -> set[str]:
 
 
 def write_manifest(store: Store, entries: Iterable[Entry], shard_size: int) -> Iterator[int]:
-    """Write the list of each shard; after each, how many images it has."""
+    """Write the list of each shard, and yield how many images it has."""
     import pyarrow as pa
 
     remaining = iter(entries)
@@ -231,7 +231,7 @@ def find_table(store: Store, name: str, columns: list[str]) -> "pa.Table | None"
 
 
 def read_report(store: Store, number: int) -> ShardReport:
-    """What is known of a part that is done. Its rows are not read.
+    """The report of a part that is done. Its rows are not read.
 
     Raises:
         DataError: it is not there, or damaged.
@@ -247,7 +247,7 @@ def read_report(store: Store, number: int) -> ShardReport:
 
 
 def write_part(store: Store, table: "pa.Table", report: ShardReport) -> None:
-    """Write a part with what is known of it."""
+    """Write a part with its report."""
     known = json.dumps(vars(report)).encode()
     part = table.replace_schema_metadata({_REPORT: known})
     store.write(part_name(report.number), to_parquet(part))

@@ -55,7 +55,7 @@ def check_errors(images: int, errors: int, most: float, where: str) -> None:
     """Raise if more than a share of `most` of the images are errors.
 
     Args:
-        where: these images are, and what to do.
+        where: the end of the message: where these images are, and what to do.
 
     Raises:
         TooManyErrorsError: they are.
@@ -130,7 +130,7 @@ class ShardLabeler:
             else pc.indices_nonzero(pc.is_valid(before["error"])).to_pylist()
         )
         chosen = [entries[index] for index in wrong]
-        results = self._results(chosen)  # and `chosen` is now as it was read
+        results = self._results(chosen)  # `chosen` now has the size and etag of what was read
         errors = [result for result in results if isinstance(result, ImageError)]
         table = pa.Table.from_pylist(list(map(_row, chosen, results)), schema)
         if before is None:
@@ -163,7 +163,7 @@ class ShardLabeler:
         return pa.schema(list(fields.items()))
 
     def _results(self, entries: list[Entry]) -> list[dict[str, Any] | ImageError]:
-        """What is known of each image, in order.
+        """The answer for each image, or its error, in order.
 
         Args:
             entries: the images; each gets the size and etag of what was read.
@@ -181,7 +181,7 @@ class ShardLabeler:
         return list(results)
 
     def _compute(self, pixels_BCHW: Pixels) -> Sequence[dict[str, Any] | None]:  # noqa: N803
-        """What the networks say of each image, or None where they give no finite numbers."""
+        """The answer for each image, or None where a network gives no finite numbers."""
         most, least = self._classifier.choice(self._plan.run.topk, None)
         best = self._classifier.best(pixels_BCHW, most, least)
         features = self._extractor.features(pixels_BCHW) if self._extractor else best
@@ -202,7 +202,7 @@ class ShardLabeler:
 def _threads(entries: Iterable[Entry]) -> int | None:
     """How many threads read and decode; None is the default of `load_batches`.
 
-    A thread that waits for a bucket keeps no processor busy, so few processors need more of them.
+    Threads that wait for a bucket keep no processor busy, so they may be more than the processors.
     """
     if not any(is_bucket(entry.path) for entry in entries):
         return None
@@ -210,7 +210,7 @@ def _threads(entries: Iterable[Entry]) -> int | None:
 
 
 def _read(entries: list[Entry], index: int) -> ImageSource:
-    """An image. It may have changed since it was listed, and then so does its entry."""
+    """What to decode for an image. Its entry gets the size and etag that it has by now."""
     entry = entries[index]
     if entry.row is not None:
         return _image_in_parquet(entry.path, entry.row)
@@ -234,7 +234,7 @@ def _row(entry: Entry, result: dict[str, Any] | ImageError) -> dict[str, Any]:
 def _report(
     number: int, table: "pa.Table", errors: Iterable[ImageError], *, labeled: int
 ) -> ShardReport:
-    """What to know of a part without reading it."""
+    """The report of a part, from which it is known without reading its rows."""
     import pyarrow.compute as pc
 
     first = [pc.list_slice(table[name], 0, 1).to_pylist() for name in ("labels", "probabilities")]
@@ -272,7 +272,7 @@ def _image_in_parquet(path: str, row: int) -> bytes:
 _opening = Lock()  # threads ask for the same file at once
 
 
-@lru_cache(maxsize=2)  # of a file and the next: each may take 2 GB
+@lru_cache(maxsize=2)  # a file and the next one; each may take 2 GB
 def _images_of(path: str) -> Sequence[bytes]:
     """The images of a Parquet file, whichever split its name says."""
     if not is_bucket(path):

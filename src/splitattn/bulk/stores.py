@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BUCKETS = ("s3://", "gs://")
 _BUCKET_NAME = re.compile("[A-Za-z0-9._-]+")
-# Headers take no other characters: the library would panic.
+# Variables whose values go into HTTP headers. With other characters, the library would panic.
 _CREDENTIALS = {
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -30,7 +30,7 @@ _CREDENTIALS = {
     "GOOGLE_BEARER_TOKEN",
 }
 _ONE_WORD = re.compile("[!-~]*")
-# Where a machine in the cloud has its credentials, which the library asks for last.
+# Addresses at which a machine in the cloud has its credentials. The library asks there last.
 _OF_MACHINE = re.compile("/computeMetadata/|/latest/(api/token|meta-data)")
 _CODE = re.compile("<Code>([A-Za-z]+)</Code>")
 _WAYS_OUT = {
@@ -39,12 +39,12 @@ _WAYS_OUT = {
     "gs": "set GOOGLE_SERVICE_ACCOUNT to the path of a key file, run gcloud auth "
     "application-default login, or set GOOGLE_SKIP_SIGNATURE=true for a public bucket",
 }
-# Of one request. The rest of a body that ends too soon is asked for again, too.
+# Limits of one request. The rest of a body that ends too soon is requested again, too.
 _CLIENT: dict[str, Any] = {
     "connect_timeout": timedelta(seconds=5),
     "timeout": timedelta(seconds=30),
 }
-# What is throttled, fails or takes too long is asked for again, after ever longer pauses.
+# A request that is throttled, fails or takes too long is repeated, after ever longer pauses.
 _RETRIES: dict[str, Any] = {
     "max_retries": 10,
     "retry_timeout": timedelta(minutes=3),
@@ -184,7 +184,7 @@ def open_address(address: str) -> BinaryIO | None:
 
 
 class _Object(io.RawIOBase):
-    """An object as a file of Python's own kind."""
+    """An object as a raw, readable file of Python's `io`."""
 
     def __init__(self, file: "ReadableFile", address: str) -> None:
         self._file = file
@@ -247,7 +247,7 @@ def read_object(address: str) -> tuple[bytes, str | None]:
             found = obstore.get(store, key)
         except FileNotFoundError:
             raise ImageError("no such object", address) from None
-        except ValueError as error:  # of keys, as `list_bucket` says
+        except ValueError as error:  # keys that the library cannot read, see `list_bucket`
             raise ImageError(_reason(error), address) from error
         if found.meta["size"] > most:
             raise ImageError(
@@ -258,7 +258,7 @@ def read_object(address: str) -> tuple[bytes, str | None]:
 
 @cache
 def _opened(root: str) -> "ObjectStore":
-    """The bucket."""
+    """The library's store for a bucket."""
     require(f"{root.partition('://')[0]}:// addresses", "obstore")
     from obstore.store import from_url
 
@@ -300,7 +300,7 @@ def _s3_options() -> dict[str, Any]:
 
 @contextmanager
 def _in_words(address: str) -> Iterator[None]:
-    """What the library raises becomes a line that says what was being read or written."""
+    """Turn what the library raises into a `StoreError` of one line, with the address."""
     try:
         yield
     except InputError:

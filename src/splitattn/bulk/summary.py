@@ -1,4 +1,4 @@
-"""What came of a run: counts of all parts, and a page with examples."""
+"""The result of a run: counts of all parts, and a page with examples."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ _SHOWN_ERRORS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class BulkReport:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         images: how many there were.
@@ -48,7 +48,7 @@ class BulkReport:
 
 
 class Totals:
-    """What all parts say, added one by one; memory does not grow with their number.
+    """Counts of all parts, added one by one; memory does not grow with their number.
 
     Attributes:
         images, errors, classes, error_kinds: see `BulkReport`.

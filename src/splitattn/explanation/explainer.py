@@ -64,7 +64,7 @@ class Explainer:
     Args:
         model, weights, device, engine, decoding, white_level, class_names, limits, progress: see
             `Classifier`.
-        opened: the same network as someone has opened it, whose labels are to be explained.
+        opened: the same network, if it is open already. Its labels are explained.
 
     Attributes:
         model, weights: what was chosen.
@@ -72,8 +72,8 @@ class Explainer:
         preprocessing: how an image becomes the network's input.
 
     Raises:
-        InputError, DataError, WeightsError: see `Classifier`. The weights must be those of
-            `opened` still.
+        InputError, DataError, WeightsError: see `Classifier`; or the weights have changed since
+            `opened` was opened.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Explainer:
     def load(
         self, image: ImageSource, *, limits: Limits | None = None, name: str | None = None
     ) -> LoadedImage:
-        """An image, decoded.
+        """Decode an image.
 
         Args:
             limits: None takes the explainer's.

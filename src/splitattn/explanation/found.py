@@ -1,4 +1,4 @@
-"""What every method gives."""
+"""The result of every method."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ Map = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
-    """A map and what it is of, see `Explanation`; `logits` (classes,) are those of all classes.
+    """The map of a class, see `Explanation`; `logits` (classes,) are those of all classes.
 
     Attributes:
-        least: what a place must have to be told from none.
+        least: the smallest value of a place that means anything.
     """
 
     method: str

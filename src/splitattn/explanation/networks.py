@@ -1,4 +1,4 @@
-"""Which map a network gives, by which method: one whose weights are known, or an exported file."""
+"""Maps of a network: of one whose weights are known by any method, of an exported file by some."""
 
 from collections.abc import Callable
 from dataclasses import replace

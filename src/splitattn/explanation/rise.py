@@ -21,7 +21,7 @@ MEANING = f"how much a place adds to the probability if it is seen, by {_MASKS} 
 def rise(
     engine: Engine, images: Images, index: int | None, activate: Callable[[Array], Array]
 ) -> Found:
-    """Which places are seen when a label is probable.
+    """The map of a class: how much more probable it is if a place is seen.
 
     Args:
         images: a single one (1, C, H, W).

@@ -8,7 +8,7 @@ from splitattn.engines.engine import Array
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShares:
-    """How much a block keeps of each split: of channels, not of places.
+    """How much a block keeps of each split, over all places of the map.
 
     Attributes:
         block: its name, such as "layer1.0".
