@@ -5,14 +5,14 @@ usage: python benchmarks/bulk.py [--photographs 20000] [--kills 10] [--rounds 3]
 
 1. Rates: a fifth of the photographs by `predict`, by `bulk` from files and by `bulk` from a bucket,
    in whole processes that take turns, each on one core. The bucket is served by moto in this
-   process, which has another core. Besides seconds there are those that the command kept its core
-   busy. With `--only rates` the rest of FILE stays.
+   process, which has another core. Wall-clock and processor seconds are measured. With `--only
+   rates` the rest of FILE stays.
 2. Faults: all photographs from the bucket into another, by two workers on Ray, while the store
    answers 503 to one request in twenty. Again and again a worker is killed (-9), then the driver,
    and the command is repeated. At the end, every image must be there once, with the labels of
    `predict`.
-3. Memory: that of listing 2,000, 20,000 and 200,000 images into a manifest: empty files in folders
-   of 1,000, in one folder, and objects of a bucket.
+3. Memory: the peak when 2,000, 20,000 and 200,000 images are listed into a manifest: empty files in
+   folders of 1,000, in one folder, and objects of a bucket.
 
 Nothing else should run meanwhile. Needs Linux, two cores, ray, moto[server], boto3 and psutil.
 """
@@ -98,7 +98,7 @@ def say(what: str) -> None:
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """Parts of the package's photographs, each another one; a fifth of them in `rates`."""
+    """Write different crops of the package's photographs, a fifth of them into `rates`."""
     say(f"write {count:,} photographs")
     chance = Random(0)
     wholes = [Image.open(path).convert("RGB") for path in sample_photographs()]
@@ -112,7 +112,7 @@ def write_photographs(folder: Path, count: int) -> None:
 
 
 class Store:
-    """What speaks S3, and can be made busy."""
+    """An S3 server that answers 503 to a share of the requests, and counts them."""
 
     def __init__(self, app: Callable[[dict[str, Any], Any], Iterable[bytes]]) -> None:
         self._app = app
@@ -165,7 +165,7 @@ class Store:
 
 @contextmanager
 def bucket() -> Iterator[Store]:
-    """A bucket, to which the environment leads."""
+    """A server with a bucket, which the environment's variables name."""
     import logging
 
     from moto.server import DomainDispatcherApplication, create_backend_app
@@ -213,7 +213,7 @@ def apart() -> Iterator[int]:
 
 
 def timed(command: Sequence[str]) -> dict[str, float]:
-    """Seconds of a command, and those that it kept processors busy."""
+    """Wall-clock and processor seconds of a command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)

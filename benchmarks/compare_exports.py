@@ -4,7 +4,7 @@ usage: python benchmarks/compare_exports.py OLD NEW [OLD NEW ...] [--batch-size 
            [--output FILE]
 
 Each pair holds two files for the same engine: NEW as `splitattn export` writes it, OLD as an older
-version wrote it. In every round both run once to wake up and once against the clock, in turns, at
+version wrote it. In every round both run once to warm up and once timed, in turns, at
 each batch size. A row for each pair and batch size is added to the JSON list in FILE: milliseconds
 of each round, and the ratio of the old file's time to the new one's: above 1, the new file is
 faster. Nothing else should run meanwhile.

@@ -177,7 +177,7 @@ def described(preprocessing: Preprocessing) -> dict[str, object]:
 def predicted(
     images: Sequence[bytes], classifiers: dict[str, Classifier], rounds: int
 ) -> dict[str, object]:
-    """Images a second of `predict`, all cores at work, and how many times as fast is the fast."""
+    """Images a second of `predict` on all cores, and the speedup of fast decoding."""
     rates: dict[str, list[float]] = {name: [] for name in classifiers}
     for number in range(rounds + 1):
         for name in list(classifiers)[:: -1 if number % 2 else 1]:

@@ -9,11 +9,10 @@ SET is one of
     nuclei   single nuclei (COCO with run lengths): Mask R-CNN, mask AP50 on val
     camvid   streets, 11 classes (images and masks): FPN, mIoU on test
 
-For every seed a network is trained from the embedded weights by the recipe of the set, with the
-preset `finetune` beneath; and if asked to, another one from random weights as torchvision's
-references train it, with the same head, images and epochs. A run that was stopped goes on where it
-was, and one that is in benchmarks/dense.json is not repeated, unless the package has other weights
-by now.
+For every seed a network is trained from the embedded weights by the preset `finetune` with the
+changes of the set; and if asked to, another one from random weights as torchvision's references
+train it, with the same head, images and epochs. A run that was stopped continues, and one that is
+in benchmarks/dense.json is not repeated, unless the package has other weights by now.
 """
 
 import argparse

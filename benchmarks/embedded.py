@@ -1,4 +1,4 @@
-"""What the model inside the package can do, in floats and in eight bits.
+"""Accuracy and speed of the model inside the package, in fp32 and in int8.
 
 usage: python benchmarks/embedded.py NAME=DATA ... --calibration DATA [--weights FILE]
            [--rounds 7] [--output FILE]

@@ -1,4 +1,4 @@
-"""From files to labels: how much of what decoding and the network could do together is reached?
+"""From files to labels: how close is `predict` to decoding and network running side by side?
 
 usage: python benchmarks/end_to_end.py [--model NAME] [--engines torch openvino ...]
            [--images 2016] [--rounds 5] [--output FILE]

@@ -1,14 +1,14 @@
-"""What weights are worth: fine-tuning the model inside the package, and the same budget without it.
+"""Fine-tuning the model inside the package, against training from random weights as long.
 
 usage: python benchmarks/finetuning.py DATA [--runs FOLDER] [--seeds 0 1 2] [--threads 1]
                                     [--starts embedded random]
 
 DATA is a data set of photographs, such as flowers-5. For every seed, one network starts from the
 embedded weights, another from random weights; both see the same crops for the same number of
-epochs. The recipe was chosen by what it does for the first, on the images that it is measured with
-here. From random weights smaller steps near the image would be a handicap, so the second takes the
-same ones everywhere. A run that was stopped goes on where it was, and one that is in
-benchmarks/finetuning.json is not repeated, unless the package has other weights by now.
+epochs. The recipe was chosen for the first, on the validation images that are measured here.
+Layer decay would be a handicap from random weights, so the second has none. A run that was stopped
+continues, and one that is in benchmarks/finetuning.json is not repeated, unless the package has
+other weights by now.
 """
 
 import argparse

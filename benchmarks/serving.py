@@ -164,7 +164,7 @@ TIMM_NAMES = {"resnest50": "resnest50d", "resnest14": "resnest14d", "resnest26":
 
 @dataclass(kw_only=True)
 class Heard:
-    """What clients heard.
+    """The answers that clients received.
 
     Attributes:
         seconds: until the answer, by status.
@@ -190,7 +190,7 @@ class Heard:
 
 
 class RefusedError(Exception):
-    """Nobody listens: nothing was sent."""
+    """No service listens, so nothing was sent."""
 
 
 class Connection:
@@ -714,7 +714,7 @@ async def ends(plan: Plan) -> dict[str, Any]:
     for kind in (signal.SIGTERM, signal.SIGKILL):
         for number in range(rounds):
             port = free_port()
-            # With and without time for balancers: nothing may be lost either way.
+            # With and without time for load balancers; no request may be lost either way.
             options = ("--max-batch", str(MAX_BATCH), "--drain-wait", ("0", "0.5")[number % 2])
             command = (sys.executable, "-m", "splitattn", "serve", "--port", str(port), *options)
             service = Service(command, port)

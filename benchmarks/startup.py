@@ -109,7 +109,7 @@ print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrs
 
 
 def run(command: list[str | Path]) -> tuple[float, int]:
-    """Seconds and peak bytes of one process, asked of a parent that has no other child."""
+    """Seconds and peak bytes of one process, which a new parent measures as its only child."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *map(str, command)],
         check=True,

@@ -4,8 +4,8 @@ usage: python benchmarks/training_throughput.py [--batch 32] [--size 224] [--rou
            [--precision float32|bfloat16] [--memory-format channels_last|contiguous_format]
            [--mode eager|compiled] [--device cpu|cuda] [--output FILE]
 
-Both networks start from the same weights and take turns, a step each in every round, the first of
-one round being the second of the next: a machine that slows down slows both. A step is forward,
+Both networks start from the same weights and take turns, a step each in every round, in alternating
+order: a machine that slows down slows both. A step is forward,
 loss, backward and SGD. The first rounds are for warming up and are not counted. A row with the
 turns, their spread and where they were measured is added to the JSON list in FILE. In mode
 "compiled", timm's network goes through torch.compile and ours as well. Needs the extra [dev], for

@@ -20,13 +20,14 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 Row = dict[str, Any]
 Key = TypeVar("Key")
 
-# The ladder, by what the processors multiply with. The first one's times stand for all.
+# The measured ladders, by the processor's instruction set. Times are shown of the first, ratios of
+# all.
 LADDERS = {"AMX": "inference_cpu_amx", "AVX-512": "inference_cpu_avx512"}
 
 # The form of the network that each engine gets.
 FORMS = {row.name: row.form for row in ENGINE_ROWS}
 
-# What people run, and what they could run instead.
+# Our networks, and those of other projects that people run.
 NETWORKS = (
     "splitattn resnest50",
     "timm resnest50d",
@@ -35,7 +36,7 @@ NETWORKS = (
     "torchvision resnet50",
 )
 OURS = tuple(name for name in NETWORKS if name.startswith("splitattn"))
-# The eager peers are in whichever memory format suits them.
+# The engines of a table with the ladder's names. Eager PyTorch is the faster of two memory formats.
 ENGINES = {
     "PyTorch": (("torch", "fp32"), ("torch NCHW", "fp32")),
     "torch.compile": (("compile", "fp32"),),
@@ -279,7 +280,7 @@ def detectors() -> str:
 
 
 def eight_bits() -> str:
-    """What they cost in accuracy, by engine: the reports that `splitattn export` writes."""
+    """What int8 costs in accuracy, by engine, from the reports that `splitattn export` writes."""
     lines = [
         "| engine | processor | top-1 %, float32 | top-1 %, int8 | points | same labels % "
         "| megabytes |",
@@ -499,7 +500,7 @@ def startup_chart() -> str:
 
 
 def serving() -> str:
-    """What a service keeps under load, and what it was asked to."""
+    """What a service reaches under load, beside its aims."""
     report = read("serving")
     single, overload = report["single"], report["overload"]
     ends, hostile = report["ends"], report["hostile"]
@@ -752,17 +753,17 @@ def _origin(where: Row, *libraries: str) -> str:
 
 
 def _origins(rows: Iterable[Row], *libraries: str) -> str:
-    """Wherever rows of one table come from."""
+    """Where the rows of a table were measured."""
     found = (row["environment"] for row in rows)
     libraries = libraries or ("torch", "timm")
     return "; ".join(dict.fromkeys(f"{_device(w)}, {_origin(w, *libraries)}" for w in found))
 
 
 def _one_recipe(rows: Sequence[Row]) -> Row:
-    """That of all rows but for the seed: figures of two recipes have no mean.
+    """The recipe that all rows share, but for the seed. Figures of two recipes must have no mean.
 
-    A row lacks the fields that recipes did not have yet when it was measured. What they switch on
-    was not there either, and by default it is off; so the row has their defaults.
+    A row measured before a recipe had some field lacks it, and gets its default. The default is
+    off, as it was when the row was measured.
     """
     from splitattn.training.recipes import Recipe  # imports PyTorch, which no other table needs
 
@@ -774,7 +775,7 @@ def _one_recipe(rows: Sequence[Row]) -> Row:
 
 
 def _respelled(recipe: Row) -> Row:
-    """With the names of today: fp32 was called float32."""
+    """The recipe with today's names: fp32 was called float32."""
     return {name: "fp32" if value == "float32" else value for name, value in recipe.items()}
 
 
@@ -787,7 +788,7 @@ def read(name: str) -> Any:
 
 
 def measured(table: Callable[[], str]) -> Callable[[], str]:
-    """The table, or that its figures are still to come."""
+    """The table, or a line that says that it is not measured yet."""
 
     def text() -> str:
         try:

@@ -1,4 +1,4 @@
-"""Write what the documents say about models and of measurements, from the code and benchmarks/.
+"""Write the tables of models and measurements in README.md and docs/, from code and benchmarks/.
 
 usage: python scripts/readme_tables.py [--check]
 
