@@ -1,4 +1,4 @@
-"""What every test may rely on: a fixed seed, CUDA where it is asked for, a hub of one's own.
+"""Fixtures of all tests: a fixed seed, CUDA where it is asked for, an empty local hub.
 
 Tests in `without_torch` also run where PyTorch is not installed.
 """

@@ -1,4 +1,4 @@
-"""A disk that takes no large files: the system itself refuses, also to native code."""
+"""Limits the size of files, so that the system refuses larger ones, also of native code."""
 
 import resource
 from collections.abc import Iterator

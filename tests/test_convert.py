@@ -111,7 +111,7 @@ def test_pth_files_are_as_each_project_loads_them(tmp_path: Path, source: Path) 
     create_model(SMALL, num_classes=6).load_state_dict(load("timm"), strict=True)
 
 
-def test_what_a_file_has_no_place_for_is_told(tmp_path: Path, source: Path) -> None:
+def test_dropped_tensors_and_metadata_are_reported(tmp_path: Path, source: Path) -> None:
     def dropped(suffix: str, to: str) -> tuple[str, ...]:
         return convert(source, tmp_path / f"a{suffix}", to=to).dropped
 
@@ -222,7 +222,7 @@ def test_near_misses_are_refused_with_the_keys(
     assert not target.exists()
 
 
-def test_half_a_classifier_is_a_near_miss(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_half_a_classifier_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
     for key in ("fc.weight", "fc.bias"):
         path = tmp_path / "a.pth"
         torch.save({k: v for k, v in state.items() if k != key}, path)

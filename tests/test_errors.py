@@ -1,4 +1,4 @@
-"""Errors are for people: one line, whatever is in it."""
+"""Errors are one line, whatever text they quote."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The rules of the house that no other tool watches (docs/architecture.md)."""
+"""Rules for the package's code that no other tool checks (docs/architecture.md)."""
 
 import ast
 import dataclasses

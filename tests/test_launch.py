@@ -425,7 +425,7 @@ def test_the_network_is_built_as_the_recipe_says(
         ({"device": "quantum"}, InputError, "device 'quantum' cannot be used"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(
+def test_impossible_arguments_are_refused_before_anything_is_written(
     tmp_path: Path, data: Path, arguments: dict[str, Any], kind: type[InputError], message: str
 ) -> None:
     with pytest.raises(kind, match=message):

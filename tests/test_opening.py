@@ -1,4 +1,4 @@
-"""Every kind of name opens the same network, and what does not fit is refused."""
+"""Every kind of name opens the same network, and weights that do not fit are refused."""
 
 from pathlib import Path
 

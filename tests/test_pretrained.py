@@ -1,4 +1,4 @@
-"""Networks that become folders and repositories, and what timm makes of those, and of timm's."""
+"""Networks saved as folders and repositories: timm loads ours, and we load timm's."""
 
 import json
 import os

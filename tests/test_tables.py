@@ -1,4 +1,4 @@
-"""Tables of measurements say what the files say."""
+"""Tables and charts show the figures of the stored measurements."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Servers that want a client to wait, to take all memory, or to go elsewhere."""
+"""Hostile servers: they stall, send too much, or redirect elsewhere."""
 
 import re
 import socket
@@ -180,7 +180,7 @@ def test_a_deadline_moves_with_what_arrives_but_saves_up_nothing(
     assert str(deadline.missed()) == "too slow, 2,000,049,152 bytes in 56.0 s"
 
 
-def test_what_a_call_raises_is_raised_even_if_it_is_about_time() -> None:
+def test_errors_of_a_call_are_raised_even_if_they_are_timeouts() -> None:
     def fails() -> None:
         raise TimeoutError("mine")
 

@@ -1,8 +1,8 @@
-"""The hostile files of this folder, made anew: what is in each of them can be read here.
+"""Writes the hostile files of this folder. It shows what is in each of them.
 
 usage: python tests/attacks/make.py
 
-Standard library alone, so that no encoder refuses to write what no decoder should read. The first
+It uses the standard library only, since encoders refuse to write such files. The first
 part of a file's path says who reads it: `images`, `weights`, `recipes`, `data`, `exported`,
 `annotations`. A file whose description begins with "Valid:" is to be read all the same.
 """

@@ -1,4 +1,4 @@
-"""Every hostile file, handed to its reader and to the command line."""
+"""Every hostile file is given to its reader and to the command line."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
 """Images whose structure, and not whose pixels, would take time or memory.
 
-They are too large to be stored. Before, the first took 37 s and the TIFF 1.8 GB.
+They are too large to be stored. Before there were limits, the first took 37 s and the TIFF 1.8 GB.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""benchmarks/claim.py in small: every network learns, from the same initialization."""
+"""benchmarks/claim.py at its smallest scale: all networks learn, from the same initialization."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The ladder, measured in small."""
+"""The ladder, measured with small networks and few rounds."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_the_expected_time_grows_with_rounds_lines_and_memory() -> None:
     assert expected_seconds(plan(rounds=100_000)) > 10 * short
 
 
-def test_what_computes_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_outputs_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def negated(subject: ladder.Subject, *_: object) -> Callable[[Tensor], Tensor]:
         network = subject.module()
         return lambda images: -network(images)
@@ -129,7 +129,7 @@ def test_figures_are_those_of_the_turns() -> None:
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, BrokenProcessPool])
-def test_what_ends_while_memory_is_measured_loses_no_more_than_that(
+def test_stopping_the_memory_measurement_keeps_the_times(
     end: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     outcomes = iter([7, end()])
@@ -287,7 +287,7 @@ def bench(*options: str) -> None:
         ({"device": "mps"}, "must be cpu or cuda, got 'mps'"),
     ],
 )
-def test_nonsense_is_refused(changes: dict[str, object], complaint: str) -> None:
+def test_impossible_plans_are_refused(changes: dict[str, object], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         plan(**changes)
 

@@ -1,4 +1,4 @@
-"""What a machine reaches."""
+"""The peak rates of a machine."""
 
 import time
 

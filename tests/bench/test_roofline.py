@@ -1,4 +1,4 @@
-"""The least time that a machine needs for a network."""
+"""The roofline: the least time that a machine needs for a network."""
 
 import pytest
 from torch import nn
@@ -30,7 +30,7 @@ def test_counting_agrees_with_the_published_cost() -> None:
     assert model.training
 
 
-def test_the_rewrite_costs_no_more() -> None:
+def test_the_fused_network_costs_no_more() -> None:
     model = ResNeSt(ARCHITECTURES["resnest14"]).eval()
     plain = cost(model, 64)
     for form in ("branches", "grouped"):
@@ -43,7 +43,9 @@ def test_the_rewrite_costs_no_more() -> None:
     ("batch_size", "precision", "seconds"),
     [(1, "fp32", 0.5), (4, "fp32", 2.0), (1, "int8", 0.125), (1, "bf16", 4.0)],
 )
-def test_whichever_takes_longer_counts(batch_size: int, precision: str, seconds: float) -> None:
+def test_the_longer_of_arithmetic_and_memory_counts(
+    batch_size: int, precision: str, seconds: float
+) -> None:
     peaks = Peaks(multiply_adds={"fp32": 200, "int8": 800, "bf16": 25}, copied_bytes=1e6)
     one = Cost(multiply_adds=100, activations=10, weights=10)
     assert roofline_seconds(one, peaks, precision=precision, batch_size=batch_size) == seconds

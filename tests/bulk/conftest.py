@@ -1,4 +1,4 @@
-"""What all tests of bulk labeling share."""
+"""Fixtures of the tests of bulk labeling."""
 
 from collections.abc import Iterator
 from pathlib import Path

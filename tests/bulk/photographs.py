@@ -1,4 +1,4 @@
-"""Photographs to label, and how to look at what came of them."""
+"""Writes photographs to label, and checks their labels."""
 
 from pathlib import Path
 from typing import Any

@@ -168,7 +168,7 @@ def test_many_objects_are_read_at_once(
     assert (report.images, report.errors) == (32, 0)
 
 
-def test_an_outage_leaves_no_part_and_the_same_call_ends_it(
+def test_an_outage_leaves_no_part_and_the_same_call_completes_it(
     bucket: BucketServer, tmp_path: Path
 ) -> None:
     bucket.forbidden = "in/trip/7"
@@ -209,7 +209,7 @@ def test_a_request_that_stalls_or_is_cut_is_repeated(
 
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("fault", ["silent", "stalled", "cut"])
-def test_a_store_that_goes_on_failing_stops_the_run_in_a_line(
+def test_a_store_that_keeps_failing_stops_the_run_with_one_line(
     fault: str, bucket: BucketServer, photos: Path, tmp_path: Path
 ) -> None:
     bucket.faults = {"in/4.jpg": [fault] * 99}
@@ -375,7 +375,7 @@ def test_an_object_that_is_gone_is_an_error_and_can_be_tried_again(
     assert [row["error"] for row in rows_at(tmp_path / "out")] == [None, None]
 
 
-def test_what_is_done_is_not_done_again(
+def test_finished_shards_are_not_labeled_again(
     labeled: tuple[Path, BulkReport, Told], photos: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "out"
@@ -396,7 +396,7 @@ def test_what_is_done_is_not_done_again(
         label_bulk(photos, target, shard_size=4, resume=False)
 
 
-def test_another_run_does_not_go_on(
+def test_a_run_with_other_arguments_is_not_continued(
     labeled: tuple[Path, BulkReport, Told], photos: Path, tmp_path: Path
 ) -> None:
     splitattn.export(tmp_path / "other.onnx")
@@ -408,7 +408,7 @@ def test_another_run_does_not_go_on(
 
 
 @pytest.mark.parametrize("name", ["source", "model", "preprocessing", "splitattn"])
-def test_a_run_of_something_else_is_not_gone_on_with(
+def test_a_run_with_another_source_network_or_version_is_not_continued(
     name: str, labeled: tuple[Path, BulkReport, Told], photos: Path, tmp_path: Path
 ) -> None:
     run = json.loads((labeled[0] / "run.json").read_text())
@@ -442,7 +442,7 @@ def test_a_full_disk_leaves_no_half_of_a_part(
 
 
 @pytest.mark.parametrize("change", [{"splitattn": "0.0.1"}, {"weights": "1234"}])
-def test_a_worker_with_something_else_labels_nothing(
+def test_a_worker_with_another_network_or_version_labels_nothing(
     change: dict[str, str], labeled: tuple[Path, BulkReport, Told]
 ) -> None:
     run = read_run(open_store(str(labeled[0])))
@@ -471,7 +471,7 @@ def test_a_worker_with_something_else_labels_nothing(
         ({"AWS_ENDPOINT": "http://store", "AWS_ALLOW_HTTP": "true"}, True),
     ],
 )
-def test_a_store_without_encryption_is_asked_for(
+def test_plain_http_is_allowed_only_on_request(
     environment: dict[str, str], allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -599,7 +599,7 @@ def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -
         ({"weights": "exported.onnx", "engine": "openvino"}, r"runs in engine onnxruntime, got"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_anything_is_listed(
+def test_impossible_arguments_are_refused_before_anything_is_listed(
     arguments: dict[str, Any],
     rule: str,
     photos: Path,
@@ -654,7 +654,7 @@ def test_an_address_of_a_ray_cluster_that_has_ended_is_named_at_once(
         ("notes.md", "a source is a folder"),
     ],
 )
-def test_what_is_no_source_is_refused_in_a_line(
+def test_an_unusable_source_is_one_line(
     source: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -675,7 +675,7 @@ def test_what_is_no_source_is_refused_in_a_line(
         ("photos/", "another folder"),
     ],
 )
-def test_what_is_no_target_is_refused_in_a_line(
+def test_an_unusable_target_is_one_line(
     target: str, rule: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
@@ -694,7 +694,7 @@ def test_what_is_no_target_is_refused_in_a_line(
         ("_manifest/00001.parquet", None, "name another target"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named_with_a_way_out(
+def test_a_damaged_file_of_a_run_is_named_with_a_fix(
     name: str,
     content: bytes | None,
     way_out: str,
@@ -787,7 +787,7 @@ def test_listing_a_bucket_takes_no_more_memory_for_more_images(
     assert peak(60_000) - peak(2000) < 6e6  # all entries would be 13 MB
 
 
-def test_the_command_line_tells_what_came_of_it(
+def test_the_command_line_prints_a_summary(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["bulk", str(photos), str(tmp_path / "out"), "--shard-size", "6"]

@@ -1,4 +1,4 @@
-"""How shards reach workers, without Ray: a stand-in has actors that start, wait or are lost."""
+"""How shards reach workers, with a fake Ray whose actors start, wait or are lost."""
 
 import sys
 from collections.abc import Callable
@@ -137,14 +137,16 @@ def label(cluster: str = "ray", actors: int | None = 4) -> list[int]:
 
 
 @pytest.mark.parametrize("places", [1, 4, 100])
-def test_a_run_ends_when_some_workers_find_no_place(places: int, use: Callable[[Ray], Ray]) -> None:
+def test_a_run_completes_although_some_workers_cannot_start(
+    places: int, use: Callable[[Ray], Ray]
+) -> None:
     ray = use(Ray(places=places))
     assert sorted(label()) == [0, 1, 2, 3, 4]
     assert ray.addresses == ["local"]
     assert not ray.running
 
 
-def test_workers_that_label_slowly_are_not_said_to_wait_for_a_place(
+def test_slow_workers_cause_no_warning_of_a_full_cluster(
     use: Callable[[Ray], Ray],
 ) -> None:
     ray = use(Ray())
@@ -154,7 +156,7 @@ def test_workers_that_label_slowly_are_not_said_to_wait_for_a_place(
     assert sorted(found) == [0, 1, 2, 3, 4]
 
 
-def test_a_worker_that_is_lost_gets_a_place_from_those_without_work(
+def test_a_lost_worker_restarts_where_idle_workers_were(
     use: Callable[[Ray], Ray],
 ) -> None:
     ray = use(Ray(places=2))
@@ -177,7 +179,7 @@ def test_a_cluster_that_does_not_answer_is_found_before_anything_is_listed(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_ray_says_of_a_cluster_is_passed_on(use: Callable[[Ray], Ray]) -> None:
+def test_errors_of_ray_are_passed_on(use: Callable[[Ray], Ray]) -> None:
     ray = use(Ray())
     ray.refusals = [ConnectionError("no answer:\nTraceback:\nof another version")]
     with pytest.raises(ClusterError, match=r"^cluster must .*, got auto: of another version$"):
@@ -191,7 +193,7 @@ def test_a_client_whose_server_does_not_start_tries_again(use: Callable[[Ray], R
     assert ray.addresses == ["auto", "auto"]
 
 
-def test_a_ray_that_is_there_is_used_and_left(use: Callable[[Ray], Ray]) -> None:
+def test_a_running_ray_is_used_and_kept_running(use: Callable[[Ray], Ray]) -> None:
     ray = use(Ray(running=True))
     assert sorted(label("ray://head:10001")) == [0, 1, 2, 3, 4]
     assert not ray.addresses

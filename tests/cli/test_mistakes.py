@@ -1,4 +1,4 @@
-"""What newcomers get wrong: one line with the rule, the value and the way out."""
+"""Mistakes of newcomers: one line with the rule, the value and the fix."""
 
 import json
 import re

@@ -178,14 +178,16 @@ def test_an_export_has_a_line_for_each_step_in_a_file(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_word_is_there_at_once_and_goes(shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_is_shown_at_once_and_cleared_at_the_end(
+    shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = on_terminal(monkeypatch, 80)
     with starting("starting", shown=shown):
         assert screen.getvalue() == ("starting ..." if shown else "")
     assert screen.getvalue() == ("starting ...\r\x1b[2K" if shown else "")
 
 
-def test_a_word_goes_before_a_warning_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_is_cleared_before_a_warning_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = on_terminal(monkeypatch, 80)
     assert logging.lastResort
     with starting("starting"):

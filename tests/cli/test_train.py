@@ -124,7 +124,7 @@ def test_a_learning_rate_is_suggested_and_nothing_trained(
         (["--device=quantum"], "device 'quantum' cannot be used"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_spent(
+def test_impossible_arguments_are_refused_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     data = write_image_folder(tmp_path / "data", train=2, val=1)

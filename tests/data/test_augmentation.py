@@ -1,4 +1,4 @@
-"""Augmentation: the right images, from the right draws, in the right order."""
+"""Augmentation: the same images as torchvision and the official code make, in the same order."""
 
 import math
 import pickle

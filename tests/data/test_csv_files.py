@@ -79,7 +79,7 @@ def test_tables_with_tabs_may_end_in_tsv(tmp_path: Path) -> None:
     assert has_several_labels(several)
 
 
-def test_an_image_of_two_spellings_has_one_answer(tmp_path: Path) -> None:
+def test_one_image_with_two_spellings_of_its_path_has_one_label(tmp_path: Path) -> None:
     same = write(tmp_path / "a.csv", "path,label", "x/0.png,a", "./x/0.png,a", "x/1.png,b")
     assert len(open_data(same, "train")) == 3
     other = write(tmp_path / "b.csv", "path,label", "x/0.png,a", r".\x\0.png,b")
@@ -94,7 +94,7 @@ def test_a_row_without_a_split_is_not_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
-def test_other_encodings_are_told_the_way_out(tmp_path: Path, encoding: str) -> None:
+def test_other_encodings_are_refused_with_the_fix(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "list.csv"
     path.write_bytes("path,label\na.png,x\n".encode(encoding))
     with pytest.raises(DataError, match=r"in UTF-8: it has zero bytes, .*; save it as UTF-8"):

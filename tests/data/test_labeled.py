@@ -36,7 +36,7 @@ def test_classes_are_matched_by_name_or_else_by_order(data: LabeledImages) -> No
         with_classes_of_model(data, ("a", "b", "c", "d"))
 
 
-def test_one_strange_name_among_known_ones_is_refused(data: LabeledImages) -> None:
+def test_one_unknown_class_among_known_ones_is_refused(data: LabeledImages) -> None:
     """By order, `green` would silently become `blue`."""
     with pytest.raises(DataError, match="such as 'red'"):
         with_classes_of_model(data, ("green", "blue", "pink"))

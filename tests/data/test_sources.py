@@ -54,7 +54,7 @@ def test_class_names_are_read_in_any_unicode_however_accents_are_composed(
     assert [decode(image).size for image in data.images] == [picture(0, 0).size] * 2
 
 
-def test_class_names_in_utf_16_without_a_mark_are_told_the_way_out(tmp_path: Path) -> None:
+def test_class_names_in_utf_16_without_a_mark_are_refused_with_the_fix(tmp_path: Path) -> None:
     path = tmp_path / "names"
     path.write_bytes("cat\ndog\n".encode("utf-16-le"))
     with pytest.raises(DataError, match=r"must be a text file in UTF-8, got .*; save it as UTF-8"):

@@ -1,4 +1,4 @@
-"""A detector learns, resumes bit for bit, and its file finds objects alone."""
+"""A detector learns, resumes bit for bit, and its file is enough to find objects."""
 
 import json
 import re
@@ -183,7 +183,7 @@ def test_a_broken_image_has_an_error_and_the_others_their_objects(
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
-def test_what_is_no_number_is_an_error_and_not_an_empty_image(
+def test_outputs_that_are_not_finite_are_an_error_and_not_an_empty_image(
     engine: str, trained: tuple[Path, Measurement], photograph: Path, tmp_path: Path
 ) -> None:
     spoil(trained[0] / "model.safetensors", "bbox_reg.weight", tmp_path / "nan.safetensors")

@@ -172,7 +172,7 @@ def test_a_head_of_two_stages_is_refused(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "precision"), [("net.onnx", "fp32"), ("net.xml", "fp16"), ("net.onnx", "int8")]
 )
-def test_what_is_too_large_to_be_opened_is_refused_before_anything_is_spent(
+def test_too_large_files_are_refused_before_work_is_done(
     name: str, precision: str, run: Path, tmp_path: Path
 ) -> None:
     source, steps = run / "model.safetensors", list[str]()
@@ -231,7 +231,9 @@ def test_a_file_that_finds_something_else_does_not_appear(
         ("int8", {"ap": 0.0, "exact": 0.0}, "AP must be more than 0 in fp32"),
     ],
 )
-def test_reports_say_what_may_be_used(precision: str, change: dict[str, float], fault: str) -> None:
+def test_reports_say_which_files_may_be_used(
+    precision: str, change: dict[str, float], fault: str
+) -> None:
     parity = {"images": 5, "objects": 100, "same": 100.0, "pixels": 0.0, "score": 0.0}
     parity |= {"kept": 9, "selected": 100.0}
     parity |= {key: value for key, value in change.items() if key in parity}

@@ -1,4 +1,4 @@
-"""Every format becomes the same boxes; what cannot be used is said once, by its rule."""
+"""Every format gives the same boxes; each rule for unusable annotations is one warning."""
 
 import json
 from pathlib import Path

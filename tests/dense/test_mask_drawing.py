@@ -16,7 +16,7 @@ def test_each_of_a_hundred_classes_has_a_color_of_its_own() -> None:
     assert min(int(np.abs(a - b).sum()) for a, b in combinations(colors[:20], 2)) > 80
 
 
-def test_a_class_has_its_color_and_what_is_none_stays_as_it_is() -> None:
+def test_classes_are_tinted_and_ignored_pixels_stay_as_they_are() -> None:
     image = Image.new("RGB", (400, 90), (100, 100, 100))
     found = np.zeros((90, 400), np.uint8)
     found[:, 200:] = 11

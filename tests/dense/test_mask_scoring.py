@@ -41,14 +41,14 @@ def test_figures_are_those_of_their_definition() -> None:
     assert scores.figures["mean_accuracy"] == pytest.approx((80 + 75 + 0) / 3)
 
 
-def test_a_class_that_occurs_nowhere_counts_for_nothing() -> None:
+def test_a_class_that_occurs_nowhere_is_left_out_of_means() -> None:
     table = np.array([[4, 0, 0], [0, 2, 0], [0, 0, 0]])
     scores = SegmentationScores(classes=("a", "b", "c"), confusion=table, images=1)
     assert scores.figures["miou"] == 100
     assert scores.by_class()[2].iou is None
 
 
-def test_parts_scored_apart_are_the_whole(tmp_path: Path) -> None:
+def test_parts_scored_by_several_processes_add_up(tmp_path: Path) -> None:
     """As processes do it: every image once, and the same worst images."""
     data = open_masked(write_masked(tmp_path, "val", 12), "val")
     data.images[5].write_bytes(b"damaged")

@@ -1,4 +1,4 @@
-"""Masks are read as the numbers that they hold; what cannot be used is said once, by its rule."""
+"""Masks are read as the numbers that they hold; each rule for unusable ones is one warning."""
 
 from collections.abc import Callable
 from pathlib import Path

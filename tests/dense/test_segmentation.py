@@ -1,4 +1,4 @@
-"""A segmenter learns, resumes bit for bit, and its file tells classes alone."""
+"""A segmenter learns, resumes bit for bit, and its file is enough to find classes."""
 
 import json
 import re
@@ -247,7 +247,7 @@ def test_a_broken_image_has_an_error_and_the_others_their_classes(
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
-def test_what_is_no_number_is_an_error_and_no_class(
+def test_outputs_that_are_not_finite_are_an_error_and_no_class(
     engine: str, trained: tuple[Path, Measurement], photograph: Path, tmp_path: Path
 ) -> None:
     spoil(trained[0] / "model.safetensors", "classifier.weight", tmp_path / "nan.safetensors")

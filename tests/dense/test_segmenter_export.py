@@ -188,7 +188,7 @@ def test_eight_bits_are_compared_by_miou(folder: Path, tmp_path: Path) -> None:
         ("int8", 100.0, 0.0, 0.0, 0.0, False),
     ],
 )
-def test_reports_say_what_may_be_used(
+def test_reports_say_which_files_may_be_used(
     precision: str,
     same: float,
     probability: float,

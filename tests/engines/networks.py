@@ -1,4 +1,4 @@
-"""A small network that is sure of itself, and photographs, for tests of all engines."""
+"""A small network with confident predictions, and photographs, for tests of all engines."""
 
 from functools import cache
 

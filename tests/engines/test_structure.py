@@ -1,4 +1,4 @@
-"""What is not ours in an exported file never reaches the engine."""
+"""Parts of a file that our exports do not have never reach the engine."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Explanations: what they add up to, that engines agree, and what they show."""
+"""Explanations: they add up to the logit, engines agree, and maps are drawn in the right place."""
 
 import copy
 import io
@@ -245,7 +245,7 @@ def test_the_crop_is_mapped_back_onto_the_original(weights: Path, order: str) ->
     assert abs(rows.max() - 287) <= 1 <= 2 >= abs(columns.max() - 447)
 
 
-def test_a_dark_rim_is_spoken_of_where_there_is_one(
+def test_the_dark_rim_is_mentioned_only_if_there_is_one(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []

@@ -1,6 +1,6 @@
 """Whole data sets of annotated images that are odd rather than damaged, so that most are read.
 
-What is read goes on: it is augmented, drawn as masks, and scored.
+Those that are read are then augmented, drawn as masks, and scored.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Servers' answers: what a client of the web must survive, whoever it asks.
+"""Damaged answers of web servers.
 
 An input is what a local server sends for each connection in turn, the last part for all that
-follow. Names other than the server's own are not found, so nothing else is asked.
+follow. Other host names are not found, so no other server is asked.
 """
 
 import socket

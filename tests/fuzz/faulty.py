@@ -1,4 +1,4 @@
-"""A reader with each fault that fuzzing has to find, to try it on."""
+"""A reader with every kind of fault that fuzzing must find, to test the fuzzer."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Hand damaged inputs to everything that reads what comes from outside.
+"""Give damaged inputs to everything that reads files or requests from outside.
 
 usage: python tests/fuzz/run.py [--inputs 20000] [--seed 0] [--only NAME] [--output JSON]
 

@@ -1,4 +1,4 @@
-"""What a target of fuzzing is."""
+"""The class of fuzzing targets."""
 
 import random
 from collections.abc import Callable, Sequence

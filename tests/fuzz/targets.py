@@ -1,4 +1,4 @@
-"""What is fuzzed: readers of what comes from outside, each with the files it starts from.
+"""The targets of fuzzing: readers of outside input, each with the files to start from.
 
 A reader returns or raises an `InputError`; anything else is a bug. A new reader is one entry of
 `TARGETS`.

@@ -1,4 +1,4 @@
-"""A bounded share of what `run.py` does at length, and a proof that it would find something."""
+"""A short run of what `run.py` does, and a check that it finds known faults."""
 
 import itertools
 import random

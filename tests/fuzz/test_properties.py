@@ -1,4 +1,4 @@
-"""What holds for every valid input, and not for examples alone."""
+"""Properties that hold for every valid input, tested with Hypothesis."""
 
 import io
 import json
@@ -128,7 +128,7 @@ def test_a_file_says_of_itself_what_was_written(written: ModelMetadata) -> None:
 
 
 @given(st.binary(max_size=200) | texts.map(str.encode) | values.map(json.dumps).map(str.encode))
-def test_other_text_is_no_metadata(content: bytes) -> None:
+def test_text_that_is_no_metadata_is_refused_in_one_line(content: bytes) -> None:
     with pytest.raises(InputError) as error:
         ModelMetadata.from_json(content.decode(errors="surrogateescape"))
     assert str(error.value).isprintable()

@@ -1,4 +1,4 @@
-"""The folded network computed in NumPy, plainly: what each part of the tree means."""
+"""Computes the folded network in plain NumPy, as a definition of its parts."""
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view

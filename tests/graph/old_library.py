@@ -1,4 +1,4 @@
-"""Run models in the library of this interpreter, which may be an old one: no other imports.
+"""Run models in the library of this interpreter, which may be an old version. No other imports.
 
     old_library.py onnxruntime|cv2 FOLDER
 

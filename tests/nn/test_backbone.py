@@ -1,4 +1,4 @@
-"""What every backbone keeps to, whichever variant it is cut out of."""
+"""The contract that the backbones of all variants keep."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -58,7 +58,7 @@ def test_with_several_values_it_is_torchs_batch_norm(shape: tuple[int, ...]) -> 
     assert torch.equal(norm.eval()(x), theirs.eval()(x))
 
 
-def test_frozen_it_is_torchvisions_frozen_batch_norm_whatever_train_says() -> None:
+def test_a_frozen_norm_equals_torchvisions_also_after_train() -> None:
     norm = random_norm()
     theirs = FrozenBatchNorm2d(6, eps=norm.eps).double()
     theirs.load_state_dict(norm.state_dict())
@@ -285,7 +285,7 @@ def test_two_processes_equal_one_with_the_whole_batch(
         torch.testing.assert_close(buffers0[key], expected, atol=1e-10, rtol=0, msg=key)
 
 
-def test_norms_that_see_nothing_in_any_process_stay_as_they_are(
+def test_norms_without_values_in_any_process_stay_as_they_are(
     of_two: list[dict[str, Run]],
 ) -> None:
     fresh = random_norm_of_run()
@@ -318,7 +318,7 @@ def test_synchronized_output_and_gradient_keep_precision_and_layout(
         assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_process_that_is_alone_is_plain_batch_norm() -> None:
+def test_one_synchronized_process_equals_plain_batch_norm() -> None:
     norm = random_norm()
     plain = copy.deepcopy(norm)
     synchronize(norm)

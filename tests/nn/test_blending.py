@@ -1,4 +1,4 @@
-"""The backward passes that are written out are those that autograd finds."""
+"""The hand-written backward passes give the gradients that autograd gives."""
 
 import warnings
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_block_has_the_gradients_of_plain_pytorch_in_the_same_memory_format(
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_without_gradients_nothing_is_kept_for_them() -> None:
+def test_without_gradients_no_tensor_is_saved_for_them() -> None:
     maps = torch.randn(1, 4, 3, 3)
     assert pool(maps)[0] is maps
     assert blend(maps, torch.ones(1, 4, 1, 1), 2).grad_fn is None

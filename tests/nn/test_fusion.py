@@ -58,7 +58,7 @@ def test_every_whole_network_keeps_its_outputs(name: str, form: str) -> None:
 @pytest.mark.parametrize("avd_first", [False, True], ids=["avd last", "avd first"])
 @pytest.mark.parametrize("cardinality", [1, 2, 4])
 @pytest.mark.parametrize("radix", [0, 1, 2, 3, 4])
-def test_nothing_but_rounding_differs(
+def test_outputs_differ_by_rounding_only(
     radix: int, cardinality: int, avd_first: bool, form: str
 ) -> None:
     architecture = replace(small(radix, cardinality), avd_first=avd_first, bottleneck_width=96)
@@ -73,7 +73,9 @@ def test_nothing_but_rounding_differs(
     [{"deep_stem": False}, {"avg_down": False}, {"avd": False}, {"radix": 0, "cardinality": 4}],
     ids=str,
 )
-def test_every_switch_can_be_off(switch: dict[str, int], form: str) -> None:
+def test_networks_with_an_idea_switched_off_keep_their_outputs(
+    switch: dict[str, int], form: str
+) -> None:
     model = trained(replace(small(), **switch))
     assert_same_function(model, fuse(model, form=form))
 

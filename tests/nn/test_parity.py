@@ -47,7 +47,7 @@ def test_other_labels_are_counted() -> None:
     assert report.same_labels == 0
 
 
-def test_modes_are_as_before() -> None:
+def test_networks_keep_their_modes() -> None:
     model = Means()
     model.conv.eval()
     parity(model, model, batch_sizes=(1,), image_sizes=(4,))
@@ -61,7 +61,7 @@ def test_the_report_is_a_table() -> None:
     assert [line.split()[:2] for line in lines[1:]] == [["1", "8"], ["2", "8"]]
 
 
-def test_nonsense_is_refused() -> None:
+def test_impossible_arguments_are_refused() -> None:
     with pytest.raises(InputError, match="at least 1, got \\[0\\]"):
         parity(Means(), Means(), batch_sizes=(0,))
     with pytest.raises(InputError, match="one shape, got \\(1, 3\\) and \\(1, 2\\)"):

@@ -43,7 +43,7 @@ def residual_of(block: Bottleneck, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("radix", [0, 1, 2])
-def test_a_new_network_consists_of_shortcuts(radix: int) -> None:
+def test_residual_branches_of_a_new_network_are_zero(radix: int) -> None:
     """Fails on an initialization that fills the batch norms with ones after the zeros are set."""
     model = ResNeSt(small(radix, layers=(2, 2, 2, 2)), num_classes=10).train()
     x = images(4, 32, 32)

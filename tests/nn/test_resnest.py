@@ -104,7 +104,7 @@ def test_timms_first_block_of_a_dilated_stage_averages_its_shortcut_instead(
 
 
 @pytest.mark.parametrize("avd_first", [False, True])
-def test_what_stands_between_attention_and_average_keeps_them_apart(avd_first: bool) -> None:
+def test_attention_is_not_merged_with_pooling_across_other_layers(avd_first: bool) -> None:
     architecture = dataclasses.replace(small(), avd_first=avd_first)
     model = ResNeSt(architecture, drop_block=0.0 if avd_first else 0.1)
     *_, last_stage = model.stages()

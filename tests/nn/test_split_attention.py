@@ -1,4 +1,4 @@
-"""The block: equal to the paper's equations, clear about channels that cannot be grouped."""
+"""The block equals the paper's equations, and refuses channels that cannot be grouped."""
 
 from typing import Any
 

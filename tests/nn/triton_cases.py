@@ -1,4 +1,4 @@
-"""The kernels against plain PyTorch in float64, on whatever device; no test of its own by name.
+"""Tests of the kernels against plain PyTorch in float64, on any device; pytest does not collect it.
 
 `test_triton_blending` runs this file in Triton's interpreter, `test_cuda_attention` takes the
 comparisons to a GPU.

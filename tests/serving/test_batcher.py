@@ -55,7 +55,7 @@ def test_items_gather_while_the_network_is_busy() -> None:
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
-def test_what_took_long_to_prepare_goes_before_what_came_later() -> None:
+def test_items_are_computed_in_the_order_of_their_arrival() -> None:
     gate = Gate()
     with batcher(gate, max_batch=2) as running:
         first = running.submit(0)
@@ -145,7 +145,7 @@ def test_two_lanes_wait_for_a_full_batch_and_take_it_once() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there threads have a niceness")
 @pytest.mark.parametrize("more", [0, 7])
-def test_what_computes_gives_way_to_what_answers(more: int) -> None:
+def test_threads_that_compute_have_a_lower_priority(more: int) -> None:
     def niceness(_: object = None) -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
@@ -161,7 +161,7 @@ def test_what_computes_gives_way_to_what_answers(more: int) -> None:
     assert computing > answering
 
 
-def test_a_single_item_waits_for_nobody() -> None:
+def test_a_single_item_is_computed_at_once() -> None:
     gate, told = Gate(), list[Ran]()
     gate.open.set()
     with batcher(gate, on_batch=told.append) as running:
@@ -196,7 +196,7 @@ def test_an_item_that_has_waited_while_the_network_was_busy_waits_no_more() -> N
         assert time.monotonic() - opened < 0.2
 
 
-def test_what_nobody_waits_for_is_not_held_either() -> None:
+def test_canceled_items_are_freed() -> None:
     gate = Gate()
     running: Batcher[Any, int] = Batcher(gate, max_batch=1)
     running.submit(0)
@@ -210,7 +210,7 @@ def test_what_nobody_waits_for_is_not_held_either() -> None:
     running.close()
 
 
-def test_what_nobody_waits_for_is_dropped_before_it_costs() -> None:
+def test_canceled_items_are_not_computed() -> None:
     gate = Gate()
     with batcher(gate) as running:
         first = running.submit(0)

@@ -49,7 +49,7 @@ def send(own: Running, content: bytes, *, whole: bool = True) -> socket.socket:
     return connection
 
 
-def test_until_it_has_compiled_it_lives_but_is_not_ready() -> None:
+def test_until_it_has_compiled_it_is_alive_but_not_ready() -> None:
     with gated(max_batch=4, compiled=False) as (own, model):
         model.gate.set()
         assert own.client.get("/livez").status_code == 200
@@ -121,7 +121,7 @@ def test_only_so_many_images_are_decoded_while_one_is_computed() -> None:
         assert len(answer.result(WAIT).json()["results"]) == 12
 
 
-def test_taking_a_body_apart_is_within_the_deadline_and_a_file_is_not_taken_apart() -> None:
+def test_parsing_a_body_counts_toward_the_deadline_and_files_are_not_parsed() -> None:
     with gated(deadline=0.3) as (own, model):
         model.gate.set()
         free = threading.Event()
@@ -163,7 +163,7 @@ def test_a_request_is_refused_at_once_while_all_threads_decode() -> None:
         assert [each.result(WAIT).status_code for each in accepted] == [200, 200]
 
 
-def test_what_nobody_waits_for_is_not_computed() -> None:
+def test_images_of_clients_that_left_are_not_computed() -> None:
     with gated(max_batch=1) as (own, model):
         stays = send(own, b"stays")
         assert model.busy.wait(WAIT)

@@ -169,7 +169,7 @@ def test_it_fits_narrow_and_wide_screens_in_both_schemes(
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_that_shuts_people_out(
+def test_axe_finds_no_accessibility_faults(
     page: Page, tmp_path: Path, width: int, scheme: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

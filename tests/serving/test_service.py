@@ -168,7 +168,7 @@ FAULTS: list[tuple[str, str, bytes, str, int, str]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "content", "kind", "status", "message"), FAULTS)
-def test_what_cannot_be_answered_has_one_shape(
+def test_all_errors_have_one_shape(
     own: Running, method: str, path: str, content: bytes, kind: str, status: int, message: str
 ) -> None:
     response = own.client.request(method, path, content=content, headers={"Content-Type": kind})
@@ -350,7 +350,9 @@ IMAGE = {"datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}
     ],
     ids=str,
 )
-def test_the_protocol_refuses_what_surrounds_a_tensor(own: Running, fault: dict[str, Any]) -> None:
+def test_the_protocol_refuses_wrong_fields_around_a_tensor(
+    own: Running, fault: dict[str, Any]
+) -> None:
     assert own.client.post(INFER, json={"inputs": [IMAGE]}).status_code == 200
     check_refused(own, {"inputs": [IMAGE], **fault})
 

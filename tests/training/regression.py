@@ -1,4 +1,4 @@
-"""A task that is no classification: a vector from a vector, by a network that is no ResNeSt.
+"""A regression task for tests: vectors to vectors, by a network that is no ResNeSt.
 
 Batches and losses have the form that detectors have: lists of dictionaries, and a dictionary.
 """

@@ -1,4 +1,4 @@
-"""Charts: round numbers that enclose the data, and points where the axes say."""
+"""Charts: axes end at round numbers that enclose the data, and points lie where the axes say."""
 
 import math
 import re

@@ -287,7 +287,7 @@ def test_the_folded_classifier_equals_projection_and_classifier() -> None:
         ({"imitation": "features"}, "needs the teacher's classifier and a student with a dense"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(
+def test_impossible_arguments_are_refused_before_anything_is_written(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     task = make_distillation(tmp_path, make_teacher())

@@ -1,4 +1,4 @@
-"""The log is whole lines of JSON; TensorBoard draws the same figures, or is done without."""
+"""The log is whole lines of JSON; TensorBoard draws the same figures, if it is installed."""
 
 import json
 import logging

@@ -389,7 +389,7 @@ def test_any_batch_per_device_makes_equal_parts(
     assert batch_size / 2 < real.recipe.batch_size <= batch_size
 
 
-def test_images_that_stand_alone_cannot_be_mixed(task: Classification, run: Run) -> None:
+def test_a_batch_of_one_image_cannot_be_mixed(task: Classification, run: Run) -> None:
     with pytest.raises(DataError, match="at least 2 images on a device at once, got 1"):
         train(network(), task, replace(run, batch_per_device=1))
 
@@ -426,9 +426,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(task: Classification, run: 
     assert not (run.output / "last.pt").exists()
 
 
-def test_data_that_does_not_fit_is_refused_before_anything_is_spent(
-    task: Classification, run: Run
-) -> None:
+def test_data_that_does_not_fit_is_refused_before_training(task: Classification, run: Run) -> None:
     with pytest.raises(DataError, match="one full batch of 512 images, got 48"):
         train(network(), task, replace(run, recipe=replace(RECIPE, batch_size=512)))
     other = replace(task.val, classes=("blue", "green", "yellow"))

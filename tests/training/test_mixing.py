@@ -1,4 +1,4 @@
-"""Mixup and cutmix: what is in the image is what the target says."""
+"""Mixup and cutmix: targets match the mixed images."""
 
 from dataclasses import replace
 

@@ -58,7 +58,7 @@ def test_norms_and_biases_are_not_decayed() -> None:
     assert all(weight.ndim == 1 for weight in others["params"])
 
 
-def test_layer_decay_slows_what_is_far_from_the_classifier() -> None:
+def test_layer_decay_lowers_the_rate_of_layers_far_from_the_classifier() -> None:
     model = network()
     optimizer = make_optimizer(model, Recipe(layer_decay=0.5))
     set_learning_rate(optimizer, 0.8)

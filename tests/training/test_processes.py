@@ -116,7 +116,7 @@ def test_two_processes_measure_exactly_what_one_measures(folder: Path, together:
 
 
 @pytest.mark.parametrize("override", ["--set=epoch=3", "--set=mosaic=0.5"])
-def test_what_both_processes_fail_of_is_said_once(folder: Path, override: str) -> None:
+def test_an_error_of_both_processes_is_printed_once(folder: Path, override: str) -> None:
     """Before they join each other, and after."""
     command = [*TORCHRUN, "-m", "splitattn", *arguments(folder, "wrong"), override]
     done = subprocess.run(
@@ -164,7 +164,7 @@ def test_a_rank_counts_only_among_processes_of_torchrun(
     assert distributed.is_first() == first
 
 
-def test_what_only_the_second_process_fails_of_is_said(tmp_path: Path) -> None:
+def test_an_error_of_the_second_process_alone_is_printed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import os, time\n"

@@ -147,7 +147,7 @@ def test_impossible_values_are_refused_in_one_line(override: str, message: str) 
     assert "\n" not in str(raised.value)
 
 
-def test_one_image_a_step_is_for_those_who_do_not_mix() -> None:
+def test_batches_of_one_image_require_no_mixing() -> None:
     assert Recipe(batch_size=1, mixup_alpha=0.0).batch_size == 1
     with pytest.raises(InputError, match="cutmix_alpha must be 0 where batch_size is 1"):
         Recipe(batch_size=1, mixup_alpha=0.0, cutmix_alpha=1.0)
@@ -160,7 +160,7 @@ def test_momentum_is_for_sgd() -> None:
         load_recipe("finetune", ["momentum=0.8"], task="detection")
 
 
-def test_classes_of_unequal_size_are_made_up_for_once() -> None:
+def test_class_balance_is_by_sampling_or_weights_but_not_both() -> None:
     assert load_recipe("plain", ["sampling=balanced"]).sampling == "balanced"
     with pytest.raises(InputError, match="class_weights must be 'none' where sampling is 'bal"):
         load_recipe("plain", ["sampling=balanced", "class_weights=balanced"])

@@ -221,7 +221,7 @@ def test_a_loss_that_was_not_finite_leaves_the_other_epochs(
     assert ["1", "64", "1.5000", "50.00", "inf", "62.50", "87.50", "1850"] in page.rows
 
 
-def test_names_are_text_and_nothing_else(tmp_path: Path, data: LabeledImages) -> None:
+def test_names_are_escaped(tmp_path: Path, data: LabeledImages) -> None:
     hostile = data.renamed(
         ("<script>alert(1)</script>", '" onload="alert(2)', "line\nbreak \udcff\u202e&amp;")
     )

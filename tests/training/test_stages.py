@@ -1,4 +1,4 @@
-"""The stem and the stages are found in whatever network was built around them."""
+"""The stem and the stages are found in any network that contains them."""
 
 from collections import OrderedDict
 from typing import Any

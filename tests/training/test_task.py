@@ -1,4 +1,4 @@
-"""The loop knows no task: what it guarantees holds for a regression by a network of one's own."""
+"""The loop knows no task: its guarantees hold for a regression by a network of another kind."""
 
 import errno
 import inspect
@@ -72,7 +72,7 @@ def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(
     assert "regression" in (tmp_path / "report.html").read_text()
 
 
-def test_a_batch_that_is_no_equal_parts_becomes_smaller_with_a_warning(
+def test_a_batch_that_cannot_be_divided_equally_becomes_smaller_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = replace(RECIPE, epochs=1, warmup_epochs=0.0, batch_size=11)
@@ -354,7 +354,7 @@ def test_another_task_is_another_training(tmp_path: Path) -> None:
         ({"frozen_stages": 1}, "frozen_stages must be 0 for a network without ResNeSt stages"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(
+def test_impossible_arguments_are_refused_before_anything_is_written(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     run = make_run(tmp_path / "out", replace(RECIPE, **changes))

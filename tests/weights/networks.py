@@ -1,4 +1,4 @@
-"""A small network that has a name, as only networks with one have weights."""
+"""A small network with an entry in the table, since only named networks have weights."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -1,4 +1,4 @@
-"""Model cards: what the weights say and nothing else, in Markdown and YAML that hold together."""
+"""Model cards state what the weights' metadata say and nothing else, in valid Markdown and YAML."""
 
 from pathlib import Path
 from typing import Any

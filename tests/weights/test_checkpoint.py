@@ -1,4 +1,4 @@
-"""Files of weights: good ones in every wrapping, bad ones of every kind, hostile ones."""
+"""Weights files: good ones in every wrapper, bad ones of every kind, hostile ones."""
 
 import io
 import os
@@ -496,7 +496,7 @@ def test_numbers_keep_their_type_as_arrays_except_bfloat16(tmp_path: Path) -> No
             assert torch.equal(tensors[key], value)
 
 
-def test_numbers_that_numpy_lacks_get_one_line(tmp_path: Path) -> None:
+def test_types_that_numpy_lacks_get_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_checkpoint(path, {"fc.bias": torch.ones(2).to(torch.float8_e4m3fn)})
     assert "fc.bias is of F8_E4M3: save it as float32" in refusal(path)

@@ -1,4 +1,4 @@
-"""Names of tensors: against lists written by hand, there and back, near misses."""
+"""Key mappings: against lists written by hand, there and back, and with keys that nearly fit."""
 
 import dataclasses
 import subprocess
@@ -247,7 +247,7 @@ def test_one_key_renamed_is_told_both_ways(key_mapping: KeyMapping) -> None:
 
 
 @pytest.mark.parametrize("layout", FOREIGN, ids=lambda layout: layout.names[0])
-def test_an_official_name_in_another_projects_file_is_a_stranger(layout: Layout) -> None:
+def test_an_official_name_in_another_projects_file_is_an_unexpected_key(layout: Layout) -> None:
     """As scripts leave it behind that rename most of the keys."""
     whole = own_shapes("resnest14", layout.key_mapping)
     own = layout.key_mapping.own("bn1.weight")
@@ -304,7 +304,7 @@ def test_another_models_file_is_told_with_its_name(layout: Layout) -> None:
         (DETECTRON2, "backbone.bottom_up.res3.0.conv2_offset.weight"),
     ],
 )
-def test_deformable_convolutions_are_another_network(layout: Layout, offset: str) -> None:
+def test_networks_with_deformable_convolutions_are_refused(layout: Layout, offset: str) -> None:
     assert is_deformable(offset)
     found = own_shapes("resnest26", layout.key_mapping) | {offset: (27,)}
     message = refusal(found, "resnest26")

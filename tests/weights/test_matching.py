@@ -70,7 +70,7 @@ def without(found: Shapes, *keys: str) -> Shapes:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_classes_and_channels_are_the_files_own_affair(plain: bool) -> None:
+def test_classes_and_channels_may_differ_from_the_models(plain: bool) -> None:
     architecture = replace(ARCHITECTURES["resnest14"], deep_stem=not plain)
     expected = architecture.shapes()
     stem = "conv1.weight" if plain else "conv1.0.weight"

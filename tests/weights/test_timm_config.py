@@ -1,4 +1,4 @@
-"""`config.json`: what timm writes is understood, and what nobody should write is refused."""
+"""`config.json`: what timm writes is understood, and malformed files are refused."""
 
 import json
 from pathlib import Path

@@ -151,7 +151,7 @@ def test_of_a_network_and_its_ema_the_ema_is_read(
 
 
 @pytest.mark.parametrize("is_flat", [False, True])
-def test_an_average_beside_several_networks_is_nobodys(
+def test_an_average_beside_several_networks_is_refused(
     tmp_path: Path, state: State, is_flat: bool
 ) -> None:
     networks = dict.fromkeys(("student", "teacher", "teacher_ema"), state)
@@ -161,7 +161,7 @@ def test_an_average_beside_several_networks_is_nobodys(
         read_checkpoint(tmp_path / "a.pth")
 
 
-def test_several_networks_are_told_apart_by_nobody(tmp_path: Path, state: State) -> None:
+def test_several_networks_in_a_file_are_refused(tmp_path: Path, state: State) -> None:
     path = tmp_path / "a.pth"
     torch.save({f"{name}.{k}": v for name in ("q", "k") for k, v in state.items()}, path)
     with pytest.raises(WeightsError, match=r"holds several networks \(q, k\): write .* --part q$"):
@@ -289,7 +289,7 @@ def test_averaged_weights_come_first_under_any_name(
 
 
 @pytest.mark.parametrize("name", ["model_ema", "ema", "swa_model"])
-def test_settings_of_an_average_that_are_tensors_hide_no_weights(
+def test_settings_of_an_ema_that_are_tensors_hide_no_weights(
     tmp_path: Path, state: State, name: str
 ) -> None:
     settings = {"decay": torch.tensor(0.9), "n_averaged": torch.tensor(3), "power": torch.ones(1)}

@@ -234,7 +234,7 @@ def test_a_few_bytes_do_not_take_all_memory(tmp_path: Path) -> None:
     refusal(tmp_path, b"\x80\x02}r" + struct.pack("<I", 2**32 - 2) + b".")
 
 
-def test_dictionaries_that_hold_each_other_end(tmp_path: Path) -> None:
+def test_dictionaries_that_hold_each_other_do_not_loop(tmp_path: Path) -> None:
     content: dict[str, Any] = {"a": ARRAYS["int64"]}
     for _ in range(200):
         content = {"model": content, "state_dict": content, "ema": content}
@@ -243,7 +243,7 @@ def test_dictionaries_that_hold_each_other_end(tmp_path: Path) -> None:
     refusal(tmp_path, pickle.dumps(content))
 
 
-def test_nothing_that_a_file_does_outlives_it(tmp_path: Path) -> None:
+def test_a_file_changes_no_global_state(tmp_path: Path) -> None:
     """It may set attributes of what it is given, and is given nothing that others get too."""
     poison = (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n"
@@ -299,7 +299,7 @@ LONG_KEY = b"X" + struct.pack("<I", 200_000) + b"a" * 200_000
         (b"Nq\x01\x97.", "it uses NEXT_BUFFER"),
     ],
 )
-def test_a_bomb_does_not_go_off(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_pickle_bomb_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     assert reason in refusal(tmp_path, b"\x80\x02" + content)
 
 
