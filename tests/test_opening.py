@@ -119,7 +119,9 @@ def test_numbers_that_no_training_leaves_are_refused(
     path = tmp_path / f"model{suffix}"
     write_checkpoint(path, state) if suffix == ".safetensors" else torch.save(state, path)
     for use in (open_weights, lambda model, weights: create_model(model, weights=weights)):
-        with pytest.raises(WeightsError, match=rf"has numbers in {key} .* earlier checkpoint"):
+        with pytest.raises(
+            WeightsError, match=rf"has invalid numbers in {key} .* earlier checkpoint"
+        ):
             use("resnest14", path)
 
 

@@ -204,7 +204,7 @@ def test_weights_that_say_nothing_get_no_card(tmp_path: Path) -> None:
 
 
 def test_weights_of_other_tasks_get_no_card_of_a_classifier(path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"label images, got .* for detection"):
+    with pytest.raises(WeightsError, match=r"needs weights of a classifier, .* is for detection"):
         model_card(write(path, task="detection"))
 
 

@@ -467,10 +467,10 @@ def test_the_whole_hash_is_recorded_on_first_use_and_a_change_is_refused(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda state: state["fc.bias"][7].fill_(1e6), "gives everything the label 7"),
-        (lambda state: state["fc.weight"].zero_(), "gives everything the label"),
-        (lambda state: state["bn1.weight"].zero_(), "gives everything the label"),
-        (lambda state: state["conv1.0.weight"].fill_(3e38), "gives no finite numbers"),
+        (lambda state: state["fc.bias"][7].fill_(1e6), "labels all of them 7"),
+        (lambda state: state["fc.weight"].zero_(), "labels all of them"),
+        (lambda state: state["bn1.weight"].zero_(), "labels all of them"),
+        (lambda state: state["conv1.0.weight"].fill_(3e38), "must give finite outputs"),
         (lambda state: state["bn1.running_var"].fill_(-1), "numbers in bn1.running_var"),
         (lambda state: state["bn1.bias"][0].fill_(float("nan")), "numbers in bn1.bias"),
         (lambda state: state["fc.bias"].resize_(3), "fc.weight has shape"),
@@ -505,7 +505,7 @@ def test_a_file_that_was_put_into_the_cache_is_tried_before_its_name_matches(
         main(["weights", "verify", str(path) if named == "file" else named])
     answer = capsys.readouterr()
     assert answer.out == ""
-    assert "gives everything the label" in answer.err
+    assert "labels all of them" in answer.err
 
 
 def test_a_few_digits_are_called_a_name_that_matches(

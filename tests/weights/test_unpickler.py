@@ -292,7 +292,7 @@ LONG_KEY = b"X" + struct.pack("<I", 200_000) + b"a" * 200_000
         (b"}q\0" + LONG_KEY + b"K\x01s.", "a key has more than 1000 characters"),
         (b"}\x8b" + struct.pack("<i", 100_000) + b"\x7f" * 100_000 + b"K\x01s.", "no weights"),
         (b"ccollections\nOrderedDict\n(" + b"K\x01" * 30 + b"tR.", "too many arguments"),
-        (b"}q\0X\x01\0\0\0ah\0s.", "it holds itself"),
+        (b"}q\0X\x01\0\0\0ah\0s.", "it contains itself"),
         (b"\x96" + struct.pack("<Q", 2**40) + b".", "truncated"),
         (b"\x8d" + struct.pack("<Q", 2**62) + b".", "truncated"),
         (b"Q.", "truncated"),

@@ -1,4 +1,4 @@
-"""Where the catalogue's files are on this machine: found, verified and downloaded.
+"""Finds, verifies and downloads the catalogue's files on this machine.
 
 Environment:
     SPLITATTN_CACHE: folder for downloads; by default `splitattn` in XDG_CACHE_HOME or ~/.cache.
@@ -50,12 +50,12 @@ def local_path(entry: WeightsEntry) -> Path:
 
 
 def expected_sha256(entry: WeightsEntry) -> str:
-    """The hash that the entry's file must have, or the part of it that is known.
+    """The hash that the entry's file must have, or its first digits.
 
-    Where the publisher gives a few digits, the whole hash is known once the file has been used.
+    If the publisher states only the first digits, the whole hash is recorded on the first use.
 
     Raises:
-        WeightsError: this user has no home folder.
+        WeightsError: this user has no home folder, or the record is malformed.
     """
     if entry.pinned or not is_file(record := _record(entry)):
         return entry.sha256
@@ -63,17 +63,17 @@ def expected_sha256(entry: WeightsEntry) -> str:
         digest = record.read_text("ascii").split()[0]
     except (OSError, ValueError, IndexError) as error:
         raise WeightsError(f"{record} must begin with a sha256: delete it") from error
-    # A record for other digits is of an older catalogue.
+    # A record with other digits belongs to an older catalogue.
     return digest if digest.startswith(entry.sha256) else entry.sha256
 
 
 def _record(entry: WeightsEntry) -> Path:
-    """Where the hash of an entry's file is kept from its first use, as sha256sum writes it."""
+    """The file that records the hash of an entry's file, in the format of sha256sum."""
     return cache_folder() / f"{entry.filename}.sha256"
 
 
 def _first_use(entry: WeightsEntry) -> None:
-    """Check and record a file of which only a part of the hash is known.
+    """Check a file of which only a part of the hash is known, and record its hash.
 
     Raises:
         WeightsError: the file does not hold a network of the entry's model whose outputs are
@@ -87,14 +87,14 @@ def _first_use(entry: WeightsEntry) -> None:
 
 
 def _note(entry: WeightsEntry, path: Path, digest: str) -> None:
-    """Record the hash of a file whose network was found plausible, if it can be written."""
+    """Record the hash of a file whose network is plausible; log a warning if that fails."""
     record = _record(entry)
     try:
         with replacing(record) as temporary:
             temporary.write_text(f"{digest}  {path.name}\n", encoding="ascii")
-    except OSError as error:  # a cache that others fill may be read-only
+    except OSError as error:  # a shared cache may be read-only
         logger.warning(
-            "cannot record the hash of %s, so its network is tried at every start: %s; run "
+            "cannot record the hash of %s, so its network is checked at every start: %s; run "
             "'splitattn weights verify %s' where %s can be written",
             path,
             error,
@@ -110,15 +110,15 @@ def _check_plausible(entry: WeightsEntry, path: Path) -> None:
         WeightsError: see `check_plausible`.
     """
     if not entry.pinned:
-        from splitattn.weights.plausible import check_plausible  # little else runs a network
+        from splitattn.weights.plausible import check_plausible  # slow to import, seldom needed
 
         check_plausible(path, entry.model, len(entry.classes))
 
 
 def verify(entry: WeightsEntry) -> str:
-    """The SHA-256 of the entry's file on this machine, if it is the right one.
+    """Verify the entry's file on this machine and return its SHA-256.
 
-    If the publisher gives only a part of the hash, the network is run too.
+    If the publisher states only a part of the hash, the network is run too.
 
     Raises:
         WeightsError: the file is missing, cannot be read, has another hash, or does not hold a
@@ -126,7 +126,7 @@ def verify(entry: WeightsEntry) -> str:
     """
     path = local_path(entry)
     if not exists(path):
-        raise WeightsError(f"{entry.name} is not on this machine: it would be {path}")
+        raise WeightsError(f"{entry.name} is not on this machine: expected it at {path}")
     digest = _digest(path)
     expected = expected_sha256(entry)
     if not digest.startswith(expected):
@@ -141,11 +141,11 @@ def verify(entry: WeightsEntry) -> str:
 
 
 def identify(path: Path) -> WeightsEntry:
-    """The catalogue entry with the hash of the file at `path`, which is checked as by `verify`.
+    """The catalogue entry of the file at `path`, found by its hash and checked as by `verify`.
 
     Raises:
-        WeightsError: there is none, the file cannot be read, or its network's outputs are not
-            plausible.
+        WeightsError: no entry has this hash, the file cannot be read, or its network's outputs are
+            not plausible.
     """
     digest = _digest(path)
     if entry := _recognized(digest):
@@ -165,7 +165,7 @@ def published(path: Path) -> WeightsEntry | None:
 
 def _recognized(digest: str) -> WeightsEntry | None:
     found = (entry for entry in entries() if digest.startswith(entry.sha256))
-    # Records of other entries are not read: a damaged one is no reason to refuse this file.
+    # Skip records of other entries: a damaged one must not refuse this file.
     return next((entry for entry in found if digest.startswith(expected_sha256(entry))), None)
 
 
@@ -189,8 +189,8 @@ def is_intact(entry: WeightsEntry) -> bool:
 def fetch(entry: WeightsEntry, *, progress: Progress | None = None) -> Path:
     """Download the entry's file if it is not on this machine yet, and verify its hash.
 
-    A cached file with another hash is downloaded again. Processes that want the same file at the
-    same time download it once.
+    A cached file with another hash is downloaded again. If several processes need the same file,
+    it is downloaded once.
 
     Args:
         entry: what to fetch.
@@ -216,7 +216,7 @@ def fetch(entry: WeightsEntry, *, progress: Progress | None = None) -> Path:
         # Another process may have downloaded the file while this one waited for the lock.
         if not is_intact(entry):
             if exists(path):
-                logger.warning("%s does not have its hash: downloading it again", path)
+                logger.warning("%s has a wrong hash: downloading it again", path)
             download(
                 urls,
                 path,

@@ -59,7 +59,7 @@ def model_card(path: Path, *, repository: str | None = None, license: str | None
 
     Raises:
         InputError: `license` is not an SPDX identifier.
-        WeightsError: the file cannot be read, is for another task than classification, or has no
+        WeightsError: the file cannot be read, its network does not classify images, or it has no
             metadata and is not in the catalogue.
     """
     check_license(license)
@@ -75,7 +75,7 @@ def model_card(path: Path, *, repository: str | None = None, license: str | None
         )
     if metadata.task != "classification":
         raise WeightsError(
-            f"a card is for weights that label images, got {path} for {metadata.task}: write it "
+            f"a card needs weights of a classifier, {path} is for {metadata.task}: write the card "
             "yourself"
         )
     return card_text(
@@ -130,7 +130,7 @@ def _front_matter(metadata: ModelMetadata, entry: WeightsEntry | None, license: 
 
 
 def _model_index(metadata: ModelMetadata, measured: MeasuredMetrics | None) -> list[str]:
-    """Accuracies that were measured here. Published ones are left out: they are not our results."""
+    """The YAML lines of accuracies that this project measured; published ones are left out."""
     if measured:
         dataset = measured.dataset
         accuracies = {"top1": measured.top1, "top5": measured.top5}

@@ -1,4 +1,4 @@
-"""Which weights exist: a typed entry each. Data only: nothing here downloads or imports torch."""
+"""The table of published weights. Data only: nothing here downloads or imports torch."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -28,9 +28,9 @@ class MeasuredMetrics:
 
     Attributes:
         top1, top5: percent of the images.
-        n: how many images.
+        n: number of images.
         dataset: data set and split.
-        command: what to type to measure it again.
+        command: the command that measures it again.
         date: when it was measured, as YYYY-MM-DD.
     """
 
@@ -47,15 +47,15 @@ class WeightsEntry:
     """One set of weights.
 
     Attributes:
-        model: row of `ARCHITECTURES` that the weights belong to.
-        tag: what the weights are called among those of the same model.
+        model: key of the weights' architecture in `ARCHITECTURES`.
+        tag: the weights' name, unique for the model.
         filename: of the file in the cache, or in the package if the weights are embedded.
         urls: where to download it, best first; empty for weights embedded in the package.
         sha256: hexadecimal digits of the file's hash: all of them, or the first ones if the
-            publisher gives no more.
-        size: bytes in the file, if they are known.
-        preprocessing: what the published or measured accuracy was measured with.
-        class_set: which list of class names the outputs stand for.
+            publisher states no more.
+        size: bytes in the file, if known.
+        preprocessing: used to measure the published or measured accuracy.
+        class_set: name of the list of classes that the outputs stand for.
         license: SPDX identifier.
         source: who trained the weights.
         published: the publisher's figures.
@@ -82,7 +82,7 @@ class WeightsEntry:
 
     @property
     def most_bytes(self) -> int:
-        """How many bytes the file may have: its tensors as float64, and a tenth for the format."""
+        """The largest allowed file in bytes: its tensors as float64, plus a tenth."""
         shapes = architecture(self.model).shapes(len(self.classes))
         return self.size or sum(map(prod, shapes.values())) * 8 * 11 // 10 + (1 << 20)
 
@@ -110,9 +110,9 @@ def class_names(class_set: ClassSet) -> tuple[str, ...]:
 
 @cache
 def lemmas(class_set: ClassSet) -> tuple[str, ...]:
-    """WordNet's first names of one of the package's class lists, by output index.
+    """The first WordNet name of each class in one of the package's lists, by output index.
 
-    For ImageNet they are torchvision's, which other projects and data sets use.
+    For ImageNet these are torchvision's names, which other projects and data sets use.
     """
     if class_set == "imagenet1k":
         return _lines(f"{class_set}_lemmas.txt")
@@ -228,7 +228,7 @@ CATALOGUE: tuple[WeightsEntry, ...] = (
 
 
 def entries(model: str | None = None) -> tuple[WeightsEntry, ...]:
-    """The catalogue's entries, in table order; of one model, whatever its tag, or of all.
+    """The catalogue's entries, in table order: of `model`, whose tag is ignored, or of all models.
 
     Raises:
         InputError: there is no model of that name.
@@ -271,7 +271,7 @@ def find_entry(model: str, tag: str | None = None) -> WeightsEntry:
 
 
 def named(name: str) -> tuple[str, str | None]:
-    """The model that `name`, ours or another project's, means, and the tag in it, if there is one.
+    """Parse a model's name, ours or another project's, into our name and the tag, or None.
 
     Raises:
         InputError: there is no such model.
@@ -284,7 +284,7 @@ def named(name: str) -> tuple[str, str | None]:
 
 
 def embedded_entry() -> WeightsEntry:
-    """The weights inside the package: what is used when neither model nor weights are named.
+    """The weights inside the package, the default if neither model nor weights are named.
 
     Raises:
         WeightsError: this build of the package holds none.
@@ -296,7 +296,7 @@ def embedded_entry() -> WeightsEntry:
 
 
 def default_preprocessing(model: str) -> Preprocessing:
-    """What `model` expects when its weights do not say: as its default entry, or 224 pixels.
+    """Preprocessing for weights of `model` without metadata: its default entry's, or 224 pixels.
 
     Raises:
         InputError: there is no model of that name.

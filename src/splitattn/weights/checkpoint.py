@@ -39,7 +39,7 @@ Array = NDArray[Any]
 T = TypeVar("T", bound="Array | Tensor")
 
 _INFINITY = 0x7C00  # float16
-# Of a tensor in a safetensors file; weights have four.
+# Most dimensions of a tensor in a safetensors file; weights have four.
 _MOST_DIMENSIONS = 16
 
 
@@ -51,11 +51,11 @@ class Checkpoint(Generic[T]):
         path: the file.
         tensors: by official key; NumPy arrays, or PyTorch's tensors on the CPU.
         metadata: the file's metadata, if it has any.
-        key_mapping: how the file names its keys.
-        unexpected: the file's keys that its layout does not have. Their tensors are left out. The
-            official layout takes every key.
-        ignored: the file's keys that belong to a larger model around the backbone, such as a
-            detector's neck and heads. Their tensors are left out too.
+        key_mapping: maps the file's keys to official ones.
+        unexpected: keys of the file that its layout does not have; their tensors are left out. The
+            official layout accepts every key.
+        ignored: keys of the file that belong to a larger model around the backbone, such as a
+            detector's neck and heads; their tensors are left out.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Checkpoint(Generic[T]):
 
     @property
     def ignored_in_words(self) -> str:
-        """How many keys are ignored, and the first of them; empty if there is none."""
+        """The number of ignored keys and the first of them, as text; empty if there is none."""
         if not (count := len(self.ignored)):
             return ""
         names = ", ".join(key[:80] for key in self.ignored[:3])
@@ -84,7 +84,7 @@ class Checkpoint(Generic[T]):
 def check_fits(checkpoint: Checkpoint[Any], model: str) -> Fit:
     """Raise unless a checkpoint fits the model, with any number of classes and channels.
 
-    Its numbers must be such as a network can use, too.
+    Its numbers must be valid too, see `check_numbers`.
 
     Returns:
         The number of classes and channels in the checkpoint.
@@ -116,9 +116,9 @@ def check_fits(checkpoint: Checkpoint[Any], model: str) -> Fit:
 
 
 def check_numbers(tensors: "Mapping[str, Array] | Mapping[str, Tensor]", path: Path) -> None:
-    """Raise if weights have numbers that no network can use.
+    """Raise if weights have NaN, infinite numbers or negative variances.
 
-    Engines may hide these: ONNX Runtime's ReLU makes 0 of NaN.
+    Engines may hide these: the ReLU of ONNX Runtime turns NaN into 0.
 
     Args:
         tensors: by the file's own keys.
@@ -130,18 +130,18 @@ def check_numbers(tensors: "Mapping[str, Array] | Mapping[str, Tensor]", path: P
     for key, value in tensors.items():
         if not _finite(value) or (key.endswith("running_var") and (value < 0).any()):
             raise WeightsError(
-                f"{path} has numbers in {key} that no training leaves (NaN, infinite, or a "
-                "negative variance): take an earlier checkpoint, or get it again"
+                f"{path} has invalid numbers in {key} (NaN, infinite, or a negative variance): use "
+                "an earlier checkpoint, or download it again"
             )
 
 
 def _finite(value: "Array | Tensor") -> bool:
     if not isinstance(value, np.ndarray):
-        if value.itemsize == 1:  # PyTorch does not know it of all types of eight bits
+        if value.itemsize == 1:  # isfinite is missing for some 8-bit types of PyTorch
             value = value.float()
         return bool(value.isfinite().all())
     if value.dtype == np.float16 and value.size:
-        # By their bits, ten times as fast: without the sign, infinity is the least that is not.
+        # Compare bits, ten times as fast: NaN and infinity are those from infinity's bits on.
         return bool((value.view(np.uint16) & 0x7FFF).max() < _INFINITY)
     return bool(np.isfinite(value).all())
 
@@ -151,35 +151,34 @@ def read_checkpoint(path: str | Path) -> Checkpoint[Array]:
 
     The file is safetensors, a file of `torch.save`, or a pickle of NumPy arrays, under any name.
     Wrappers (`state_dict`, `model`, `ema`, ...) are opened, prefixes (`module.`, `_orig_mod.`) are
-    removed, and other projects' keys become official ones. Objects beside the weights are passed
-    over; nothing in the file is run. NumPy has no bfloat16: such tensors become float32. All other
-    numbers keep their type.
+    removed, and other projects' keys become official ones. Other objects in the file are skipped,
+    and nothing in it is run. NumPy has no bfloat16: such tensors become float32. All other tensors
+    keep their type.
 
     Raises:
-        WeightsError: the file cannot be read, is damaged, holds no weights, holds those of several
+        WeightsError: the file cannot be read, is damaged, holds no weights or those of several
             networks, or has numbers of a type that NumPy does not have.
     """
     return _read(Path(path), "numpy", _as_array)
 
 
 def read_tensors(path: str | Path, *, part: str | None = None) -> "Checkpoint[Tensor]":
-    """Read a file into PyTorch's tensors of the file's own types, on the CPU.
+    """Read a file into PyTorch tensors of the file's own types, on the CPU.
 
     Everything else is as in `read_checkpoint`.
 
     Args:
-        part: which of several networks to read: the name that its state dict has in the file, or
-            what its keys begin with.
+        part: which of several networks to read: the name of its state dict in the file, or the
+            prefix of its keys.
 
     Raises:
-        WeightsError: as in `read_checkpoint`, except that every type will do; or there is no such
-            part.
+        WeightsError: as in `read_checkpoint`, but every type is allowed; or there is no such part.
     """
     return _read(Path(path), "pt", _as_tensor, part)
 
 
 def read_by_own_keys(path: str | Path) -> "dict[str, Tensor]":
-    """Read a file into PyTorch's tensors, by the file's own keys, whatever the network.
+    """Read a file of any network into PyTorch tensors, by the file's own keys.
 
     Raises:
         WeightsError: as in `read_tensors`.
@@ -188,7 +187,7 @@ def read_by_own_keys(path: str | Path) -> "dict[str, Tensor]":
 
 
 def read_arrays_by_own_keys(path: str | Path) -> dict[str, Array]:
-    """As `read_by_own_keys`, into NumPy arrays, which needs no PyTorch.
+    """As `read_by_own_keys`, but into NumPy arrays; needs no PyTorch.
 
     Raises:
         WeightsError: as in `read_tensors`.
@@ -240,13 +239,13 @@ def _read(
 def _read_safetensors(
     path: Path, framework: Literal["numpy", "pt"]
 ) -> tuple[dict[str, Any], ModelMetadata | None]:
-    by_name = framework == "numpy" or is_utf8(path)  # others are not opened for PyTorch
+    by_name = framework == "numpy" or is_utf8(path)  # for PyTorch, only UTF-8 names can be opened
     try:
         with safe_open(path, framework=framework if by_name else "numpy") as file:
             metadata = metadata_of(path, file.metadata())
             keys = list(file.keys())
             if any(len(file.get_slice(key).get_shape()) > _MOST_DIMENSIONS for key in keys):
-                raise damaged(path)  # NumPy and PyTorch raise errors of their own
+                raise damaged(path)  # NumPy and PyTorch would raise their own errors
             if framework == "numpy":
                 return _read_arrays(path, file, keys), metadata
             if by_name:
@@ -271,13 +270,13 @@ def _read_arrays(path: Path, file: Any, keys: list[str]) -> dict[str, Array]:
             continue
         try:
             arrays[key] = file.get_tensor(key)
-        except (AttributeError, TypeError) as error:  # safetensors looks the type up in NumPy
+        except (AttributeError, TypeError) as error:  # safetensors found no such type in NumPy
             raise _not_numpys(path, key, dtype) from error
     return arrays
 
 
 def _data_offsets(path: Path) -> dict[str, int]:
-    """Where each tensor of a safetensors file, whose header has been checked, begins in bytes."""
+    """The offset in bytes of each tensor of a safetensors file with a valid header."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -289,7 +288,7 @@ def _data_offsets(path: Path) -> dict[str, int]:
 
 
 def _read_bfloat16(path: Path, offset: int, shape: list[int]) -> Array:
-    """A tensor of bfloat16 as float32, of which bfloat16 is the upper half."""
+    """Read a bfloat16 tensor as float32; bfloat16 is the upper half of a float32."""
     upper = np.fromfile(path, "<u2", prod(shape), offset=offset)
     return (upper.astype(np.uint32) << 16).view(np.float32).reshape(shape)
 
@@ -329,7 +328,7 @@ def _as_tensor(value: Any) -> "Tensor":
 
 
 def as_tensors(content: Any) -> Any:
-    """The content of a pickle with PyTorch's tensors in it.
+    """The content of a pickle, with stored tensors replaced by PyTorch tensors.
 
     Raises:
         TypeError: it has objects besides tensors and plain values.
@@ -350,10 +349,10 @@ def write_checkpoint(
     tensors: "Mapping[str, Array] | Mapping[str, Tensor]",
     metadata: ModelMetadata | None = None,
 ) -> None:
-    """Write a safetensors file from arrays or tensors, whole or not at all.
+    """Write a safetensors file from arrays or tensors, atomically.
 
-    The file gets its name once it is on the disk. After an interrupted write, an older file of that
-    name is still there.
+    The file gets its name once it is on the disk. If the write is interrupted, an older file of
+    that name remains.
 
     Raises:
         WeightsError: the file cannot be written.
@@ -364,7 +363,7 @@ def write_checkpoint(
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Wrap `files.replacing`: a file that cannot be written is an error of one line.
+    """Like `files.replacing`, but a file that cannot be written raises `WeightsError`.
 
     Raises:
         WeightsError: the file cannot be written.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.5
-# A server that became too slow after sending less is not asked again.
+# A server that became too slow before sending this many bytes is not tried again.
 _WORTH_WAITING = int(PATIENCE * SLOWEST)
 
 
@@ -43,8 +43,8 @@ def download(
         progress: follows the download.
 
     Raises:
-        WeightsError: no URL sent the right file (the message has each one's failure), or the folder
-            cannot be written.
+        WeightsError: no URL sent the right file, with the reason for each, or the folder cannot be
+            written.
     """
     part = path.with_name(f"{path.name}.part")
     answers = []
@@ -84,7 +84,7 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def cache_writes(folder: Path) -> Iterator[None]:
-    """Turn errors of writing into a WeightsError that names the cache, not the network."""
+    """Turn errors of writing into a `WeightsError` that names the cache."""
     try:
         yield
     except OSError as error:
@@ -95,11 +95,11 @@ def cache_writes(folder: Path) -> Iterator[None]:
 
 
 def _receive(url: str, part: Path, *, most: int, progress: Progress | None) -> None:
-    """Download `url` to `part`. Resume where a connection broke.
+    """Download `url` to `part`; resume after a broken connection.
 
     Raises:
-        WebError, ConnectionError: the server cannot be reached, refuses, sends too much or breaks
-            off for good.
+        WebError, ConnectionError: the server cannot be reached, refuses, sends too much, or the
+            connection breaks again and again.
     """
     with cache_writes(part.parent):
         file = part.open("wb")
@@ -112,13 +112,13 @@ def _receive(url: str, part: Path, *, most: int, progress: Progress | None) -> N
             except (RefusedError, _TooLargeError):
                 raise
             except (WebError, ConnectionError) as error:
-                # Retry only servers that sent something; the next URL may be better.
+                # Retry only if the server sent something; otherwise try the next URL.
                 slow = isinstance(error, WebTimeoutError)
                 if attempt == _ATTEMPTS or file.tell() == 0:
                     raise
                 if slow and file.tell() - before < _WORTH_WAITING:
                     raise
-                logger.info("%s broke off (%s): going on", url, _in_words(error))
+                logger.info("%s broke off (%s): resuming", url, _in_words(error))
                 time.sleep(attempt * _PAUSE_SECONDS)
         with cache_writes(part.parent):
             file.flush()

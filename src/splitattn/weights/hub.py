@@ -32,7 +32,7 @@ from splitattn.weights.in_folder import WEIGHTS_NAMES
 from splitattn.weights.timm_config import CONFIG_NAME, read_config
 
 CARD_NAME = "README.md"
-# This line marks cards that `card.py` wrote.
+# This line marks generated model cards.
 CARD_MARK = (
     "<!-- Made from the weights by splitattn, which replaces this page when it writes them again. "
     "Delete this line to write here yourself. -->"
@@ -40,7 +40,7 @@ CARD_MARK = (
 
 logger = logging.getLogger(__name__)
 
-# How many bytes a file may have. The largest network takes half a gigabyte in float32.
+# Largest files in bytes. The largest network takes half a gigabyte in float32.
 _MOST_BYTES = {CONFIG_NAME: 1 << 25, CARD_NAME: 1 << 25}
 _MOST_WEIGHTS_BYTES = 1 << 31
 
@@ -115,15 +115,15 @@ def fetch_repository(
 ) -> Path:
     """Download a repository's weights and `config.json`, of one commit, and return their folder.
 
-    Files are verified each time against the hash that the server gave. huggingface_hub's cache
-    keeps this hash as the name of the file that a link points to. A cache without links
-    (HF_HUB_DISABLE_SYMLINKS, some file systems) keeps no hash, so the server is asked again; if it
-    cannot be reached, the files are used unverified, with a warning. If the server cannot be
-    reached and the cache has both files, the cached ones are used.
+    Files are verified each time against the server's hash. In huggingface_hub's cache, this hash is
+    the name of the file that a link points to. A cache without links (HF_HUB_DISABLE_SYMLINKS, some
+    file systems) has no hash, so the server is asked again; if it cannot be reached, the files are
+    used unverified, with a warning. If the server cannot be reached and the cache has both files,
+    the cached ones are used.
 
     Args:
-        check: called with the `config.json`; raises if the weights are not to be downloaded.
-        most: bytes that the weights may have; None is more than any network of ours.
+        check: called with the path of `config.json`; raises if the weights must not be downloaded.
+        most: largest size of the weights in bytes; None for a limit that no network here exceeds.
 
     Raises:
         InputError: huggingface_hub is missing.
@@ -141,7 +141,7 @@ def fetch_repository(
                 download = partial(_downloaded, progress=progress, most_weights=most)
                 folder = _folder(repository, download, check)
             except LocalEntryNotFoundError:
-                # Perhaps all that exists is cached: a repository may have no config.json.
+                # The repository may have no config.json, and all its files may be cached.
                 if (folder := _folder(repository, _cached, check)) is None:
                     raise
     if folder:
@@ -162,7 +162,7 @@ def _folder(
     """Get config and weights with `get`; their folder, or None if there are no weights."""
     config, pinned = get(repository, CONFIG_NAME), repository
     if config:
-        check(config)  # fails before hundreds of megabytes are downloaded
+        check(config)  # before hundreds of megabytes are downloaded
         pinned = replace(repository, revision=config.parent.name)
     weights = next(filter(None, (get(pinned, name) for name in WEIGHTS_NAMES)), None)
     return weights and weights.parent
@@ -256,7 +256,7 @@ def _downloaded(
         if (size or 0) > most:
             raise _too_large(repository, name, most)
         for again in (False, True):
-            # huggingface_hub tells of bytes once a whole chunk of them is there.
+            # huggingface_hub reports progress once per chunk.
             chunk = min(size or most, constants.DOWNLOAD_CHUNK_SIZE)
             deadline = Deadline(_seconds_to_answer() + PATIENCE + chunk / SLOWEST)
             download = partial(
@@ -274,7 +274,7 @@ def _downloaded(
             told = _linked_hash(path) or _served_hash(repository, path, token=token)
             if _intact(path, told):
                 return path
-            path.unlink()  # huggingface_hub replaces links only
+            path.unlink()  # huggingface_hub would not replace a file that is not a link
     except LocalEntryNotFoundError:  # no server, so unknown whether the repository has the file
         raise
     except EntryNotFoundError:
@@ -283,7 +283,7 @@ def _downloaded(
 
 
 def _linked_hash(path: Path) -> str | None:
-    """The hash of a cached file, which is the name of its link's target; None without a link."""
+    """The hash of a cached file, from the name of its link's target; None without a link."""
     return path.readlink().name if path.is_symlink() else None
 
 
@@ -300,7 +300,7 @@ def _served_hash(repository: Repository, path: Path, *, token: str | None) -> st
 
 
 def _metadata(repository: Repository, name: str, *, token: str | None) -> Any:
-    """The server's answer about a file, within seconds: huggingface_hub tries for a minute.
+    """The server's metadata of a file, within seconds; huggingface_hub would retry for a minute.
 
     Raises:
         HfHubHTTPError: the server refuses.
@@ -322,10 +322,10 @@ def _metadata(repository: Repository, name: str, *, token: str | None) -> Any:
 
 
 def _seconds_to_answer() -> float:
-    """For an answer about a file.
+    """The time limit in seconds for the server's metadata of a file.
 
     Raises:
-        WeightsError: HF_HUB_ETAG_TIMEOUT is no number of seconds.
+        WeightsError: HF_HUB_ETAG_TIMEOUT is not a number of seconds.
     """
     text = os.environ.get("HF_HUB_ETAG_TIMEOUT") or str(PATIENCE)
     try:
@@ -338,7 +338,7 @@ def _seconds_to_answer() -> float:
 
 
 def _intact(path: Path, told: str | None) -> bool:
-    """Whether a file has the expected hash. Without one, warn and accept the file.
+    """Whether a file has the expected hash. If there is none, warn and accept the file.
 
     The hub hashes large files with SHA-256 and small ones with git's SHA-1.
     """
@@ -418,7 +418,7 @@ def _refusals(repository: Repository) -> Iterator[None]:
             f"{repository} is not in the cache and its server cannot be reached: check the "
             "network, or set HF_ENDPOINT to a server that has it"
         ) from error
-    # The bases of HfHubHTTPError include the base of every error of its HTTP library.
+    # HfHubHTTPError inherits from the base class of its HTTP library's errors.
     except (OSError, ValueError, *errors.HfHubHTTPError.__bases__) as error:
         reason = one_line(" ".join(str(error).split()))[:300] or type(error).__name__
         raise WeightsError(f"{repository}: {reason}") from error

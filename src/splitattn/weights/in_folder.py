@@ -1,4 +1,4 @@
-"""Which file in a folder holds its weights."""
+"""Finds the file of weights in a folder."""
 
 import re
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 from splitattn.errors import WeightsError
 from splitattn.files import exists, is_folder
 
-# Of `save_pretrained` and of repositories on the hub, best first.
+# Names that `save_pretrained` and repositories on the hub use, best first.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
-# Then those of a training that has not ended.
+# Then those of a training that has not finished.
 _NAMES = (*WEIGHTS_NAMES, "best.safetensors", "last.pt")
-# Endings of the files that other trainers write, and the name of a part of one.
+# Suffixes of other trainers' files, and the name of a shard of one.
 _SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".pth.tar", ".bin")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 def weights_file(path: Path) -> Path:
-    """`path` itself, or the file of weights in it if it is a folder, such as a training's output.
+    """`path` itself, or if it is a folder, such as a training's output, its file of weights.
 
     Raises:
         WeightsError: the folder has no weights.
@@ -42,7 +42,7 @@ def best_in(folder: Path) -> Path:
 
 
 def _advice(folder: Path) -> str:
-    """What to do about a folder whose weights have other names, or lie in several files."""
+    """Advice for a folder whose weights have other names or several files."""
     found = sorted(
         path
         for pattern in ("*", "*/*")  # Lightning puts them into checkpoints/

@@ -1,7 +1,7 @@
 """How each project names the tensors of a ResNeSt, as a table.
 
 All projects have the same networks and tensors; only the names differ. The official names are those
-of `nn/`. Every other name appears in this module alone.
+of `nn/`. Other projects' names appear only in this module.
 
 Sources: resnest/torch and resnest/d2 of github.com/zhanghang1989/ResNeSt;
 mmpretrain/models/backbones/{resnest,resnet}.py; mmdet/models/backbones/resnest.py and
@@ -22,8 +22,9 @@ T = TypeVar("T")
 
 _Row = tuple[str, str | None, str | None, str | None]
 
-# official, mmpretrain, mmdet and mmseg, detectron2: the modules before the four stages. The norm
-# after the last convolution of the stem is outside it in the official code and in it elsewhere.
+# Columns: official, mmpretrain, mmdet and mmseg, detectron2. First the modules outside the stages.
+# The norm after the stem's last convolution is part of the stem everywhere but in the official
+# code.
 _STEM: tuple[_Row, ...] = (
     ("conv1.0", "stem.0.conv", "stem.0", "stem.conv1_1"),
     ("conv1.1", "stem.0.bn", "stem.1", "stem.conv1_1.norm"),
@@ -57,7 +58,7 @@ _BLOCK: tuple[_Row, ...] = (
     ("downsample.2", "downsample.2", "downsample.2", "shortcut.norm"),
     ("downsample.0", None, None, None),  # without avg_down, then with its norm as downsample.1
 )
-# mmpretrain leaves out a shortcut's pooling where there is nothing to pool.
+# mmpretrain has no pooling module in shortcuts of stride 1.
 _MMPRETRAIN_FIRST_SHORTCUT = {
     "layer1.#.downsample.1": "layer1.#.downsample.0",
     "layer1.#.downsample.2": "layer1.#.downsample.1",
@@ -82,11 +83,10 @@ _HEADS: Mapping[str, tuple[tuple[str, str], ...]] = {
 _HEAD_PREFIX, _AUXILIARY_PREFIX = "head.", "auxlayer."
 
 _LATE_POOLING = (
-    "its blocks pool only after the 3x3 convolution, so the same weights would compute something "
-    "else (avd_first)"
+    "its blocks pool only after the 3x3 convolution, so outputs would differ (avd_first)"
 )
-_DEEP_STEM = "its table holds the stem of three convolutions alone (deep_stem)"
-_AVERAGED_SHORTCUT = "its table holds the averaged shortcut alone (avg_down)"
+_DEEP_STEM = "it supports only the stem of three convolutions (deep_stem)"
+_AVERAGED_SHORTCUT = "it supports only shortcuts with average pooling (avg_down)"
 _OPENMMLAB_LACKS: Mapping[str, Mapping[object, str]] = {
     "avd_first": {True: _LATE_POOLING},
     "radix": {0: "its blocks always have attention (radix 0)"},
@@ -103,13 +103,13 @@ _DETECTRON2_LACKS: Mapping[str, Mapping[object, str]] = {
 _DEPTHS_TO_200 = ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3))
 _DEPTHS_TO_269 = (*_DEPTHS_TO_200, (3, 30, 48, 8))
 
-# A block's module, its number replaced: layer1.0.conv1 is layer1.#.conv1 in a layout's names.
+# A module of a block. In a layout's names, # replaces its number: layer1.#.conv1.
 _IN_BLOCK = re.compile(r"((?:layer|res)\d)\.(\d+)\.(.+)")
-# Attributes that lie around a network: model.backbone.bottom_up. has three.
+# Most parts of a prefix: model.backbone.bottom_up. has three.
 _LONGEST_PREFIX = 8
-# Keys that a second network under another prefix has, and what only looks like one has not.
+# If a second prefix has fewer known keys, it is not a second network.
 _NETWORK = 50
-# What the prefix of averaged weights has: `ema_model.module.`, `model_ema.`, `averaged.`.
+# Prefixes of averaged weights (EMA, SWA): `ema_model.module.`, `model_ema.`, `averaged.`.
 _AVERAGE = re.compile(r"(^|[._])(ema|swa|averaged?)[._]", re.IGNORECASE)
 # Parts of a key that only deformable convolutions have: mm*'s and detectron2's.
 _OFFSETS = frozenset({"conv_offset", "conv2_offset"})
@@ -120,16 +120,16 @@ class Layout:
     """How one or several projects name the tensors.
 
     Attributes:
-        names: what the layout is called; more than one where projects use identical keys.
-        modules: its name of each module, by the official one. `#` stands for a block's number.
-        classifier: its name of the classifier where that has no prefix; None if it is a module like
-            another, or there is none.
-        prefix: what the project's own files have before every key but the classifier's.
-        wrapper: the entry of a .pth file under which the project looks for the state dict; None if
-            the file is the state dict.
-        lacks: fields of an `Architecture` with the values that the project's network does not
-            have, each with the reason.
-        depths: layer counts that the project's own table offers; None if it offers all of ours.
+        names: names of the layout; several if projects use identical keys.
+        modules: its name of each module, by official name. `#` stands for a block's number.
+        classifier: its name of a classifier that is outside the prefix; None if there is no such
+            classifier.
+        prefix: the prefix of every key but the classifier's in the project's own files.
+        wrapper: the entry of a .pth file in which the project looks for the state dict; None if the
+            file is the state dict.
+        lacks: values of fields of `Architecture` that the project's network does not support, each
+            with the reason.
+        depths: layer counts that the project supports; None if all of ours.
     """
 
     names: tuple[str, ...]
@@ -146,12 +146,12 @@ class Layout:
 
     @cached_property
     def officials(self) -> Mapping[str, str]:
-        """`modules` the other way round."""
+        """The official name of each module, by the layout's name."""
         return {own: official for official, own in self.modules.items()}
 
     @property
     def key_mapping(self) -> "KeyMapping":
-        """The mapping of the files that the project itself writes."""
+        """The mapping for files that the project itself writes."""
         return KeyMapping(layout=self, prefix=self.prefix)
 
     def refusal(self, architecture: Architecture) -> str | None:
@@ -168,9 +168,9 @@ class KeyMapping:
 
     Attributes:
         layout: the names in the file.
-        prefix: what comes before them, such as `backbone.`; empty or ends in a point.
-        place: the classifier's in a `Sequential` of it and a dropout, as in `fc.1.weight`; None if
-            it lies in none.
+        prefix: the prefix of all keys, such as `backbone.`; empty, or ends in a dot.
+        place: the classifier's index if it is in a `Sequential` with a dropout (`fc.1.weight`);
+            None if it is not.
     """
 
     layout: Layout
@@ -188,7 +188,7 @@ class KeyMapping:
     def official(self, key: str) -> str | None:
         """The official name of `key`, or None if the layout has no such key.
 
-        In the official layout every key is one, also if no network here has it.
+        The official layout accepts every key, even one that no network here has.
         """
         module, _, tensor = key.rpartition(".")
         if module == self._classifier:
@@ -276,19 +276,19 @@ def find_layout(name: str) -> Layout:
 
 
 def recognize(keys: Collection[str]) -> KeyMapping:
-    """The layout and the prefix under which the most of `keys` are known; without any, official."""
+    """The layout and prefix with the most known keys; the official layout if none is known."""
     return networks(keys)[0]
 
 
 def networks(keys: Collection[str]) -> list[KeyMapping]:
-    """How each network among `keys` names them; the one with the most known keys comes first.
+    """The key mapping of each network among `keys`; the one with the most known keys first.
 
     A file may hold a student and its teacher, or a network and its EMA, each under a prefix. If no
     key is known, the only answer is the official layout.
     """
     counts = _known(keys)
     best: dict[str, KeyMapping] = {}
-    # Of equals the layout that comes first, and of its own prefixes the project's.
+    # Among equals prefer the first layout, and the project's own prefix.
     for mapping in sorted(
         counts, key=lambda mapping: (-counts[mapping], mapping.prefix != mapping.layout.prefix)
     ):
@@ -299,7 +299,7 @@ def networks(keys: Collection[str]) -> list[KeyMapping]:
 
 
 def _with_place(mapping: KeyMapping, keys: Collection[str]) -> KeyMapping:
-    """The mapping, with the place of the only layer of `fc` that has weights."""
+    """The mapping, with `place` set if a `Sequential` under `fc` has one layer with weights."""
     if mapping.layout is not OFFICIAL:
         return mapping
     around = f"{mapping.prefix}fc."
@@ -309,17 +309,17 @@ def _with_place(mapping: KeyMapping, keys: Collection[str]) -> KeyMapping:
 
 
 def is_average(name: str) -> bool:
-    """Whether a name or a prefix says that it is of averaged weights: `model_ema`, `swa_model.`."""
+    """Whether a name or prefix stands for averaged weights, as `model_ema` and `swa_model.` do."""
     return bool(_AVERAGE.search(f"{name}."))
 
 
 def count_known(keys: Collection[str]) -> int:
-    """How many of `keys` are those of a network here, in the layout that knows the most of them."""
+    """How many of `keys` belong to a network here, in the layout that knows the most of them."""
     return max(_known(keys).values(), default=0)
 
 
 def _known(keys: Collection[str]) -> dict[KeyMapping, int]:
-    """How many keys each layout knows under each prefix that comes before a known key."""
+    """The number of known keys for each layout and prefix."""
     counts: Counter[tuple[int, str]] = Counter()
     for module, tensors in Counter(key.rpartition(".")[0] for key in keys).items():
         parts = module.split(".", _LONGEST_PREFIX)

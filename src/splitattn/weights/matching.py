@@ -16,7 +16,7 @@ HEAD = ("fc.weight", "fc.bias")
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What checkpoints of the same model may differ in.
+    """The sizes that may differ between checkpoints of the same model.
 
     Attributes:
         num_classes: outputs of the classifier; 0 if the checkpoint has no classifier.
@@ -53,17 +53,20 @@ def check_match(
 ) -> Fit:
     """Raise unless a checkpoint has the keys and shapes of a model.
 
-    Any number of classes and channels will do, and a checkpoint without a classifier is one of a
-    backbone. Half a classifier is an error. Batch norm's `num_batches_tracked` may be missing: old
-    checkpoints do not have it.
+    Any number of classes and channels is allowed, and so is a checkpoint without a classifier, as
+    of a backbone. A classifier without weight or bias is an error. Batch norm's
+    `num_batches_tracked` may be missing, as in old checkpoints.
 
     Args:
         found: shapes in the checkpoint, by official key.
         architecture: the model.
         model: its name, for the message.
-        origin: where the checkpoint came from, for the message.
-        key_mapping: how the checkpoint names its keys, for the message.
+        origin: the checkpoint's file, for the message.
+        key_mapping: the checkpoint's own key names, for the message.
         unexpected: keys of the checkpoint that have no official name.
+
+    Returns:
+        The checkpoint's number of classes and channels.
 
     Raises:
         WeightsError: they differ. The message says where, and which model would fit, if any.
@@ -106,10 +109,11 @@ def check_match(
 def check_layout(
     key_mapping: KeyMapping, architecture: Architecture, *, model: str, origin: str
 ) -> None:
-    """Raise if the project that wrote the checkpoint does not have the model's network.
+    """Raise if the checkpoint's layout cannot hold the model.
 
     Raises:
-        WeightsError: it does not; the message says why.
+        WeightsError: the project that wrote the checkpoint has no such network; the message says
+            why.
     """
     if reason := key_mapping.layout.refusal(architecture):
         raise WeightsError(
@@ -126,8 +130,8 @@ def _named(key: str, key_mapping: KeyMapping) -> str:
 def fitting_models(found: Shapes) -> list[str]:
     """Names of the published architectures that a checkpoint's keys and shapes fit.
 
-    Weights do not show where a block pools, so `resnest50` and `resnest50_fast_2s1x64d` always come
-    together.
+    Weights do not show where a block pools, so `resnest50` and `resnest50_fast_2s1x64d` always fit
+    both or neither.
     """
     return [name for name, architecture in ARCHITECTURES.items() if _fits(found, architecture)]
 

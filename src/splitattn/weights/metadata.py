@@ -30,15 +30,15 @@ class ModelMetadata:
     Attributes:
         model: name of the architecture.
         classes: class names, by output index.
-        preprocessing: how images were evaluated.
-        recipe: how the weights were trained.
-        metrics: what was measured with them.
-        origin: what they were made from, such as "data" and "teacher".
-        head: of a detector or segmenter, what it is made of besides the backbone, and the sides of
-            its images; empty for a network that labels images.
-        task: what its outputs are: "classification", "detection" or "segmentation".
-        activation: what turns a classifier's logits into probabilities: "softmax" where an image
-            has one class, "sigmoid" where it may have several or none.
+        preprocessing: used when the metrics were measured.
+        recipe: of the training, as a dictionary.
+        metrics: measured with the weights, by name.
+        origin: what the weights were made from, such as "data" and "teacher".
+        head: of a detector or segmenter: settings of its head, and the sides of its images; empty
+            for a classifier.
+        task: "classification", "detection" or "segmentation".
+        activation: turns a classifier's logits into probabilities: "softmax" if an image has one
+            class, "sigmoid" if it may have several or none.
 
     Raises:
         InputError: a field has another type, or cannot be written as JSON.
@@ -75,7 +75,7 @@ class ModelMetadata:
             try:
                 json.dumps(value)
             except (TypeError, ValueError, RecursionError) as error:
-                raise InputError(f"{name} must be what JSON can hold: {error}") from error
+                raise InputError(f"{name} must contain only what JSON can hold: {error}") from error
 
     def to_json(self) -> str:
         """One JSON object whose keys are the fields."""
@@ -83,9 +83,9 @@ class ModelMetadata:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelMetadata":
-        """The inverse of `to_json`. Unknown keys, of a later version, are ignored.
+        """The inverse of `to_json`. Unknown keys, as of a later version, are ignored.
 
-        Another project's name of the model becomes our own.
+        Another project's name of the model is replaced by ours.
 
         Raises:
             WeightsError: the text is not JSON, or a field is missing or unusable.
@@ -112,7 +112,7 @@ class ModelMetadata:
 def _our_name(name: str) -> str:
     try:
         return split_name(name)[0]
-    except InputError:  # of a later version; building the network reports it
+    except InputError:  # perhaps of a later version; building the network raises it
         return name
 
 
@@ -136,7 +136,7 @@ def _expect(kind: type[T], value: object) -> T:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file at `path` begins as a safetensors file does. Its name does not count.
+    """Whether the file at `path` begins like a safetensors file, whatever its name.
 
     Raises:
         OSError: the file cannot be read.

@@ -20,7 +20,7 @@ from splitattn.weights.unpickler import ITEMSIZES, Storage, Unpickler, swapped
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
-# What a clone of a repository has in place of a large file.
+# The first bytes of a Git LFS pointer, which a clone may have in place of a large file.
 # The first three pickles of a file of `torch.save` before zip files: a number, the version of the
 # format, and sizes of the writer's types.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -33,7 +33,7 @@ class Pickle:
     Attributes:
         content: numbers, strings, lists, tuples and dictionaries, with `StoredTensor`, `Array` and
             `Unknown` in them. Its size is bounded by that of the file.
-        unknown: names of the classes and functions that stand behind what is `Unknown`.
+        unknown: names of the classes and functions that became `Unknown`.
     """
 
     content: Any
@@ -41,7 +41,7 @@ class Pickle:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file at `path` begins as a zip file does.
+    """Whether the file at `path` begins like a zip file.
 
     Raises:
         OSError: the file cannot be read.
@@ -51,11 +51,11 @@ def is_archive(path: Path) -> bool:
 
 
 def check_begins_as_weights(path: Path) -> None:
-    """Raise unless a file that is no safetensors begins as one of `torch.save` does, or a pickle.
+    """Raise unless a file begins like one of `torch.save` or a pickle.
 
     Raises:
         OSError: the file cannot be read.
-        WeightsError: it begins otherwise.
+        WeightsError: it begins in another way.
     """
     with open_file(path) as file:
         start = file.read(len(LFS_POINTER))
@@ -82,7 +82,7 @@ def load_pickle(path: Path) -> Pickle:
 
     Raises:
         OSError: the file cannot be read.
-        WeightsError: the file is damaged, or does what no file of weights needs.
+        WeightsError: the file is damaged, or its pickle does something that weights do not need.
     """
     check_begins_as_weights(path)
     with open_file(path) as file:
@@ -132,7 +132,7 @@ def _load_zip(file: BinaryIO, path: Path) -> Pickle:
         record = records[f"{folder}data/{key}"]
         size = count * ITEMSIZES[dtype]
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != size:
-            raise pickle.UnpicklingError("a storage does not have the bytes that it says")
+            raise pickle.UnpicklingError("a storage has another size than stated")
         read = partial(_record, path, record.header_offset, size)
         return _storage(dtype, count, read, big_endian)
 
@@ -168,7 +168,7 @@ def _storage(dtype: str, count: int, read: Callable[[], bytearray], big_endian: 
 def _shared(
     storage: Callable[[str, str, int, Any], Storage],
 ) -> Callable[[str, str, int, Any], Storage]:
-    """`storage`, but the same object for the same storage: it is read once."""
+    """Wrap `storage` so that each storage is created once and its bytes are read once."""
     found: dict[tuple[str, str, int, Any], Storage] = {}
 
     def once(dtype: str, key: str, count: int, view: Any) -> Storage:
@@ -182,7 +182,7 @@ def _shared(
 
 @dataclass
 class _Bounded:
-    """A file of which no more is asked than it has: a length that is wrong takes no memory."""
+    """A file that never reads beyond its end, so that a wrong length allocates no memory."""
 
     file: BinaryIO
     size: int
@@ -203,7 +203,7 @@ class _Legacy:
 
     Attributes:
         wanted: type and count of each storage that the pickle refers to, by key.
-        places: where the bytes of each are.
+        places: offset of each storage's bytes.
     """
 
     path: Path
@@ -215,21 +215,21 @@ class _Legacy:
         if view is not None:
             raise pickle.UnpicklingError("it is of a version of PyTorch before 0.4")
         if self.wanted.setdefault(key, (dtype, count)) != (dtype, count):
-            raise pickle.UnpicklingError("a storage is of two types")
+            raise pickle.UnpicklingError("a storage has two types")
         size = count * ITEMSIZES[dtype]
         return _storage(
             dtype, count, lambda: _bytes(self.path, self.places[key], size), self.big_endian
         )
 
     def find(self, file: BinaryIO, keys: Any, size: int) -> None:
-        """Read where the storages are: each is its count, as eight bytes, and its numbers."""
+        """Find the storages: each is its count, as eight bytes, followed by its numbers."""
         if not isinstance(keys, list) or set(keys) != set(self.wanted):
-            raise pickle.UnpicklingError("its storages are not those that it refers to")
+            raise pickle.UnpicklingError("it refers to other storages than it has")
         for key in keys:
             dtype, count = self.wanted[key]
             order = "big" if self.big_endian else "little"
             if int.from_bytes(file.read(8), order) != count:  # type: ignore[arg-type]
-                raise pickle.UnpicklingError("a storage does not have the numbers that it says")
+                raise pickle.UnpicklingError("a storage has another size than stated")
             self.places[key] = file.tell()
             if file.seek(count * ITEMSIZES[dtype], os.SEEK_CUR) > size:
                 raise pickle.UnpicklingError("it breaks off")

@@ -1,7 +1,7 @@
-"""Checks whether a file of which only a part of the hash is known can be what it is called.
+"""Checks a file of which only a part of the hash is known, by running its network.
 
-Thirty-two bits of a hash can be forged in minutes. This check makes no forgery impossible, but it
-finds files of another network, and networks that answer nothing or always the same.
+A file that matches 32 bits of a hash can be made in minutes. This check does not prevent that, but
+it finds files of another network, and networks whose outputs are not finite or always the same.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from splitattn.images.samples import sample_photographs
 from splitattn.preprocessing import center_crop
 from splitattn.weights.checkpoint import check_fits, read_checkpoint
 
-# Enough to tell a cat from a rocket, and quick in NumPy.
+# Image size in pixels: enough to tell the photographs apart, and fast in NumPy.
 _SIZE = 96
 
 
@@ -34,13 +34,13 @@ def check_plausible(path: Path, model: str, num_classes: int) -> None:
     preparation = center_crop(_SIZE)
     mean, std = (np.array(part)[:, None, None] for part in (preparation.mean, preparation.std))
     photographs = [load_pixels(photo, preparation) for photo in sample_photographs()]
-    with np.errstate(all="ignore"):  # what overflows is refused below
+    with np.errstate(all="ignore"):  # outputs that are not finite are refused below
         network = Reference(architecture(model), checkpoint.tensors)
         logits = network((np.stack(photographs) / 255 - mean) / std)
     if not np.isfinite(logits).all():
-        raise WeightsError(f"{path} gives no finite numbers for photographs: delete it")
+        raise WeightsError(f"{path} must give finite outputs, got NaN or infinity: delete it")
     labels = logits.argmax(axis=1).tolist()
     if len(set(labels)) == 1:
         raise WeightsError(
-            f"{path} gives everything the label {labels[0]}, as no trained network does: delete it"
+            f"{path} must tell photographs apart, it labels all of them {labels[0]}: delete it"
         )

@@ -1,4 +1,4 @@
-"""A name or a path becomes a verified weights file, with what is needed to use it."""
+"""Resolves a name or a path to a verified weights file."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +50,7 @@ def resolve(
     *,
     progress: Progress | None = None,
 ) -> ResolvedWeights:
-    """Find the weights that a person means, on the disk or else on the network.
+    """Find weights by name or path; download them if they are not on this machine.
 
     Args:
         model: name of an architecture, our own or another project's, or an `hf-hub:` or
@@ -58,9 +58,9 @@ def resolve(
             weights.
         weights: a tag of the catalogue, an `hf-hub:` or `local-dir:` name, or the path of a file or
             of a folder with weights, such as a training's output. None takes the tag in the model's
-            name (`timm/resnest50d.in1k`), or else the model's default weights, and without a model
-            the embedded ones.
-        progress: follows the download, if there is one.
+            name (`timm/resnest50d.in1k`), or the model's default weights; without a model, the
+            embedded weights.
+        progress: called during a download.
 
     Raises:
         InputError: there is no model of that name, or huggingface_hub is missing, which `hf-hub:`
@@ -168,7 +168,7 @@ def _is_model(name: str) -> bool:
 
 
 def check_owner(path: Path, owner: str, model: str | None) -> None:
-    """Raise if the file belongs to a model other than the one that was named, if any was.
+    """Raise if the file belongs to another model than the named one; None allows any.
 
     Raises:
         WeightsError: it does.

@@ -1,4 +1,4 @@
-"""Finds the network in what a file holds: under wrappers, behind prefixes, beside its average."""
+"""Finds the network in a file's content: under wrappers, behind prefixes, beside its EMA."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from splitattn.weights.matching import fitting_models
 from splitattn.weights.pickles import Pickle
 from splitattn.weights.unpickler import stored_tensor
 
-# Where training scripts, ours too, put the state dict, best first: EMA weights come before others.
+# Names under which training scripts store the state dict, best first: EMA before other weights.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema", "params_ema")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "params")
-# mmengine's name for the weights before averaging. Its files have "meta", those of others that give
-# an EMA this name do not.
+# mmengine's name for the weights without EMA. Other projects use this name for the EMA; only
+# mmengine's files also have "meta".
 _BEFORE_AVERAGING, _MMENGINE = "ema_state_dict", "meta"
 _DEEPEST_WRAPPER = 4
-# DataParallel puts `module.` before every key. torch.compile, FSDP and activation checkpointing put
-# a name before the keys of each module that they wrap.
+# DataParallel puts `module.` before every key. torch.compile, FSDP and activation checkpointing add
+# a prefix to the keys of each module that they wrap.
 _WRAPPED = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 _PREFIXES = re.compile(rf"^(?:module\.|{_WRAPPED})+|(?<=\.){_WRAPPED}")
-# Counters beside the weights: of torch's AveragedModel, and what thop leaves in each module.
+# Counters among the weights: of torch's AveragedModel, and of thop in each module.
 _COUNTERS = frozenset({"n_averaged", "total_ops", "total_params"})
-# What no layer can be loaded from.
+# Types that no layer can load.
 _COMPLEX = frozenset({"complex64", "complex128"})
 
 
@@ -38,7 +38,7 @@ def find_state_dict(pickled: Pickle, path: Path, part: str | None) -> dict[str, 
         part: which of several networks, as in `checkpoint.read_tensors`.
 
     Raises:
-        WeightsError: there are no weights, those of several networks, or there is no such part.
+        WeightsError: there are no weights, there are several networks, or there is no such part.
     """
     places = {} if part is None else _places(pickled.content, part)
     parts = {place: _unwrap(content, path, 0) for place, content in places.items()}
@@ -81,9 +81,9 @@ def _no_weights(path: Path, unknown: Sequence[str] = ()) -> WeightsError:
 
 
 def _places(content: Any, part: str, before: str = "", depth: int = 0) -> dict[str, Any]:
-    """The dictionaries called `part` in `content` or in dictionaries there, by their whole names.
+    """The dictionaries named `part` in `content`, at any depth, by their full names.
 
-    A whole name has those of the dictionaries around before it: `nets.student`. It is a name too.
+    A full name joins the names of all enclosing dictionaries: `nets.student`. `part` may be one.
     """
     if not isinstance(content, Mapping) or depth > _DEEPEST_WRAPPER:
         return {}
@@ -98,7 +98,7 @@ def _places(content: Any, part: str, before: str = "", depth: int = 0) -> dict[s
 
 
 def _below(tensors: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
-    """Those tensors whose keys begin with `part`, by the rest of their keys."""
+    """The tensors whose keys begin with the prefix `part`, which is removed."""
     prefix = f"{part.removesuffix('.')}."
     found = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
     if not found:
@@ -112,8 +112,8 @@ def _below(tensors: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
 def _unwrap(content: Any, path: Path, depth: int) -> dict[str, Any]:
     """The innermost state dict, or an empty one if there is none.
 
-    A wrapper without weights is passed over: "ema" may hold the settings of an EMA. Under names
-    that are not listed above, a state dict must have keys of a ResNeSt.
+    A wrapper without weights is skipped: "ema" may hold the settings of an EMA. Under names that
+    are not listed above, a state dict must have keys of a ResNeSt.
     """
     if not isinstance(content, Mapping) or depth > _DEEPEST_WRAPPER:
         return {}
@@ -126,7 +126,7 @@ def _unwrap(content: Any, path: Path, depth: int) -> dict[str, Any]:
     if count_known(weights := _first(content, _AVERAGES, path, depth)):
         return weights
     if averages and (weights := _named(content, averages, path, depth)):
-        if len(beside := _networks(content, others, path, depth)) > 1:  # whose average is it?
+        if len(beside := _networks(content, others, path, depth)) > 1:  # an EMA of either
             raise _several(path, [*beside, *averages])
         return weights
     if weights := _first(content, _WRAPPERS, path, depth):
@@ -156,7 +156,7 @@ def _named(content: Mapping[Any, Any], names: list[Any], path: Path, depth: int)
 def _networks(
     content: Mapping[Any, Any], names: list[Any], path: Path, depth: int
 ) -> dict[Any, dict[str, Any]]:
-    """The networks that `content` has under `names`: those that fit here, if several are known."""
+    """The networks that `content` has under `names`; of several, only those that fit here."""
     found = {name: _unwrap(content[name], path, depth + 1) for name in names}
     found = {name: weights for name, weights in found.items() if count_known(weights)}
     if len(found) > 1:
@@ -166,7 +166,7 @@ def _networks(
 
 
 def _fits(weights: Mapping[str, Any]) -> bool:
-    """Whether a state dict holds a network here, and not only one whose keys are alike."""
+    """Whether keys and shapes of a state dict fit a network here, and not only its keys."""
     return any(fitting_models(_shapes(weights, mapping)) for mapping in networks(weights))
 
 
@@ -179,10 +179,10 @@ def _shapes(weights: Mapping[str, Any], mapping: KeyMapping) -> dict[str, tuple[
 
 
 def find_network(weights: Mapping[str, Any], path: Path) -> KeyMapping:
-    """How a file names the keys of the network in it.
+    """The key mapping of the network in a file.
 
-    Of a network and its average it is the average's. Of a network here and one of another family,
-    such as its teacher, it is the first one's.
+    If the file has a network and its EMA, it is the EMA's. If it also has a network of another
+    family, such as a teacher, that one is ignored.
 
     Raises:
         WeightsError: there are several networks.
@@ -209,7 +209,7 @@ def _several(path: Path, names: Sequence[Any]) -> WeightsError:
 
 
 def _without_settings(content: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Without counters, and where keys have points without an EMA's `decay` as a tensor."""
+    """Remove counters and, if keys have dots, an EMA's `decay`."""
     layered = any("." in str(key) for key in content)
 
     def is_setting(key: str, value: object) -> bool:
@@ -221,7 +221,7 @@ def _without_settings(content: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value of a pickle is a tensor that a layer can take: real, dense and complete."""
+    """Whether a value of a pickle is a tensor that a layer can load: real, dense and complete."""
     stored = stored_tensor(value)
-    # A file can show one number as a tensor of any size, which a copy would fill.
+    # A tensor with stride 0 can have any size; a copy of it would fill the memory.
     return stored is not None and stored.dtype not in _COMPLEX and not stored.is_stretched

@@ -18,7 +18,7 @@ from splitattn.weights.metadata import ModelMetadata, unreadable
 
 CONFIG_NAME = "config.json"
 
-# Ten times the size of a file with 20,000 classes and their descriptions.
+# Limit: ten times the size of a file with 20,000 classes and their descriptions.
 _LARGEST_BYTES = 1 << 25
 
 # Keys of `model_args` that may have any value. The first two show in the weights' shapes; the
@@ -140,13 +140,13 @@ def classes_of(config: dict[str, Any], pretrained: dict[str, Any]) -> tuple[str,
         pretrained: its `pretrained_cfg`, which may be `config` itself.
 
     Raises:
-        TypeError: names are not text, or the number of classes is none.
+        TypeError: names are not text, or the number of classes is not a number.
     """
     num_classes = config.get("num_classes", pretrained.get("num_classes"))
     places = (config, pretrained)
     names = next((p[key] for key in ("label_names", "labels") for p in places if p.get(key)), None)
     if names is None:
-        # timm leaves out ImageNet's class names. Its tags end in the data set last trained on.
+        # timm leaves out ImageNet's class names. Its tags end in the last training's data set.
         tag = pretrained.get("tag")
         if isinstance(tag, str) and tag.split("_")[-1] == "in1k" and num_classes == 1000:
             return class_names("imagenet1k")
@@ -209,7 +209,7 @@ def _text(value: object) -> str:
 
 
 def _index(value: object) -> int:
-    # No class list or image side is longer. Larger values would take all memory.
+    # No class list or image side is larger; huge values would use all memory.
     if type(value) is not int or not 0 <= value <= 1 << 20:
         raise TypeError(f"expected a size, got {value!r:.60}")
     return value

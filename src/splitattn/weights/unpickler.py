@@ -1,12 +1,12 @@
-"""Unpickles files from outside. Nothing of theirs is imported or run.
+"""Unpickles untrusted files. Nothing in them is imported or run.
 
 A pickle is a program for a stack machine that calls functions by name. The machine here knows the
 few names that arrays and tensors need, as functions of this module that check their arguments.
 Every other name becomes an `Unknown`, and so does the result of calling it. So weights can be read
-although objects of the trainer's own classes lie beside them.
+from files that also hold objects of the trainer's own classes.
 
 Time and memory grow linearly with the size of the file: keys are short strings or integers, calls
-copy no more than the file has bytes, and a file must not refer to the same values again and again.
+copy no more bytes in total than the file has, and nested references may not multiply its values.
 """
 
 import math
@@ -45,7 +45,7 @@ _STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
-# NumPy's codes of the numbers that a layer can hold.
+# NumPy's codes of the types that a layer can hold.
 _CODES = {
     **{"f8": "float64", "f4": "float32", "f2": "float16"},
     **{"i8": "int64", "i4": "int32", "i2": "int16", "i1": "int8", "u1": "uint8"},
@@ -56,7 +56,7 @@ _MOST_DIMENSIONS = 16
 
 
 class Unknown:
-    """Stands for a class, function or object that this module does not know. It does nothing."""
+    """A placeholder for a class, function or object that this module does not know."""
 
     __slots__ = ("name",)
 
@@ -66,11 +66,11 @@ class Unknown:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Storage:
-    """A run of numbers in a file.
+    """An array of numbers in a file, which tensors are views of.
 
     Attributes:
         dtype: PyTorch's name of their type.
-        count: how many there are.
+        count: how many numbers.
         read: reads their bytes, in little-endian order.
     """
 
@@ -80,10 +80,10 @@ class Storage:
 
     @cached_property
     def content(self) -> bytearray:
-        """The bytes. They are read once, and tensors that share a storage go on sharing it."""
+        """The bytes. They are read once, so tensors of one storage share memory."""
         content = self.read()
         if len(content) != self.count * ITEMSIZES[self.dtype]:
-            raise pickle.UnpicklingError("it has fewer numbers than it says")
+            raise pickle.UnpicklingError("a storage has fewer numbers than stated")
         return content
 
 
@@ -127,10 +127,10 @@ class StoredTensor:
         return math.prod(self.shape) > self._count
 
     def array(self) -> NDArray[Any]:
-        """The tensor as NumPy array; bfloat16 becomes float32, of which it is the upper half.
+        """The tensor as a NumPy array; bfloat16 becomes float32.
 
         Raises:
-            pickle.UnpicklingError: the file has fewer numbers than it says.
+            pickle.UnpicklingError: the file has fewer numbers than stated.
             TypeError: NumPy has no such type.
         """
         half = self.dtype == "bfloat16"
@@ -147,10 +147,10 @@ class StoredTensor:
         return -array if self.negative else array
 
     def tensor(self) -> "Tensor":
-        """The tensor as PyTorch's, on the CPU.
+        """The tensor as a PyTorch tensor on the CPU.
 
         Raises:
-            pickle.UnpicklingError: the file has fewer numbers than it says.
+            pickle.UnpicklingError: the file has fewer numbers than stated.
         """
         import torch
 
@@ -178,7 +178,7 @@ class _ArrayType:
 
 
 class Array:
-    """NumPy's array, which a pickle makes first and fills later.
+    """A NumPy array, which a pickle creates empty and fills later.
 
     Attributes:
         stored: its numbers; None if it was never filled, or holds something else.
@@ -200,7 +200,7 @@ class Array:
             raise pickle.UnpicklingError("an array must have bytes and a shape")
         _check_shape(shape)
         if math.prod(shape) * size != len(content):
-            raise pickle.UnpicklingError("an array is not of its shape")
+            raise pickle.UnpicklingError("an array does not have the size of its shape")
         kept = swapped(content, size) if kind.big_endian else content
         storage = Storage(dtype=kind.dtype, count=len(kept) // size, read=lambda: bytearray(kept))
         self.stored = StoredTensor(
@@ -233,11 +233,11 @@ class _Function:
 
 
 class Unpickler:
-    """Runs one pickle after the other from a file.
+    """Runs the pickles of a file, one after the other.
 
     Args:
-        file: read from where it is.
-        size: how many bytes the pickles may have copied, and how many values they may have.
+        file: is read from its current position.
+        size: limit of the bytes that the pickles may copy, and of the values they may hold.
         storage: finds a storage by its type, key and count; None refuses files with storages.
     """
 
@@ -271,7 +271,7 @@ class Unpickler:
 
     @property
     def unknown(self) -> list[str]:
-        """Names of what was unknown so far."""
+        """Names of the classes and functions that were unknown so far."""
         return list(self._names)
 
     def load(self) -> Any:
@@ -281,7 +281,7 @@ class Unpickler:
             Numbers, strings, lists, tuples, dictionaries, `StoredTensor`, `Array` and `Unknown`.
 
         Raises:
-            pickle.UnpicklingError: the pickle does what no file of weights needs.
+            pickle.UnpicklingError: the pickle does something that weights do not need.
             Exception: it is damaged; the type depends on the damage.
         """
         import pickletools  # not needed for safetensors, so not at every start
@@ -431,7 +431,7 @@ class Unpickler:
 
     def _persistent(self, reference: Any) -> Any:
         if self._storage is None or not isinstance(reference, tuple) or len(reference) < 5:
-            raise pickle.UnpicklingError("it refers to what is outside of it")
+            raise pickle.UnpicklingError("it refers to objects outside the file")
         kind, number_type, key, _, count, *rest = reference[:_MOST_ARGUMENTS]
         if kind != "storage" or not isinstance(number_type, _NumberType):
             return Unknown("storage")
@@ -482,7 +482,7 @@ def _filled(target: Any, items: list[Any]) -> Any:
 
 
 def _key(key: Any) -> Any:
-    """`key` if it is quickly hashed and compared, as a string or an integer is."""
+    """`key` if it is a short string or an integer, which hash fast; otherwise an `Unknown`."""
     if isinstance(key, str):
         if len(key) > _LONGEST_KEY:
             raise pickle.UnpicklingError(f"a key has more than {_LONGEST_KEY} characters")
@@ -493,7 +493,7 @@ def _key(key: Any) -> Any:
 
 
 def _check_extent(content: Any, most: int) -> None:
-    """Raise if `content` holds itself, or would hold more than `most` values without sharing."""
+    """Raise if `content` contains itself, or has more than `most` values, counting repetitions."""
     extents: dict[int, int] = {}
     todo: list[tuple[Any, bool]] = [(content, False)]
     while todo:
@@ -514,7 +514,7 @@ def _check_extent(content: Any, most: int) -> None:
             todo.append((value, True))
             todo.extend((child, False) for child in children)
         elif extents[id(value)] == 0:
-            raise pickle.UnpicklingError("it holds itself")
+            raise pickle.UnpicklingError("it contains itself")
 
 
 def _check_shape(shape: tuple[Any, ...]) -> None:
