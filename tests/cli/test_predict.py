@@ -286,7 +286,7 @@ def test_an_empty_name_is_not_the_current_folder(predict, photos: Path, monkeypa
     monkeypatch.chdir(photos)
     answer = predict("", "--format", "json")
     assert (answer.status, len(answer.lines)) == (1, 1)
-    assert "expected the path of an image, got none" in answer.out
+    assert "expected the path of an image, got an empty path" in answer.out
 
 
 def test_output_that_is_no_file_is_refused_and_stays(predict, photos: Path, tmp_path: Path) -> None:
@@ -535,7 +535,7 @@ def test_nothing_on_stdin_is_one_line(
 def test_an_empty_folder_is_one_line(predict, tmp_path: Path) -> None:
     folder = tmp_path / "none"
     folder.mkdir()
-    for others in ("", "; 1 file is passed over, being no images by its ending: .svg (1)"):
+    for others in ("", "; 1 file is skipped, not an image by name: .svg (1)"):
         answer = predict(folder)
         said = f"error: predict needs images, got none in the folder {folder}{others}\n"
         assert (answer.status, answer.out, answer.err) == (2, "", said)

@@ -174,7 +174,7 @@ def test_files_that_are_no_images_are_passed_over(
     assert not caplog.records
     (tmp_path / "red" / "drawing.svg").write_text("<svg/>")
     assert len(open_data(str(tmp_path), "val")) == 3
-    assert "1 file is passed over, being no images by its ending: .svg (1)" in caplog.text
+    assert "1 file is skipped, not an image by name: .svg (1)" in caplog.text
 
 
 def test_litter_is_no_class_and_no_image(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
         (tmp_path, "folder"),
         (tmp_path / "missing.jpg", "no such file; check the path"),
         ("s3://bucket/a.jpg", "no such file; splitattn bulk reads buckets"),
-        ("file:///photos/a.jpg", "no such file; of addresses only http and https are read"),
+        ("file:///photos/a.jpg", "no such file; only http and https addresses can be read"),
         (tmp_path / ("x" * 5000), "cannot be read"),
         ("nul\0.jpg", "not a path"),
         (pipe, "pipe or device"),

@@ -321,7 +321,8 @@ def test_a_scale_that_was_guessed_is_said_once(
             decode(ramp(white), name=name)
     said = [record.getMessage().partition("; set")[0] for record in caplog.records]
     assert said == [
-        f"a.png does not say which value is white: by its pixels {white}" for white in (16383, 4095)
+        f"a.png does not state which value is white, its pixels suggest {white}"
+        for white in (16383, 4095)
     ]
 
 

@@ -130,8 +130,7 @@ def test_files_that_may_be_pictures_are_counted_by_ending(photos: Path) -> None:
     assert found == {*(Path(name).name for name in BELOW), "a.jfif", "b.heic"}
     assert passed_over == {".svg": 2, ".psd": 1, "no ending": 1}
     assert passed_over_text(passed_over) == (
-        "4 files are passed over, being no images by their ending: .svg (2), no ending (1), "
-        ".psd (1)"
+        "4 files are skipped, not images by name: .svg (2), no ending (1), .psd (1)"
     )
 
 

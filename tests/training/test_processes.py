@@ -73,7 +73,7 @@ def together(folder: Path) -> Path:
     # Two processes say what one says.
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr.count("epoch 3/3") == 1
-    assert done.stderr.count("1 file is passed over") == 1
+    assert done.stderr.count("1 file is skipped") == 1
     return folder / "together"
 
 

@@ -1,1 +1,1 @@
-"""From bytes, paths, URLs and arrays to the tensor that a network is evaluated on."""
+"""Bytes, paths, URLs and arrays become the network's input."""

@@ -1,4 +1,4 @@
-"""A part of an image, however large the image is."""
+"""Crops images of any size."""
 
 from PIL import Image
 
@@ -6,9 +6,9 @@ from splitattn.preprocessing import Box
 
 
 def cropped(image: Image.Image, box: Box) -> Image.Image:
-    """The pixels inside `box`; `image` itself if that is all of it.
+    """The pixels inside `box`; `image` itself if `box` covers it.
 
-    As `Image.crop`, which warns about large images, though `Limits` has already let them pass.
+    Like `Image.crop`, but without its warning about large images, which `Limits` replaces.
     """
     left, top, right, bottom = box
     size = (right - left, bottom - top)

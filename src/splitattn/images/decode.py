@@ -36,8 +36,8 @@ from splitattn.libraries import installed
 
 ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 
-# Raster formats that Pillow decodes by itself: EPS, for one, would start Ghostscript. The most
-# common come first, for each is asked in turn whether a file is its own.
+# Raster formats that Pillow decodes without other programs (EPS would start Ghostscript). Pillow
+# tries them in this order, so the most common come first.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 
 
@@ -48,7 +48,7 @@ class _Plugin(NamedTuple):
     register: str
 
 
-# Formats that are photographs' too, and that Pillow reads only with another package, if at all.
+# More formats of photographs, which Pillow reads only with another package or in some builds.
 _PLUGINS = {
     "HEIF": _Plugin(
         (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"),
@@ -59,30 +59,30 @@ _PLUGINS = {
     "AVIF": _Plugin((b"avif", b"avis"), "pillow_avif", "pillow-avif-plugin", ""),
 }
 
-# What part of the limit on pixels these formats have, whose decoders take 12 to 24 bytes for each
-# pixel on the way: a file of 34 bytes could else ask for gigabytes. Of an icon, Pillow counts twice
-# the pixels, and would warn of many.
+# Fractions of the pixel limit that apply to formats whose decoders use 12 to 24 bytes per pixel;
+# otherwise a file of 34 bytes could allocate gigabytes. Pillow counts the pixels of an icon twice,
+# and would warn of large ones.
 _SHARES = {"WEBP": 1 / 2, "AVIF": 1 / 2, "CMYK JPEG": 1 / 2, "ICO": 1 / 4, "JPEG2000": 1 / 3}
 _SHARES["HEIF"] = 1 / 3
-# RGB of 16 bits per channel is read twice.
+# RGB with 16 bits per channel is decoded twice.
 _SHARES["48-bit"] = 1 / 2
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Where a PNG file says the bits of a pixel, and after them its kind of color.
+# Offset of the bit depth in a PNG file; the color type follows it.
 _PNG_DEPTH, _PNG_GRAY = 24, 0
-_OLD_HEADER = 12  # bytes of the bitmap header whose sides have 16 bits
+_OLD_HEADER = 12  # bytes of the old bitmap header, whose width and height have 16 bits
 
-# Pillow's modes of images of one channel that PNG files can have.
+# Pillow's modes of PNG files with one channel.
 _ONE_CHANNEL = ("1", "L", "P", "I", "I;16")
-# Channels of the images that are decoded to 8 bits.
+# Images for networks of this many channels are decoded to 8 bits.
 RGB = 3
 
-# Pixels from which `decode_reduced` reduces. Smaller files decode in milliseconds, and reducing
-# them could change a label for no gain.
+# Pixels from which `decode_reduced` reduces. Smaller files decode in milliseconds, so reducing them
+# is not worth a changed label.
 _LARGE = 500_000
 
 _WHITE = (255, 255, 255, 255)
-# EXIF's orientations whose width is the upright image's height.
+# EXIF orientations that swap width and height.
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
@@ -92,8 +92,8 @@ class Reduced:
 
     Attributes:
         image: upright, RGB.
-        whole: width and height of the whole image, upright.
-        scale: how many of its pixels a side make one of `image`: 1, 2, 4 or 8.
+        whole: width and height of the whole image, upright, in pixels.
+        scale: the factor by which each side was reduced: 1, 2, 4 or 8.
     """
 
     image: Image.Image
@@ -108,21 +108,21 @@ def decode(
     name: str | None = None,
     white_level: float | None = None,
 ) -> Image.Image:
-    """Decode `source` to RGB, 8 bits per channel, turned upright as its EXIF data says.
+    """Decode `source` to RGB with 8 bits per channel, turned upright by its EXIF data.
 
-    Transparency is laid on white, and of an animation the first frame is taken. More than 8 bits
-    per channel are scaled to 8: by the number of bits or the largest value that the header states,
-    or else by the smallest usual scale (8, 10, 12, 14 or 16 bits; floats to 1) that all but one in
-    a thousand pixels keep to. What is brighter than white becomes white.
+    Transparent images are put on white, and animations give their first frame. More than 8 bits per
+    channel are scaled to 8, by the bit depth or the largest value in the header. If the header has
+    neither, the scale is the smallest usual one (8, 10, 12, 14 or 16 bits; 1 for floats) that at
+    most one in a thousand pixels exceeds. Brighter values become white.
 
     Args:
         source: a path, an http(s) URL, an encoded file's bytes, an array (H, W), (H, W, 1),
             (H, W, 3) or (H, W, 4) of uint8, uint16 or floats from 0 to 1, or a Pillow image. A file
             may also be such an array in NumPy's `.npy` format.
-        limits: what is refused before it is decoded.
-        name: what errors call the source; by default its path.
+        limits: images beyond these limits are refused before they are decoded.
+        name: the source's name in errors; by default its path.
         white_level: the value of full brightness in images of more than 8 bits per channel; None
-            takes it from each image.
+            determines it for each image.
 
     Raises:
         ImageError: `source` is not an image, is broken, or is over a limit; the message is one
@@ -141,13 +141,13 @@ def decode_reduced(
 ) -> Reduced:
     """Decode like `decode`, but JPEG files of half a megapixel or more at 1/2, 1/4 or 1/8 size.
 
-    That is several times as fast, and changes pixels slightly. Pillow images and arrays, which are
-    decoded already, and files in other formats keep their size.
+    This is several times as fast and changes pixels slightly. Files in other formats, Pillow images
+    and arrays keep their size.
 
     Args:
-        source, limits, name, white_level: see `decode`. Limits count the pixels of the whole image.
-        least_side: pixels that the shorter side keeps at least (`preprocessing.least_side` computes
-            them); None does not reduce.
+        source, limits, name, white_level: see `decode`. Limits apply to the whole image.
+        least_side: the shorter side is not reduced below this many pixels
+            (`preprocessing.least_side` computes it); None does not reduce.
 
     Raises:
         ImageError: see `decode`.
@@ -159,7 +159,7 @@ def decode_reduced(
 
 
 def as_reduced(image: Image.Image | Reduced) -> Reduced:
-    """An image that is RGB and upright, as `decode_reduced` gives it."""
+    """Wrap an RGB, upright image like a result of `decode_reduced`."""
     if isinstance(image, Reduced):
         return image
     return Reduced(image=image, whole=image.size, scale=1)
@@ -173,15 +173,15 @@ def decode_planes(
     name: str | None = None,
     white_level: float | None = None,
 ) -> NDArray[np.float32]:
-    """Decode `source` with all bits that it has, for a network of `channels` channels.
+    """Decode `source` at its full bit depth, for a network of `channels` channels.
 
-    For one channel, colors become their luma and transparency is laid on white. Otherwise the
-    image must have exactly these channels: gray and transparency are 2, RGB and transparency 4,
-    CMYK 4, and an array (H, W, C) has C.
+    For one channel, colors become their luma, and transparent images are put on white. Otherwise
+    the image must have exactly `channels` channels: gray with alpha has 2, RGB with alpha 4, CMYK
+    4, and an array (H, W, C) has C.
 
     Args:
         source, name, white_level: see `decode`.
-        limits: the pixels of all channels count.
+        limits: apply to the pixels of all channels together.
 
     Returns:
         float32 (channels, H, W) from 0 to 1, upright.
@@ -214,7 +214,7 @@ def decode_as(
 
 
 def read_size(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """Width and height of the image that `decode` makes of a file. Only its header is decoded.
+    """Width and height, in pixels, of the upright image in a file. Only the header is read.
 
     Raises:
         ImageError: the file is not an image, or is over a limit.
@@ -230,12 +230,12 @@ def read_size(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> tuple[int
 
 
 def decode_indices(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """The numbers (H, W) that a PNG of one channel holds, such as the class of each pixel.
+    """The raw values (H, W) of a PNG with one channel, such as the class of each pixel.
 
-    Of an image with a palette these are the indices into it. Nothing is scaled and nothing turned.
+    For a palette image these are its indices. Values are not scaled and the image is not turned.
 
     Raises:
-        ImageError: the file is no PNG of one channel, has a number above 255, is broken, or is
+        ImageError: the file is not a PNG with one channel, has a value above 255, is broken, or is
             over a limit.
     """
     with _named(path, None):
@@ -253,7 +253,7 @@ def decode_indices(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> NDAr
             numbers = np.asarray(_loaded(image))
             depth, color = content[_PNG_DEPTH : _PNG_DEPTH + 2]
             if color == _PNG_GRAY and depth in (2, 4):
-                numbers = numbers // (255 // (2**depth - 1))  # Pillow spreads them over 8 bits
+                numbers = numbers // (255 // (2**depth - 1))  # Pillow scales them to 8 bits
         if numbers.size and (most := int(numbers.max())) > 255:
             raise ImageError(f"a mask must have numbers from 0 to 255, got {most}")
         return numbers.astype(np.uint8)
@@ -270,7 +270,7 @@ def _named(source: ImageSource, name: str | None) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Decoded:
-    """`pixels` are upright; a Pillow image has 8 bits per channel. See `Reduced` for the others."""
+    """Upright `pixels`; as a Pillow image they have 8 bits per channel. See `Reduced`."""
 
     pixels: Image.Image | Raster
     whole: tuple[int, int]
@@ -306,7 +306,7 @@ def _decode(
 
 
 def read_content(source: ImageSource, *, limits: Limits = DEFAULT_LIMITS) -> ImageSource:
-    """The bytes of a path or URL, and anything else as it is, for those who decode it twice.
+    """The bytes of a path or URL, to decode it twice; other sources are returned unchanged.
 
     Raises:
         ImageError: it cannot be read, or has too many bytes.
@@ -321,7 +321,7 @@ def _content(source: ImageSource, limits: Limits) -> ImageSource:
 
         return fetch(source, limits=limits)
     if source == "":
-        raise ImageError("expected the path of an image, got none")
+        raise ImageError("expected the path of an image, got an empty path")
     return _read_file(Path(source), limits) if isinstance(source, str | Path) else source
 
 
@@ -330,7 +330,7 @@ def _whole(pixels: Image.Image | Raster) -> _Decoded:
 
 
 def name_of(source: ImageSource) -> str:
-    """What errors call an image: its path, or what kind of object it is."""
+    """An image's name in errors: its path, or the kind of object."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, Image.Image):
@@ -339,13 +339,13 @@ def name_of(source: ImageSource) -> str:
 
 
 def _advice(missing: Path) -> str:
-    """What to do about a file that is not there, which may be an address."""
+    """Advice for a file that does not exist; the path may be an address."""
     scheme = re.match(r"([a-z][a-z0-9]+):/", str(missing))
     if scheme is None:
         return "check the path"
     if scheme[1] in ("s3", "gs"):
         return "splitattn bulk reads buckets"
-    return "of addresses only http and https are read"
+    return "only http and https addresses can be read"
 
 
 def _read_file(path: Path, limits: Limits) -> bytes:
@@ -358,11 +358,11 @@ def _read_file(path: Path, limits: Limits) -> bytes:
                 "expected an image file, got a folder"
                 + (" without images in it" if empty else "; name the images in it")
             )
-        # Opening a pipe would wait for a writer, and reading a device need not end.
+        # Opening a pipe would wait for a writer, and reading a device may never end.
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("expected an image file, got a pipe or device")
         _check_bytes(status.st_size, limits)
-        with open_file(path) as file:  # between the look and here, it may have been replaced
+        with open_file(path) as file:  # checks again: the file may have been replaced
             return file.read()
     except FileNotFoundError:
         raise ImageError(f"no such file; {_advice(path)}") from None
@@ -396,10 +396,10 @@ def _from_content(
         whole = opened[0].size
         scale = _reduce(opened[0], least_side) if least_side else 1
         stored = opened[0].size
-        # Out of the list, without a name: each step frees the pixels of the one before.
+        # Taken out of the list, so that each step frees the previous step's pixels.
         image = _loaded(opened.pop())
         image = upright(image, orientation(image, exif))
-    if image.size != stored:  # turned by a quarter
+    if image.size != stored:  # turned by 90 degrees
         whole = whole[::-1]
     pixels = _with_all_bits(image, lower, header, white_level, name)
     return _Decoded(pixels=pixels, whole=whole, scale=scale)
@@ -452,7 +452,7 @@ def _damage_reported() -> Iterator[None]:
 
 
 def _open(content: bytes, limits: Limits) -> Image.Image:
-    """Read the header. As `Image.open`, whose warning about large images `Limits` replaces."""
+    """Read the header, like `Image.open` but without its warning about large images."""
     Image.preinit()
     prefix, stream = content[:16], BoundedStream(content)
     for name in FORMATS:
@@ -466,7 +466,7 @@ def _open(content: bytes, limits: Limits) -> Image.Image:
         if name == "TIFF":
             check_entries(content)
         stream.seek(0)
-        if name == "ICO":  # Pillow decodes an icon's largest image where it should read its header
+        if name == "ICO":  # for icons, Pillow decodes the largest image when it reads the header
             icon = IcoImagePlugin.IcoFile(stream)
             _check_icon(icon, limits)
             stream.header_is_read()
@@ -481,10 +481,10 @@ def _open(content: bytes, limits: Limits) -> Image.Image:
 
 
 def _open_by_plugin(stream: BoundedStream, content: bytes) -> Image.Image:
-    """Read the header of an image that Pillow needs another package for.
+    """Read the header of an image for which Pillow needs another package.
 
     Raises:
-        ImageError: the package is not installed, or the image is of no known kind.
+        ImageError: the package is not installed, or the format is unknown.
     """
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
     for kind, plugin in _PLUGINS.items():
@@ -520,7 +520,7 @@ def _from_array(
     white = white_level
     if np.issubdtype(array.dtype, np.floating) and white is None:
         low, high = float(array.min()), float(array.max())
-        if not 0 <= low <= high <= 1:  # not a number fails this too
+        if not 0 <= low <= high <= 1:  # NaN fails this too
             raise ImageError(
                 f"an array of floats must be from 0 to 1, got {low:g} to {high:g}; use uint8, or "
                 "set white_level (--white-level)"
@@ -539,14 +539,14 @@ def _raster(pixels: Image.Image | Raster, channels: int, name: str) -> Raster:
     if pixels.mode in ("P", "PA", "La", "RGBa") or "transparency" in pixels.info:
         pixels = pixels.convert("RGBA" if pixels.has_transparency_data else "RGB")
     elif pixels.mode not in ("1", "L", "LA", "RGB", "RGBA", "CMYK") or (
-        pixels.mode == "CMYK" and channels == 1  # its colors become gray as all others do
+        pixels.mode == "CMYK" and channels == 1  # to gray by way of RGB
     ):
         pixels = pixels.convert("RGB")
     return from_pillow(pixels, white=None, name=name)
 
 
 def _check_icon(icon: IcoImagePlugin.IcoFile, limits: Limits) -> None:
-    """Raise if the image that Pillow takes is too large, by the header of that image itself."""
+    """Raise if the image that Pillow would take from an icon is too large, by its own header."""
     entry = icon.entry[0]
     icon.buf.seek(
         entry["offset"] if isinstance(entry, dict) else entry.offset
@@ -557,7 +557,7 @@ def _check_icon(icon: IcoImagePlugin.IcoFile, limits: Limits) -> None:
     else:
         sides = ("<HH", header[4:8]) if header[0] == _OLD_HEADER else ("<Ii", header[4:12])
         width, height = struct.unpack(*sides)
-        height = abs(height) // 2  # below the picture lies its transparency
+        height = abs(height) // 2  # the lower half is the transparency mask
     most = min(limits.max_pixels, DEFAULT_LIMITS.max_pixels)
     _check_pixels((width, height), "ICO", replace(limits, max_pixels=most))
 
@@ -577,7 +577,7 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
 
 
 def _reduce(image: Image.Image, least_side: int) -> int:
-    """Make a JPEG decoder skip the finest detail. Returns the scale; 1 for all other formats."""
+    """Make a JPEG decoder decode at reduced size; return the scale, 1 for other formats."""
     if image.width * image.height < _LARGE:
         return 1
     whole, short = image.width, min(image.size)
@@ -589,7 +589,7 @@ def _reduce(image: Image.Image, least_side: int) -> int:
 def _loaded(image: Image.Image) -> Image.Image:
     """`image` with its pixels in memory."""
     image.load()
-    # The decoder of this format keeps two more copies for as long as its image lives.
+    # This format's decoder keeps two more copies as long as its image exists.
     return image.copy() if image.format == "WEBP" else image
 
 

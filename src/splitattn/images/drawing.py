@@ -14,20 +14,19 @@ WIDTH = 640
 _MARGIN = 16
 _FONT_SIZE, _LINE_HEIGHT, _BAR_HEIGHT = 20, 40, 4
 _GROUND, _TEXT, _QUIET, _RAIL, _BAR = "#18181b", "#fafafa", "#a1a1aa", "#3f3f46", "#38bdf8"
-_LONGEST = 200  # characters that are measured
+_LONGEST = 200  # characters; the rest of a text is not measured
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-# Pillow's own font has ASCII only. These may be installed.
+# Pillow's own font has only ASCII. Fonts that may be installed.
 _OTHER_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
 
 
 def draw_labels(image: Image.Image, labels: Sequence[tuple[str, float]]) -> Image.Image:
-    """`image`, enlarged or reduced, and below it a line for each label.
+    """Draw `image`, scaled to the width, and below it a line for each label.
 
     Args:
         image: RGB.
-        labels: text and probability, from 0 to 1, the most probable first. Text that is too long
-            is cut off.
+        labels: text and probability, from 0 to 1, the most probable first. Long text is truncated.
 
     Returns:
         RGB, 640 pixels wide.
@@ -58,7 +57,7 @@ def draw_labels(image: Image.Image, labels: Sequence[tuple[str, float]]) -> Imag
 
 
 def _fitting(text: str, width: float) -> tuple[str, _Font]:
-    """`text`, cut off with an ellipsis where it is wider than `width` pixels, and its font."""
+    """`text`, truncated with an ellipsis to `width` pixels, and its font."""
     text, font = lettering(text, _FONT_SIZE)
     shown = text[:_LONGEST]
     while font.getlength(shown if shown == text else f"{shown}...") > width:
@@ -67,13 +66,13 @@ def _fitting(text: str, width: float) -> tuple[str, _Font]:
 
 
 def lettering(text: str, size: int) -> tuple[str, _Font]:
-    """`text` and a font of `size` pixels that has its letters, or else the text in ASCII."""
+    """`text` and a font of `size` pixels with its letters; without one, the text in ASCII."""
     font = _own_font(size) if text.isascii() else _other_font(size)
     return (text, font) if font else (_in_ascii(text), _own_font(size))
 
 
 def _in_ascii(text: str) -> str:
-    """Letters without their accents, and a question mark for each of another script."""
+    """`text` without accents, and with a question mark for each letter of another script."""
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return "".join(letters).encode("ascii", "replace").decode()
 

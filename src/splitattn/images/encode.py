@@ -1,4 +1,4 @@
-"""Pictures as bytes, and as what a page can hold."""
+"""Pictures as JPEG bytes and as data URLs."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ def data_url(picture: Image.Image, kind: str = "jpeg", **options: Any) -> str:
 
     Args:
         kind: "jpeg" or "png".
-        options: Pillow's for that kind; a JPEG has quality 88 if they do not say another.
+        options: Pillow's options for that kind; the default quality of a JPEG is 88.
     """
     options = {"quality": _QUALITY} | options if kind == "jpeg" else options
     content = base64.b64encode(_encoded(picture, kind, **options)).decode()

@@ -10,7 +10,7 @@ def fetch(url: str, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
     Raises:
         ImageError: the server cannot be reached, refuses, is too slow or sends too much. The
-            message does not name the URL; the caller knows by which name to call it.
+            message does not name the URL; the caller adds the image's name.
     """
     body = bytearray()
     try:

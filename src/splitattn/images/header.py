@@ -1,4 +1,4 @@
-"""What a file's header says about its samples: how many bits, and which value is white."""
+"""Reads from a file's header how many bits its samples have, and which value is white."""
 
 import re
 import struct
@@ -17,11 +17,11 @@ _UNSIGNED = 1
 # The largest values of 8 to 16 bits.
 _WHOLE_BITS = {2.0**bits - 1 for bits in range(8, 17)}
 
-# Pillow keeps the upper 8 bits of several channels of 16. It reads the lower 8 instead if it takes
-# the two bytes in the other order.
+# Pillow keeps only the upper 8 bits of 16-bit samples with several channels. With the byte order
+# swapped, it reads the lower 8 bits.
 _SWAPPED = {f"{mode};16B": f"{mode};16L" for mode in ("RGB", "RGBA", "RGBX")}
 _SWAPPED |= {swapped: mode for mode, swapped in _SWAPPED.items()}
-# Of gray with transparency it reads all four bytes as they are.
+# For 16-bit gray with transparency, it reads all four bytes.
 _GRAY_ALPHA = "LA;16B"
 _SWAPPED[_GRAY_ALPHA] = "RGBA"
 _NATIVE = ";16L" if sys.byteorder == "little" else ";16B"
@@ -29,17 +29,17 @@ _NATIVE = ";16L" if sys.byteorder == "little" else ";16B"
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What is said about the samples.
+    """What a header states about the samples.
 
     Attributes:
-        white: the value of full brightness, if it is said.
-        bits: how many bits of 16 are significant, if a PNG says it.
-        unsigned: integers of 32 bits have no sign.
-        signed: integers of 16 bits have one; Pillow makes 32 bits of them.
-        black: the largest value, which is black, of a TIFF of more than 8 bits whose zero is white.
-        lower_tiles: for Pillow's `tile`, to read the lower bytes of 16-bit samples; None if Pillow
-            reads all bits.
-        gray_alpha: with these tiles, Pillow reads both bytes of gray, then both of transparency.
+        white: the value of full brightness, if stated.
+        bits: how many of 16 bits are significant, if a PNG states it.
+        unsigned: whether 32-bit integers are unsigned.
+        signed: whether 16-bit integers are signed; Pillow converts them to 32 bits.
+        black: in a TIFF of more than 8 bits whose zero is white: the largest value, which is black.
+        lower_tiles: value for Pillow's `tile` that reads the lower bytes of 16-bit samples; None if
+            Pillow reads all bits.
+        gray_alpha: whether these tiles read both bytes of gray, then both of transparency.
     """
 
     white: float | None
@@ -52,13 +52,13 @@ class Header:
 
 
 def read_header(image: Image.Image, content: bytes) -> Header:
-    """What is said about the samples of `image`, which is opened but not loaded.
+    """Read the header of `image`, which is opened but not loaded.
 
     Args:
         content: the file's bytes.
 
     Raises:
-        ImageError: Pillow would misread them.
+        ImageError: Pillow would misread the samples.
     """
     tags = getattr(image, "tag_v2", {})
     tiles = list(getattr(image, "tile", ()))
@@ -66,7 +66,7 @@ def read_header(image: Image.Image, content: bytes) -> Header:
     if 16 in _numbers(tags, _BITS_PER_SAMPLE) and any(way in ("R", "G", "B", "A") for way in ways):
         raise ImageError(
             "16-bit TIFF images must store their channels together (PlanarConfiguration 1), "
-            "got them apart; convert the file"
+            "got separate planes; convert the file"
         )
     lower = None
     if tiles and all(way in _SWAPPED for way in ways):
@@ -90,21 +90,21 @@ def _white(image: Image.Image, tags: Any) -> float | None:
     if image.format in ("PPM", "JPEG2000") and image.mode != "F":  # floats are Portable FloatMap
         return 65535.0  # Pillow scales these to 16 bits
     most = max(_numbers(tags, _S_MAX_SAMPLE_VALUE) + _numbers(tags, _MAX_SAMPLE_VALUE), default=0.0)
-    if most in _WHOLE_BITS:  # any other value is only the brightest of this image
+    if most in _WHOLE_BITS:  # another value would only be this image's brightest
         return most
     bits = max(_numbers(tags, _BITS_PER_SAMPLE), default=16)
-    # Many files use fewer bits than the whole bytes that they say.
+    # Many files use fewer bits than the 16 or 32 that they state.
     return None if bits % 8 == 0 else 2.0**bits - 1
 
 
 def _black(tags: Any) -> int | None:
-    """The largest value, if zero is white and Pillow leaves it so: it inverts 8 bits and less."""
+    """The largest value if zero is white and Pillow does not invert, as it does up to 8 bits."""
     bits = int(max(_numbers(tags, _BITS_PER_SAMPLE), default=0))
     return (1 << bits) - 1 if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and bits > 8 else None
 
 
 def _significant_bits(content: bytes) -> int | None:
-    """By the chunk sBIT of a PNG."""
+    """The significant bits that the chunk sBIT of a PNG states."""
     position = 8
     while len(head := content[position : position + 8]) == 8 and head[4:] != b"IDAT":
         length, kind = struct.unpack(">I4s", head)

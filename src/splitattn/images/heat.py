@@ -1,4 +1,4 @@
-"""Draws an explanation: a map over its image, the scale, and the shares of the splits."""
+"""Draws an explanation: a heat map over its image, the scale, and the shares of the splits."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from splitattn.images.encode import data_url
 
 _MARGIN, _LINE, _TEXT_SIZE, _SMALL = 16, 18, 18, 13
 _GROUND, _TEXT, _QUIET = "#18181b", "#fafafa", "#a1a1aa"
-# Of matplotlib's "plasma", at equal steps: lightness grows evenly, also in gray and to those who
-# are color-blind.
+# Equidistant colors of matplotlib's "plasma", whose lightness grows evenly, also in gray and for
+# color-blind people.
 _PLASMA = (
     *("#0d0887", "#46039f", "#7201a8", "#9c179e", "#bd3786"),
     *("#d8576b", "#ed7953", "#fb9f3a", "#fdca26", "#f0f921"),
 )
-# How much of the image the brightest color hides; zero hides nothing.
+# Opacity of the brightest color; zero is transparent.
 _COVER = 0.8
-_UNSEEN = 0.35  # brightness of what the network does not see
-# Of the splits (Okabe and Ito, 2008).
+_UNSEEN = 0.35  # brightness of the parts of the image that the network does not see
+# Colors of the splits (Okabe and Ito, 2008).
 _SPLITS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
 _STRIP_HEIGHT, _BAR_HEIGHT = 72, 12
 
@@ -50,12 +50,12 @@ _SECTION = """<section><h2>{name}</h2><p>{text}</p>
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What the colors mean.
+    """The meaning of the colors.
 
     Attributes:
-        highest: number of the brightest color; zero has none.
-        unit: of the numbers.
-        notes: lines below the scale.
+        highest: value of the brightest color; zero is transparent.
+        unit: of the values.
+        notes: lines of text below the scale.
     """
 
     highest: float
@@ -65,22 +65,22 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """The mean share of each split of a block, or with a single number its gate."""
+    """The mean share of each split of a block; a single number is its gate."""
 
     block: str
     values: tuple[float, ...]
 
 
 def heat(values: NDArray[np.float32], size: tuple[int, int], highest: float) -> Image.Image:
-    """A map as a picture to lay over an image.
+    """Draw a heat map as a picture to put over an image.
 
     Args:
         values: (H, W).
-        size: of the picture; values in between are interpolated.
-        highest: number of the brightest color.
+        size: width and height of the picture, in pixels; values are interpolated.
+        highest: value of the brightest color.
 
     Returns:
-        RGBA. What is not above 0 is transparent.
+        RGBA. Values up to 0 are transparent.
     """
     large = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
     return Image.fromarray(_colors(np.asarray(large, np.float32) / np.float32(highest)))
@@ -94,14 +94,15 @@ def draw_heat(
     label: tuple[str, float],
     shares: Sequence[Shares],
 ) -> Image.Image:
-    """`image`, enlarged or reduced, under a map, and below it what the map says.
+    """Draw a heat map over `image`, scaled to the width, and below it label, scale and shares.
 
     Args:
         image: RGB.
         values: the map (H, W).
-        box: the part of the image that the map is of: left, top, right, bottom in its pixels.
+        box: the part of the image that the map covers: left, top, right, bottom in its pixels.
+        scale: the meaning of the colors.
         label: text and probability, from 0 to 1.
-        shares: of each block, in the order in which they run.
+        shares: of each block, in the order in which blocks run.
 
     Returns:
         RGB, 640 pixels wide.
@@ -128,7 +129,7 @@ def draw_heat(
 
 
 class _Text:
-    """What is below the picture, from top to bottom."""
+    """The lines below the picture, from top to bottom."""
 
     def __init__(self) -> None:
         self._image = Image.new("RGB", (WIDTH, 1000), _GROUND)
@@ -199,7 +200,7 @@ class _Text:
         self._top += _STRIP_HEIGHT + _LINE + 2
 
     def _splits(self, count: int) -> None:
-        """The color of each split, at the right of the line."""
+        """Draw the legend of the splits at the right end of the line."""
         font = lettering("", _SMALL)[1]
         right = float(WIDTH - _MARGIN)
         for number in reversed(range(min(count, len(_SPLITS)))):
@@ -226,7 +227,7 @@ class _Text:
 
 
 def _colors(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Shares of the highest number (H, W) to RGBA (H, W, 4)."""
+    """Map values relative to the highest (H, W) to RGBA (H, W, 4)."""
     clipped = shares.clip(0, 1)
     anchors = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in _PLASMA])
     at = np.linspace(0, 1, len(anchors))
@@ -239,7 +240,8 @@ def write_page(path: Path, sections: Iterable[tuple[str, str, Image.Image]]) -> 
     """Write a page with a name, a line of text and a picture for each image.
 
     Args:
-        sections: taken one by one, so that pictures are not kept.
+        path: of the HTML file.
+        sections: name, text and picture; read one by one, so that pictures are not kept in memory.
 
     Raises:
         InputError: the file cannot be written.

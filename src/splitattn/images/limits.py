@@ -1,4 +1,4 @@
-"""How much one image from outside may cost."""
+"""Limits on the bytes, pixels and download time of one image."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from splitattn.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is refused before it is decoded.
+    """Limits that are checked before an image is decoded.
 
     Attributes:
-        max_bytes: of the encoded image, wherever it comes from.
-        max_pixels: width times height, as the header declares them. WebP, AVIF and CMYK JPEG
-            images may have half as many, JPEG 2000 images a third and icons a quarter, since their
-            decoders take more memory: one image takes at most 2 GB.
+        max_bytes: size of the encoded image.
+        max_pixels: width times height in the header. WebP, AVIF and CMYK JPEG images may have half
+            as many, JPEG 2000 images a third and icons a quarter, since their decoders use more
+            memory. Decoding one image then takes at most 2 GB.
         max_seconds: for the whole download of a URL.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Decode and preprocess any number of images in threads, in batches and in order."""
+"""Decodes and preprocesses any number of images in threads, in batches and in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -40,14 +40,14 @@ def load_batches(
             in a thread and may raise `ImageError`.
         preprocessing: how an image becomes the network's input.
         batch_size: images in each batch; the last may have fewer.
-        workers: threads that decode; None takes a few more than there are processors.
-        limits: what is refused before it is decoded.
+        workers: threads that decode; None for a few more than there are processors.
+        limits: images beyond these limits are refused before they are decoded.
         decoding: "fast" decodes large JPEG files at reduced size (see `preprocessing.least_side`).
-        names: what errors call the images; by default their paths.
+        names: the images' names in errors; by default their paths.
 
     Yields:
-        For each image, in order, its pixels as `load_pixels` gives them, or the error that says why
-        it has none.
+        Batches: for each image, in order, its pixels as `load_pixels` returns them, or the error
+        that occurred.
 
     Raises:
         InputError: a number is less than 1, or `decoding` is neither "exact" nor "fast".
@@ -88,12 +88,11 @@ def map_images(
     """Compute something for each image, in batches, while the next ones are decoded.
 
     Args:
-        compute: takes the pixels (B, C, size, size) of images that can be read, and gives a result
-            for each.
+        compute: maps the pixels (B, C, size, size) of readable images to one result for each.
         sources, preprocessing, batch_size, workers, limits, decoding, names: see `load_batches`.
 
     Yields:
-        A result for each image, in their order, or the error that says why it has none.
+        For each image, in order, its result or the error that occurred.
 
     Raises:
         InputError: see `load_batches`.
@@ -122,10 +121,10 @@ def _computed(
 
 
 def check_decoding(decoding: Decoding) -> Decoding:
-    """`decoding`, if it is one.
+    """Return `decoding` unchanged.
 
     Raises:
-        InputError: it is not.
+        InputError: it is neither "exact" nor "fast".
     """
     if decoding not in get_args(Decoding):
         raise InputError(f"decoding must be 'exact' or 'fast', got {decoding!r}")
@@ -145,7 +144,7 @@ def map_decoded(
         sources: images, as `load` takes them; they are read at most two images ahead.
 
     Yields:
-        A result for each image, in their order, or the error that says why it has none.
+        For each image, in order, its result or the error that occurred.
     """
 
     def loaded(source: ImageSource, name: str) -> tuple[str, Reduced | ImageError]:

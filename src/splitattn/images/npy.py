@@ -14,10 +14,10 @@ NPY = npy_format.MAGIC_PREFIX
 
 
 def read_npy(content: bytes) -> NDArray[Any]:
-    """The array in a file of numbers, without a copy.
+    """The array in the bytes of an `.npy` file, without a copy.
 
     Raises:
-        ImageError: it is damaged, or holds something else, which could run code.
+        ImageError: the file is damaged, or its array holds objects, which could run code.
     """
     stream = io.BytesIO(content)
     try:
@@ -34,5 +34,5 @@ def read_npy(content: bytes) -> NDArray[Any]:
     if dtype.hasobject or dtype.kind not in "uif":
         raise ImageError(f"an array must hold numbers, got {str(dtype)[:60]}")
     if math.prod(shape) * dtype.itemsize != len(body):
-        raise ImageError(f"an array {shape} of {dtype} has other than {len(body):,} bytes")
+        raise ImageError(f"an array {shape} of {dtype} cannot have {len(body):,} bytes")
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C")

@@ -1,4 +1,4 @@
-"""What a person types becomes a stream of image files and URLs."""
+"""Expands paths, globs and URLs into a stream of image files and URLs."""
 
 import glob
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from splitattn.files import as_on_disk, is_folder
 
-# Of the formats that `decode` reads.
+# Suffixes of the formats that `decode` reads.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp"}
     | {".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif", ".hif"}
     | {".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".npy"}
 )
-# What systems, archivers and storage leave among a person's files, besides hidden files.
+# Names that systems, archivers and storage leave among a person's files, besides hidden files.
 _LITTER = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "lost+found"}
     | {"system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"}
@@ -24,7 +24,7 @@ _LITTER = frozenset(
 )
 _KINDS = MimeTypes()  # Python's own table, not the system's
 _SHOWN = 5
-_MARK = "\ufeff"  # with which some programs begin a text in UTF-8
+_MARK = "\ufeff"  # byte order mark, with which some programs begin UTF-8 text
 
 
 def is_url(source: str) -> bool:
@@ -33,20 +33,20 @@ def is_url(source: str) -> bool:
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or left by a system and not by a person."""
+    """Whether a file or folder of this name is hidden or was created by a system."""
     return name.startswith(".") or name.casefold() in _LITTER
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name in a folder is taken for an image."""
+    """Whether a file in a folder counts as an image, by its name."""
     return Path(name).suffix.lower() in SUFFIXES and not is_litter(name)
 
 
 def is_image(name: str, passed_over: Counter[str]) -> bool:
-    """As `is_image_name`.
+    """Like `is_image_name`, but also count skipped files.
 
     Args:
-        passed_over: counts, by ending, the other files that may be pictures.
+        passed_over: receives, by suffix, counts of files that may be pictures but are skipped.
     """
     if is_image_name(name):
         return True
@@ -58,25 +58,25 @@ def is_image(name: str, passed_over: Counter[str]) -> bool:
 def expand(
     paths: Iterable[str], stdin: Iterable[str] = (), passed_over: Counter[str] | None = None
 ) -> Iterator[str]:
-    """The images that `paths` stand for, found as they are asked for.
+    """Yield the images that `paths` stand for, searching folders lazily.
 
     Args:
         paths: files and URLs, which stand for themselves; folders, for every image file below
-            them, sorted, without litter; globs (`**` too), for every file that matches, sorted; and
-            `-`, for `stdin`. Links to folders are followed, and no folder is read twice.
-        stdin: lines, each with a file, a URL or a folder, or several with NUL after each. Names
-            may hold glob characters, and before a NUL line ends.
-        passed_over: counts files in folders that may be pictures, but not by their ending.
+            them, sorted, without system files; globs (also `**`), for every file that matches,
+            sorted; and `-`, for `stdin`. Links to folders are followed; no folder is read twice.
+        stdin: files, URLs or folders, one a line, or each followed by NUL. Glob characters have no
+            meaning here, and with NUL a name may contain line ends.
+        passed_over: receives, by suffix, counts of files in folders that may be pictures but are
+            skipped.
 
-    A path that leads to nothing is passed on as it is, for `decode` to say what is wrong with it
-    when its turn comes.
+    A path that does not exist is yielded unchanged; `decode` then raises the error.
     """
     passed_over = Counter() if passed_over is None else passed_over
     for path in paths:
         if path == "-":
             for number, line in enumerate(stdin):
                 line = line if number else line.removeprefix(_MARK)
-                for name in filter(None, line.rstrip("\r\n").split("\0")):  # as of find -print0
+                for name in filter(None, line.rstrip("\r\n").split("\0")):  # from find -print0
                     yield from _images(name, passed_over)
         elif is_url(path) or os.path.lexists(path) or not glob.has_magic(path):
             yield from _images(path, passed_over)
@@ -85,11 +85,13 @@ def expand(
 
 
 def expand_glob(pattern: str) -> list[str]:
-    """The files that match, sorted. `**` follows links as folders do, where glob's own may never
-    end."""
+    """The files that match, sorted.
+
+    `**` follows links but reads no folder twice; Python's glob may not terminate there.
+    """
     head, recursive, tail = pattern.partition("**")
     if not recursive or (head and not head.endswith(os.sep)) or (tail and tail[0] != os.sep):
-        # Not Path.glob, which knows no absolute patterns.
+        # Path.glob does not accept absolute patterns.
         return sorted(filter(os.path.isfile, glob.iglob(pattern)))  # noqa: PTH207
     found: set[str] = set()
     for root in glob.glob(head) if head else [""]:  # noqa: PTH207
@@ -101,10 +103,10 @@ def expand_glob(pattern: str) -> list[str]:
 
 
 def images_below(folder: str | Path, passed_over: Counter[str]) -> Iterator[str]:
-    """Every image file below `folder`, sorted, without litter.
+    """Every image file below `folder`, sorted, without system files.
 
     Args:
-        passed_over: counts, by ending, the other files that may be pictures.
+        passed_over: receives, by suffix, counts of files that may be pictures but are skipped.
     """
     for path, names in _folders_below(str(folder)):
         for name in names:
@@ -113,24 +115,24 @@ def images_below(folder: str | Path, passed_over: Counter[str]) -> Iterator[str]
 
 
 def passed_over_text(passed_over: Counter[str]) -> str:
-    """The counts in words, such as "2 files are passed over, ...: .svg (2)"."""
+    """The counts as text, such as "2 files are skipped, ...: .svg (2)"."""
     shown = [f"{ending} ({count})" for ending, count in passed_over.most_common(_SHOWN)]
     more = ", ..." if len(passed_over) > _SHOWN else ""
     total = passed_over.total()
-    subject, whose = ("1 file is", "its") if total == 1 else (f"{total} files are", "their")
-    return f"{subject} passed over, being no images by {whose} ending: {', '.join(shown)}{more}"
+    one, many = "1 file is skipped, not an image", f"{total} files are skipped, not images"
+    return f"{one if total == 1 else many} by name: {', '.join(shown)}{more}"
 
 
 def _folders_below(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """`folder` and those below it, each once and with its files' names, sorted, without litter.
+    """`folder` and all folders below it, each once, with file names, sorted, no system files.
 
-    A link to a folder above it is not followed: what lies there is not below it.
+    A link to a parent folder is not followed.
     """
     seen = set(_identities(Path(os.path.realpath(folder)).parents))
     for path, folders, names in os.walk(folder, followlinks=True):
         try:
             status = os.stat(path)  # noqa: PTH116
-        except OSError:  # gone since it was listed
+        except OSError:  # removed since it was listed
             folders.clear()
             continue
         if (status.st_dev, status.st_ino) in seen:
@@ -143,7 +145,7 @@ def _folders_below(folder: str) -> Iterator[tuple[str, list[str]]]:
 
 def _identities(folders: Iterable[Path]) -> Iterator[tuple[int, int]]:
     for folder in folders:
-        with suppress(OSError):  # not ours to look at
+        with suppress(OSError):  # no permission
             status = folder.stat()
             yield status.st_dev, status.st_ino
 
@@ -155,7 +157,7 @@ def _may_be_picture(name: str) -> bool:
 
 def _images(path: str, passed_over: Counter[str]) -> Iterator[str]:
     """`path` itself, or the images below it if it is a folder that has any."""
-    # Nothing is not the current folder: a shell's variable may be empty by mistake.
+    # An empty path does not mean the current folder: it may be an unset shell variable.
     folder = path if not path or is_url(path) else str(as_on_disk(Path(path)))
     if not path or is_url(path) or not is_folder(folder):
         yield path

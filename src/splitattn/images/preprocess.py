@@ -14,7 +14,7 @@ from splitattn.images.decode import RGB, ImageSource, Reduced, decode_planes, de
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.preprocessing import Preprocessing, geometry
 
-# RGB has 8 bits: uint8. Images of any other number of channels keep all bits: float32 from 0 to 1.
+# RGB images are uint8. Images of any other number of channels are float32 from 0 to 1.
 Pixels = NDArray[np.uint8 | np.float32]
 
 _FILTERS = {
@@ -31,7 +31,7 @@ def load_pixels(
     limits: Limits = DEFAULT_LIMITS,
     name: str | None = None,
 ) -> Pixels:
-    """Decode an image, crop and resize it as `preprocessing` says.
+    """Decode, crop and resize an image according to `preprocessing`.
 
     Args:
         source, limits, name: see `images.decode.decode`.
@@ -42,7 +42,7 @@ def load_pixels(
         float32 from 0 to 1.
 
     Raises:
-        ImageError: the image cannot be used, or has other channels.
+        ImageError: the image cannot be used, or has another number of channels.
     """
     white = preprocessing.white_level
     if preprocessing.channels == RGB:
@@ -58,7 +58,7 @@ def preprocess_planes(
     planes_CHW: NDArray[np.float32],  # noqa: N803
     preprocessing: Preprocessing,
 ) -> NDArray[np.float32]:
-    """Crop and resize each channel as `preprocess` does, in floats.
+    """Crop and resize each channel of (C, H, W) in float32, like `preprocess`.
 
     Returns:
         float32 (C, size, size), contiguous, from 0 to 1.
@@ -75,7 +75,7 @@ def preprocess_planes(
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Crop and resize an RGB image as `preprocessing` says.
+    """Crop and resize an RGB image according to `preprocessing`.
 
     Returns:
         uint8 pixels (3, size, size), contiguous. They equal those of the official ResNeSt code
@@ -90,18 +90,18 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.u
 def preprocess_reduced(reduced: Reduced, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Crop and resize an image that was decoded at reduced size.
 
-    The crop is where it is in the whole image, to a fraction of a pixel. If EXIF data turn the
-    image and the scale does not divide its sides, it may be off by less than one reduced pixel.
+    The crop covers the same part as in the whole image, to a fraction of a pixel. If EXIF data turn
+    the image and the scale does not divide its sides, it may be off by less than one reduced pixel.
 
     Returns:
-        Nearly the pixels that `preprocess` gives for the whole image, and exactly those if it was
-        not reduced.
+        uint8 pixels (3, size, size), nearly those of `preprocess` for the whole image; equal if the
+        image was not reduced.
     """
     if reduced.scale == 1:
         return preprocess(reduced.image, preprocessing)
     steps = geometry(*reduced.whole, preprocessing)
     left, top, right, bottom = (side / reduced.scale for side in steps.crop)
-    # Cut to whole pixels first: a resize would look at what lies beyond the crop.
+    # Crop to whole pixels first, so that the resize does not read pixels outside the crop.
     around = (floor(left), floor(top), ceil(right), ceil(bottom))
     inside = (left - around[0], top - around[1], right - around[0], bottom - around[1])
     image = cropped(reduced.image, around)
@@ -127,7 +127,7 @@ def normalize(
     std = np.array(preprocessing.std).reshape(-1, 1, 1)
     mean = np.array(preprocessing.mean).reshape(-1, 1, 1)
     white = 255 if pixels_BCHW.dtype == np.uint8 else 1
-    # One multiplication and one addition, rather than two divisions and a subtraction.
+    # One multiplication and one addition are faster than two divisions and a subtraction.
     scale, shift = (1 / (white * std)).astype(np.float32), (-mean / std).astype(np.float32)
     images_BCHW = np.multiply(pixels_BCHW, scale, dtype=np.float32, order="C")  # noqa: N806
     images_BCHW += shift  # noqa: N806

@@ -1,4 +1,4 @@
-"""Pixels with every bit that a file has, and which of their values is white.
+"""Pixels at a file's own bit depth, and the value that is white.
 
 Shapes: H, W rows and columns, C channels.
 """
@@ -19,21 +19,21 @@ from splitattn.preprocessing import Box
 
 logger = logging.getLogger(__name__)
 
-# Side of the tiles in which large images are converted: a conversion then takes little memory
-# besides its result.
+# Side of the tiles, in pixels, in which large images are converted, to save memory.
 _TILE = 1024
 
 # The largest values of 8, 10, 12, 14, 16, 24, 31 and 32 bits.
 _WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 31, 32))
-# Of a thousand pixels, one may be brighter than white: dead pixels and reflections.
+# One pixel in a thousand may be brighter than white: dead pixels and reflections.
 _OVEREXPOSED = 1000
 # Floats may also exceed white by this factor: resizing and calibration overshoot.
 _OVERSHOOT = 1.25
-# How far below zero resizing may go, as a part of the brightest value, and in what share of the
-# pixels. Photographs that Lanczos shrinks stay within both; more is meant, as in Hounsfield units.
+# Resizing may make values negative, by this fraction of the brightest value and in this share of
+# the pixels. Photographs reduced with Lanczos stay within both; beyond, negative values have a
+# meaning, as in Hounsfield units.
 _UNDERSHOOTS = ((0.02, 1 / 50), (0.1, 1 / _OVEREXPOSED))
 
-# What share of the pixels decides for all.
+# Lower bits count as scaled if they fit in more than this share of the samples.
 _MOST = 0.9
 
 # ITU-R 601-2, as Pillow's conversion from "RGB" to "L".
@@ -42,17 +42,18 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:
-    """The pixels of an image, before anything is rounded to eight bits.
+    """The pixels of an image at full bit depth.
 
     Attributes:
-        size: width and height.
-        channels: how many.
+        size: width and height, in pixels.
+        channels: number of channels.
         alpha: whether the last channel is transparency.
-        samples: the values inside a box, (H, W) or (H, W, C), of any type of number.
-        white: the value that means full brightness; None if the file does not say.
-        chosen: whether a person named it. What is below zero is then black.
-        bits: how many bits of 16 are significant, if the file says it.
-        name: what the log calls the image.
+        samples: a function that returns the values inside a box, (H, W) or (H, W, C), of any
+            numeric type.
+        white: the value of full brightness; None if the file does not state it.
+        chosen: whether `white` is the user's `white_level`. Negative values are then black.
+        bits: how many of 16 bits are significant, if the file states it.
+        name: the image's name in the log.
     """
 
     size: tuple[int, int]
@@ -77,7 +78,7 @@ class Raster:
         return self._white_of(slice(-1, None))
 
     def _white_of(self, channels: slice) -> float:
-        """White of some channels: what is opaque need not be the value of the brightest color."""
+        """The white of some channels; alpha may have another one than the colors."""
         if not self.chosen:
             self._check_not_negative(channels)
         if self.white is not None:
@@ -87,7 +88,7 @@ class Raster:
         return self._likely_white(channels)
 
     def fractions(self, box: Box) -> NDArray[np.float32]:
-        """The pixels inside `box`, (H, W, C), from 0 to 1. What is brighter than white is 1."""
+        """The pixels inside `box`, (H, W, C), from 0 to 1; brighter values than white are 1."""
         return self._scaled(box, [self._white] * self.channels)
 
     def _scaled(self, box: Box, whites: list[float]) -> NDArray[np.float32]:
@@ -97,7 +98,7 @@ class Raster:
         return values.clip(0, 1)
 
     def opaque(self, box: Box) -> NDArray[np.float32]:
-        """As `fractions`, with transparency laid on white: (H, W, 1) or (H, W, 3)."""
+        """Like `fractions`, but transparent pixels are put on white: (H, W, 1) or (H, W, 3)."""
         if not self.alpha:
             return self.fractions(box)
         colors = self.channels - 1
@@ -127,7 +128,7 @@ class Raster:
     def planes(self, channels: int) -> NDArray[np.float32]:
         """All pixels, (`channels`, H, W), from 0 to 1.
 
-        One channel is gray: colors become their luma, and transparency is laid on white.
+        For one channel, colors become their luma, and transparent pixels are put on white.
 
         Raises:
             ImageError: the image has another number of channels.
@@ -148,9 +149,10 @@ class Raster:
         return planes_CHW
 
     def _white_of_bits(self, bits: int) -> float:
-        """65535 if the significant bits are the upper ones, as PNG asks for; else their largest.
+        """The white of samples with `bits` significant bits.
 
-        The lower bits are then zeros, or repeat the upper ones.
+        65535 if these are the upper bits, as the PNG standard says, with lower bits that are zero
+        or repeat the upper ones; otherwise the largest number of `bits` bits.
         """
         scaled = pixels = 0
         for box in tiles(*self.size):
@@ -164,7 +166,7 @@ class Raster:
         """The values inside `box`, (H, W, C), of the file's own type.
 
         Raises:
-            ImageError: one is not a finite number.
+            ImageError: a value is not finite.
         """
         values = self.samples(box)
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
@@ -175,11 +177,11 @@ class Raster:
         return values.reshape(*values.shape[:2], self.channels)
 
     def _check_not_negative(self, channels: slice) -> None:
-        """Raise if more values are negative, or more so, than resizing makes of black."""
-        if self._type.kind in "bu":  # these cannot be
+        """Raise if more values are negative, or further below zero, than resizing can explain."""
+        if self._type.kind in "bu":  # cannot be negative
             return
         lowest = min(self._values(box)[..., channels].min() for box in tiles(*self.size))
-        if lowest >= 0:  # as nearly always
+        if lowest >= 0:  # the usual case
             return
         brightest = max(self._brightest(channels), 0.0)
         for below, share in _UNDERSHOOTS:
@@ -195,7 +197,7 @@ class Raster:
                 )
 
     def _likely_white(self, channels: slice) -> float:
-        """The smallest usual white that hardly any pixel exceeds."""
+        """The smallest usual white that at most one pixel in a thousand exceeds."""
         floats = np.issubdtype(self._type, np.floating)
         whites = np.array([1.0, *_WHITES] if floats else _WHITES)
         if self._type.kind == "i":
@@ -207,7 +209,7 @@ class Raster:
         return white
 
     def _brightest(self, channels: slice) -> float:
-        """The brightest value that counts: of a thousand pixels, one may be brighter."""
+        """The brightest value, without the brightest thousandth of the pixels."""
         brighter = min(max(1, self._pixels // _OVEREXPOSED), self._pixels - 1)
         brightest = np.empty(0, self._type)
         for box in tiles(*self.size):
@@ -228,12 +230,12 @@ _told_whites: set[float] = set()
 
 
 def _say_white(white: float, name: str) -> None:
-    # Once for each value: a data set of such files would repeat it for every image.
+    # Logged once for each value, not for every image of a data set.
     if white in _told_whites:
         return
     _told_whites.add(white)
     logger.warning(
-        "%s does not say which value is white: by its pixels %g; set white_level "
+        "%s does not state which value is white, its pixels suggest %g; set white_level "
         "(--white-level) if that is wrong",
         name,
         white,
@@ -241,7 +243,7 @@ def _say_white(white: float, name: str) -> None:
 
 
 def tiles(width: int, height: int) -> Iterator[Box]:
-    """Boxes that together cover an image."""
+    """Boxes of at most the tile size that together cover an image."""
     for top in range(0, height, _TILE):
         for left in range(0, width, _TILE):
             yield left, top, min(left + _TILE, width), min(top + _TILE, height)
@@ -259,14 +261,14 @@ def from_pillow(
     lower: Image.Image | None = None,
     name: str = "an image",
 ) -> Raster:
-    """The pixels of a Pillow image of any mode but a palette's.
+    """The pixels of a Pillow image of any mode except a palette.
 
     Args:
-        white, chosen, bits: see `Raster`; of modes with 8 bits white is known.
-        unsigned: integers of 32 bits have no sign, though Pillow gives them one.
-        signed: integers of 32 bits were of 16, with a sign.
-        black: the largest value, if zero is white: values are then inverted.
-        lower: the lower bytes of 16-bit samples, of which `image` has the upper ones.
+        white, chosen, bits: see `Raster`; for 8-bit modes white is known.
+        unsigned: 32-bit integers are unsigned, although Pillow treats them as signed.
+        signed: 32-bit integers were signed 16-bit integers.
+        black: the largest value if zero is white; values are then inverted.
+        lower: the lower bytes of 16-bit samples; `image` has the upper ones.
     """
     mode = image.mode
 
@@ -297,7 +299,7 @@ def from_pillow(
 
 
 def from_array(array: NDArray[Any], *, white: float | None, name: str) -> Raster:
-    """The pixels of an array (H, W) or (H, W, C). A fourth channel is transparency for RGB."""
+    """The pixels of an array (H, W) or (H, W, C). For RGB, a fourth channel is transparency."""
     height, width, *channels = array.shape
 
     def samples(box: Box) -> NDArray[Any]:
@@ -316,5 +318,5 @@ def from_array(array: NDArray[Any], *, white: float | None, name: str) -> Raster
 
 
 def is_deep(mode: str) -> bool:
-    """Whether images of this mode of Pillow have more than 8 bits per channel."""
+    """Whether this Pillow mode has more than 8 bits per channel."""
     return mode == "F" or mode.startswith("I")

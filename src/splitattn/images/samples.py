@@ -1,8 +1,8 @@
-"""Five real photographs that travel with the package, for whatever must be tried on real images."""
+"""Five real photographs that are part of the package, for checks on real images."""
 
 from pathlib import Path
 
 
 def sample_photographs() -> tuple[Path, ...]:
-    """JPEG files, by name. `samples/SOURCES.md` says whose they are: all free of restrictions."""
+    """The JPEG files, sorted by name. `samples/SOURCES.md` has sources; all are free to use."""
     return tuple(sorted((Path(__file__).parent / "samples").glob("*.jpg")))

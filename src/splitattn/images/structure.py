@@ -1,7 +1,7 @@
-"""Bounds on what the structure of an image file costs, besides its pixels.
+"""Limits on the cost of an image file's structure, besides its pixels.
 
-Parts of a file take a few bytes each. Decoders read them one by one in Python, join those of one
-kind, which takes the square of their number, or read the same bytes again for each.
+A hostile file may have very many parts of a few bytes each. Decoders read them one by one in
+Python, join those of one kind in quadratic time, or read the same bytes again for each part.
 """
 
 import io
@@ -13,16 +13,17 @@ from PIL import Image
 
 from splitattn.errors import ImageError
 
-# Reads and bytes until the header is read. A profile of 1 MB takes 8,000 reads in a GIF, and the
-# offsets of a TIFF of a million rows 8 MB.
+# Limits on reads and bytes for the header. A profile of 1 MB takes 8,000 reads in a GIF, and the
+# offsets of a TIFF with a million rows take 8 MB.
 _HEADER_READS, _HEADER_BYTES = 10_000, 32 * 2**20
-# Reads for the pixels: so many, and one more for so many bytes of the file. The parts of a PNG
-# usually have 8,192 bytes, and each takes four reads.
+# Limits on reads for the pixels: a constant, plus one read per this many bytes of the file. Chunks
+# of a PNG usually have 8,192 bytes, and each takes four reads.
 _PIXEL_READS, _BYTES_PER_READ = 50_000, 64
 
-# A pass over all pixels may cost ten bytes of a file. Ten scans are usual, libtiff's limit is this.
+# A scan over all pixels may take only ten bytes of the file. Ten scans are usual; libtiff has this
+# limit.
 MOST_SCANS = 100
-# A profile has up to 255 segments, and each scan a few tables.
+# An ICC profile has up to 255 segments, and each scan has a few tables.
 _MOST_SEGMENTS = 10_000
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
 _NO_FILL = re.compile(rb"[^\xff]")
@@ -35,7 +36,7 @@ _MOST_ENTRIES = 1_000  # raw files of cameras have two hundred
 # Bytes of the types 1 to 12 of TIFF.
 _TYPE_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8)
 _ORIENTATION = 0x0112
-# How XMP says the same.
+# The orientation in XMP data.
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 _TURNS = {
@@ -50,10 +51,10 @@ _TURNS = {
 
 
 class BoundedStream(io.BytesIO):
-    """A file's bytes, for a decoder that may read so many times and no more.
+    """A file's bytes, with a limit on how often a decoder may read.
 
     Raises:
-        ImageError: when it reads more often.
+        ImageError: by `read`, beyond the limit.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -67,19 +68,19 @@ class BoundedStream(io.BytesIO):
         self._reads -= 1
         self._bytes -= len(part)
         if self._reads < 0 or self._bytes < 0:
-            raise ImageError("an image must have fewer parts, got one made of too many")
+            raise ImageError("an image must have fewer parts, its decoder reads too often")
         return part
 
     def header_is_read(self) -> None:
-        """From here on, pixels are read."""
+        """Start counting reads for the pixels."""
         self._reads = _PIXEL_READS + self._size // _BYTES_PER_READ
         self._bytes = 2 * self._size + _HEADER_BYTES
 
 
 def hide_exif(content: bytes) -> tuple[bytes, bytes]:
-    """A JPEG in which decoders find no EXIF data, and the first of these data, or no bytes.
+    """Hide EXIF data in a JPEG from decoders; return the JPEG and the first EXIF data, if any.
 
-    Decoders join all of them, and read bytes again for each of thousands of entries.
+    Decoders would join all EXIF segments, and read bytes again for each of thousands of entries.
 
     Raises:
         ImageError: it has too many segments.
@@ -94,7 +95,7 @@ def hide_exif(content: bytes) -> tuple[bytes, bytes]:
         if kind in (_START_OF_SCAN, _END_OF_IMAGE):
             break
         if kind <= 1 or 0xD0 <= kind <= _START_OF_IMAGE:
-            continue  # it has no length
+            continue  # a marker without a length
         length = int.from_bytes(content[position : position + 2])
         if kind == _APP1 and content.startswith(_EXIF, position + 2):
             found.append((position + 2, position + length))
@@ -112,11 +113,11 @@ def hide_exif(content: bytes) -> tuple[bytes, bytes]:
 
 
 def check_scans(content: bytes, *, components: int, progressive: bool) -> None:
-    """Raise if decoding a JPEG would go over its pixels too often.
+    """Raise if a JPEG has too many scans, each of which is a pass over all pixels.
 
     Args:
-        components: in a scan that has all of them.
-        progressive: such a scan need not be the last.
+        components: number of components in the image.
+        progressive: whether more scans may follow one with all components.
 
     Raises:
         ImageError: the message says the limit.
@@ -130,10 +131,10 @@ def check_scans(content: bytes, *, components: int, progressive: bool) -> None:
         if found[1][0] == _START_OF_SCAN:
             scans += 1
             if not progressive and content[position + 2] == components:
-                return  # one scan has it all
+                return  # this scan is the whole image
         if scans > MOST_SCANS:
             raise ImageError(f"a JPEG image may have at most {MOST_SCANS} scans, got more")
-        if position > 2:  # all but the start of the image tell their length
+        if position > 2:  # all segments but the first marker have a length
             position += int.from_bytes(content[position : position + 2])
     raise _too_many_segments()
 
@@ -143,12 +144,12 @@ def _too_many_segments() -> ImageError:
 
 
 def check_directories(content: bytes) -> None:
-    """Raise if EXIF data anywhere in the file would be read as more bytes than the file has.
+    """Raise if the entries of EXIF data anywhere in the file have more bytes than the file.
 
-    For formats whose decoder hands them to Pillow, which reads all entries.
+    For formats whose decoder passes EXIF data to Pillow, which reads all entries.
 
     Raises:
-        ImageError: the entries overlap, or there are too many places to look at.
+        ImageError: entries overlap, or there are too many possible EXIF blocks.
     """
     for number, header in enumerate(_TIFF_HEADER.finditer(content)):
         order = "<" if header[0].startswith(b"I") else ">"
@@ -161,7 +162,7 @@ def check_directories(content: bytes) -> None:
 
 
 def check_entries(content: bytes) -> None:
-    """Raise if the first directory of a TIFF is too long; Pillow may warn of each of its entries.
+    """Raise if the first directory of a TIFF is too long; Pillow may log a warning per entry.
 
     Raises:
         ImageError: the message says the limit.
@@ -172,19 +173,19 @@ def check_entries(content: bytes) -> None:
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """`image`, which is loaded, turned as one of EXIF's eight orientations says."""
+    """Turn a loaded `image` by one of EXIF's eight orientations."""
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
 def orientation(image: Image.Image, exif: bytes = b"") -> int:
-    """The orientation that a file's EXIF data say, or else its XMP data; 1 is upright.
+    """The orientation in a file's EXIF data, or if it has none, in its XMP data; 1 is upright.
 
     Args:
-        image: loaded, since formats may have these data behind the pixels.
-        exif: the data, if they were hidden from Pillow.
+        image: loaded, since some formats store these data after the pixels.
+        exif: the EXIF data, if they were hidden from Pillow.
     """
-    if image.format == "TIFF":  # Pillow turns it when it is loaded, and then removes the tag
+    if image.format == "TIFF":  # Pillow turns it when loading, and removes the tag
         return int(getattr(image, "tag_v2", {}).get(_ORIENTATION, 1))
     exif = exif or image.info.get("exif", b"")
     if isinstance(exif, bytes):
@@ -203,7 +204,7 @@ def orientation(image: Image.Image, exif: bytes = b"") -> int:
 
 
 def _entries(data: bytes, order: str) -> list[tuple[int, int, int, bytes]]:
-    """Tag, type, count and value of the first directory's entries, as many as are there."""
+    """Tag, type, count and value of each entry in the first directory, as far as the data go."""
     try:
         (start,) = struct.unpack_from(f"{order}I", data, 4)
         (count,) = struct.unpack_from(f"{order}H", data, start)
