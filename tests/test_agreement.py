@@ -17,7 +17,7 @@ PREPROCESSING = Preprocessing(size=40, crop_fraction=0.9)
 
 
 class Oracle(Engine):
-    """Answers with the classes that it was given, one after another."""
+    """An engine that answers with the given classes, one after another."""
 
     def __init__(self, answers: list[int]) -> None:
         super().__init__("oracle")

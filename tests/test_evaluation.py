@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> LabeledImages:
 
 @pytest.fixture
 def model() -> nn.Module:
-    """Sees little, so that it is right sometimes; batch norm and dropout tell the modes apart."""
+    """A network that is right sometimes. Batch norm and dropout show in which mode it runs."""
     return nn.Sequential(
         nn.AvgPool2d(32),
         nn.BatchNorm2d(3),

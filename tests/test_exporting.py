@@ -417,7 +417,7 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def knowing(data: str) -> ResNeSt:
-    """A network that knows the colors apart: its classifier looks for the nearest class's mean."""
+    """A network that recognizes the colors: its classifier finds the nearest class's mean."""
     images = calibration_images(data)
     pixels = np.stack([preprocess(decode(path), PREPROCESSING) for path in images.images])
     model = ResNeSt(small(), num_classes=0).eval()

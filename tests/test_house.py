@@ -52,7 +52,7 @@ def test_files_of_the_package_are_plain_and_small() -> None:
 
 
 def test_lazy_names_are_those_that_type_checkers_see() -> None:
-    """What a name resolves to, and what a type checker takes it for, are written down twice."""
+    """The imports for type checkers and the table of lazy imports must agree."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     seen = {
         alias.name: node.module.removeprefix("splitattn.")

@@ -55,7 +55,7 @@ def png(
     before: bytes = b"",
     end: bytes = chunk(b"IEND", b""),
 ) -> bytes:
-    """Of `pixels` with a filter byte before each row; `before` are the chunks before them."""
+    """A PNG of `pixels` with a filter byte before each row; `before` are the chunks before them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(pixels, 9))
     return b"\x89PNG\r\n\x1a\n" + header + before + data + end

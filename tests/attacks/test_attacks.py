@@ -38,7 +38,7 @@ def name(attack: Attack) -> str:
 def _nothing_runs_or_takes_all_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """In a folder of its own, where a payload leaves its mark, and without the network."""
+    """Run each test offline, in a new folder, where a payload would leave a file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
     monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path / "cache"))
@@ -59,7 +59,7 @@ def test_the_files_are_what_their_maker_makes() -> None:
 
 
 def test_the_payload_is_real() -> None:
-    """A reader that trusts these files runs what they say."""
+    """A reader that trusts these files, such as pickle, runs their code."""
     import pickle
 
     pickle.loads((FOLDER / "weights" / "code.pkl").read_bytes())

@@ -40,7 +40,7 @@ def plan(**changes: object) -> Plan:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No peers, and peak rates that need no measuring."""
+    """Leave other projects' networks out, and do not measure peak rates."""
     peaks = Peaks(multiply_adds={"fp32": 1e9, "int8": 1e9}, copied_bytes=1e9)
     monkeypatch.setattr("splitattn.bench.measure.measure_peaks", lambda _: peaks)
     monkeypatch.setattr(ladder, "_peers", lambda _: ())

@@ -78,7 +78,7 @@ Told = list[tuple[ShardReport, int]]
 def labeled(
     photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, BulkReport, Told]:
-    """The pictures in parts of four, what came of it, and what was told meanwhile."""
+    """The folder of a run with parts of four images, its report, and its progress calls."""
     target = tmp_path_factory.mktemp("labeled") / "out"
     told: Told = []
     report = label_bulk(photos, target, shard_size=4, on_shard=lambda *shard: told.append(shard))

@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def processor_seconds_of_children() -> float:
-    """Unlike seconds of the clock they do not grow where other programs run too."""
+    """Processor seconds, which do not grow while other programs run, as wall-clock seconds do."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

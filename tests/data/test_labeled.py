@@ -100,7 +100,7 @@ def test_images_in_both_splits_are_warned_of(
 
 
 def test_the_check_of_classes_reads_images_as_training_does(tmp_path: Path) -> None:
-    """Of floats in a NumPy file, only `white_level` says which is white."""
+    """Floats in a NumPy file need `white_level` to say which value is white."""
     path = tmp_path / "0.npy"
     np.save(path, np.full((4, 4), 1000, np.float32))
     data = LabeledImages(

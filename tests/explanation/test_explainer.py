@@ -61,7 +61,7 @@ def photograph() -> Tensor:
 
 
 def gradient_and_activation(layer: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of the plain network, for one logit, by autograd."""
+    """The gradient and the activation of the plain network for one logit, by autograd."""
     kept: list[Tensor] = []
     hook = getattr(network(), layer).register_forward_hook(lambda *call: kept.append(call[2]))
     with torch.enable_grad():

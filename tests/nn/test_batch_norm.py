@@ -256,7 +256,7 @@ def one_of_two(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Run]]:
-    """What two processes found, of which this is the first: to start another takes the time."""
+    """The results of two processes. This one is the first, since starting another takes long."""
     folder = tmp_path_factory.mktemp("processes")
     spawn = torch.multiprocessing.get_context("spawn")
     other = spawn.Process(target=one_of_two, args=(1, folder), daemon=True)

@@ -150,7 +150,7 @@ def test_threads_that_compute_have_a_lower_priority(more: int) -> None:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     def compared() -> tuple[int, int]:
-        """Of the batcher's thread, and of this one, which is as nice as its service."""
+        """The niceness of the batcher's thread, and of this one."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness() + more)
         running: Batcher[int, int] = Batcher(lambda items: [*map(niceness, items)], max_batch=4)
         with closing(running):

@@ -63,7 +63,7 @@ def is_fault(line: Any) -> bool:
 
 @pytest.fixture
 def page(browser: Any, own: Running) -> Iterator[Page]:
-    """The page, on which nothing may be asked of others, and nothing may go wrong."""
+    """The page. It may request nothing from other hosts, and log no error."""
     context = browser.new_context(accept_downloads=True)
     page = context.new_page()
     wrong: list[str] = []

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def unsynchronized() -> Iterator[None]:
-    """Whatever makes the processor wait for the GPU is an error."""
+    """Make every call that waits for the GPU an error."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 

@@ -79,7 +79,7 @@ def together(folder: Path) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """What the processes have: two threads add up in another order."""
+    """Use one thread, as the processes do: two threads add up in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -244,7 +244,7 @@ def test_dictionaries_that_hold_each_other_do_not_loop(tmp_path: Path) -> None:
 
 
 def test_a_file_changes_no_global_state(tmp_path: Path) -> None:
-    """It may set attributes of what it is given, and is given nothing that others get too."""
+    """A file may set attributes of the objects that it gets, but these belong to this read only."""
     poison = (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n"
         b"N}X\x0c\0\0\0__defaults__)s\x86b."  # BUILD with (None, {"__defaults__": ()})

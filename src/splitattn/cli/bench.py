@@ -46,8 +46,9 @@ def bench(
 ) -> None:
     """Measure how fast a network runs here, in each installed engine.
 
-    The engines take turns, so that a machine that slows down slows all of them. Weights are random,
-    which does not change the speed. Let nothing else run meanwhile.
+    The engines take turns, so that a machine that slows down slows all of them.
+    Weights are random, which does not change the speed. Let nothing else run
+    meanwhile.
     """
     from splitattn.libraries import require
 

@@ -34,7 +34,7 @@ def bulk(
         int | None,
         typer.Option(
             help="Shards that are labeled at once.",
-            show_default="1; on Ray one for 4 processors",
+            show_default="1; on Ray one for every 4 processors",
             min=1,
         ),
     ] = None,

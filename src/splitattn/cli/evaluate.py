@@ -41,7 +41,7 @@ def evaluate(
     ],
     model: Model = None,
     weights: Weights = None,
-    split: Annotated[str, typer.Option(help="Which part of the data.")] = "val",
+    split: Annotated[str, typer.Option(help="Split of the data: train, val or test.")] = "val",
     held_out: Annotated[
         bool,
         typer.Option(
@@ -69,8 +69,8 @@ def evaluate(
 ) -> None:
     """Measure top-1, top-5 and loss over every image once, class by class.
 
-    For weights that give several labels: mAP and F1. For a detector: COCO's figures. For a
-    segmenter: mIoU and accuracy.
+    For weights that give several labels: mAP and F1. For a detector: COCO's
+    figures. For a segmenter: mIoU and accuracy.
 
     Exit status 1 if some images could not be read; the others are measured all the same.
     """

@@ -60,8 +60,8 @@ def export(
 ) -> None:
     """Write a network for another engine; `predict --weights OUT` runs it.
 
-    The file is compared with the network on photographs first. If it differs, the exit status is 1
-    and there is no file.
+    The file is first compared with the network on photographs. If it differs, the
+    exit status is 1 and there is no file.
     """
     from splitattn.cli.progress import downloading, exporting, starting
 

@@ -22,7 +22,7 @@ def serve(
     weights: Weights = None,
     class_names: OutputNames = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is all addresses of this machine.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     device: Device = "auto",
@@ -70,8 +70,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, with a web page, in one process.
 
-    Logs go to stderr, one JSON object a line. SIGTERM ends it when all accepted requests are
-    answered.
+    Logs go to stderr, one JSON object a line. SIGTERM ends it when all accepted
+    requests are answered.
     """
     from splitattn.libraries import require
 

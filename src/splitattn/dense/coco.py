@@ -158,7 +158,7 @@ def _outline(value: object, number: int, notes: Notes) -> Outline | None:
 
 
 def _folder(folders: Sequence[Path], names: Sequence[str]) -> Path:
-    """The first folder that has any of about twenty of the images, or else the first of all."""
+    """The first folder that has any of a sample of the images, or else the first of all."""
     few = names[:: max(len(names) // 20, 1)]
     has = (folder for folder in folders if any(is_file(as_on_disk(folder / name)) for name in few))
     return next(has, folders[0])

@@ -150,7 +150,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
 
     @cached_property
     def _balancing_weights(self) -> Tensor:
-        """Weights of the classes (C,): 1 / sqrt(share of the pixels), so that a pixel's mean is 1.
+        """Weights of the classes (C,): 1 / sqrt(share of the pixels), with mean 1 over pixels.
 
         With 1 / share, as for images, the rarest class would outweigh all others.
         """
