@@ -162,6 +162,11 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
+def test_an_address_is_told_to_be_copied_first() -> None:
+    with pytest.raises(DataError, match=r"got 's3://bucket/data': an address; copy the data set"):
+        open_data("s3://bucket/data", "val")
+
+
 def test_an_empty_name_is_not_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

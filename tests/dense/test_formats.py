@@ -268,6 +268,19 @@ def test_lines_of_yolo_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.objects[0].boxes, expected.objects[0].boxes)
 
 
+def test_labels_of_yolo_in_capitals_are_read_and_those_of_no_image_are_told(
+    tmp_path: Path,
+) -> None:
+    write_format(tmp_path, "yolo")
+    folder = tmp_path / "labels" / "train"
+    (folder / "a.txt").rename(folder / "a.TXT")
+    (folder / "b.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (folder / "classes.txt").write_text("blue\n")  # labelImg puts it there
+    found = open_annotated(tmp_path, "train")
+    assert [len(objects) for objects in found.objects] == [2]
+    assert found.notes == ("label files without an image, left out: 1, such as b.txt",)
+
+
 def test_an_image_without_labels_of_yolo_is_background(tmp_path: Path) -> None:
     write_format(tmp_path, "yolo")
     save_picture(tmp_path / "images" / "train" / "b.png")

@@ -77,6 +77,8 @@ def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
         ) from error
     if not is_file(root):
         reason = "no such thing"
+        if "://" in data:
+            reason = "an address; copy the data set to this machine and name its folder"
     elif is_image_name(root.name):
         reason = "a single picture; to label it use splitattn predict"
     elif root.suffix.lower() in _ARCHIVES:

@@ -247,7 +247,16 @@ def _images_below(folder: Path) -> dict[str, Path]:
 
 def _is_yolo(root: Path) -> bool:
     folders = [labels for _, _, labels in paired_folders(root, "labels")] if is_folder(root) else []
-    return any(any(labels.glob("*.txt")) for labels in folders)
+    return any(map(_label_files, folders))
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    """The label files in `folder`, by the name of the image without its ending."""
+    return {
+        path.stem: path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() == ".txt" and path.name not in _CLASS_FILES
+    }
 
 
 def _open_yolo(root: Path, split: str) -> AnnotatedImages:
@@ -261,13 +270,16 @@ def _open_yolo(root: Path, split: str) -> AnnotatedImages:
             continue
         images, labels = splits[name]
         classes = _yolo_classes(root)
+        texts, notes = _label_files(labels), Notes()
         found = [
-            read_yolo(labels / f"{path.stem}.txt", path, classes) for path in image_files(images)
+            read_yolo(texts.pop(path.stem, None), path, classes) for path in image_files(images)
         ]
+        for text in texts.values():
+            notes.add("label files without an image, left out", text.name)
         if name:
-            return annotated_images(images, classes, found, Notes())
+            return annotated_images(images, classes, found, notes)
         held = hold_out(found, split)
-        return annotated_images(f"{images}: {split}", classes, held, Notes())
+        return annotated_images(f"{images}: {split}", classes, held, notes)
     raise no_split(root, split, [*filter(None, splits)])
 
 

@@ -24,14 +24,14 @@ _BOX = 5  # numbers in a line; a polygon has at least 7
 _LARGEST_SHARE = 3.0
 
 
-def read_yolo(path: Path, image: Path, classes: Sequence[str]) -> FoundImage:
+def read_yolo(path: Path | None, image: Path, classes: Sequence[str]) -> FoundImage:
     """The image that a text file describes. An image without such a file has no objects.
 
     Raises:
         DataError: the file is too large, or not in YOLO's format.
     """
     try:
-        lines = _lines(path) if path.is_file() else []
+        lines = _lines(path) if path is not None else []
         try:
             size = read_size(image) if image.is_file() else None
         except ImageError:  # reported when it is left out

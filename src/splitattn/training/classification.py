@@ -52,7 +52,7 @@ class Classification(ImageTask[Batch]):
         if len(train.classes) < 2:
             raise DataError(
                 f"training needs at least two classes, got only {', '.join(train.classes)!r}; "
-                "put the images of each class into a folder of its own"
+                f"put the images of each class into a folder of its own, directly in {train.origin}"
             )
         check_same(train.classes, val.classes, "a class without images may be an empty folder")
         if train.classes != val.classes:
