@@ -77,7 +77,7 @@ SETS = {
         head="mask_rcnn",
         figure="mask_ap50",
         splits=("val",),
-        changes=("epochs=12", "train_size=320", "test_size=320", "frozen_stages=1"),
+        changes=("epochs=6", "train_size=320", "test_size=320", "frozen_stages=1"),
     ),
     "camvid": Set(
         task="segmentation",
