@@ -58,7 +58,7 @@ def compare(
         activation: of the networks. With "sigmoid", two networks label an image alike if all
             classes of more than one half are the same.
         workers: threads that decode images; None chooses from the number of processors.
-        on_images: told how many more images are done, of how many in all.
+        on_images: called with how many more images are done, and how many there are.
 
     Raises:
         DataError: no image can be read.

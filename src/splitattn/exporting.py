@@ -244,7 +244,7 @@ def write_compared(
         settings: without calibration images.
         calibration: gives the calibration images, for int8.
         report: compares the file, as its engine runs it; takes the fields of `ExportedFile`.
-        on_step: told what is done next.
+        on_step: called with what is done next.
 
     Raises:
         InputError: the network is too large for a file, or the file cannot be written.

@@ -145,9 +145,9 @@ def train(
         checkpoint_minutes: time between checkpoints within an epoch.
         on_step: called after each step.
         on_epoch: called after each epoch.
-        on_measured: told, while an epoch is measured, how many more examples were done, of how
-            many.
-        loggers: told each line of the log, such as experiment trackers (`training.log`).
+        on_measured: called while an epoch is measured, with how many more examples are done, and
+            how many there are.
+        loggers: get each line of the log, such as experiment trackers (`training.log`).
 
     Raises:
         InputError: an argument cannot be used, or see `training.loop.train`.

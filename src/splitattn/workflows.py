@@ -51,7 +51,7 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkEvaluation(MeasuredNetwork, Evaluation):
-    """What was measured, and of which network: see `Evaluation` and `MeasuredNetwork`."""
+    """The figures of a network, see `Evaluation`, and which one it is, see `MeasuredNetwork`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class NetworkLabelScores(MeasuredNetwork, LabelScores):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationEvaluation(SegmentationScores):
-    """What was measured of a segmenter, and of which.
+    """The figures of a segmenter, and which one was measured.
 
     Attributes:
         model, weights: the network, as `Segmenter` names it.
@@ -117,8 +117,8 @@ def evaluate(
         threshold: of a classifier that gives several labels, the smallest probability of a label
             that counts for F1, precision and recall; None is 0.5.
         progress: follows the download of weights, if there is one.
-        on_images: told how many more images are done, of how many in all.
-        on_answer: told the `evaluation.Answer` for each image, in order, or the
+        on_images: called with how many more images are done, and how many there are.
+        on_answer: called with the `evaluation.Answer` for each image, in order, or the
             `label_scores.LabelAnswer` if there may be several labels.
 
     Raises:
@@ -293,8 +293,8 @@ def export(
         class_names: what the file names its classes, see `Classifier`; None is as the weights do.
         workers: threads that decode images; None chooses from the number of processors.
         progress: follows the download of weights, if there is one.
-        on_images: told how many more images are done, of how many in this step.
-        on_step: told what is done next.
+        on_images: called with how many more images are done, and how many this step has.
+        on_step: called with what is done next.
 
     Raises:
         InputError: an argument is wrong, a library is missing, or the file cannot be written.

@@ -689,8 +689,8 @@ def test_an_unusable_target_is_one_line(
 @pytest.mark.parametrize(
     ("name", "content", "way_out"),
     [
-        ("part-00001.parquet", None, "remove it and go on"),
-        ("part-00001.parquet", b"{", "remove it and go on"),
+        ("part-00001.parquet", None, "remove it and continue"),
+        ("part-00001.parquet", b"{", "remove it and continue"),
         ("_manifest/00001.parquet", None, "name another target"),
     ],
 )

@@ -232,7 +232,7 @@ def test_what_is_wrong_with_a_worker_is_passed_on(use: Callable[[Ray], Ray]) -> 
 
     ray.answer = dies
     with pytest.raises(
-        ClusterError, match=r"lost: ModuleNotFoundError: No module named 'PIL'; run"
+        ClusterError, match=r"lost: ModuleNotFoundError: No module named 'PIL'; to continue"
     ):
         label()
     ray.waits, ray.answer = 0, refuses

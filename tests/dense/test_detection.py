@@ -133,9 +133,9 @@ def test_weights_of_a_classifier_find_no_objects() -> None:
     ("change", "rule"),
     [
         ({"name": "yolo"}, "head must be one of fcos"),
-        ({"name": 1}, "must say its head"),
-        ({"channels": 96}, "does not fit what it says about itself"),
-        ({"channels": 65}, "does not fit what it says about itself"),
+        ({"name": 1}, "must name its head"),
+        ({"channels": 96}, "does not fit its own metadata"),
+        ({"channels": 65}, "does not fit its own metadata"),
         ({"short_side": None}, "must have whole numbers as short_side"),
         ({"short_side": 9999}, "the short side must be"),
         ({"category_ids": [10]}, "category_ids must be 3 whole numbers"),

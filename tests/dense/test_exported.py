@@ -165,7 +165,7 @@ def test_a_head_of_two_stages_is_refused(run: Path, tmp_path: Path) -> None:
     assert metadata is not None
     metadata = replace(metadata, head={**metadata.head, "name": "faster_rcnn"})
     write_checkpoint(tmp_path / "a.safetensors", read_by_own_keys(source), metadata)
-    with pytest.raises(InputError, match="second stage depends on what it finds"):
+    with pytest.raises(InputError, match="second stage depends on what the first stage finds"):
         workflows.export(tmp_path / "a.onnx", weights=tmp_path / "a.safetensors")
 
 

@@ -133,7 +133,7 @@ def test_a_detector_of_two_stages_is_not_exported(
     call = ["export", str(tmp_path / "a.onnx"), "--weights", str(trained[0])]
     assert status(call) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "with head mask_rcnn cannot be exported: what it looks at in its second stage" in line
+    assert "with head mask_rcnn cannot be exported: the input of its second stage" in line
     assert status(["predict", "a.png", "--weights", str(trained[0]), "--engine", "openvino"]) == 2
     assert "with head mask_rcnn runs in engine torch, got 'openvino'" in capsys.readouterr().err
 

@@ -280,9 +280,9 @@ def test_weights_of_another_task_are_refused(trained: tuple[Path, Measurement]) 
     ("change", "rule"),
     [
         ({"name": "unet"}, "head must be one of fpn, deeplabv3, fcn"),
-        ({"name": 1}, "must say its head"),
-        ({"channels": 96}, "does not fit what it says about itself"),
-        ({"channels": 8}, "does not fit what it says about itself"),
+        ({"name": 1}, "must name its head"),
+        ({"channels": 96}, "does not fit its own metadata"),
+        ({"channels": 8}, "does not fit its own metadata"),
         ({"short_side": None}, "must have whole numbers as short_side"),
         ({"output_stride": 16}, "output stride must be 32 for head fpn, got 16"),
     ],

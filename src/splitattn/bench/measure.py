@@ -151,7 +151,7 @@ def measure(
     only that part, and leaves the remaining rows without it.
 
     Args:
-        on_step: told what is being done, for people who wait.
+        on_step: called with what is being done, for people who wait.
 
     Raises:
         InputError: there is no such model or rung.

@@ -1,4 +1,4 @@
-"""Labels every image of a folder or bucket, and goes on where an earlier call stopped."""
+"""Labels every image of a folder or bucket, and continues where an earlier call stopped."""
 
 import time
 from collections import Counter
@@ -73,7 +73,7 @@ def label_bulk(
 ) -> BulkReport:
     """Label every image of `source` into Parquet files at `target`.
 
-    A call that was stopped or killed goes on when it is repeated: a part that exists is done. Parts
+    To continue a call that was stopped or killed, repeat it: a part that exists is done. Parts
     are written whole or not at all. Each image is one row, in the order of the listing: path, size,
     etag, labels, indices, probabilities, features where they are asked for, and error, which says
     why an image has no labels. `_SUCCESS` is there once all parts are.
@@ -89,7 +89,7 @@ def label_bulk(
         shard_size: images in each part but the last.
         topk: how many classes to name; None is as for `Classifier.predict`.
         features: keep what the network gives its classifier, too; the network then runs twice.
-        resume: go on with a run that was begun; False refuses a target that holds one.
+        resume: continue a run that was begun; False refuses a target that holds one.
         retry_errors: label again, of a run that is done, the images that could not be labeled.
         most_errors: the greatest share of errors, from 0 to 1, in a part and in all parts together.
             Ten errors are always allowed.
@@ -160,7 +160,7 @@ def label_bulk(
                 labeled += shard.labeled
                 totals.add(shard)
                 on_shard(shard, len(shards))
-    where = "in all parts: see their column error and label them again, or allow more"
+    where = "in all parts: see their column error; use --retry-errors, or raise --most-errors"
     check_errors(totals.images, totals.errors, most_errors, where)
     report = BulkReport(
         images=totals.images,

@@ -32,8 +32,8 @@ _RULE = 'cluster must be "local", "ray" or the address of a Ray cluster, such as
 _FIRST_WORKER_TIMEOUT = 60.0  # seconds without any worker, after which there is a warning
 _CONNECT_TIMEOUT = 10.0  # seconds
 _WAITING = (
-    "no worker could start yet: the cluster has no place for one, or does not reach its limits; "
-    "waiting goes on"
+    "no worker could start yet: the cluster has too few free processors, or cannot start more "
+    "machines; still waiting"
 )
 
 
@@ -121,8 +121,8 @@ def _in_processes(
                 yield future.result()
     except BrokenProcessPool as error:
         raise ClusterError(
-            "a worker was killed, perhaps for want of memory: run the same command again to go on, "
-            "with fewer actors"
+            "a worker was killed, perhaps because memory ran out: to continue, run the same "
+            "command again, with fewer actors"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -157,7 +157,8 @@ def _on_ray(
         except RayError as error:
             if not isinstance(error, RayTaskError):
                 raise ClusterError(
-                    f"a worker is lost: {_reason(error):.300}; run the same command again to go on"
+                    f"a worker is lost: {_reason(error):.300}; to continue, run the same command "
+                    "again"
                 ) from error
             if isinstance(error.cause, InputError | OSError):
                 raise error.cause from None

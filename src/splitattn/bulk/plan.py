@@ -264,7 +264,7 @@ def _opened(store: Store, name: str) -> Iterator[BinaryIO | None]:
     except InputError:
         raise
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        way_out = "remove it and go on" if parts_in([name]) else "name another target"
+        way_out = "remove it and continue" if parts_in([name]) else "name another target"
         raise DataError(f"{store.address}/{name} is damaged: {way_out}") from error
 
 

@@ -135,7 +135,7 @@ class ShardLabeler:
         table = pa.Table.from_pylist(list(map(_row, chosen, results)), schema)
         if before is None:
             first = next(iter(errors), "none")
-            where = f"in {part_name(number)}: see what is wrong, or allow more; the first: {first}"
+            where = f"in {part_name(number)}: mend them or raise --most-errors; the first: {first}"
             check_errors(len(entries), len(errors), self._plan.most_errors, where)
         else:
             places = list(range(len(entries)))

@@ -57,7 +57,7 @@ def bench(
     from splitattn.cli.progress import starting, telling
     from splitattn.engines.table import check_device
 
-    architecture(model)  # wrong names are told before PyTorch is loaded
+    architecture(model)  # a wrong name is an error before PyTorch is loaded
     check_device(device)
     with starting("starting"):
         from splitattn.bench.measure import Plan, expected_seconds, measure

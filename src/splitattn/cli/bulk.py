@@ -62,7 +62,7 @@ def bulk(
     ] = 0.1,
     workers: Workers = None,
 ) -> None:
-    """Label a bucket or folder into Parquet files. Repeat the command to go on after a stop.
+    """Label a bucket or folder into Parquet files. After a stop, repeat the command.
 
     Exit status 1 if some images could not be labeled.
     """

@@ -133,7 +133,7 @@ def train(
         logging.getLogger("splitattn").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
     with starting("starting", shown=first):
-        # What needs no PyTorch comes first: most mistakes are told without waiting for it.
+        # What needs no PyTorch comes first, so that most mistakes are reported at once.
         from splitattn.engines.table import check_device
         from splitattn.training_plan import plan_training
 

@@ -116,7 +116,7 @@ def convert(
     from splitattn.cli.progress import starting
     from splitattn.weights.layouts import find_layout
 
-    find_layout(to)  # a wrong name is told before PyTorch is loaded
+    find_layout(to)  # a wrong name is an error before PyTorch is loaded
     with starting("converting"):
         from splitattn.convert import convert as write
 

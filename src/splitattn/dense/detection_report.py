@@ -66,7 +66,7 @@ def detection_report(
 
     Args:
         data: what was measured; it gives the pictures.
-        told: what was left out or changed of the annotations.
+        told: notes on what was left out of the annotations or changed in them.
     """
     scores = details.scores
     masks = "mask_ap" in scores.figures

@@ -17,7 +17,7 @@ from splitattn.libraries import require
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionEvaluation(DetectionScores):
-    """What was measured, and of which detector.
+    """The figures of a detector, and which one was measured.
 
     Attributes:
         model, weights, engine: the detector, as `Detector` names it.
@@ -47,7 +47,7 @@ def evaluate_detector(
     Args:
         data, split: see `open_annotated`.
         weights, engine, device: see `Detector`.
-        on_images: told how many more images are done, of how many in all.
+        on_images: called with how many more images are done, and how many there are.
 
     Raises:
         InputError: a library is missing, or see `Detector`.

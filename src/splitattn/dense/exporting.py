@@ -108,7 +108,7 @@ class DetectorExport(DenseExport[TrainedDetector, AnnotatedImages, BoxParity]):
     parity = BoxParity
     figure = "AP"
     most_images = 20
-    why_not = "what it looks at in its second stage depends on what it finds in the first"
+    why_not = "the input of its second stage depends on what the first stage finds"
     libraries = ("torch", "torchvision")
     figure_libraries = ("faster_coco_eval",)
 

@@ -13,7 +13,7 @@ from splitattn.images.paths import is_image_name
 
 logger = logging.getLogger(__name__)
 
-# Of a data set without splits, one image in so many is for validation.
+# In a data set without splits, one image in this many is for validation.
 HELD_OUT = 5
 
 

@@ -138,7 +138,7 @@ def score_masks(
         data: images and masks.
         answer: from an image to the class of every pixel.
         indices: of the images in `data`.
-        on_images: told of each image, and of how many in `data`.
+        on_images: called for each image with 1 and the number of images in `data`.
     """
     classes = len(data.classes)
     total = np.zeros((classes, classes), dtype=np.int64)

@@ -52,7 +52,7 @@ def segmentation_report(
 
     Args:
         data: what was measured; it gives the pictures.
-        told: what was left out of the data.
+        told: notes on what was left out of the data.
     """
     scores = details.scores
     pixels = int(scores.confusion.sum())

@@ -18,7 +18,7 @@ from splitattn.dense.segmenter import TrainedSegmenter
 from splitattn.engines.engine import ACTIVATIONS, Engine
 from splitattn.graph.segmentation import MULTIPLE
 
-# The plain network is slow: it sees images of at most so many pixels on the shorter side.
+# The plain network is slow, so it sees images with at most this shorter side, in pixels.
 _REFERENCE_SIDE = 128
 
 

@@ -72,13 +72,15 @@ class TrainedDense(ABC, Generic[Runner]):
         metadata = read_metadata(path)
         if metadata is None:
             raise WeightsError(
-                f"{path} must be a {cls.what}'s weights, and does not say that it is"
+                f"{path} must be a {cls.what}'s weights, got weights without metadata"
             )
         if metadata.task != cls.task:
             raise WeightsError(f"{path} must be a {cls.what}'s weights, {_for_another(metadata)}")
         head, channels = metadata.head.get("name"), metadata.head.get("channels")
         if not isinstance(head, str) or type(channels) is not int:
-            raise WeightsError(f"{path} must say its head and channels, got {metadata.head!r:.80}")
+            raise WeightsError(
+                f"the metadata of {path} must name its head and channels, got {metadata.head!r:.80}"
+            )
         tensors = read_arrays_by_own_keys(path)
         check_numbers(tensors, path)
         return cls(path=path, metadata=metadata, head=head, channels=channels, tensors=tensors)
@@ -122,7 +124,7 @@ class TrainedDense(ABC, Generic[Runner]):
             raise self._unfit(" ".join(str(error).split())[:200]) from error
 
     def _unfit(self, fault: str) -> WeightsError:
-        return WeightsError(f"{self.path} does not fit what it says about itself: {fault}")
+        return WeightsError(f"{self.path} does not fit its own metadata: {fault}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Explanation:
               earlier stage (LayerCAM, doi 10.1109/TIP.2021.3089943), times the number of places.
             - "rise": how much more probable the label is in random masks in which the pixel is
               seen than in all of them (RISE, arXiv 1806.07421).
-        grid: rows and columns that can be told apart: those of `map`, or for "rise" of the masks.
+        grid: rows and columns of the explanation: those of `map`, or for "rise" those of the masks.
         highest: the number that the brightest color stands for: the map's highest, but at least one
             logit, or for "rise" four standard errors of the masks. So a map in which nothing stands
             out looks empty.

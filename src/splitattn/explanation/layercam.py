@@ -18,7 +18,7 @@ def layercam(
     Args:
         logits: (classes,).
         features: what `stage` gives, (C, H, W).
-        network: of which the stage is.
+        network: the network that has this stage.
         index: of the class; None is the most probable.
     """
     index = int(logits.argmax()) if index is None else index

@@ -54,7 +54,7 @@ class Batcher(Generic[Item, Result]):
         max_batch: the most items in a batch.
         max_wait: seconds that an idle batcher waits for a full batch after its first item came.
         at_once: the most batches that are computed at the same time, all but one of them full.
-        on_batch: told of each batch, in the thread that computed it.
+        on_batch: called with each batch's `Ran`, in the thread that computed it.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. It is opened first, so that an address in use is told at once.
+    """A listening socket. It is opened first, so that an address in use is an error at once.
 
     It states its protocol. asyncio sets TCP_NODELAY only on sockets that it knows to be TCP;
     without it, an answer waits 40 ms for the client's acknowledgment.

@@ -163,7 +163,7 @@ class Service:
 
     @contextmanager
     def admitted(self, images: int) -> Iterator[None]:
-        """Count so many images as part of the queue until the block ends.
+        """Count `images` images as part of the queue until the block ends.
 
         Raises:
             RequestError: the queue is full (429).
@@ -271,7 +271,7 @@ class Service:
 
     @asynccontextmanager
     async def _loaded(self, name: str, content: bytes, options: Options) -> AsyncIterator[Any]:
-        """Decode an image, which is held until the block ends. Only so many are held at a time."""
+        """Decode an image, which is held until the block ends, within the limit of held images."""
         started = time.monotonic()
         async with self._decoded:
             self.metrics.on_stage("wait", time.monotonic() - started)
