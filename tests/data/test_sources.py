@@ -155,7 +155,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
         "words": "Hugging Face image layout",
         "x" * 5000: "no such thing|too long",
         "none": "must hold images",
-        "only": r"must have shards called val-\*.parquet",
+        "only": r"must have shards called val-\*.parquet, got train.parquet in",
     }.items():
         with pytest.raises(DataError, match=message) as raised:
             open_data(str(tmp_path / name), "val")

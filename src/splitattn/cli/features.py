@@ -67,10 +67,11 @@ def features(
     names, named = tee(given)
     results = extractor.stream(map(source_of, named), batch_size=batch_size, workers=workers)
     found: list[tuple[str, Features]] = []
-    failed = 0
+    done = failed = 0
     lines = None if ending == _ARRAYS else output
     with closing(results), counting() as count, writing(lines) as write:
         for name, result in zip(names, results, strict=True):
+            done += 1
             failed += isinstance(result, ImageError)
             if ending != _ARRAYS:
                 write(_line(name, result, extractor.model, extractor.weights))
@@ -82,7 +83,7 @@ def features(
     if output and ending == _ARRAYS:
         _write_arrays(found, output)
     if failed:
-        say(f"{failed} inputs have no features")
+        say(f"{failed} of {done} inputs have no features")
         raise typer.Exit(1)
 
 

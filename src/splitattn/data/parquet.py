@@ -46,6 +46,8 @@ _LEAST_ROW = 16
 _PLAIN = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY", "BYTE_STREAM_SPLIT"}
 _DICTIONARY = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 _LEAVES = ("image.bytes", "image.path")
+# Shards that an error lists.
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,9 +301,10 @@ def _chosen(shards: list[Path], split: str) -> list[Path]:
         return [shard for shard, prefix in by_prefix.items() if prefix in found]
     if not any(map(split_of, by_prefix.values())):
         return shards
+    shown = [shard.name for shard in shards[:_SHOWN]] + ["..."] * (len(shards) > _SHOWN)
     raise MissingSplitError(
-        f"the data set must have shards called {split}-*.parquet, "
-        f"got {', '.join(shard.name for shard in shards[:3])}, ... in {shards[0].parent}"
+        f"the data set must have shards called {split}-*.parquet, got {', '.join(shown)} in "
+        f"{shards[0].parent}"
     )
 
 
