@@ -303,7 +303,7 @@ def test_a_run_is_evaluated_on_the_images_that_it_kept(
     plain = splitattn.train(
         moved, tmp_path / "plain", model="small", recipe="plain", overrides=SMALL, workers=0
     )
-    with pytest.raises(DataError, match="weights that say nothing of one: use --split"):
+    with pytest.raises(DataError, match="these weights record none: use --split"):
         splitattn.evaluate(str(moved), weights=plain.output, held_out=True)
 
 

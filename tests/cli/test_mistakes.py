@@ -39,7 +39,7 @@ MISTAKES = [
     ("predict photo.png --weights empty", "empty must be a folder with model.safetensors or"),
     ("predict photo.png --output data", "--output must be a file, got data, a folder"),
     ("evaluate", "missing argument 'data'; see splitattn evaluate --help"),
-    ("evaluate dta", "data must be a folder, .* got 'dta': no such thing"),
+    ("evaluate dta", "data must be a folder, .* got 'dta': no such file or folder"),
     ("evaluate photo.png", "'photo.png': a single picture; to label it use splitattn predict"),
     ("train notes.txt --output run", "got 'notes.txt': a file of another kind"),
     ("evaluate data --device 0", "device '0' cannot be used: .*; did you mean 'cuda:0'[?]"),

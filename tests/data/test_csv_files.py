@@ -83,7 +83,9 @@ def test_one_image_with_two_spellings_of_its_path_has_one_label(tmp_path: Path) 
     same = write(tmp_path / "a.csv", "path,label", "x/0.png,a", "./x/0.png,a", "x/1.png,b")
     assert len(open_data(same, "train")) == 3
     other = write(tmp_path / "b.csv", "path,label", "x/0.png,a", r".\x\0.png,b")
-    with pytest.raises(DataError, match=r"must say the same in all rows of an image, got 'a' and"):
+    with pytest.raises(
+        DataError, match=r"must have the same labels in all rows of an image, got 'a' and"
+    ):
         open_data(other, "train")
 
 
@@ -140,7 +142,8 @@ def test_rows_that_say_different_things_of_an_image_are_refused(
     with pytest.raises(DataError) as raised:
         open_data(data, "train")
     assert str(raised.value).startswith(
-        f"{data} must say the same in all rows of an image, got {first!r} and {other!r} for 'a.png'"
+        f"{data} must have the same labels in all rows of an image, "
+        f"got {first!r} and {other!r} for 'a.png'"
     )
 
 
@@ -166,7 +169,7 @@ def test_rows_of_another_split_are_left_out_with_a_warning(
     for split in ("train", "val"):
         assert len(open_data(path, split)) == 1
     assert caplog.messages == [
-        f"{path}: rows left out, whose split is none of train, val and test: 2, such as 'foo'"
+        f"{path}: rows skipped, since their split is not train, val or test: 2, such as 'foo'"
     ]
 
 
@@ -177,7 +180,7 @@ def test_labels_that_are_fractions_are_warned_of(
     for split in ("train", "val"):
         assert open_data(path, split).classes == ("-2e-1", "0.37", "1")
     assert caplog.messages == [
-        f"{path}: all labels are numbers, such as '-2e-1': each of these 3 is a class of its own"
+        f"{path}: all labels are numbers, such as '-2e-1': each of these 3 counts as a class"
     ]
     caplog.clear()
     open_data(write(tmp_path / "some.csv", "path,label", "a.png,0.37", "b.png,cat"), "train")

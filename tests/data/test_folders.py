@@ -81,8 +81,11 @@ def test_a_test_set_without_labels_does_not_serve_as_validation(
         (("train", "test"), "must have one folder per class, got none in .*train"),
         (("train/Train", "train/Val"), "got only Train, Val in .*, which are names of splits"),
         (("Val/a", "Val/b"), "must have a folder train/"),
-        (("images", "labels"), "got only images, labels in .*, which are no classes; detectors"),
-        (("JPEGImages", "ImageSets"), "got only ImageSets, JPEGImages in .*, which are no classes"),
+        (("images", "labels"), "got only images, labels in .*, which are not classes; to train"),
+        (
+            ("JPEGImages", "ImageSets"),
+            "got only ImageSets, JPEGImages in .*, which are not classes",
+        ),
     ],
 )
 def test_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:

@@ -92,11 +92,11 @@ def test_images_in_both_splits_are_warned_of(
     (tmp_path / "link").symlink_to("train")
     linked = open_data(str(tmp_path / "link"), "val")
     warn_of_shared_images(train, linked)
-    assert "6 of 6 images to validate on are trained on, too, such as" in caplog.text
+    assert "6 of 6 validation images are also training images, such as" in caplog.text
     caplog.clear()
     names = [*val.names[:5], train.names[3]]
     warn_of_shared_images(train, replace(val, images=names, names=names))
-    assert f"1 of 6 images to validate on are trained on, too, such as {names[5]}: " in caplog.text
+    assert f"1 of 6 validation images are also training images, such as {names[5]}: " in caplog.text
 
 
 def test_the_check_of_classes_reads_images_as_training_does(tmp_path: Path) -> None:

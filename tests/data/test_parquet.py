@@ -120,7 +120,7 @@ def test_a_folder_around_the_shards_is_refused_with_theirs(tmp_path: Path) -> No
         write_shard(tmp_path / f"api/default/{split}/0.parquet", [encoded(0, 0)], [0])
     for root, folder in (("hub", "hub/data"), ("api", "api/default/")):
         with pytest.raises(
-            DataError, match=f"must lie in one folder, got .* name {tmp_path}/{folder}"
+            DataError, match=f"must be in one folder, got .* name {tmp_path}/{folder}"
         ):
             open_data(str(tmp_path / root), "train")
 

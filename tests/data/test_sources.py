@@ -114,8 +114,8 @@ def test_numbered_names_fit_folders_with_gaps_between_their_numbers(tmp_path: Pa
         ("names.json", '{"0": "red", "1": "red"}', "list of different names"),
         ("names.json", '{"red": 0, "green": 0, "blue": 1}', "must be different, got '0' twice"),
         ("names.json", '{"0": "red", "0": "green", "1": "blue"}', "got '0' twice"),
-        ("names.txt", "0 red\n2 green\n5 blue", "leave none out, got '0 red' .*; write JSON"),
-        ("names.txt", "0 red\n1 green\n1 blue", "must be different and leave none out"),
+        ("names.txt", "0 red\n2 green\n5 blue", "without gaps, got '0 red' .*; write JSON"),
+        ("names.txt", "0 red\n1 green\n1 blue", "must be different and without gaps"),
         ("names.txt", "green,1\nred,0\nblue,2", "write the names alone, in the order"),
     ],
 )
@@ -153,7 +153,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
         "plain": "Hugging Face image layout",
         "labels": "labels must be 0 to 2",
         "words": "Hugging Face image layout",
-        "x" * 5000: "no such thing|too long",
+        "x" * 5000: "no such file or folder|too long",
         "none": "must hold images",
         "only": r"must have shards called val-\*.parquet, got train.parquet in",
     }.items():

@@ -1,1 +1,1 @@
-"""Data sets by name, and the batches that evaluation and training take from them."""
+"""Opens data sets and makes batches for evaluation and training."""

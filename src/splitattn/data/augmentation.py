@@ -1,4 +1,4 @@
-"""Settings of the training crops and colors; `training_transforms` carries them out."""
+"""Settings of the random crops and colors in training; `training_transforms` applies them."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,21 +14,21 @@ AutoAugment = Literal["none", "imagenet", "rand", "trivial"]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What happens to a training image at random, besides the flip that always does.
+    """How training images are randomly augmented, besides the horizontal flip.
 
     Attributes:
-        size: side of the crop, in pixels.
+        size: side of the network's input, in pixels.
         crop_scale: smallest share of the image's area that a crop covers.
-        crop: "random-resized" draws the crop's area and aspect (torchvision), "efficientnet" its
-            height and aspect (`ERandomCrop` of the official code).
+        crop: "random-resized" draws the crop's area and aspect ratio (torchvision), "efficientnet"
+            its height and aspect ratio (`ERandomCrop` of the official code).
         interpolation: filter of the (antialiased) resize from the crop to `size`.
         auto_augment: "imagenet" is AutoAugment for ImageNet with the official code's values, before
             the crop; "rand" and "trivial" are torchvision's RandAugment and TrivialAugment, after
             it.
-        color_jitter: by how much brightness, contrast and saturation vary about 1.
-        lighting: deviation of AlexNet's noise along the principal axes of color.
-        random_erasing: probability that a rectangle is painted over with `mean`.
-        mean: color that the network takes for 0: a value of each channel from 0 to 1.
+        color_jitter: largest change of brightness, contrast and saturation from 1.
+        lighting: standard deviation of AlexNet's noise along the principal axes of color.
+        random_erasing: probability that a rectangle is filled with `mean`.
+        mean: the color that normalization maps to 0: a value from 0 to 1 for each channel.
 
     Raises:
         InputError: a field is outside its range.
@@ -56,7 +56,7 @@ class Augmentation:
             "random_erasing": (0 <= self.random_erasing <= 1, "from 0 to 1"),
         }
         channels = len(self.mean)
-        if channels != RGB:  # gray has no hue and no saturation
+        if channels != RGB:  # color operations need RGB
             policies = ("none", "rand", "trivial") if channels == 1 else ("none",)
             allowed = " or ".join(policies)
             rules |= {

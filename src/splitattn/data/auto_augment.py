@@ -10,9 +10,9 @@ from PIL import Image, ImageEnhance, ImageOps
 _Operation = tuple[str, float, float]
 
 # The 25 policies of AutoAugment for ImageNet (arXiv 1805.09501, table 9). The paper gives each
-# operation a level from 0 to 10. These are the values that the official code makes of the levels
-# (resnest/transforms.py): bits of posterize, degrees of rotate, the threshold of solarize, the
-# factor of color, contrast and sharpness, the slope of shear. The others take none.
+# operation a level from 0 to 10. Here are the values to which the official code
+# (resnest/transforms.py) converts them: bits of posterize, degrees of rotate, threshold of
+# solarize, factor of color, contrast and sharpness, slope of shear. Other operations have no value.
 IMAGENET_POLICIES: tuple[tuple[_Operation, _Operation], ...] = (
     (("posterize", 0.4, 1), ("rotate", 0.6, 27)),
     (("solarize", 0.6, 128), ("autocontrast", 0.6, 0)),
@@ -61,7 +61,7 @@ _OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
     "shear": _shear,
 }
-# These go either way, by the toss of a coin.
+# The sign of these values is random.
 _SIGNED = ("rotate", "shear")
 
 

@@ -1,4 +1,4 @@
-"""Images for calibrating an int8 network and for comparing it with the network it came from."""
+"""Images for calibrating an int8 network and for comparing it with the float network."""
 
 import logging
 import random
@@ -33,9 +33,9 @@ _AT_ONCE = 16
 
 
 def calibration_images(data: str) -> LabeledImages:
-    """The training images of `data`, or the images of any folder; labels need not mean anything.
+    """The training images of `data`, or the images of any folder; labels are not needed.
 
-    Of images without splits, those that `comparison_images` takes are left out.
+    For data without splits, the images of `comparison_images` are left out.
 
     Raises:
         DataError: there are none.
@@ -44,9 +44,9 @@ def calibration_images(data: str) -> LabeledImages:
 
 
 def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabeledImages, bool]:
-    """The validation images of `data`, and whether their labels count.
+    """The validation images of `data`, and whether their labels are the network's.
 
-    Of images without splits it is half of each class.
+    For data without splits, these are half of the images of each class.
 
     Args:
         classes: the network's, by output index.
@@ -64,7 +64,7 @@ def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabeledImage
 
 
 def _parts(data: str) -> tuple[LabeledImages, LabeledImages]:
-    """Images to calibrate on and images to compare on: other ones if there are two."""
+    """Images to calibrate on and to compare on; they are disjoint if there is more than one."""
     calibration = _images(data, "train")
     try:
         comparison = _images(data, "val")
@@ -76,9 +76,9 @@ def _parts(data: str) -> tuple[LabeledImages, LabeledImages]:
 
 
 def package_photographs(channels: int) -> LabeledImages:
-    """The five photographs that ship with the package, without labels.
+    """The five photographs in the package, without labels.
 
-    Networks of other channels than gray or RGB see R, G and B again and again.
+    For networks with other channels than gray or RGB, the channels R, G and B are repeated.
     """
     paths = [str(path) for path in sample_photographs()]
     photographs = _unlabeled("splitattn", paths)
@@ -96,11 +96,11 @@ def sampled(
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
 ) -> "list[Pixels]":
-    """Up to `count` readable images, always the same ones, as `load_pixels` gives them.
+    """Pixels of up to `count` readable images, always the same ones; see `load_pixels`.
 
     Args:
         workers: threads that decode images; None chooses from the number of processors.
-        on_images: told how many more images are read, of how many in all.
+        on_images: called with the number of newly read images and the total.
 
     Raises:
         DataError: none of them can be read.

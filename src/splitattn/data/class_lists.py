@@ -1,4 +1,4 @@
-"""Files in which a person lists the names of classes, in the order of their labels."""
+"""Reads files that list class names in the order of labels."""
 
 import json
 import re
@@ -19,17 +19,17 @@ ClassNames = str | Path | Sequence[str]
 # A number, and after a separator a name: `0 cat`, `1: dog`, `2,fox`.
 _NUMBERED = re.compile(r"(\d+)(?:\s*[,;:.)\t]\s*|\s+)(\S.*)")
 _NUMBER_LAST = re.compile(r".*[,;\t]\s*\d+")
-# Endings of files that are no list of names, though they may have one inside.
+# Suffixes of files that may contain class names but are not lists.
 _OTHER_KINDS = (".csv", ".tsv", ".yaml", ".yml", ".toml", ".xml", ".pbtxt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassList:
-    """Names of classes, in the order of their labels.
+    """Class names in the order of labels.
 
     Attributes:
-        names: all different.
-        numbers: of the classes, rising, if the file has any.
+        names: of the classes, all different.
+        numbers: of the classes, ascending; if the file has numbers.
     """
 
     names: tuple[str, ...]
@@ -37,14 +37,14 @@ class ClassList:
 
 
 def read_class_list(path: Path) -> ClassList:
-    """The names of classes in a text file, as `open_text` reads it: one a line, or JSON.
+    """Read class names from a text file: one a line, or JSON.
 
     Lines may begin with the numbers of the classes, from 0 or 1 and in any order. JSON is a list of
-    names, or an object of numbers and names. For a name there may be a list that ends in it, as in
-    ImageNet's `["n01440764", "tench"]`.
+    names, or an object that maps numbers to names. Instead of a name there may be a list whose last
+    item is the name, as in ImageNet's `["n01440764", "tench"]`.
 
     Raises:
-        DataError: it cannot be read, or is no such list.
+        DataError: the file cannot be read, or is not such a list.
     """
     if not is_file(path):
         raise DataError(f"class names must be a text file, got {path}, and there is no such file")
@@ -113,14 +113,14 @@ def _of_lines(text: str, path: Path) -> ClassList:
         )
     found = [_NUMBERED.fullmatch(line) for line in lines]
     numbers = sorted(int(each[1]) for each in found if each)
-    # Only a list that is numbered throughout: others have names that begin with a number.
+    # Numbers count only if every line has one; otherwise they are parts of names.
     if numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
         names = {int(each[1]): each[2] for each in found if each}
         if len(set(names.values())) == len(names):
             return _numbered(names)
     if len(numbers) == len(lines) and numbers[0] == 0:
         raise DataError(
-            f"the numbers of class names must be different and leave none out, got {lines[0]!r:.60}"
+            f"the numbers of class names must be different and without gaps, got {lines[0]!r:.60}"
             f' and more in {path}; write JSON, such as {{"0": "cat", "2": "dog"}}'
         )
     columns = (len(lines) > 2 and not found[0] and all(found[1:])) or all(
@@ -156,7 +156,7 @@ def _of_json(text: str, path: Path) -> ClassList:
 
 
 def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, whose names or numbers must differ."""
+    """A JSON object; raise if a key occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

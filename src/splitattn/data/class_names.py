@@ -1,7 +1,7 @@
 """Class names: their order, and which output of a network stands for which class.
 
-Names that are numbers mean output numbers. Names of ImageNet's classes are known in our English
-("red panda"), by WordNet's first lemma ("lesser panda") and by WordNet id (n02509815).
+Names that are numbers mean output numbers. ImageNet's classes are recognized by our English names
+("red panda"), by WordNet's first lemmas ("lesser panda") and by WordNet ids (n02509815).
 """
 
 import re
@@ -14,12 +14,12 @@ from splitattn.errors import DataError
 from splitattn.weights.catalogue import ClassSet, class_names, lemmas, wordnet_ids
 
 How = Literal["name", "lemma", "wordnet", "number", "order"]
-# Lists that agree in as many places are the same list: ImageNet's differ in how they tell its two
-# cranes and its two maillots apart.
+# Lists of ImageNet's names that agree in this share of the places are the same list; they differ in
+# the names of the two cranes and the two maillots.
 _SAME_LIST = 0.99
 _WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
 _LARGEST_NUMBER = 9  # digits
-# Names that an error lists before it only counts them.
+# The most names that an error lists.
 _SHOWN = 5
 
 
@@ -29,7 +29,7 @@ class Match:
 
     Attributes:
         indices: of the outputs, by class.
-        how: what told: the names, their first lemmas, WordNet ids, numbers, or only the order.
+        how: how they were matched: by names, first lemmas, WordNet ids, numbers, or only by order.
     """
 
     indices: tuple[int, ...]
@@ -37,13 +37,13 @@ class Match:
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """The different ones of `names`: numbers by value, all others by alphabet."""
+    """The distinct `names`, sorted: numbers by value, others alphabetically."""
     found = sorted(set(names))
     return tuple(sorted(found, key=int)) if are_numbers(found) else tuple(found)
 
 
 def normal(name: str) -> str:
-    """One spelling for names that look the same: file systems compose accents differently."""
+    """Normalize Unicode, since file systems compose accents differently."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -67,7 +67,7 @@ def match(
     Args:
         names: of the data set's classes, by label.
         outputs: names of the network's outputs; numbers from 0 if they have none.
-        numbers: of the outputs, where it is known what a number in `names` means.
+        numbers: of the outputs, if the meaning of a number in `names` is known.
 
     Raises:
         DataError: no rule gives each class an output of its own.
@@ -75,7 +75,7 @@ def match(
     if tuple(names) == tuple(outputs):
         return Match(indices=tuple(range(len(names))), how="name")
     if are_numbers(names):
-        # Only spelling tells outputs such as "1" and "01" apart.
+        # Outputs such as "1" and "01" differ only in spelling.
         alike = are_numbers(outputs) and len({*map(int, outputs)}) < len(outputs)
         if alike and (found := _by_key(names, outputs, str)) is not None:
             return Match(indices=found, how="name")
@@ -96,7 +96,7 @@ def check_same(train: Sequence[str], val: Sequence[str], fix: str) -> None:
     """Raise `DataError` unless two splits have the same classes, in any order.
 
     Args:
-        fix: what helps where one has no images of a class.
+        fix: advice for a split that has no images of a class.
     """
     only = {"train": [*({*train} - {*val})], "val": [*({*val} - {*train})]}
     found = [
@@ -113,12 +113,12 @@ def check_same(train: Sequence[str], val: Sequence[str], fix: str) -> None:
 
 
 def first_lemma(name: str) -> str:
-    """The first of several names with commas between them."""
+    """The first of several names separated by commas."""
     return normal(name.split(",")[0].strip())
 
 
 def spelled(name: str) -> str:
-    """One spelling for names that differ in case, or in what stands between their words."""
+    """Normalize a name's case and the separators between its words."""
     return re.sub(r"[\s_-]+", " ", normal(name)).strip().casefold()
 
 
@@ -150,7 +150,7 @@ def _by_number(
         values = [int(name) for name in outputs]
     else:
         values = list(range(len(outputs)))
-        # A person who counts from 1 has as many numbers as there are outputs.
+        # Numbers from 1 are accepted only if there are as many as outputs.
         if sorted(numbers) == [value + 1 for value in values]:
             values = [value + 1 for value in values]
     index = {value: i for i, value in enumerate(values)}
@@ -171,7 +171,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _ids(names: Sequence[str]) -> tuple[str, ...] | None:
-    """WordNet ids of the classes: their names begin with them, or are a known list of names."""
+    """WordNet ids of the classes, if names begin with them or are a known list; otherwise None."""
     found = [_WORDNET_ID.match(name) for name in names]
     if all(found):
         return tuple(m[0] for m in found if m)
@@ -182,7 +182,7 @@ def _ids(names: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _lemmas(outputs: Sequence[str]) -> tuple[str, ...]:
-    """WordNet's names of the outputs if they are a known list of names, or else their own."""
+    """WordNet's first lemmas of the outputs if their names are a known list, else the names."""
     for class_set in get_args(ClassSet):
         if _is_list(outputs, class_names(class_set)):
             return lemmas(class_set)
@@ -195,7 +195,7 @@ def _is_list(names: Sequence[str], known: Sequence[str]) -> bool:
 
 
 def _check_order(names: Sequence[str], outputs: Sequence[str]) -> None:
-    """Raise unless the order is all that the classes and outputs can have in common."""
+    """Raise unless classes and outputs may be matched by order alone."""
     if len(set(names)) < len(names):
         raise DataError(
             f"class names must be different, or the model's own, got {len(set(names))} different "
@@ -203,7 +203,7 @@ def _check_order(names: Sequence[str], outputs: Sequence[str]) -> None:
         )
     known = {first_lemma(name) for name in outputs}
     unknown = [name for name in names if first_lemma(name) not in known]
-    # If the model knows some of the names, the others are not its classes under another name.
+    # If some names are the model's, the others are not just other names of its classes.
     if len(names) != len(outputs) or len(unknown) < len(names):
         raise DataError(
             f"the data set's classes must be among the model's {len(outputs)} classes, got "

@@ -1,4 +1,4 @@
-"""Data sets that are a CSV file of paths and labels."""
+"""Data sets in CSV files with paths and labels."""
 
 import csv
 import logging
@@ -20,15 +20,15 @@ from splitattn.images.paths import is_url
 
 logger = logging.getLogger(__name__)
 
-# Between the classes of an image in the column `labels`.
+# Separates the classes of an image in the column `labels`.
 SEPARATOR = "|"
-# Columns that are no classes where each class has a column of its own.
+# Columns that are not classes, if each class has its own column.
 _NO_CLASSES = ("path", "split")
 _COLUMNS = ("path", "label", "labels", "split")
 _WHOLE = re.compile(r"[0-9]+(\.0+)?")
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?")
 _MARKS = {"0": False, "1": True}
-# Bad rows that an error lists before it only counts them.
+# The most rows that an error lists.
 _ROWS_SHOWN = 5
 
 
@@ -40,11 +40,11 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where a row says its labels.
+    """How a file stores labels.
 
     Attributes:
-        labels: the labels of a row, or None if they are not as they must be.
-        rule: how rows must be.
+        labels: a function that returns the labels of a row, or None if the row is malformed.
+        rule: the rule for rows, for errors.
         classes: in order, if the header names them.
         several: whether an image may have several labels, or none.
     """
@@ -60,12 +60,12 @@ def open_csv(path: Path, split: str) -> LabeledImages:
 
     Columns: `path`, relative to the file's folder or absolute; `label`, a class name; and,
     if there are several splits, `split`. Other columns are ignored. If all labels are whole
-    numbers, 3.0 is 3. Without a comma in the header, tabs or semicolons separate the columns.
+    numbers, 3.0 means 3. If the header has no comma, columns are separated by tabs or semicolons.
     Classes are the labels of all splits, in the order of `in_order`.
 
-    Where an image may have several classes or none, `labels` instead of `label` names them with
-    `|` between them. Or there is no such column, and each column but `path` and `split` is a class,
-    in the order of the header, whose cells are 1 or 0.
+    If an image may have several classes or none, a column `labels` instead of `label` lists them,
+    separated by `|`. Or there is neither column, and every column but `path` and `split` is a
+    class, in the order of the header, with cells of 1 or 0.
 
     Raises:
         DataError: the file cannot be read, a column or the split is missing, or rows are
@@ -74,7 +74,7 @@ def open_csv(path: Path, split: str) -> LabeledImages:
     layout, rows = _read(path)
     classes = layout.classes or in_order(label for row in rows for label in row.labels)
     present = {row.split for row in rows}
-    # Without such a column, or with an empty one, every row is of every split.
+    # Without such a column, or if it is empty, every row belongs to every split.
     found = [""] if present == {""} else called(present, split)
     if not found:
         raise MissingSplitError(
@@ -100,7 +100,7 @@ def open_csv(path: Path, split: str) -> LabeledImages:
 
 
 def _file(folder: Path, name: str) -> str:
-    """The path of an image, which may be written as on Windows or have spaces around it."""
+    """The path of an image; the cell may have backslashes or spaces around it."""
     path, usual = folder / name, _usual(name)
     if usual != name and not is_file(path):
         path = folder / usual
@@ -112,26 +112,25 @@ def _usual(name: str) -> str:
 
 
 def has_several_labels(path: Path) -> bool:
-    """Whether the images of a CSV file may have several classes each; False if it is none.
+    """Whether the images of a CSV file may have several classes; False for other files.
 
-    Its header alone is read.
+    Only the header is read.
     """
     try:
         with open_text(open_file(path)) as file:
             return _layout(path, _reader(path, file).fieldnames or ()).several
     except (OSError, UnicodeError, csv.Error, DataError):
-        return False  # opening it says why
+        return False  # `open_csv` raises the error
 
 
 def _reader(path: Path, file: TextIO) -> "csv.DictReader[str]":
-    """Rows by column, with the names that mean something here in any case, without spaces.
+    """A reader of rows; case and spaces in the names of known columns are ignored.
 
     Raises:
-        DataError: two columns have the same such name.
+        DataError: two columns have the same known name.
     """
     header = file.readline()
-    # Spreadsheets separate cells by tabs if they write UTF-16, and by semicolons where numbers have
-    # a decimal comma.
+    # Spreadsheets write tabs in UTF-16 files, and semicolons in countries with a decimal comma.
     delimiter = next((each for each in ",\t;" if each in header), ",")
     reader = csv.DictReader(chain([header], file), delimiter=delimiter)
     plain = [name.strip() for name in reader.fieldnames or ()]
@@ -167,9 +166,9 @@ def _read(path: Path) -> tuple[_Layout, list[_Row]]:
 
 
 def _with_whole_numbers(rows: list[_Row]) -> list[_Row]:
-    """The rows with labels such as 3.0 as 3, if all labels are whole numbers.
+    """Replace labels such as 3.0 by 3 if all labels are whole numbers.
 
-    That is how pandas writes whole numbers of a column in which one was missing.
+    pandas writes integers this way if a value in the column was missing.
     """
     if not all(_WHOLE.fullmatch(label) for row in rows for label in row.labels):
         return rows
@@ -180,21 +179,21 @@ def _with_whole_numbers(rows: list[_Row]) -> list[_Row]:
 
 
 def _check_one_answer(path: Path, rows: Sequence[_Row]) -> None:
-    """Raise if two rows say different things of one image."""
+    """Raise if two rows give one image different labels."""
     said: dict[str, tuple[str, ...]] = {}
     for row in rows:
         before = said.setdefault(normpath(_usual(row.path)), row.labels)
         if set(before) != set(row.labels):
             first, other = (SEPARATOR.join(labels) for labels in (before, row.labels))
             raise DataError(
-                f"{path} must say the same in all rows of an image, got {first!r:.60} and "
+                f"{path} must have the same labels in all rows of an image, got {first!r:.60} and "
                 f"{other!r:.60} for {row.path!r:.100}: keep one row; if an image may have several "
                 f"classes, call the column labels and write them with {SEPARATOR} between them"
             )
 
 
 def _check_all_have_a_split(path: Path, rows: Sequence[_Row]) -> None:
-    """Raise if some rows have a split and others none: these would be in no split at all."""
+    """Raise if some rows have a split and others do not, which would be in no split."""
     without = [row.path for row in rows if not row.split]
     if without and len(without) < len(rows):
         raise DataError(
@@ -204,11 +203,11 @@ def _check_all_have_a_split(path: Path, rows: Sequence[_Row]) -> None:
 
 
 def _warn_of_the_unusual(path: Path, layout: _Layout, rows: Sequence[_Row]) -> None:
-    """Warn of rows that no training takes, and of labels that may be no classes."""
+    """Warn of rows with unknown splits, and of labels that look like numbers and not classes."""
     unknown = [row.split for row in rows if row.split and split_of(row.split) is None]
     if unknown:
         logger.warning(
-            "%s: rows left out, whose split is none of train, val and test: %d, such as %.60r",
+            "%s: rows skipped, since their split is not train, val or test: %d, such as %.60r",
             path,
             len(unknown),
             unknown[0],
@@ -218,7 +217,7 @@ def _warn_of_the_unusual(path: Path, layout: _Layout, rows: Sequence[_Row]) -> N
         fraction = next((label for label in sorted(labels) if not _WHOLE.fullmatch(label)), None)
         if fraction is not None:
             logger.warning(
-                "%s: all labels are numbers, such as %.60r: each of these %d is a class of its own",
+                "%s: all labels are numbers, such as %.60r: each of these %d counts as a class",
                 path,
                 fraction,
                 len(labels),
@@ -226,10 +225,10 @@ def _warn_of_the_unusual(path: Path, layout: _Layout, rows: Sequence[_Row]) -> N
 
 
 def _layout(path: Path, columns: Sequence[str]) -> _Layout:
-    """Where rows say their labels, by the header.
+    """The layout of a file with these columns.
 
     Raises:
-        DataError: it says it nowhere.
+        DataError: the columns are no known layout.
     """
     classes = [name for name in columns if name not in _NO_CLASSES]
     if "path" not in columns or not classes or ("label" in columns and "labels" in columns):
@@ -273,7 +272,7 @@ def _marked(classes: tuple[str, ...], fields: dict[str, str]) -> tuple[str, ...]
 def _rows(path: Path, reader: "csv.DictReader[str]", layout: _Layout) -> Iterator[_Row]:
     bad: list[int] = []
     for fields in reader:
-        # DictReader files what a row has too much under None, which an unquoted comma leads to.
+        # DictReader stores extra fields under None; an unquoted comma makes them.
         labels = None if None in fields or not fields["path"] else layout.labels(fields)
         if labels is None:
             bad.append(reader.line_num)

@@ -43,14 +43,14 @@ def eval_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Generator[EvalBatch, None, None]:
-    """Give every image of `data` once, in order, decoded in threads.
+    """Yield every image of `data` once, in order, decoded in threads.
 
     Args:
         preprocessing: how an image becomes the network's input.
         batch_size: images in each batch; the last may have fewer.
         workers, decoding: see `images.loading.load_batches`.
-        rank, world_size: of several processes, each takes every `world_size`-th batch, starting
-            with that of its `rank`. The batches are the same for any number of processes.
+        rank, world_size: with several processes, each takes every `world_size`-th batch, starting
+            at its `rank`. The batches are the same for any number of processes.
 
     Raises:
         InputError: a number is less than 1.
@@ -58,7 +58,7 @@ def eval_batches(
     starts = range(rank * batch_size, len(data), world_size * batch_size)
     batches = [range(start, min(start + batch_size, len(data))) for start in starts]
     loaded = load_batches(
-        # Looked up in a thread: some data sets read or decode an image there.
+        # Indexed in a thread, since some data sets read or decode an image when indexed.
         (partial(data.images.__getitem__, index) for index in chain.from_iterable(batches)),
         preprocessing,
         batch_size=batch_size,

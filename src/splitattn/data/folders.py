@@ -19,16 +19,16 @@ from splitattn.images.paths import images_below, is_image_name, is_litter, passe
 
 logger = logging.getLogger(__name__)
 
-# More folders than these are no splits.
+# The most folders that can be splits.
 _MOST_SPLITS = 3
-# Folders of archives, one in another, around the data.
+# The most nested folders of an archive around the data.
 _MOST_WRAPPERS = 4
-# Folders of annotated images, which are no classes.
+# Names of folders with annotated images, which are not classes.
 _PARTS = {
     *("images", "image", "jpegimages", "labels", "label", "annotations", "imagesets"),
     *("masks", "mask", "segmentationclass", "segmentationobject"),
 }
-# Names that a warning lists.
+# The most names that a warning lists.
 _SHOWN = 5
 
 
@@ -71,8 +71,8 @@ def open_folder(root: Path, split: str) -> LabeledImages:
     if all(classes[label].lower() in _PARTS for label in set(labels)):
         raise DataError(
             f"the data set must have one folder per class, got only {', '.join(folders)} in "
-            f"{folder}, which are no classes; detectors need boxes (COCO, VOC, YOLO) and "
-            "segmenters masks of these images"
+            f"{folder}, which are not classes; to train a detector add boxes (COCO, VOC, YOLO), to "
+            "train a segmenter add masks"
         )
     return LabeledImages(
         origin=str(folder),
@@ -89,11 +89,11 @@ def _split_folder(root: Path, split: str) -> Path:
     folders = folders_in(root)
     splits = _splits_in(root, folders)
     found = called(folders, split)
-    # A class may be called like a split ("training" among sports): then it holds images, and
-    # there are other classes.
+    # A class may be named like a split ("training" among sports). It then holds images, and there
+    # are other classes.
     if not splits and not all(map(split_of, folders)):
         found = [name for name in found if not split_of(name)]
-    # Competitions have a test set without labels: it does not serve as validation.
+    # The test set of a competition has no labels, so it cannot serve as validation.
     if splits and split_of(split) == "val":
         found = [name for name in found if name in splits or split_of(name) == "val"]
     wanted = called(set(splits.values()), split)
@@ -107,11 +107,11 @@ def _split_folder(root: Path, split: str) -> Path:
 
 
 def _splits_in(root: Path, folders: list[str]) -> dict[str, str]:
-    """Those of the folders in `root` that are splits and hold folders, and which split each is.
+    """The folders in `root` that are splits with class folders, with the split of each.
 
-    If none is called like a split, these are the folders that mention one in their names, such as
-    `seg_train` and `seg_test`, if two different splits have a class in common: "bullet train" may
-    be a class.
+    If no folder is named like a split, folders with a split in their names count, such as
+    `seg_train` and `seg_test`. Two different splits must then have a class in common, since "bullet
+    train" may be a class.
     """
     found = {name: split for name in folders if (split := split_of(name))}
     if splits := {name: split for name, split in found.items() if _holds_classes(root / name)}:
@@ -123,14 +123,15 @@ def _splits_in(root: Path, folders: list[str]) -> dict[str, str]:
 
 
 def _holds_classes(folder: Path) -> bool:
-    """Whether there are folders in it, other than one that wraps images: `test/test/1.jpg`."""
+    """Whether `folder` has class folders, and not only one that wraps images (`test/test/`)."""
     folders = folders_in(folder)
     return bool(folders) and (folders != [folder.name] or bool(folders_in(folder / folder.name)))
 
 
 def _unwrapped(folder: Path) -> Path:
-    """`folder`, or a folder in it if archives wrapped the data: `seg_train/seg_train/`, or
-    `archive/images/` with the splits in it.
+    """`folder`, or the folder inside it with the data, if an archive added a level.
+
+    Such levels are `seg_train/seg_train/`, or `archive/images/` with the splits in it.
     """
     path = folder
     for _ in range(_MOST_WRAPPERS):
@@ -147,7 +148,7 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _check_splits_are_outside(folder: Path, classes: list[str]) -> None:
-    """Raise if each class has splits in it, `cat/train` and `cat/val`: all would be one split."""
+    """Raise if splits are inside the classes, `cat/train` and `cat/val`."""
     inner = (folders_in(folder / name) for name in classes)
     if all(len({*map(split_of, names)} - {None}) > 1 for names in inner):
         first = classes[0]
@@ -160,14 +161,14 @@ def _check_splits_are_outside(folder: Path, classes: list[str]) -> None:
 
 
 def _warn_of_splits(folder: Path, folders: list[str]) -> None:
-    """Warn if the folders look like splits with names of their own: all hold the same folders."""
+    """Warn if the folders look like splits with unknown names, since all hold the same folders."""
     if not 2 <= len(folders) <= _MOST_SPLITS:
         return
     inner = [folders_in(folder / name) for name in folders]
     if len(inner[0]) > 1 and all(each == inner[0] for each in inner):
         logger.warning(
             "%s: the classes are %s, and each has the folders %s; if those are the classes, "
-            "call the outer folders train and val",
+            "rename the outer folders to train and val",
             folder,
             ", ".join(folders),
             ", ".join(inner[0][:_SHOWN]) + (", ..." if len(inner[0]) > _SHOWN else ""),
@@ -175,6 +176,6 @@ def _warn_of_splits(folder: Path, folders: list[str]) -> None:
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, without litter."""
+    """Names of the folders in `folder`, without hidden and system folders."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))

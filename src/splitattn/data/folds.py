@@ -1,6 +1,6 @@
-"""Parts of a data set: a validation split where there is none, and cross-validation.
+"""Splits off a part of a data set for validation or cross-validation.
 
-A weights file says in its metadata's `origin` which part its training kept for validation.
+The `origin` in a weights file's metadata records which part was kept for validation.
 """
 
 import random
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Which of `of` equal parts is kept for validation, counted from 1.
+    """The part, counted from 1, of `of` equal parts that is kept for validation.
 
     Raises:
-        InputError: there is no such part.
+        InputError: `number` is not from 1 to `of`, or `of` is less than 2.
     """
 
     number: int
@@ -37,10 +37,10 @@ class Fold:
 
     @classmethod
     def parse(cls, text: object) -> "Fold":
-        """The fold that `text` means, such as "1/5".
+        """Parse a fold such as "1/5".
 
         Raises:
-            InputError: it means none.
+            InputError: `text` is not a fold.
         """
         found = isinstance(text, str) and re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         if not found:
@@ -49,10 +49,10 @@ class Fold:
 
 
 def split_off(data: LabeledImages, fold: Fold, *, seed: int) -> tuple[LabeledImages, LabeledImages]:
-    """All images but those of `fold`, and those of `fold`.
+    """Split `data` into all images but those of `fold`, and those of `fold`.
 
-    Each fold has the same share of each class, up to one image. `seed` decides which images these
-    are, and an image is in one fold only.
+    Each fold has the same share of each class, up to one image. Each image is in exactly one fold,
+    chosen by `seed`.
 
     Raises:
         DataError: there are fewer images than folds.
@@ -67,10 +67,10 @@ def split_off(data: LabeledImages, fold: Fold, *, seed: int) -> tuple[LabeledIma
         by_class[label].append(index)
     shuffled: list[int] = []
     for label in sorted(by_class):
-        # As text, which takes both numbers: classes must not all have the same order.
+        # A seed of both numbers, so that classes are shuffled differently.
         random.Random(f"{seed} {label}").shuffle(by_class[label])
         shuffled += by_class[label]
-    # Dealt in turn over all classes, so that folds are as large as each other.
+    # Assign in turn across classes, so that folds have equal sizes.
     kept = set(shuffled[fold.number - 1 :: fold.of])
     rest = [index for index in range(len(data)) if index not in kept]
     whole = data.fingerprint()
@@ -81,12 +81,12 @@ def split_off(data: LabeledImages, fold: Fold, *, seed: int) -> tuple[LabeledIma
 
 
 def origin_of(kept: LabeledImages) -> dict[str, str]:
-    """What a weights file says of the part that its training kept: nothing, if it kept none."""
+    """The entries of `origin` that record the part kept for validation; empty if there is none."""
     return {"validation": kept.part, "images": kept.whole} if kept.whole else {}
 
 
 def is_whole(data: LabeledImages, origin: Mapping[str, object]) -> bool:
-    """Whether `data` are all images, of which a training with this `origin` kept a part."""
+    """Whether `data` are all images of a training that kept a part of them for validation."""
     return "images" in origin and origin["images"] == data.fingerprint()
 
 
@@ -95,17 +95,17 @@ def kept_part(data: LabeledImages, origin: Mapping[str, object], seed: object) -
 
     Args:
         data: all images, with labels that are the network's outputs.
-        origin: as the weights file says it.
+        origin: from the metadata of the weights file.
         seed: of the training's recipe.
 
     Raises:
-        DataError: the weights file says of no such part, or that it was one of other images.
+        DataError: the metadata records no such part, or a part of other images.
     """
     part = origin.get("validation")
     if not isinstance(part, str) or not isinstance(seed, int):
         raise DataError(
-            "--held-out needs weights whose training kept a part of its images, got weights that "
-            "say nothing of one: use --split"
+            "--held-out needs weights whose training kept a part of its images, these weights "
+            "record none: use --split"
         )
     if not is_whole(data, origin):
         raise DataError(
@@ -116,7 +116,7 @@ def kept_part(data: LabeledImages, origin: Mapping[str, object], seed: object) -
 
 
 class _Chosen(Sequence[T]):
-    """Some items of a sequence, looked up when they are asked for."""
+    """A lazy selection of a sequence's items."""
 
     def __init__(self, items: Sequence[T], indices: list[int]) -> None:
         self._items, self._indices = items, indices
@@ -129,7 +129,7 @@ class _Chosen(Sequence[T]):
 
 
 def subset(data: LabeledImages, indices: list[int], part: str) -> LabeledImages:
-    """The images of `data` at `indices`, which must be sorted. `part` says which these are."""
+    """The images of `data` at `indices`, which must be sorted; `part` names the selection."""
     blocks = data.blocks
     if blocks is not None:
         starts = tuple(bisect_left(indices, start) for start in blocks.starts)  # some are empty

@@ -1,4 +1,4 @@
-"""Labeled images: what every kind of data set is opened as."""
+"""Labeled images, the common form of all kinds of data sets."""
 
 import logging
 import os
@@ -16,13 +16,13 @@ from splitattn.images.decode import RGB, ImageSource, decode_as
 
 logger = logging.getLogger(__name__)
 
-# Names that a warning lists before it only counts them.
+# The most names that a warning lists.
 _SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Images that are read together: of a large file, reading one reads its whole block.
+    """Blocks of images in a large file; reading one image reads its whole block.
 
     Attributes:
         starts: index of the first image of each block.
@@ -39,15 +39,15 @@ class LabeledImages:
 
     Attributes:
         origin: where the images were found; two splits with the same origin are the same images.
-        part: which of the images found there these are; empty for all.
-        whole: the `fingerprint` of all images, if these are a part of them.
-        label_sets: where an image may have several classes or none, each combination that occurs:
-            indices into `classes`, rising. None if each image has one class.
+        part: which of these images were selected; empty for all.
+        whole: the `fingerprint` of all images, if only a part was selected.
+        label_sets: if an image may have several classes or none, each combination that occurs, as
+            ascending indices into `classes`; None if each image has one class.
         classes: names, by label.
-        images: what `images.decode` takes. Nothing is decoded yet.
-        labels: index into `classes` of each image, or into `label_sets`.
-        names: how reports and errors call each image.
-        blocks: None if any image is as quick to read as any other.
+        images: sources for `images.decode`; nothing is decoded yet.
+        labels: index of each image into `classes`, or into `label_sets`.
+        names: name of each image in reports and errors.
+        blocks: images that must be read together; None if images can be read in any order.
     """
 
     origin: str
@@ -74,11 +74,11 @@ class LabeledImages:
         return replace(self, classes=classes)
 
     def classes_of(self, label: int) -> tuple[int, ...]:
-        """Index of each class that images of this label have."""
+        """Indices of the classes that images with this label have."""
         return (label,) if self.label_sets is None else self.label_sets[label]
 
     def fingerprint(self) -> str:
-        """SHA-256 of names and labels, in their order; folders do not count."""
+        """SHA-256 of file names and labels, in order; folders are ignored."""
         lines = zip(self.names, self.labels, strict=True)
         text = "\n".join(
             f"{' '.join(map(str, self.classes_of(label)))} {PurePath(name).name}"
@@ -90,14 +90,14 @@ class LabeledImages:
 def check_classes_have_images(
     data: LabeledImages, channels: int = RGB, white_level: float | None = None
 ) -> None:
-    """Decode one image of each class. Warn of classes without images or with nearly equal names.
+    """Decode one image of each class; warn of classes without images or with similar names.
 
     Args:
         channels: of the network.
         white_level: see `Preprocessing`.
 
     Raises:
-        DataError: a class has images, and none of them can be read.
+        DataError: fewer than two classes have images, or no image of a class can be read.
     """
     by_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(data.labels):
@@ -115,7 +115,7 @@ def check_classes_have_images(
                 f"{', '.join(repr(data.classes[label]) for label in by_class)}"
             )
     _warn_of_similar_names(data.classes)
-    # In the order of the data, which may lie together on the disk.
+    # In the order of the data, for sequential reads from the disk.
     for label, indices in by_class.items():
         if problem := _why_unreadable(data, indices, channels, white_level):
             raise DataError(
@@ -137,8 +137,8 @@ def _warn_of_similar_names(classes: Sequence[str]) -> None:
 
 
 def warn_of_shared_images(train: LabeledImages, val: LabeledImages) -> None:
-    """Warn if files to validate on are trained on, too, by the same path or through a link."""
-    if train.names is not train.images:  # no files, whose names are their paths
+    """Warn if validation files are also training files, by the same path or through a link."""
+    if train.names is not train.images:  # not files: for files, names are the paths
         return
     folder_of = cache(os.path.realpath)
 
@@ -151,8 +151,8 @@ def warn_of_shared_images(train: LabeledImages, val: LabeledImages) -> None:
     trained = {place(path) for path in train.names if os.path.split(path)[1] in names}
     if shared := places & trained:
         logger.warning(
-            "%d of %d images to validate on are trained on, too, such as %s: figures will be too "
-            "good",
+            "%d of %d validation images are also training images, such as %s: validation figures "
+            "will be too good",
             len(shared),
             len(places),
             Path(*min(shared)),
@@ -162,7 +162,7 @@ def warn_of_shared_images(train: LabeledImages, val: LabeledImages) -> None:
 def _why_unreadable(
     data: LabeledImages, indices: list[int], channels: int, white_level: float | None
 ) -> str:
-    """What is wrong with the first of the images, or "" if any of them can be read."""
+    """The error of the first image, or "" if any of the images can be read."""
     problem = ""
     for index in indices:
         try:
@@ -177,7 +177,7 @@ def _why_unreadable(
 def with_classes_of_model(data: LabeledImages, classes: tuple[str, ...]) -> LabeledImages:
     """Give `data` the model's classes, so that its labels are indices of the model's outputs.
 
-    `class_names.match` says by what classes are matched. A data set may have a part of them.
+    Classes are matched by `class_names.match`. A data set may have only some of the classes.
 
     Args:
         classes: the model's names by output index; numbers if its outputs have no names.
@@ -200,7 +200,7 @@ def with_classes_of_model(data: LabeledImages, classes: tuple[str, ...]) -> Labe
 
 
 def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
-    """Give `data` the classes that a person lists in the order of labels.
+    """Give `data` the classes of a list, in the order of labels.
 
     If the list has the data set's own names, numbers or WordNet ids, its order is the labels' new
     order, and it may have more classes than the data set.

@@ -25,10 +25,10 @@ from splitattn.processes import end_with_parent
 
 T = TypeVar("T")
 
-# Unreadable images in a row after which a training gives up: a disk that is gone, not a bad file.
+# After this many unreadable images in a row a training stops: the disk is probably gone.
 _GIVE_UP = 100
 
-# How PyTorch says that a worker died, and how it died.
+# PyTorch's message for a worker that died.
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid[^)]*\) ((?:is|was) killed by signal: [\w ]+|exited unexpectedly)"
 )
@@ -36,14 +36,14 @@ _DEAD_WORKER = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a loader yields.
+    """A training batch.
 
     Attributes:
-        images: (B, C, H, W): uint8 for RGB, else floats from 0 to 1.
+        images: (B, C, H, W): uint8 for RGB, otherwise float32 from 0 to 1.
         labels: (B,), int64.
-        indices: (B,), int64: where in the data set each image stands.
-        problems: a line for each image that could not be read; the next readable one is in its
-            place.
+        indices: (B,), int64: positions in the data set.
+        problems: a line for each image that could not be read and was replaced by the next readable
+            one.
     """
 
     images: Tensor
@@ -53,10 +53,10 @@ class Batch:
 
 
 class Packed(ABC, Generic[T]):
-    """A batch on its way from a worker, as arrays.
+    """A batch that a worker sends, as NumPy arrays.
 
-    Tensors would travel in shared memory, of which containers have little, or by a socket in
-    TMPDIR. A worker that cannot hand over a batch that way loses it, and its process waits forever.
+    PyTorch would send tensors through shared memory, which is small in containers, or through a
+    socket in TMPDIR. If that fails, the batch is lost and the main process waits forever.
     """
 
     @abstractmethod
@@ -80,7 +80,7 @@ class _Packed(Packed[Batch]):
         )
 
     def pin_memory(self) -> Batch:
-        """The same in memory that a GPU reads by itself. Loaders call this."""
+        """Copy to page-locked memory, for fast copies to a GPU. Loaders call this."""
         batch = self.tensors()
         return replace(
             batch,
@@ -100,12 +100,12 @@ class _Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Readable(Generic[T]):
-    """What was read of the image that was drawn, or else of the next one that can be read.
+    """The drawn image, or if it cannot be read, the next readable one.
 
     Attributes:
         index: of the image in the data set.
-        content: what was read.
-        problem: of the image that was drawn; empty if there is none.
+        content: the result of reading it.
+        problem: why the drawn image could not be read; empty if it could.
     """
 
     index: int
@@ -114,17 +114,17 @@ class Readable(Generic[T]):
 
 
 def first_readable(n: int, drawn: int, read: Callable[[int], T]) -> Readable[T] | DataError:
-    """Read the image that was drawn, or the next that can be read, from the first after the last.
+    """Read the drawn image, or the next readable one; the first image follows the last.
 
     Args:
-        n: how many images there are.
+        n: number of images.
         drawn: the image's index, or its draw (see `epoch_batches`).
         read: reads an image by its index, or raises `ImageError`.
 
     Returns:
-        What was read, or the error if a hundred images in a row cannot be read.
+        The image, or the error if a hundred images in a row cannot be read.
     """
-    problem = ""  # of the image that was drawn; the others are drawn themselves
+    problem = ""  # only of the drawn image; the others have draws of their own
     attempts = min(n, _GIVE_UP)
     for index in ((drawn + offset) % n for offset in range(attempts)):
         try:
@@ -150,25 +150,25 @@ class _TrainItems(Dataset[_Item | DataError]):
         found = first_readable(len(self.data), drawn, self._decoded)
         if isinstance(found, DataError):
             return found
-        # Each draw has a random stream of its own, so the number of workers changes nothing.
+        # Each draw has its own random stream, so the number of workers does not matter.
         with random_stream(derive_seed(self.seed, self.epoch, drawn)):
             pixels = self.transform(found.content)
         label = self.data.labels[found.index]
         return _Item(image=pixels, label=label, index=found.index, problem=found.problem)
 
     def _decoded(self, index: int) -> Image.Image | Tensor:
-        """RGB as a Pillow image, any other number of channels as floats (C, H, W)."""
+        """RGB as a Pillow image, any other number of channels as float32 (C, H, W)."""
         source, name = self.data.images[index], self.data.names[index]
         image = decode_as(source, self.channels, name=name, white_level=self.white_level)
         return image if isinstance(image, Image.Image) else torch.from_numpy(image)
 
 
 def begin_worker(_: int) -> None:
-    """End when the main process does, and not before.
+    """Make a worker process ignore interrupts, and end when the main process ends.
 
-    A terminal or a batch system tells all processes to stop at once, but the main process saves
-    first, and then ends its workers. If it is killed, a worker that waits to hand over a batch
-    would wait forever.
+    A terminal or a batch system interrupts all processes at once, but the main process must save
+    first and then ends its workers. If the main process is killed, a worker that waits to send a
+    batch would wait forever.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -176,12 +176,12 @@ def begin_worker(_: int) -> None:
 
 
 class Loader(DataLoader[T]):
-    """Raises here what went wrong in a worker; raised there, it would carry a whole traceback."""
+    """A loader that raises errors of workers in the main process, without PyTorch's traceback."""
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
         try:
             batches: Iterator[Any] = super().__iter__()
-        except (OSError, EOFError) as error:  # too many processes, no memory, a bad TMPDIR
+        except (OSError, EOFError) as error:  # too many processes, too little memory, bad TMPDIR
             raise InputError(
                 f"cannot start {self.num_workers} worker processes: {error or 'they ended'}; use "
                 "fewer --workers, or --workers 0"
@@ -192,16 +192,16 @@ class Loader(DataLoader[T]):
                     raise batch
                 yield batch.tensors() if isinstance(batch, Packed) else batch
         finally:
-            # An error keeps this frame, and with it the iterator, until garbage is collected. Then
-            # the queue to the workers closes first, and nobody tells them to end.
+            # An error would keep this frame and its iterator alive until garbage collection. The
+            # queue to the workers would then close first, and the workers would not end.
             del batches
 
 
 @contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """Turn the error for a worker that died into one line.
+    """Turn PyTorch's error for a dead worker into one line.
 
-    PyTorch raises it in a signal handler, so it can come out of any line of the main process.
+    PyTorch raises it in a signal handler, so any line of the main process can raise it.
 
     Raises:
         InputError: a worker process died.
@@ -209,7 +209,7 @@ def dead_workers_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # Its cause, if it has one, knows by which signal.
+        # The cause, if there is one, names the signal.
         found = _DEAD_WORKER.search(f"{error.__cause__} {error}")
         if not found:
             raise
@@ -224,7 +224,7 @@ def dead_workers_named() -> Iterator[None]:
 
 def derive_seed(*parts: int) -> int:
     """One seed from several numbers, such as (seed, epoch, index)."""
-    # With their number, for trailing zeros count for nothing: (1, 0) would be (1, 0, 0).
+    # Their count is included, since trailing zeros are ignored: (1, 0) would equal (1, 0, 0).
     return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1)[0])
 
 
@@ -241,24 +241,26 @@ def epoch_batches(
     blocks: Blocks | None = None,
     balanced: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Which of `n` images one process takes in each micro-batch of an epoch, in order.
+    """The images of each micro-batch of an epoch for one process, in order.
 
-    An image that is drawn for the k-th time, counted from 0, is `index + k * n`. So each of its
-    draws has a number of its own, and with it an augmentation of its own.
+    The k-th draw of an image, counted from 0, is `index + k * n`. So each draw has its own number,
+    and with it its own augmentation.
 
-    All processes together see the same images in the same steps as one process would: an order
-    drawn by `seed` and `epoch` is cut into steps, a step into contiguous shares, one for each
-    process, and a share into micro-batches. A last step that is not full is left out.
+    All processes together take the same images in each step as a single process would. The order
+    depends on `seed` and `epoch`. It is cut into steps, each step into one contiguous share for
+    each process, and each share into micro-batches. An incomplete last step is left out.
 
     Args:
+        n: number of images in the data set.
         batch_size: images in a step, over all processes; a multiple of world_size * accumulation.
-        first_step: steps before this one are left out, as a resumed training has taken them.
+        seed, epoch: decide the order.
+        first_step: earlier steps are skipped, for a resumed training.
         rank: number of this process among `world_size`.
         accumulation: micro-batches in a step.
-        blocks: images that are read together. Blocks are shuffled, and then the images of as many
-            as are kept in memory.
-        balanced: the label of each image: each class is drawn equally often, up to one draw, and
-            its images in turn. None draws each image once.
+        blocks: images that are read together. Blocks are shuffled, and then the images within as
+            many blocks as are kept in memory.
+        balanced: the label of each image. Each class is then drawn equally often, up to one draw,
+            and its images in turn. None draws each image once.
     """
     micro_batch, remainder = divmod(batch_size, world_size * accumulation)
     assert not remainder, "batch_size must be a multiple of world_size * accumulation"
@@ -274,7 +276,7 @@ def epoch_batches(
 
 
 def _balanced(labels: Sequence[int], generator: torch.Generator) -> Tensor:
-    """(N,) as many draws as there are images, see `epoch_batches`."""
+    """Draws (N,) that are balanced over classes; as many as images. See `epoch_batches`."""
     all_labels = torch.tensor([*labels])
     n = len(all_labels)
     _, counts = torch.unique(all_labels, return_counts=True)
@@ -316,13 +318,13 @@ def train_loader(
     epoch: int,
     white_level: float | None = None,
 ) -> DataLoader[Batch]:
-    """The images of each of `batches`, augmented at random. Batches are always full.
+    """A loader of randomly augmented batches. Batches are always full.
 
     Args:
-        augmentation: how, and for how many channels.
-        batches: draws of images of `data`, as `epoch_batches` makes them.
+        augmentation: settings of the augmentation; its `mean` has the number of channels.
+        batches: draws of images of `data`, as from `epoch_batches`.
         workers: processes that decode.
-        seed, epoch: together they decide every random choice.
+        seed, epoch: decide every random choice.
         white_level: see `Preprocessing`.
 
     While it is iterated, it raises:
@@ -344,7 +346,7 @@ def train_loader(
         collate_fn=_collate,
         worker_init_fn=begin_worker,
         pin_memory=torch.cuda.is_available(),
-        # A loader draws a seed for its workers; with a generator of its own, not from the caller's.
+        # A loader draws a seed for its workers; its own generator leaves the caller's unchanged.
         generator=torch.Generator(),
     )
 
@@ -365,9 +367,9 @@ def _collate(items: Iterable[_Item | DataError]) -> _Packed | DataError:
 
 @contextmanager
 def random_stream(seed: int) -> Iterator[None]:
-    """torch's CPU generator starts from `seed`, and the caller finds it as it was."""
-    # Not torch.manual_seed, which reseeds a GPU too, nor fork_rng: both cost more than a crop. A
-    # worker process has no caller whose state it could disturb.
+    """Seed torch's CPU generator within the context; afterwards it has its former state."""
+    # torch.manual_seed, which also seeds GPUs, and fork_rng take longer than a crop. In a worker
+    # process no state needs to be restored.
     state = None if get_worker_info() else torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -14,7 +14,8 @@ def normalize(pixels_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:  # n
     uint8 pixels are divided by 255; floats are from 0 to 1 already.
 
     Returns:
-        float32, on the device of the pixels. `images.preprocess.normalize` does it in NumPy.
+        float32 (B, C, H, W) on the device of the pixels. `images.preprocess.normalize` is the same
+        in NumPy.
     """
     mean = _per_channel(preprocessing.mean, pixels_BCHW.device)
     std = _per_channel(preprocessing.std, pixels_BCHW.device)
@@ -23,7 +24,7 @@ def normalize(pixels_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:  # n
     return (pixels_BCHW - mean) / std
 
 
-@cache  # new tensors for every batch would stall a GPU
+@cache  # copying new tensors for every batch would stall a GPU
 @torch.inference_mode(False)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(1, -1, 1, 1)

@@ -1,7 +1,7 @@
-"""Data sets that are Parquet shards in the layout of Hugging Face's image data sets.
+"""Data sets in Parquet shards, in the layout of Hugging Face's image data sets.
 
-Nothing in a shard is trusted: images are binary values and never paths, and what a shard would
-unpack to is bounded before it is unpacked.
+Shards are not trusted: images are binary values and never paths, and the unpacked size is limited
+before anything is unpacked.
 """
 
 import json
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Shards that unpack to less are read once. Of others, a process keeps as much of what it read last.
+# Smaller shards, unpacked, are read once. Of larger ones, a process keeps the last this many bytes.
 _RESIDENT_BYTES = 2 << 30
 _KEPT_BYTES = 512 << 20
-# One row group, unpacked.
+# The largest row group, unpacked.
 _MOST_BYTES = 1 << 30
-# Images are compressed already: a group that unpacks to more times its size is a bomb, unless the
-# whole shard stays small.
+# Images are compressed already, so a group that unpacks to more than this many times its size is a
+# decompression bomb, unless the whole shard stays small.
 _MOST_RATIO = 100
 _SMALL_BYTES = 64 << 20
-# What ends the name of one of several shards.
+# The end of the name of one of several shards.
 _NUMBERED = re.compile(r"-\d+-of-(\d+)(?!\d)")
-# A row takes more than that many bytes of a file.
+# Every row takes more than this many bytes of a file.
 _LEAST_ROW = 16
-# Encodings that cannot repeat a value, and those of which Arrow keeps each value once.
+# Encodings that cannot repeat a value, and those for which Arrow keeps repeated values once.
 _PLAIN = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY", "BYTE_STREAM_SPLIT"}
 _DICTIONARY = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 _LEAVES = ("image.bytes", "image.path")
@@ -55,10 +55,10 @@ class _Group:
     """A row group.
 
     Attributes:
-        shard, index: where it is.
-        rows: how many it has.
-        size: bytes of its images, unpacked, as the shard says.
-        limit: most bytes of its images, each as often as rows have it.
+        shard, index: its file, and its index there.
+        rows: number of rows.
+        size: bytes of its images, unpacked, as the shard states.
+        limit: largest allowed size of its images in bytes, counting repeated images each time.
         dictionaries: columns that are stored as dictionaries.
     """
 
@@ -71,7 +71,7 @@ class _Group:
 
 
 class _Rows:
-    """The rows of Parquet shards, read by row group as they are asked for, from any thread."""
+    """The rows of Parquet shards; row groups are read on demand, from any thread."""
 
     def __init__(self, groups: list[_Group]) -> None:
         self._groups = groups
@@ -137,7 +137,7 @@ class _Rows:
 
 
 class _Images(Sequence[bytes]):
-    """The encoded images, each copied when it is asked for."""
+    """The encoded images; each is copied when it is indexed."""
 
     def __init__(self, rows: _Rows, count: int) -> None:
         self._rows, self._count = rows, count
@@ -148,13 +148,13 @@ class _Images(Sequence[bytes]):
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]
         try:
             value = self._rows.value(index, "bytes")
-        except DataError as error:  # its own rows only
+        except DataError as error:  # affects only rows of this group
             raise ImageError(str(error)) from error
         return value if isinstance(value, bytes) else b""
 
 
 class _Names(Sequence[str]):
-    """What reports call the images: their paths, as the shards have them, or numbers."""
+    """Names of the images in reports: their paths in the shards, or numbers."""
 
     def __init__(self, rows: _Rows, count: int, split: str) -> None:
         self._rows, self._count, self._split = rows, count, split
@@ -163,7 +163,7 @@ class _Names(Sequence[str]):
         return self._count
 
     def __iter__(self) -> Iterator[str]:
-        """All of them without the images, which may be many gigabytes."""
+        """Iterate without reading the images, which may be many gigabytes."""
         for index, path in enumerate(self._rows.paths()):
             yield path or f"{self._split}[{index}]"
 
@@ -178,15 +178,15 @@ class _Names(Sequence[str]):
 def open_parquet(shards: list[Path], split: str, listed: ClassList | None = None) -> LabeledImages:
     """Open `split` of Parquet shards in the Hugging Face image layout.
 
-    Shards that unpack to more than 2 GiB are read by row group whenever an image is asked for.
+    If they unpack to more than 2 GiB, row groups are read when an image is needed.
 
     Args:
-        listed: the classes of shards that name none. Their labels are indices into the list, or
-            the numbers in it.
+        listed: class names for shards without any. Labels are then indices into the list, or the
+            numbers in it.
 
     Raises:
-        DataError: no shard is called by the split, or shards are damaged, empty, in another layout
-            or unpack to too much.
+        DataError: no shard is named after the split, or shards are damaged, empty, in another
+            layout or too large when unpacked.
         InputError: pyarrow is not installed.
     """
     named_in: dict[tuple[str, ...], str] = {}
@@ -232,7 +232,7 @@ def _indices(labels: list[int], listed: ClassList) -> list[int]:
 
 
 def open_unlabeled_parquet(shards: list[Path], split: str) -> LabeledImages:
-    """The images alone of Parquet shards, with no classes and labels that mean nothing.
+    """Open only the images of Parquet shards, without classes; labels mean nothing.
 
     Raises:
         DataError: see `open_parquet`.
@@ -251,8 +251,8 @@ def _open_images(
     """The images of `split`, without classes.
 
     Args:
-        layout: what shards must be or have, for errors.
-        read_others: reads other columns of an open shard, given with its name.
+        layout: the rule for shards, for errors.
+        read_others: reads other columns; called with an open shard and its name.
 
     Raises:
         DataError, InputError: see `open_parquet`.
@@ -294,7 +294,7 @@ def _open_images(
 
 
 def _chosen(shards: list[Path], split: str) -> list[Path]:
-    """The shards whose names begin with the split, or all if no name begins with any."""
+    """The shards whose names begin with the split, or all if no name begins with a split."""
     by_prefix = {shard: re.split(r"[^A-Za-z]", shard.name)[0] for shard in shards}
     found = called(set(by_prefix.values()), split)
     if found:
@@ -309,7 +309,7 @@ def _chosen(shards: list[Path], split: str) -> list[Path]:
 
 
 def _warn_of_missing(shards: list[Path]) -> None:
-    """Warn if shards are numbered, as in `train-00000-of-00002`, and not all are there."""
+    """Warn if shards are numbered, as in `train-00000-of-00002`, and some are missing."""
     numbered = [found for shard in shards if (found := _NUMBERED.search(shard.name))]
     wholes = {int(found[1]) for found in numbered}
     if len(numbered) == len(shards) < sum(wholes):
@@ -322,7 +322,7 @@ def _warn_of_missing(shards: list[Path]) -> None:
 
 
 def _check_rows(shards: list[Path]) -> None:
-    """Raise if shards hold too many rows for their bytes: repeated ones would take all memory."""
+    """Raise if shards have too many rows for their size; repeated rows could use all memory."""
     import pyarrow.parquet as pq
 
     rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
@@ -332,10 +332,10 @@ def _check_rows(shards: list[Path]) -> None:
 
 
 def _class_names(schema: "pa.Schema", listed: ClassList | None) -> tuple[str, ...]:
-    """The class names in the schema's metadata; none if it has none and `listed` names them.
+    """The class names in the schema's metadata; empty if it has none and `listed` is given.
 
     Raises:
-        KeyError, TypeError, ValueError, RecursionError: there are none, or not in that layout.
+        KeyError, TypeError, ValueError, RecursionError: there are no names, or they are malformed.
     """
     metadata = schema.metadata or {}
     label = {}
@@ -352,10 +352,10 @@ def _class_names(schema: "pa.Schema", listed: ClassList | None) -> tuple[str, ..
 
 
 def _check_label(schema: "pa.Schema") -> None:
-    """Raise unless labels are whole numbers.
+    """Raise unless labels are integers.
 
     Raises:
-        KeyError, TypeError: the message says what they are.
+        KeyError, TypeError: they are not; the message names their type.
     """
     from pyarrow import types
 
@@ -370,7 +370,7 @@ def _type(schema: "pa.Schema", column: str) -> "pa.DataType":
     """The type of a column.
 
     Raises:
-        TypeError: there is none; the message says which there are.
+        TypeError: there is no such column; the message lists the columns.
     """
     if column not in schema.names:
         raise TypeError(f"it has no {column}, but {', '.join(schema.names)}: rename the columns")
@@ -394,7 +394,7 @@ def _check_image(schema: "pa.Schema") -> None:
     """Raise unless images are binary.
 
     Raises:
-        KeyError, TypeError: the message says what they are.
+        KeyError, TypeError: they are not; the message names their type.
     """
     from pyarrow import types
 
@@ -410,7 +410,7 @@ def _groups(shard: Path, metadata: "pq.FileMetaData") -> list[_Group]:
     """The row groups of a shard.
 
     Raises:
-        DataError: one says that it unpacks to too much.
+        DataError: a row group is too large when unpacked, by its own statement.
     """
     found = []
     for index in range(metadata.num_row_groups):
@@ -450,13 +450,13 @@ def _read_group(group: _Group) -> "pa.ChunkedArray":
     """The column `image` of a row group.
 
     Raises:
-        DataError: it is damaged, or unpacks to too much.
+        DataError: it is damaged, or too large when unpacked.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        # As dictionaries, which have each value once however often it is repeated.
+        # Read as dictionaries, which store repeated values once.
         with pq.ParquetFile(group.shard, read_dictionary=group.dictionaries) as file:
             table = file.read_row_group(group.index, columns=["image"], use_threads=False)
         image = table.column("image")
@@ -474,7 +474,7 @@ def _read_group(group: _Group) -> "pa.ChunkedArray":
 
 
 def _unpacked(image: "pa.StructArray") -> int:
-    """Bytes of all values of an array (bytes, path), each as often as it occurs."""
+    """Total bytes of an array's values (bytes, path), counting repetitions."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""`DATA`, one string, names a data set of any kind and opens it."""
+"""Opens a data set of any kind by one string, `DATA`."""
 
 from pathlib import Path
 
@@ -32,9 +32,9 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
             - a CSV or TSV file with the columns `path` and `label`, and `split` if it has several;
               see `csv_files.open_csv`, also for several labels per image;
             - `torchvision:NAME`, which is downloaded.
-        split: "train" or "val". A data set without splits gives all its images for either.
-        class_names: a file with a name for each class, in the order of labels, for data sets that
-            call their classes by number, or Parquet shards that name none; see
+        split: "train" or "val". Without splits, both are all images.
+        class_names: a file with a name for each class, in the order of labels, for data sets whose
+            classes are numbers, or Parquet shards without class names; see
             `class_lists.read_class_list`, `labeled.named`.
 
     Raises:
@@ -43,12 +43,12 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
     """
     listed = read_class_list(Path(class_names)) if class_names else None
     images = _open(data, split, listed)
-    # To shards that name no classes, `_open` has given these names already, and nothing changes.
+    # For shards without class names, `_open` has set these names already; this changes nothing.
     return named(images, listed) if listed else images
 
 
 def has_several_labels(data: str | Path) -> bool:
-    """Whether images may have several labels each; False if `data` is no such data set."""
+    """Whether images of `data` may have several labels each; False if it is not a data set."""
     path = expanded(data)
     return path.suffix.lower() in _TABLES and csv_files.has_several_labels(path)
 
@@ -59,7 +59,7 @@ def is_downloaded(data: str) -> bool:
 
 
 def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
-    if not data:  # not the current folder: a shell's variable may be empty by mistake
+    if not data:  # not the current folder: it may be an unset shell variable
         raise DataError("data must be a folder, Parquet shards or a CSV file, got an empty name")
     if is_downloaded(data):
         return open_torchvision(data.removeprefix(_TORCHVISION), split)
@@ -71,12 +71,12 @@ def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
             return open_parquet(shards, split, listed)
         if root.is_dir():
             return _open_folder(root, split)
-    except OSError as error:  # not ours to read, not a file name
+    except OSError as error:  # no permission, or an invalid file name
         raise DataError(
             f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"
         ) from error
     if not is_file(root):
-        reason = "no such thing"
+        reason = "no such file or folder"
         if "://" in data:
             reason = "an address; copy the data set to this machine and name its folder"
     elif is_image_name(root.name):
@@ -104,14 +104,14 @@ def _open_folder(root: Path, split: str) -> LabeledImages:
         for pattern in ("*/*.parquet", "*/*/*.parquet"):
             if shard := next(root.glob(pattern), None):
                 raise DataError(
-                    f"Parquet shards must lie in one folder, got a folder around that: name "
+                    f"Parquet shards must be in one folder, got a folder around it: name "
                     f"{shard.parent}"
                 ) from error
         raise
 
 
 def parquet_shards(root: Path) -> list[Path]:
-    """The Parquet shards in a folder, or those that a file's name or a glob means, if any."""
+    """The Parquet shards in a folder, or those that a file name or a glob matches."""
     if root.is_dir():
         return sorted(filter(is_file, root.glob("*.parquet")))
     found = [Path(name) for name in expand_glob(str(root))]

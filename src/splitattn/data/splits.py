@@ -1,45 +1,45 @@
-"""The names that data sets give to their parts for training, validation and testing."""
+"""Names that data sets use for their training, validation and test splits."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 from splitattn.errors import DataError
 
-# Of each split, whatever the case. The first is what a data set should call it.
+# Names of each split, in any case. The first is the recommended one.
 _NAMES = {
     "train": ("train", "training", "trn"),
     "val": ("val", "validation", "valid", "validate", "dev"),
-    # "eval" stands beside "dev" for the images that a result is measured on.
+    # In data sets with "dev", "eval" is the test set.
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
-# Words of letters: `TrainSet2` has two.
+# Words consist of letters: `TrainSet2` has two.
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_A-Z]+|[A-Z]+(?![a-z]))?")
-# What archives append: `training_set`, `TestData`, `trainset`.
+# Words that archives append: `training_set`, `TestData`, `trainset`.
 _SUFFIX = re.compile(r"(set|data|images|imgs|img|split)+$")
 
 
 class MissingSplitError(DataError):
-    """A data set has other splits than the one that is asked for."""
+    """A data set does not have the requested split."""
 
 
 def split_of(name: str) -> str | None:
-    """Which split `name` means, in whatever case and spelling: train, val, test or None.
+    """The split that `name` stands for, in any case and spelling: train, val, test or None.
 
-    Numbers do not count: `train2017` is a training set.
+    Numbers are ignored: `train2017` is a training set.
     """
     words = _words(name)
     return _SPLITS.get(words[0]) if len(words) == 1 else None
 
 
 def split_mentioned_in(name: str) -> str | None:
-    """As `split_of`, or the only split among other words: `ILSVRC2012_img_val`, `seg_train`."""
+    """Like `split_of`, but other words are allowed: `ILSVRC2012_img_val`, `seg_train`."""
     splits = {_SPLITS[word] for word in _words(name) if word in _SPLITS}
     return splits.pop() if len(splits) == 1 else None
 
 
 def check_one(folders: Sequence[str], split: str) -> None:
-    """Raise `DataError` if several folders mean `split`."""
+    """Raise `DataError` if several folders stand for `split`."""
     if len(folders) > 1:
         raise DataError(f"only one folder may be the split {split}, got {', '.join(folders)}")
 
@@ -57,7 +57,7 @@ def split_names(split: str) -> tuple[str, ...]:
 
 
 def called(names: Iterable[str], split: str) -> list[str]:
-    """Those of `names` that mean `split`; if none mean "val", those that mean "test"."""
+    """The `names` that stand for `split`; for "val" without any, those for "test"."""
     names = sorted(names)
     split = split_of(split) or split
     found = [name for name in names if split in (name, split_of(name))]

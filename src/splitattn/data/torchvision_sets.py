@@ -32,9 +32,9 @@ class _TorchvisionImages(Sequence[ImageSource]):
 
 
 def open_torchvision(name: str, split: str) -> LabeledImages:
-    """Open `split` of torchvision's data set `name`, downloaded into the cache.
+    """Open `split` of torchvision's data set `name`; download it into the cache if needed.
 
-    With SPLITATTN_OFFLINE it must be there already.
+    With SPLITATTN_OFFLINE nothing is downloaded.
 
     Raises:
         DataError: torchvision has no such data set or cannot open it, or it has no class labels.
@@ -70,7 +70,7 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
             f"torchvision cannot open {name}, split {split!r}: {refusals[0]}; {advice}, or put its "
             f"files into {folder}"
         )
-    # torchvision has no one name for the labels.
+    # torchvision's data sets use several names for the labels.
     labels = getattr(dataset, "targets", getattr(dataset, "_labels", None))
     if labels is None:
         labels = [label for _, label in getattr(dataset, "_samples", ())]

@@ -1,4 +1,4 @@
-"""A small data set to follow along with, made of the photographs inside the package."""
+"""A small data set for trying commands, made from the photographs in the package."""
 
 import random
 from pathlib import Path
@@ -20,11 +20,11 @@ _SHARES = (0.4, 0.9)
 def write_toy_data(folder: Path, *, seed: int = 0) -> int:
     """Write random crops of the five photographs, in ImageFolder layout, and return how many.
 
-    Each photograph is a class, with 40 crops for training and 10 for validation, of 96 pixels. Both
-    splits show the same photographs, so figures say only that training works.
+    Each photograph is a class, with 40 crops for training and 10 for validation, of 96 x 96 pixels.
+    Both splits come from the same photographs, so figures only show that training works.
 
     Raises:
-        InputError: the folder has something in it, or cannot be written.
+        InputError: the folder is not empty, or cannot be written.
     """
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -38,7 +38,7 @@ def write_toy_data(folder: Path, *, seed: int = 0) -> int:
                 for index in range(count):
                     _crop(photograph, generator).save(below / f"{index:02}.jpg", quality=90)
     except OSError as error:
-        for split in _COUNTS:  # what is there looks like a whole data set
+        for split in _COUNTS:  # an incomplete data set would look complete
             rmtree(folder / split, ignore_errors=True)
         raise InputError(write_failure(folder, error)) from error
     return len(sample_photographs()) * sum(_COUNTS.values())

@@ -1,4 +1,4 @@
-"""Training crops and colors: how an image becomes another one of the same class.
+"""Random crops, flips and colors for training images.
 
 Shapes: C channels, H and W rows and columns.
 """
@@ -20,8 +20,8 @@ from splitattn.preprocessing import center_crop
 
 _TORCHVISION_POLICIES = {"rand": v2.RandAugment, "trivial": v2.TrivialAugmentWide}
 
-# Deviations of ImageNet's pixels along their principal axes, in 0..255 units, and those axes as
-# columns, with rows R, G, B (AlexNet, section 4.1; the values that every later code hands on).
+# Standard deviations of ImageNet's pixels along their principal axes, in units of 0..255, and these
+# axes as columns, with rows R, G, B (AlexNet, section 4.1; values as in torchvision and others).
 _EIGENVALUES = (55.46, 4.794, 1.148)
 _EIGENVECTORS = (
     (-0.5675, 0.7192, 0.4009),
@@ -31,15 +31,15 @@ _EIGENVECTORS = (
 
 
 def training_transform(augmentation: Augmentation) -> Callable[[Image.Image | Tensor], Tensor]:
-    """A training image, drawn from torch's CPU generator.
+    """A function that augments an image at random, with torch's CPU generator.
 
-    An RGB image becomes uint8 pixels (3, size, size). Of other channels, floats (C, H, W) from 0 to
-    1 become floats (C, size, size).
+    An RGB image becomes uint8 pixels (3, size, size). Images of other channels, float32 (C, H, W)
+    from 0 to 1, become float32 (C, size, size).
 
-    Crop, flip, colors and lighting follow each other as in the official training; erasing comes
-    last. AutoAugment's policies come first, as there. RandAugment and TrivialAugment follow the
-    flip, as in torchvision's reference: on fewer pixels, they cost less. What is switched off costs
-    nothing and draws nothing. The result can be pickled.
+    AutoAugment, crop, flip, colors and lighting follow in the order of the official training;
+    erasing comes last. RandAugment and TrivialAugment come after the flip, as in torchvision's
+    reference, where they process fewer pixels. Steps that are switched off draw no random numbers.
+    The function can be pickled.
     """
     interpolation = v2.InterpolationMode(augmentation.interpolation)
     rgb = len(augmentation.mean) == RGB
@@ -73,7 +73,7 @@ def training_transform(augmentation: Augmentation) -> Callable[[Image.Image | Te
             mean = [round(255 * value) for value in mean]
         steps.append(v2.RandomErasing(p=augmentation.random_erasing, value=mean))
     if not rgb:
-        steps.append(_clipped)  # the filters of a resize overshoot
+        steps.append(_clipped)  # a resize may overshoot
     transform: Callable[[Image.Image | Tensor], Tensor] = v2.Compose(steps)
     return transform
 
@@ -86,9 +86,9 @@ def _clipped(image: Tensor) -> Tensor:
 class _EfficientNetCrop:
     """A crop of random aspect and height, resized to (size, size).
 
-    Source: `ERandomCrop` in resnest/gluon/transforms.py. The aspect, width by height, is uniform
-    in 3/4..4/3, and the height uniform between that of a crop with the `smallest` share of the
-    area and that of the largest crop that fits.
+    Source: `ERandomCrop` in resnest/gluon/transforms.py. The aspect ratio, width by height, is
+    uniform in 3/4..4/3. The height is uniform between that of a crop with the `smallest` share of
+    the area and that of the largest crop that fits.
     """
 
     size: int
@@ -105,7 +105,7 @@ class _EfficientNetCrop:
         return crop
 
     def _draw(self, image_width: int, image_height: int) -> tuple[int, int, int, int] | None:
-        """Left, top, width and height; None if no crop is found, or one that cuts nothing off."""
+        """Left, top, width and height; None if no crop is found, or if it is the whole image."""
         smallest = self.smallest * image_width * image_height
         for _ in range(10):
             aspect, share, x, y = torch.rand(4).tolist()
@@ -136,7 +136,7 @@ class _Lighting:
     deviation: float
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Pixels (3, H, W), uint8, to the same."""
+        """Map uint8 pixels (3, H, W) to uint8 pixels (3, H, W)."""
         lengths = self.deviation * torch.tensor(_EIGENVALUES) * torch.randn(3)
         shift = torch.tensor(_EIGENVECTORS) @ lengths
         return (image + shift.view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Images whose labels may be missing: what a student learns from when a teacher answers."""
+"""Images with or without labels, for distillation from a teacher."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from splitattn.errors import DataError
 from splitattn.files import expanded, is_folder
 from splitattn.images.paths import expand
 
-# Of data without a validation split: one image in so many, but at most this number.
+# The validation split of data without one: one image in 20, but at most 5,000.
 _EVERY, _MOST_HELD_OUT = 20, 5000
 
 
@@ -28,14 +28,14 @@ def open_for_teacher(
     Without a validation split, `seed` draws one image in twenty, at most 5,000, for validation.
 
     Args:
-        data: what `open_data` takes, and besides any folder of images, however deep, and Parquet
-            shards without labels.
+        data: as in `open_data`, or any folder of images at any depth, or Parquet shards without
+            labels.
         classes: the teacher's, by output index.
         class_names: see `open_data`.
 
     Returns:
-        Training and validation images. Both have `classes`, or both have no classes, and then
-        their labels mean nothing.
+        Training and validation images. Either both have `classes`, or neither has any, and labels
+        mean nothing.
 
     Raises:
         DataError: there are no images.
@@ -67,7 +67,7 @@ def _open(
 
 
 def _are_known(names: tuple[str, ...], classes: tuple[str, ...]) -> bool:
-    """Whether the data's classes are the teacher's by name. Numbers and order prove nothing."""
+    """Whether the data's classes are the teacher's by name; numbers and order do not count."""
     try:
         return match(names, classes).how in ("name", "lemma", "wordnet")
     except DataError:
@@ -75,18 +75,18 @@ def _are_known(names: tuple[str, ...], classes: tuple[str, ...]) -> bool:
 
 
 def _without_looking_for_labels(data: str, split: str) -> LabeledImages | None:
-    """Images that are there without labels, or None if `data` is of a kind that always has them."""
+    """Images without labels, or None if this kind of `data` always has labels."""
     try:
         root = expanded(data)
         if shards := parquet_shards(root):
             return open_unlabeled_parquet(shards, split)
         return _images_below(root, split) if is_folder(root) else None
-    except OSError:  # not ours to read, not a file name
+    except OSError:  # no permission, or an invalid file name
         return None
 
 
 def _images_below(root: Path, split: str) -> LabeledImages | None:
-    """The images of `split` if all folders in `root` are called like splits, or else all images."""
+    """The images of `split` if all folders in `root` are named like splits, otherwise all."""
     folders = folders_in(root)
     splits = folders if all(map(split_of, folders)) else []
     found = called(splits, split) or called(splits, "train")
