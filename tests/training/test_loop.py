@@ -244,7 +244,7 @@ def test_an_output_folder_to_which_another_training_writes_is_refused(
 
     def start_another(_: Step) -> None:
         if not refused:
-            with pytest.raises(InputError, match="output must be a folder of one training"):
+            with pytest.raises(InputError, match="output must be used by one training only"):
                 train(network(), task, run)
             refused.append(True)
 
@@ -289,7 +289,7 @@ def test_an_output_folder_with_a_training_in_it_is_not_overwritten(
         train(network(), task, run)
     with pytest.raises(
         InputError,
-        match=r"other settings: learning_rate was 1\.0, now 0\.5; resume as it began, or",
+        match=r"other settings: learning_rate was 1\.0, now 0\.5; use the original settings or",
     ):
         train(
             network(),
@@ -302,16 +302,18 @@ def test_an_output_folder_with_a_training_in_it_is_not_overwritten(
         train(network(), replace(task, model="larger"), run, resume=True)
     swapped = ("green", "blue", "red")
     other = replace(task, train=task.train.renamed(swapped), val=task.val.renamed(swapped))
-    with pytest.raises(InputError, match="other settings: classes differ; resume as it began, or"):
+    with pytest.raises(
+        InputError, match="other settings: classes differ; use the original settings or"
+    ):
         train(network(), other, run, resume=True)
     larger = create_model(
         replace(ARCHITECTURE, planes=32), num_classes=3, **RECIPE.network_arguments()
     )
-    with pytest.raises(WeightsError, match="no checkpoint of this training") as raised:
+    with pytest.raises(WeightsError, match="not a checkpoint of this training") as raised:
         train(larger, task, run, resume=True)
     assert "\n" not in str(raised.value)
     (run.output / "last.pt").write_bytes(before[:1000])
-    with pytest.raises(WeightsError, match="no checkpoint of this training") as raised:
+    with pytest.raises(WeightsError, match="not a checkpoint of this training") as raised:
         train(network(), task, run, resume=True)
     assert "\n" not in str(raised.value)
 

@@ -100,7 +100,7 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path, preset: str, m
         ("batch=8", "no field is called 'batch'; did you mean 'batch_size'"),
         ("batch_size=0", "batch_size must be 1 to 1000000, got 0"),
         ("batch_per_device=0", "batch_per_device must be at least 1, got 0"),
-        ("batch_size=1", "mixup_alpha must be 0 where batch_size is 1"),
+        ("batch_size=1", "mixup_alpha must be 0 if batch_size is 1"),
         ("learning_rate=nan", "learning_rate must be a finite number, got nan"),
         ("weight_decay=inf", "weight_decay must be a finite number, got inf"),
         ("momentum=1.0", "momentum must be between 0 and 1"),
@@ -149,7 +149,7 @@ def test_impossible_values_are_refused_in_one_line(override: str, message: str) 
 
 def test_batches_of_one_image_require_no_mixing() -> None:
     assert Recipe(batch_size=1, mixup_alpha=0.0).batch_size == 1
-    with pytest.raises(InputError, match="cutmix_alpha must be 0 where batch_size is 1"):
+    with pytest.raises(InputError, match="cutmix_alpha must be 0 if batch_size is 1"):
         Recipe(batch_size=1, mixup_alpha=0.0, cutmix_alpha=1.0)
 
 
@@ -162,7 +162,7 @@ def test_momentum_is_for_sgd() -> None:
 
 def test_class_balance_is_by_sampling_or_weights_but_not_both() -> None:
     assert load_recipe("plain", ["sampling=balanced"]).sampling == "balanced"
-    with pytest.raises(InputError, match="class_weights must be 'none' where sampling is 'bal"):
+    with pytest.raises(InputError, match="class_weights must be 'none' if sampling is 'bal"):
         load_recipe("plain", ["sampling=balanced", "class_weights=balanced"])
 
 

@@ -64,7 +64,7 @@ def test_wrong_types_are_one_line(path: Path, change: Callable[[dict[str, Any]],
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
-    with pytest.raises(WeightsError, match="is no checkpoint of this training") as error:
+    with pytest.raises(WeightsError, match="is not a checkpoint of this training") as error:
         restore(path, IDENTITY, parts())
     assert "\n" not in str(error.value)
 

@@ -216,7 +216,7 @@ def test_epochs_are_only_raised_and_nothing_else_with_them(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"epochs was 3, now 2; epochs can only be raised;"):
         train(Regressor(), Regression(), fewer, resume=True)
     other = replace(run, recipe=replace(RECIPE, epochs=5, learning_rate=0.3))
-    with pytest.raises(InputError, match=r"settings: learning_rate was \S+, now 0\.3; resume as"):
+    with pytest.raises(InputError, match=r"settings: learning_rate was \S+, now 0\.3; use the"):
         train(Regressor(), Regression(), other, resume=True)
 
 
@@ -342,7 +342,7 @@ def test_another_task_is_another_training(tmp_path: Path) -> None:
 
     train(Regressor(), Regression(), make_run(tmp_path))
     with pytest.raises(
-        InputError, match="task was regression, now another; resume as it began, or"
+        InputError, match="task was regression, now another; use the original settings or"
     ):
         train(Regressor(), Other(), make_run(tmp_path), resume=True)
 

@@ -1,1 +1,1 @@
-"""From images to trained weights: a recipe says how, the loop does it, checkpoints resume it."""
+"""Training: recipes hold the settings, the loop trains, checkpoints let it resume."""

@@ -1,4 +1,4 @@
-"""Curves as inline SVG: axes with round numbers, and colors that the page's style decides."""
+"""Curves as inline SVG, with round numbers on the axes; the page's style sheet sets the colors."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from html import escape
 from statistics import fmean
 
-# Of one chart, in pixels where it is as wide as on a phone or in a column of three.
+# Size of a chart, in pixels at the width of a phone or of one of three columns.
 _WIDTH, _HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 34
 
-# More points than this are no finer to the eye.
+# More points than this make no visible difference.
 _MOST_POINTS = 300
 _MOST_DOTS = 40
 
@@ -23,8 +23,8 @@ class Curve:
 
     Attributes:
         style: its class in the style sheet.
-        points: (x, y), with x from 0 and rising; a y that is not finite is left out.
-        dotted: mark the points themselves, which say their y when pointed at.
+        points: (x, y), with x ascending from 0; points whose y is not finite are left out.
+        dotted: mark the points, with their values as tooltips.
     """
 
     style: str
@@ -33,7 +33,7 @@ class Curve:
 
 
 def draw(curves: Sequence[Curve], *, title: str, x_label: str) -> str:
-    """An SVG element with all `curves`, or an empty string where there is no point to draw."""
+    """An SVG element with all `curves`, or an empty string if there is no point to draw."""
     curves = [_drawable(curve) for curve in curves]
     points = [point for curve in curves for point in curve.points]
     if not points:
@@ -57,20 +57,20 @@ def draw(curves: Sequence[Curve], *, title: str, x_label: str) -> str:
 def round_ticks(low: float, high: float) -> list[float]:
     """About five round numbers, evenly spaced: the first at most `low`, the last at least `high`.
 
-    There are two at least, also where `low` is `high` or differs by rounding alone.
+    There are at least two, even if `low` and `high` are equal up to rounding.
     """
     span = high - low if high - low > 1e-9 * abs(high) else abs(high) or 1.0
     coarse = span / 5
     power = 10.0 ** math.floor(math.log10(coarse))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= coarse * 0.999)
-    # Less a little, or else 0.6 / 0.2, which is not quite 3, would add a tick.
+    # With a small tolerance, so that 0.6 / 0.2, which is not exactly 3, adds no tick.
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
     return [number * step for number in range(first, last + 1)]
 
 
 def _labels(ticks: Sequence[float]) -> list[str]:
-    """Each of `ticks` with as many decimals as the others."""
+    """Labels of `ticks`, all with the same number of decimals."""
     decimals = max(-math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9), 0)
     if decimals > 5 or max(map(abs, ticks)) >= 1e6:
         return [f"{tick:.2g}" for tick in ticks]
@@ -78,7 +78,7 @@ def _labels(ticks: Sequence[float]) -> list[str]:
 
 
 def _drawable(curve: Curve) -> Curve:
-    """`curve` without what is not finite, its neighbors averaged where there are too many."""
+    """`curve` without points that are not finite; if there are too many, neighbors are averaged."""
     points = [(x, y) for x, y in curve.points if math.isfinite(y)]
     together = max(math.ceil(len(points) / _MOST_POINTS), 1)
     groups = [points[i : i + together] for i in range(0, len(points), together)]
@@ -88,7 +88,7 @@ def _drawable(curve: Curve) -> Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plane:
-    """From figures, x from 0 to `right` and y from `low` to `high`, to pixels and elements."""
+    """Maps x from 0 to `right` and y from `low` to `high` to pixels, and makes SVG elements."""
 
     right: float
     low: float

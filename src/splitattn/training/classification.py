@@ -1,4 +1,4 @@
-"""Image classification as a task: mixed batches, a loss, figures, the resulting file."""
+"""Image classification as a task: mixup and cutmix, the loss, figures, the resulting file."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +40,7 @@ class Classification(ImageTask[Batch]):
     }
     best: ClassVar[str | None] = "top1"
     activation: ClassVar[Activation] = "softmax"
-    # What measures an engine on images.
+    # The function that evaluates an engine on images.
     _measured: ClassVar[Callable[..., Any]] = staticmethod(measure)
 
     @property
@@ -65,7 +65,7 @@ class Classification(ImageTask[Batch]):
 
     @cached_property
     def _check_images(self) -> Callable[[int, float | None], None]:
-        # Once: `launch` checks before it fetches weights, and the loop checks again.
+        # Cached, since `launch` checks before it fetches weights, and the loop checks again.
         return cache(partial(check_classes_have_images, self.train))
 
     def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[Batch]:
@@ -93,12 +93,12 @@ class Classification(ImageTask[Batch]):
         return smoothed_loss(logits, targets, recipe, weights)
 
     def counts(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """What `means` needs besides the loss: sums over a batch."""
+        """Sums over a batch that `means` needs besides the loss."""
         return {"right": (logits.argmax(1) == targets.argmax(1)).sum()}
 
     @cached_property
     def _balancing_weights(self) -> Tensor:
-        """(C,) n / (C * n_c), where n_c of the n images are of class c."""
+        """Class weights n / (C * n_c), (C,), where n_c of the n images are of class c."""
         counts = torch.bincount(torch.tensor(self.train.labels), minlength=len(self.classes))
         return len(self.train) / (len(self.classes) * counts.clamp(min=1))
 
@@ -115,12 +115,12 @@ class Classification(ImageTask[Batch]):
             workers=max(run.workers, 1),
             on_images=on_measured,
         )
-        if math.isfinite(measured.loss):  # else the network is to blame, and the loop says so
+        if math.isfinite(measured.loss):  # otherwise the loop raises the error
             self.note_unreadable(measured.problems, run)
         return Measurement(figures=self.figures_of(measured), details=measured)
 
     def figures_of(self, measured: Any) -> dict[str, float]:
-        """Those of `formats` in what `_measured` gave."""
+        """The figures in the result of `_measured`, by their names in `formats`."""
         return {"loss": measured.loss, "top1": measured.top1, "top5": measured.top5}
 
     def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:

@@ -1,4 +1,4 @@
-"""What a classifier's report shows: figures, confusions, the most confident mistakes."""
+"""The report of a classifier: figures, confusions, the most confident mistakes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,17 +14,17 @@ from splitattn.images.encode import data_url
 from splitattn.training.report import Chart, Headline, Report, table, text
 from splitattn.training.task import Measurement
 
-# A table of more classes than this is no longer read but only looked at.
+# With more classes than this, the matrix is a picture and not a table.
 _CLASSES_IN_TABLE = 30
 _CONFUSIONS_SHOWN = 20
 _CLASSES_SHOWN = 10
 _PROBLEMS_SHOWN = 50
-# In pixels.
+# Sizes in pixels.
 _THUMBNAIL = 160
 _MATRIX = 600
-# Full shade still lets black and white letters be read.
+# Black and white letters are readable even on the darkest shade.
 _DEEPEST_SHADE = 0.55
-# Halfway between the accent's two colors in report.css: a picture knows no dark mode.
+# Halfway between the accent colors of light and dark mode in report.css.
 _MATRIX_COLOR = (32, 150, 156)
 
 
@@ -49,12 +49,12 @@ _DISTILLATION_COLUMNS: Mapping[str, tuple[str, str]] = {
 def classification_report(
     title: str, evaluation: Evaluation, data: LabeledImages, *, unreadable: int
 ) -> Report:
-    """What there is to show of a trained classifier.
+    """The report of a trained classifier.
 
     Args:
         evaluation: of the trained network.
-        data: what was measured; it gives the pictures of mistakes. Those that can no longer be read
-            are left out.
+        data: the evaluated images, for pictures of mistakes. Images that can no longer be read are
+            left out.
         unreadable: images of the training and validation split that could not be read.
     """
     return Report(
@@ -73,11 +73,11 @@ def classification_report(
 def distillation_report(
     title: str, measurement: Measurement, data: LabeledImages, *, unreadable: int
 ) -> Report:
-    """What there is to show of a student: where it guesses what its teacher guesses.
+    """The report of a student: where its first guess agrees with the teacher's.
 
     Args:
         measurement: of the trained network; its details are an `Evaluation` of `data`.
-        data: what was measured, with the teacher's first guesses as labels.
+        data: the evaluated images, with the teacher's first guesses as labels.
         unreadable: see `classification_report`.
     """
     evaluation, figures = measurement.details, measurement.figures
@@ -201,12 +201,12 @@ def _matrix_summary(evaluation: Evaluation) -> str:
 def _matrix_picture(evaluation: Evaluation) -> str:
     counts = np.asarray(evaluation.confusion)
     share = counts / counts.sum(1, keepdims=True).clip(min=1)
-    # The root makes rare confusions visible beside the diagonal.
+    # The square root makes rare confusions visible.
     image = Image.fromarray((255 * np.sqrt(share)).round().astype(np.uint8))
     side = len(counts) * max(_MATRIX // len(counts), 1)
     image = image.resize((side, side), Image.Resampling.NEAREST)
     image.putpalette(_MATRIX_COLOR * 256)
-    # One color, as opaque as the share is large, is right on white and on black.
+    # One color whose opacity is the share works on light and dark backgrounds.
     return data_url(image, "png", transparency=bytes(range(256)))
 
 

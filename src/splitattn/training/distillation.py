@@ -31,7 +31,7 @@ from splitattn.weights.metadata import ModelMetadata
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """Crops at the larger of the two networks' sizes, and the side that the student sees."""
+    """Crops at the larger input size of the two networks, and the side of the student's input."""
 
     images: Images
     student_size: int
@@ -39,7 +39,7 @@ class Crops:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(ImageTask[Crops]):
-    """Learn what a teacher answers.
+    """Learn from a teacher's answers.
 
     Teacher and student see the same crops, each at its own size (arXiv 2106.05237). The student's
     classes are the teacher's. For the other attributes see `ImageTask`; images without labels have
@@ -47,7 +47,7 @@ class Distillation(ImageTask[Crops]):
 
     Attributes:
         teacher: the network that answers.
-        data: what the images are called in the student's file.
+        data: name of the data set in the student's file.
     """
 
     name: ClassVar[str] = "distillation"
@@ -77,7 +77,7 @@ class Distillation(ImageTask[Crops]):
             raise DataError(
                 "labels must be of the teacher's classes, got "
                 f"{len(self.train.classes)} classes in train and {len(self.val.classes)} in val, "
-                f"and {len(self.classes)} of the teacher"
+                f"but the teacher has {len(self.classes)}"
             )
         if run.recipe.class_weights != "none":
             raise InputError(
@@ -129,7 +129,7 @@ class Distillation(ImageTask[Crops]):
         recipe, device = run.recipe, run.device
         crops = batch.images.images.to(device, non_blocking=True).float()
         labels = batch.images.labels.to(device, non_blocking=True)
-        # Without labels, all images are of one class, which nothing reads.
+        # Images without labels all have label 0, which is not used.
         targets = F.one_hot(labels, len(self.train.classes) or 1).float()
         crops, targets = mix(crops, targets, recipe)
         answer = self.teacher.answer(crops)
@@ -138,7 +138,7 @@ class Distillation(ImageTask[Crops]):
         if recipe.imitation == "features":
             features, logits = (part.float() for part in given)
             reused = self.teacher.classifier
-            assert reused is not None  # `prepare` saw to it
+            assert reused is not None  # `prepare` has checked this
             wanted = F.linear(answer, reused.weight.to(device), reused.bias.to(device))
             loss = _relative_error(features, answer) + _divergence(logits, wanted, recipe)
         else:
@@ -159,9 +159,9 @@ class Distillation(ImageTask[Crops]):
     def measure(
         self, network: nn.Module, run: Run, on_measured: Callable[[int, int], None]
     ) -> Measurement:
-        """The share of images for which student and teacher have the same first guess.
+        """Measure for how many images student and teacher have the same first guess.
 
-        With labels, top-1 too. Each network crops and resizes images as it expects them.
+        With labels, measure top-1 too. Each network's images are preprocessed for it.
         """
         if not self._answered:
             self._answered.append(self._ask(run, on_measured))
@@ -186,7 +186,7 @@ class Distillation(ImageTask[Crops]):
         teacher = self.teacher
         preprocessing = teacher.preprocessing
         measured = _measured(teacher.for_logits(), blank, preprocessing, run, on_images)
-        # Of images that cannot be read, no label is ever looked at.
+        # Labels of unreadable images are never used.
         return replace(blank, labels=measured.guesses.clip(0).tolist())
 
     def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
@@ -236,9 +236,9 @@ def _divergence(logits: Tensor, wanted: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _relative_error(features: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error of features (B, F), as a share of the teacher's squares, mean over images.
+    """Squared error of features (B, F), relative to the teacher's squares, mean over images.
 
-    The share is each image's own, so that a batch in parts has the loss of the whole batch.
+    It is relative for each image, so that accumulated micro-batches have the loss of their batch.
     """
     error = (features - wanted).square().sum(1)
     return (error / wanted.square().sum(1).clamp(min=1e-12)).mean()

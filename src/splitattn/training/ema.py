@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Exponential moving average of weights and of batch norm's statistics.
+    """Exponential moving average of weights and batch norm statistics.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so that a short training is not the
-    average of its first steps. Statistics are averaged too: those of the last step do not fit
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the first steps of a short
+    training do not dominate. Statistics are averaged too, since those of the last step do not fit
     averaged weights.
 
-    torch's `AveragedModel` copies its counter to the GPU at every update, and so waits for all
-    work that is queued there.
+    This replaces torch's `AveragedModel`, which copies a counter to the GPU at every update and
+    waits for all queued work there.
 
     Args:
-        model: what to follow.
+        model: the network to average.
         decay: share of the old average that each update keeps, in the long run.
 
     Attributes:
-        module: the averaged network: a copy of `model` on the same device.
-        updates: how many there were.
+        module: the averaged network, a copy of `model` on the same device.
+        updates: number of updates so far.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -33,7 +33,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Average with the present `model`; the first update copies it."""
+        """Update the average with the current weights of `model`; the first update copies them."""
         n = self.updates
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))

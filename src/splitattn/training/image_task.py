@@ -1,4 +1,4 @@
-"""What tasks on images have in common: loading, dropping and unreadable images."""
+"""Common parts of tasks on images: loading, DropBlock's schedule, unreadable images."""
 
 import math
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ from splitattn.training.run import Run
 from splitattn.training.task import Batch, Step, Task
 from splitattn.training.unreadable import Unreadable
 
-# A network that guesses at random has a loss of log(classes). Ten times that for ten steps running
-# is no noise.
+# A network that guesses at random has a loss of log(classes). If the loss is ten times that for ten
+# steps in a row, the training has diverged.
 _EXPLOSION_FACTOR, _EXPLOSION_STEPS = 10, 10
 
 
@@ -35,8 +35,8 @@ class ImageTask(Task[Batch]):
 
     Attributes:
         model: the network's name, written into the result.
-        train: the images to learn from.
-        val: the images to measure on after each epoch.
+        train: the training images.
+        val: the validation images, evaluated after each epoch.
     """
 
     unit: ClassVar[str] = "images"
@@ -66,7 +66,7 @@ class ImageTask(Task[Batch]):
 
     @property
     def loss_of_guessing(self) -> float:
-        """The loss of a network that finds all classes equally probable."""
+        """The loss of a network for which all classes are equally probable."""
         return math.log(len(self.classes))
 
     def identity(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class ImageTask(Task[Batch]):
     def loader(
         self, run: Run, epoch: int, first_step: int, augmentation: Augmentation
     ) -> DataLoader[Images]:
-        """The training images of `batches`, augmented."""
+        """A loader of augmented training images for one epoch."""
         recipe = run.recipe
         return train_loader(
             self.train,
@@ -138,7 +138,7 @@ class ImageTask(Task[Batch]):
         found.check("train", found.in_train, of=len(self.train), folder=run.output)
 
     def note_unreadable(self, problems: tuple[str, ...], run: Run) -> None:
-        """Remember the validation images that could not be read, and stop if there are many."""
+        """Record validation images that could not be read; raise if there are too many."""
         self._unreadable.note("val", problems)
         self._unreadable.check("val", len(problems), of=len(self.val), folder=run.output)
 
@@ -170,9 +170,9 @@ class _Explosion:
 
 
 def _check_network(network: nn.Module, model: str, classes: int, recipe: Recipe) -> None:
-    """Refuse a network that is not what its name, the data and the recipe say.
+    """Raise unless a network agrees with its name, the data and the recipe.
 
-    A network of another kind than ours need not tell its shape.
+    Networks of other classes than ours are checked as far as possible.
 
     Raises:
         InputError: the message says what differs.

@@ -1,4 +1,4 @@
-"""A training that is told to stop saves first."""
+"""Catches Ctrl-C and SIGTERM, so that a training can save first."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether, and by which signal, this process was told to stop."""
+    """Records whether, and by which signal, this process was told to stop."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -19,7 +19,7 @@ class StopRequest:
         return self.signal is not None
 
     def obey(self) -> None:
-        """End as the signal would have ended the process.
+        """End the process as the signal would have.
 
         Raises:
             KeyboardInterrupt: it was Ctrl-C.
@@ -33,9 +33,9 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Catch Ctrl-C and SIGTERM for the length of the block; a second one acts at once.
+    """Catch Ctrl-C and SIGTERM within the context; a second one takes effect at once.
 
-    Outside the main thread, where Python takes no signals, nothing is caught.
+    Outside the main thread, where Python cannot handle signals, nothing is caught.
     """
     request = StopRequest()
 

@@ -1,4 +1,4 @@
-"""A network and everything that changes it: one step of the optimizer at a time."""
+"""A network with its optimizer and everything else that one training step changes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ from splitattn.training.precision import autocast_dtype
 from splitattn.training.run import Run
 from splitattn.training.task import Batch, Task
 
-# Of float16's gradients: if even that does not keep them finite, every step is skipped.
+# Smallest scale of the loss in float16; if gradients still overflow, every step is skipped.
 _SMALLEST_SCALE = 1e-4
 
 
@@ -29,11 +29,11 @@ class Learner(Generic[Batch]):
 
     Args:
         network: changed in place.
-        task: gives the loss.
-        run: with the batch as it will be (see `Run.with_real_batch`).
+        task: computes the loss.
+        run: with the rounded batch size (see `Run.with_real_batch`).
 
     Attributes:
-        candidate: what is measured and written, in evaluation mode.
+        candidate: the network that is measured and written, in evaluation mode.
     """
 
     def __init__(self, network: nn.Module, task: Task[Batch], run: Run) -> None:
@@ -61,7 +61,7 @@ class Learner(Generic[Batch]):
             rate: the learning rate.
         """
         recipe = self.run.recipe
-        # Every random choice follows from the seed, the step and the process.
+        # Random choices depend only on the seed, the step and the process.
         torch.manual_seed(derive_seed(recipe.seed, number, distributed.rank()))
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
@@ -80,9 +80,9 @@ class Learner(Generic[Batch]):
         return Pending(number, rate, [*totals], summed)
 
     def _add_gradients(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
-        """Add the gradients of one micro-batch; its summed figures."""
+        """Add the gradients of one micro-batch and return its summed figures."""
         run, task = self.run, self.task
-        # Processes add their gradients up once, with those of the last micro-batch.
+        # Gradients are summed over processes once, in the last micro-batch.
         alone = self._parallel.no_sync() if self._parallel and not last else nullcontext()
         try:
             with alone:
@@ -97,28 +97,28 @@ class Learner(Generic[Batch]):
         return {name: _scalar(value, run.device) for name, value in sums.items()}
 
     def _forward(self, *inputs: Any) -> Any:
-        """The network in the recipe's precision, its gradients summed over all processes."""
+        """Run the network in the recipe's precision; gradients are summed over all processes."""
         enabled = self.autocast is not None
         with torch.autocast(self.run.device.type, self.autocast, enabled=enabled):
             return (self._parallel or self.network)(*inputs)
 
     @property
     def skips_every_step(self) -> bool:
-        """Whether float16's gradients overflow at any scale."""
+        """Whether float16 gradients overflow even at the smallest scale."""
         return self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_SCALE
 
     def update_candidate(self) -> None:
-        """Let `candidate` have the present weights: the EMA's if there is one.
+        """Copy the current weights, the EMA's if there is one, into `candidate`.
 
-        They are folded by the task and rounded as the file will hold them. Each process has running
-        statistics of its own last step: those of the first are taken.
+        They are folded by the task and rounded as they will be in the file. Running statistics
+        differ between processes; the first process's are used.
         """
         self.candidate = self._folded(self.ema.module if self.ema else self.network)
         self.candidate.load_state_dict(self.as_saved(self.candidate))
         distributed.copy_from_first(self.candidate.state_dict().values())
 
     def finish(self) -> None:
-        """Leave the network as `candidate` is."""
+        """Copy the weights of `candidate` into the network."""
         self.task.fold(self.network)
         self.network.load_state_dict(self.candidate.state_dict())
 
@@ -128,13 +128,13 @@ class Learner(Generic[Batch]):
         return folded
 
     def as_saved(self, network: nn.Module) -> dict[str, Tensor]:
-        """The weights in the format of the file; biases and norms stay float32."""
+        """The weights in the recipe's `saved_precision`; biases and norms stay float32."""
         halve = self.run.recipe.saved_precision == "fp16"
         state = network.state_dict()
         return {k: v.half() if halve and v.ndim > 1 else v for k, v in state.items()}
 
     def parts(self) -> dict[str, Any]:
-        """Everything that changes and has a state dict, by its key in a checkpoint."""
+        """All objects with a state dict that training changes, by their keys in a checkpoint."""
         parts = {
             "model": self.network,
             "optimizer": self.optimizer,
@@ -147,7 +147,7 @@ class Learner(Generic[Batch]):
 def micro_batches(
     task: Task[Batch], run: Run, epoch: int, first_step: int
 ) -> Iterator[tuple[Batch, ...]]:
-    """The micro-batches of each step from `first_step` of `epoch` on."""
+    """The micro-batches of each step of `epoch`, from `first_step` on."""
     parts = [iter(task.batches(run, epoch, first_step))] * run.accumulation
     return zip(*parts, strict=True)
 

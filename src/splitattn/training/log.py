@@ -1,8 +1,8 @@
 """The log of a training: a file of JSON lines, TensorBoard if it is installed, other trackers.
 
 The history of a training is a list of lines. A line of kind "train" has the figures of the steps
-since the line before, a line of kind "epoch" those of a whole epoch (`train_NAME`) and of the
-measurement after it (`val_NAME`).
+since the previous such line. A line of kind "epoch" has those of a whole epoch (`train_NAME`) and
+of the measurement after it (`val_NAME`).
 """
 
 import json
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_log(path: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Write `history` as JSON lines, in place of what `path` held.
+    """Write `history` as JSON lines; replaces the file.
 
     Raises:
         OSError: the file cannot be written.
@@ -29,16 +29,16 @@ def write_log(path: Path, history: Iterable[Mapping[str, Any]]) -> None:
 
 
 class Logger(Protocol):
-    """Where else a training's figures go, such as an experiment tracker."""
+    """Receives the lines of a training's log, for example for an experiment tracker."""
 
     def add(self, line: Mapping[str, Any], step: int) -> None:
-        """Take one line of the log, `step` steps into the whole training."""
+        """Receive one line of the log; `step` counts steps of the whole training."""
 
     def close(self) -> None:
-        """The training ends, finished or not.
+        """Called when the training ends.
 
-        A logger that also has `abort` is told of an error, Ctrl-C or SIGTERM by `abort(error)`
-        instead.
+        If the logger also has a method `abort`, that is called instead after an error, Ctrl-C or
+        SIGTERM: `abort(error)`.
         """
 
 
@@ -46,7 +46,7 @@ def check_loggers(loggers: object) -> list[Logger]:
     """`loggers` as a list.
 
     Raises:
-        InputError: they are no loggers.
+        InputError: an item is not a logger.
     """
     found: list[Any] = list(loggers) if isinstance(loggers, Iterable) else [None]
     for each in found:
@@ -66,8 +66,8 @@ class MLflow:
     """A `Logger` for MLflow.
 
     Args:
-        mlflow: the module, with a run started; the end of the training ends it, as FINISHED,
-            FAILED (an error) or KILLED (Ctrl-C or SIGTERM).
+        mlflow: the module, with a started run. When the training ends, the run ends as FINISHED,
+            FAILED (after an error) or KILLED (after Ctrl-C or SIGTERM).
     """
 
     def __init__(self, mlflow: Any) -> None:
@@ -82,7 +82,7 @@ class MLflow:
         self._mlflow.end_run()
 
     def abort(self, error: BaseException) -> None:
-        """End the run as one that failed or was killed."""
+        """End the run as FAILED or KILLED."""
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         self._mlflow.end_run("KILLED" if killed else "FAILED")
 
@@ -91,8 +91,8 @@ class WeightsAndBiases:
     """A `Logger` for Weights & Biases.
 
     Args:
-        run: what `wandb.init` gave; the end of the training finishes it, with exit code 1 after an
-            error, Ctrl-C or SIGTERM.
+        run: the result of `wandb.init`. When the training ends, the run is finished, with exit code
+            1 after an error, Ctrl-C or SIGTERM.
     """
 
     def __init__(self, run: Any) -> None:
@@ -107,17 +107,17 @@ class WeightsAndBiases:
         self._run.finish()
 
     def abort(self, error: BaseException) -> None:  # noqa: ARG002
-        """Finish the run as one that failed."""
+        """Finish the run as failed."""
         self._run.finish(exit_code=1)
 
 
 class TensorBoard:
-    """The figures of a training as TensorBoard's curves; nothing if it is not installed.
+    """Writes the figures of a training for TensorBoard; does nothing if it is not installed.
 
     Args:
         folder: for the event file.
-        steps_done: by the training before it was interrupted; what it wrote of later steps, which
-            are now done again, is drawn no more.
+        steps_done: steps in the checkpoint that is resumed; TensorBoard then discards figures of
+            later steps, which are done again.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -126,11 +126,11 @@ class TensorBoard:
     def __init__(self, folder: Path, steps_done: int) -> None:
         try:
             with warnings.catch_warnings():
-                # What it imports uses what is deprecated, which nobody here can change.
+                # TensorBoard's imports raise deprecation warnings.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            logger.info("no curves for TensorBoard; pip install tensorboard adds them")
+            logger.info("no curves for TensorBoard; for curves, pip install tensorboard")
             self._writer = None
             return
         if not is_utf8(folder):
@@ -141,20 +141,20 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1)
 
     def add(self, line: Mapping[str, Any], step: int) -> None:
-        """Add the figures of one line, `step` steps into the whole training."""
+        """Add the figures of one line; `step` counts steps of the whole training."""
         if self._writer is None:
             return
         for tag, value in scalars(line).items():
             self._writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush and close the file."""
         if self._writer is not None:
             self._writer.close()
 
 
 def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The figures to draw, by curve: of steps all of them, of epochs what was measured."""
+    """The figures to draw, by curve: all figures of steps, and the `val_` figures of epochs."""
     if line["kind"] == "train":
         return {f"train/{k}": v for k, v in line.items() if k not in ("kind", "step", "epoch")}
     return {f"val/{k.removeprefix('val_')}": v for k, v in line.items() if k.startswith("val_")}

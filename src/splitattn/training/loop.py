@@ -1,4 +1,4 @@
-"""The training loop: a network, a task and a recipe give trained weights."""
+"""The training loop: trains a network on a task with a recipe."""
 
 import logging
 import math
@@ -47,29 +47,31 @@ def train(
     """Train `network` in place and write into the output folder:
 
     - `model.safetensors`, the result: the weights after the last epoch (the EMA's, if the recipe
-      has one) and the task's metadata; `best.safetensors` is the same after the best epoch, if the
-      task has a figure that decides;
+      has one) and the task's metadata; `best.safetensors`, the same after the best epoch, if the
+      task has a figure to compare epochs by (`Task.best`);
     - `last.pt`, the checkpoint, replaced every few minutes and after every epoch (see `resume`);
     - `log.jsonl`, `tensorboard/` (if it is installed), `report.html`, `recipe.toml`, and the task's
       own files.
 
     On the CPU, a run that is resumed from its checkpoint equals an uninterrupted one bit for bit.
-    Ctrl-C and SIGTERM save one and leave. In processes that `torchrun` started (see
-    `distributed.processes`), all of them call this, each with the same arguments but its device;
-    the first of them writes.
+    Ctrl-C and SIGTERM save a checkpoint and end. Under `torchrun` (see `distributed.processes`),
+    every process calls this with the same arguments, except for its device; the first one writes.
 
     Args:
+        network: the network to train.
+        task: see `Task`.
+        run: recipe, output folder, device and other settings.
         resume: continue from the output folder's checkpoint, if there is one. The recipe may have
-            more epochs than before; from here on, schedules are those of that many epochs.
+            more epochs than before; schedules then follow the new number of epochs.
         on_step: called after each step.
         on_epoch: called after each epoch.
-        on_measured: told, while an epoch is measured, how many more examples this process has
-            done, of how many that it does.
-        loggers: told each line of the log, in the first process. One that raises is dropped with a
-            warning.
+        on_measured: called during validation with the number of newly measured examples and the
+            total of this process.
+        loggers: receive each line of the log, in the first process. A logger that raises is dropped
+            with a warning.
 
     Returns:
-        What was measured after the last epoch.
+        The measurement after the last epoch.
 
     Raises:
         InputError: the data, the network and the recipe do not fit each other; the output folder
@@ -97,10 +99,10 @@ def train(
 
 
 def check(task: Task[Any], run: Run) -> None:
-    """Refuse what cannot be trained on, before anything is spent.
+    """Raise if data and recipe do not work together, before training starts.
 
     Args:
-        run: with the batch as it will be (see `Run.with_real_batch`).
+        run: with the rounded batch size (see `Run.with_real_batch`).
 
     Raises:
         InputError: see `train`.
@@ -108,7 +110,7 @@ def check(task: Task[Any], run: Run) -> None:
     task.check(run)
     if run.recipe.patience and not task.best:
         raise InputError(
-            f"patience must be 0 for {task.name}, which has no figure that decides, "
+            f"patience must be 0 for {task.name}, which has no figure to compare epochs by, "
             f"got {run.recipe.patience}"
         )
     if task.examples < run.recipe.batch_size:
@@ -119,7 +121,7 @@ def check(task: Task[Any], run: Run) -> None:
 
 
 class _Training(Generic[Batch]):
-    """A training under way: where it stands, and what it writes."""
+    """A running training: its state and its output."""
 
     def __init__(
         self,
@@ -149,10 +151,10 @@ class _Training(Generic[Batch]):
         self.lock: FileLock | None = None
 
     def begin(self, resume: bool) -> None:
-        """Restore the checkpoint, if there is one, or make the folder."""
+        """Restore the checkpoint, if there is one, or create the folder."""
         run = self.run
         with writing_to(run.output):
-            if self.writes:  # before looking: another training may end meanwhile
+            if self.writes:  # lock first: another training may just be ending
                 run.output.mkdir(parents=True, exist_ok=True)
                 self.lock = claim(run.output)
             exists = run.checkpoint.exists()
@@ -171,7 +173,7 @@ class _Training(Generic[Batch]):
                     *(before, self.epochs, self.epochs),
                     learning_rate(run.recipe, self.state.step, self.steps_per_epoch),
                 )
-        # Also a barrier, before the first of them writes what the others look for.
+        # Also a barrier: the first process must not write before the others have looked.
         steps = set(distributed.gathered(self.state.step))
         if len(steps) > 1:
             raise InputError(
@@ -189,7 +191,7 @@ class _Training(Generic[Batch]):
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Close files, and let others write to the folder."""
+        """Close files and release the folder."""
         if self.tensorboard:
             self.tensorboard.close()
         self._tell(lambda logger: _end(logger, error))
@@ -197,7 +199,7 @@ class _Training(Generic[Batch]):
             release(self.lock)
 
     def to_the_end(self) -> Measurement:
-        """Train what is left, epoch by epoch; the last measurement."""
+        """Train the remaining epochs; return the last measurement."""
         measured = None
         while self.state.epochs_done < self.epochs and not self._out_of_patience():
             epoch = self.state.epochs_done
@@ -218,12 +220,12 @@ class _Training(Generic[Batch]):
         return measured
 
     def _out_of_patience(self) -> bool:
-        """Whether the figure that decides has not become better for as long as the recipe waits."""
+        """Whether `Task.best` has not improved for the recipe's `patience` epochs."""
         patience = self.run.recipe.patience
         return bool(patience) and self._epochs_since_best() >= patience
 
     def _epochs_since_best(self) -> int:
-        """How many epochs were measured after the best one."""
+        """The number of epochs after the best one."""
         lines = [line for line in self.state.history if line["kind"] == "epoch"]
         figures = [line[f"val_{self.task.best}"] for line in lines]
         if not figures:
@@ -232,7 +234,7 @@ class _Training(Generic[Batch]):
         return len(figures) - 1 - figures.index(best)
 
     def _train_epoch(self, epoch: int) -> None:
-        """Train what is left of `epoch`."""
+        """Train the remaining steps of `epoch`."""
         run, learner, state = self.run, self.learner, self.state
         first_step = state.step - epoch * self.steps_per_epoch
         if first_step == self.steps_per_epoch:  # stopped before it was measured
@@ -248,7 +250,7 @@ class _Training(Generic[Batch]):
             state.step += 1
             if run.device.type == "cpu":
                 self._settle()
-            # All processes stop after the same step, or some would wait for ever.
+            # All processes must stop after the same step, or some would wait forever.
             if distributed.summed(torch.tensor(int(bool(self.stop)))).item():
                 self._save()
                 self._leave()
@@ -257,9 +259,9 @@ class _Training(Generic[Batch]):
         self._settle()
 
     def _settle(self) -> None:
-        """Read the figures of the step before, and act on them.
+        """Read the figures of the previous step; log them, and check that they are finite.
 
-        On a GPU they are read one step late, so that it need not wait for the processor.
+        Reading them one step late keeps the GPU busy.
         """
         if self.pending is None:
             return
@@ -311,7 +313,7 @@ class _Training(Generic[Batch]):
         self._tell(lambda logger: logger.add(line, self.state.step))
 
     def _tell(self, what: Callable[[Logger], None]) -> None:
-        """Trackers may fail in any way, and no training is lost for that."""
+        """Call `what` with each logger; drop loggers that raise, so that training continues."""
         for one in [*self.loggers]:
             try:
                 what(one)
@@ -359,7 +361,7 @@ class _Training(Generic[Batch]):
         self.on_epoch(Epoch(epoch=epoch, epochs=self.epochs, line=line, text=text))
 
     def _finish(self, measured: Measurement) -> None:
-        """Write the result, and leave the network with its weights."""
+        """Write the result and copy its weights into the network."""
         self.learner.finish()
         self._write("model.safetensors", measured)
         if not self.writes:
@@ -371,7 +373,7 @@ class _Training(Generic[Batch]):
                 history=self.state.history,
                 recipe=asdict(self.run.recipe),
             )
-        except OSError as error:  # the result is there: no reason to fail
+        except OSError as error:  # the weights are written, so do not fail
             logger.warning("no report: %s", write_failure(self.run.output / "report.html", error))
 
     def _write(self, name: str, measured: Measurement) -> None:
@@ -397,7 +399,7 @@ class _Training(Generic[Batch]):
             self.task.write_files(run.output)
 
     def _leave(self) -> None:
-        """Say where, with everything saved, and end as the signal says."""
+        """Log the step that was saved, and end the process as the signal would have."""
         if self.writes:
             steps = self.epochs * self.steps_per_epoch
             logger.warning(
@@ -407,7 +409,7 @@ class _Training(Generic[Batch]):
 
 
 def _end(logger: Logger, error: BaseException | None) -> None:
-    """Tell a logger that the training ends, and why if it asks."""
+    """Call a logger's `abort` if there is an error and it has one, otherwise its `close`."""
     abort = getattr(logger, "abort", None)
     if error is not None and callable(abort):
         abort(error)

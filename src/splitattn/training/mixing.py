@@ -1,4 +1,4 @@
-"""Targets of images, batches mixed with themselves (mixup and cutmix), and the loss of the result.
+"""Targets of images, mixup and cutmix, and the loss with label smoothing.
 
 Shapes: B batch, C classes, H and W rows and columns.
 """
@@ -12,7 +12,7 @@ from splitattn.training.recipes import Recipe
 
 
 def targets_of(data: LabeledImages, labels: Tensor) -> Tensor:
-    """Float32 (B, C), 1 for each class that an image has, from its label (B,) in `data`."""
+    """Convert labels (B,) of `data` to float32 targets (B, C), 1 for each class of an image."""
     if data.label_sets is None:
         return F.one_hot(labels, len(data.classes)).float()
     targets = torch.zeros(len(labels), len(data.classes))
@@ -22,10 +22,10 @@ def targets_of(data: LabeledImages, labels: Tensor) -> Tensor:
 
 
 def mix(images: Tensor, targets: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Mix each image with its partner in the reversed batch, one share for the whole batch.
+    """Mix each image with its partner in the reversed batch; all pairs have the same share.
 
-    Mixup (arXiv 1710.09412) blends the two; cutmix (arXiv 1905.04899) puts a rectangle of the
-    partner over the image. Where a recipe has both, a fair coin chooses.
+    Mixup (arXiv 1710.09412) blends the two images; cutmix (arXiv 1905.04899) pastes a rectangle of
+    the partner. If a recipe has both, one is chosen with equal probability.
 
     Args:
         images: (B, 3, H, W) floats.
@@ -51,7 +51,7 @@ def _mixup(images: Tensor, share: float) -> tuple[Tensor, float]:
 
 
 def _cutmix(images: Tensor, share: float) -> tuple[Tensor, float]:
-    """The rectangle covers 1 - `share` of the image, before the border cuts it off."""
+    """Paste a rectangle with 1 - `share` of the area, clipped at the border."""
     height, width = images.shape[-2:]
     side = (1 - share) ** 0.5
     top, bottom = _span(height, side)
@@ -73,7 +73,7 @@ def smoothed_loss(
 
     Args:
         targets: (B, C), probabilities.
-        weights: (C,), by which the share of each class in a target counts; None is 1.
+        weights: (C,), multiply the share of each class in a target; None for 1.
     """
     return F.cross_entropy(
         logits.float(), targets, weight=weights, label_smoothing=recipe.label_smoothing

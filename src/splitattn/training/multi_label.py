@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabel(Classification):
-    """Learn for each class, by itself, whether an image has it. For the attributes see `ImageTask`.
+    """Learn for each class independently whether an image has it. Attributes as in `ImageTask`.
 
-    The loss is binary cross-entropy, summed over the classes: a class that an image has then moves
-    the weights as far as the one label of other images does, however many classes there are.
+    The loss is binary cross-entropy, summed over the classes. So a class's gradient does not depend
+    on the number of classes, as with one label per image.
     """
 
     name: ClassVar[str] = "multi-label classification"
@@ -48,8 +48,8 @@ class MultiLabel(Classification):
         super().check(run)
         if all(len(one) == 1 for one in self.train.label_sets or ()):
             logger.warning(
-                "each training image has exactly one label: a CSV file with these in a column "
-                "label trains a network that gives one"
+                "each training image has exactly one label; to train a network that predicts one "
+                "label, put them into a column label"
             )
 
     def loss(self, logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""What the report of a training with several labels per image shows."""
+"""The report of a training with several labels per image."""
 
 import math
 
@@ -17,7 +17,7 @@ _COLUMNS = {
 
 
 def multi_label_report(title: str, scores: LabelScores, *, unreadable: int) -> Report:
-    """What there is to show of a network that gives several labels.
+    """The report of a network that predicts several labels.
 
     Args:
         scores: of the trained network.

@@ -1,4 +1,4 @@
-"""The optimizer: which weights learn, how fast, and which of them decay."""
+"""The optimizer: learning rates and weight decay of all weights."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _DECAYED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate of `step`: linear warm-up from zero, then the recipe's schedule.
+    """The learning rate of `step`: linear warm-up from zero, then the recipe's schedule.
 
     The peak is `recipe.learning_rate * batch_size / 256` (arXiv 1706.02677, section 2.1).
     """
@@ -37,7 +37,7 @@ def _poly(progress: float) -> float:
     return float((1 - progress) ** 0.9)
 
 
-# From the share of the steps that are done to a share of the peak.
+# Schedules: map the share of finished steps, from 0 to 1, to a share of the peak.
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": _cosine,
     "step": _step,
@@ -48,11 +48,11 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over the weights that are not frozen.
 
-    Only the weights of convolutions and dense layers decay. The class of the module decides, not
-    its name: by name, the official code decays six norms. Each group has a `scale` for the learning
-    rate: `recipe.layer_decay` to the power of its distance from the head, 1 for layer4 to 5 for the
-    stem, and for both `recipe.backbone_rate`. The head is everything that is neither stem nor stage
-    (see `stages`).
+    Weight decay applies only to the weights of convolutions and dense layers, by the module's
+    class. The official code decides by name, and so also decays six norms. Each group has a `scale`
+    for the learning rate: `recipe.layer_decay` to the power of its distance from the head, 1 for
+    layer4 to 5 for the stem, times `recipe.backbone_rate` for stem and stages. The head is
+    everything that is neither stem nor stage (see `stages`).
     """
     depth_of = depths(model)
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, _DECAYED)}
@@ -74,6 +74,6 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group of weights its share of `rate`."""
+    """Set the learning rate of each group to `rate` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]

@@ -1,4 +1,4 @@
-"""A training's output folder, where the system may refuse to write."""
+"""A training's output folder: its lock, and errors of writing to it."""
 
 import errno
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from filelock import FileLock, Timeout
 
 from splitattn.errors import InputError, write_failure
 
-# Seconds: the workers of a training that was killed may hold its lock a little longer.
+# Seconds to wait for the lock: workers of a killed training may still hold it.
 _PATIENCE = 5.0
-# Of file systems without locks, on which nobody is kept apart.
+# Errors of file systems without locks; the folder is then used without a lock.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def checkpoint_in(folder: Path) -> Path:
-    """The file in an output folder that a resumed training continues from."""
+    """The checkpoint in an output folder, from which a training resumes."""
     return folder / "last.pt"
 
 
@@ -33,7 +33,7 @@ def writing_to(folder: Path) -> Iterator[None]:
     """Turn an `OSError` of writing into `folder` into an `InputError`.
 
     Raises:
-        InputError: the system refuses to write there.
+        InputError: the folder cannot be written.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def claim(folder: Path) -> FileLock:
-    """A lock on `folder`, which the system releases if this process ends.
+    """Lock `folder`; the system releases the lock when this process ends.
 
     Raises:
         InputError: another training writes there.
@@ -52,8 +52,8 @@ def claim(folder: Path) -> FileLock:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
         raise InputError(
-            f"output must be a folder of one training, got {folder}, to which another one writes: "
-            f"wait for its end, or use a new --output (if none writes there, remove {folder}/.lock)"
+            f"output must be used by one training only, got {folder}, which another one uses: wait "
+            f"for its end, or use a new --output (if none is running, remove {folder}/.lock)"
         ) from None
     except NotImplementedError:
         pass  # as below
@@ -64,13 +64,13 @@ def claim(folder: Path) -> FileLock:
 
 
 def release(lock: FileLock) -> None:
-    """Let go of a folder that was claimed, and remove the file of the lock."""
+    """Release the lock of a folder and remove the lock's file."""
     if lock.is_locked:
-        with suppress(OSError):  # Windows removes no open file
+        with suppress(OSError):  # Windows does not remove open files
             Path(lock.lock_file).unlink()
     lock.release()
 
 
 def unwritable(folder: Path, error: Exception) -> InputError:
-    """The error for an output folder that takes no files, or no more of them."""
+    """The error for an output folder that cannot be written or is full."""
     return InputError(write_failure(folder, error, "output must be a folder to write to, got"))

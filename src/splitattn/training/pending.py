@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Pending:
-    """Figures of a step that may still be on their way from the device.
+    """Figures of a step whose copy from the device may not be finished.
 
     Args:
         step: counted from 0.
         learning_rate: of the step.
         names: of the figures.
-        totals: the figures, one a name, on any device.
+        totals: the figures, one for each name, on any device.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Pending:
         self._totals = totals
         self._arrived: torch.cuda.Event | None = None
         if totals.is_cuda:
-            # Reading the device's own tensor later would wait for the step after, too.
+            # Copy now: reading the device's tensor later would also wait for the next step.
             self._totals = torch.empty_like(totals, device="cpu", pin_memory=True)
             self._totals.copy_(totals, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]

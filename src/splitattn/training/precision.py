@@ -1,4 +1,4 @@
-"""In which number format the forward pass computes."""
+"""The number format of the forward pass."""
 
 import torch
 
@@ -8,10 +8,10 @@ _FORMATS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """What to autocast to, or None for plain float32.
+    """The dtype for autocast, or None for float32.
 
-    "auto" is bfloat16 where the hardware multiplies in it: elsewhere PyTorch emulates it, slower
-    than float32.
+    "auto" is bfloat16 where the hardware supports it; elsewhere PyTorch's emulation is slower than
+    float32.
     """
     if precision == "auto":
         return torch.bfloat16 if _has_bfloat16(device) else None

@@ -1,4 +1,4 @@
-"""Recipes that have a name: the paper's, and those that this project measured."""
+"""Named recipes: the paper's, and those that this project measured."""
 
 from dataclasses import replace
 
@@ -15,10 +15,10 @@ PRESETS = (
 
 
 def preset(name: str, model: str, task: str) -> Recipe:
-    """The recipe of a name out of `PRESETS`, for a model and a task.
+    """The recipe called `name`, one of `PRESETS`, for a model and a task.
 
     Raises:
-        InputError: there is none of that name for the task or the model.
+        InputError: the task or the model has no such recipe.
     """
     if task == "detection":
         return _detection(name)
@@ -28,7 +28,7 @@ def preset(name: str, model: str, task: str) -> Recipe:
         return _detection(name)
     if name == "paper_ade20k":
         return _segmentation(name, model)
-    if task == "multi-label" and name != "distill":  # which needs no labels
+    if task == "multi-label" and name != "distill":  # distillation needs no labels
         one_label = preset(name, model, "classification")
         return replace(one_label, task="multi-label", label_smoothing=0.0)
     if name == "tiny":
@@ -44,8 +44,8 @@ def preset(name: str, model: str, task: str) -> Recipe:
     return Recipe()
 
 
-# resnest26_tiny on Tiny ImageNet, whose images have 64 pixels, on two processor cores. Smaller
-# crops and mixup made the first epochs worse, so images are left nearly as they are.
+# For resnest26_tiny on Tiny ImageNet, whose images have 64 pixels, on two processor cores. Smaller
+# crops and mixup made the first epochs worse, so there is little augmentation.
 _TINY = Recipe(
     epochs=20,
     batch_size=128,
@@ -62,7 +62,7 @@ _TINY = Recipe(
     saved_precision="fp16",
 )
 
-# Batch, batch of a device, training size and test size of each published model. Sources:
+# Batch size, batch size per device, training size and test size of each published model. Sources:
 # scripts/gluon/README.md of the official code and the resnest*.sh logs of GluonCV. Networks of the
 # ablation follow resnest50.
 _PAPER = {
@@ -76,7 +76,7 @@ _PAPER = {
 
 
 def _paper(model: str) -> Recipe:
-    """How the published weights were trained: with MXNet, on 8 to 64 V100."""
+    """The settings of the published weights, which were trained with MXNet on 8 to 64 V100."""
     model, _ = split_name(model)
     dropout = architecture(model).dropout
     row = "resnest50" if model.startswith("resnest50_fast_") else model
@@ -105,7 +105,7 @@ def _paper(model: str) -> Recipe:
 
 
 def _modern(model: str) -> Recipe:
-    """What has been learned about training since: more regularization, less arithmetic.
+    """A newer recipe than the paper's, with more regularization and less computation.
 
     Source: torchvision's second recipe ("Training SOTA with TorchVision's latest primitives"), with
     fewer epochs. Crops are smaller than test images, because cropping enlarges objects.
@@ -128,7 +128,7 @@ def _modern(model: str) -> Recipe:
 
 
 def _finetune(model: str) -> Recipe:
-    """From weights to another data set in a few epochs, with smaller steps near the stem."""
+    """Fine-tune weights in a few epochs, with smaller learning rates near the stem."""
     size = default_preprocessing(model).size
     return Recipe(
         pretrained=True,
@@ -146,10 +146,10 @@ def _finetune(model: str) -> Recipe:
 
 
 def _distill(model: str) -> Recipe:
-    """From another network's answers, for a small student and a computer without a GPU.
+    """Distill a small student from another network, on a computer without a GPU.
 
-    Crops grow, for small ones are cheap and the teacher sees the same crop. There are no labels
-    that a small crop could make wrong.
+    Crops grow during training, since small ones are cheap. A small crop cannot contradict its
+    label, since the teacher labels the same crop.
     """
     size = default_preprocessing(model).size
     return Recipe(
@@ -179,8 +179,8 @@ def _detection(name: str) -> Recipe:
 
     `paper_coco` is how the paper's detectors were trained on COCO (its code's configurations for
     detectron2, "1x"), on eight GPUs: batch norms over all of them in backbone, pyramid and heads,
-    four convolutions in the box head, shorter sides of 640 to 800 pixels. Its precise batch norm,
-    which takes the statistics anew before each evaluation, is left out.
+    four convolutions in the box head, shorter sides of 640 to 800 pixels. Its "precise batch norm",
+    which recomputes statistics before each evaluation, is left out.
     """
     plain = Recipe(
         task="detection",
@@ -239,13 +239,13 @@ def _detection(name: str) -> Recipe:
 def _segmentation(name: str, model: str) -> Recipe:
     """Recipes for segmentation: `plain`, and `finetune` for few images on a small machine.
 
-    `plain` follows torchvision's references: crops of 480 pixels out of images of 520, scaled by
-    up to 2. All batch norms of the backbone are frozen, as in detectors.
+    `plain` follows torchvision's references: crops of 480 pixels from images of 520 pixels, scaled
+    by up to 2. All batch norms of the backbone are frozen, as in detectors.
 
     `paper_ade20k` is how the paper's segmenters were trained on ADE20K (experiments/segmentation of
     PyTorch-Encoding): batch norms over all GPUs, ten times the backbone's learning rate for the
-    heads, and an auxiliary one whose loss counts a fifth. ResNeSt-50 took 120 epochs, larger ones
-    180.
+    heads, and an auxiliary head whose loss has weight 0.2. ResNeSt-50 was trained for 120 epochs,
+    larger networks for 180.
     """
     plain = Recipe(
         task="segmentation",
@@ -307,10 +307,10 @@ def _segmentation(name: str, model: str) -> Recipe:
 
 
 def _rounded(size: float) -> int:
-    """To a multiple of 16: for 224 pixels 0.57 and 0.8 give 128 and 176."""
+    """`size` rounded to a multiple of 16: 0.57 and 0.8 of 224 pixels become 128 and 176."""
     return max(round(size / 16) * 16, 32)
 
 
 def _crop_fraction(size: int) -> float:
-    # Small images are small already: a crop would leave little.
+    # Small images are not cropped.
     return center_crop(size).crop_fraction if size >= 128 else 1.0

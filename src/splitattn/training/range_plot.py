@@ -1,4 +1,4 @@
-"""The losses of a range test as a picture, over learning rates on a logarithmic scale."""
+"""Draws the losses of a range test over learning rates, on a logarithmic scale."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from splitattn.training.charts import round_ticks
 
 Point = tuple[float, float]
 
-# In pixels of the picture, which is drawn at this scale and reduced, for smooth lines.
+# Sizes in pixels. The picture is drawn larger by this scale and reduced, for smooth lines.
 _WIDTH, _HEIGHT, _SCALE = 720, 440, 3
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 40, 52
 _FONT_SIZE = 14
 _GROUND, _TEXT, _GRID, _POINTS, _CURVE, _MARK = (
     *("#ffffff", "#1f2933", "#e4e7eb", "#b8c2cc", "#2f6fb3", "#c2410c"),
 )
-# Losses above the first by more than this share of the fall are cut off.
+# The plot ends above the first loss by this share of the decrease; larger losses are clipped.
 _HEADROOM = 0.5
 
 
@@ -24,9 +24,9 @@ def draw_range(losses: Sequence[Point], smoothed: Sequence[Point], *, mark: floa
     """A picture of 720 x 440 pixels, RGB.
 
     Args:
-        losses: learning rate and loss of each step, rates rising.
+        losses: learning rate and loss of each step, by ascending rate.
         smoothed: the same, smoothed.
-        mark: the learning rate that is suggested.
+        mark: the suggested learning rate.
     """
     first, low = smoothed[0][1], min(loss for _, loss in losses)
     ticks = round_ticks(low, first + _HEADROOM * (first - low))

@@ -1,4 +1,4 @@
-"""A learning-rate range test: the rate rises until the loss does (arXiv 1506.01186, 3.3)."""
+"""A learning-rate range test (arXiv 1506.01186, section 3.3): raise the rate until loss rises."""
 
 import csv
 import math
@@ -21,23 +21,23 @@ from splitattn.training.range_plot import draw_range
 from splitattn.training.run import Run
 from splitattn.training.task import Batch, Step, Task
 
-# Rates, as multiples of the recipe's, that a test goes through, evenly on a logarithmic scale.
+# Lowest and highest rate of a test, as multiples of the recipe's; steps are logarithmic.
 _LOWEST, _HIGHEST, _STEPS = 1e-3, 1e3, 100
-# Weight of the steps before in the smoothed loss. The test ends where that is so many times its
-# lowest value.
+# Weight of earlier steps in the smoothed loss. The test ends when the smoothed loss is this many
+# times its minimum.
 _SMOOTHING, _DIVERGED = 0.9, 4.0
-# The rate of the lowest loss is at the edge of divergence: a training takes this share of it.
+# Training nearly diverges at the rate of the lowest loss; the suggestion is this share of it.
 _SAFE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTest:
-    """What a range test measured.
+    """The result of a range test.
 
     Attributes:
-        learning_rates: of each step, as a recipe's `learning_rate`: for a batch of 256.
+        learning_rates: of each step, for a batch of 256 like the recipe's `learning_rate`.
         losses: of each step's batch, before the step.
-        smoothed: mean of the losses up to each step, the last of them weighing most.
+        smoothed: exponential moving average of the losses.
     """
 
     learning_rates: tuple[float, ...]
@@ -51,7 +51,7 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float:
-        """A learning rate to train with: a tenth of `lowest`, in two digits.
+        """A learning rate to train with: a tenth of `lowest`, rounded to two digits.
 
         Raises:
             InputError: no rate lowers the loss.
@@ -72,13 +72,13 @@ def range_test(
     *,
     on_step: Callable[[Step], None] = lambda _: None,
 ) -> RangeTest:
-    """Train `network` for 100 steps, each at a higher rate, and write what the losses were.
+    """Train `network` for up to 100 steps with rising learning rates, and write the losses.
 
     Batches are those of the recipe's first epoch; further passes have other seeds. The output
-    folder gets `learning_rate.png` and `learning_rate.csv`, and nothing else.
+    folder gets only `learning_rate.png` and `learning_rate.csv`.
 
     Args:
-        network: changed in place, and of no use afterwards.
+        network: changed in place; useless afterwards.
         on_step: called after each step.
 
     Raises:

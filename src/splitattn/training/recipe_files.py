@@ -14,7 +14,7 @@ from splitattn.training.presets import PRESETS, preset
 from splitattn.training.recipes import CHOICES, KINDS, Recipe, TaskName
 from splitattn.weights.catalogue import embedded_entry
 
-# What people call fields elsewhere, for the hint at the name here.
+# Other projects' names of fields, for hints.
 _SHORT = {
     "lr": "learning_rate",
     "lr0": "learning_rate",
@@ -30,10 +30,10 @@ _SHORT = {
     "cutmix": "cutmix_alpha",
 }
 
-# Bytes that are no text, no TOML, numbers of thousands of digits, lists in lists in lists.
+# Raised for bytes that are not text, malformed TOML, numbers of thousands of digits, deep nesting.
 _UNPARSABLE = (ValueError, RecursionError)
-# Many times the longest preset, which has fewer than a thousand. Of a.a.a.a.a..., the parser takes
-# time as the square of the length: half a second for this much.
+# Many times the longest preset, which has fewer than a thousand. The parser takes quadratic time
+# for dotted keys (a.a.a.a...): half a second at this length.
 _MOST_CHARACTERS = 10_000
 _FROM_SCRATCH = "resnest50"
 
@@ -47,16 +47,19 @@ def load_recipe(
 ) -> Recipe:
     """A preset by name or a TOML file of fields, with `key=value` overrides applied.
 
-    A file changes the plain recipe, or the preset that its key `preset` names.
+    A file overrides fields of the recipe `plain`, or of the preset that its key `preset` names.
 
     Args:
-        model: architecture that it is for; some presets depend on it. None is the recipe's
+        name_or_file: a name in `PRESETS`, or the path of a TOML file.
+        overrides: strings `key=value`.
+        model: architecture to train; some presets depend on it. None for the recipe's
             `default_model`.
-        task: that it is for, unless a file names another one.
+        task: the task, unless a file names another one.
 
     Raises:
-        InputError: no such preset, file or model, an unknown key (the message names the nearest),
-            a value of the wrong type or outside its range, or a model without a paper recipe.
+        InputError: there is no such preset, file or model; a key is unknown (the message names the
+            nearest); a value has the wrong type or is outside its range; or the paper has no recipe
+            for the model.
     """
     if isinstance(overrides, str | Mapping):
         raise InputError(f"overrides must be a list such as ['epochs=2'], got {overrides!r:.60}")
@@ -85,14 +88,14 @@ def load_recipe(
         try:
             values[key] = _parsed(f"value = {_as_toml(text)}")["value"]
         except tomllib.TOMLDecodeError:
-            values[key] = text  # a bare word, such as bf16
+            values[key] = text  # a string without quotes, such as bf16
         except _UNPARSABLE as error:
             raise InputError(f"--set must be key=value, got {override[:60]!r}: {error}") from error
     return _with(recipe, values)
 
 
 def _as_toml(text: str) -> str:
-    """A number or truth value as people write it, as TOML does: `.1` is 0.1, `True` is true."""
+    """Convert a number or boolean to TOML's spelling: `.1` to 0.1, `True` to true."""
     if text in ("True", "False"):
         return text.lower()
     return re.sub(r"^([+-]?)\.(?=\d)", r"\g<1>0.", re.sub(r"^([+-]?\d+)\.$", r"\1.0", text))
@@ -143,13 +146,13 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
             raise InputError(f"recipe: {key} must be {rule}, got {reprlib.repr(value)}")
     epochs = values.get("epochs", recipe.epochs)
     if "warmup_epochs" not in values and 1 <= epochs <= recipe.warmup_epochs:
-        # It was meant for more epochs: the same share of fewer.
+        # The warm-up was chosen for more epochs, so it shrinks in proportion.
         values["warmup_epochs"] = recipe.warmup_epochs * epochs / recipe.epochs
     return replace(recipe, **values)
 
 
 def _numbers(key: str, value: object) -> tuple[float, ...]:
-    """A list of numbers, one a channel."""
+    """A list of numbers, one for each channel."""
     numbers = value if isinstance(value, list) else []
     if not numbers or any(type(number) not in (int, float) for number in numbers):
         raise InputError(

@@ -1,4 +1,4 @@
-"""How a network is trained: a recipe, which never changes."""
+"""Recipes: the immutable hyperparameters of a training."""
 
 import json
 import logging
@@ -30,104 +30,104 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Nesterov SGD with warm-up and cosine, label smoothing and mixup (paper section 5.1).
+    """Hyperparameters; by default Nesterov SGD, warm-up, cosine, label smoothing and mixup.
+
+    The defaults follow paper section 5.1.
 
     Attributes:
-        task: what is learned.
-        pretrained: training starts from weights: the model's default ones unless others are named.
-            Otherwise it starts at random unless weights are named.
+        task: "classification", "multi-label", "distillation", "detection" or "segmentation".
+        pretrained: start from weights: the named ones, or the model's default weights. If False,
+            start from random weights unless weights are named.
         epochs: passes over the training images.
-        patience: the training ends after so many epochs without a better figure than before; 0 is
-            never. The best epoch is in `best.safetensors`.
-        batch_size: images per step, over all devices and accumulated micro-batches together.
-        batch_per_device: most images that a device takes at once, and so what batch norm takes its
-            statistics over. A larger share of the batch is accumulated.
-        optimizer: "sgd" is Nesterov's method, "adamw" that of Loshchilov and Hutter (arXiv
-            1711.05101) with PyTorch's betas.
-        learning_rate: at the peak, for a batch of 256; other batches scale it linearly.
-        schedule: of the learning rate after the warm-up, to zero: "cosine" is half a cosine, "step"
-            a tenth after two thirds and a hundredth after eight ninths of the steps, and "poly"
-            the share of steps that are left to the power of 0.9.
-        warmup_epochs: epochs over which it rises from zero. If `epochs` alone is set to no more
-            than these, they shrink in proportion.
-        momentum: of Nesterov's method; AdamW does not use it.
-        weight_decay: on the weights of convolutions and the classifier, never on biases and norms.
-        clip_norm: longest gradient of all weights together; longer ones are shortened; 0 is off.
+        patience: stop after this many epochs without a better validation figure; 0 never stops.
+            `best.safetensors` has the weights of the best epoch.
+        batch_size: images per step, over all devices and accumulated micro-batches.
+        batch_per_device: most images that a device processes at once, over which batch norm
+            computes its statistics. Larger batches are accumulated.
+        optimizer: "sgd" (Nesterov) or "adamw" (arXiv 1711.05101, with PyTorch's betas).
+        learning_rate: at the peak, for 256 images; it scales linearly with the batch size.
+        schedule: of the learning rate after the warm-up. "cosine" is half a cosine to zero, "step"
+            is a tenth after two thirds and a hundredth after eight ninths of the steps, "poly" is
+            the share of remaining steps to the power of 0.9.
+        warmup_epochs: epochs over which the learning rate rises linearly from zero. If only
+            `epochs` is changed, to no more than these, they shrink in proportion.
+        momentum: of SGD; AdamW does not use it.
+        weight_decay: of the weights of convolutions and dense layers, not of biases and norms.
+        clip_norm: largest norm of the gradient of all weights; larger ones are scaled down; 0 is
+            off.
         layer_decay: the learning rate of layer4 is multiplied by this, that of layer3 by its
             square, and so on to the stem; 1 is off.
-        backbone_rate: the learning rate of stem and stages is multiplied by this too; 1 is off.
+        backbone_rate: factor of the learning rate of stem and stages; 1 is off.
         frozen_stages: how many of stem, layer1, ..., layer4 are frozen, from the front, as in
             `Backbone`.
-        frozen_batch_norm: whether all batch norms of stem and stages keep what they are, as in
-            `Backbone`. Batches of a few images are too small for statistics.
-        ema_decay: of the exponential moving average (EMA) of the weights, which is then what is
-            measured and saved; 0 is off.
+        frozen_batch_norm: whether all batch norms of stem and stages are frozen, as in `Backbone`.
+            Batches of a few images are too small for statistics.
+        ema_decay: of the exponential moving average (EMA) of the weights, which is then measured
+            and saved; 0 is off.
         class_weights: "balanced" weighs the loss of each label by the inverse of its number of
             images, 1 on average over the images. For segmentation, by the inverse of the square
             root of its number of pixels, 1 on average over the pixels.
         sampling: "uniform" draws each image once in an epoch. "balanced" draws each class equally
-            often: images of small classes several times, each time augmented anew, and some of
-            large classes not at all; for images with labels.
-        label_smoothing: probability mass taken from the label and spread over all classes; 0 where
-            images may have several labels.
-        mixup_alpha: of the Beta distribution that mixes each batch with its reverse; 0 is off.
-        cutmix_alpha: of the Beta distribution of the share of each image that shows another one; 0
-            is off. With mixup on too, a fair coin decides which of the two a step takes.
+            often: images of small classes several times, with different augmentation, and some
+            images of large classes not at all. It needs labels.
+        label_smoothing: probability mass taken from the label and spread over all classes; must be
+            0 if images may have several labels.
+        mixup_alpha: parameter of mixup's Beta distribution; 0 is off.
+        cutmix_alpha: parameter of cutmix's Beta distribution; 0 is off. If both are on, each step
+            uses one of them with equal probability.
         train_size: side of the training crops in the last epochs, in pixels.
-        first_train_size: side in the first epoch; it grows evenly, in steps of 8 pixels.
-        test_size: side of the images when the network is measured.
-        test_crop_fraction: side of the central crop then, as a share of the image's shorter side.
-            None, here and in the next four fields, takes what the weights to start from expect, or
-            the teacher if there is one. At random weights it is 1.
-        test_interpolation, test_order: filter and order of cropping and resizing then, as in
-            `Preprocessing`; at random weights "bicubic" and "crop-resize".
-        in_chans: channels of the images: 3 is RGB with 8 bits each, 1 gray. Other images than RGB
-            keep all their bits.
-        mean, std: of each channel, of values scaled to 0..1, in training and when the network is
-            measured; at random weights those of ImageNet. Channels that are not RGB take the
-            average of the three.
+        first_train_size: side in the first epoch; it grows linearly, in steps of 8 pixels.
+        test_size: side of the images in validation, in pixels.
+        test_crop_fraction: side of the center crop in validation, as a share of the image's shorter
+            side. In this and the next four fields, None takes the value of the weights to start
+            from, or of the teacher. For random weights it is 1.
+        test_interpolation, test_order: filter, and order of cropping and resizing, in validation,
+            as in `Preprocessing`; for random weights "bicubic" and "crop-resize".
+        in_chans: channels of the images: 3 is RGB with 8 bits each, 1 is gray. Images other than
+            RGB keep their full bit depth.
+        mean, std: mean and standard deviation of each channel, for values scaled to 0..1; for
+            random weights those of ImageNet, or for channels that are not RGB their average.
         white_level: the value of full brightness in images of more than 8 bits per channel; None
-            takes it from each image.
+            determines it for each image.
         head: of a detector, as in `create_detector`, or a segmenter, as in `create_segmenter`.
-        head_channels: of each map of its feature pyramid, or of the segmenter's head.
-        box_head: of detectors of two stages, as in `create_detector`.
-        regions_per_image: of these, at most so many regions of a training image teach the second
-            stage in a step.
-        longest_side: of its images, as a multiple of their shorter side: those that are longer
-            become smaller than `train_size` and `test_size`, which are then the shorter side. A
-            segmenter's training images become as large as `test_size` says, and `train_size` is the
-            side of the crops.
-        zoom: its training images are scaled by a random factor from 1 / zoom to zoom, and cut
-            where they become too large; 1 is off.
-        multi_scale: for detection, the shorter side of each training image is drawn from this share
-            of `train_size` up to it; 1 is off.
-        mosaic: share of the training images of detection that are put together of four, each at
-            half its size (arXiv 2004.10934, section 3.3); 0 is off.
-        auxiliary_weight: of the loss of a further head on layer3, for segmentation in training
-            only; 0 is off.
+        head_channels: channels of the detector's feature pyramid, or of the segmenter's head.
+        box_head: of two-stage detectors, as in `create_detector`.
+        regions_per_image: most regions of a training image that train the second stage of a
+            two-stage detector in a step.
+        longest_side: limit of the longer side of a detector's or segmenter's images, as a multiple
+            of the shorter side. `train_size` and `test_size` are then the shorter side; images that
+            are too long become smaller. A segmenter's training images are resized to `test_size`,
+            and `train_size` is the side of the crops.
+        zoom: for detection and segmentation, training images are scaled by a random factor from
+            1 / zoom to zoom, and cropped where they become too large; 1 is off.
+        multi_scale: for detection, the shorter side of each training image is random, from this
+            share of `train_size` to `train_size`; 1 is off.
+        mosaic: for detection, share of the training images that are composed of four, each at half
+            its size (arXiv 2004.10934, section 3.3); 0 is off.
+        auxiliary_weight: for segmentation, weight of the loss of an auxiliary head on layer3 in
+            training; 0 is off.
         crop_scale: smallest share of an image's area that a training crop covers.
         crop, interpolation, auto_augment, color_jitter, lighting, random_erasing: of the training
             images, as in `Augmentation`.
-        dropout: probability of dropping a pooled feature; None leaves it to the architecture.
+        dropout: probability of dropping a pooled feature; None for the architecture's.
         drop_path: stochastic depth of the last block.
-        drop_block: share that DropBlock removes in the last epoch; it grows from zero, epoch by
-            epoch.
-        sync_batch_norm: whether batch norm takes its statistics over all devices.
-        precision: of the arithmetic in the forward and backward passes; weights stay float32.
-            "auto" is bf16 on devices that compute it in hardware, fp32 elsewhere.
+        drop_block: share that DropBlock removes in the last epoch; it grows linearly from zero.
+        sync_batch_norm: whether batch norm computes its statistics over all devices.
+        precision: of the forward and backward passes; weights stay float32. "auto" is bf16 on
+            devices with hardware support, fp32 elsewhere.
         saved_precision: of the convolution and classifier weights in the resulting file.
         seed: decides every random choice.
         teacher: for distillation, the network to learn from: weights of ours, a file that `export`
             wrote, or `timm:NAME`.
-        imitation: what the student learns of the teacher. "logits": the class probabilities
-            (arXiv 1503.02531). "features": the pooled features too, through a linear projection,
-            and the teacher's own classifier reads them (SimKD, arXiv 2203.14001).
+        imitation: what the student learns from the teacher. "logits": the class probabilities
+            (arXiv 1503.02531). "features": also the pooled features, through a linear projection;
+            the student then uses the teacher's classifier (SimKD, arXiv 2203.14001).
         temperature: divides the logits of teacher and student before the softmax.
         label_weight: share of the loss that is cross-entropy with the data's labels; 0 needs no
             labels.
 
     Raises:
-        InputError: a value is outside its range, or two of them exclude each other.
+        InputError: a value is outside its range, or two values contradict each other.
     """
 
     task: TaskName = "classification"
@@ -250,27 +250,27 @@ class Recipe:
         for name in ("mixup_alpha", "cutmix_alpha"):
             if self.batch_size == 1 and (value := getattr(self, name)):
                 raise InputError(
-                    f"recipe: {name} must be 0 where batch_size is 1, for an image needs another "
+                    f"recipe: {name} must be 0 if batch_size is 1, since an image needs another "
                     f"one to mix with, got {value!r}"
                 )
         if self.optimizer == "adamw" and self.momentum != Recipe.momentum:
             raise InputError(
-                f"recipe: momentum does nothing where optimizer is 'adamw', got {self.momentum!r}: "
+                f"recipe: momentum does nothing if optimizer is 'adamw', got {self.momentum!r}: "
                 "leave it out, or set optimizer=sgd"
             )
         if self.sampling == self.class_weights == "balanced":
             raise InputError(
-                "recipe: class_weights must be 'none' where sampling is 'balanced', got "
-                "'balanced': each alone makes up for classes of unequal size"
+                "recipe: class_weights must be 'none' if sampling is 'balanced', got 'balanced': "
+                "use one of them"
             )
         if self.task == "multi-label":
             self._check_multi_label()
-        # These two check the fields that they are made of.
+        # Building these checks their fields.
         self.augmentation(0)
         _ = self.preprocessing
 
     def _check_multi_label(self) -> None:
-        """Raise for what needs exactly one label for each image."""
+        """Raise if a field needs exactly one label for each image."""
         for name, off in {
             "label_smoothing": 0.0,
             "class_weights": "none",
@@ -278,18 +278,17 @@ class Recipe:
         }.items():
             if (value := getattr(self, name)) != off:
                 raise InputError(
-                    f"recipe: {name} must be {off} where images may have several labels, "
-                    f"got {value}"
+                    f"recipe: {name} must be {off} if images may have several labels, got {value}"
                 )
 
     @property
     def starting_size(self) -> int:
-        """Side of the training crops in the first epoch."""
+        """Side of the training crops in the first epoch, in pixels."""
         return self.train_size if self.first_train_size is None else self.first_train_size
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images are prepared when the network is measured."""
+        """Preprocessing of images in validation."""
         plain = Preprocessing(
             size=self.test_size,
             crop_fraction=1.0 if self.test_crop_fraction is None else self.test_crop_fraction,
@@ -310,10 +309,14 @@ class Recipe:
         *,
         unread: Container[str] = (),
     ) -> "Recipe":
-        """The recipe with the preprocessing of the weights to start from, where it leaves it open.
+        """Fill fields that are None with the preprocessing of the weights to start from.
 
-        A warning names what the recipe sets to another value, and `whose` value is not taken.
-        Fields that are `unread` by the task stay open.
+        If the recipe sets another value, that is kept, with a warning.
+
+        Args:
+            expected: preprocessing of the weights.
+            whose: the subject of the warning.
+            unread: fields that the task does not use; they stay None.
         """
         expected = with_channels(rescaled(expected, self.test_size), self.in_chans)
         read = {field: name for field, name in _FROM_WEIGHTS.items() if field not in unread}
@@ -325,7 +328,7 @@ class Recipe:
         return replace(self, **{k: v for k, v in values.items() if getattr(self, k) is None})
 
     def network_arguments(self) -> dict[str, Any]:
-        """What the network must be built with: keyword arguments of `create_model`."""
+        """Keyword arguments of `create_model` for this recipe."""
         return {
             "in_chans": self.in_chans,
             "drop_path": self.drop_path,
@@ -350,7 +353,7 @@ class Recipe:
         return max(self.starting_size, min(round(size / 8) * 8, self.train_size))
 
     def augmentation(self, epoch: int) -> Augmentation:
-        """What happens to the training images in `epoch`, counted from 0."""
+        """Augmentation of the training images in `epoch`, counted from 0."""
         return Augmentation(
             size=self.size_in(epoch),
             crop_scale=self.crop_scale,
@@ -364,16 +367,16 @@ class Recipe:
         )
 
     def to_toml(self) -> str:
-        """Every field, as a file that `load_recipe` reads back; fields that are None are not there.
+        """All fields but those that are None, as a TOML file for `load_recipe`.
 
-        `load_recipe` starts from the plain recipe, where those are None too.
+        `load_recipe` starts from the recipe `plain`, in which those fields are None too.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        # JSON writes numbers, truth values and the words that recipes use just as TOML does.
+        # For the numbers, booleans, strings and lists of recipes, JSON is valid TOML.
         return "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items() if v is not None)
 
 
-# Fields that the weights to start from decide, and what `Preprocessing` calls them.
+# Fields whose default comes from the weights to start from, and their names in `Preprocessing`.
 _FROM_WEIGHTS = {
     "test_crop_fraction": "crop_fraction",
     "test_interpolation": "interpolation",
@@ -394,7 +397,7 @@ _OPTIONAL = {
     k for k, hint in _ALL_HINTS.items() if isinstance(hint, UnionType) or NoneType in get_args(hint)
 }
 _HINTS = {k: _without_none(hint) if k in _OPTIONAL else hint for k, hint in _ALL_HINTS.items()}
-# The values of each field that has only a few.
+# The allowed values of each field with a fixed set of values.
 CHOICES = {k: list(get_args(hint)) for k, hint in _HINTS.items() if get_origin(hint) is Literal}
 # The type of each field's values, by the field's name.
 KINDS = {k: str if k in CHOICES else get_origin(hint) or hint for k, hint in _HINTS.items()}

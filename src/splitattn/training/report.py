@@ -1,4 +1,4 @@
-"""What a training led to, on one page: an HTML file that loads nothing else and runs nothing."""
+"""The report of a training: one HTML file without scripts or external resources."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A figure over the epochs: in training, and as it was measured.
+    """A figure over the epochs, in training and in validation.
 
     Attributes:
         title: the figure's name.
@@ -42,7 +42,7 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a task shows; the page adds the learning rate, the recipe and the environment.
+    """A task's part of the report; the page adds learning rate, recipe and environment.
 
     Attributes:
         title: the page's heading, plain text.
@@ -64,12 +64,12 @@ class Report:
 def write_report(
     path: Path, report: Report, *, history: Sequence[Line], recipe: Mapping[str, Any]
 ) -> None:
-    """Write the page, in place of what `path` held.
+    """Write the page; replaces the file.
 
     Args:
-        report: what the task shows.
+        report: the task's part.
         history: the lines of the training's log (see `training.log`).
-        recipe: how the network was trained, field by field.
+        recipe: the recipe's fields.
 
     Raises:
         OSError: the file cannot be written.
@@ -81,7 +81,7 @@ def write_report(
 
 
 def _page(title: str, parts: Iterable[str]) -> str:
-    # The policy lets nothing be loaded and nothing run, whatever a name might smuggle in.
+    # The policy forbids scripts and external resources, in case a name contains HTML.
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -102,7 +102,7 @@ def _page(title: str, parts: Iterable[str]) -> str:
 
 
 def text(value: object) -> str:
-    """Anything from outside as text of the page, on one line."""
+    """Escape an untrusted value for HTML, on one line."""
     return escape(one_line(str(value)))
 
 
@@ -153,7 +153,7 @@ def _curves(report: Report, history: Sequence[Line]) -> str:
         return Curve(style="train", points=points)
 
     def val(key: str) -> Curve:
-        # A network is measured when its epoch is over.
+        # Validation comes at the end of an epoch.
         points = [(float(done), line[key]) for done, line in enumerate(epochs, 1) if key in line]
         return Curve(style="val", points=points, dotted=True)
 
@@ -175,7 +175,7 @@ def _curves(report: Report, history: Sequence[Line]) -> str:
             )
     return f"""<section>
 <h2>Curves</h2>
-<p class="quiet">Training figures are of augmented examples, and so may be the worse of the two.</p>
+<p class="quiet">Training figures are of augmented examples, so they may be worse.</p>
 <div class="charts">
 {"".join(figures)}</div>
 {_epoch_table(report.columns, epochs)}</section>
@@ -194,7 +194,7 @@ def _epoch_table(columns: Mapping[str, tuple[str, str]], epochs: Sequence[Line])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 0) -> str:
-    """A table of cells that are HTML already; the first `names` columns hold names, not figures."""
+    """A table of cells in HTML; the first `names` columns hold names, the others figures."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(

@@ -1,17 +1,17 @@
-"""`last.pt`: everything that a training needs to continue as if it had never stopped.
+"""`last.pt`, the checkpoint of a training: everything that is needed to resume it exactly.
 
-It is written by `torch.save` and holds tensors and plain values only. `weights.pickles` reads it.
+It is written by `torch.save` and holds only tensors and plain values. `weights.pickles` reads it.
 Its keys:
 
 - `model`: the network's state dict;
-- `ema`: the averaged network's state dict, with the same keys; only if the recipe averages;
+- `ema`: the EMA's state dict, with the same keys; only if the recipe has an EMA;
 - `optimizer`, `scaler`, `task`: their state dicts;
-- `identity`: what must be the same to resume: `task`, `recipe` (every field), and what the task
-  adds; classification adds `model` (its name), `classes` and `images`;
-- `metadata`: what the resulting file will say about itself, as `ModelMetadata.to_json()`, without
-  measured figures; None for a task whose files say nothing;
+- `identity`: values that must be the same to resume: `task`, `recipe` (every field), and those of
+  the task; classification adds `model` (its name), `classes` and `images`;
+- `metadata`: metadata of the resulting file, as `ModelMetadata.to_json()`, without measured
+  figures; None for a task without metadata;
 - `state`, `epoch`, `recent`: see `State`;
-- `launch`: which start of `torchrun` wrote it, or None.
+- `launch`: identifier of the `torchrun` launch that wrote it, or None.
 """
 
 import math
@@ -33,7 +33,7 @@ from splitattn.weights.pickles import load_pickle
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Over some steps: the task's summed figures, examples, seconds."""
+    """Sums over some steps: the task's figures, examples, seconds."""
 
     figures: dict[str, float] = field(default_factory=dict)
     examples: int = 0
@@ -49,14 +49,16 @@ class Sums:
 
 @dataclass(kw_only=True)
 class State:
-    """Where a training stands, besides its weights. No random state: the step decides all of it.
+    """The state of a training besides its weights.
+
+    There is no random state, since random choices depend only on the seed and the step.
 
     Attributes:
-        step: steps done.
+        step: finished steps.
         history: lines of the log.
-        epoch: sums over this epoch so far.
+        epoch: sums over the current epoch so far.
         recent: sums since the last line of the log.
-        best: the best value so far of the figure that decides, negated if lower is better.
+        best: the best value of `Task.best` so far, negated if lower is better.
     """
 
     step: int = 0
@@ -79,15 +81,15 @@ def save(
     *,
     metadata: str | None = None,
 ) -> None:
-    """Write all of it, whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
-        identity: what must be the same to resume: plain values.
+        identity: plain values that must be the same to resume.
         parts: state dicts by name.
         metadata: see above.
 
     Raises:
-        InputError: the file cannot be written; an older one stays as it was.
+        InputError: the file cannot be written; an older one remains.
     """
     rest = {**vars(state)}
     sums = {name: vars(rest.pop(name)) for name in ("epoch", "recent")}
@@ -118,7 +120,7 @@ def restore(
 
     Raises:
         InputError: it belongs to another training; the message says what differs.
-        WeightsError: it is damaged, or no checkpoint of a training.
+        WeightsError: it is damaged, or not a checkpoint of a training.
     """
     try:
         content = _load(path)
@@ -136,23 +138,23 @@ def restore(
     except Exception as error:  # whatever damaged bytes make torch raise
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
-            f"{path} is no checkpoint of this training ({reason}); use a new --output"
+            f"{path} is not a checkpoint of this training ({reason}); use a new --output"
         ) from error
     lowered = any(change.startswith("epochs ") for change in changed)
     rule = "; epochs can only be raised" if lowered else ""
     raise InputError(
-        f"cannot resume with other settings: {', '.join(changed)}{rule}; resume as it began, or "
-        "use a new --output"
+        f"cannot resume with other settings: {', '.join(changed)}{rule}; use the original settings "
+        "or a new --output"
     )
 
 
 def _launch() -> str | None:
-    """What `torchrun` calls this start of all processes, restarts included; None without it."""
+    """The identifier of this `torchrun` launch, which restarts keep; None without `torchrun`."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def of_this_launch(path: Path) -> bool:
-    """Whether the checkpoint was written since `torchrun` was called: it restarts by itself."""
+    """Whether the checkpoint was written in this launch, so that `torchrun` restarted it."""
     try:
         return distributed.restarted() and _load(path).get("launch") == _launch()
     except Exception:  # whatever damaged bytes make torch raise
@@ -188,7 +190,7 @@ def _check_alike(expected: Any, found: Any, name: str) -> None:
 
 
 def _check_averages(part: Any) -> None:
-    """Raise unless an optimizer's averages have the shapes of their parameters."""
+    """Raise unless an optimizer's moving averages have the shapes of their parameters."""
     if not isinstance(part, torch.optim.Optimizer):
         return
     for parameter, averages in part.state.items():
@@ -198,16 +200,16 @@ def _check_averages(part: Any) -> None:
 
 
 def _epochs_if_raised(began: dict[str, Any], now: dict[str, Any]) -> int | None:
-    """The epochs of the recipe that began, if the present one has more."""
+    """The checkpoint's number of epochs, if the recipe now has more."""
     before = began.get("epochs")
     return before if type(before) is int and before < now["epochs"] else None
 
 
 def _changed(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """What differs, as words: fields of the recipe and names with both values, others by name.
+    """Describe the differences: the recipe's fields and names with both values, others by name.
 
-    More epochs count as no difference, nor does the warm-up that comes with other epochs, nor
-    patience, which changes no step.
+    Ignored are more epochs, a warm-up that changed with the epochs, and patience, which does not
+    affect steps.
     """
     began, now = found["recipe"], expected["recipe"]
     free = {"patience"}

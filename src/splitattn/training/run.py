@@ -1,4 +1,4 @@
-"""How, where and with what a network is trained, whatever the task."""
+"""Settings of a training that are common to all tasks."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,16 +14,16 @@ from splitattn.training.recipes import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How, where and with what a network is trained, whatever the task.
+    """Settings of a training that are common to all tasks.
 
     Attributes:
         recipe: hyperparameters.
-        output: folder for what a training writes, see `loop.train`.
-        device: where this process computes.
+        output: folder for the training's files, see `loop.train`.
+        device: device of this process.
         workers: processes that load data, for this process.
-        batch_per_device: most examples that a device takes at once. A larger share of the recipe's
-            batch is cut into equal parts, whose gradients are accumulated.
-        checkpoint_minutes: time between checkpoints within an epoch.
+        batch_per_device: most examples that a device processes at once. Larger batches are cut into
+            equal parts, whose gradients are accumulated.
+        checkpoint_minutes: minutes between checkpoints within an epoch.
     """
 
     recipe: Recipe
@@ -38,17 +38,17 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """What a resumed training continues from."""
+        """The path of the checkpoint."""
         return checkpoint_in(self.output)
 
     @property
     def accumulation(self) -> int:
-        """Parts of a device's share of a batch, one after the other."""
+        """Micro-batches per step and device."""
         share = self.recipe.batch_size // distributed.world_size()
         return math.ceil(share / self.batch_per_device)
 
     def with_real_batch(self) -> "Run":
-        """The recipe's batch rounded down to what devices and their equal parts add up to.
+        """Round the batch size down to a multiple of devices times micro-batches.
 
         Raises:
             DataError: there are fewer examples in a batch than processes.

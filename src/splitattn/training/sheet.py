@@ -1,4 +1,4 @@
-"""A picture of a training batch: what the network sees, and what it is told to answer.
+"""Draws a training batch: augmented images with their targets.
 
 Shapes: B images, C channels, H and W rows and columns.
 """
@@ -17,22 +17,23 @@ from splitattn.training.recipes import Recipe
 
 _COLUMNS = 6
 _LEAST_WIDTH, _LINE, _GAP = 128, 14, 8
-# Classes that a caption names, and the smallest share that it does.
+# The most classes in a caption, and the smallest share that is shown.
 _NAMED, _LEAST_SHARE = 2, 0.005
 
 
 def batch_sheet(
     data: LabeledImages, recipe: Recipe, *, count: int = 24, epoch: int = 0
 ) -> Image.Image:
-    """The first images of an epoch, augmented and mixed as the recipe says, with their labels.
+    """Draw the first images of an epoch, augmented and mixed by the recipe, with their labels.
 
     Args:
         data: the training images.
-        count: images; fewer if there are fewer.
+        recipe: of the training.
+        count: number of images, at most.
         epoch: counted from 0.
 
     Returns:
-        An RGB image, six images a row. Of more than three channels, the first three are shown.
+        An RGB image with six images in a row. Only the first three channels are shown.
 
     Raises:
         DataError: the images cannot be read.
@@ -64,7 +65,7 @@ def batch_sheet(
 
 
 def _from_0_to_255(images: Tensor) -> Tensor:
-    """Bytes as floats. Images that are not RGB are floats from 0 to 1."""
+    """Convert images to float32 from 0 to 255: RGB is uint8, others are floats from 0 to 1."""
     return images.float() if images.dtype == torch.uint8 else images * 255
 
 

@@ -1,4 +1,4 @@
-"""Where the stem and the stages of a ResNeSt are, in whatever network was built around them."""
+"""Finds the stem and the stages of a ResNeSt, also inside larger networks."""
 
 from collections.abc import Iterator
 
@@ -9,16 +9,16 @@ from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.freezing import freeze
 from splitattn.nn.resnest import Stage
 
-# Depths count from the stem, 0, over the four stages to everything else.
+# Depths: the stem is 0, stages are 1 to 4, everything else is HEAD.
 HEAD = 5
 _STEM = ("conv1", "bn1")
 
 
 def parts_by_depth(network: nn.Module) -> Iterator[tuple[int, nn.Module]]:
-    """The stem's modules, at depth 0, and the stages, at depth 1 to 4, wherever they are.
+    """The stem's modules, with depth 0, and the stages, with depths 1 to 4, in any network.
 
-    The stages are found by their class and counted in order. The stem is what is called `conv1` and
-    `bn1` beside them. So `layer1` of a ResNeSt is found, and `backbone.body.layer1` of a detector.
+    Stages are found by their class and counted in order. The stem is `conv1` and `bn1` in the same
+    parent. So `layer1` of a ResNeSt is found, and `backbone.body.layer1` of a detector.
     """
     for module in network.modules():
         stages = [child for child in module.children() if isinstance(child, Stage)]
@@ -50,7 +50,7 @@ def freeze_stages(network: nn.Module, count: int) -> None:
 
 
 def freeze_batch_norms(network: nn.Module) -> None:
-    """Freeze the batch norms of stem and stages. Those of a head, which is new, learn."""
+    """Freeze the batch norms of stem and stages, not those of a head."""
     for _, part in parts_by_depth(network):
         for module in part.modules():
             if isinstance(module, BatchNorm2d):

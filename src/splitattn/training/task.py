@@ -1,4 +1,4 @@
-"""What the training loop asks of a task. A new task is one subclass of `Task`."""
+"""The interface between the training loop and tasks. A new task is a subclass of `Task`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ from splitattn.training.stages import freeze_batch_norms, freeze_stages
 from splitattn.weights.metadata import ModelMetadata
 
 Batch = TypeVar("Batch")
-# Fields of a recipe that only distillation reads, and how to have it, for `Task.unread`.
+# Recipe fields that only distillation reads, with the fix, for `Task.unread`.
 DISTILLATION_FIELDS = dict.fromkeys(
     ("teacher", "imitation", "temperature", "label_weight"), "add --recipe distill"
 )
@@ -26,12 +26,12 @@ DISTILLATION_FIELDS = dict.fromkeys(
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """How a figure is written for people.
+    """How a figure is formatted for people.
 
     Attributes:
-        label: what it is called; may be empty.
-        unit: what follows the number; may be empty.
-        decimals: how many the number has.
+        label: its name; may be empty.
+        unit: follows the number; may be empty.
+        decimals: number of decimals.
     """
 
     label: str
@@ -44,13 +44,13 @@ class Figure:
 
 
 class StepOutput(NamedTuple):
-    """What a task computes from one micro-batch.
+    """The result of a task's forward pass for one micro-batch.
 
     Attributes:
-        loss: a scalar, the mean over the micro-batch: what is differentiated.
+        loss: a scalar to differentiate, the mean over the micro-batch.
         sums: figures by name, summed over the micro-batch: detached scalars or plain numbers. The
             loop adds those of all micro-batches, processes and steps. The names are always the
-            same, and "loss" is among them.
+            same and include "loss".
     """
 
     loss: Tensor
@@ -59,11 +59,11 @@ class StepOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What was measured after an epoch.
+    """The result of validation after an epoch.
 
     Attributes:
         figures: by name; logged as `val_NAME`.
-        details: whatever else the task measured, for its report.
+        details: other results, for the task's report.
     """
 
     figures: dict[str, float]
@@ -75,13 +75,13 @@ class Step:
     """One step of a training.
 
     Attributes:
-        step, steps: this step, counted from 0, of how many in the whole training.
-        epoch, epochs: the epoch that the step is in, counted from 0, of how many.
-        figures: means over the step's examples by name, as `Task.means` gives them.
-        formats: how each of `figures` is written.
+        step, steps: the step, counted from 0, and the steps of the whole training.
+        epoch, epochs: the step's epoch, counted from 0, and the epochs of the training.
+        figures: means over the step's examples by name, as `Task.means` returns them.
+        formats: format of each of `figures`.
         learning_rate: of the step.
-        examples: how many, over all devices.
-        unit: what an example is called, in the plural.
+        examples: number of examples, over all devices.
+        unit: the name of examples, in the plural.
         seconds: duration of the step.
     """
 
@@ -107,10 +107,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """An epoch that was trained and measured.
+    """A finished epoch, with its validation.
 
     Attributes:
-        epoch, epochs: this epoch, counted from 0, of how many.
+        epoch, epochs: the epoch, counted from 0, and the epochs of the training.
         line: its line of the log.
         text: its figures for people, on one line.
     """
@@ -122,19 +122,20 @@ class Epoch:
 
 
 class Task(ABC, Generic[Batch]):
-    """What is learned: batches, a loss, figures, a result.
+    """A training task: batches, loss, figures and the result.
 
     The loop does the rest: steps, gradient accumulation, EMA, precision, several processes,
-    checkpoints, logs. Every process has a task of its own, with the same data. What a task draws at
-    random must follow from torch's generator, which the loop seeds before each step, or from the
+    checkpoints, logs. Every process has its own task object, with the same data. Random choices of
+    a task must come from torch's generator, which the loop seeds before each step, or from the
     recipe's seed.
 
     Attributes:
-        name: in messages and checkpoints.
-        unit: what an example is called, in the plural.
-        formats: how figures are written, by name; "loss" is among them.
-        best: the figure of a measurement whose best epoch is kept in `best.safetensors`, or None.
-        higher_is_better: of that figure.
+        name: of the task, in messages and checkpoints.
+        unit: the name of examples, in the plural.
+        formats: format of each figure, by name; "loss" is among them.
+        best: name of the validation figure by which epochs are compared; the best epoch is kept in
+            `best.safetensors`. None if there is none.
+        higher_is_better: whether a higher value of `best` is better.
     """
 
     name: ClassVar[str]
@@ -143,31 +144,31 @@ class Task(ABC, Generic[Batch]):
     best: ClassVar[str | None] = None
     higher_is_better: ClassVar[bool] = True
 
-    # Each task answers these.
+    # Methods that each task must implement.
 
     @property
     @abstractmethod
     def examples(self) -> int:
-        """How many there are to train on."""
+        """Number of training examples."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What must be the same to resume a training, besides the recipe: plain values."""
+        """Plain values that must be the same to resume a training, besides the recipe."""
 
     @abstractmethod
     def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[Batch]:
         """The micro-batches of this process from `first_step` of `epoch` on.
 
-        Each step has `run.accumulation` of them, of `run.batch_per_device` examples each. A last
-        step that would not be full is left out.
+        Each step has `run.accumulation` micro-batches of `run.batch_per_device` examples. An
+        incomplete last step is left out.
         """
 
     @abstractmethod
     def forward(self, network: Callable[..., Any], batch: Batch, run: Run) -> StepOutput:
-        """The loss of one micro-batch.
+        """Compute the loss of one micro-batch.
 
         Args:
-            network: the network in training mode; it computes in the recipe's precision.
+            network: in training mode; computes in the recipe's precision.
         """
 
     @abstractmethod
@@ -177,28 +178,28 @@ class Task(ABC, Generic[Batch]):
         """Measure a network; the result is the same in every process.
 
         Args:
-            network: in evaluation mode, with the weights as a file will hold them.
-            on_measured: to be told how many more examples this process has measured, of how many
-                in all; raises if the training shall stop.
+            network: in evaluation mode, with weights rounded as they will be in the file.
+            on_measured: call it with the number of newly measured examples and the total of this
+                process; it raises if the training must stop.
         """
 
-    # These have defaults.
+    # Methods with defaults.
 
     @property
     def unread(self) -> dict[str, str]:
-        """Fields of a recipe that change nothing for this task, and what to do instead.
+        """Recipe fields that have no effect for this task, with the fix for each.
 
         `check` refuses other values than those of the recipes `plain` and `finetune`.
         """
         return {}
 
     def check(self, run: Run) -> None:
-        """Raise an `InputError` if the data and the recipe cannot work, before anything is spent.
+        """Raise an `InputError` if data and recipe do not work together, before training starts.
 
-        Overrides call this one.
+        Overrides must call this method.
 
         Args:
-            run: with the batch as it will be (see `Run.with_real_batch`).
+            run: with the rounded batch size (see `Run.with_real_batch`).
         """
         usual = [load_recipe(name, task=run.recipe.task) for name in ("plain", "finetune")]
         for name, fix in self.unread.items():
@@ -207,36 +208,35 @@ class Task(ABC, Generic[Batch]):
                 raise InputError(f"{name} does nothing for {self.name}, got {value!r}: {fix}")
 
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
-        """Check that `network` fits, and freeze what stays as it is. Overrides call this one."""
-        thaw(network)  # what an earlier training of this network froze
+        """Check that `network` fits, and freeze layers. Overrides must call this method."""
+        thaw(network)  # an earlier training may have frozen layers
         freeze_stages(network, recipe.frozen_stages)
         if recipe.frozen_batch_norm:
             freeze_batch_norms(network)
 
     def begin_epoch(self, network: nn.Module, epoch: int, recipe: Recipe) -> None:
-        """Set what changes from epoch to epoch."""
+        """Update the network's settings that change with the epoch."""
 
     def means(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-        """The figures that are logged, from the sums over so many examples."""
+        """The figures to log, from sums over `examples` examples."""
         return {name: value / examples for name, value in sums.items()}
 
     def watch(self, step: Step, sums: Mapping[str, float], run: Run) -> None:
-        """Raise an `InputError` if the training should not go on.
+        """Raise an `InputError` if the training should stop.
 
         Args:
-            step: the step that was done.
-            sums: its sums over all processes; so all processes raise together.
+            step: the last step.
+            sums: its sums over all processes, so that all processes raise together.
         """
 
     def end_epoch(self, epoch: int, run: Run) -> dict[str, float]:  # noqa: ARG002
-        """Further figures for the log, after the epoch was measured; called in every process."""
+        """More figures for the log, after validation; called in every process."""
         return {}
 
     def fold(self, network: nn.Module) -> None:
         """Turn a trained network, in place, into the one that is measured and saved.
 
-        A task that trains layers which its result does not have folds them in here. By default
-        the result is the network as it was trained.
+        Folds layers that exist only in training into others. By default nothing changes.
         """
 
     def metadata(
@@ -244,14 +244,14 @@ class Task(ABC, Generic[Batch]):
         run: Run,  # noqa: ARG002
         measured: Measurement | None,  # noqa: ARG002
     ) -> ModelMetadata | None:
-        """What the resulting file says about itself; nothing was measured yet in a checkpoint."""
+        """Metadata of the resulting file; `measured` is None for a checkpoint."""
         return None
 
     def write_files(self, folder: Path) -> None:
-        """Write further files, in the first process, whenever a checkpoint is saved."""
+        """Write more files whenever a checkpoint is saved; called in the first process."""
 
     def report(self, measured: Measurement) -> Report:  # noqa: ARG002
-        """What the report shows, besides the learning rate and the recipe."""
+        """The task's part of the report."""
         return Report(title=self.name)
 
     def summary(self, measured: Measurement) -> str:
@@ -259,7 +259,7 @@ class Task(ABC, Generic[Batch]):
         return figures_text(self.formats, measured.figures)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the task must remember to resume: plain values."""
+        """Plain values that the task needs to resume."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -269,7 +269,7 @@ class Task(ABC, Generic[Batch]):
 def figures_text(
     formats: Mapping[str, Figure], figures: Mapping[str, float], separator: str = ", "
 ) -> str:
-    """The figures that have a format, in the order of formats."""
+    """The figures that have a format, as text, in the order of formats."""
     shown = [name for name in formats if name in figures]
     return separator.join(formats[name].text(figures[name]) for name in shown)
 
@@ -277,7 +277,7 @@ def figures_text(
 def epoch_text(
     task: Task[Any], facts: Mapping[str, float], train_loss: float, measured: Mapping[str, float]
 ) -> str:
-    """An epoch for people: what `Task.end_epoch` gave, the losses, the figures measured."""
+    """An epoch as a line of text: facts of `Task.end_epoch`, losses, validation figures."""
     loss = task.formats["loss"]
     others = {name: value for name, value in measured.items() if name != "loss"}
     parts = [

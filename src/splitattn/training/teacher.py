@@ -16,7 +16,7 @@ from splitattn.preprocessing import Preprocessing
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearClassifier:
-    """From pooled features (B, F) to logits (B, C).
+    """A dense layer from pooled features (B, F) to logits (B, C).
 
     Attributes:
         weight: (C, F), float32.
@@ -29,14 +29,14 @@ class LinearClassifier:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Teacher:
-    """A network that answers, in whatever engine.
+    """The teacher, in any engine.
 
     Attributes:
         name: for people; written into the student's file.
         classes: class names by output index.
         preprocessing: how images become its input.
-        engine: gives the pooled features (B, F) if there is a `classifier`, else logits (B, C).
-        classifier: from features to logits, where it is to be reused.
+        engine: outputs pooled features (B, F) if there is a `classifier`, otherwise logits (B, C).
+        classifier: from features to logits, if the student reuses it; otherwise None.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Teacher:
     classifier: LinearClassifier | None = None
 
     def answer(self, crops: Tensor) -> Tensor:
-        """What the engine gives for crops (B, 3, H, W) of values from 0 to 255.
+        """The engine's output for crops (B, 3, H, W) with values from 0 to 255.
 
-        The teacher sees them at its own size, whatever theirs is.
+        The crops are resized to the teacher's size.
         """
         crops = resized(crops, self.preprocessing.size).round().clamp(0, 255)
         pixels = crops.to(torch.uint8).cpu().numpy()
@@ -56,12 +56,12 @@ class Teacher:
         return torch.from_numpy(answer).to(crops.device)
 
     def for_logits(self) -> Engine:
-        """An engine that gives logits."""
+        """An engine whose output is logits."""
         return Classified(self.engine, self.classifier) if self.classifier else self.engine
 
 
 class Classified(Engine):
-    """An engine of features with a classifier behind it."""
+    """An engine with features as output, followed by a classifier."""
 
     def __init__(self, engine: Engine, classifier: LinearClassifier) -> None:
         super().__init__(engine.name, batch=engine.batch, size=engine.size)
@@ -75,18 +75,19 @@ class Classified(Engine):
 
 
 class ReusedClassifier(nn.Module):
-    """The teacher's classifier behind a linear projection of the student's features.
+    """A linear projection of the student's features, followed by the teacher's classifier.
 
     Only the projection learns. Source: SimKD (arXiv 2203.14001), whose projector is nonlinear and
-    comes before pooling. A linear one behind it folds into one dense layer with the classifier.
+    comes before pooling. A linear projection after pooling can be folded with the classifier into
+    one dense layer.
 
     Args:
         in_features: D.
         classifier: the teacher's.
         seed: decides the projection's initial values.
 
-    Input (B, D). In training, output (B, F), features for the teacher's classifier, and (B, C),
-    its logits; in evaluation the logits alone.
+    Input (B, D). Output in training: features (B, F) for the teacher's classifier, and its logits
+    (B, C); in evaluation only the logits.
     """
 
     weight: Tensor
@@ -109,7 +110,7 @@ class ReusedClassifier(nn.Module):
     @torch.no_grad()
     def folded(self) -> nn.Linear:
         """Projection and classifier as one dense layer, (B, D) to (B, C)."""
-        # In float64: the product of two layers has the rounding errors of both.
+        # In float64, since the product of two layers has rounding errors of both.
         weight, bias = self.weight.double(), self.bias.double()
         projection = self.projection
         fc = nn.Linear(projection.in_features, len(bias), device=weight.device)
@@ -119,7 +120,7 @@ class ReusedClassifier(nn.Module):
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Square images (B, 3, H, H) at another size, antialiased."""
+    """Resize square images (B, 3, H, H) to (B, 3, size, size), antialiased."""
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)

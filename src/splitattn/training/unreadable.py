@@ -1,4 +1,4 @@
-"""Images that a training cannot read: a few are listed and passed over, many stop it."""
+"""Records unreadable images: a few are listed and skipped, too many stop the training."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ from splitattn.errors import DataError
 from splitattn.files import replacing
 from splitattn.training.output import writing_to
 
-# Of the images of a split: with more than this unreadable, something is wrong with all of it.
+# With a larger share of unreadable images in a split, a training stops.
 _SHARE = 0.01
 _FILE = "unreadable.txt"
 
@@ -18,8 +18,8 @@ class Unreadable:
     """The images that could not be read so far, for any task on images.
 
     Attributes:
-        lines: what was wrong with each of them, and its split.
-        in_train: how many of the training images, in all processes.
+        lines: the split of each image, by its error.
+        in_train: number of unreadable training images, in all processes.
     """
 
     def __init__(self) -> None:
@@ -27,25 +27,25 @@ class Unreadable:
         self.in_train = 0
 
     def clear(self) -> None:
-        """Forget all of them: a new training begins."""
+        """Forget all images, for a new training."""
         self.load_state_dict({"lines": {}, "in_train": 0})
 
     def note(self, split: str, problems: Iterable[str]) -> int:
-        """Remember `problems`, in this process; returns how many are new."""
+        """Record `problems` in this process; return how many are new."""
         known = len(self.lines)
         self.lines |= dict.fromkeys(problems, split)
         return len(self.lines) - known
 
     def check(self, split: str, count: int, *, of: int, folder: Path) -> None:
-        """Stop if too many of a split are unreadable. All processes must call this together.
+        """Raise if too many images of a split are unreadable; all processes must call this.
 
         Args:
-            count: how many are, in all processes.
+            count: unreadable images, in all processes.
             of: images in the split.
-            folder: where the list of them is written then.
+            folder: the list is written there before raising.
 
         Raises:
-            DataError: more than 1 % are.
+            DataError: more than 1 % are unreadable.
         """
         if count <= _SHARE * of:
             return
@@ -59,12 +59,12 @@ class Unreadable:
         )
 
     def gather(self) -> None:
-        """Let every process know what all of them noted."""
+        """Share the records of all processes with every process."""
         for lines in distributed.gathered(list(self.lines.items())):
             self.lines |= dict(lines)
 
     def write(self, folder: Path) -> None:
-        """Write the list, if there is anything in it; only the first process does.
+        """Write the list, if it is not empty, in the first process.
 
         Raises:
             OSError: the file cannot be written.
@@ -79,5 +79,5 @@ class Unreadable:
         return {**vars(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
+        """Restore a `state_dict`."""
         self.lines, self.in_train = dict(state["lines"]), int(state["in_train"])
