@@ -226,9 +226,9 @@ def test_a_stream_of_one_image_is_not_read_letter_by_letter(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"model": 5}, "a model must be a name, got 5; a file or folder is named as the weights"),
-        ({"model": Path("run")}, "a model must be a name, got .*; a file or folder is named as"),
-        ({"model": __file__}, r"no model is called '.*; it is a file or folder: name it as the w"),
+        ({"model": 5}, "a model must be a name, got 5; pass a file or folder as the weights"),
+        ({"model": Path("run")}, "a model must be a name, got .*; pass a file or folder as"),
+        ({"model": __file__}, r"no model is called '.*; it is a file or folder: pass it as the w"),
         ({"weights": 5}, "weights must be a name or a path, got 5"),
         ({"weights": torch.nn.Identity()}, "weights must be a name or a path, got Identity"),
         ({"device": 0}, "device must be a name, got 0; did you mean 'cuda:0'"),

@@ -210,7 +210,7 @@ def test_redirects_lead_to_http_alone(server: Server, scheme: str) -> None:
 
 @pytest.mark.parametrize("url", ["https:///photo.jpg", "http://", "ftp://127.0.0.1/photo.jpg"])
 def test_what_is_no_web_address_is_no_redirect(url: str) -> None:
-    with pytest.raises(WebError, match="it is no web address; only http and https"), get(url):
+    with pytest.raises(WebError, match="it is not a web address; only http and https"), get(url):
         pass
 
 

@@ -17,13 +17,13 @@ from splitattn.weights.metadata import Activation
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How the labels of a quantized network compare with those of the network it came from.
+    """How well the labels of a quantized network agree with those of the original.
 
     Attributes:
-        n: images that both have labeled.
-        same_labels: images that both label alike, in percent.
-        top1, reference_top1: of the quantized network and of the other, in percent; None if the
-            images come without labels that the network knows.
+        n: number of images that both have labeled.
+        same_labels: images with the same label, in percent.
+        top1, reference_top1: of the quantized network and of the original, in percent; None if the
+            images have no labels of the network's classes.
     """
 
     n: int
@@ -54,9 +54,9 @@ def compare(
     """Label every image of `data` with both networks.
 
     Args:
-        labeled: the labels of `data` are indices of the networks' outputs.
-        activation: of the networks. With "sigmoid", two networks label an image alike if all
-            classes of more than one half are the same.
+        labeled: whether the labels of `data` are indices of the networks' outputs.
+        activation: of the networks. With "sigmoid", an image counts as labeled the same if both
+            networks give the same classes a probability above one half.
         workers: threads that decode images; None chooses from the number of processors.
         on_images: called with how many more images are done, and how many there are.
 
@@ -92,7 +92,7 @@ def _first_guesses(logits: Logits) -> NDArray[np.int64]:
     return np.where(finite(logits), logits.argmax(1), -1)
 
 
-# Of two networks' logits (B, classes), which images have the same labels: (B,).
+# Functions from two networks' logits (B, classes) to whether images have the same labels, (B,).
 _ALIKE: Mapping[Activation, Callable[[Logits, Logits], NDArray[np.bool_]]] = {
     "softmax": lambda one, other: one.argmax(1) == other.argmax(1),
     "sigmoid": lambda one, other: ((one > 0) == (other > 0)).all(1),

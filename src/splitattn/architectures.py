@@ -1,7 +1,7 @@
-"""What a ResNeSt is: one frozen dataclass, one table with every variant.
+"""The architectures: a frozen dataclass, and a table with every variant.
 
-Source: "ResNeSt: Split-Attention Networks", arXiv 2004.08955. Each idea of the paper is a field, so
-switching one off shows what it does; with all of them off the network is a plain ResNet.
+Source: "ResNeSt: Split-Attention Networks", arXiv 2004.08955. Each idea of the paper is a field
+that can be switched off; with all of them off, the network is a plain ResNet.
 """
 
 import os
@@ -27,7 +27,7 @@ class BlockShape:
         planes: nominal bottleneck channels; the output has four times as many.
         stride: spatial reduction of the block.
         dilation: of the 3x3 convolution.
-        pool: a 3x3 average pooling (avd) takes the stride over from the 3x3 convolution.
+        pool: a 3x3 average pooling (avd) has the stride instead of the 3x3 convolution.
         blur_shortcut: the shortcut begins with a 2x2 average pooling of stride 1.
     """
 
@@ -41,7 +41,7 @@ class BlockShape:
 
     @property
     def out_channels(self) -> int:
-        """Channels that leave the block."""
+        """Output channels of the block."""
         return 4 * self.planes
 
 
@@ -51,14 +51,14 @@ class Architecture:
 
     Attributes:
         layers: bottleneck blocks in each of the four stages.
-        radix: splits within a cardinal group that attention chooses between (paper section 3.1).
-            1 is an SE-like sigmoid gate on a single split, 0 a plain 3x3 convolution.
+        radix: splits within a cardinal group that attention weighs (paper section 3.1). 1 is a
+            sigmoid gate on a single split as in Squeeze-and-Excitation, 0 a plain 3x3 convolution.
         cardinality: cardinal groups, as in ResNeXt.
         bottleneck_width: channels of one cardinal group per 64 planes, as in ResNeXt's `32x4d`.
         deep_stem: three 3x3 convolutions instead of one 7x7 (ResNet-D).
         stem_width: channels of the first two stem convolutions; the stem ends in twice as many.
         avg_down: 2x2 average pooling, then a 1x1 convolution, as strided shortcut (ResNet-D).
-        avd: a 3x3 average pooling takes over the stride of the 3x3 convolution (paper section 3.2).
+        avd: a 3x3 average pooling has the stride instead of the 3x3 convolution (section 3.2).
         avd_first: that pooling comes before the 3x3 convolution (the cheaper `fast` networks).
         planes: bottleneck channels of the first stage; every stage doubles them.
         dropout: probability of dropping a pooled feature before the classifier while training.
@@ -92,12 +92,12 @@ class Architecture:
 
     @property
     def stem_channels(self) -> int:
-        """Channels that leave the stem."""
+        """Output channels of the stem."""
         return self.stem_width * 2 if self.deep_stem else self.planes
 
     @property
     def stage_channels(self) -> tuple[int, int, int, int]:
-        """Channels that leave each stage: (256, 512, 1024, 2048) for the published networks."""
+        """Output channels of each stage: (256, 512, 1024, 2048) for the published networks."""
         first = 4 * self.planes
         return first, 2 * first, 4 * first, 8 * first
 
@@ -107,7 +107,7 @@ class Architecture:
         """The blocks of each of the four stages, in the order in which they run.
 
         Args:
-            output_stride: 32; with 16 or 8 the last stages dilate where they would have reduced.
+            output_stride: 32; with 16 or 8 the last stages have dilation instead of a stride.
             dilation: what the first block of a dilated stage does.
 
         Raises:
@@ -148,7 +148,7 @@ class Architecture:
             yield tuple(blocks)
 
     def group_width(self, planes: int) -> int:
-        """Channels that enter the 3x3 convolution of a block of so many planes, over all groups."""
+        """Input channels of a block's 3x3 convolution, over all groups, for nominal `planes`."""
         return int(planes * self.bottleneck_width / 64) * self.cardinality
 
     def shapes(self, num_classes: int = 1000, in_chans: int = 3) -> dict[str, tuple[int, ...]]:
@@ -250,7 +250,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnest152": Architecture(layers=(3, 8, 36, 3), stem_width=64),
     "resnest200": Architecture(layers=(3, 24, 36, 3), stem_width=64, dropout=0.2),
     "resnest269": Architecture(layers=(3, 30, 48, 8), stem_width=64, dropout=0.2),
-    # The embedded model's: three quarters of the width of resnest26, for images of 64 pixels.
+    # The embedded model: three quarters of the width of resnest26, for images of 64 pixels.
     "resnest26_tiny": Architecture(layers=(2, 2, 2, 2), stem_width=24, planes=48),
     # The paper's ablation: radix "s", cardinality "x", bottleneck width "d".
     "resnest50_fast_0s1x64d": _fast(0, 1, 64),
@@ -264,7 +264,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-# timm's names of the networks that both have.
+# timm's names of networks in this table.
 TIMM_NAMES = {
     "resnest14": "resnest14d",
     "resnest26": "resnest26d",
@@ -279,25 +279,25 @@ _OUR_NAMES = {theirs: ours for ours, theirs in TIMM_NAMES.items()}
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """The model that `name` means, and the tag of weights that it adds, if it adds one.
+    """Split a model's name into our name and the tag of weights, or None.
 
-    Names are those of the table, which GluonCV, mmpretrain and the official code share, or timm's;
-    `timm/` before them and a tag after a point are as on the Hugging Face Hub:
-    `timm/resnest50d.in1k` is `("resnest50", "in1k")`. Whether there are such weights,
-    `weights.catalogue.named` knows.
+    Names are those of the table, which GluonCV, mmpretrain and the official code also use, or
+    timm's, optionally with `timm/` in front and a tag after a dot, as on the Hugging Face hub:
+    `timm/resnest50d.in1k` is `("resnest50", "in1k")`. The tag need not exist; see
+    `weights.catalogue.named`.
 
     Raises:
         InputError: there is no such model; the message names the nearest one.
     """
     if not isinstance(name, str):
         raise InputError(
-            f"a model must be a name, got {name!r:.60}; a file or folder is named as the weights"
+            f"a model must be a name, got {name!r:.60}; pass a file or folder as the weights"
         )
     bare, point, tag = name.removeprefix("timm/").partition(".")
     model = _OUR_NAMES.get(bare, bare)
     if model not in ARCHITECTURES:
         if os.path.lexists(name):
-            hint = "; it is a file or folder: name it as the weights"
+            hint = "; it is a file or folder: pass it as the weights"
         else:
             known = [*ARCHITECTURES, *_OUR_NAMES]
             other = "; `splitattn models` lists them"
@@ -314,9 +314,9 @@ def list_models() -> list[str]:
 
 
 def architecture(name: str) -> Architecture:
-    """The table's row that `name`, ours or another project's, means.
+    """The architecture of a model's name, ours or another project's.
 
     Raises:
-        InputError: there is no such row; the message names the nearest one.
+        InputError: there is no such model; the message names the nearest one.
     """
     return ARCHITECTURES[split_name(name)[0]]

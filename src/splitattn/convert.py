@@ -31,16 +31,16 @@ _SUFFIXES = (".safetensors", *_PICKLES)
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was converted.
+    """The result of a conversion.
 
     Attributes:
         path: the file that was written.
         models: the model of the checkpoint; several if its keys and shapes fit each of them.
         source, target: the layouts before and after.
-        tensors: how many were written.
-        dropped: what the new file cannot hold, in words.
-        missing_depth: layer counts that the target's project does not have in its table, and which
-            must be added there before it can build the network; None if it has them.
+        tensors: number of tensors written.
+        dropped: descriptions of what the new file cannot hold.
+        missing_depth: layer counts that the target's project must add to its own table before it
+            can build the network; None if it has them.
     """
 
     path: Path
@@ -63,7 +63,7 @@ def convert(
     """Write the weights in `source`, in any layout, to `target` in the layout `to`.
 
     Values do not change. The file is read back and compared before it gets its name. An older file
-    of that name, which may be `source` itself, is replaced whole or stays as it was.
+    of that name, which may be `source` itself, is replaced atomically.
 
     Args:
         source: a checkpoint in any layout, see `weights.checkpoint.read_checkpoint`, or a folder
@@ -114,7 +114,7 @@ def convert(
         kept = {key: value for key, value in checkpoint.tensors.items() if key not in headless}
         if not _identical(read_tensors(temporary).tensors, kept):
             raise WeightsError(
-                f"{target} did not read back as it was written and is left as it was: check the "
+                f"{target} was not written, since the new file differed when read back: check the "
                 "disk"
             )
     layers = architecture(models[0]).layers
@@ -144,14 +144,13 @@ def _models(source: Path, checkpoint: Checkpoint[Tensor], model: str | None) -> 
     )
     if fitting:
         return fitting
-    # Incomplete, or another network. The error then says what differs from the closest one.
+    # Incomplete, or another network. The error then lists differences from the closest model.
     if closest := closest_model(shapes):
         return (closest,)
     keys = islice(chain(checkpoint.tensors, checkpoint.unexpected), 3)
     names = ", ".join(key[:80] for key in keys)
     raise WeightsError(
-        f"{source} must hold weights of a ResNeSt, and its keys ({names}, ...) are of something "
-        "else"
+        f"{source} must hold weights of a ResNeSt, got keys of another network ({names}, ...)"
     )
 
 
@@ -164,12 +163,12 @@ def _check_holdable(source: Path, layout: Layout, models: tuple[str, ...]) -> No
         if reason:
             raise WeightsError(
                 f"{source} fits {' and '.join(models)}, and the layout of {layout} cannot hold "
-                f"{name}: say with --model which it is"
+                f"{name}: choose one with --model"
             )
 
 
 def _identical(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    """Whether tensors are the same bit for bit. For `torch.equal`, 0 is -0 and NaN is not NaN."""
+    """Whether tensors are equal bit for bit; for `torch.equal`, 0 equals -0, and NaN not NaN."""
     return found.keys() == expected.keys() and all(
         found[key].dtype == value.dtype
         and found[key].shape == value.shape

@@ -38,15 +38,16 @@ def create_model(
     Args:
         model: a name out of `list_models()`, or timm's name of the same network
             (`timm/resnest50d.in1k`); `hf-hub:owner/name`, `hf-hub:owner/name@revision` or
-            `local-dir:path`, whose weights are loaded; or an architecture of
-            your own, which has no weights.
+            `local-dir:path`, whose weights are loaded; or an `Architecture` of your own, without
+            weights.
         weights: a tag of the catalogue, the path of a checkpoint in any project's layout or of a
             folder with one, such as a training's output, or an `hf-hub:` or `local-dir:` name; None
             initializes at random, even if the model's name has a tag.
-        num_classes: outputs of the classifier; None takes the number in the weights, or else 1000.
-            If it differs from the weights, the classifier is new and initialized at random.
+        num_classes: outputs of the classifier; None takes the number in the weights, or 1000
+            without weights. If it differs from the weights, the classifier is initialized at
+            random.
         new_classifier: initialize the classifier at random even if the weights have one of that
-            size, because their classes are others.
+            size, because it is for other classes.
         in_chans: channels of the input. If it differs from the weights, the filters of the first
             convolution are averaged over the channels. An image whose channels are all the same
             then gives the same features as before.
@@ -146,7 +147,7 @@ def load_trained(resolved: ResolvedWeights, *, in_chans: int | None = 3) -> ResN
 def _identify(
     model: str | Architecture, weights: str | Path | None
 ) -> tuple[str, Architecture, str | Path | None]:
-    """The model's own name, its architecture, and the weights to load, which its name may mean."""
+    """The model's own name, its architecture, and the weights to load, perhaps from its name."""
     if isinstance(model, Architecture):
         if weights is not None:
             raise InputError("weights need a model's name, got an Architecture; load them yourself")
@@ -188,7 +189,7 @@ def _load(network: ResNeSt, trained: _Trained, *, new_classifier: bool = False) 
         if network.num_classes:
             logger.warning(
                 "%s: the classifier is new, for %d classes, and untrained",
-                checkpoint.path.name,  # a path would be broken into lines in the middle of a name
+                checkpoint.path.name,  # a whole path would be wrapped in the terminal
                 network.num_classes,
             )
     in_chans = own[stem].shape[1]

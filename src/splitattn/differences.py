@@ -1,4 +1,4 @@
-"""How much the outputs of two networks differ, as a report."""
+"""Differences between the outputs of two networks, as a report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Differences over several batches. Printing it gives a table.
+    """Differences over several batches; `str()` formats them as a table.
 
     Attributes:
         differences: one for each batch.
@@ -50,7 +50,7 @@ class Parity:
 
     @property
     def same_labels(self) -> float:
-        """Of all images, those with the same top-1 label, in percent."""
+        """Share of all images with the same top-1 label, in percent."""
         images = sum(row.batch_size for row in self.differences)
         return sum(row.same_labels * row.batch_size for row in self.differences) / images
 

@@ -1,6 +1,6 @@
-"""Several processes that act as one, as `torchrun` starts them.
+"""Training and evaluation in several processes, started by `torchrun`.
 
-With one process, everything here does nothing and costs nothing: PyTorch is not even imported.
+With one process, the functions here do nothing, and PyTorch is not imported.
 """
 
 import os
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-# Seconds: more than processes that start together are apart on a busy machine.
+# Seconds to wait: processes that start together may be this far apart on a busy machine.
 _APART = 20.0
 
 
 @contextmanager
 def processes(device: "torch.device") -> Iterator[None]:
-    """Join the other processes that `torchrun` started, for the length of the block.
+    """Join the other processes that `torchrun` started, within the context.
 
     For `torchrun --max-restarts` to work, its environment needs
     `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`: restarted processes otherwise look for one another at
@@ -43,7 +43,7 @@ def processes(device: "torch.device") -> Iterator[None]:
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # gloo beside nccl: what is agreed on the CPU need not wait for the GPU.
+    # gloo in addition to nccl: messages between CPUs need not wait for the GPU.
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
@@ -58,7 +58,7 @@ def processes(device: "torch.device") -> Iterator[None]:
 
 
 def own_device(name: str) -> str:
-    """The device of this process, where `name` leaves it open: of several GPUs, that of its rank.
+    """The device of this process: `name`, or if that leaves it open, the GPU of its local rank.
 
     Raises:
         InputError: there are more processes than GPUs.
@@ -82,7 +82,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes act as one."""
+    """Number of processes that work together."""
     return int(_group().get_world_size()) if _together() else 1
 
 
@@ -103,7 +103,7 @@ def summed(values: "Tensor") -> "Tensor":
 
 
 def copy_from_first(tensors: "Iterable[Tensor]") -> None:
-    """Give `tensors`, in place, the values that they have in the first process."""
+    """Copy the values of `tensors` in the first process to all others, in place."""
     if _together():
         for tensor in tensors:
             _group().broadcast(tensor, src=0)
@@ -112,20 +112,20 @@ def copy_from_first(tensors: "Iterable[Tensor]") -> None:
 def is_first() -> bool:
     """Whether this is the first process that `torchrun` started, or the only one.
 
-    Before they have joined, when `rank` does not know yet. Clusters set RANK for jobs without
-    `torchrun` too, whose processes are on their own.
+    Works before the processes have joined, unlike `rank`. RANK alone is not enough, since clusters
+    also set it for jobs without `torchrun`, whose processes do not work together.
     """
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def restarted() -> bool:
-    """Whether `torchrun` starts these processes again, after one of them failed."""
+    """Whether `torchrun` has restarted these processes after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Run the block in the first process of a machine, and then in all others."""
+    """Run the context in the first process of a machine, then in all others."""
     if _together() and int(os.environ.get("LOCAL_RANK", "0")):
         _group().barrier()
         yield
@@ -138,10 +138,10 @@ def first_process_first() -> Iterator[None]:
 
 
 def wait_for_first_process_to_fail() -> None:
-    """Call this before an error is printed. An error that all processes share is printed once.
+    """Wait before printing an error, so that an error of all processes is printed once.
 
-    All processes of a machine but the first wait here. If the first one fails too, `torchrun` ends
-    the others meanwhile. If it does not, the error is their own.
+    All processes of a machine but the first wait. If the first one fails too, `torchrun` ends the
+    others meanwhile. Otherwise the error is only theirs, and they print it.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("LOCAL_RANK", "0")):
         time.sleep(_APART)
@@ -152,6 +152,6 @@ def _group() -> Any:
 
 
 def _together() -> bool:
-    """Whether this process has joined others; before PyTorch is imported, it cannot have."""
+    """Whether this process has joined others, which is impossible without PyTorch imported."""
     dist = sys.modules.get("torch.distributed")
     return dist is not None and bool(dist.is_available() and dist.is_initialized())

@@ -1,4 +1,4 @@
-"""Where a figure was measured: without that it means nothing."""
+"""Describes the machine and software with which a figure was measured."""
 
 import os
 import platform
@@ -25,8 +25,8 @@ _LIBRARIES = (
 )
 
 
-# The newest first, with the flags of Linux. Engines, those of int8 above all, are faster with each,
-# and a name such as "AMD EPYC" does not say which of them a processor has.
+# Vector extensions, newest first, by their flags in Linux. Engines, especially int8, are faster
+# with newer ones, and a name such as "AMD EPYC" does not show which a processor has.
 _INSTRUCTION_SETS = {
     "AMX": "amx_tile",
     "AVX-512 bf16": "avx512_bf16",
@@ -40,11 +40,10 @@ _INSTRUCTION_SETS = {
 def describe() -> dict[str, str | int | None]:
     """Versions, hardware, date, and the commit if this is a checkout; ready for JSON.
 
-    "threads" is how many threads PyTorch uses in this process; "gpu" and "cuda" name the CUDA
-    device that PyTorch sees. All three are None if this process has not imported PyTorch.
-    "instruction_set" is the newest vector extension of the processor, None where it has none of
-    those known or the system does not tell (Linux does). A library's version is None if it is not
-    installed.
+    "threads" is the number of threads that PyTorch uses in this process; "gpu" and "cuda" describe
+    PyTorch's CUDA device. All three are None if this process has not imported PyTorch.
+    "instruction_set" is the processor's newest known vector extension; it is None if there is none,
+    or on other systems than Linux. A library's version is None if it is not installed.
     """
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
@@ -64,13 +63,13 @@ def describe() -> dict[str, str | int | None]:
 
 
 def processor_of(described: Mapping[str, Any]) -> str:
-    """The processor in what `describe` gave, with its instruction set if that was noted."""
+    """The processor in a result of `describe`, with its instruction set if that is known."""
     found = described.get("instruction_set")
     return f"{described['processor']} ({found})" if found else str(described["processor"])
 
 
 def peak_memory() -> int | None:
-    """Bytes that this process had in memory at most, or None where the system does not tell."""
+    """Peak memory of this process in bytes, or None if the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -80,7 +79,7 @@ def peak_memory() -> int | None:
 
 
 def forget_peak_memory() -> None:
-    """Let `peak_memory` tell of what comes from now on, where the system can do that."""
+    """Reset the peak of `peak_memory`, if the system supports that."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -103,7 +102,7 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        # Installed inside somebody else's checkout, the package is no file of theirs.
+        # If the package is installed inside another project's checkout, git does not track it.
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
@@ -116,7 +115,7 @@ def _instruction_set() -> str | None:
 
 
 def _cpu(fact: str) -> str:
-    """What Linux says of the first processor, or nothing."""
+    """A fact from Linux's /proc/cpuinfo about the first processor, or an empty string."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""Errors that a person can act on.
+"""Errors for bad input.
 
-Every error that bad input can cause is an :class:`InputError` whose message is one line: the rule,
-the value that came, and what to do. The command line prints that line and nothing else.
+Bad input raises an :class:`InputError` whose message is one line: the rule, the value received and
+the fix. The command line prints only that line.
 """
 
 import errno
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-# No space is left on the disk, or none for this user.
+# The disk or the user's quota is full.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class InputError(ValueError):
-    """Something from outside (an argument, a file, a name) cannot be used as it is.
+    """An argument, a file or a name cannot be used.
 
-    The message becomes one line of printable text: file names and keys in it may hold anything.
+    The message is converted to one line of printable text, since it may quote untrusted names.
     """
 
     def __init__(self, message: str) -> None:
@@ -32,7 +32,7 @@ class ImageError(InputError):
     """A file, URL or array is not an image that can be labeled.
 
     Attributes:
-        reason: what is wrong, without the image's name.
+        reason: the error without the image's name.
     """
 
     def __init__(self, reason: str, name: str | None = None) -> None:
@@ -86,7 +86,7 @@ def check_whole(what: str, value: object, *, least: int) -> None:
 
 def nearest(name: str, names: "list[str]") -> str:
     """A hint `; did you mean 'x'?` for the closest of `names`, or an empty string."""
-    # Imported here: difflib costs more than this whole module and only errors need it.
+    # Imported here: difflib is slow to import, and only errors need it.
     import difflib
 
     by_folded = {each.casefold(): each for each in reversed(names)}
@@ -97,7 +97,7 @@ def nearest(name: str, names: "list[str]") -> str:
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Whether the system refused a write for want of space."""
+    """Whether a write failed because no space is left."""
     return getattr(error, "errno", None) in _FULL
 
 
@@ -107,7 +107,7 @@ def write_failure(place: object, error: Exception, rule: str = "cannot write") -
     Args:
         place: the file or folder.
         error: of the system, or of a library that writes, such as safetensors.
-        rule: what the message says before `place`, unless the disk is full.
+        rule: the beginning of the message, before `place`, unless the disk is full.
     """
     reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
     no_space = os.strerror(errno.ENOSPC)

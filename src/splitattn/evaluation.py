@@ -1,4 +1,4 @@
-"""Measuring a classifier: every image of a data set exactly once."""
+"""Evaluates a classifier on every image of a data set exactly once."""
 
 import heapq
 import math
@@ -20,7 +20,7 @@ from splitattn.preprocessing import Preprocessing
 
 Array = NDArray[Any]
 
-# As many as a report shows. The others are forgotten as soon as they are measured.
+# The number of mistakes in a report; others are discarded at once.
 _MISTAKES_KEPT = 24
 
 
@@ -30,9 +30,9 @@ class Answer:
 
     Attributes:
         index: of the image in the data set.
-        name: what a report calls the image.
+        name: of the image, in reports.
         label: name of its class.
-        guess: name of the class that was guessed.
+        guess: name of the predicted class.
         probability: of the guess, from 0 to 1.
     """
 
@@ -45,18 +45,18 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured.
+    """The result of an evaluation.
 
     Attributes:
         classes: names, by index.
         confusion: (C, C) counts; rows are labels, columns are first guesses.
-        top5_by_class: (C,) images of each label that is among the five first guesses.
+        top5_by_class: (C,) number of images whose label is among the first five guesses, by label.
         loss: mean cross-entropy, in nats; NaN if the network gives NaN or infinite numbers.
         mistakes: the wrong first guesses of the highest probability, at most 24, highest first.
         problems: a line for each image that could not be read, or for which the network gives NaN
-            or infinite numbers; they are counted nowhere else.
-        guesses: (N,) index of the first guess for each image of the data set; -1 where it could not
-            be read.
+            or infinite numbers. Other figures leave these images out.
+        guesses: (N,) index of the first guess for each image of the data set; -1 for images in
+            `problems`.
     """
 
     classes: tuple[str, ...]
@@ -69,7 +69,7 @@ class Evaluation:
 
     @property
     def n(self) -> int:
-        """Number of images that were measured."""
+        """Number of evaluated images."""
         return int(self.confusion.sum())
 
     @property
@@ -95,8 +95,7 @@ class Evaluation:
     def precision_and_f1(self) -> list[tuple[float, float]]:
         """Precision and F1 in percent of each class; recall is its top-1 in `by_class`.
 
-        Precision is the share of a class among the images that are taken for it, F1 the harmonic
-        mean of precision and recall. Both are 0 where nothing is right.
+        Both are 0 if no guess of the class is right.
         """
         right = self.confusion.diagonal()
         labels, guesses = self.confusion.sum(1), self.confusion.sum(0)
@@ -128,7 +127,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class _Share:
-    """What one process measured, batch by batch.
+    """The results of one process.
 
     Loss and problems are kept by batch, so the merged result does not depend on the number of
     processes.
@@ -152,7 +151,7 @@ def measure(
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_answer: Callable[[Answer], None] | None = None,
 ) -> Evaluation:
-    """Measure a network on every image of `data`.
+    """Evaluate a network on every image of `data`.
 
     Several processes share the batches, and all return the same result as one process would.
 
@@ -160,9 +159,9 @@ def measure(
         engine: runs the network; its outputs are the classes of `data`.
         preprocessing: how images become the network's input.
         workers: threads that decode images; None chooses from the number of processors.
-        on_images: told how many more images this process has done, of how many in all; what it
-            raises ends the measurement.
-        on_answer: told the first guess for each image of this process, in order.
+        on_images: called with the number of images that this process has newly finished and the
+            total; if it raises, the evaluation ends.
+        on_answer: called with the first guess for each image of this process, in order.
 
     Raises:
         DataError: no image could be read.
@@ -176,12 +175,13 @@ def measure(
 
 
 class Answered(NamedTuple):
-    """A batch that the network has answered.
+    """A batch with the network's logits.
 
     Attributes:
-        batch: without the images for which the network gives NaN or infinite numbers.
+        batch: without images for which the network gives NaN or infinite numbers; these become
+            problems of the batch.
         logits: (B, C), float64.
-        broken: whether there were such images, which are problems of the batch.
+        broken: whether there were such images.
     """
 
     batch: EvalBatch
@@ -235,7 +235,7 @@ def _measure(
     first_guesses = np.full(len(data), -1, np.int64)
     for batch, logits, broken in answered:
         if broken:
-            losses.append(math.nan)  # of the network, however few images show it
+            losses.append(math.nan)  # makes the mean NaN, even for a single image
         problems.append(batch.problems)
         if len(logits):
             losses.append(_cross_entropy(logits, batch.labels))
@@ -272,14 +272,14 @@ def _without(batch: EvalBatch, broken: NDArray[np.bool_], data: LabeledImages) -
 
 
 def _cross_entropy(logits: Array, labels: Array) -> float:
-    """Summed over the batch, in nats."""
+    """The cross-entropy, summed over the batch, in nats."""
     highest = logits.max(1)
     log_sums = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
     return float((log_sums - logits[np.arange(len(labels)), labels]).sum())
 
 
 def _answers(logits: Array, guesses: Array, batch: EvalBatch, data: LabeledImages) -> list[Answer]:
-    """The `guesses` (B,), by logits (B, C)."""
+    """An `Answer` for each image, from logits (B, C) and first guesses (B,)."""
     probabilities = softmax(logits)[np.arange(len(guesses)), guesses]
     columns = (batch.indices, batch.labels, guesses, probabilities)
     return [
@@ -297,18 +297,18 @@ def _answers(logits: Array, guesses: Array, batch: EvalBatch, data: LabeledImage
 
 
 def _worst(mistakes: Iterable[Answer]) -> list[Answer]:
-    """Those with the most confident guess, the most confident first; of equals the earliest."""
+    """The mistakes of the highest probability, highest first; the earliest first if equal."""
     return heapq.nsmallest(_MISTAKES_KEPT, mistakes, key=lambda m: (-m.probability, m.index))
 
 
 def in_turn(problems: list[list[tuple[str, ...]]]) -> tuple[str, ...]:
-    """The problems of each process's batches, dealt in turn, in the order of the data."""
+    """The problems of all processes' batches, in the order of the data."""
     turns = zip_longest(*problems, fillvalue=())
     return tuple(problem for turn in turns for batch in turn for problem in batch)
 
 
 def _merged(classes: tuple[str, ...], shares: list[_Share]) -> Evaluation:
-    """One result from the share of each process, by rank."""
+    """Merge the results of all processes, ordered by rank."""
     problems = in_turn([share.problems for share in shares])
     confusion = np.sum([share.confusion for share in shares], axis=0)
     losses = [loss for share in shares for loss in share.losses]

@@ -1,4 +1,4 @@
-"""Features of images: what a network gives its classifier."""
+"""Extracts features of images: the input of a network's classifier."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class FeatureExtractor:
-    """Gives the features of images: the mean over pixels of the network's last map.
+    """Extracts the features of images: the mean over pixels of the network's last map.
 
     Args:
         model, weights, device, engine, decoding, white_level, limits, progress: see `Classifier`.
@@ -35,7 +35,7 @@ class FeatureExtractor:
         unchanged: see `opening.open_weights`.
 
     Attributes:
-        model, weights: what was chosen.
+        model, weights: the chosen ones.
         preprocessing: how an image becomes the network's input.
         engine: the loaded network, without its classifier.
 
@@ -71,13 +71,13 @@ class FeatureExtractor:
         batch_size: int = 32,
         workers: int | None = None,
     ) -> Generator[Features | ImageError, None, None]:
-        """The features of any number of images, in their order.
+        """Extract the features of any number of images, in order.
 
         Args:
             sources, batch_size, workers: see `Classifier.predict_stream`.
 
         Yields:
-            An image's features, float32 (D,), or the error that says why it has none.
+            An image's features, float32 (D,), or the error that occurred.
 
         Raises:
             InputError: a number is less than 1.
@@ -93,10 +93,10 @@ class FeatureExtractor:
         )
 
     def features(self, pixels_BCHW: Pixels) -> list[Features | None]:  # noqa: N803
-        """The features of each image of a batch, or None where they are not finite.
+        """The features (D,) of each image of a batch, or None if they are not finite.
 
         Args:
-            pixels_BCHW: of the network's size, as `images.preprocess.load_pixels` gives them.
+            pixels_BCHW: (B, C, size, size), as `images.preprocess.load_pixels` returns them.
         """
         found = self.engine.run(pixels_BCHW, self.preprocessing)
         return [row if usable else None for row, usable in zip(found, finite(found), strict=True)]
@@ -113,12 +113,12 @@ def map_finite(
     decoding: Decoding,
     names: Iterable[str] | None = None,
 ) -> Generator[T | ImageError, None, None]:
-    """`map_images` with None, where the network gives no finite numbers, as an error.
+    """Like `map_images`, but a result of None becomes an error: its numbers are not finite.
 
     Args:
-        compute: as `map_images` takes it, but with None for an image without finite numbers.
+        compute: as for `map_images`, but returns None for an image whose outputs are not finite.
         sources, preprocessing, batch_size, workers, limits, decoding: see `map_images`.
-        names: what errors call the images; needed where `sources` has functions.
+        names: the images' names in errors; required if `sources` has functions.
 
     Raises:
         InputError: see `map_images`.
@@ -127,7 +127,7 @@ def map_finite(
     sources, copies = tee(sources)
 
     def noted() -> Iterator[str]:
-        # Functions have no name: whoever gives them gives names, too.
+        # Functions have no name, so `names` is required with them.
         own = (name_of(source) for source in copies if not callable(source))
         for name in own if names is None else names:
             waiting.append(name)
@@ -149,7 +149,7 @@ def map_finite(
 def _named(
     results: Generator[T | ImageError | None, None, None], names: deque[str]
 ) -> Generator[T | ImageError, None, None]:
-    """`results`, with an error that names the image where there is none."""
+    """`results`, with each None replaced by an error that names the image."""
     with closing(results):
         for result in results:
             name = names.popleft()

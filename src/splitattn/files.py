@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and reading one never blocks."""
+"""Writes files atomically, and opens files without ever blocking."""
 
 import codecs
 import errno
@@ -13,33 +13,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-# What stands in place of a file that Git LFS has not fetched.
+# The first bytes of a pointer, in place of a file that Git LFS has not fetched.
 LFS_POINTER = b"version https://git-lfs"
 
-# The name is random, so nobody can put a link in its place beforehand.
+# The name is random, so that nobody can create a link of that name first.
 _TEMPORARY = re.compile(r"\.splitattn-[0-9a-f]{32}\.tmp")
 
-# Not on all systems: never follow a link; do not wait for the other end of a pipe.
+# Flags that not all systems have: do not follow links; do not wait for the other end of a pipe.
 _NO_LINK, _NO_WAIT = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well.
+    """A temporary file beside `path` that replaces it when the context ends without an error.
 
-    A process that is killed leaves the old file or the new one. After an error the old one stays
-    and the temporary one is removed. Of two writers, the last to end wins. A link goes on pointing
-    to where it points. Who may read the file is as for any new file, also where a library that
-    writes it would make it private.
+    If the process is killed, the old or the new file remains. After an error the old file remains
+    and the temporary one is removed. With two writers, the last one wins. If `path` is a link, the
+    file that it points to is replaced. Permissions are those of a new file, even if the library
+    that writes it would make it private.
 
     Raises:
-        OSError: the system refuses to write, `path` is a pipe, device or socket, or something took
-            the temporary file's place.
+        OSError: the file cannot be written, `path` is a pipe, device or socket, or the temporary
+            file was replaced by something else.
     """
     try:
         path = path.resolve()
-    except RuntimeError as error:  # what Python before 3.13 makes of a loop of links
+    except RuntimeError as error:  # a loop of links, in Python before 3.13
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, _NO_FILE, str(path))
@@ -50,13 +50,13 @@ def replacing(path: Path) -> Iterator[Path]:
         permissions = stat.S_IMODE(os.fstat(descriptor).st_mode)
         os.close(descriptor)
         yield temporary
-        # A library may have made another file of that name, so open it again.
+        # A library may have replaced the file, so open it again.
         with open_file(temporary, write=True) as file:
             temporary.chmod(permissions)
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno and not error.filename:  # writing to an open file names none
+        if error.errno and not error.filename:  # errors of writing to an open file have no name
             error.filename = str(path)
         raise
     finally:
@@ -67,9 +67,9 @@ _NO_FILE = "not a file but a folder, pipe, device or socket"
 
 
 def as_on_disk(path: Path) -> Path:
-    """`path` as the disk spells it, where accents are composed in another way; else itself.
+    """`path` with accents in the Unicode form of the existing file; otherwise unchanged.
 
-    macOS decomposes the accents of file names, and lists of files that people write compose them.
+    macOS decomposes accents in file names, while lists that people write have composed ones.
     """
     if str(path).isascii() or os.path.lexists(path):
         return path
@@ -84,7 +84,7 @@ def as_on_disk(path: Path) -> Path:
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether the path is UTF-8. Names of files need not be, and some libraries take no others."""
+    """Whether the path is UTF-8. Not every file name is, but some libraries require it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -93,13 +93,13 @@ def is_utf8(path: Path) -> bool:
 
 
 def open_file(path: str | Path, *, write: bool = False) -> BinaryIO:
-    """Open a file to read its bytes, or with `write` to write into it too, following no link.
+    """Open a file to read bytes; with `write`, open it for writing too, without following links.
 
     Raises:
-        OSError: the system refuses, or it is a pipe, device or socket, which could block or have
-            no end.
+        OSError: the file cannot be opened, or is a pipe, device or socket, which could block or be
+            endless.
     """
-    # Looked at before, since opening a device may do something; and after, as it may be another.
+    # Check before, since opening a device may have effects, and after, since it may be replaced.
     if not write and not stat.S_ISREG(Path(path).stat().st_mode):
         raise OSError(errno.EINVAL, _NO_FILE, str(path))
     flags = (os.O_RDWR | _NO_LINK) if write else os.O_RDONLY
@@ -114,13 +114,13 @@ def open_file(path: str | Path, *, write: bool = False) -> BinaryIO:
 
 
 def open_text(file: BinaryIO) -> TextIO:
-    """The text of an open file that people write: UTF-8, or UTF-16 with its byte order mark.
+    """Decode an open text file: UTF-8, or UTF-16 with a byte order mark.
 
-    Spreadsheets write UTF-16 as "Unicode text". Line ends stay as they are.
+    Spreadsheets write UTF-16 as "Unicode text". Line ends are not changed.
 
     Raises:
-        OSError: the system refuses to read it.
-        UnicodeError: it begins with zero bytes, as UTF-16 without the mark and UTF-32 do.
+        OSError: the file cannot be read.
+        UnicodeError: it has zero bytes at the start, like UTF-16 without the mark and UTF-32.
     """
     start = file.read(4)
     file.seek(0)
@@ -135,12 +135,12 @@ def open_text(file: BinaryIO) -> TextIO:
 
 @contextmanager
 def writing_native(path: Path) -> Iterator[BinaryIO]:
-    """A file at `path` for libraries in C++, which may abort the process where a write fails.
+    """A file at `path` for C++ libraries, which may abort the process when a write fails.
 
-    After a failed write it takes the rest without writing it, and raises when the block ends.
+    After a failed write, further writes are ignored, and the error is raised when the context ends.
 
     Raises:
-        OSError: the system refuses to write.
+        OSError: a write failed.
     """
     with path.open("wb") as file:
         patient = _Patient(file)
@@ -152,7 +152,7 @@ def writing_native(path: Path) -> Iterator[BinaryIO]:
 
 
 class _Patient(io.RawIOBase):
-    """Writes until a write fails, and keeps the error."""
+    """A file that stores the first error of a write and ignores further writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -178,30 +178,30 @@ class _Patient(io.RawIOBase):
 
 
 def expanded(path: str | Path) -> Path:
-    """`path` with its `~` expanded, unless there is no such home, for which `Path` raises."""
+    """`path` with `~` expanded if there is such a home folder; `Path` would raise otherwise."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is such a file. `Path.is_file` raises for a name too long, or closed to us."""
+    """Whether `path` is a file. `Path.is_file` raises for long names and missing permissions."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether there is such a folder. `Path.is_dir` raises for a name too long, or closed to us."""
+    """Whether `path` is a folder. `Path.is_dir` raises for long names and missing permissions."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is such a file or folder. A device or a pipe does not count: it could block."""
+    """Whether `path` is a file or folder; False for devices and pipes, which could block."""
     return is_file(path) or is_folder(path)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that `replacing` left in `folder` where a process was killed.
+    """Remove temporary files of `replacing` that a killed process left in `folder`.
 
-    Only where nobody else writes: those of a living process are removed too. Other files stay,
-    whatever they are called.
+    Call this only if no other process writes there, since its temporary files are removed too.
+    Other files are not touched.
     """
     for temporary in folder.iterdir():
         if _TEMPORARY.fullmatch(temporary.name) and stat.S_ISREG(temporary.lstat().st_mode):

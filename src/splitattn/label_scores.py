@@ -1,4 +1,4 @@
-"""Measuring a classifier of images that may have several labels each.
+"""Evaluates a classifier of images that may have several labels each.
 
 Shapes: N images, C classes.
 """
@@ -21,11 +21,11 @@ from splitattn.preprocessing import Preprocessing
 
 @dataclass(frozen=True, kw_only=True)
 class LabelAnswer:
-    """The labels that an image has, and those that it was given.
+    """The labels of an image and the predicted ones.
 
     Attributes:
         index: of the image in the data set.
-        name: what a report calls the image.
+        name: of the image, in reports.
         labels: names of its classes.
         guesses: names of the classes above the threshold, the most probable first, and the
             probability of each.
@@ -39,13 +39,13 @@ class LabelAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassLabelScore:
-    """How well one class is found.
+    """Scores of one class.
 
     Attributes:
         name: of the class.
-        images: that have it.
+        images: number of images with the class.
         average_precision, precision, recall, f1: in percent. The average precision is NaN if no
-            image has the class; the others are 0 where nothing is right.
+            image has the class; the others are 0 if no prediction is right.
     """
 
     name: str
@@ -58,16 +58,16 @@ class ClassLabelScore:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelScores:
-    """What was measured.
+    """The result of an evaluation.
 
     Attributes:
         classes: names, by index.
-        threshold: the smallest probability of a class that an image is taken to have.
-        n: images that were measured.
-        positives: (C,) images that have each class.
-        guessed: (C,) images that are taken to have it.
-        right: (C,) images that have it and are taken to.
-        average_precisions: (C,) in percent; NaN where no image has the class.
+        threshold: classes with at least this probability are predicted.
+        n: number of evaluated images.
+        positives: (C,) number of images with each class.
+        guessed: (C,) number of images for which it is predicted.
+        right: (C,) number of images for which it is predicted correctly.
+        average_precisions: (C,) in percent; NaN if no image has the class.
         loss: binary cross-entropy, summed over classes and averaged over images, in nats; NaN if
             the network gives NaN or infinite numbers.
         problems: as in `Evaluation`.
@@ -85,23 +85,23 @@ class LabelScores:
 
     @property
     def mean_average_precision(self) -> float:
-        """Mean of the average precisions of all classes that images have, in percent."""
+        """Mean average precision (mAP) over classes that occur, in percent."""
         found = self.average_precisions[self.positives > 0]
         return float(found.mean()) if len(found) else math.nan
 
     @property
     def micro_f1(self) -> float:
-        """F1 of all labels of all images together, in percent."""
+        """Micro-averaged F1, over all labels of all images, in percent."""
         return float(_f1(self.right.sum(), self.guessed.sum(), self.positives.sum()))
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1 of all classes that images have or are taken to have, in percent."""
+        """Macro-averaged F1, over all classes that occur or are predicted, in percent."""
         found = _f1(self.right, self.guessed, self.positives)[self.positives + self.guessed > 0]
         return float(found.mean()) if len(found) else math.nan
 
     def by_class(self) -> list[ClassLabelScore]:
-        """The figures of each class."""
+        """The scores of each class."""
         columns = (
             self.positives,
             self.average_precisions,
@@ -125,7 +125,7 @@ class LabelScores:
 
 
 def _f1(right: Array, guessed: Array, positives: Array) -> Array:
-    """In percent: the harmonic mean of precision and recall."""
+    """F1 in percent, from counts (C,)."""
     f1: Array = 200 * right / np.maximum(guessed + positives, 1)
     return f1
 
@@ -141,13 +141,13 @@ def measure_labels(
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_answer: Callable[[LabelAnswer], None] | None = None,
 ) -> LabelScores:
-    """Measure a network on every image of `data`, each of which may have several labels.
+    """Evaluate a network on every image of `data`, each of which may have several labels.
 
     Several processes share the batches, and all return the same result as one process would.
 
     Args:
         engine: runs the network; its outputs are the classes of `data`.
-        threshold: the smallest probability of a class that an image is taken to have.
+        threshold: classes with at least this probability are predicted.
         preprocessing, batch_size, workers, on_images, on_answer: as in `evaluation.measure`.
 
     Raises:
@@ -157,7 +157,7 @@ def measure_labels(
         engine, data, preprocessing, batch_size=batch_size, workers=workers, on_images=on_images
     )
     indices: list[int] = []
-    rows: list[Array] = [np.empty((0, len(data.classes)))]  # of a process without a batch
+    rows: list[Array] = [np.empty((0, len(data.classes)))]  # for a process without batches
     problems: list[tuple[str, ...]] = []
     broken = False
     with closing(answered):
@@ -187,7 +187,7 @@ def measure_labels(
 
 
 def _labels(data: LabeledImages, indices: list[int]) -> NDArray[np.bool_]:
-    """(N, C): which classes the images have."""
+    """Whether each image has each class, (N, C)."""
     has = np.zeros((len(indices), len(data.classes)), np.bool_)
     for row, index in enumerate(indices):
         has[row, [*data.classes_of(data.labels[index])]] = True
@@ -236,22 +236,23 @@ def _scores(
 
 
 def average_precision(scores: Array, has: NDArray[np.bool_]) -> float:
-    """The area below precision as a step function of recall, as in scikit-learn: from 0 to 1.
+    """The average precision of one class, from 0 to 1, as in scikit-learn.
 
-    Images of equal scores come together, so their order does not count.
+    It is the area under precision as a step function of recall. Images with equal scores are
+    processed together, so their order does not matter.
 
     Args:
-        scores: (N,) any that rise with the probability.
-        has: (N,) whether the image has the class.
+        scores: (N,), any scores that increase with the probability.
+        has: (N,), whether the image has the class.
 
     Returns:
-        NaN if no image has it.
+        The average precision, or NaN if no image has the class.
     """
     if not has.any():
         return math.nan
     order = np.argsort(-scores, kind="stable")
     found, places = np.cumsum(has[order]), np.arange(1, len(order) + 1)
-    last = np.append(np.diff(scores[order]) != 0, True)  # of those of equal scores
+    last = np.append(np.diff(scores[order]) != 0, True)  # the last image of each score
     found, places = found[last], places[last]
     gained = np.diff(found, prepend=0) / found[-1]
     return float((gained * found / places).sum())

@@ -1,4 +1,4 @@
-"""The optional libraries: whether they are here, and imported without what they do besides."""
+"""Optional libraries: checks that they are installed, and imports them without side effects."""
 
 import os
 import sys
@@ -10,8 +10,8 @@ from types import ModuleType
 
 from splitattn.errors import InputError
 
-# What to install for a library, where that is more than the library. No index has splitattn, so an
-# extra of it would not work for everyone.
+# Packages to install for a library, if there are more than one. splitattn is in no package index,
+# so "pip install splitattn[extra]" would not work.
 _PACKAGES = {
     "faster_coco_eval": "faster-coco-eval",
     "grpc": "grpcio",
@@ -24,7 +24,7 @@ _TELEMETRY = "openvino_telemetry"
 
 
 def installed(*libraries: str) -> bool:
-    """Whether all of them can be imported. They are not imported."""
+    """Whether all libraries are installed; they are not imported."""
     return all(find_spec(library) for library in libraries)
 
 
@@ -45,10 +45,10 @@ def require(purpose: str, *libraries: str) -> None:
 
 @contextmanager
 def home_folder() -> Iterator[None]:
-    """Libraries that ask for the home folder, imported in this block, are told one.
+    """Provide a home folder for libraries that are imported within the context.
 
-    A user without a name or a home, as containers have, would be an error to NNCF. It is told a
-    folder that is gone when the block ends.
+    NNCF fails for a user without a name or a home folder, as in containers. It then gets a
+    temporary folder.
     """
     try:
         Path.home()
@@ -67,11 +67,10 @@ def home_folder() -> Iterator[None]:
 
 @contextmanager
 def telemetry_off() -> Iterator[None]:
-    """OpenVINO and NNCF, imported in this block, report nothing to their makers.
+    """Turn off telemetry of OpenVINO and NNCF when they are imported within the context.
 
-    Both send their use to Google Analytics unless somebody objected, from the import on. Labeling
-    an image on one's own machine is nobody else's business, and SPLITATTN_OFFLINE forbids it too.
-    Both work without the library `openvino_telemetry`, and this block hides it.
+    Otherwise both report their use to Google Analytics as soon as they are imported. Both work
+    without the library `openvino_telemetry`, which is hidden here.
     """
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]
     before = modules.get(_TELEMETRY)

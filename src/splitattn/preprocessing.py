@@ -1,6 +1,6 @@
-"""How an image becomes a network's input: the contract that each model's weights come with.
+"""Evaluation preprocessing: how an image becomes a network's input. It belongs to the weights.
 
-This module computes with sizes and boxes only; `splitattn.images` applies them to pixels.
+This module only computes sizes and boxes; `splitattn.images` applies them to pixels.
 """
 
 import warnings
@@ -10,19 +10,19 @@ from typing import Literal
 
 from splitattn.errors import InputError
 
-# Far above what any network takes; a file that asks for more would take all memory instead.
+# Far larger than any network's input; a hostile file could use all memory otherwise.
 _LARGEST_SIZE = 4096
 _LARGEST_RESIZED = 2 * _LARGEST_SIZE
 
 # A hyperspectral camera has a few hundred.
 MOST_CHANNELS = 1024
 
-# An image longer than this many times its shorter side, or larger than this when resized, is cut
-# first. Otherwise a file of a few bytes would grow to gigabytes.
+# An image whose longer side is more than this many times the shorter one, or which is larger than
+# this when resized, is cropped first. Otherwise a file of a few bytes could become gigabytes.
 _LONGEST_STRIP = 100
 _MOST_PIXELS = 2**27
 
-# Left, top, right and bottom, in pixels.
+# A box: left, top, right and bottom, in pixels.
 Box = tuple[int, int, int, int]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,24 +30,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class InputSizeWarning(UserWarning):
-    """A model is evaluated at another input size than the one it was measured at."""
+    """A model runs at another input size than the one at which it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the network's input when it is evaluated: a contract of each model.
+    """How an image becomes the network's input in evaluation.
 
     Attributes:
         size: side of the square input, in pixels.
-        crop_fraction: side of the central crop, as a share of the image's shorter side.
+        crop_fraction: side of the center crop, as a share of the image's shorter side.
         interpolation: filter of the (antialiased) resize.
-        order: "crop-resize" cuts the crop out of the original and resizes it to `size` (official
-            ResNeSt); "resize-crop" resizes the shorter side to `size / crop_fraction` and cuts
-            `size` out of that (torchvision, timm, GluonCV).
-        mean, std: per channel, of values scaled to 0..1. Their number is the network's channels:
-            three are R, G and B with 8 bits each; any other number keeps all bits of its images.
+        order: "crop-resize" crops the original image and resizes the crop to `size` (official
+            ResNeSt); "resize-crop" resizes the shorter side to `size / crop_fraction` and crops to
+            `size` (torchvision, timm, GluonCV).
+        mean, std: mean and standard deviation of each channel, for values scaled to 0..1. Three
+            channels are R, G and B with 8 bits each; with any other number of channels, images keep
+            their full bit depth.
         white_level: the value of full brightness in images of more than 8 bits per channel; None
-            takes it from each image.
+            determines it for each image.
 
     Raises:
         InputError: a field is outside its range.
@@ -98,7 +99,7 @@ class Preprocessing:
 
 
 def center_crop(size: int) -> Preprocessing:
-    """The official test crop: size / (size + 32) of the shorter side, resized bicubically.
+    """The official test preprocessing: a crop of size / (size + 32), resized bicubically.
 
     Source: `ECenterCrop` of the official code, which its `verify.py` uses for every size.
     """
@@ -106,7 +107,7 @@ def center_crop(size: int) -> Preprocessing:
 
 
 def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
-    """`preprocessing` with another input `size`, and an `InputSizeWarning` if that changes it."""
+    """`preprocessing` with another input `size`; warns with `InputSizeWarning` if it differs."""
     if size == preprocessing.size:
         return preprocessing
     warnings.warn(
@@ -119,7 +120,7 @@ def at_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
 
 
 def rescaled(preprocessing: Preprocessing, size: int) -> Preprocessing:
-    """`preprocessing` for another input `size`, by the same rule of cropping."""
+    """`preprocessing` for another input `size`, with the same rule for the crop."""
     resized = replace(preprocessing, size=size)
     # The official crop is a function of the size (see `center_crop`), not a fixed share.
     official = preprocessing.crop_fraction == center_crop(preprocessing.size).crop_fraction
@@ -129,7 +130,7 @@ def rescaled(preprocessing: Preprocessing, size: int) -> Preprocessing:
 
 
 def with_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
-    """`preprocessing` for another number of channels: each gets the average mean and deviation."""
+    """`preprocessing` for another number of channels, all with the average mean and deviation."""
     if channels == preprocessing.channels:
         return preprocessing
     mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
@@ -155,8 +156,8 @@ def geometry(width: int, height: int, preprocessing: Preprocessing) -> Geometry:
     """The crops and the resize for an image of `width` x `height` pixels.
 
     "crop-resize" is the official ResNeSt evaluation (`ECenterCrop` in resnest/torch/datasets).
-    "resize-crop" is torchvision's `Resize` and `CenterCrop`. There, an image more than 100 times
-    as long as its shorter side is cut first, which can move its pixels.
+    "resize-crop" is torchvision's `Resize` and `CenterCrop`; but an image whose longer side is more
+    than 100 times the shorter one is cropped first, which can shift its pixels.
     """
     size, short = preprocessing.size, min(width, height)
     if preprocessing.order == "crop-resize":
@@ -178,16 +179,15 @@ def geometry(width: int, height: int, preprocessing: Preprocessing) -> Geometry:
 
 
 def least_side(preprocessing: Preprocessing) -> int:
-    """Pixels that the shorter side of an image must keep if it is reduced before `geometry`.
+    """The smallest shorter side, in pixels, to which an image may be reduced before `geometry`.
 
-    The part of the reduced image that the network sees then has at least twice `size` pixels a
-    side, so that the final resize hardly differs from that of the whole image. Pillow's
-    `Image.thumbnail(reducing_gap=2)` follows the same rule.
+    The part of the reduced image that the network sees then has at least 2 * `size` pixels a side,
+    so that the result hardly changes. Pillow's `Image.thumbnail(reducing_gap=2)` has the same rule.
     """
     return ceil(2 * preprocessing.size / preprocessing.crop_fraction)
 
 
 def _center(outer_width: int, outer_height: int, width: int, height: int) -> Box:
-    """The box of `width` x `height` pixels in the middle."""
+    """The centered box of `width` x `height` pixels."""
     left, top = round((outer_width - width) / 2), round((outer_height - height) / 2)
     return left, top, left + width, top + height

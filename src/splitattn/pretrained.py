@@ -32,7 +32,7 @@ def from_pretrained(source: str | Path) -> ResNeSt:
         WeightsError: the folder or repository does not exist, or holds another kind of network.
     """
     if isinstance(source, str) and not hub.is_reference(source):
-        # As a Path, it is never taken for a tag of the catalogue.
+        # A Path cannot be mistaken for a tag of the catalogue.
         here = is_file(source) or is_folder(source)
         source = Path(source) if here else f"hf-hub:{source}"
     return load_trained(resolve(weights=source), in_chans=None).eval()
@@ -46,7 +46,7 @@ def save_pretrained(
     The folder gets `model.safetensors` (with `metadata` inside), `config.json` in timm's format
     (with the classes and preprocessing of `metadata`), and a model card, `README.md`. An existing
     card is replaced only if it still has the line that marks generated cards. Each file is written
-    whole or not at all.
+    atomically.
 
     Args:
         folder: created if it does not exist.
@@ -129,8 +129,8 @@ def _checked(model: ResNeSt, metadata: ModelMetadata, license: str | None) -> Mo
         )
     if model.output_stride != 32:
         raise InputError(
-            "only networks of output_stride 32 can be saved like this, this one has "
-            f"{model.output_stride}: load its state_dict into one that has 32 and save that"
+            f"output_stride must be 32 for this format, got {model.output_stride}: load the "
+            "state_dict into a network of output_stride 32 and save that"
         )
     return replace(metadata, model=split_name(metadata.model)[0])
 

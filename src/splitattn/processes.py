@@ -1,4 +1,4 @@
-"""Processes and threads: how many there may be, and what the system is told of them."""
+"""Processes and threads: their number, their priority, and how they end."""
 
 import os
 import sys
@@ -6,24 +6,24 @@ from contextlib import suppress
 from multiprocessing import parent_process
 from threading import Thread, get_native_id
 
-_NICENESS = 5  # about a third of the usual share of a busy processor
+_NICENESS = 5  # a third of the usual share on a busy processor
 
 
 def usable_cores() -> int:
-    """How many cores of the processor this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def cores_per_process() -> int:
-    """This process's share of the machine's cores, one for the network left out; 1 to 8."""
+    """This process's share of the cores, minus one for the network; at least 1, at most 8."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(8, usable_cores() // here - 1))
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it does, however that ends.
+    """End this process when its parent ends, even if the parent is killed.
 
-    A process that is killed tells its workers nothing, and one that waits for it waits forever.
+    A killed parent cannot stop its workers, which would wait for it forever.
     """
     if parent := parent_process():
 
@@ -35,12 +35,9 @@ def end_with_parent() -> None:
 
 
 def give_way() -> None:
-    """Let other threads go first where processors are short; on Linux only.
-
-    Threads that this one starts give way too.
-    """
+    """Lower the priority of this thread, and of threads that it starts; only on Linux."""
     if sys.platform == "linux":
-        with suppress(OSError):  # a sandbox may forbid it, and nothing depends on it
+        with suppress(OSError):  # a sandbox may forbid it
             thread = get_native_id()
-            own = os.getpriority(os.PRIO_PROCESS, thread)  # not 0 where a service is started so
+            own = os.getpriority(os.PRIO_PROCESS, thread)  # a service may not start at 0
             os.setpriority(os.PRIO_PROCESS, thread, own + _NICENESS)

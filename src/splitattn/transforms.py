@@ -1,4 +1,4 @@
-"""A network's preprocessing as a transform for a `DataLoader` of one's own."""
+"""A network's preprocessing as a transform for your own `DataLoader`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """An image becomes the normalized tensor (C, size, size) that a network expects.
+    """Converts an image to the normalized tensor (C, size, size) that a network expects.
 
     Attributes:
-        preprocessing: how.
+        preprocessing: of the network.
     """
 
     preprocessing: Preprocessing
 
     def __call__(self, image: ImageSource) -> "Tensor":
-        """The tensor, float32, of a Pillow image, path, array or encoded bytes.
+        """Convert a Pillow image, path, array or encoded bytes to a float32 tensor (C, size, size).
 
         Raises:
             ImageError: the image cannot be used.
@@ -40,8 +40,8 @@ def transform(model: str | None = None, weights: str | Path | None = None) -> Tr
     """The evaluation transform of a network: pass it to `ImageFolder(..., transform=...)`.
 
     Args:
-        model, weights: which network, see `Classifier`; weights are downloaded if need be, because
-            they say how images become their input.
+        model, weights: the network, see `Classifier`; weights are downloaded if needed, since they
+            contain the preprocessing.
 
     Raises:
         InputError: there is no such model, or PyTorch is missing.

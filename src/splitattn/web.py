@@ -1,11 +1,11 @@
 """Reads files from the web, within one deadline.
 
-The deadline covers all of an exchange: name and connection, TLS, headers, informational answers,
-redirects, body and trailers. A timeout for each read, which is all that HTTP clients offer, would
-let a server that sends a byte now and then go on for ever.
+The deadline covers the whole exchange: name lookup, connection, TLS, headers, informational
+responses, redirects, body and trailers. HTTP clients only have a timeout for each read, with which
+a server that sends a byte now and then could go on forever.
 
-A server has `PATIENCE` seconds, and each `SLOWEST` bytes of the body that arrive are worth another
-second. No more than `PATIENCE` seconds can be saved up.
+A server has `PATIENCE` seconds, plus one second for every `SLOWEST` bytes of the body that arrive.
+It never has more than `PATIENCE` seconds left.
 """
 
 import math
@@ -30,7 +30,7 @@ SLOWEST = 1 << 14
 
 T = TypeVar("T")
 
-# As many as browsers follow.
+# Browsers follow as many redirects.
 _MOST_REDIRECTS = 20
 _SCHEMES = ("http", "https")
 
@@ -44,15 +44,15 @@ class WebTimeoutError(WebError):
 
 
 class RefusedError(WebError):
-    """The server answered with a status that is an error."""
+    """The server answered with an error status."""
 
 
 class Deadline:
-    """When a server is too slow, by the rule of this module.
+    """The time limit of an exchange, by the rule of this module.
 
     Args:
-        seconds: how many a server has before anything arrives; None is `PATIENCE`.
-        most: seconds for everything, however fast the server is.
+        seconds: time for the server before anything arrives; None for `PATIENCE`.
+        most: limit in seconds for the whole exchange.
     """
 
     def __init__(self, seconds: float | None = None, *, most: float = math.inf) -> None:
@@ -63,12 +63,12 @@ class Deadline:
         self._received = 0
 
     def receive(self, count: int) -> None:
-        """Grant the server time for `count` bytes that have arrived."""
+        """Extend the time by the share of `count` bytes that have arrived."""
         self._received += count
         self._end = min(self._end + count / SLOWEST, time.monotonic() + self._patience)
 
     def left(self) -> float:
-        """Seconds until the server is too slow."""
+        """Seconds left."""
         return min(self._end, self._last) - time.monotonic()
 
     def missed(self) -> "WebTimeoutError":
@@ -79,11 +79,11 @@ class Deadline:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A server's answer to a request that succeeded.
+    """A server's response to a successful request.
 
     Attributes:
-        status: 200, or 206 if it has the range that was asked for.
-        length: bytes in the body, or None if the server does not say.
+        status: 200, or 206 for the requested range.
+        length: bytes in the body, or None if the server does not state it.
     """
 
     status: int
@@ -92,10 +92,10 @@ class Reply:
     _watch: "_Watch"
 
     def chunks(self) -> Iterator[bytes]:
-        """The body, piece by piece.
+        """Yield the body in chunks.
 
         Raises:
-            WebError: the server is too slow, or breaks off.
+            WebError: the server is too slow, or the connection breaks.
         """
         with _in_words(self._watch):
             for chunk in self._response.iter_raw():
@@ -105,10 +105,10 @@ class Reply:
 
 @contextmanager
 def get(url: str, *, seconds: float = math.inf, headers: Mapping[str, str] = {}) -> Iterator[Reply]:
-    """Ask for `url`, following redirects to http and https. Nothing of their bodies is read.
+    """Request `url`; follow redirects to http and https, without reading their bodies.
 
     Args:
-        seconds: for everything until this context ends, however fast the server is.
+        seconds: limit for everything until the context ends.
         headers: sent with the request.
 
     Raises:
@@ -118,7 +118,7 @@ def get(url: str, *, seconds: float = math.inf, headers: Mapping[str, str] = {})
     """
     with _Watch(Deadline(most=seconds)) as watch:
         with _in_words(watch):
-            # In a thread, since nothing ends the search for a server's name.
+            # In a thread, since a name lookup cannot be canceled.
             client, response = within(watch.deadline, partial(_answer, url, headers, watch))
         try:
             if response.status_code not in (200, 206):
@@ -136,11 +136,10 @@ def get(url: str, *, seconds: float = math.inf, headers: Mapping[str, str] = {})
 
 
 def within(deadline: Deadline, call: Callable[[], T]) -> T:
-    """The result of `call`, which has no deadline of its own.
+    """The result of `call`, limited by `deadline`.
 
     Raises:
-        WebTimeoutError: it takes longer. It goes on in a thread that does not keep the process
-            alive.
+        WebTimeoutError: it takes longer. It continues in a daemon thread.
     """
     outcome: Future[T] = Future()
 
@@ -159,17 +158,17 @@ def within(deadline: Deadline, call: Callable[[], T]) -> T:
 
 
 def _answer(url: str, headers: Mapping[str, str], watch: "_Watch") -> tuple["Client", "Response"]:
-    """The first answer that is no redirect, and the client that got it."""
-    import httpx2  # only what needs the web pays for it
+    """The first response that is not a redirect, and its client."""
+    import httpx2  # slow to import, and only needed here
 
-    # A body that is compressed could unfold to more than any limit.
+    # No compression: a small body could decompress to more than any limit.
     plain = {"User-Agent": "splitattn", "Accept-Encoding": "identity", **headers}
     client = httpx2.Client(verify=_tls(), timeout=max(watch.deadline.left(), 0.001), headers=plain)
     try:
         for redirects in range(_MOST_REDIRECTS + 1):
             request = client.build_request("GET", url, extensions={"trace": watch.trace})
             if request.url.scheme not in _SCHEMES or not request.url.host:
-                said = f"it redirects to {url[:200]}" if redirects else "it is no web address"
+                said = f"it redirects to {url[:200]}" if redirects else "it is not a web address"
                 raise WebError(f"{said}; only http and https with a host are read")
             response = client.send(request, stream=True)
             if response.next_request is None:
@@ -190,7 +189,7 @@ def _tls() -> "SSLContext":
 
 
 class _Watch:
-    """Ends connections when their time is over, whatever they wait for."""
+    """Closes connections when their time is over, whatever they wait for."""
 
     def __init__(self, deadline: Deadline) -> None:
         self.deadline = deadline
@@ -212,7 +211,7 @@ class _Watch:
             self._sockets.clear()
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Take part in what httpx2 reports of a request: the connections that it makes."""
+        """A trace callback of httpx2 that records new connections."""
         if not event.endswith("connect_tcp.complete"):
             return
         connection = info["return_value"].get_extra_info("socket")
@@ -220,7 +219,7 @@ class _Watch:
             if self.expired or self._over.is_set():
                 _end(connection)
             else:
-                # A duplicate stays what it is while TLS takes the original over.
+                # A duplicate remains usable when TLS takes over the original socket.
                 self._sockets.append(socket.socket(fileno=os.dup(connection.fileno())))
 
     def _wait(self) -> None:
@@ -255,7 +254,7 @@ def _in_words(watch: _Watch) -> Iterator[None]:
         unreachable = isinstance(error, httpx2.ConnectError)
         what = "the server cannot be reached: " if unreachable else ""
         raise WebError(f"{what}{_one_line(error)}") from error
-    if watch.expired:  # a body without a length ends where its connection does
+    if watch.expired:  # a body without a length looks complete when its connection is closed
         raise watch.deadline.missed()
 
 

@@ -73,7 +73,7 @@ MISTAKES = [
     ("evaluate ''", "data must be a folder, .* got an empty name"),
     ("train data/val/cats --output run", "per class, got none in .*, only images: sort them"),
     ("evaluate photos.zip", "got 'photos.zip': an archive; unpack it and name the folder"),
-    ("predict photo.png --model notes.txt", "it is a file or folder: name it as the weights"),
+    ("predict photo.png --model notes.txt", "it is a file or folder: pass it as the weights"),
     ("train '' --output run", "data must be a folder, .* got an empty name"),
     ("train data --output run --set aim=1", "no field is called 'aim'; docs/reference/recipes"),
     ("bulk '' labels", "bulk needs a source and a target, got '', 'labels'"),
