@@ -251,7 +251,7 @@ class Classifier:
         *,
         name: str | None = None,
     ) -> "Explanation":
-        """What a label rests on: a map over the image, and the share of each split.
+        """Explain a label: a heat map over the image, and the share of each split.
 
         The first call loads the network a second time.
 

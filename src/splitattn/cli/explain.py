@@ -1,4 +1,4 @@
-"""`splitattn explain`: pictures of what labels rest on."""
+"""`splitattn explain`: heat maps of labels."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -59,7 +59,7 @@ def explain(
     engine: Engine = "auto",
     white_level: WhiteLevel = None,
 ) -> None:
-    """Draw what a label rests on: a map over the image, and the share of each split in each block.
+    """Explain labels: a heat map over each image, and the share of each split in each block.
 
     Exit status 1 if some images could not be used; the others have their pictures all the same.
     """

@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """What the probability of a label rests on.
+    """Which parts of an image raise the probability of a label.
 
     Attributes:
         map: float32 (H, W) over the part of the image that the network sees. What the numbers are

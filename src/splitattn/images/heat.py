@@ -32,7 +32,7 @@ _STRIP_HEIGHT, _BAR_HEIGHT = 72, 12
 _PAGE_START = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>What the labels rest on</title>
+<title>Heat maps of the labels</title>
 <style>
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 680px; margin: 2rem auto; padding: 0 1rem }
@@ -40,7 +40,7 @@ img { max-width: 100%; height: auto; border-radius: 6px }
 section { margin: 2rem 0 } h2 { font-size: 1rem; overflow-wrap: anywhere; margin: 0 }
 p { margin: 0 0 .5rem }
 </style>
-<h1>What the labels rest on</h1>
+<h1>Heat maps of the labels</h1>
 """
 _SECTION = """<section><h2>{name}</h2><p>{text}</p>
 <img src="{picture}" width="{width}" height="{height}" alt="{name}: {text}">

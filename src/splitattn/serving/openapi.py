@@ -81,7 +81,7 @@ def describe_service(service: Service) -> dict[str, Any]:
         paths["/v1/explain"] = {
             "post": _operation(
                 "Explain a label",
-                "What a label rests on. With `Accept: image/jpeg`, only the picture.",
+                "A heat map of a label. With `Accept: image/jpeg`, only the picture.",
                 {
                     "image": {
                         "label": "espresso",

@@ -89,7 +89,7 @@ class Served(ABC):
         raise NotImplementedError
 
     def explain(self, loaded: Any, label: str | int | None, method: str, name: str) -> Explanation:
-        """What a label rests on, of an image that was loaded with the option "explain".
+        """Explain a label of an image that was loaded with the option "explain".
 
         Raises:
             ImageError: the network gives no finite numbers.

@@ -125,7 +125,7 @@ function explainable(card, file, best) {
       }
       explained = {
         src: found.picture,
-        alt: `What ${found.label} rests on in ${file.name}: ${found.meaning}, ${found.grid.join(" by ")} places`,
+        alt: `Heat map of ${found.label} in ${file.name}: ${found.meaning}, ${found.grid.join(" by ")} places`,
       };
     }
     Object.assign(image, explained, { hidden: false });
