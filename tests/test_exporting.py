@@ -256,9 +256,9 @@ def test_graphs_that_say_something_else_than_they_do_are_refused(
     graph = onnx.load(exported("onnx")[0])
     path = tmp_path / "liar.onnx"
     for properties, complaint in (
-        ({}, "does not say what its outputs mean"),
+        ({}, "has no splitattn metadata"),
         ({METADATA_KEY: "[]"}, "malformed metadata"),
-        ({METADATA_KEY: METADATA.to_json().replace('"tabby", ', "")}, "it names 5 and gives"),
+        ({METADATA_KEY: METADATA.to_json().replace('"tabby", ', "")}, "has 5 classes, but its output is"),
     ):
         onnx.helper.set_model_props(graph, properties)
         onnx.save(graph, path)
