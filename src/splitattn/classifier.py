@@ -119,8 +119,9 @@ class Classifier:
         self._make_extractor = partial(
             FeatureExtractor, model, weights, unchanged=opened.file, **again
         )
+        own_names = None if class_names is None else opened.classes
         self._make_explainer = partial(
-            _new_explainer, model, weights, opened=opened, class_names=class_names, **again
+            _new_explainer, model, weights, opened=opened, class_names=own_names, **again
         )
         self._explainer: Explainer | None = None
         self._one_opens = Lock()
@@ -160,7 +161,7 @@ class Classifier:
             The predictions of one image, or for a list of images a list of these, in its order.
 
         Raises:
-            ImageError: an image cannot be used. `predict_stream` goes on after such an image.
+            ImageError: an image cannot be used. `predict_stream` continues after such an image.
             InputError: `topk` is less than 1, or there is a threshold where each image has one
                 class.
         """

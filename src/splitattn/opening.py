@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitattn.architectures import Architecture, architecture
-from splitattn.data.class_lists import ClassNames, name_outputs
+from splitattn.data.class_lists import ClassNames, class_list, name_outputs
 from splitattn.engines.engine import Engine
 from splitattn.engines.table import (
     EngineRow,
@@ -193,6 +193,8 @@ def open_network(
     check_device(device)
     if engine != "auto":
         find_engine(engine)  # wrong names fail before anything is downloaded
+    if class_names is not None:
+        class_names = class_list(class_names)
     if weights is not None and (row := file_engine(weights)):
         opened = _open_exported(row, Path(weights), model, engine=engine, device=device, size=size)
         opened = replace(opened, metadata=_named(opened.metadata, class_names))
@@ -213,7 +215,7 @@ def open_network(
 def _named(metadata: ModelMetadata, class_names: ClassNames | None) -> ModelMetadata:
     if class_names is None:
         return metadata
-    return replace(metadata, classes=name_outputs(class_names, metadata.classes))
+    return replace(metadata, classes=name_outputs(class_list(class_names), metadata.classes))
 
 
 def _with_white_level(opened: OpenedNetwork, white_level: float | None) -> OpenedNetwork:
@@ -242,6 +244,8 @@ def open_weights(
             classifier, or nothing says how images of their channels are prepared; or they have
             changed.
     """
+    if class_names is not None:  # a list that cannot be read is an error before any download
+        class_names = class_list(class_names)
     trained = _open_trained(model, weights, progress, unchanged)
     assert trained.file is not None
     path = trained.file.path

@@ -13,7 +13,8 @@ from splitattn.cli import main
 from splitattn.engines.table import file_engine
 from splitattn.serving import server
 from splitattn.weights.checkpoint import write_checkpoint
-from tests.cli.networks import CLASSES, network, write_weights
+from splitattn.weights.metadata import ModelMetadata
+from tests.cli.networks import CLASSES, PREPROCESSING, network, write_weights
 
 NAMES = ("gato", "queso", "café", "cohete", "taza", "calcetín")
 
@@ -99,10 +100,13 @@ def test_an_exported_file_and_an_explanation_take_other_names(
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
-        (NAMES[:5], "as many as the network's 6 outputs, got 5 in "),
+        (NAMES[:5], "one class name for each of the network's 6 outputs, got 5 in "),
         (CLASSES[::-1], "in the order of the network's outputs, got 'sock' for output 0, which is"),
         ((*NAMES[:5], "taza"), "must be different, got 'taza' twice"),
-        ([f"{2 * i} {name}" for i, name in enumerate(NAMES)], "numbers of class names must be"),
+        (
+            [f"{2 * i} {name}" for i, name in enumerate(NAMES)],
+            "must be different and without gaps",
+        ),
     ],
 )
 def test_names_that_may_belong_to_other_outputs_are_refused(
@@ -117,10 +121,54 @@ def test_names_that_may_belong_to_other_outputs_are_refused(
     assert complaint in line
 
 
-def test_a_run_goes_on_only_with_the_same_names(photographs: Path, tmp_path: Path) -> None:
+def test_explanations_keep_the_names_that_predictions_have(
+    photographs: Path, names: Path, nameless: Path
+) -> None:
+    """Even if the list is changed or deleted before the first explanation."""
+    classifier = splitattn.Classifier(
+        "resnest14", nameless, engine="onnxruntime", class_names=names
+    )
+    names.unlink()
+    image = photographs / "chelsea.png"
+    assert classifier.explain(image).label == classifier.predict(image)[0].label in NAMES
+
+
+def test_a_list_that_cannot_be_read_is_refused_before_the_weights(tmp_path: Path) -> None:
+    with pytest.raises(splitattn.DataError, match="there is no such file"):
+        splitattn.Classifier(weights=tmp_path / "missing.pth", class_names=tmp_path / "typo.txt")
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain", "export", "serve", "bulk"])
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_detectors_and_segmenters_keep_their_names(
+    verb: str, task: str, names: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "dense.safetensors"
+    metadata = ModelMetadata(
+        model="resnest14", classes=NAMES, preprocessing=PREPROCESSING, task=task
+    )
+    write_checkpoint(weights, network().state_dict(), metadata)
+    arguments = {
+        "predict": ["any.png"],
+        "explain": ["any.png", "--output", tmp_path / "why"],
+        "export": [tmp_path / "out.onnx"],
+        "serve": [],
+        "bulk": [tmp_path, tmp_path / "labels"],
+    }[verb]
+    assert call(verb, *arguments, "--weights", weights, "--class-names", names) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"is for {task}" in line
+    if verb not in ("explain", "bulk"):  # these take classifiers alone
+        assert "--class-names is for classif" in line
+
+
+def test_a_run_continues_only_with_the_same_names(photographs: Path, tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "small.safetensors")
     source, target = photographs, tmp_path / "labels"
     splitattn.label_bulk(source, target, weights=weights, class_names=NAMES)
     splitattn.label_bulk(source, target, weights=weights, class_names=list(NAMES))
     with pytest.raises(splitattn.DataError, match="holds a run with class_names "):
         splitattn.label_bulk(source, target, weights=weights)
+    changed = (*NAMES[:5], "medias")
+    with pytest.raises(splitattn.DataError, match="class_names 'calcetín', got 'medias': name an"):
+        splitattn.label_bulk(source, target, weights=weights, class_names=changed)

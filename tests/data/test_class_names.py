@@ -1,8 +1,11 @@
 """Which output of a network stands for which class of a data set."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
-from splitattn.data.class_lists import name_outputs
+from splitattn.data.class_lists import ClassNames, class_list, name_outputs
 from splitattn.data.class_names import check_same, in_order, match
 from splitattn.errors import DataError
 from splitattn.weights.catalogue import class_names, lemmas, wordnet_ids
@@ -140,17 +143,64 @@ def test_classes_of_one_split_only_are_named_with_the_split() -> None:
     )
 
 
+def named(given: ClassNames, outputs: Sequence[str]) -> tuple[str, ...]:
+    return name_outputs(class_list(given), outputs)
+
+
 def test_outputs_take_other_names_of_the_same_classes() -> None:
     """A corgi is a Cardigan and a sweater is a cardigan; two maillots have one first name."""
-    assert name_outputs(lemmas("imagenet1k"), IMAGENET) == lemmas("imagenet1k")
+    assert named(lemmas("imagenet1k"), IMAGENET) == lemmas("imagenet1k")
+    assert named(IDS, IMAGENET) == IDS
+    assert named(IMAGENET, IDS) == IMAGENET
     maillots = ("maillot", "one-piece swimsuit")
-    described = ["maillot, a jersey", "maillot, a tank suit"]
-    assert name_outputs(described, maillots) == tuple(described)
-    with pytest.raises(DataError, match="'toilet paper' for output 0, which is 'tench'"):
-        name_outputs(IMAGENET[::-1], IMAGENET)
+    described = ("maillot, a jersey", "maillot, a tank suit")
+    assert named(described, maillots) == described
+    assert named(("Katze", "Hund"), ("cat", "dog")) == ("Katze", "Hund")
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs"),
+    [
+        (IMAGENET[::-1], IMAGENET),
+        (IDS[::-1], IMAGENET),
+        (("Dog", "Cat"), ("cat", "dog")),
+        (("dog", "Katze"), ("cat", "dog")),
+        (("dog, a pet", "cat, a pet"), ("cat", "dog")),
+    ],
+)
+def test_names_of_other_outputs_are_refused(names: Sequence[str], outputs: Sequence[str]) -> None:
+    with pytest.raises(
+        DataError, match=r"in the order of the network's outputs, got .* for output"
+    ):
+        named(names, outputs)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('{"0": "a", "1": "b"}', ("a", "b")),
+        ('{"2": "b", "1": "a"}', ("a", "b")),
+        ('{"0": "a", "2": "b"}', None),
+        ('{"5": "a", "6": "b"}', None),
+    ],
+)
+def test_numbers_of_a_list_are_those_of_all_outputs(
+    text: str, names: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "names.json"
+    path.write_text(text)
+    if names:
+        assert named(path, ("0", "1")) == names
+    else:
+        with pytest.raises(DataError, match="numbers of class names must be 0 to 1 or 1 to 2, got"):
+            named(path, ("0", "1"))
 
 
 def test_outputs_without_names_take_any() -> None:
-    assert name_outputs(["2", "1", "0"], ["0", "1", "2"]) == ("2", "1", "0")
-    with pytest.raises(DataError, match="must be a file or a list of names, got 7"):
-        name_outputs(7, ["0"])  # type: ignore[arg-type]
+    assert named(["2", "1", "0"], ["0", "1", "2"]) == ("2", "1", "0")
+
+
+@pytest.mark.parametrize("given", [7, {"a", "b"}, {"a": 1}, ["a", 1], ["a", " "]])
+def test_class_names_are_a_file_or_a_list(given: object) -> None:
+    with pytest.raises(DataError, match="must be a file or a list of names, got"):
+        class_list(given)  # type: ignore[arg-type]

@@ -281,6 +281,18 @@ def test_labels_of_yolo_in_capitals_are_read_and_those_of_no_image_are_told(
     assert found.notes == ("label files without an image, left out: 1, such as b.txt",)
 
 
+def test_labels_of_yolo_are_those_of_every_image_of_their_name(tmp_path: Path) -> None:
+    write_format(tmp_path, "yolo")
+    for name in ("a.jpg", "classes.png"):
+        save_picture(tmp_path / "images" / "train" / name)
+    (tmp_path / "labels" / "train" / "classes.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "labels" / "train" / "folder.txt").mkdir()
+    found = open_annotated(tmp_path, "train")
+    assert [path.name for path in found.images] == ["a.jpg", "a.png", "classes.png"]
+    assert [len(objects) for objects in found.objects] == [2, 2, 1]
+    assert found.notes == ()
+
+
 def test_an_image_without_labels_of_yolo_is_background(tmp_path: Path) -> None:
     write_format(tmp_path, "yolo")
     save_picture(tmp_path / "images" / "train" / "b.png")

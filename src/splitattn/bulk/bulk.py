@@ -118,7 +118,7 @@ def label_bulk(
     check_number("most_errors", most_errors)
     if not 0 <= most_errors <= 1:
         raise InputError(f"most_errors must be from 0 to 1, got {most_errors}")
-    if not str(source) or not str(target):  # rather an unset variable than the current folder
+    if not str(source) or not str(target):  # a shell's variable may be unset
         raise InputError(f"bulk needs a source and a target, got {str(source)!r}, {str(target)!r}")
     check_decoding(decoding)
     check_cluster(cluster)
@@ -160,7 +160,10 @@ def label_bulk(
                 labeled += shard.labeled
                 totals.add(shard)
                 on_shard(shard, len(shards))
-    where = "in all parts: see their column error; use --retry-errors, or raise --most-errors"
+    where = (
+        "in all parts: see their column error; use retry_errors (--retry-errors), or raise "
+        "most_errors (--most-errors)"
+    )
     check_errors(totals.images, totals.errors, most_errors, where)
     report = BulkReport(
         images=totals.images,

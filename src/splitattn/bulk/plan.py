@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -96,11 +96,15 @@ class Run:
         """
         ours = json.loads(json.dumps(asdict(self)))
         for name in [each.name for each in fields(self) if each.compare]:
-            if written.get(name) != ours[name]:
-                raise DataError(
-                    f"the target holds a run with {name} {written.get(name)!r:.120}, got "
-                    f"{ours[name]!r:.120}: name another target, or the same {name}"
-                )
+            old, new = written.get(name), ours[name]
+            if old == new:
+                continue
+            if isinstance(old, list) and isinstance(new, list):  # too long to be shown whole
+                old, new = next(pair for pair in zip_longest(old, new) if pair[0] != pair[1])
+            raise DataError(
+                f"the target holds a run with {name} {old!r:.120}, got {new!r:.120}: name another "
+                f"target, or the same {name}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,7 +135,10 @@ class ShardLabeler:
         table = pa.Table.from_pylist(list(map(_row, chosen, results)), schema)
         if before is None:
             first = next(iter(errors), "none")
-            where = f"in {part_name(number)}: mend them or raise --most-errors; the first: {first}"
+            where = (
+                f"in {part_name(number)}: fix the images, or raise most_errors (--most-errors); "
+                f"the first: {first}"
+            )
             check_errors(len(entries), len(errors), self._plan.most_errors, where)
         else:
             places = list(range(len(entries)))

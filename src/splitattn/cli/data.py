@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitattn.cli.options import ClassNames
+from splitattn.cli.options import DataClassNames
 from splitattn.errors import InputError, write_failure
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def show(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")
     ] = None,
-    class_names: ClassNames = None,
+    class_names: DataClassNames = None,
     images: Annotated[int, typer.Option(help="How many images.", min=1, max=600)] = 24,
 ) -> None:
     """Draw a training batch, augmented and mixed by the recipe, with its labels, boxes or masks."""

@@ -14,7 +14,7 @@ import typer
 from splitattn.cli import boxes, class_maps, several_labels
 from splitattn.cli.answers import what_was_measured
 from splitattn.cli.options import (
-    ClassNames,
+    DataClassNames,
     Device,
     Engine,
     Model,
@@ -50,7 +50,7 @@ def evaluate(
             "or a fifth if the data has no split for it.",
         ),
     ] = False,
-    class_names: ClassNames = None,
+    class_names: DataClassNames = None,
     size: Annotated[
         int | None, typer.Option(help="Input size, if not the model's own.", min=32)
     ] = None,

@@ -22,7 +22,7 @@ Weights = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Engine = Annotated[str, typer.Option(help=f"What runs the network: {', '.join(engine_names())}.")]
-ClassNames = Annotated[
+DataClassNames = Annotated[
     Path | None,
     typer.Option(help="File that names the data's classes in label order: one a line, or JSON."),
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitattn.cli.options import ClassNames, Device
+from splitattn.cli.options import DataClassNames, Device
 from splitattn.cli.output import conclude, say
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: key=value.")
     ] = None,
-    class_names: ClassNames = None,
+    class_names: DataClassNames = None,
     new_classifier: Annotated[
         bool,
         typer.Option(

@@ -3,18 +3,16 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitattn.data.class_names import are_numbers, are_unnamed, first_lemma, normal
+from splitattn.data.class_names import are_numbers, are_unnamed, first_lemma, match, normal
 from splitattn.errors import DataError
 from splitattn.files import is_file, open_file, open_text
-
-# A person's names of classes: a file of them, or the names.
-ClassNames = str | Path | Sequence[str]
 
 # A number, and after a separator a name: `0 cat`, `1: dog`, `2,fox`.
 _NUMBERED = re.compile(r"(\d+)(?:\s*[,;:.)\t]\s*|\s+)(\S.*)")
@@ -30,10 +28,16 @@ class ClassList:
     Attributes:
         names: of the classes, all different.
         numbers: of the classes, ascending; if the file has numbers.
+        origin: where they come from, for messages.
     """
 
     names: tuple[str, ...]
     numbers: tuple[int, ...] | None = None
+    origin: str
+
+
+# Class names as arguments: a file that lists them, or the names.
+ClassNames = str | Path | Sequence[str] | ClassList
 
 
 def read_class_list(path: Path) -> ClassList:
@@ -56,52 +60,69 @@ def read_class_list(path: Path) -> ClassList:
     return _of_json(text, path) if text.startswith(("[", "{")) else _of_lines(text, path)
 
 
-def name_outputs(given: ClassNames, outputs: Sequence[str]) -> tuple[str, ...]:
-    """The names that a person gives the outputs of a network.
+def class_list(given: ClassNames) -> ClassList:
+    """Class names, in the order of labels.
 
     Args:
-        given: the names, in the order of the outputs, or a file of them: see `read_class_list`.
-        outputs: the names that the network has; numbers from 0 if it has none.
+        given: the names, or a file that lists them: see `read_class_list`.
 
     Raises:
-        DataError: the file is no list of names, there are more or fewer names than outputs, or a
-            name belongs to another output.
+        DataError: the file cannot be read, or is not such a list.
     """
+    if isinstance(given, ClassList):
+        return given
     if isinstance(given, str | Path):
-        listed, where = read_class_list(Path(given)), str(given)
-    else:
-        listed, where = _of_sequence(given), "the list"
-    names = listed.names
+        return read_class_list(Path(given))
+    names = list(given) if isinstance(given, Sequence) else [given]
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise DataError(f"class names must be a file or a list of names, got {given!r:.60}")
+    return _listed([name.strip() for name in names], "the list")
+
+
+def name_outputs(listed: ClassList, outputs: Sequence[str]) -> tuple[str, ...]:
+    """The names of a list, if they can be the names of a network's outputs.
+
+    Args:
+        listed: names in the order of the outputs.
+        outputs: the network's own names; numbers from 0 if it has none.
+
+    Raises:
+        DataError: the number of names is another one, the numbers of the list have gaps, or a name
+            is that of another output.
+    """
+    names, numbers = listed.names, listed.numbers
     if len(names) != len(outputs):
         raise DataError(
-            f"class names must be as many as the network's {len(outputs)} outputs, got "
-            f"{len(names)} in {where}"
+            f"there must be one class name for each of the network's {len(outputs)} outputs, got "
+            f"{len(names)} in {listed.origin}; list them all, in the order of the outputs"
         )
-    numbers = listed.numbers or ()
-    if numbers and numbers[-1] - numbers[0] >= len(numbers):
+    if numbers and (numbers[0] > 1 or numbers[-1] - numbers[0] >= len(numbers)):
         raise DataError(
-            f"the numbers of class names must leave none out, got {len(numbers)} of {numbers[0]} "
-            f"to {numbers[-1]} in {where}"
+            f"the numbers of class names must be 0 to {len(names) - 1} or 1 to {len(names)}, got "
+            f"{numbers[0]} to {numbers[-1]} in {listed.origin}; number the outputs without gaps"
         )
     if are_unnamed(outputs):
         return names
-    # Two classes may have the same first name, such as ImageNet's maillots.
-    key = first_lemma if len({*map(first_lemma, names)}) == len(names) else normal
-    own = {key(name): index for index, name in enumerate(outputs)}
-    for index, name in enumerate(names):
-        if len(own) == len(outputs) and own.get(key(name), index) != index:
+    for index, known in enumerate(_outputs_of(names, outputs)):
+        if known not in (None, index):
             raise DataError(
-                f"class names must be in the order of the network's outputs, got {name!r:.60} for "
-                f"output {index}, which is {outputs[index]!r:.60}, in {where}"
+                f"class names must be in the order of the network's outputs, got "
+                f"{names[index]!r:.60} for output {index}, which is {outputs[index]!r:.60}, in "
+                f"{listed.origin}"
             )
     return names
 
 
-def _of_sequence(names: Sequence[str]) -> ClassList:
-    given = list(names) if isinstance(names, Iterable) else [names]
-    if not all(isinstance(name, str) and name.strip() for name in given):
-        raise DataError(f"class names must be a file or a list of names, got {names!r:.60}")
-    return _listed([name.strip() for name in given], "the list")
+def _outputs_of(names: tuple[str, ...], outputs: Sequence[str]) -> Sequence[int | None]:
+    """The output that has each name already, or None for a new name."""
+    with suppress(DataError):  # some names are new
+        found = match(names, outputs)
+        if found.how != "order":
+            return found.indices
+    # Two classes may have the same first name, such as ImageNet's maillots.
+    key = first_lemma if len({*map(first_lemma, names)}) == len(names) else normal
+    known = {key(name): index for index, name in enumerate(outputs)}
+    return [known.get(key(name)) if len(known) == len(outputs) else None for name in names]
 
 
 def _of_lines(text: str, path: Path) -> ClassList:
@@ -117,7 +138,7 @@ def _of_lines(text: str, path: Path) -> ClassList:
     if numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
         names = {int(each[1]): each[2] for each in found if each}
         if len(set(names.values())) == len(names):
-            return _numbered(names)
+            return _numbered(names, path)
     if len(numbers) == len(lines) and numbers[0] == 0:
         raise DataError(
             f"the numbers of class names must be different and without gaps, got {lines[0]!r:.60}"
@@ -146,7 +167,7 @@ def _of_json(text: str, path: Path) -> ClassList:
     if isinstance(content, dict) and are_numbers([*content]):
         names = {int(number): _name(value) for number, value in content.items()}
         if all(names.values()) and len(set(names.values())) == len(content):
-            return _numbered(names)
+            return _numbered(names, path)
     if isinstance(content, list) and content and all(map(_name, content)):
         return _listed([_name(value) for value in content], path)
     raise DataError(
@@ -170,13 +191,17 @@ def _name(value: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _numbered(names: dict[int, str]) -> ClassList:
+def _numbered(names: dict[int, str], path: Path) -> ClassList:
     numbers = tuple(sorted(names))
-    return ClassList(names=tuple(normal(names[number]) for number in numbers), numbers=numbers)
+    return ClassList(
+        names=tuple(normal(names[number]) for number in numbers),
+        numbers=numbers,
+        origin=str(path),
+    )
 
 
-def _listed(names: list[str], path: Path | str) -> ClassList:
+def _listed(names: list[str], origin: Path | str) -> ClassList:
     found = Counter(map(normal, names))
     if twice := [name for name, count in found.items() if count > 1]:
-        raise DataError(f"class names must be different, got {twice[0]!r} twice in {path}")
-    return ClassList(names=tuple(found))
+        raise DataError(f"class names must be different, got {twice[0]!r} twice in {origin}")
+    return ClassList(names=tuple(found), origin=str(origin))

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Smaller shards, unpacked, are read once. Of larger ones, a process keeps the last this many bytes.
+# Shards that are smaller, unpacked, are read once and kept.
 _RESIDENT_BYTES = 2 << 30
+# Of larger ones, a process keeps the row groups that it read last, up to so many bytes.
 _KEPT_BYTES = 512 << 20
 # The largest row group, unpacked.
 _MOST_BYTES = 1 << 30

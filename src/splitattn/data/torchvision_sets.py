@@ -54,7 +54,7 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
     folder = cache_folder() / "torchvision" / name
     download = not offline()
     refusals = []
-    # Each data set has its own name for a split. Oxford-IIIT Pet has no train but in trainval.
+    # Data sets name their splits differently. Oxford-IIIT Pet has trainval and no train.
     undivided = ("trainval",) if split_of(split) == "train" else ()
     for alias in (*split_names(split), *undivided):
         wanted = {"download": download, "train": split_of(split) == "train", "split": alias}

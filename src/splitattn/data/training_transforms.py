@@ -21,7 +21,7 @@ from splitattn.preprocessing import center_crop
 _TORCHVISION_POLICIES = {"rand": v2.RandAugment, "trivial": v2.TrivialAugmentWide}
 
 # Standard deviations of ImageNet's pixels along their principal axes, in units of 0..255, and these
-# axes as columns, with rows R, G, B (AlexNet, section 4.1; values as in torchvision and others).
+# axes as columns, with rows R, G, B (AlexNet, section 4.1).
 _EIGENVALUES = (55.46, 4.794, 1.148)
 _EIGENVECTORS = (
     (-0.5675, 0.7192, 0.4009),

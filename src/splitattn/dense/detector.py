@@ -124,7 +124,7 @@ class Detector:
             The objects of one image, or for a list of images a list of these, in its order.
 
         Raises:
-            ImageError: an image cannot be used. `predict_stream` goes on after such an image.
+            ImageError: an image cannot be used. `predict_stream` continues after such an image.
             InputError: `score` is not from 0 to 1.
         """
         if not isinstance(images, list | tuple):

@@ -87,7 +87,7 @@ def open_masked(data: str | Path, split: str) -> MaskedImages:
     Args:
         data: a folder with `images/` and `masks/`, or both in `train/`, `val/` and `test/`, or
             these in both; and `classes.txt`, which names the classes 0, 1, ..., one a line. A mask
-            is a PNG file called like its image, with the number of a class in each pixel, directly
+            is a PNG file with its image's name, with the number of a class in each pixel, directly
             or as index into a palette; 255 belongs to no class.
         split: "train", "val" or "test". If there is no "val", it is "test". In a data set without
             splits, "train" is four images in five, chosen by their names, and "val" and "test" are

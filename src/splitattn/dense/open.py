@@ -251,11 +251,11 @@ def _is_yolo(root: Path) -> bool:
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
-    """The label files in `folder`, by the name of the image without its ending."""
+    """The text files in `folder`, by the name of the image without its suffix."""
     return {
         path.stem: path
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() == ".txt" and path.name not in _CLASS_FILES
+        if path.suffix.lower() == ".txt" and path.is_file()
     }
 
 
@@ -271,11 +271,11 @@ def _open_yolo(root: Path, split: str) -> AnnotatedImages:
         images, labels = splits[name]
         classes = _yolo_classes(root)
         texts, notes = _label_files(labels), Notes()
-        found = [
-            read_yolo(texts.pop(path.stem, None), path, classes) for path in image_files(images)
-        ]
-        for text in texts.values():
-            notes.add("label files without an image, left out", text.name)
+        paths = image_files(images)
+        found = [read_yolo(texts.get(path.stem), path, classes) for path in paths]
+        for stem in texts.keys() - {path.stem for path in paths}:
+            if texts[stem].name not in _CLASS_FILES:
+                notes.add("label files without an image, left out", texts[stem].name)
         if name:
             return annotated_images(images, classes, found, notes)
         held = hold_out(found, split)

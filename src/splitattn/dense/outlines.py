@@ -179,7 +179,7 @@ def to_coco(outline: Outline) -> list[list[float]] | dict[str, Any]:
 
 
 def clipped(outline: Outline | None, size: tuple[int, int]) -> Outline | None:
-    """`outline` with its polygons clipped to the image: points far outside would cost memory."""
+    """`outline` with the points of its polygons moved into the image; far ones cost memory."""
     if outline is None or isinstance(outline, RunLengths):
         return outline
     return tuple(polygon.clip(0, size) for polygon in outline)

@@ -133,7 +133,7 @@ class Segmenter:
             The answer for one image, or for a list of images a list of these, in its order.
 
         Raises:
-            ImageError: an image cannot be used. `predict_stream` goes on after such an image.
+            ImageError: an image cannot be used. `predict_stream` continues after such an image.
         """
         if not isinstance(images, list | tuple):
             return self.predict([images])[0]

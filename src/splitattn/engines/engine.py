@@ -49,7 +49,7 @@ class Engine(ABC):
         return self._in_batches(self._infer, images_BCHW)
 
     def run(self, pixels_BCHW: Pixels, preprocessing: Preprocessing) -> Logits:
-        """Map uint8 pixels (B, C, H, W), as `load_pixels` returns them, to logits (B, classes)."""
+        """Map pixels (B, C, H, W), as `load_pixels` returns them, to logits (B, classes)."""
         return self.logits(normalize(pixels_BCHW, preprocessing))
 
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
@@ -98,8 +98,9 @@ class FileSettings:
         precision: "fp32", "fp16" or "int8".
         batch: the only batch size that the file takes; None for any.
         dynamic_size: accept images of any height and width.
-        opset: version of the ONNX operators; None chooses it.
-        calibration: uint8 pixels (C, H, W) of the images that set the value ranges of int8.
+        opset: version of the ONNX operators; None is the lowest that has them all.
+        calibration: pixels (C, H, W), as `load_pixels` returns them, of the images that set the
+            value ranges of int8.
     """
 
     metadata: ModelMetadata

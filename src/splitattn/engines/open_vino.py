@@ -53,7 +53,8 @@ class OpenVinoEngine(Engine):
     of mixed shapes soon compile nothing more. `fix_batches` turns this off.
 
     A network with a fixed shape divides its batch evenly among the cores, since cores that share an
-    image wait for each other in every layer. It then runs two batches at once.
+    image wait for each other in every layer. Two batches at once then take less time than two in
+    turn.
 
     Args:
         model: an IR file, or a model in memory; its only input takes the images.

@@ -435,7 +435,9 @@ def _convert(inputs: Sequence[_Value], _: Data, __: Products) -> _Value:
     if x.kind == "i64":
         expect(not x.constant, "a conversion of a constant i64")
         return _Value(kind="f32", shape=x.shape)
-    expect(x.constant and x.kind in ("f16", "i8", "u8"), "a conversion of computed values")
+    expect(
+        x.constant and x.kind in ("f16", "i8", "u8"), "a conversion of other than constant weights"
+    )
     return _Value(kind="f32", shape=x.shape, constant=True)
 
 

@@ -345,9 +345,9 @@ def _windows(
             and 0 <= end <= dilation * (size - 1),
             "windows that no ResNeSt has",
         )
-        room = length + pad + end - dilation * (size - 1) - 1
-        expect(room >= 0, "windows larger than the map")
-        sides.append((room + (stride - 1 if ceil else 0)) // stride + 1)
+        places = length + pad + end - dilation * (size - 1) - 1
+        expect(places >= 0, "windows larger than the map")
+        sides.append((places + (stride - 1 if ceil else 0)) // stride + 1)
     return sides
 
 

@@ -15,7 +15,7 @@ class Found:
     """The map of a class, see `Explanation`; `logits` (classes,) are those of all classes.
 
     Attributes:
-        least: the smallest value of a place that means anything.
+        least: lower limit of `Explanation.highest`.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Maps of a network: of one whose weights are known by any method, of an exported file by some."""
+"""Explanation maps: by any method of weights, by some methods of an exported file."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -99,7 +99,7 @@ def _kernels_serve(maps: Tensor) -> bool:
 
 @cache
 def _kernels_work(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a kernel runs on this device; if it cannot, log a warning with the reason.
+    """Whether Triton is installed and a kernel runs; if it fails, log a warning with the reason.
 
     It fails on an old GPU or without a C compiler.
     """
