@@ -54,7 +54,9 @@ def evaluate(
     size: Annotated[
         int | None, typer.Option(help="Input size, if not the model's own.", min=32)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 64,
+    batch_size: Annotated[
+        int, typer.Option(help="Images that the network sees at once.", min=1)
+    ] = 64,
     device: Device = "auto",
     engine: Engine = "auto",
     workers: Workers = None,
