@@ -230,6 +230,9 @@ def test_a_conclusion_is_broken_between_words_on_a_terminal_only(
     conclude(text)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [text.split()[0], "top-1 98.00 % of 50 images"]
+    table = "batch  pixels\n    1     128"
+    conclude(f"{table}\n{text}")
+    assert capsys.readouterr().out.splitlines() == [*table.split("\n"), *lines]
 
 
 def test_a_word_stays_until_something_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +257,7 @@ def test_a_word_stays_until_something_is_downloaded(monkeypatch: pytest.MonkeyPa
         (("export", "none.onnx", "--weights", "none.pth"), "starting"),
         (("weights", "convert", "none.pth", "none.pt", "--to", "timm"), "converting"),
         (("bench",), "starting"),
+        (("bulk", "none", "labels"), "starting"),
         (("data", "show", "none"), "drawing the images"),
     ],
 )

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,18 @@ def test_a_long_list_of_problems_is_cut(tmp_path: Path, data: LabeledImages) -> 
     assert re.search(r"Could not be read\s*1,200training and", page.text)
     assert page.text.count("no such file") == 50
     assert "and 1,150 more" in page.text
+
+
+def test_pictures_of_mistakes_have_the_white_level_of_the_recipe(
+    tmp_path: Path, data: LabeledImages
+) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((16, 16), 300, np.uint16)).save(path)
+    deep = replace(data, images=[str(path)] * len(data.labels))
+    report = classification_report("", evaluation(deep, 0), deep, unreadable=0, white_level=4095.0)
+    write_report(tmp_path / "report.html", report, history=history(1), recipe={})
+    (picture,) = Page(tmp_path / "report.html").images("jpeg")
+    assert np.asarray(picture).mean() == pytest.approx(300 / 4095 * 255, abs=1)
 
 
 def test_mistakes_are_pictures(tmp_path: Path, data: LabeledImages) -> None:

@@ -174,7 +174,7 @@ def label_bulk(
         classes=dict(totals.classes.most_common()),
         error_kinds=dict(totals.error_kinds.most_common()),
     )
-    store.write(SUMMARY, page(report, totals).encode())
+    store.write(SUMMARY, page(report, totals, run.preprocessing.white_level).encode())
     store.write(SUCCESS, b"")
     return report
 

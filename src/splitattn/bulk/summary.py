@@ -70,9 +70,13 @@ class Totals:
         self.examples = nsmallest(EXAMPLES, [*self.examples, *shard.examples])
 
 
-def page(report: BulkReport, totals: Totals) -> str:
-    """The summary as one HTML page that needs nothing else."""
-    pictures = "".join(_figure(*example[1:]) for example in totals.examples)
+def page(report: BulkReport, totals: Totals, white_level: float | None = None) -> str:
+    """The summary as one HTML page that needs nothing else.
+
+    Args:
+        white_level: of the pictures, see `Preprocessing`.
+    """
+    pictures = "".join(_figure(*example[1:], white_level) for example in totals.examples)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{report.images:,} images</title>
 <meta name="viewport" content="width=device-width">
@@ -111,10 +115,10 @@ def _table(counts: Counter[str], most: int) -> str:
     return f"<table>{''.join(rows)}</table>{rest}"
 
 
-def _figure(path: str, label: str, probability: float) -> str:
+def _figure(path: str, label: str, probability: float, white_level: float | None) -> str:
     try:
         source = read_object(path)[0] if is_bucket(path) else path
-        image = decode_reduced(source, _THUMBNAIL).image
+        image = decode_reduced(source, _THUMBNAIL, white_level=white_level).image
     except (ImageError, StoreError):  # gone since, or in a Parquet file
         return f"<figure><figcaption>{escape(path)}: {escape(label)}</figcaption></figure>"
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))

@@ -66,9 +66,11 @@ def bulk(
 
     Exit status 1 if some images could not be labeled.
     """
-    from splitattn.bulk.bulk import label_bulk
-    from splitattn.cli.progress import shards_progress
-    from splitattn.images.paths import passed_over_text
+    from splitattn.cli.progress import shards_progress, starting
+
+    with starting("starting"):
+        from splitattn.bulk.bulk import label_bulk
+        from splitattn.images.paths import passed_over_text
 
     passed_over: Counter[str] = Counter()
     with shards_progress() as (on_listed, on_shard):

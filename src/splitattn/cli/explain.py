@@ -74,11 +74,12 @@ def explain(
         check_output(output)
     pictures = None if is_page else Pictures(output, lambda _, each: each.overlay(), "--output")
     from splitattn.cli.progress import counting, downloading, starting
-    from splitattn.cli.stdin import images_given
-    from splitattn.explanation.explainer import Explainer
-    from splitattn.explanation.explanation import write_html
 
     with starting("opening the network"), downloading() as progress:
+        from splitattn.cli.stdin import images_given
+        from splitattn.explanation.explainer import Explainer
+        from splitattn.explanation.explanation import write_html
+
         explainer = Explainer(
             model,
             weights,

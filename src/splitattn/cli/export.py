@@ -36,7 +36,11 @@ def export(
         Precision, typer.Option(help="Number format of the file.")
     ] = Precision.FP32,
     calibration: Annotated[
-        str | None, typer.Option(metavar="DATA", help="For int8: DATA or any folder of images.")
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images, DATA or a folder: int8 is calibrated on them, and files are compared.",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,

@@ -51,10 +51,11 @@ def features(
     if ending not in (_ARRAYS, *_LINES):
         raise InputError(f"--output must end in {_ARRAYS}, {' or '.join(_LINES)}, got {output}")
     from splitattn.cli.progress import counting, downloading, starting
-    from splitattn.cli.stdin import images_given
-    from splitattn.features import FeatureExtractor
 
     with starting("opening the network"), downloading() as progress:
+        from splitattn.cli.stdin import images_given
+        from splitattn.features import FeatureExtractor
+
         extractor = FeatureExtractor(
             model,
             weights,

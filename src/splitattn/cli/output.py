@@ -76,15 +76,14 @@ def counted(count: int, what: str) -> str:
 
 
 def conclude(text: str) -> None:
-    """Print a line on stdout. On a terminal it is broken between words."""
+    """Print lines on stdout. On a terminal those that are too long are broken between words."""
+    lines = text.splitlines()
     if sys.stdout.isatty():
-        text = textwrap.fill(
-            text,
-            shutil.get_terminal_size().columns,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    _write_to_stdout(f"{text}\n")
+        width = shutil.get_terminal_size().columns
+        wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill
+        # Lines that fit stay: wrapping would shorten the spaces between a table's columns.
+        lines = [wrap(line) if len(line) > width else line for line in lines]
+    _write_to_stdout("".join(f"{line}\n" for line in lines))
 
 
 def say(text: str) -> None:

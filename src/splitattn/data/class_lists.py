@@ -12,7 +12,7 @@ from typing import Any
 
 from splitattn.data.class_names import are_numbers, are_unnamed, first_lemma, match, normal
 from splitattn.errors import DataError
-from splitattn.files import is_file, open_file, open_text
+from splitattn.files import is_file, is_folder, open_file, open_text
 
 # A number, and after a separator a name: `0 cat`, `1: dog`, `2,fox`.
 _NUMBERED = re.compile(r"(\d+)(?:\s*[,;:.)\t]\s*|\s+)(\S.*)")
@@ -51,7 +51,8 @@ def read_class_list(path: Path) -> ClassList:
         DataError: the file cannot be read, or is not such a list.
     """
     if not is_file(path):
-        raise DataError(f"class names must be a text file, got {path}, and there is no such file")
+        reason = "a folder" if is_folder(path) else "and there is no such file"
+        raise DataError(f"class names must be a text file, got {path}, {reason}")
     try:
         with open_text(open_file(path)) as file:
             text = file.read().strip()

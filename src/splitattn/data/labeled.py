@@ -70,7 +70,10 @@ class LabeledImages:
             DataError: there are not as many names as classes, or two are the same.
         """
         if len(classes) != len(self.classes) or len(set(classes)) != len(classes):
-            raise _wrong_names(self, classes)
+            raise DataError(
+                f"class names must be {len(self.classes)} different ones, "
+                f"got {len(set(classes))} different of {len(classes)}"
+            )
         return replace(self, classes=classes)
 
     def classes_of(self, label: int) -> tuple[int, ...]:
@@ -212,7 +215,11 @@ def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
         found = match(data.classes, classes.names, classes.numbers)
     except DataError as error:
         if len(classes.names) != len(data.classes):
-            raise _wrong_names(data, classes.names) from error
+            raise DataError(
+                f"there must be one class name for each of the {len(data.classes)} classes of the "
+                f"data set, got {len(classes.names)} in {classes.origin}; list them all, in the "
+                "order of labels"
+            ) from error
         raise
     return _relabeled(data, classes.names, found)
 
@@ -223,10 +230,3 @@ def _relabeled(data: LabeledImages, classes: tuple[str, ...], found: Match) -> L
         return replace(data, classes=classes, label_sets=tuple(sets))
     labels = [found.indices[label] for label in data.labels]
     return replace(data, classes=classes, labels=labels)
-
-
-def _wrong_names(data: LabeledImages, names: tuple[str, ...]) -> DataError:
-    return DataError(
-        f"class names must be {len(data.classes)} different ones, "
-        f"got {len(set(names))} different of {len(names)}"
-    )

@@ -147,7 +147,7 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
             details=DetectionDetails(scores=scores, found=tuple(found), problems=problems),
         )
 
-    def report(self, measured: Measurement) -> Report:
+    def report(self, run: Run, measured: Measurement) -> Report:  # noqa: ARG002
         title = f"{self.model} finds {len(self.train.classes)} classes"
         notes = (*self.train.notes, *self.val.notes)
         return detection_report(title, measured.details, self.val, notes)

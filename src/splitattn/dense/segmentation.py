@@ -180,7 +180,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
         details = SegmentationDetails(scores=scores, worst=scored.worst, problems=scored.problems)
         return Measurement(figures=scores.figures, details=details)
 
-    def report(self, measured: Measurement) -> Report:
+    def report(self, run: Run, measured: Measurement) -> Report:  # noqa: ARG002
         title = f"{self.model} tells {len(self.train.classes)} classes apart, pixel by pixel"
         notes = (*self.train.notes, *self.val.notes)
         return segmentation_report(title, measured.details, self.val, notes)

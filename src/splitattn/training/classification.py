@@ -135,10 +135,16 @@ class Classification(ImageTask[Batch]):
             activation=self.activation,
         )
 
-    def report(self, measured: Measurement) -> Report:
+    def report(self, run: Run, measured: Measurement) -> Report:
         title = f"{self.model} on {len(self.train.classes)} classes"
         unreadable = len(self._unreadable.lines)
-        return classification_report(title, measured.details, self.val, unreadable=unreadable)
+        return classification_report(
+            title,
+            measured.details,
+            self.val,
+            unreadable=unreadable,
+            white_level=run.recipe.white_level,
+        )
 
     def summary(self, measured: Measurement) -> str:
         figures = {**measured.figures}

@@ -47,7 +47,12 @@ _DISTILLATION_COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def classification_report(
-    title: str, evaluation: Evaluation, data: LabeledImages, *, unreadable: int
+    title: str,
+    evaluation: Evaluation,
+    data: LabeledImages,
+    *,
+    unreadable: int,
+    white_level: float | None = None,
 ) -> Report:
     """The report of a trained classifier.
 
@@ -56,6 +61,7 @@ def classification_report(
         data: the evaluated images, for pictures of mistakes. Images that can no longer be read are
             left out.
         unreadable: images of the training and validation split that could not be read.
+        white_level: of the pictures, see `Recipe`.
     """
     return Report(
         title=title,
@@ -66,22 +72,29 @@ def classification_report(
             Chart(title="Top-1", unit="%", figure="top1"),
         ),
         columns=_COLUMNS,
-        sections=(_confusion(evaluation), _mistakes(evaluation.mistakes, data)),
+        sections=(_confusion(evaluation), _mistakes(evaluation.mistakes, data, white_level)),
     )
 
 
 def distillation_report(
-    title: str, measurement: Measurement, data: LabeledImages, *, unreadable: int
+    title: str,
+    measurement: Measurement,
+    data: LabeledImages,
+    *,
+    unreadable: int,
+    white_level: float | None = None,
 ) -> Report:
     """The report of a student: where its first guess agrees with the teacher's.
 
     Args:
         measurement: of the trained network; its details are an `Evaluation` of `data`.
         data: the evaluated images, with the teacher's first guesses as labels.
-        unreadable: see `classification_report`.
+        unreadable, white_level: see `classification_report`.
     """
     evaluation, figures = measurement.details, measurement.figures
-    shown = classification_report(title, evaluation, data, unreadable=unreadable)
+    shown = classification_report(
+        title, evaluation, data, unreadable=unreadable, white_level=white_level
+    )
     agreeing, *rest = shown.headlines
     headlines = [replace(agreeing, name="Agreement", note="first guesses are the teacher's")]
     columns = dict(_DISTILLATION_COLUMNS)
@@ -210,8 +223,8 @@ def _matrix_picture(evaluation: Evaluation) -> str:
     return data_url(image, "png", transparency=bytes(range(256)))
 
 
-def _mistakes(mistakes: Sequence[Answer], data: LabeledImages) -> str:
-    figures = [_mistake(mistake, data) for mistake in mistakes]
+def _mistakes(mistakes: Sequence[Answer], data: LabeledImages, white_level: float | None) -> str:
+    figures = [_mistake(mistake, data, white_level) for mistake in mistakes]
     if not any(figures):
         return ""
     return f"""<section>
@@ -224,9 +237,9 @@ may be the ones that are wrong.</p>
 """
 
 
-def _mistake(mistake: Answer, data: LabeledImages) -> str:
+def _mistake(mistake: Answer, data: LabeledImages, white_level: float | None) -> str:
     try:
-        image = decode(data.images[mistake.index], name=mistake.name)
+        image = decode(data.images[mistake.index], name=mistake.name, white_level=white_level)
     except ImageError:
         return ""
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))

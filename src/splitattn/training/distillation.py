@@ -200,10 +200,16 @@ class Distillation(ImageTask[Crops]):
             origin={"teacher": self.teacher.name, "data": self.data},
         )
 
-    def report(self, measured: Measurement) -> Report:
+    def report(self, run: Run, measured: Measurement) -> Report:
         title = f"{self.model}, distilled from {self.teacher.name}"
         unreadable = len(self._unreadable.lines)
-        return distillation_report(title, measured, self._answered[0], unreadable=unreadable)
+        return distillation_report(
+            title,
+            measured,
+            self._answered[0],
+            unreadable=unreadable,
+            white_level=run.recipe.white_level,
+        )
 
     def summary(self, measured: Measurement) -> str:
         return f"{super().summary(measured)} of {measured.details.n} images"

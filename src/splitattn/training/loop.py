@@ -369,7 +369,7 @@ class _Training(Generic[Batch]):
         try:
             write_report(
                 self.run.output / "report.html",
-                self.task.report(measured),
+                self.task.report(self.run, measured),
                 history=self.state.history,
                 recipe=asdict(self.run.recipe),
             )

@@ -72,7 +72,7 @@ class MultiLabel(Classification):
             "f1": measured.micro_f1,
         }
 
-    def report(self, measured: Measurement) -> Report:
+    def report(self, run: Run, measured: Measurement) -> Report:  # noqa: ARG002
         title = f"{self.model} on {len(self.train.classes)} classes"
         unreadable = len(self._unreadable.lines)
         return multi_label_report(title, measured.details, unreadable=unreadable)

@@ -250,7 +250,7 @@ class Task(ABC, Generic[Batch]):
     def write_files(self, folder: Path) -> None:
         """Write more files whenever a checkpoint is saved; called in the first process."""
 
-    def report(self, measured: Measurement) -> Report:  # noqa: ARG002
+    def report(self, run: Run, measured: Measurement) -> Report:  # noqa: ARG002
         """The task's part of the report."""
         return Report(title=self.name)
 
