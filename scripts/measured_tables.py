@@ -112,8 +112,8 @@ def ladder() -> str:
             f"### {machine}",
             "",
             f"{_ladder_origin(report)}, n = {report['plan']['rounds']}. The machine reaches "
-            f"{peaks} billion operations a second, and moves "
-            f"{1e-9 * report['peaks']['copied_bytes']:.1f} GB, read or written, in a copy.",
+            f"{peaks} billion operations a second, and copies memory at "
+            f"{1e-9 * report['peaks']['copied_bytes']:.1f} GB/s, reads and writes together.",
             "",
             "| network | form | engine | precision | batch | ms (quartiles) | images/s "
             "| x roofline | peak MB | difference | same labels |",

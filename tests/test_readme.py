@@ -39,8 +39,9 @@ def test_python_examples_do_what_they_say(
     names: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
-    a_line = r" *\d+\.\d%  [A-Za-z].*|\d+\.\d % of 4 images"
-    assert len(printed) == example.count("topk=3") * 3 + example.count(" images")
+    a_line = r" *\d+\.\d%  [A-Za-z].*|\d+ px  loss .*|\d+\.\d % of 4 images"
+    epochs = 2 * example.count("on_epoch")
+    assert len(printed) == example.count("topk=3") * 3 + epochs + example.count(" images")
     assert all(re.fullmatch(a_line, line) for line in printed)
     if "splitattn.export" in example:
         assert (desk / "model.onnx.parity.json").is_file()

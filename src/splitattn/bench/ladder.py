@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,8 +152,14 @@ def rungs(model: str, device: str, *, ladder: bool = False, only: str = "") -> l
     able = [rung for rung in chosen if installed(*rung.way.libraries)]
     for way in dict.fromkeys(rung.way for rung in chosen if rung not in able):
         needed = " and ".join(way.libraries)
-        logger.warning("left out: %s %s, which needs %s", way.engine, way.precision, needed)
+        _tell_left_out(f"{way.engine} {way.precision}, which needs {needed}")
     return able
+
+
+@cache
+def _tell_left_out(what: str) -> None:
+    """Once in a process, for a measurement asks for the rungs several times."""
+    logger.warning("left out: %s", what)
 
 
 def _ours(model: str) -> Iterator[Subject]:
@@ -175,7 +181,7 @@ def _rewritten(model: str, form: Form) -> Subject:
 
 def _peers(model: str) -> Iterator[Subject]:
     if not installed("timm"):
-        logger.warning("left out: timm's networks, which need timm")
+        _tell_left_out("timm's networks, which need timm")
     else:
         if model in TIMM_NAMES:
             twin = partial(_twin, model)

@@ -143,6 +143,6 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
         console.print(f"\n{', '.join(_DETAILS)}:\nwith --json, or in a window of {_WIDE} columns.")
     console.print(
         f"\nThis machine reaches {rates} billion operations a second, and "
-        f"moves {1e-9 * peaks.copied_bytes:.1f} GB, read or written, in a copy.",
+        f"copies memory at {1e-9 * peaks.copied_bytes:.1f} GB/s, reads and writes together.",
         highlight=False,
     )

@@ -10,7 +10,7 @@ import typer
 
 from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, OutputNames, Weights, WhiteLevel
-from splitattn.cli.output import check_output, say, write_output
+from splitattn.cli.output import check_output, counted, say, write_output
 from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ def explain(
         sections = explained()
         if first := next(sections, None):  # if there are none, an old page stays
             write_html(chain([first], sections), output)
+    if done > failed:
+        say(f"{output}: {counted(done - failed, 'picture')}")
     if unlisted is not None:
         raise unlisted
     if not done:

@@ -1,5 +1,6 @@
 """`splitattn serve`: an HTTP service and a web page."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +106,13 @@ def serve(
             device=device,
             limits=settings.limits,
         )
-    run(opened, settings, host=host, port=port)
+    run(opened, settings, host=host, port=port, on_ready=_show_address)
+
+
+def _show_address(url: str) -> None:
+    """On a terminal, whose width breaks the JSON lines of the log."""
+    if sys.stdout.isatty():
+        typer.echo(f"ready at {url}; Ctrl+C ends it")
 
 
 def _opened(

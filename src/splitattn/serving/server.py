@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT.
 
@@ -43,6 +45,7 @@ def serve(
         model: a `Classifier`, `Detector` or `Segmenter`.
         settings: limits and options.
         host, port: where to listen; port 0 takes a free one.
+        on_ready: called with the URL once requests are answered.
 
     Raises:
         InputError: the address cannot be listened on.
@@ -62,7 +65,7 @@ def serve(
     _log_as_json()
     _allow_open_files()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_run(uvicorn.Server(config), app, settings, listening))
+        runner.run(_run(uvicorn.Server(config), app, settings, listening, on_ready))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -93,6 +96,7 @@ async def _run(
     app: Starlette,
     settings: Settings,
     listening: socket.socket,
+    on_ready: Callable[[str], None],
 ) -> None:
     host, port = listening.getsockname()[:2]
     running = asyncio.create_task(server.serve(sockets=[listening]))
@@ -122,6 +126,7 @@ async def _run(
     if not ends:  # a signal may come while the model is prepared
         shown = f"[{host}]" if ":" in host else host
         LOG.info("%s is served at http://%s:%d", app.state.service.served.model, shown, port)
+        on_ready(f"http://{shown}:{port}")
     # Objects that exist now stay until the end. A full garbage collection would go through all of
     # them, and all answers would wait for it (docs/log.md).
     gc.freeze()

@@ -215,6 +215,12 @@ class _Training(Generic[Batch]):
                 self.state.epochs_done - self._epochs_since_best(),
             )
         if measured is None:  # a finished training was resumed
+            if self.writes:
+                logger.warning(
+                    "the training was finished after %d epochs and is only measured again; "
+                    "--set epochs=N trains for more",
+                    self.state.epochs_done,
+                )
             measured = self._measure()
         self._finish(measured)
         return measured
