@@ -59,6 +59,9 @@ def test_options_become_settings(
         trusted_hosts=("localhost", "127.0.0.1", "::1"),
     )
     assert (asked["host"], asked["port"]) == ("127.0.0.1", 0)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    asked["on_ready"]("http://127.0.0.1:8000")
+    assert capsys.readouterr().out == "ready at http://127.0.0.1:8000; Ctrl+C ends it\n"
     assert call("--max-images", 64, "--max-queue", 32) == 2
     assert "max_images must be at most max_queue, 32, got 64" in capsys.readouterr().err
     call(*options, "--host", "0.0.0.0")

@@ -262,9 +262,10 @@ def test_a_signal_while_the_model_is_prepared_ends_the_service_quietly(
     model.compiled.clear()
     app, listening = application(model, Settings()), server._listen("127.0.0.1", 0)
     own = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+    told: list[str] = []
 
     async def interrupted() -> None:
-        running = asyncio.create_task(server._run(own, app, Settings(), listening))
+        running = asyncio.create_task(server._run(own, app, Settings(), listening, told.append))
         while not own.started:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
@@ -277,6 +278,7 @@ def test_a_signal_while_the_model_is_prepared_ends_the_service_quietly(
         asyncio.run(interrupted())
     assert "Traceback" not in caplog.text
     assert "is served at" not in caplog.text
+    assert not told
 
 
 def test_it_is_ready_before_it_can_explain() -> None:

@@ -113,6 +113,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     assert again.figures == measured.figures
     for name in ("model.safetensors", "best.safetensors"):
         assert (run.output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert train(resumed, task, run, resume=True).figures == measured.figures
+    assert "finished after 3 epochs and is only measured again; --set epochs=N" in caplog.text
 
 
 def test_what_an_earlier_training_froze_learns_again(task: Classification, run: Run) -> None:

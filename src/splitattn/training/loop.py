@@ -214,13 +214,13 @@ class _Training(Generic[Batch]):
                 self.task.formats[self.task.best or "loss"].label,
                 self.state.epochs_done - self._epochs_since_best(),
             )
+        elif measured is None and self.writes:
+            logger.warning(
+                "the training was finished after %d epochs and is only measured again; "
+                "--set epochs=N trains for more",
+                self.state.epochs_done,
+            )
         if measured is None:  # a finished training was resumed
-            if self.writes:
-                logger.warning(
-                    "the training was finished after %d epochs and is only measured again; "
-                    "--set epochs=N trains for more",
-                    self.state.epochs_done,
-                )
             measured = self._measure()
         self._finish(measured)
         return measured
