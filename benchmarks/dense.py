@@ -15,8 +15,8 @@ train it, with the same head, images and epochs. A run that was stopped continue
 in benchmarks/dense.json is not repeated, unless the package has other weights by now.
 
 The length of an epoch is in benchmarks/dense_epochs.json, measured on two cores with nothing else
-running: `--seeds 0 --set epochs=1 warmup_epochs=0`, for camvid also `first_train_size=288`, which
-is its largest size.
+running: `--seeds 0 --set epochs=1 warmup_epochs=0 --runs runs/epochs --output
+benchmarks/dense_epochs.json`, for camvid also `first_train_size=288`, which is its largest size.
 """
 
 import argparse

@@ -227,17 +227,20 @@ def dense() -> str:
     """What detectors and segmenters reach from the model inside the package."""
     rows = read("dense")
     # The trainings ran beside other programs, so their own times say little.
-    epoch = {row["set"]: row["training_seconds"] for row in read("dense_epochs")}
+    epochs = read("dense_epochs")
+    epoch = {(row["set"], row["start"]): row["training_seconds"] for row in epochs}
     lines = [
         "| data | head | from | figures % | epochs | minutes on two cores | seeds |",
         "|---|---|---|---|---:|---:|---:|",
     ]
-    for key, own in grouped(rows, lambda row: (row["set"], row["start"], row["sha256"])):
+    by = ("set", "start", "sha256", "changes")
+    for key, own in grouped(rows, lambda row: tuple(str(row[name]) for name in by)):
         figures = ", ".join(
             f"{name.replace('_', ' ')} {_mean([row['figures'][name] for row in own])}"
             for name in own[0]["figures"]
         )
-        minutes = own[0]["epochs"] * epoch[own[0]["set"]] / 60
+        seconds = epoch.get(key[:2])
+        minutes = "" if seconds is None else f"{own[0]['epochs'] * seconds / 60:.0f}"
         cells = (
             key[0],
             f"`{own[0]['head']}`",
@@ -246,11 +249,12 @@ def dense() -> str:
             ),
             figures,
             str(own[0]["epochs"]),
-            f"{minutes:.0f}",
+            minutes,
             str(len(own)),
         )
         lines.append(_line(cells))
     lines += ["", f"{_origins(rows, 'torch', 'torchvision')}."]
+    lines += [f"Minutes: {_origins(epochs, 'torch', 'torchvision')}."]
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitattn.architectures import Architecture, architecture
-from splitattn.data.class_lists import ClassNames, class_list, name_outputs
+from splitattn.data.class_lists import ClassList, ClassNames, class_list, name_outputs
 from splitattn.engines.engine import Engine
 from splitattn.engines.table import (
     EngineRow,
@@ -193,13 +193,13 @@ def open_network(
     check_device(device)
     if engine != "auto":
         find_engine(engine)  # wrong names fail before anything is downloaded
-    if class_names is not None:
-        class_names = class_list(class_names)
+    # Before any download: the list may be one that cannot be read.
+    listed = None if class_names is None else class_list(class_names)
     if weights is not None and (row := file_engine(weights)):
         opened = _open_exported(row, Path(weights), model, engine=engine, device=device, size=size)
-        opened = replace(opened, metadata=_named(opened.metadata, class_names))
+        opened = replace(opened, metadata=_named(opened.metadata, listed))
         return _with_white_level(opened, white_level)
-    trained = open_weights(model, weights, class_names=class_names, progress=progress)
+    trained = open_weights(model, weights, class_names=listed, progress=progress)
     preprocessing = trained.metadata.preprocessing
     if size is not None:
         preprocessing = at_size(preprocessing, size)
@@ -212,10 +212,10 @@ def open_network(
     return _with_white_level(opened.prepared(preprocessing), white_level)
 
 
-def _named(metadata: ModelMetadata, class_names: ClassNames | None) -> ModelMetadata:
-    if class_names is None:
+def _named(metadata: ModelMetadata, listed: ClassList | None) -> ModelMetadata:
+    if listed is None:
         return metadata
-    return replace(metadata, classes=name_outputs(class_list(class_names), metadata.classes))
+    return replace(metadata, classes=name_outputs(listed, metadata.classes))
 
 
 def _with_white_level(opened: OpenedNetwork, white_level: float | None) -> OpenedNetwork:
@@ -244,8 +244,7 @@ def open_weights(
             classifier, or nothing says how images of their channels are prepared; or they have
             changed.
     """
-    if class_names is not None:  # a list that cannot be read is an error before any download
-        class_names = class_list(class_names)
+    listed = None if class_names is None else class_list(class_names)
     trained = _open_trained(model, weights, progress, unchanged)
     assert trained.file is not None
     path = trained.file.path
@@ -265,7 +264,7 @@ def open_weights(
             f"{path} must name each of its {outputs} classes, it names "
             f"{len(trained.metadata.classes)}; write the file again"
         )
-    return replace(trained, metadata=_named(trained.metadata, class_names))
+    return replace(trained, metadata=_named(trained.metadata, listed))
 
 
 def open_body(

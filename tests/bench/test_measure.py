@@ -98,6 +98,8 @@ def test_engines_that_are_not_installed_are_left_out_and_named(
     monkeypatch.setattr(ladder, "installed", lambda *libraries: "openvino" not in libraries)
     engines = {rung.way.engine for rung in rungs("resnest14", "cpu", ladder=True)}
     assert engines == {"torch", "compile", "onnxruntime"}
+    assert not caplog.records
+    ladder.warn_of_left_out("resnest14", "cpu", ladder=True)
     assert [record.getMessage() for record in caplog.records] == [
         "left out: openvino fp32, which needs openvino",
         "left out: openvino int8, which needs openvino and nncf",

@@ -165,7 +165,9 @@ def test_outputs_take_other_names_of_the_same_classes() -> None:
         (IDS[::-1], IMAGENET),
         (("Dog", "Cat"), ("cat", "dog")),
         (("dog", "Katze"), ("cat", "dog")),
+        (("Dog", "Katze"), ("cat", "dog")),
         (("dog, a pet", "cat, a pet"), ("cat", "dog")),
+        ((*IMAGENET[:3], IMAGENET[4], IMAGENET[3], *IMAGENET[5:-1], "new"), IMAGENET),
     ],
 )
 def test_names_of_other_outputs_are_refused(names: Sequence[str], outputs: Sequence[str]) -> None:
@@ -194,6 +196,13 @@ def test_numbers_of_a_list_are_those_of_all_outputs(
     else:
         with pytest.raises(DataError, match="numbers of class names must be 0 to 1 or 1 to 2, got"):
             named(path, ("0", "1"))
+
+
+def test_names_that_look_alike_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    path.write_text('{"0": "caf\u00e9", "1": "cafe\u0301"}', "utf-8")
+    with pytest.raises(DataError, match="different names"):
+        class_list(path)
 
 
 def test_outputs_without_names_take_any() -> None:

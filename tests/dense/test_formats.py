@@ -274,11 +274,20 @@ def test_labels_of_yolo_in_capitals_are_read_and_those_of_no_image_are_told(
     write_format(tmp_path, "yolo")
     folder = tmp_path / "labels" / "train"
     (folder / "a.txt").rename(folder / "a.TXT")
-    (folder / "b.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    for name in ("c.txt", "b.txt"):
+        (folder / name).write_text("0 0.5 0.5 0.1 0.1\n")
     (folder / "classes.txt").write_text("blue\n")  # labelImg puts it there
     found = open_annotated(tmp_path, "train")
     assert [len(objects) for objects in found.objects] == [2]
-    assert found.notes == ("label files without an image, left out: 1, such as b.txt",)
+    assert found.notes == ("label files without an image, left out: 2, such as b.txt",)
+
+
+def test_a_list_of_classes_alone_is_no_data_set_of_yolo(tmp_path: Path) -> None:
+    save_picture(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "classes.txt").write_text("blue\n")
+    with pytest.raises(DataError, match="annotated images"):
+        open_annotated(str(tmp_path), "train")
 
 
 def test_labels_of_yolo_are_those_of_every_image_of_their_name(tmp_path: Path) -> None:

@@ -281,6 +281,20 @@ def test_a_signal_while_the_model_is_prepared_ends_the_service_quietly(
     assert not told
 
 
+def test_the_address_is_told_once_it_answers() -> None:
+    app, listening = application(Gated(), Settings()), server._listen("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    own = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+    told: list[tuple[str, str]] = []
+
+    def tell(url: str) -> None:
+        told.append((url, app.state.service.state))
+        signal.raise_signal(signal.SIGINT)
+
+    asyncio.run(server._run(own, app, Settings(), listening, tell))
+    assert told == [(f"http://127.0.0.1:{port}", "ready")]
+
+
 def test_it_is_ready_before_it_can_explain() -> None:
     model, prepared = Gated(), threading.Event()
     model.explains = True

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +118,7 @@ class Rung:
 
 
 def rungs(model: str, device: str, *, ladder: bool = False, only: str = "") -> list[Rung]:
-    """The rungs whose libraries are installed; a warning names those that are left out.
+    """The rungs whose libraries are installed; `warn_of_left_out` names the others.
 
     Args:
         model: name of our network.
@@ -130,6 +130,25 @@ def rungs(model: str, device: str, *, ladder: bool = False, only: str = "") -> l
     Raises:
         InputError: there is no such model or no such rung.
     """
+    chosen = _chosen(model, device, ladder=ladder, only=only)
+    return [rung for rung in chosen if installed(*rung.way.libraries)]
+
+
+def warn_of_left_out(model: str, device: str, *, ladder: bool = False, only: str = "") -> None:
+    """Log a warning for each engine that cannot be measured because a library is missing.
+
+    Args:
+        model, device, ladder, only: see `rungs`.
+    """
+    chosen = _chosen(model, device, ladder=ladder, only=only)
+    for way in dict.fromkeys(rung.way for rung in chosen if not installed(*rung.way.libraries)):
+        needed = " and ".join(way.libraries)
+        logger.warning("left out: %s %s, which needs %s", way.engine, way.precision, needed)
+    if ladder and not installed("timm"):
+        logger.warning("left out: timm's networks, which need timm")
+
+
+def _chosen(model: str, device: str, *, ladder: bool, only: str) -> list[Rung]:
     model, _ = split_name(model)
     ways = _ways(device)
     if ladder:
@@ -149,17 +168,7 @@ def rungs(model: str, device: str, *, ladder: bool = False, only: str = "") -> l
     chosen = [rung for rung in every if only in rung.label]
     if not chosen:
         raise InputError(f"--only must be part of a label such as {every[0].label!r}, got {only!r}")
-    able = [rung for rung in chosen if installed(*rung.way.libraries)]
-    for way in dict.fromkeys(rung.way for rung in chosen if rung not in able):
-        needed = " and ".join(way.libraries)
-        _tell_left_out(f"{way.engine} {way.precision}, which needs {needed}")
-    return able
-
-
-@cache
-def _tell_left_out(what: str) -> None:
-    """Once in a process, for a measurement asks for the rungs several times."""
-    logger.warning("left out: %s", what)
+    return chosen
 
 
 def _ours(model: str) -> Iterator[Subject]:
@@ -180,9 +189,7 @@ def _rewritten(model: str, form: Form) -> Subject:
 
 
 def _peers(model: str) -> Iterator[Subject]:
-    if not installed("timm"):
-        _tell_left_out("timm's networks, which need timm")
-    else:
+    if installed("timm"):
         if model in TIMM_NAMES:
             twin = partial(_twin, model)
             yield Subject(name=f"timm {TIMM_NAMES[model]}", form=_AS_TRAINED, trained=twin)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from splitattn import environment
-from splitattn.bench.ladder import Rung, Runner, Setting, rungs
+from splitattn.bench.ladder import Rung, Runner, Setting, rungs, warn_of_left_out
 from splitattn.bench.peaks import Peaks, measure_peaks
 from splitattn.bench.roofline import Cost, cost, roofline_seconds
 from splitattn.differences import Difference, difference
@@ -157,6 +157,7 @@ def measure(
         InputError: there is no such model or rung.
     """
     chosen = plan.rungs()
+    warn_of_left_out(plan.model, plan.device, ladder=plan.ladder, only=plan.only)
     with TemporaryDirectory() as folder:
         setting = _setting(plan, Path(folder))
         runners: list[Runner] = []

@@ -99,10 +99,13 @@ class Run:
             old, new = written.get(name), ours[name]
             if old == new:
                 continue
+            where = name
             if isinstance(old, list) and isinstance(new, list):  # too long to be shown whole
-                old, new = next(pair for pair in zip_longest(old, new) if pair[0] != pair[1])
+                pairs = enumerate(zip_longest(old, new))
+                index, (old, new) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+                where = f"{name}[{index}]"
             raise DataError(
-                f"the target holds a run with {name} {old!r:.120}, got {new!r:.120}: name another "
+                f"the target holds a run with {where} {old!r:.120}, got {new!r:.120}: name another "
                 f"target, or the same {name}"
             )
 

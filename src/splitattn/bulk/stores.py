@@ -259,7 +259,7 @@ def read_object(address: str) -> tuple[bytes, str | None]:
 @cache
 def _opened(root: str) -> "ObjectStore":
     """The library's store for a bucket."""
-    require(f"reading {root.partition('://')[0]}://", "obstore")
+    require(f"using {root.partition('://')[0]}://", "obstore")
     from obstore.store import from_url
 
     for name in _CREDENTIALS.intersection(os.environ):

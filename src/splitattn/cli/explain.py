@@ -1,5 +1,6 @@
 """`splitattn explain`: heat maps of labels."""
 
+import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from itertools import chain
@@ -125,7 +126,7 @@ def explain(
         sections = explained()
         if first := next(sections, None):  # if there are none, an old page stays
             write_html(chain([first], sections), output)
-    if done > failed:
+    if done > failed and sys.stderr.isatty():
         say(f"{output}: {counted(done - failed, 'picture')}")
     if unlisted is not None:
         raise unlisted

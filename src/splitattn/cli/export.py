@@ -39,7 +39,7 @@ def export(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images, DATA or a folder: int8 is calibrated on them, and files are compared.",
+            help="DATA or a folder of images, to calibrate int8 and to compare the file.",
         ),
     ] = None,
     batch_size: Annotated[

@@ -77,7 +77,7 @@ def counted(count: int, what: str) -> str:
 
 def conclude(text: str) -> None:
     """Print lines on stdout. On a terminal those that are too long are broken between words."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
         wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill

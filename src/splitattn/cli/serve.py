@@ -110,7 +110,7 @@ def serve(
 
 
 def _show_address(url: str) -> None:
-    """On a terminal, whose width breaks the JSON lines of the log."""
+    """Print the URL on a terminal, where the JSON log is hard to read."""
     if sys.stdout.isatty():
         typer.echo(f"ready at {url}; Ctrl+C ends it")
 

@@ -3,14 +3,14 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitattn.data.class_names import are_numbers, are_unnamed, first_lemma, match, normal
+from splitattn.data.class_names import are_numbers, are_unnamed, first_lemma, match, normal, spelled
 from splitattn.errors import DataError
 from splitattn.files import is_file, is_folder, open_file, open_text
 
@@ -36,7 +36,7 @@ class ClassList:
     origin: str
 
 
-# Class names as arguments: a file that lists them, or the names.
+# Class names as arguments: a file that lists them, the names, or what was read.
 ClassNames = str | Path | Sequence[str] | ClassList
 
 
@@ -88,8 +88,8 @@ def name_outputs(listed: ClassList, outputs: Sequence[str]) -> tuple[str, ...]:
         outputs: the network's own names; numbers from 0 if it has none.
 
     Raises:
-        DataError: the number of names is another one, the numbers of the list have gaps, or a name
-            is that of another output.
+        DataError: there are more or fewer names than outputs, the list's numbers do not begin at 0
+            or 1 or have gaps, or a name is that of another output.
     """
     names, numbers = listed.names, listed.numbers
     if len(names) != len(outputs):
@@ -100,12 +100,15 @@ def name_outputs(listed: ClassList, outputs: Sequence[str]) -> tuple[str, ...]:
     if numbers and (numbers[0] > 1 or numbers[-1] - numbers[0] >= len(numbers)):
         raise DataError(
             f"the numbers of class names must be 0 to {len(names) - 1} or 1 to {len(names)}, got "
-            f"{numbers[0]} to {numbers[-1]} in {listed.origin}; number the outputs without gaps"
+            f"{numbers[0]} to {numbers[-1]} in {listed.origin}; number the outputs from 0 or 1 "
+            "without gaps"
         )
     if are_unnamed(outputs):
         return names
-    for index, known in enumerate(_outputs_of(names, outputs)):
-        if known not in (None, index):
+    for found in _found(names, outputs):
+        wrong = [index for index, output in enumerate(found) if output not in (None, index)]
+        if wrong:
+            index = wrong[0]
             raise DataError(
                 f"class names must be in the order of the network's outputs, got "
                 f"{names[index]!r:.60} for output {index}, which is {outputs[index]!r:.60}, in "
@@ -114,16 +117,17 @@ def name_outputs(listed: ClassList, outputs: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _outputs_of(names: tuple[str, ...], outputs: Sequence[str]) -> Sequence[int | None]:
-    """The output that has each name already, or None for a new name."""
+def _found(names: tuple[str, ...], outputs: Sequence[str]) -> Iterator[Sequence[int | None]]:
+    """In each way to compare names, the output that has a name already, or None for a new name."""
+    for key in (normal, spelled, first_lemma):
+        known = {key(name): index for index, name in enumerate(outputs)}
+        # Two classes may have the same first name, such as ImageNet's maillots.
+        if len(known) == len(outputs) and len({*map(key, names)}) == len(names):
+            yield [known.get(key(name)) for name in names]
     with suppress(DataError):  # some names are new
         found = match(names, outputs)
-        if found.how != "order":
-            return found.indices
-    # Two classes may have the same first name, such as ImageNet's maillots.
-    key = first_lemma if len({*map(first_lemma, names)}) == len(names) else normal
-    known = {key(name): index for index, name in enumerate(outputs)}
-    return [known.get(key(name)) if len(known) == len(outputs) else None for name in names]
+        if found.how == "wordnet":
+            yield found.indices
 
 
 def _of_lines(text: str, path: Path) -> ClassList:
@@ -137,7 +141,7 @@ def _of_lines(text: str, path: Path) -> ClassList:
     numbers = sorted(int(each[1]) for each in found if each)
     # Numbers count only if every line has one; otherwise they are parts of names.
     if numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
-        names = {int(each[1]): each[2] for each in found if each}
+        names = {int(each[1]): normal(each[2]) for each in found if each}
         if len(set(names.values())) == len(names):
             return _numbered(names, path)
     if len(numbers) == len(lines) and numbers[0] == 0:
@@ -166,7 +170,7 @@ def _of_json(text: str, path: Path) -> ClassList:
     if isinstance(content, dict) and are_numbers([str(value) for value in content.values()]):
         content = _object(path, [(str(number), name) for name, number in content.items()])
     if isinstance(content, dict) and are_numbers([*content]):
-        names = {int(number): _name(value) for number, value in content.items()}
+        names = {int(number): normal(_name(value)) for number, value in content.items()}
         if all(names.values()) and len(set(names.values())) == len(content):
             return _numbered(names, path)
     if isinstance(content, list) and content and all(map(_name, content)):
@@ -195,7 +199,7 @@ def _name(value: Any) -> str:
 def _numbered(names: dict[int, str], path: Path) -> ClassList:
     numbers = tuple(sorted(names))
     return ClassList(
-        names=tuple(normal(names[number]) for number in numbers),
+        names=tuple(names[number] for number in numbers),
         numbers=numbers,
         origin=str(path),
     )

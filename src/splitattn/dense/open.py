@@ -247,7 +247,8 @@ def _images_below(folder: Path) -> dict[str, Path]:
 
 def _is_yolo(root: Path) -> bool:
     folders = [labels for _, _, labels in paired_folders(root, "labels")] if is_folder(root) else []
-    return any(map(_label_files, folders))
+    files = [path for folder in folders for path in _label_files(folder).values()]
+    return any(path.name not in _CLASS_FILES for path in files)
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
@@ -273,7 +274,7 @@ def _open_yolo(root: Path, split: str) -> AnnotatedImages:
         texts, notes = _label_files(labels), Notes()
         paths = image_files(images)
         found = [read_yolo(texts.get(path.stem), path, classes) for path in paths]
-        for stem in texts.keys() - {path.stem for path in paths}:
+        for stem in sorted(texts.keys() - {path.stem for path in paths}):
             if texts[stem].name not in _CLASS_FILES:
                 notes.add("label files without an image, left out", texts[stem].name)
         if name:
