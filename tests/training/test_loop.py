@@ -114,7 +114,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     for name in ("model.safetensors", "best.safetensors"):
         assert (run.output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert train(resumed, task, run, resume=True).figures == measured.figures
-    assert "finished after 3 epochs and is only measured again; --set epochs=N" in caplog.text
+    assert "finished, epoch 3 of 3, and is only measured again; --set epochs=N" in caplog.text
 
 
 def test_what_an_earlier_training_froze_learns_again(task: Classification, run: Run) -> None:

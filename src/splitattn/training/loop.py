@@ -216,9 +216,9 @@ class _Training(Generic[Batch]):
             )
         elif measured is None and self.writes:
             logger.warning(
-                "the training was finished after %d epochs and is only measured again; "
+                "the training is finished, epoch %d of %d, and is only measured again; "
                 "--set epochs=N trains for more",
-                self.state.epochs_done,
+                *(self.state.epochs_done, self.epochs),
             )
         if measured is None:  # a finished training was resumed
             measured = self._measure()
