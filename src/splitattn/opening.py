@@ -228,7 +228,7 @@ def open_weights(
     model: str | None = None,
     weights: str | Path | None = None,
     *,
-    class_names: ClassNames | None = None,
+    class_names: ClassNames | ClassList | None = None,
     progress: Progress | None = None,
     unchanged: FileState | None = None,
 ) -> TrainedNetwork:

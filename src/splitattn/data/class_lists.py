@@ -36,8 +36,8 @@ class ClassList:
     origin: str
 
 
-# Class names as arguments: a file that lists them, the names, or what was read.
-ClassNames = str | Path | Sequence[str] | ClassList
+# Class names as arguments: a file that lists them, or the names.
+ClassNames = str | Path | Sequence[str]
 
 
 def read_class_list(path: Path) -> ClassList:
@@ -61,7 +61,7 @@ def read_class_list(path: Path) -> ClassList:
     return _of_json(text, path) if text.startswith(("[", "{")) else _of_lines(text, path)
 
 
-def class_list(given: ClassNames) -> ClassList:
+def class_list(given: ClassNames | ClassList) -> ClassList:
     """Class names, in the order of labels.
 
     Args:
