@@ -142,7 +142,7 @@ def write(
     unreadable = max([len(measured.problems), *(line.get("unreadable", 0) for line in lines)])
     write_report(
         folder / "report.html",
-        classification_report(title, measured, data, unreadable=unreadable),
+        classification_report(title, measured, data, unreadable=unreadable, white_level=None),
         history=lines,
         recipe={"epochs": 3, "learning_rate": 0.1} if recipe is None else recipe,
     )

@@ -70,7 +70,7 @@ class Totals:
         self.examples = nsmallest(EXAMPLES, [*self.examples, *shard.examples])
 
 
-def page(report: BulkReport, totals: Totals, white_level: float | None = None) -> str:
+def page(report: BulkReport, totals: Totals, white_level: float | None) -> str:
     """The summary as one HTML page that needs nothing else.
 
     Args:

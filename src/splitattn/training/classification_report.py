@@ -52,7 +52,7 @@ def classification_report(
     data: LabeledImages,
     *,
     unreadable: int,
-    white_level: float | None = None,
+    white_level: float | None,
 ) -> Report:
     """The report of a trained classifier.
 
@@ -82,7 +82,7 @@ def distillation_report(
     data: LabeledImages,
     *,
     unreadable: int,
-    white_level: float | None = None,
+    white_level: float | None,
 ) -> Report:
     """The report of a student: where its first guess agrees with the teacher's.
 
