@@ -3,6 +3,7 @@
 Tests in `without_torch` also run where PyTorch is not installed.
 """
 
+import logging
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,17 @@ def _fixed_seed() -> None:
         import torch
 
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """`splitattn serve` sends all logs of its process to stderr, which here outlives the call."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # pytest's own are of other classes
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from splitattn.engines.table import (
 )
 from splitattn.environment import describe
 from splitattn.errors import InputError, WeightsError, check_choice, write_failure
-from splitattn.files import replacing
+from splitattn.files import check_can_write, replacing
 from splitattn.graph.folding import CLASS_MAPS
 from splitattn.images.preprocess import Pixels, normalize
 from splitattn.libraries import require
@@ -285,10 +285,10 @@ def check_arguments(
     batch_size: int | None,
     opset: int | None,
 ) -> EngineRow:
-    """Check that the arguments of `export` go together, and return the engine of the file.
+    """Check the arguments of `export`, and return the engine of the file.
 
     Raises:
-        InputError: they do not go together, or a library is missing.
+        InputError: they do not go together, a library is missing, or `path` cannot be written.
     """
     known = formats()
     if format is not None:
@@ -308,6 +308,7 @@ def check_arguments(
         )
     if precision == "int8" and calibration is None:
         raise InputError("int8 needs images to calibrate on: pass --calibration DATA or a folder")
+    check_can_write(path)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch size must be at least 1, got {batch_size}")
     if opset is not None and not row.opsets:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
+from splitattn.errors import InputError
+
 # The first bytes of a pointer, in place of a file that Git LFS has not fetched.
 LFS_POINTER = b"version https://git-lfs"
 
@@ -195,6 +197,22 @@ def is_folder(path: str | Path) -> bool:
 def exists(path: str | Path) -> bool:
     """Whether `path` is a file or folder; False for devices and pipes, which could block."""
     return is_file(path) or is_folder(path)
+
+
+def check_can_write(path: Path, rule: str = "cannot write") -> None:
+    """Check that a file can be written at `path`, before any work is done for it.
+
+    Args:
+        rule: the beginning of the message, before `path`.
+
+    Raises:
+        InputError: there is no such folder, or it is read-only.
+    """
+    folder = Path(os.path.realpath(path)).parent  # of a loop of links, `Path.resolve` raises
+    if not is_folder(folder):
+        raise InputError(f"{rule} {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{rule} {path}: the folder {folder} cannot be written to")
 
 
 def remove_leftovers(folder: Path) -> None:

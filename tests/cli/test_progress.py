@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from rich.progress import Progress
 
 from splitattn.bulk.plan import ShardReport
@@ -280,17 +282,47 @@ def test_the_first_thing_on_a_terminal_is_a_word(
         os.close(theirs)
 
 
-def test_a_pipe_is_told_that_pytorch_is_being_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("call", "library", "name"),
+    [
+        ("bench", "torch", "PyTorch"),
+        ("predict photo.png", "openvino", "OpenVINO"),
+        ("features photo.png", "openvino", "OpenVINO"),
+        ("explain photo.png --output why", "openvino", "OpenVINO"),
+        ("evaluate data", "openvino", "OpenVINO"),
+        ("bulk data labels", "openvino", "OpenVINO"),
+        ("predict photo.png --engine onnxruntime", "onnxruntime", "ONNX Runtime"),
+        ("export net.onnx", "onnxruntime", "ONNX Runtime"),
+    ],
+)
+def test_a_pipe_is_told_what_is_being_loaded(
+    call: str, library: str, name: str, tmp_path: Path
+) -> None:
     """Before it is: the word is there although the load fails."""
-    (tmp_path / "torch.py").write_text("raise SystemExit('broken')")
+    for path in ("photo.png", "data/cats/0.png", "data/dogs/0.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / path)
+    done = with_broken(library, call, tmp_path)
+    assert done.stderr == f"loading {name}\nbroken\n"
+
+
+def test_a_service_logs_what_is_being_loaded(tmp_path: Path) -> None:
+    line, end = with_broken("openvino", "serve --port 0", tmp_path).stderr.splitlines()
+    assert (json.loads(line)["message"], end) == ("loading OpenVINO", "broken")
+
+
+def with_broken(library: str, call: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """The command line, run in `folder` where `library` cannot be loaded."""
+    (folder / "libraries").mkdir()
+    (folder / "libraries" / f"{library}.py").write_text("raise SystemExit('broken')")
     code = f"""
 import sys
-sys.path.insert(0, {str(tmp_path)!r})
+sys.path.insert(0, {str(folder / "libraries")!r})
 from splitattn.cli import main
-main(["bench"])
+main({call.split()!r})
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr == "loading PyTorch\nbroken\n"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
 def shard(labeled: int, errors: int = 0) -> ShardReport:

@@ -93,7 +93,7 @@ def test_sigterm_answers_what_comes_while_it_drains(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process, whose main thread serves while another one asks."""
-    monkeypatch.setattr(server, "_log_as_json", lambda: None)
+    monkeypatch.setattr(server, "log_as_json", lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     found: dict[str, Any] = {"lost": 0, "answered": 0}
@@ -155,7 +155,7 @@ def test_sigterm_answers_what_comes_while_it_drains(
 def test_a_model_that_cannot_be_prepared_ends_it(
     weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "_log_as_json", lambda: None)
+    monkeypatch.setattr(server, "log_as_json", lambda: None)
     model = Classifier(weights=weights, engine="onnxruntime")
 
     def fail(*_: object) -> None:
@@ -169,7 +169,7 @@ def test_a_model_that_cannot_be_prepared_ends_it(
 
 
 def test_a_second_signal_ends_it_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_log_as_json", lambda: None)
+    monkeypatch.setattr(server, "log_as_json", lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 

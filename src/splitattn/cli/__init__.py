@@ -5,6 +5,7 @@ Nothing that takes longer than Typer is imported here or at the top of a verb's 
 """
 
 import errno
+import logging
 import re
 import sys
 import threading
@@ -30,6 +31,8 @@ VERBS = (
     *("predict", "explain", "features", "evaluate", "train", "export", "bulk", "serve", "bench"),
     *("models", "data", "weights"),
 )
+# Libraries whose import is told: PyTorch takes seconds, the others a third of one.
+_SLOW = {"torch": "PyTorch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,10 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
-    if distributed.is_first() and not (sys.stderr.isatty() or "torch" in sys.modules):
+    if distributed.is_first() and not sys.stderr.isatty() and _SlowFinder not in sys.meta_path:
         # Before Python's own finder, which it replaces, and after those of other programs.
         usual = [*sys.meta_path, PathFinder].index(PathFinder)
-        sys.meta_path.insert(usual, _TorchFinder)
+        sys.meta_path.insert(usual, _SlowFinder)
     threading.excepthook = _on_thread_error
     # Paths may hold bytes that are no text, which must be printed all the same.
     reconfigure(sys.stdout, errors="backslashreplace")
@@ -116,27 +119,37 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status or 0)
 
 
-class _TorchFinder(PathFinder):
-    """Finds PyTorch, and prints a line when its import begins, since that takes seconds.
+class _SlowFinder(PathFinder):
+    """Finds the libraries that take long to import, and tells of each when its import begins.
 
-    Not used on a terminal, where each verb says what it does.
+    Every slow command imports one of them, after it has found the mistakes in a call that can be
+    found without. Not used on a terminal, where each verb says what it does.
     """
 
     @classmethod
     def find_spec(cls, name: str, *where: Any) -> ModuleSpec | None:
-        if name != "torch":
+        if name not in _SLOW:
             return None
         spec = super().find_spec(name, *where)
         if spec and spec.loader:
             load = spec.loader.exec_module
 
-            def say_and_load(module: ModuleType) -> None:
-                say("loading PyTorch")
+            def tell_and_load(module: ModuleType) -> None:
+                _tell(f"loading {_SLOW[name]}")
                 load(module)
 
-            # Here and not above: `libraries.require` finds PyTorch without importing it.
-            spec.loader.exec_module = say_and_load  # type: ignore[method-assign]
+            # Here and not above: `libraries.require` finds a library without importing it.
+            spec.loader.exec_module = tell_and_load  # type: ignore[method-assign]
         return spec
+
+
+def _tell(what: str) -> None:
+    """Log it where logging has been set up, as `serve` does, or print it on stderr."""
+    logger = logging.getLogger("splitattn")
+    if logger.hasHandlers():
+        logger.info(what)
+    else:
+        say(what)
 
 
 def _on_thread_error(fault: threading.ExceptHookArgs) -> None:

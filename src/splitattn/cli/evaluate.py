@@ -79,14 +79,14 @@ def evaluate(
     from splitattn.cli.output import check_output, json_line, say, write_output
     from splitattn.cli.progress import counting, downloading, starting
 
+    check_output(output, endings=(".json", ".jsonl"))
+    check_output(answers, "--answers", endings=(".csv",))
     with starting("starting"):
         from splitattn.dense.evaluating import DetectionEvaluation
         from splitattn.opening import TASK, task_of
         from splitattn.workflows import NetworkLabelScores, SegmentationEvaluation
         from splitattn.workflows import evaluate as measure
 
-    check_output(output, endings=(".json", ".jsonl"))
-    check_output(answers, "--answers", endings=(".csv",))
     if answers and task_of(weights) != TASK:
         raise InputError(f"--answers is for classification, got weights for {task_of(weights)}")
     given: list[Any] = []

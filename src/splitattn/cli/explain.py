@@ -12,6 +12,7 @@ import typer
 from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, OutputNames, Weights, WhiteLevel
 from splitattn.cli.output import check_output, counted, say, write_output
+from splitattn.cli.stdin import check_given, images_given
 from splitattn.errors import ImageError, InputError, one_line
 
 if TYPE_CHECKING:
@@ -64,10 +65,7 @@ def explain(
 
     Exit status 1 if some images could not be used; the others have their pictures all the same.
     """
-    if not paths:
-        raise InputError(
-            "explain needs images, got none; name files, folders, globs or URLs, or - for stdin"
-        )
+    paths = check_given("explain", paths)
     if output is None:
         raise InputError("explain needs --output: a new folder, or a page that ends in .html")
     is_page = output.suffix.lower() in _PAGES
@@ -77,7 +75,6 @@ def explain(
     from splitattn.cli.progress import counting, downloading, starting
 
     with starting("opening the network"), downloading() as progress:
-        from splitattn.cli.stdin import images_given
         from splitattn.explanation.explainer import Explainer
         from splitattn.explanation.explanation import write_html
 

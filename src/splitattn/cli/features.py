@@ -9,6 +9,7 @@ import typer
 
 from splitattn.cli.options import Device, Engine, Model, Weights, WhiteLevel, Workers
 from splitattn.cli.output import check_output, json_line, say, writing
+from splitattn.cli.stdin import check_given, images_given
 from splitattn.errors import ImageError, InputError, write_failure
 
 if TYPE_CHECKING:
@@ -42,10 +43,7 @@ def features(
 
     Exit status 1 if some images could not be used; the others have their features all the same.
     """
-    if not paths:
-        raise InputError(
-            "features needs images, got none; name files, folders, globs or URLs, or - for stdin"
-        )
+    paths = check_given("features", paths)
     check_output(output)
     ending = output.suffix.lower() if output else _LINES[0]
     if ending not in (_ARRAYS, *_LINES):
@@ -53,7 +51,6 @@ def features(
     from splitattn.cli.progress import counting, downloading, starting
 
     with starting("opening the network"), downloading() as progress:
-        from splitattn.cli.stdin import images_given
         from splitattn.features import FeatureExtractor
 
         extractor = FeatureExtractor(

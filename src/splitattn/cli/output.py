@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from splitattn.errors import InputError, one_line, write_failure
-from splitattn.files import is_file
+from splitattn.files import check_can_write, is_file
 
 
 def check_output(
@@ -27,12 +27,14 @@ def check_output(
             ending is accepted.
 
     Raises:
-        InputError: it is a folder or a device, or has another ending.
+        InputError: it is a folder or a device, has another ending, or no file can be written there.
     """
     if output is not None and endings and output.suffix.lower() not in ("", *endings):
         raise InputError(f"{option} must end in {', '.join(endings)}, got {output}")
     if output is not None and not is_file(output) and os.path.exists(output):  # noqa: PTH110
         raise InputError(f"{option} must be a file, got {output}, a folder or device")
+    if output is not None:
+        check_can_write(output, f"cannot write {option}")
 
 
 @contextmanager

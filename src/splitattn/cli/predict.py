@@ -27,6 +27,7 @@ from splitattn.cli.options import (
     Workers,
 )
 from splitattn.cli.output import check_output, json_line, say, writing
+from splitattn.cli.stdin import check_given, images_given
 from splitattn.errors import ImageError, InputError, one_line
 from splitattn.files import exists, is_file, is_folder
 
@@ -72,6 +73,7 @@ def predict(
         int | None,
         typer.Option(
             help="How many classes to name.",
+            min=1,
             show_default="5, or all above --threshold if the weights give several labels",
         ),
     ] = None,
@@ -142,10 +144,7 @@ def predict(
 
     Exit status 1 if some images could not be used; the others are answered all the same.
     """
-    if not paths:
-        raise InputError(
-            "predict needs images, got none; name files, folders, globs or URLs, or - for stdin"
-        )
+    paths = check_given("predict", paths)
     _check_not_empty(paths)
     check_output(output, endings=() if format else (*_BY_ENDING, ".txt"))
     if format is None:
@@ -158,7 +157,6 @@ def predict(
             f"--output must not be an image, got {output}; for pictures use --draw FOLDER"
         )
     with starting("opening the network"):
-        from splitattn.cli.stdin import images_given
         from splitattn.images.paths import expand, passed_over_text
         from splitattn.opening import TASK, task_of
 

@@ -80,9 +80,11 @@ def serve(
     from splitattn.cli.progress import starting
 
     with starting("starting"):
+        from splitattn.serving.server import log_as_json
         from splitattn.serving.server import serve as run
         from splitattn.serving.settings import Settings
 
+        log_as_json()
         settings = Settings(
             max_batch=max_batch,
             max_wait=max_wait / 1000,

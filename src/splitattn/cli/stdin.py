@@ -14,6 +14,24 @@ from splitattn.files import is_file
 Given = tuple[Iterator[str], Callable[[str], str | bytes]]
 
 
+def check_given(verb: str, paths: list[str] | None) -> list[str]:
+    """The arguments of `verb` that stand for images, checked before any work is done.
+
+    Raises:
+        InputError: there are none, or one is a list of names.
+    """
+    if not paths:
+        raise InputError(
+            f"{verb} needs images, got none; name files, folders, globs or URLs, or - for stdin"
+        )
+    if len(paths) == 1 and paths[0].lower().endswith(".txt") and is_file(paths[0]):
+        raise InputError(
+            f"images must be pictures, got {paths[0]}: a list of names is read from stdin, as in "
+            f"splitattn {verb} - < {paths[0]}"
+        )
+    return paths
+
+
 def images_given(paths: Sequence[str], passed_over: Counter[str] | None = None) -> Given:
     """The names of the images that `paths` stand for, and what to decode for a name.
 
@@ -21,15 +39,10 @@ def images_given(paths: Sequence[str], passed_over: Counter[str] | None = None) 
         paths, passed_over: see `images.paths.expand`.
 
     Raises:
-        InputError: a list on stdin is not in UTF-8, or a list is not on stdin.
+        InputError: a list on stdin is not in UTF-8.
     """
     from splitattn.images.paths import expand
 
-    if len(paths) == 1 and paths[0].lower().endswith(".txt") and is_file(paths[0]):
-        raise InputError(
-            f"images must be pictures, got {paths[0]}: a list of names is read from stdin, as in "
-            f"splitattn predict - < {paths[0]}"
-        )
     picture: bytes | None = None
     listed: Iterable[str] = ()
     if "-" in paths:  # else stdin is left alone: it may be a terminal, where reading waits

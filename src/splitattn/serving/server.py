@@ -62,7 +62,7 @@ def serve(
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=int(settings.deadline + settings.body_timeout + _MORE),
     )
-    _log_as_json()
+    log_as_json()
     _allow_open_files()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_run(uvicorn.Server(config), app, settings, listening, on_ready))
@@ -156,7 +156,7 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _log_as_json() -> None:
+def log_as_json() -> None:
     """All logs of this process as JSON on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
