@@ -23,6 +23,7 @@ from splitattn.weights.catalogue import (
     named,
 )
 from splitattn.weights.checkpoint import read_checkpoint
+from splitattn.weights.resolve import resolve
 from tests.weights.conftest import make_entry
 
 PUBLISHED = [entry for entry in CATALOGUE if not entry.embedded]
@@ -130,6 +131,29 @@ def test_tiny_imagenet_classes_are_200_different_names() -> None:
     assert all(name == name.strip() and name for name in names)
     assert names[0] == "goldfish"
     assert names[-1] == "acorn"
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        (None, "tiny_imagenet"),
+        ("resnest26_tiny", "tiny_imagenet"),
+        ("resnest26_tiny.tiny_imagenet", None),
+    ],
+)
+def test_others_stand_in_for_retired_weights_with_a_warning(
+    model: str | None, weights: str | None
+) -> None:
+    with pytest.warns(
+        UserWarning, match="no longer has .*:tiny_imagenet: distilled_in1k stands in"
+    ):
+        found = resolve(model, weights)
+    assert (found.tag, len(found.classes or ())) == ("distilled_in1k", 1000)
+
+
+def test_no_weights_stand_in_for_those_of_another_model() -> None:
+    with pytest.raises(WeightsError, match="'tiny_imagenet' is neither a tag of resnest50"):
+        resolve("resnest50", "tiny_imagenet")
 
 
 def test_the_embedded_weights_are_whole_and_small() -> None:

@@ -1,5 +1,6 @@
 """The table of published weights. Data only: nothing here downloads or imports torch."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -226,6 +227,9 @@ CATALOGUE: tuple[WeightsEntry, ...] = (
     _fast("resnest50_fast_1s4x24d", "d4a4f76f", top1=80.99, mirrored=True),
 )
 
+# Weights that the package no longer has, and those that stand in for them.
+_RETIRED = {"resnest26_tiny:tiny_imagenet": _EMBEDDED}
+
 
 def entries(model: str | None = None) -> tuple[WeightsEntry, ...]:
     """The catalogue's entries, in table order: of `model`, whose tag is ignored, or of all models.
@@ -265,9 +269,29 @@ def find_entry(model: str, tag: str | None = None) -> WeightsEntry:
     for entry in candidates:
         if entry.tag == tag:
             return entry
+    if retired := stand_in(model, tag):
+        return retired
     tags = [entry.tag for entry in candidates]
     hint = nearest(tag, tags) or f"; it has {', '.join(tags)}"
     raise WeightsError(f"{model} has no weights called {tag!r}{hint}")
+
+
+def stand_in(model: str | None, tag: str) -> WeightsEntry | None:
+    """The entry that stands in for weights that the package no longer has, with a warning.
+
+    Args:
+        model: name of an architecture; None looks for the tag among those of all models.
+        tag: as it was in the catalogue.
+    """
+    for name, entry in _RETIRED.items():
+        if tag == name.partition(":")[2] and model in (None, entry.model):
+            warnings.warn(
+                f"the package no longer has the weights {name}: {entry.tag} stands in, with "
+                f"{len(entry.classes)} classes of its own",
+                stacklevel=2,
+            )
+            return entry
+    return None
 
 
 def named(name: str) -> tuple[str, str | None]:

@@ -15,6 +15,7 @@ from splitattn.weights.catalogue import (
     entries,
     find_entry,
     named,
+    stand_in,
 )
 from splitattn.weights.download import Progress
 from splitattn.weights.hub import folder_of, is_reference
@@ -102,6 +103,8 @@ def resolve(
                 f"weights must be a tag or a file, got {str(weights)!r}, which is a model: "
                 f"name it as the model, as in --model {weights}"
             )
+        if retired := stand_in(model, str(weights)):
+            return _resolve_entry(retired, progress)
         tags = sorted({entry.tag for entry in entries(model)})
         hint = nearest(str(weights), tags) or f"; the tags are {', '.join(tags) or 'none'}"
         whose = f"of {model}" if model else "of any model"
