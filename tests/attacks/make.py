@@ -1,10 +1,10 @@
-"""Writes the hostile files of this folder. It shows what is in each of them.
+"""Write the hostile files of this folder. The code shows what each of them contains.
 
 usage: python tests/attacks/make.py
 
-It uses the standard library only, since encoders refuse to write such files. The first
-part of a file's path says who reads it: `images`, `weights`, `recipes`, `data`, `exported`,
-`annotations`. A file whose description begins with "Valid:" is to be read all the same.
+It uses the standard library only, since encoders refuse to write such files. The first folder
+of a file's path names its reader: `images`, `weights`, `recipes`, `data`, `exported` or
+`annotations`. A file whose description begins with "Valid:" must be read without an error.
 """
 
 import io
@@ -20,13 +20,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
-# What the code in a hostile pickle makes, where it runs.
+# The file that a hostile pickle creates if its code runs.
 MARKER = "hostile-code-ran"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """A file: its path below this folder, what it is, and its bytes."""
+    """A file: its path below this folder, a description, and its bytes."""
 
     path: str
     what: str
@@ -34,7 +34,7 @@ class Attack:
 
     @property
     def valid(self) -> bool:
-        """Whether it is odd rather than hostile, and has to be read."""
+        """Whether the file is unusual but not hostile, so that readers must accept it."""
         return self.what.startswith("Valid:")
 
 
@@ -55,7 +55,7 @@ def png(
     before: bytes = b"",
     end: bytes = chunk(b"IEND", b""),
 ) -> bytes:
-    """A PNG of `pixels` with a filter byte before each row; `before` are the chunks before them."""
+    """A PNG: `before` has the chunks before the pixels, `pixels` a filter byte before each row."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(pixels, 9))
     return b"\x89PNG\r\n\x1a\n" + header + before + data + end
@@ -74,12 +74,12 @@ def jpeg(
     scans: int = 1,
     before: bytes = b"",
 ) -> bytes:
-    """Of one color: each Huffman table has one code of one bit, "nothing more in this block"."""
+    """A JPEG of one color: each Huffman table has only a 1-bit code for "no more in this block"."""
     channels = [bytes((i, 0x11, 0)) for i in range(1, components + 1)]
     frame = struct.pack(">BHHB", 8, height, width, components) + b"".join(channels)
     start = bytes((components,)) + b"".join(bytes((i, 0)) for i in range(1, components + 1))
     once = start + (b"\0\0\0" if progressive else b"\0\x3f\0")
-    again = b"\x01\x01\0\x01\x3f\0"  # a scan of nothing but headers, over every block
+    again = b"\x01\x01\0\x01\x3f\0"  # a scan over every block that has only headers
     blocks = -(-width // 8) * -(-height // 8) * components
     return (
         b"\xff\xd8"
@@ -96,7 +96,7 @@ def jpeg(
 
 
 def ifd(*entries: tuple[int, int, int, int], following: int = 0) -> bytes:
-    """A directory of a little-endian TIFF: tag, type, count, value or offset; then the next one."""
+    """A little-endian TIFF directory: tag, type, count, value or offset; then the next offset."""
     packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return struct.pack("<H", len(entries)) + packed + struct.pack("<I", following)
 
@@ -112,7 +112,7 @@ TILES, TILE_BYTES = 324, 325
 
 
 def webp(width: int, height: int) -> bytes:
-    """Lossless and of one color."""
+    """A lossless WebP of one color."""
     size = (width - 1) | (height - 1) << 14 | 1 << 28
     image = b"\x2f" + struct.pack("<I", size) + bytes.fromhex("071011118888fe07")
     body = b"WEBPVP8L" + struct.pack("<I", len(image)) + image + b"\0" * (len(image) % 2)
@@ -120,7 +120,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 def gif(width: int, height: int, frames: int = 1) -> bytes:
-    """Of one color, whose pixels break off after the first few."""
+    """A GIF of one color whose pixel data ends after the first few pixels."""
     frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\0"
     header = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     return header + frame * frames + b"\x3b"
@@ -136,13 +136,13 @@ def bmp(
 
 
 def icon(content: bytes) -> bytes:
-    """That says its image is of 16 x 16 pixels."""
+    """An icon whose header says 16 x 16 pixels, whatever `content` is."""
     entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(content), 22)
     return struct.pack("<HHH", 0, 1, 1) + entry + content
 
 
 def jpeg2000(width: int, height: int, tile: int) -> bytes:
-    """A code stream of headers, which promises a grid of tiles."""
+    """A JPEG 2000 code stream of one tile, whose header declares a grid of tiles."""
     size = struct.pack(">HIIIIIIIIHBBB", 0, width, height, 0, 0, tile, tile, 0, 0, 1, 7, 1, 1)
     coding = bytes.fromhex("000000010003040400 01".replace(" ", ""))
     return (
@@ -385,7 +385,7 @@ def tensor(*shape: int, begin: int = 0, end: int = 4, dtype: str = "F32") -> dic
 
 
 def metadata(**changes: object) -> bytes:
-    """Safetensors of one number with what splitattn writes about its files, changed."""
+    """A safetensors file of one number. `changes` replace fields of splitattn's metadata."""
     preprocessing = {
         "size": 32,
         "crop_fraction": 0.875,
@@ -426,7 +426,7 @@ def numbers(*values: int) -> bytes:
 def pickled_tensor(
     *shape: int, stride: tuple[int, ...], count: int, offset: int = 0, storage: str = "0"
 ) -> bytes:
-    """How torch pickles a view of `count` floats."""
+    """A tensor as torch pickles it: a view of `count` floats."""
     where = b"(" + word("storage") + b"ctorch\nFloatStorage\n" + word(storage) + word("cpu")
     persistent = where + number(count) + b"tQ"
     view = b"(" + persistent + number(offset) + numbers(*shape) + numbers(*stride)
@@ -439,7 +439,7 @@ def state(**values: bytes) -> bytes:
 
 
 def archive(records: dict[str, bytes], *, packed: bool = False) -> bytes:
-    """A zip file without the time it was made."""
+    """A zip file with a fixed time stamp, so that the bytes are always the same."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
         for name, content in records.items():
@@ -450,19 +450,19 @@ def archive(records: dict[str, bytes], *, packed: bool = False) -> bytes:
 
 
 def saved(data: bytes, *, storage: bytes = bytes(4), **records: bytes) -> bytes:
-    """What torch.save writes around the pickle `data`."""
+    """The pickle `data` in the zip format that torch.save writes today."""
     own = {"a/data.pkl": data, "a/byteorder": b"little", "a/data/0": storage, "a/version": b"3\n"}
     return archive(own | records)
 
 
 def legacy(data: bytes) -> bytes:
-    """What torch.save wrote before 1.6."""
+    """The pickle `data` in the format that torch.save wrote before 1.6."""
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
     head = (0x1950A86A20F9469CFC6C, 1001, system)
     return b"".join(pickle.dumps(part, 2) for part in head) + data + pickle.dumps(["0"], 2)
 
 
-# Pairs of the same pair, 60 deep.
+# A pickled pair whose items are both the same pair, and so on, 60 levels deep.
 SHARED = b"K\x01\x85" + b"2\x86" * 60
 
 
@@ -751,7 +751,7 @@ def recipes() -> list[tuple[str, str, bytes]]:
 
 
 def thrift(**fields: tuple[int, bytes]) -> bytes:
-    """A structure in Thrift's compact form. Fields are named by number, as in f1."""
+    """A structure in Thrift's compact protocol. The argument `f1` is field number 1."""
     content, last = b"", 0
     for name, (kind, value) in fields.items():
         number = int(name[1:])
@@ -783,7 +783,7 @@ def list_of(kind: int, items: list[bytes]) -> tuple[int, bytes]:
 
 
 INT64, DOUBLE, BYTE_ARRAY = 2, 5, 6
-UTF8 = 0  # says that a byte array is text
+UTF8 = 0  # marks a byte array as text
 HUGGINGFACE = b'{"info": {"features": {"label": {"names": %s}}}}'
 
 
@@ -801,12 +801,12 @@ def parquet(
     """A shard in the Hugging Face image layout.
 
     Args:
-        images: values, or one value and how many rows have it.
-        labels: numbers of 8 bytes each.
-        text: image bytes are text.
-        unpacked: bytes that the page of images says to unpack to.
-        declared: bytes that the footer says it unpacks to.
-        values: how many values the footer says that columns have, by name.
+        images: one value per row, or one value and the number of rows that share it.
+        labels: encoded as numbers of 8 bytes each.
+        text: mark the image bytes as text.
+        unpacked: unpacked size in bytes that the header of the image page states.
+        declared: unpacked size in bytes that the footer states for the images.
+        values: number of values that the footer states, by column name.
     """
     content = b"PAR1"
 
@@ -985,7 +985,7 @@ def varint(value: int) -> bytes:
 
 
 def onnx(location: str | None, *, elements: int = 4) -> bytes:
-    """images -> Identity of a weight -> logits; the weight's numbers lie in the file `location`."""
+    """A graph whose output is a weight, stored in the file `location` if that is not None."""
     weight = field(1, elements) + field(2, 1) + field(8, b"w")
     if location is None:
         weight += field(9, bytes(16))
@@ -1072,7 +1072,7 @@ def exported() -> list[tuple[str, str, bytes]]:
 
 
 def coco(**changes: object) -> bytes:
-    """COCO's JSON of an image of 16 x 16 pixels with an object, which `changes` change."""
+    """COCO's JSON of one 16 x 16 image with one object; `changes` replace fields of either."""
     row: dict[str, object] = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 8, 9]}
     image: dict[str, object] = {"id": 1, "file_name": "a.png", "width": 16, "height": 16}
     for key, value in changes.items():
@@ -1087,7 +1087,7 @@ def voc(doctype: str, body: str) -> bytes:
 
 
 def annotations() -> list[tuple[str, str, bytes]]:
-    """By its ending a file is COCO's, VOC's or YOLO's, the names of classes, or a mask."""
+    """Annotations. The file's ending decides the format: COCO, VOC, YOLO, class names or a mask."""
     laughs = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 12))
     box = "<xmin>{}</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax>"
     found = "<object><name>a</name><bndbox>" + box + "</bndbox></object>"

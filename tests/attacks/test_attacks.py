@@ -22,7 +22,7 @@ from tests.attacks.make import FOLDER, KINDS, MARKER, README, Attack, attacks, r
 
 ATTACKS = attacks()
 MEMORY = 2 * 2**30
-# Of files this small, all verbs and all engines included.
+# The limit for hostile files, which are small. It includes loading every verb and engine.
 HOSTILE_MEMORY = 2**29
 
 
@@ -47,9 +47,9 @@ def _nothing_runs_or_takes_all_memory(
     assert (peak_memory() or 0) - before < HOSTILE_MEMORY
 
 
-def test_the_files_are_what_their_maker_makes() -> None:
+def test_stored_files_equal_those_that_make_py_writes() -> None:
     if "ng" in zlib.ZLIB_RUNTIME_VERSION:
-        pytest.skip("another zlib packs otherwise")
+        pytest.skip("zlib-ng compresses to other bytes")
     files = {path for kind in KINDS for path in (FOLDER / kind).iterdir()}
     assert {FOLDER / attack.path for attack in ATTACKS} == files
     for attack in ATTACKS:
@@ -87,7 +87,7 @@ def refused(status: int, said: str) -> None:
 
 @pytest.mark.parametrize("attack", of("images"), ids=name)
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_an_image_is_one_line_or_a_picture(attack: Attack) -> None:
+def test_an_image_is_decoded_or_refused_in_one_line(attack: Attack) -> None:
     path = FOLDER / attack.path
     try:
         assert decode(path).mode == "RGB"
@@ -100,7 +100,7 @@ def test_an_image_is_one_line_or_a_picture(attack: Attack) -> None:
     assert error.isprintable()
 
 
-# Those that a lenient decoder makes a picture of, as Pillow does.
+# Damaged files that a lenient decoder such as Pillow still turns into a picture.
 LENIENT = {
     *("frames.png", "frames.gif", "exif-count.jpg", "loop.tiff", "nan.ppm", "run-length.bmp"),
     *("no-palette.png", "wrong-checksum.png", "text-bomb.png", "profile-bomb.png"),
@@ -108,7 +108,7 @@ LENIENT = {
 }
 
 
-def test_predict_labels_what_is_a_picture_and_names_what_is_not(
+def test_predict_labels_valid_images_and_names_the_others(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     photograph = str(sample_photographs()[0])
@@ -126,7 +126,7 @@ def test_predict_labels_what_is_a_picture_and_names_what_is_not(
 
 
 @pytest.mark.parametrize("attack", of("weights"), ids=name)
-def test_weights_are_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
+def test_weights_are_refused_in_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
     path = str(FOLDER / attack.path)
     photograph = str(sample_photographs()[0])
     refused(*call(capfd, "predict", photograph, "--weights", path))
@@ -142,7 +142,7 @@ def test_weights_are_one_line(attack: Attack, capfd: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("attack", of("recipes"), ids=name)
-def test_a_recipe_is_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_refused_in_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
     path = str(FOLDER / attack.path)
     with pytest.raises(InputError):
         load_recipe(path, model="resnest50")
@@ -152,14 +152,14 @@ def test_a_recipe_is_one_line(attack: Attack, capfd: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("attack", of("data"), ids=name)
-def test_data_are_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
+def test_data_are_refused_in_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
     path = str(FOLDER / attack.path)
     refused(*call(capfd, "evaluate", path))
     refused(*call(capfd, "train", path, "--output", "out", "--model", "resnest14"))
 
 
 def data_set(attack: Attack) -> Path:
-    """A data set of one image, to which the file belongs by its ending."""
+    """A data set with the file as its annotations, in the format that the file's ending says."""
     folder, ending = Path("set"), Path(attack.path).suffix
     paths = {
         ".json": "train.json",
@@ -178,7 +178,7 @@ def data_set(attack: Attack) -> Path:
     for parent in (path.parent, folder / images):
         parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(attack.content)
-    for number in range(1 if ending == ".json" else 8):  # some of them are for training
+    for number in range(1 if ending == ".json" else 8):  # enough that some are for training
         stem = f"a{number}" if number else "a"
         Image.new("RGB", (16, 16)).save(folder / images / f"{stem}.png")
         if ending in (".xml", ".txt", ".png"):
@@ -187,7 +187,7 @@ def data_set(attack: Attack) -> Path:
 
 
 @pytest.mark.parametrize("attack", of("annotations"), ids=name)
-def test_annotations_are_one_line_or_boxes(
+def test_annotations_are_read_or_refused_in_one_line(
     attack: Attack, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = data_set(attack)
@@ -204,7 +204,9 @@ def test_annotations_are_one_line_or_boxes(
 
 
 @pytest.mark.parametrize("attack", of("exported"), ids=name)
-def test_an_exported_network_is_one_line(attack: Attack, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_exported_network_is_refused_in_one_line(
+    attack: Attack, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = FOLDER / attack.path
     with pytest.raises(InputError) as error:
         open_network(weights=path)
@@ -213,7 +215,7 @@ def test_an_exported_network_is_one_line(attack: Attack, capfd: pytest.CaptureFi
     refused(*call(capfd, "evaluate", "data", "--weights", str(path)))
 
 
-# Sizes at which a decoder's way through memory shows, and a file is small.
+# Images that are large in memory and small as files.
 LARGE = {
     "transparent.png": ("RGBA", "PNG", {}),
     "deep.png": ("I;16", "PNG", {}),
@@ -224,7 +226,7 @@ LARGE = {
     "progressive.jpg": ("CMYK", "JPEG", {"progressive": True, "subsampling": 0}),
 }
 SIDE = 3_000
-# Each in a process of its own, after what is loaded on first use.
+# Each image is decoded in a process of its own, after a small one that triggers lazy imports.
 PROBE = """
 import os, sys
 from splitattn.environment import peak_memory
@@ -242,7 +244,7 @@ for small, large in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 def test_the_largest_image_takes_less_than_2_gb(tmp_path: Path) -> None:
-    """Measured at a part of the limit, since memory grows in proportion."""
+    """Measured below the pixel limit and scaled up, since memory grows in proportion."""
     exif = Image.Exif()
     exif[0x0112] = 6
     paths = []

@@ -1,4 +1,4 @@
-"""Images whose structure, and not whose pixels, would take time or memory.
+"""Images that would take time or memory because of their structure, not their pixels.
 
 They are too large to be stored. Before there were limits, the first took 37 s and the TIFF 1.8 GB.
 """
@@ -31,7 +31,7 @@ def _little_memory() -> Iterator[None]:
 def directory(
     entries: int, size: int, tags: dict[int, int] | None = None, first: int = 1000
 ) -> bytes:
-    """A TIFF whose entries, from tag `first` on, all stand for the same `size` bytes."""
+    """A TIFF whose entries, from tag `first` on, all point to the same `size` bytes."""
     where = 8 + 2 + 12 * (entries + len(tags or {})) + 4
     parts = [struct.pack("<HHII", first + i, 7, size, where) for i in range(entries)]
     parts += [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in (tags or {}).items()]
@@ -62,7 +62,7 @@ def exif_segments(size: int) -> bytes:
 
 
 def exif_of_many_entries(size: int) -> bytes:
-    """In many segments, which decoders join."""
+    """A JPEG whose EXIF data fills many segments, which decoders join."""
     exif = directory(min(size // 24, 60_000), size // 2)
     parts = (exif[i : i + 60_000] for i in range(0, len(exif), 60_000))
     return jpeg(16, 16, before=b"".join(segment(0xE1, b"Exif\0\0" + part) for part in parts))
@@ -122,7 +122,7 @@ def webp_exif(size: int) -> bytes:
 
 
 def avif_exif(size: int) -> bytes:
-    """Pillow would read what it writes, so the entries come in afterwards."""
+    """The entries are inserted after saving, because Pillow would parse them when it writes."""
     exif = directory(min(size // 24, 60_000), size // 2)
     content = saved_with_exif("AVIF", directory(1, len(exif) - 26))
     start = content.index(b"II*\0")
@@ -137,7 +137,7 @@ def saved_with_exif(format: str, exif: bytes) -> bytes:
     return stream.getvalue()
 
 
-# True: it is a picture all the same.
+# Whether the image is decoded all the same (True) or refused (False).
 STRUCTURES: dict[Callable[[int], bytes], bool] = {
     fill_bytes: False,
     fill_bytes_behind_a_scan: True,
@@ -175,12 +175,12 @@ def test_structure_costs_little_time_and_memory(make: Callable[[int], bytes]) ->
 @pytest.mark.parametrize("make", STRUCTURES, ids=lambda make: make.__name__)
 def test_a_little_of_the_same_is_let_through(make: Callable[[int], bytes]) -> None:
     if make is avif_exif:
-        return  # of a directory whose entries overlap there is no harmless amount
+        return  # at any size its entries refer to more bytes than the file has
     assert decode(make(2 * KB)).size == (16, 16)
 
 
 def test_pixels_in_many_small_parts_are_read() -> None:
-    """As encoders write them that send a picture while they make it."""
+    """Encoders that send a picture while they make it write such files."""
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
     parts = b"".join(chunk(b"IDAT", data[i : i + 100]) for i in range(0, len(data), 100))

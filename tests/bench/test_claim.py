@@ -27,7 +27,7 @@ def test_all_networks_start_alike(name: str) -> None:
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and module.bias is not None:
             assert not module.bias.any()
-    # Every residual branch is 0: a block leaves what it is given.
+    # Every residual branch starts at 0, so a block returns its input.
     x = torch.rand(2, 512, 4, 4)
     assert torch.equal(network.eval().layer3[1](x), x)
 

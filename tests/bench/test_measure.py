@@ -40,7 +40,7 @@ def plan(**changes: object) -> Plan:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave other projects' networks out, and do not measure peak rates."""
+    """Leave out other projects' networks, and use fixed peak rates instead of measuring them."""
     peaks = Peaks(multiply_adds={"fp32": 1e9, "int8": 1e9}, copied_bytes=1e9)
     monkeypatch.setattr("splitattn.bench.measure.measure_peaks", lambda _: peaks)
     monkeypatch.setattr(ladder, "_peers", lambda _: ())
@@ -136,13 +136,13 @@ def test_stopping_the_memory_measurement_keeps_the_times(
 ) -> None:
     outcomes = iter([7, end()])
 
-    class Here:
-        """A process that is there at once, measures 7 bytes, and then is gone."""
+    class FakePool:
+        """A process pool that measures 7 bytes once and then ends with an exception."""
 
         def __init__(self, *_: object) -> None:
             pass
 
-        def __enter__(self) -> "Here":
+        def __enter__(self) -> "FakePool":
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -157,7 +157,7 @@ def test_stopping_the_memory_measurement_keeps_the_times(
                 done.set_exception(outcome)
             return done
 
-    monkeypatch.setattr("splitattn.bench.measure.ProcessPoolExecutor", Here)
+    monkeypatch.setattr("splitattn.bench.measure.ProcessPoolExecutor", FakePool)
     _, rows = measure(plan(memory=True))
     assert [(row.batch_size, row.peak_memory) for row in rows] == [(1, 7), (2, None)]
     assert "stopped: peak memory is known of 1 of 2 rows" in caplog.text
@@ -168,7 +168,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
     _, (row,) = measure(plan(batch_sizes=(1,), memory=True))
     own = environment.peak_memory()
     if own is None:
-        pytest.skip("this system does not tell")
+        pytest.skip("this system does not report peak memory")
     assert row.peak_memory is not None
     assert 5e7 < row.peak_memory < own - 0.5 * ballast.nbytes
 
@@ -206,7 +206,7 @@ def test_a_peer_runs_in_other_engines(engine: str, tmp_path: Path) -> None:
 
 
 class SmallPeer(nn.Module):
-    """Stands for a network of another project: it does not call its input "images"."""
+    """Stands for a network of another project: its input is not called "images"."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ def test_a_machine_has_peaks() -> None:
 
 
 def test_the_best_library_sets_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow product beside a fast one does not make the machine look slow."""
+    """The peak is that of the fastest library: a slow one beside it does not lower the peak."""
     side = 64
     alone = measure_peaks(torch.device("cpu"), side=side, copied_floats=1000)
     monkeypatch.setattr(peaks, "_numpy_product", lambda _: lambda: time.sleep(0.01))
@@ -34,6 +34,6 @@ def test_a_product_in_eight_bits_is_a_product() -> None:
     assert isinstance(exact, np.ndarray)
     assert isinstance(rounded, np.ndarray)
     assert exact.shape == rounded.shape == (1, 64, 1, 64)
-    # Clipped at 1.28 of normally distributed numbers: alike, not equal.
+    # int8 clips normally distributed numbers at 1.28, so the results are similar but not equal.
     alike = np.corrcoef(exact.ravel(), rounded.ravel())[0, 1]
     assert 0.8 < alike < 0.9999

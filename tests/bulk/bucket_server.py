@@ -18,17 +18,19 @@ SECRET = "a-secret"
 
 
 class BucketServer(ThreadingHTTPServer):
-    """Attributes:
-    objects: bytes by key, of the one bucket there is.
-    busy: how many more requests of a kind are answered with `refusal`: LIST, PUT, or GET of a key's
-        end.
-    refusal: S3 says 503, Google 429 or 503.
-    forbidden: keys that begin so are answered with 403.
-    faults: how the next GETs go wrong, by key: "silent", as nothing is answered; "stalled", as half
-        of the bytes come and then nothing; or "cut", as the connection then ends.
-    over: set when the server ends, for which silence waits.
-    page: how many keys an answer lists.
-    credentials: what each request showed, as they came.
+    """A server with one bucket.
+
+    Attributes:
+        objects: the bytes of each object, by key.
+        busy: number of further requests to answer with `refusal`, by kind: "LIST", "PUT", or a
+            method and the ending of a key, such as "GET .jpg".
+        refusal: status that means "slow down": 503 for S3, 429 or 503 for Google.
+        forbidden: keys with this prefix are answered with 403.
+        faults: the faults of the next GETs, by key. "silent" sends nothing, "stalled" sends half of
+            the bytes and then nothing, "cut" sends half of them and closes the connection.
+        over: set when the server ends; silent and stalled connections wait for it.
+        page: number of keys in one page of a listing.
+        credentials: the Authorization header of each request, in order of arrival.
     """
 
     def __init__(self) -> None:
@@ -168,7 +170,7 @@ def serving() -> Iterator[BucketServer]:
 
 
 def environment(server: BucketServer) -> dict[str, str]:
-    """What points every client at `server`."""
+    """The environment variables that point every client at `server`."""
     return {
         "AWS_ENDPOINT_URL": server.url,
         "AWS_ACCESS_KEY_ID": "someone",

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of bulk labeling."""
+"""Fixtures for the tests of bulk labeling."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.bulk.photographs import write_photographs
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures and a file that is none, below two folders."""
+    """A folder and a subfolder with ten pictures and one file that is not a picture."""
     folder = tmp_path_factory.mktemp("photos")
     write_photographs(folder)
     return folder
@@ -18,7 +18,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _without_tokens() -> Iterator[None]:
-    """Ray asks for no token. Else it writes one to the user's home, for all later clusters."""
+    """Turn off Ray's tokens: it would store one in the user's home, for all later clusters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield

@@ -1,4 +1,4 @@
-"""Writes photographs to label, and checks their labels."""
+"""Write photographs to label, and check their labels."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image
 
 import splitattn
 
-# A file may be called so, and means nothing by it.
+# A valid file name whose characters have a special meaning in URLs, globs and shells.
 ODD = "trip/3#a?b%20 c.jpg"
 
 
@@ -20,7 +20,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def write_photographs(folder: Path) -> None:
-    """Ten pictures and a file that is none, below two folders."""
+    """Write ten pictures and one file that is not a picture, into a folder and a subfolder."""
     (folder / "trip").mkdir()
     for number in range(10):
         where = folder / "trip" if number % 2 else folder
@@ -36,7 +36,7 @@ def rows_at(target: Path) -> list[dict[str, Any]]:
 
 
 def assert_labeled_as_by_predict(rows: list[dict[str, Any]], folder: str, photos: Path) -> None:
-    """Each image once, and the same labels."""
+    """Check that each image has one row, with the labels that `predict` gives."""
     names = [row["path"].removeprefix(f"{folder}/") for row in rows]
     assert sorted(names) == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.jpg"))
     good = [(name, row) for name, row in zip(names, rows, strict=True) if row["error"] is None]

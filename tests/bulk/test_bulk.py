@@ -54,13 +54,13 @@ from tests.bulk.bucket_server import (
 )
 from tests.bulk.photographs import ODD, assert_labeled_as_by_predict, picture, rows_at
 
-# The engine that is ready soonest.
+# The engine that loads fastest.
 label_bulk = partial(bulk.label_bulk, engine="onnxruntime")
 
 
 @pytest.fixture
 def bucket(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
-    """The same in a bucket, below `in/`."""
+    """A bucket with the files of `photos` under the prefix `in/`."""
     with serving() as server:
         for name, value in environment(server).items():
             monkeypatch.setenv(name, value)
@@ -78,7 +78,7 @@ Told = list[tuple[ShardReport, int]]
 def labeled(
     photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, BulkReport, Told]:
-    """The folder of a run with parts of four images, its report, and its progress calls."""
+    """A finished run with shards of four images: its folder, report and progress calls."""
     target = tmp_path_factory.mktemp("labeled") / "out"
     told: Told = []
     report = label_bulk(photos, target, shard_size=4, on_shard=lambda *shard: told.append(shard))
@@ -134,11 +134,11 @@ def test_a_bucket_that_is_busy_is_labeled_all_the_same(
     bucket.busy.update({"LIST": 2, "GET .jpg": 3, "PUT": 1, "HEAD .parquet": 1})
     bucket.objects["in/.hidden/1.jpg"] = bucket.objects["in/notes.txt"] = b"no picture"
     bucket.objects["in/notes"] = b"no picture"
-    bucket.objects["in/trip/"] = b""  # how a store's web page keeps a folder
+    bucket.objects["in/trip/"] = b""  # web consoles of stores create such an object for a folder
     passed_over: Counter[str] = Counter()
     target = f"{scheme}://{BUCKET}/out#1"
     report = label_bulk(f"{scheme}://{BUCKET}/in", target, shard_size=4, passed_over=passed_over)
-    assert not bucket.busy.total()  # all were refused, and repeated
+    assert not bucket.busy.total()  # every refusal was sent, and the request repeated
     assert (report.images, report.errors) == (11, 1)
     assert passed_over == {"no ending": 1}
     out = {key for key in bucket.objects if key.startswith("out#1/")}
@@ -185,7 +185,7 @@ def test_an_outage_leaves_no_part_and_the_same_call_completes_it(
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests have half a second, and are repeated twice."""
+    """Let requests time out after half a second, and repeat them only twice."""
     monkeypatch.setitem(stores._CLIENT, "timeout", timedelta(seconds=0.5))
     monkeypatch.setitem(stores._RETRIES, "max_retries", 2)
 
@@ -305,7 +305,7 @@ def test_a_key_file_of_google_is_read_and_a_wrong_one_is_not_shown(
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "GOOGLE_BEARER_TOKEN"])
-def test_credentials_that_end_with_a_line_are_refused_in_a_line(
+def test_credentials_that_end_in_a_line_break_are_refused_in_one_line(
     name: str, bucket: BucketServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, f"{SECRET}\n")
@@ -320,13 +320,13 @@ def test_credentials_that_end_with_a_line_are_refused_in_a_line(
 @pytest.mark.parametrize(
     ("scheme", "way_out"), [("s3", "AWS_ACCESS_KEY_ID"), ("gs", "GOOGLE_SERVICE_ACCOUNT")]
 )
-def test_a_machine_without_credentials_is_told_where_to_have_them(
+def test_missing_credentials_are_reported_with_where_to_set_them(
     scheme: str, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "GOOGLE_BEARER_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(stores, "installed", lambda _: False)
-    # Where a machine in the cloud has its own. Here nothing listens.
+    # A machine in the cloud gets credentials from these addresses. Nothing listens here.
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")
     monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:1")
@@ -352,7 +352,8 @@ def test_a_public_bucket_needs_no_credentials(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
-    stores._opened(f"{scheme}://{BUCKET}")  # the library looks for others when it needs them
+    # Without boto3's credentials the store still opens: the library looks for others when needed.
+    stores._opened(f"{scheme}://{BUCKET}")
     stores._opened.cache_clear()
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
@@ -369,7 +370,7 @@ def test_an_object_that_is_gone_is_an_error_and_can_be_tried_again(
     report = label_bulk(tmp_path / "list.csv", tmp_path / "out")
     assert report.error_kinds == {"no such object": 1}
     bucket.objects["in/0.jpg"] = content
-    del bucket.objects["in/2.jpg"]  # was labeled, so it is not asked for again
+    del bucket.objects["in/2.jpg"]  # already labeled, so it is not requested again
     report = label_bulk(tmp_path / "list.csv", tmp_path / "out", retry_errors=True)
     assert (report.images, report.errors, report.labeled_now) == (2, 0, 1)
     assert [row["error"] for row in rows_at(tmp_path / "out")] == [None, None]
@@ -385,7 +386,7 @@ def test_finished_shards_are_not_labeled_again(
     (target / "_SUCCESS").unlink()
     kept = target / "part-00000.parquet"
     content = bytearray(kept.read_bytes())
-    content[4:300] = bytes(296)  # rows of parts that are done are not read
+    content[4:300] = bytes(296)  # damage that shows only if the rows of a finished part are read
     kept.write_bytes(content)
     report = label_bulk(photos, target, shard_size=4)
     assert report == replace(labeled[1], labeled_now=4, seconds=report.seconds)
@@ -489,7 +490,8 @@ def test_images_may_have_several_labels_or_none(photos: Path, tmp_path: Path) ->
         preprocess(decode(path), opened.preprocessing) for path in (photos / "trip").iterdir()
     ]
     logits = np.sort(opened.engine.run(np.stack(pixels), opened.preprocessing))
-    # Between one image's best and another one's second: one gets no label, the other two.
+    # The threshold lies between the best of one image and the second best of another:
+    # the first gets no label, the other two.
     shift = (logits[:, -1].min() + logits[:, -2].max()) / 2
     tensors = {**checkpoint.tensors, "fc.bias": checkpoint.tensors["fc.bias"] - shift}
     metadata = replace(checkpoint.metadata, activation="sigmoid")
@@ -529,8 +531,8 @@ def test_lists_and_parquet_of_paths_and_of_images(
     passed_over: Counter[str] = Counter()
     label_bulk(tmp_path / "shards", tmp_path / "shards.out", passed_over=passed_over)
     assert len(rows_at(tmp_path / "shards.out")) == 2
-    assert passed_over == {".parquet": 1}, "the one below, which is not read"
-    # The same in a bucket: a list, relative to itself, and a folder of Parquet.
+    assert passed_over == {".parquet": 1}, "the file in the subfolder is not read"
+    # The same from a bucket: a list with paths relative to it, and a folder of Parquet files.
     bucket.objects["in/list.csv"] = b"path\n0.jpg\n2.jpg\n"
     bucket.objects["shards/test-0.parquet"] = (tmp_path / "test-0.parquet").read_bytes()
     for source in ("in/list.csv", "shards", "shards/test-0.parquet"):
@@ -574,10 +576,10 @@ def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -
     )
     with pytest.raises(TooManyErrorsError, match=rule):
         run()
-    assert len(rows_at(tmp_path / "out")) == 30  # what was done is kept, and no more
+    assert len(rows_at(tmp_path / "out")) == 30  # the finished part is kept, and nothing else
     assert run(most_errors=0.4).errors == 11
     (tmp_path / "out" / "_SUCCESS").unlink()
-    # A call does not begin to count anew.
+    # A later call counts the errors of earlier parts too.
     with pytest.raises(TooManyErrorsError, match=r"got 11 of 70 in all parts: see their column"):
         run()
     assert not (tmp_path / "out" / "_SUCCESS").exists()
@@ -654,7 +656,7 @@ def test_an_address_of_a_ray_cluster_that_has_ended_is_named_at_once(
         ("notes.md", "a source is a folder"),
     ],
 )
-def test_an_unusable_source_is_one_line(
+def test_an_unusable_source_is_refused_in_one_line(
     source: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -675,7 +677,7 @@ def test_an_unusable_source_is_one_line(
         ("photos/", "another folder"),
     ],
 )
-def test_an_unusable_target_is_one_line(
+def test_an_unusable_target_is_refused_in_one_line(
     target: str, rule: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
@@ -708,7 +710,7 @@ def test_a_damaged_file_of_a_run_is_named_with_a_fix(
         (target / "part-00001.parquet").unlink()
     if content is None:
         (target / name).write_bytes(b"PAR1")
-    else:  # Parquet, but its report is none
+    else:  # valid Parquet whose report is damaged
         part = pq.read_table(target / name)
         pq.write_table(part.replace_schema_metadata({b"splitattn.report": content}), target / name)
     with pytest.raises(DataError, match=rf"{name} is damaged: {way_out}$"):
@@ -721,7 +723,8 @@ def test_a_part_that_cannot_be_opened_is_not_called_damaged(
     target = tmp_path / "out"
     shutil.copytree(labeled[0], target)
     (target / "part-00001.parquet").unlink()
-    (target / "part-00001.parquet").mkdir()  # a test that runs as root may read all else
+    # A folder, since permissions would not keep a test that runs as root from reading a file.
+    (target / "part-00001.parquet").mkdir()
     with pytest.raises(OSError, match="not a file but a folder"):
         label_bulk(photos, target, shard_size=4)
 
@@ -757,7 +760,7 @@ def test_listing_a_folder_keeps_little_more_than_the_names_in_it(tmp_path: Path)
     assert sum(1 for _ in list_images(str(tmp_path), Counter())) == images
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 200 * images  # `Path` objects would be twice that
+    assert most < 200 * images  # `Path` objects would take twice that
 
 
 _LISTING = """
@@ -776,7 +779,7 @@ def test_listing_a_bucket_takes_no_more_memory_for_more_images(
     bucket: BucketServer, tmp_path: Path
 ) -> None:
     def peak(images: int) -> int:
-        """Of a whole process, since the library's memory is not Python's."""
+        """Peak memory of a whole process: tracemalloc does not see the library's memory."""
         folder = f"{images} listed"
         bucket.objects.update({f"{folder}/{n:09d}.jpg": b"" for n in range(images)})
         command = [sys.executable, "-c", _LISTING, f"s3://{BUCKET}/{folder}", str(tmp_path)]
@@ -784,7 +787,7 @@ def test_listing_a_bucket_takes_no_more_memory_for_more_images(
         assert int(listed) == images
         return int(most)
 
-    assert peak(60_000) - peak(2000) < 6e6  # all entries would be 13 MB
+    assert peak(60_000) - peak(2000) < 6e6  # keeping all entries would take 13 MB
 
 
 def test_the_command_line_prints_a_summary(
@@ -800,7 +803,7 @@ def test_the_command_line_prints_a_summary(
 
 
 def parent_of(process: int) -> int | None:
-    """As Linux says; None for one that has ended."""
+    """The parent of a process, read from /proc; None if the process has ended."""
     try:
         state, parent, *_ = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -825,7 +828,7 @@ def test_a_killed_run_leaves_no_process_and_loses_and_doubles_nothing(
         workers = processes_below(process.pid)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert len(workers) > 2  # with Python's own
+    assert len(workers) > 2  # the workers, and Python's own helper process
     ends = time.monotonic() + 10
     while alive := [number for number in workers if parent_of(number) is not None]:
         assert time.monotonic() < ends, alive

@@ -36,7 +36,7 @@ class Method:
 
 
 class Actor:
-    """Has `ready` and `label`. A reference is a function that gives its value."""
+    """A fake actor with `ready` and `label`. A reference is a function that returns its value."""
 
     def __init__(self, ray: "Ray") -> None:
         self.ready = Method(lambda: self._reference(lambda: None))
@@ -46,7 +46,7 @@ class Actor:
         if number in ray.deadly:
             ray.deadly.remove(number)
             ray.actors.remove(self)
-            ray.actors.append(self)  # begins anew, after all that wait
+            ray.actors.append(self)  # restarts behind all that wait
         return self._reference(lambda: ray.answer(number))
 
     def _reference(self, value: Callable[[], Any]) -> Callable[[], Any]:
@@ -58,13 +58,13 @@ class Actor:
 
 
 class Ray(ModuleType):
-    """Of Ray's functions those that are used.
+    """A fake of the parts of the module `ray` that are used.
 
     Attributes:
-        places: of the actors only so many run, the first.
-        deadly: shards whose first actor is lost.
-        empty: waits with a limit that give nothing, counted from 1.
-        refusals: what the next connections raise.
+        places: number of actors that can run at once; the first ones do.
+        deadly: shards that end the first actor that labels them.
+        empty: which calls of `wait` with a timeout return nothing, counted from 1.
+        refusals: exceptions that the next connections raise.
     """
 
     def __init__(self, *, places: int = 100, running: bool = False) -> None:
@@ -105,10 +105,10 @@ class Ray(ModuleType):
     def wait(self, references: list[Any], timeout: float | None) -> tuple[list[Any], list[Any]]:
         self.waits += 1
         if timeout is not None and self.waits in self.empty:
-            return [], references  # nothing, for a minute
+            return [], references  # as if the timeout had passed
         run = self.actors[: self.places]
         ready = [reference for reference in references if reference.actor in run]
-        assert ready, "this would wait forever"
+        assert ready, "the real wait would block forever"
         return ready[:1], ready[1:]
 
     def kill(self, actor: Actor) -> None:
@@ -172,7 +172,7 @@ def test_a_cluster_that_does_not_answer_is_found_before_anything_is_listed(
     run = partial(label_bulk, tmp_path / "list.txt", tmp_path / "out", engine="onnxruntime")
     with pytest.raises(ClusterError, match=r"^cluster must be .*, got 127\.0\.0\.1:1: .*refused$"):
         run(cluster="127.0.0.1:1")
-    assert not ray.addresses  # Ray itself would try for minutes
+    assert not ray.addresses  # Ray itself would retry for minutes
     ray.refusals = [ConnectionError("ray client connection timeout")]
     with pytest.raises(ClusterError, match=r"got ray://head:1: ray client connection timeout$"):
         run(cluster="ray://head:1")
@@ -204,7 +204,7 @@ def test_a_running_ray_is_used_and_kept_running(use: Callable[[Ray], Ray]) -> No
     ("counts", "actors", "shared", "expected"),
     [
         ((16, 16), None, True, (4, 8)),
-        ((0, 2, 16), None, True, (2, 9)),  # a head that computes nothing, and a small node
+        ((0, 2, 16), None, True, (2, 9)),  # a head without CPUs, and a small node
         ((2, 2), 4, True, (2, 4)),
         ((2,), 4, False, (1, 4)),
         ((16,), 2, False, (8, 2)),
@@ -219,7 +219,7 @@ def test_actors_fit_on_the_smallest_node(
     assert clusters._places(nodes, actors, shared=shared) == expected
 
 
-def test_what_is_wrong_with_a_worker_is_passed_on(use: Callable[[Ray], Ray]) -> None:
+def test_errors_of_workers_are_passed_on(use: Callable[[Ray], Ray]) -> None:
     ray = use(Ray())
 
     def dies(_: int) -> ShardReport:

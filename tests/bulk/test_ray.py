@@ -1,4 +1,4 @@
-"""A Ray cluster that others have started is reached at either of its addresses."""
+"""A run connects to an existing Ray cluster, through its head's or its client address."""
 
 import socket
 import subprocess
@@ -17,10 +17,10 @@ from splitattn.cli import main
 from tests.bulk.photographs import assert_labeled_as_by_predict, rows_at
 
 pytest.importorskip("ray")
-pytest.importorskip("grpc", reason="Ray's client needs it")
-# Ray forks a server for each client, and one that hangs takes half a minute.
+pytest.importorskip("grpc", reason="Ray's client needs grpc")
+# Ray forks a server for each client; if that hangs, giving it up takes half a minute.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-# The engine that is ready soonest.
+# The engine that loads fastest.
 label_bulk = partial(bulk.label_bulk, engine="onnxruntime")
 
 
@@ -34,7 +34,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def addresses() -> Iterator[dict[str, str]]:
-    """Those of a cluster: for drivers on its head, and for clients on any machine."""
+    """A cluster's two addresses: for drivers on its head, and for clients on any machine."""
     head, client = free_ports(2)
     options = (f"--port={head}", f"--ray-client-server-port={client}", "--num-cpus=2")
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options]
@@ -81,7 +81,7 @@ def test_a_client_of_a_cluster_labels_as_predict_does(
     assert sum(row["features"] is not None for row in rows_at(target)) == 10
 
 
-def test_what_is_wrong_reaches_a_client_in_a_line(
+def test_an_error_of_a_worker_reaches_a_client_in_one_line(
     addresses: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "list.txt").write_text("gone.jpg\n" * 30)
