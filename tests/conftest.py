@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a fixed seed, CUDA where it is asked for, an empty local hub.
+"""Fixtures for all tests: a fixed seed, an empty local hub; GPU tests are skipped without CUDA.
 
 Tests in `without_torch` also run where PyTorch is not installed.
 """
@@ -37,18 +37,18 @@ def _fixed_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """`splitattn serve` sends all logs of its process to stderr, which here outlives the call."""
+    """Undo what `splitattn serve` does to logging: it sends all logs of the process to stderr."""
     level = logging.root.level
     yield
     logging.root.setLevel(level)
     for handler in logging.root.handlers[:]:
-        if type(handler) is logging.StreamHandler:  # pytest's own are of other classes
+        if type(handler) is logging.StreamHandler:  # pytest's own handlers have other classes
             logging.root.removeHandler(handler)
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Hub]":
-    """A hub of one's own, empty, and the only one that huggingface_hub knows."""
+    """An empty local hub; huggingface_hub asks no other."""
     from tests import hub_server
 
     with hub_server.serving(tmp_path / "huggingface" / "hub") as running:

@@ -18,7 +18,7 @@ PREPROCESSING = Preprocessing(size=32, crop_fraction=0.5)
 
 @cache
 def network() -> ResNeSt:
-    """Fixed, and with batch norms that change what passes through them."""
+    """The same weights each time; the batch norms are not the identity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model("resnest14", num_classes=len(CLASSES)).eval()
@@ -27,7 +27,9 @@ def network() -> ResNeSt:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
                 nn.init.normal_(module.running_mean, std=0.1)
-        nn.init.normal_(model.fc.weight, std=0.01)  # in doubt, so that every class has a share
+        nn.init.normal_(
+            model.fc.weight, std=0.01
+        )  # small, so that every class gets some probability
     return model
 
 

@@ -1,4 +1,4 @@
-"""`--class-names` of the verbs that give labels: names for weights that have none."""
+"""`--class-names`, for verbs that label with weights that have no class names."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ NAMES = ("gato", "queso", "café", "cohete", "taza", "calcetín")
 
 @pytest.fixture(scope="module")
 def nameless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights as another project writes them: tensors alone."""
+    """Weights without metadata, as other projects write them."""
     path = tmp_path_factory.mktemp("weights") / "nameless.safetensors"
     write_checkpoint(path, network().state_dict())
     return path
@@ -49,12 +49,12 @@ def call(*arguments: object) -> int:
 
 
 def best(weights: Path, photographs: Path) -> int:
-    """The output that is right for the photograph, as Python says."""
+    """The index of the best label for the photograph, from the Python interface."""
     classifier = splitattn.Classifier("resnest14", weights, engine="onnxruntime")
     return classifier.predict(photographs / "chelsea.png")[0].index
 
 
-def test_every_verb_that_labels_gives_these_names(
+def test_every_verb_that_labels_uses_the_given_names(
     nameless: Path,
     names: Path,
     photographs: Path,
@@ -124,7 +124,7 @@ def test_names_that_may_belong_to_other_outputs_are_refused(
 def test_explanations_keep_the_names_that_predictions_have(
     photographs: Path, names: Path, nameless: Path
 ) -> None:
-    """Even if the list is changed or deleted before the first explanation."""
+    """The list may be deleted before the first explanation: it is read only once."""
     classifier = splitattn.Classifier(
         "resnest14", nameless, engine="onnxruntime", class_names=names
     )
@@ -158,7 +158,7 @@ def test_detectors_and_segmenters_keep_their_names(
     assert call(verb, *arguments, "--weights", weights, "--class-names", names) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"is for {task}" in line
-    if verb not in ("explain", "bulk"):  # these take classifiers alone
+    if verb not in ("explain", "bulk"):  # these verbs take only classifiers
         assert "--class-names is for classif" in line
 
 

@@ -51,10 +51,10 @@ def test_a_sheet_shows_the_batch_as_the_recipe_makes_it(tmp_path: Path) -> None:
     sizes = ["train_size=32", "first_train_size=32", "batch_size=4"]
     plain = load_recipe("plain", sizes, model="resnest14")
     sheet = batch_sheet(data, plain)
-    # Nine images in two rows of six, 32 pixels drawn as 128, with two lines below.
+    # Nine images in rows of six; 32 pixels are drawn as 128, with two lines of text below each.
     assert sheet.size == (6 * 136 + 8, 2 * (128 + 28 + 8) + 8)
     shown = np.asarray(sheet, dtype=float)
-    # Their colors are those of three images of each class: mostly blue, green and red.
+    # Three images of each class, which are mostly red, green or blue.
     tiles = [shown[8 + 164 * (i // 6) :, 8 + 136 * (i % 6) :][:128, :128] for i in range(9)]
     brightest = [int(tile.mean((0, 1)).argmax()) for tile in tiles]
     assert sorted(brightest) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -86,7 +86,7 @@ def test_boxes_are_shown_as_training_sees_them(
         capsys.readouterr().out
     )
     with Image.open(sheet) as picture:
-        # Two images of 64 pixels, drawn seven times as large.
+        # Two images of 64 pixels, enlarged seven times.
         assert picture.size == (2 * (448 + 8) + 8, 448 + 16)
         shown = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     outlines = [(shown == color(label)).all(1).sum() for label in range(3)]
@@ -100,7 +100,7 @@ def test_boxes_are_shown_as_training_sees_them(
 def test_masks_are_shown_as_training_sees_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of whole images with a legend, and of single objects in the place of their boxes."""
+    """Masks of segmentation have a legend; masks of objects are drawn where boxes would be."""
     sheet = tmp_path / "masks.png"
     options = ("--output", sheet, "--images", 2, "--set", "train_size=64", "--set", "zoom=1")
     options += ("--set", "first_train_size=64", "--set", "test_size=64", "--set", "color_jitter=0")
@@ -111,7 +111,7 @@ def test_masks_are_shown_as_training_sees_them(
         assert picture.width == 2 * (448 + 8) + 8
         assert picture.height > 448 + 16
         shown = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    # The colors of the classes are those of the legend's squares.
+    # Classes have the colors of the squares in the legend.
     assert (shown == color(0)).all(1).sum() > 50
     boxes = write_splits(tmp_path / "boxes", train=2, val=1, outlines=True)
     assert call("data", "show", boxes, *options[:8]) == 0

@@ -21,7 +21,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two of the model's six classes, five images each."""
+    """A data set with two of the model's six classes, five images each."""
     for label, name in enumerate((CLASSES[3], CLASSES[5])):
         folder = tmp_path / "data" / "val" / name
         folder.mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_the_table_shows_the_same_figures(
     assert ("taken for" in out) == (result["top1"] < 100)
 
 
-def test_one_result_that_cannot_be_written_does_not_lose_the_others(
+def test_a_result_that_cannot_be_written_does_not_cost_the_others(
     data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept, lost = tmp_path / "result.json", tmp_path / f"{'x' * 300}.csv"
@@ -106,7 +106,7 @@ def test_one_result_that_cannot_be_written_does_not_lose_the_others(
     assert err == f"error: cannot write --answers {lost}: File name too long\n"
 
 
-def test_another_size_warns(data: Path, weights: Path) -> None:
+def test_another_image_size_causes_a_warning(data: Path, weights: Path) -> None:
     with pytest.warns(InputSizeWarning, match="measured at input size 32, not 48"):
         assert run(data, "--weights", weights, "--size", 48, "--workers", 1) == 0
 
@@ -123,7 +123,7 @@ def test_an_unreadable_image_is_one_line_and_status_one(
     assert len(err.splitlines()) == 1
 
 
-def test_foreign_classes_are_refused(
+def test_classes_that_the_model_lacks_are_refused(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "zebra").mkdir()

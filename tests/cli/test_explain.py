@@ -65,7 +65,7 @@ def test_on_a_terminal_lines_do_not_end_up_in_the_bar(
     )
     os.close(theirs)
     screen = b""
-    with suppress(OSError):  # the end of a terminal
+    with suppress(OSError):  # Linux raises this at the end of a pseudo-terminal
         while part := os.read(ours, 1 << 16):
             screen += part
     os.close(ours)
@@ -88,7 +88,7 @@ def test_a_page_holds_all_images(
     assert capsys.readouterr().out.splitlines()[0].split(" %  ")[1].split("  ")[0] in CLASSES
 
 
-def test_a_page_is_written_although_stdout_takes_nothing(
+def test_the_page_is_written_even_if_stdout_fails(
     weights: Path,
     photograph: Path,
     tmp_path: Path,
@@ -117,7 +117,7 @@ def test_a_picture_on_stdin_is_explained(
     assert pictures[0] == pictures[1]
 
 
-def test_an_old_page_stays_where_nothing_is_explained(
+def test_an_old_page_is_kept_when_nothing_could_be_explained(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "why.html"

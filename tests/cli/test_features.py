@@ -46,7 +46,7 @@ def test_each_image_has_a_line_of_features(
     for output in (lines, arrays):
         assert call(path, path, "--weights", weights, "--output", output) == 0
     assert [json.loads(line) for line in lines.read_text().splitlines()] == [first, second]
-    with np.load(arrays) as stored:  # an image that is named twice has two rows
+    with np.load(arrays) as stored:  # an image that is given twice has two rows
         assert stored["paths"].tolist() == [str(path)] * 2
         np.testing.assert_array_equal(stored["features"], [expected] * 2)
 
@@ -63,7 +63,7 @@ def test_a_picture_on_stdin_has_features(
     assert (first["path"], first["features"]) == ("-", second["features"])
 
 
-def test_features_that_are_no_numbers_are_an_error_of_their_image(
+def test_features_that_are_not_finite_are_an_error_of_their_image(
     weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

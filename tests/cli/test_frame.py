@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def processor_seconds_of_children() -> float:
-    """Processor seconds, which do not grow while other programs run, as wall-clock seconds do."""
+    """CPU time of all children, which other running programs hardly change."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -79,7 +79,7 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["predict", "--help"]])
-def test_questions_are_answered_with_status_0(
+def test_help_and_version_end_with_status_0(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -112,7 +112,7 @@ def test_a_wrong_call_ends_with_status_2(
 
 
 def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the command line a single verb, `fail`, that raises `error`."""
+    """Replace the verbs of the command line by one, `fail`, that raises `error`."""
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @app.callback()
@@ -207,7 +207,7 @@ def test_a_thread_that_finds_the_disk_full_prints_no_traceback(
         (OSError(), "cannot read or write the results or a file: the stream is closed"),
     ],
 )
-def test_what_the_system_refuses_is_said_in_its_own_words(
+def test_errors_of_the_operating_system_keep_its_wording(
     error: OSError,
     line: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -227,8 +227,8 @@ def commands_below(command: Any) -> Iterator[Any]:
         yield from commands_below(each)
 
 
-def test_help_shows_all_of_its_words() -> None:
-    """Rich takes brackets for markup, and leaves out what is in them."""
+def test_help_shows_text_in_brackets() -> None:
+    """Rich takes text in brackets for markup and would leave it out."""
     texts = [
         text
         for command in commands_below(typer.main.get_command(cli.create_app()))

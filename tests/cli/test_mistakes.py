@@ -1,4 +1,4 @@
-"""Mistakes of newcomers: one line with the rule, the value and the fix."""
+"""Mistakes of newcomers get one line with the rule, the value and the fix."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from PIL import Image
 
 from splitattn.cli import main
 
-# A call, and what the line about it says.
+# Each row: a call, and a pattern that its error line matches.
 MISTAKES = [
     ("modles", "no such command 'modles'. Did you mean 'models'[?]; see splitattn --help"),
     ("--device cpu predict photo.png", "--device; options follow the verb, as in splitattn pr"),
@@ -113,13 +113,14 @@ MISTAKES = [
     ("train data --output run --device gpu", "'gpu' cannot be used: .* did you mean 'cuda'"),
     ("data toy data", "must be a new or empty folder, got data"),
 ]
-# Only the network and the device tell how large a batch really is, and which images can be used.
+# Calls whose mistake shows only once PyTorch is loaded: the batch depends on the network and the
+# device, and so does which images can be used.
 NEED_PYTORCH = ["train data --output run", "train only --output run"]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: a photograph, a data set of four images, an empty folder, a file."""
+    """A current folder with everything that the calls name."""
     for name in ("cats", "dogs"):
         for split in ("train", "val"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
@@ -160,7 +161,7 @@ def test_a_mistake_gets_one_line_and_status_2(
 
 
 @pytest.mark.usefixtures("here")
-def test_a_mistake_is_told_without_waiting_for_a_slow_library() -> None:
+def test_a_mistake_is_reported_before_any_slow_library_is_loaded() -> None:
     code = """
 import json, shlex, sys
 from splitattn.cli import main

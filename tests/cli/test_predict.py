@@ -48,7 +48,7 @@ def predict(weights: Path, capsys: pytest.CaptureFixture[str]):
         capsys.readouterr()
         status = 0
         try:
-            # An engine that is loaded at once; tests/engines compares all of them.
+            # PyTorch is loaded already; tests/engines compares the engines.
             own = ["--weights", str(weights), "--engine", "torch"]
             main(["predict", *own, *map(str, arguments)])
         except SystemExit as end:
@@ -139,7 +139,7 @@ def test_some_bad_inputs_give_status_1_and_every_other_answer(predict, photos: P
     assert answer.err == "4 of 7 inputs could not be labeled\n"
 
 
-def test_all_inputs_bad_is_still_an_answer(predict, tmp_path: Path) -> None:
+def test_if_all_inputs_are_bad_each_still_has_an_answer(predict, tmp_path: Path) -> None:
     answer = predict(tmp_path, tmp_path / "*.jpg", "--format", "json")
     assert answer.status == 1
     assert [line["path"] for line in answer.lines] == [str(tmp_path), str(tmp_path / "*.jpg")]
@@ -209,7 +209,7 @@ def test_draw_writes_a_picture_for_each_labeled_image(
     assert (photos / "chelsea.png").read_bytes() == before
 
 
-def test_what_is_labeled_but_cannot_be_drawn_is_no_failed_label(
+def test_an_image_that_cannot_be_drawn_still_has_its_label(
     predict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: object) -> ImageError:
@@ -271,7 +271,7 @@ def test_output_that_is_a_hyphen_is_stdout(
     assert not Path("-").exists()
 
 
-def test_output_of_a_format_that_is_not_written_is_refused(
+def test_an_output_with_an_unknown_suffix_is_refused_unless_a_format_is_given(
     predict, photos: Path, tmp_path: Path
 ) -> None:
     answer = predict(photos, "--output", tmp_path / "labels.xlsx")
@@ -387,7 +387,7 @@ def test_results_stream_and_a_closed_pipe_ends_quietly(weights: Path, tmp_path: 
         text=True,
     )
     with process:
-        # The list is still open when the first results arrive.
+        # The first result arrives before the list on stdin has ended.
         process.stdin.write("".join(f"{tmp_path}/{number:03}.png\n" for number in range(8)))
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["path"] == f"{tmp_path}/000.png"
@@ -421,7 +421,7 @@ def test_stdin_is_left_alone_unless_it_is_asked_for(
     photos: Path, predict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.RawIOBase):
-        """Where reading would wait for a person."""
+        """A stdin that fails the test when it is read; a real terminal would block."""
 
         def readable(self) -> bool:
             return True
@@ -460,7 +460,9 @@ def test_two_pictures_on_stdin_are_not_taken_for_one(
     assert answer.err.startswith("error: stdin must be one picture, got another after it: name")
 
 
-def test_a_picture_made_of_jpeg_streams_is_one(predict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_of_several_jpeg_streams_counts_as_one(
+    predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = np.random.default_rng(0).integers(256, size=(96, 64, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "TIFF", compression="jpeg", tiffinfo={278: 32})
@@ -502,7 +504,7 @@ def test_names_that_begin_like_a_picture_are_names(
 def test_names_that_end_in_nul_may_hold_line_ends(
     predict, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `find -print0` writes them."""
+    """`find -print0` writes such lists."""
     monkeypatch.chdir(photos)
     names = ["a\nb.png", "c\r\nd.png", "e\rf.png", "\n.png", "coffee.png"]
     for name in names:

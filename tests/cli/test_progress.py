@@ -1,4 +1,4 @@
-"""Bars are for people who watch; logs get lines."""
+"""Progress is a bar on a terminal, and lines in a log."""
 
 import errno
 import io
@@ -34,7 +34,7 @@ from splitattn.training.task import Epoch, Figure, Step
 def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
     forced: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the environment asks for colors, as notebooks and continuous integration do."""
+    """FORCE_COLOR, which notebooks and continuous integration set, changes nothing."""
     if forced:
         monkeypatch.setenv("FORCE_COLOR", "1")
     step = Step(
@@ -58,20 +58,20 @@ def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
     assert capsys.readouterr().err == ""
 
 
-def test_a_log_gets_a_line_of_a_long_epoch_every_half_minute(
+def test_a_log_gets_a_line_every_half_minute_of_a_long_epoch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
     with training_progress() as (on_step, on_epoch, on_measured):
-        now += 3.0  # of preparing
+        now += 3.0  # preparation, which does not count
         for number in range(40):
             now += 2.0
             on_step(
                 Step(
                     epoch=0,
                     epochs=3,
-                    step=60 + number,  # it was resumed
+                    step=60 + number,  # a resumed epoch
                     steps=300,
                     figures={"loss": 1.5},
                     formats={"loss": Figure(label="loss")},
@@ -98,14 +98,14 @@ def test_a_log_gets_a_line_of_a_long_epoch_every_half_minute(
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> io.StringIO:
-    """What is written to stderr, as if it were a terminal that is so many columns wide."""
+    """Make stderr a terminal of that many columns, and return the stream that records it."""
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
-    # Else what is drawn depends on the time between updates.
+    # Without `refresh`, the time between updates decides what is drawn.
     monkeypatch.setattr(Progress, "update", partialmethod(Progress.update, refresh=True))
     return screen
 
@@ -180,7 +180,7 @@ def test_an_export_has_a_line_for_each_step_in_a_file(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_word_is_shown_at_once_and_cleared_at_the_end(
+def test_a_status_is_shown_at_once_and_cleared_at_the_end(
     shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = on_terminal(monkeypatch, 80)
@@ -189,7 +189,7 @@ def test_a_word_is_shown_at_once_and_cleared_at_the_end(
     assert screen.getvalue() == ("starting ...\r\x1b[2K" if shown else "")
 
 
-def test_a_word_is_cleared_before_a_warning_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_is_cleared_before_a_warning_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = on_terminal(monkeypatch, 80)
     assert logging.lastResort
     with starting("starting"):
@@ -202,9 +202,9 @@ def test_a_word_is_cleared_before_a_warning_is_printed(monkeypatch: pytest.Monke
 def test_a_log_gets_a_count_every_half_minute_and_its_rate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The rate is of the images, without the time until the network is open.
+    """The rate leaves out the time before the first image.
 
-    When all are done there is no line: the result follows.
+    The last image gets no line, since the result follows.
     """
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -237,7 +237,7 @@ def test_a_conclusion_is_broken_between_words_on_a_terminal_only(
     assert capsys.readouterr().out.splitlines() == [*table.split("\n"), *lines]
 
 
-def test_a_word_stays_until_something_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_stays_until_something_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = on_terminal(monkeypatch, 80)
     with starting("opening"), downloading() as on_received:
         assert screen.getvalue() == "opening ..."
@@ -263,7 +263,7 @@ def test_a_word_stays_until_something_is_downloaded(monkeypatch: pytest.MonkeyPa
         (("data", "show", "none"), "drawing the images"),
     ],
 )
-def test_the_first_thing_on_a_terminal_is_a_word(
+def test_a_terminal_shows_at_once_what_is_being_done(
     arguments: tuple[str, ...], word: str, tmp_path: Path
 ) -> None:
     ours, theirs = os.openpty()
@@ -295,10 +295,10 @@ def test_the_first_thing_on_a_terminal_is_a_word(
         ("export net.onnx", "onnxruntime", "ONNX Runtime"),
     ],
 )
-def test_a_pipe_is_told_what_is_being_loaded(
+def test_a_pipe_gets_a_message_about_what_is_being_loaded(
     call: str, library: str, name: str, tmp_path: Path
 ) -> None:
-    """Before it is: the word is there although the load fails."""
+    """The message comes before the library is loaded, so it is there when loading fails."""
     for path in ("photo.png", "data/cats/0.png", "data/dogs/0.png"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40)).save(tmp_path / path)
@@ -312,7 +312,7 @@ def test_a_service_logs_what_is_being_loaded(tmp_path: Path) -> None:
 
 
 def with_broken(library: str, call: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """The command line, run in `folder` where `library` cannot be loaded."""
+    """Run a command line in `folder`, where importing `library` ends the process."""
     (folder / "libraries").mkdir()
     (folder / "libraries" / f"{library}.py").write_text("raise SystemExit('broken')")
     code = f"""
@@ -348,7 +348,7 @@ def test_shards_have_a_rate_and_a_time_left(
         for listed, now in ((1000, 1800.0), (2500, 3600.0)):
             clock.now = now
             on_listed(listed)
-        # A shard each few minutes, and the last one smaller; listing took an hour and counts not.
+        # A shard every few minutes, the last one smaller. The hour of listing does not count.
         for labeled, errors, now in ((1000, 3, 3700.0), (1000, 0, 3900.0), (500, 1, 3950.0)):
             clock.now = now
             on_shard(shard(labeled, errors), 3)
@@ -361,10 +361,10 @@ def test_shards_have_a_rate_and_a_time_left(
     ]
 
 
-def test_the_time_left_is_not_a_multiple_of_what_many_workers_need(
+def test_the_time_left_accounts_for_many_workers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Sixteen workers, each with a shard every hundred seconds, more or less."""
+    """Sixteen workers finish a shard about every hundred seconds each."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     ends = sorted(100.0 * round_ + 90 + worker for round_ in range(10) for worker in range(16))
@@ -379,5 +379,5 @@ def test_the_time_left_is_not_a_multiple_of_what_many_workers_need(
     for line, now in zip(lines[16:], ends[16:], strict=True):
         (hours, minutes, seconds) = map(int, line.split()[-2].split(":"))
         left = 3600 * hours + 60 * minutes + seconds
-        # Shards in progress do not count, so one of them is the error.
+        # Shards in progress are not counted, so the estimate may be off by one shard, 100 s.
         assert (ends[-1] - now) / 1.5 - 100 <= left <= 1.5 * (ends[-1] - now) + 100, line

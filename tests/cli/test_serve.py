@@ -1,4 +1,4 @@
-"""`splitattn serve`: how the call becomes a service. What it answers is in tests/serving."""
+"""`splitattn serve`: options, signals and ending. tests/serving tests what a service answers."""
 
 import gc
 import os
@@ -89,17 +89,17 @@ def test_wrong_calls_are_one_line(
             assert message in line
 
 
-def test_sigterm_answers_what_comes_while_it_drains(
+def test_after_sigterm_requests_are_answered_while_the_service_drains(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process, whose main thread serves while another one asks."""
+    """The main thread of this process serves while other threads send requests."""
     monkeypatch.setattr(server, "log_as_json", lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     found: dict[str, Any] = {"lost": 0, "answered": 0}
 
     def keep_asking() -> None:
-        """Until the service closes the connection, or says that it will."""
+        """Send requests until the service closes the connection or announces that it will."""
         connection = HTTPConnection("127.0.0.1", port, timeout=20)
         while True:
             try:
@@ -152,7 +152,7 @@ def test_sigterm_answers_what_comes_while_it_drains(
         socket.create_connection(("127.0.0.1", port), timeout=1)
 
 
-def test_a_model_that_cannot_be_prepared_ends_it(
+def test_a_model_that_cannot_be_prepared_ends_the_service(
     weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(server, "log_as_json", lambda: None)
@@ -168,7 +168,9 @@ def test_a_model_that_cannot_be_prepared_ends_it(
     assert "no room for the network" in caplog.text
 
 
-def test_a_second_signal_ends_it_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_ends_the_service_at_once(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "log_as_json", lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

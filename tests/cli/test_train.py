@@ -59,11 +59,11 @@ def test_train_then_predict_with_the_names_of_a_file(
     assert run("train", data, *frozen, "--resume") == 2
     assert "frozen_stages must be 0 without weights, got 1" in capsys.readouterr().err
     assert run("train", data, *frozen, *weights) == 0
-    # What it began with is in the checkpoint by now.
+    # Resuming needs no weights to start from: the checkpoint has all.
     assert run("train", data, *frozen, "--resume") == 0
 
 
-def test_names_that_are_not_utf8_serve_for_everything(
+def test_every_verb_accepts_names_that_are_not_utf8(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / os.fsdecode(b"d\xe9j\xe0")
@@ -84,13 +84,13 @@ def test_names_that_are_not_utf8_serve_for_everything(
     assert run("evaluate", data, "--weights", exported, "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["loss"] == pytest.approx(measured["loss"], rel=1e-5)
-    # PyTorch's way to read, which is another one.
+    # `weights convert` reads the file through PyTorch, which is another code path.
     converted = folder / os.fsdecode(b"\xf6.safetensors")
     assert run("weights", "convert", output, converted, "--to", "official") == 0
     own, others = (read_tensors(path).tensors for path in (output / "model.safetensors", converted))
     assert own.keys() == others.keys()
     assert all(value.equal(others[key]) for key, value in own.items())
-    capsys.readouterr().out.encode()  # whatever is printed is text
+    capsys.readouterr().out.encode()  # fails if stdout holds lone surrogates
 
 
 def test_a_learning_rate_is_suggested_and_nothing_trained(

@@ -15,7 +15,7 @@ _COLORS = ((40, 60, 220), (40, 200, 60), (220, 50, 40))
 
 
 def picture(label: int, index: int, size: int = 40) -> Image.Image:
-    """Noise about the color of its class, another noise for every index."""
+    """The color of the class plus noise, which differs for every index."""
     noise = np.random.default_rng((label, index)).normal(0, 40, (size, size, 3))
     return Image.fromarray((np.array(_COLORS[label]) + noise).clip(0, 255).astype(np.uint8))
 
@@ -36,14 +36,14 @@ def write_class_folders(root: Path, per_class: int, *, offset: int = 0) -> Path:
 
 
 def write_image_folder(root: Path, *, train: int = 16, val: int = 5) -> Path:
-    """ImageFolder layout, that many images of each of three classes."""
+    """Write ImageFolder layout, with `train` and `val` images of each of three classes."""
     write_class_folders(root / "train", train)
     write_class_folders(root / "val", val, offset=1000)
     return root
 
 
 def write_shard(path: Path, images: list[bytes], labels: list[int]) -> Path:
-    """One Parquet shard in the Hugging Face image layout."""
+    """Write one Parquet shard in the Hugging Face image layout."""
     features = {"image": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}}
     table = pa.table(
         {
@@ -60,7 +60,7 @@ def write_shard(path: Path, images: list[bytes], labels: list[int]) -> Path:
 
 
 def marked_picture(classes: Sequence[int], index: int) -> Image.Image:
-    """Gray noise with a square in the color of each class, each in a corner of its own."""
+    """Gray noise with one square for each class, of its color and in its own corner."""
     pixels = np.random.default_rng((9, index)).normal(128, 20, (40, 40, 3))
     for label in classes:
         top, left = 22 * (label // 2), 22 * (label % 2)
@@ -69,7 +69,7 @@ def marked_picture(classes: Sequence[int], index: int) -> Image.Image:
 
 
 def write_marked_pictures(root: Path, *, train: int, val: int) -> Path:
-    """Pictures of none to all of three classes, and a CSV file with their labels between bars."""
+    """Write pictures of zero to three classes, and a CSV file with labels separated by "|"."""
     root.mkdir(parents=True)
     lines = ["path,labels,split"]
     for index in range(train + val):

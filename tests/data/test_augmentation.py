@@ -1,4 +1,4 @@
-"""Augmentation: the same images as torchvision and the official code make, in the same order."""
+"""Augmentation gives the images of torchvision and the official code, in the same order."""
 
 import math
 import pickle
@@ -56,7 +56,7 @@ def test_crop_and_flip_alone_are_those_of_torchvision() -> None:
     for seed in range(8):
         image = picture(seed % 3, seed, size=64)
         assert torch.equal(drawn(ours, image, seed), drawn(theirs, image, seed))
-        # And nothing more was drawn.
+        # Both draw the same amount of random numbers.
         after = torch.get_rng_state()
         drawn(theirs, image, seed)
         assert torch.equal(after, torch.get_rng_state())
@@ -97,7 +97,9 @@ def test_the_order_of_later_policies_is_that_of_torchvisions_reference(
         Augmentation(size=24, color_jitter=0.4),
     ],
 )
-def test_a_draw_is_bytes_and_the_same_in_a_spawned_worker(augmentation: Augmentation) -> None:
+def test_augmented_images_are_bytes_and_the_same_in_a_spawned_worker(
+    augmentation: Augmentation,
+) -> None:
     transform = training_transform(augmentation)
     copied = pickle.loads(pickle.dumps(transform))
     plain = training_transform(Augmentation(size=augmentation.size))
@@ -122,7 +124,7 @@ def test_efficientnet_crops_fit_and_keep_area_and_aspect(size: tuple[int, int]) 
         assert 0 <= top <= top + height <= size[1]
         assert 0.1 * size[0] * size[1] <= width * height < size[0] * size[1]
         assert 3 / 4 * height - 0.5 <= width <= 4 / 3 * height + 0.5
-    assert len(boxes) > 20 or size == (37, 500)  # no crop of a strip has enough area
+    assert len(boxes) > 20 or size == (37, 500)  # a strip is too narrow for any crop of enough area
     corners = {(left, top) for left, top, _, _ in boxes}
     assert not boxes or len(corners) > 15
 
@@ -133,12 +135,14 @@ def test_efficientnet_crops_are_uniform_in_height_not_in_area() -> None:
     heights = np.array([box[3] for _ in range(2000) if (box := crop._draw(1000, 1000))])
     aspect = np.linspace(3 / 4, 4 / 3, 1001)
     expected = ((np.sqrt(0.1 / aspect) + np.minimum(1, 1 / aspect)) / 2).mean() * 1000
-    # Five deviations of the mean; crops uniform in area are 55 pixels taller.
+    # Within five standard errors; crops uniform in area would be 55 pixels taller.
     assert abs(heights.mean() - expected) < 5 * heights.std() / math.sqrt(len(heights))
 
 
 @pytest.mark.parametrize("size", [(37, 500), (400, 20), (1, 1), (1, 60)])
-def test_where_no_efficientnet_crop_fits_the_test_crop_is_taken(size: tuple[int, int]) -> None:
+def test_images_in_which_no_efficientnet_crop_fits_get_the_test_crop(
+    size: tuple[int, int],
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     crop = _EfficientNetCrop(size=32, smallest=0.1, interpolation=v2.InterpolationMode.BICUBIC)
@@ -153,7 +157,7 @@ def test_lighting_follows_the_principal_axes_of_color() -> None:
     axes = np.array(
         [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
     )
-    # In the units of the pixels; rounding adds a twelfth on the diagonal.
+    # Standard deviations in pixel values; rounding adds a variance of 1/12.
     expected = axes @ np.diag([5.546**2, 0.4794**2, 0.1148**2]) @ axes.T + np.eye(3) / 12
     assert np.allclose(np.cov(shifts.T.numpy()), expected, rtol=0.12)
     assert abs(shifts.mean().item()) < 0.4
@@ -164,7 +168,7 @@ def test_lighting_does_not_wrap_around(value: int) -> None:
     transform = training_transform(Augmentation(size=4, lighting=1.0))
     torch.manual_seed(0)
     pixels = torch.stack([transform(plain_color(value)) for _ in range(50)]).double()
-    # Half of the shifts are cut off; the others are within some deviations of 32.
+    # Half of the shifts are clipped; the others have a standard deviation of 32.
     assert (pixels == value).double().mean() > 0.2
     assert (pixels - value).abs().max() < 150
 

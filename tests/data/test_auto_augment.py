@@ -1,4 +1,4 @@
-"""AutoAugment's policies: the published ones, as often as published, with the published values."""
+"""AutoAugment's policies have the published operations, probabilities and values."""
 
 import math
 from collections import Counter
@@ -27,7 +27,7 @@ equalize 8, equalize 6
 
 
 def value_of(name: str, level: int) -> float:
-    """What the official code makes of a level."""
+    """The value that the official code uses for a level."""
     if name in ("color", "contrast", "sharpness"):
         return 0.1 + 1.8 * level / 10
     rules = {
@@ -69,7 +69,7 @@ def test_operations_come_as_often_as_published(monkeypatch: pytest.MonkeyPatch) 
             expected[name, signed] += share / 25  # type: ignore[assignment]
     assert counts.keys() == expected.keys()
     for key, share in expected.items():
-        # Four standard deviations, of a sum of Bernoulli draws at most.
+        # Four standard deviations: a sum of Bernoulli draws has a variance of at most n * share.
         assert abs(counts[key] - n * share) < 4 * math.sqrt(n * share), key
 
 
@@ -81,7 +81,7 @@ def test_one_image_in_ten_keeps_four_levels_of_each_color_at_most() -> None:
     for _ in range(n):
         pixels = np.asarray(policy(image)).reshape(-1, 3)
         few += max(len(np.unique(channel)) for channel in pixels.T) <= 4
-    # From the four policies that posterize: 0.4, 1 - 0.4 * 0.4, 0.8 and 0.4 of 25.
+    # Four of 25 policies posterize, with probability 0.4, 1 - 0.4 * 0.4, 0.8 and 0.4.
     share = 2.44 / 25
     assert abs(few / n - share) < 4 * math.sqrt(share * (1 - share) / n)
 
@@ -95,7 +95,7 @@ def test_one_image_in_ten_keeps_four_levels_of_each_color_at_most() -> None:
         ("invert", 0, lambda x: 255 - x),
         ("color", 0.1, lambda x: np.asarray(ImageEnhance.Color(Image.fromarray(x)).enhance(0.1))),
         ("rotate", 27, lambda x: np.asarray(Image.fromarray(x).rotate(27))),
-        # Row y is moved left by y / 4 pixels, from row 0 on: row 4, by one.
+        # Row y moves left by y / 4 pixels, so row 4 moves by one.
         ("shear", 0.25, None),
     ],
 )

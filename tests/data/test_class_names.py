@@ -1,4 +1,4 @@
-"""Which output of a network stands for which class of a data set."""
+"""Classes of a data set are matched with the outputs of a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +27,10 @@ def test_numbers_are_sorted_by_value_and_names_by_alphabet() -> None:
         (("10", "2"), NUMBERS, (10, 2)),
         (("010", "002"), NUMBERS, (10, 2)),
         (("10", "2"), IMAGENET, (10, 2)),
-        # A person who counts from 1 has one number for each output.
+        # Numbers from 1 are accepted if there is one for each output.
         (tuple(map(str, range(1, 13))), NUMBERS, tuple(range(12))),
         (tuple(map(str, range(1, 1001))), IMAGENET, tuple(range(1000))),
-        # A training on folders 1 to 12 has them as names, here in the order of the alphabet.
+        # A network trained on folders 1 to 12 has the numbers as names, here sorted as text.
         (("2", "10"), ("1", "10", "11", "12", "2"), (4, 1)),
         (("01", "2"), ("01", "1", "2"), (0, 2)),
     ],
@@ -74,12 +74,12 @@ def test_full_names_are_matched_by_their_first_lemma() -> None:
     names = ("goldfish, Carassius auratus", "tench, Tinca tinca")
     assert match(names, IMAGENET).indices == (1, 0)
     assert match(("goldfish",), names).indices == (0,)
-    with pytest.raises(DataError, match="such as 'crane, bird'"):  # which of the two?
+    with pytest.raises(DataError, match="such as 'crane, bird'"):  # two outputs begin with "crane"
         match(("crane, bird", "tench"), ("crane, lifting", "crane, wading", "tench"))
 
 
 def test_imagenets_classes_may_be_named_as_in_wordnet() -> None:
-    """As in torchvision, and as in data sets that took their names from there."""
+    """torchvision uses these names, and so do data sets that took theirs from it."""
     names = lemmas("imagenet1k")
     assert match(names, IMAGENET).indices == tuple(range(1000))
     assert match(("lesser panda", "crane bird", "Cardigan"), IMAGENET).indices == (387, 134, 264)
@@ -121,7 +121,7 @@ def test_tiny_imagenet_is_a_part_of_imagenet() -> None:
     assert match(ids, class_names("tiny_imagenet200")).indices == tuple(range(200))
 
 
-def test_other_names_have_only_their_order() -> None:
+def test_other_names_are_matched_by_order() -> None:
     found = match(("n1", "n2"), ("a", "b"))
     assert (found.indices, found.how) == ((0, 1), "order")
     ten = tuple(sorted(f"class{k}" for k in range(1, 13)))  # class1, class10, class11, ...
@@ -148,7 +148,7 @@ def named(given: ClassNames, outputs: Sequence[str]) -> tuple[str, ...]:
 
 
 def test_outputs_take_other_names_of_the_same_classes() -> None:
-    """A corgi is a Cardigan and a sweater is a cardigan; two maillots have one first name."""
+    """Difficult names: "Cardigan" (dog) and "cardigan" (garment), and two classes "maillot"."""
     assert named(lemmas("imagenet1k"), IMAGENET) == lemmas("imagenet1k")
     assert named(IDS, IMAGENET) == IDS
     assert named(IMAGENET, IDS) == IMAGENET

@@ -112,7 +112,7 @@ def test_whole_numbers_written_as_floats_are_numbers(tmp_path: Path) -> None:
     assert list(outputs.labels) == [*range(11), 3]
     several = write(tmp_path / "b.csv", "path,labels", "a.png,1.0", "b.png,1|10.0", "c.png,")
     assert open_data(several, "train").classes == ("1", "10")
-    # One that is none, and all are text.
+    # If one is not a whole number, all are text.
     mixed = write(tmp_path / "c.csv", "path,label", *rows, "x.png,3.5")
     assert open_data(mixed, "train").classes[:3] == ("0.0", "1.0", "10.0")
 
@@ -211,7 +211,7 @@ def test_eval_beside_dev_is_the_test_set(tmp_path: Path) -> None:
         assert [Path(str(image)).name for image in open_data(path, split).images] == [name]
 
 
-def test_without_splits_a_file_serves_as_either(tmp_path: Path) -> None:
+def test_a_file_without_splits_serves_as_train_and_val(tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", "path,label", "a.png,x", "b.png,y")
     assert open_data(path, "train") == open_data(path, "val")
 
@@ -268,9 +268,7 @@ def test_an_image_may_have_several_labels_or_none(tmp_path: Path) -> None:
         (["path,class", "a.png,cat"], "for classes by name, a column label or labels"),
     ],
 )
-def test_labels_that_may_mean_something_else_are_refused(
-    tmp_path: Path, lines: list[str], complaint: str
-) -> None:
+def test_ambiguous_labels_are_refused(tmp_path: Path, lines: list[str], complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
         open_data(write(tmp_path / "data.csv", *lines), "val")
 
@@ -299,7 +297,7 @@ def test_bad_rows_are_named_in_one_line(tmp_path: Path) -> None:
         (b"path,label\n" + b"x" * 200_000 + b",a\n", "must be a CSV file in UTF-8"),
     ],
 )
-def test_a_file_that_is_no_data_set_is_refused(
+def test_a_csv_file_without_usable_rows_or_header_is_refused(
     tmp_path: Path, content: bytes, complaint: str
 ) -> None:
     path = tmp_path / "data.csv"

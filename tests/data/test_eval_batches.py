@@ -1,4 +1,4 @@
-"""Every image once, in order, in the same batches for any number of processes."""
+"""Evaluation batches hold every image once, in order, for any number of processes."""
 
 from pathlib import Path
 
@@ -46,7 +46,9 @@ def test_every_image_is_there_once_and_in_order(
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 9])
-def test_processes_share_the_batches_of_one(data: LabeledImages, world_size: int) -> None:
+def test_several_processes_share_the_batches_of_a_single_one(
+    data: LabeledImages, world_size: int
+) -> None:
     alone = [b.indices.tolist() for b in eval_batches(data, PREPROCESSING, batch_size=4)]
     shares = [
         list(eval_batches(data, PREPROCESSING, batch_size=4, rank=rank, world_size=world_size))

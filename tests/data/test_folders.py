@@ -96,7 +96,7 @@ def test_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...], message: 
         open_data(str(tmp_path), "train")
 
 
-def test_folders_that_archives_wrap_around_the_data_are_opened(tmp_path: Path) -> None:
+def test_extra_folders_of_an_archive_around_the_data_are_skipped(tmp_path: Path) -> None:
     write_class_folders(tmp_path / "data/images/seg_train/seg_train", 2)
     write_class_folders(tmp_path / "data/images/seg_test/seg_test", 1)
     for root in ("data/images", "data"):
@@ -106,7 +106,7 @@ def test_folders_that_archives_wrap_around_the_data_are_opened(tmp_path: Path) -
 
 def test_archives_may_wrap_the_data_several_times(tmp_path: Path) -> None:
     write_class_folders(tmp_path / "archive/data/images/Train", 2)
-    assert open_data(str(tmp_path), "train").classes == CLASSES  # without a folder to validate on
+    assert open_data(str(tmp_path), "train").classes == CLASSES  # there is no validation split yet
     write_class_folders(tmp_path / "archive/data/images/Valid", 1)
     assert len(open_data(str(tmp_path), "val")) == 3
 
@@ -116,7 +116,7 @@ def test_splits_within_classes_are_refused(tmp_path: Path) -> None:
         picture(0, 0).save(_made(tmp_path / name) / "0.png")
     with pytest.raises(DataError, match=r"as in Test/cat, got cat/Test in .*; move them, or list"):
         open_data(str(tmp_path), "train")
-    # A class may have a folder called so.
+    # If only one class has such a folder, it is a folder like any other.
     shutil.rmtree(tmp_path / "dog/Test")
     assert open_data(str(tmp_path), "train").classes == ("cat", "dog")
 
@@ -163,7 +163,7 @@ def test_folders_that_are_numbers_are_classes_by_value(tmp_path: Path) -> None:
     assert found == {str(number): f"name{number}" for number in range(1, 13)}
 
 
-def test_class_folders_without_splits_serve_as_either(tmp_path: Path) -> None:
+def test_class_folders_without_splits_serve_as_train_and_val(tmp_path: Path) -> None:
     write_class_folders(tmp_path, 2)
     assert open_data(str(tmp_path), "val") == open_data(str(tmp_path), "train")
 
@@ -200,7 +200,7 @@ def _made(folder: Path) -> Path:
 def test_class_folders_may_be_links(tmp_path: Path) -> None:
     real = write_class_folders(tmp_path / "real", 1)
     (real / "red" / "loop").symlink_to(real / "red")
-    (real / "red" / "up").symlink_to(real)  # where the other classes are
+    (real / "red" / "up").symlink_to(real)  # leads to the other classes too
     (tmp_path / "data").mkdir()
     for name in CLASSES:
         (tmp_path / "data" / name).symlink_to(real / name)

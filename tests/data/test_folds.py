@@ -8,7 +8,7 @@ from splitattn.data.folds import Fold, split_off
 from splitattn.data.labeled import Blocks, LabeledImages
 from splitattn.errors import DataError, InputError
 
-# Of three classes, in turn: 20 images, 11 and 2.
+# 20 images of class 0, 11 of class 1 and 2 of class 2, in descending order of class.
 LABELS = sorted([0] * 20 + [1] * 11 + [2] * 2, key=lambda label: -label)
 
 
@@ -51,7 +51,7 @@ def test_the_seed_decides() -> None:
     assert first == again != other
 
 
-def test_blocks_are_those_of_the_images_that_are_left() -> None:
+def test_each_part_keeps_the_blocks_of_its_images() -> None:
     train, val = split_off(data(), Fold(number=1, of=2), seed=0)
     for part in (train, val):
         numbers = [int(str(image).split(".")[0]) for image in part.images]
@@ -61,7 +61,7 @@ def test_blocks_are_those_of_the_images_that_are_left() -> None:
 
 
 @pytest.mark.parametrize("text", ["5", "0/5", "6/5", "1/1", "1/5 ", "-1/5", "1/x", "", "1/2/3"])
-def test_what_is_no_fold_is_refused(text: str) -> None:
+def test_text_that_is_not_a_fold_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"a fold must be"):
         Fold.parse(text)
 

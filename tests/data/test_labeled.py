@@ -31,13 +31,15 @@ def test_classes_are_matched_by_name_or_else_by_order(data: LabeledImages) -> No
     renamed = with_classes_of_model(data, ("a", "b", "c"))
     assert renamed.classes == ("a", "b", "c")
     assert renamed.labels == data.labels
-    assert with_classes_of_model(data, ("0", "1", "2")) == data, "outputs without names"
+    assert with_classes_of_model(data, ("0", "1", "2")) == data, (
+        "outputs named by numbers are matched by order"
+    )
     with pytest.raises(DataError, match="the model's 4 classes, got 3, such as 'blue'"):
         with_classes_of_model(data, ("a", "b", "c", "d"))
 
 
 def test_one_unknown_class_among_known_ones_is_refused(data: LabeledImages) -> None:
-    """By order, `green` would silently become `blue`."""
+    """Matched by order, `blue` would silently become `green`."""
     with pytest.raises(DataError, match="such as 'red'"):
         with_classes_of_model(data, ("green", "blue", "pink"))
 
@@ -59,7 +61,7 @@ def test_a_class_without_a_usable_image_is_named(
     assert "2 classes have no training image: 'red', 'white'" in caplog.text
 
 
-def test_a_class_whose_images_all_validate_is_told_from_one_without(
+def test_a_class_whose_images_are_all_for_validation_gets_its_own_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_class_folders(tmp_path, 2)
@@ -88,7 +90,7 @@ def test_images_in_both_splits_are_warned_of(
     train = open_data(str(write_class_folders(tmp_path / "train", 2)), "train")
     val = open_data(str(write_class_folders(tmp_path / "val", 2)), "val")
     warn_of_shared_images(train, val)
-    assert not caplog.records, "equal names in other folders"
+    assert not caplog.records, "equal file names in different folders are different images"
     (tmp_path / "link").symlink_to("train")
     linked = open_data(str(tmp_path / "link"), "val")
     warn_of_shared_images(train, linked)
@@ -100,7 +102,7 @@ def test_images_in_both_splits_are_warned_of(
 
 
 def test_the_check_of_classes_reads_images_as_training_does(tmp_path: Path) -> None:
-    """Floats in a NumPy file need `white_level` to say which value is white."""
+    """A NumPy file of floats needs `white_level`, the value that is white."""
     path = tmp_path / "0.npy"
     np.save(path, np.full((4, 4), 1000, np.float32))
     data = LabeledImages(

@@ -1,4 +1,4 @@
-"""Batches: every image once, the same ones whoever decodes them, errors beside them."""
+"""Batches hold every image once, do not depend on the workers, and list errors."""
 
 import errno
 import os
@@ -79,18 +79,22 @@ def test_an_epoch_is_a_permutation_without_the_rest() -> None:
 
 @pytest.mark.parametrize("blocks", [None, Blocks(starts=(0, 3, 3, 10), at_once=2)])
 def test_balanced_sampling_draws_each_class_equally_often(blocks: Blocks | None) -> None:
-    labels = [7] * 17 + [2] * 2 + [5]  # 20 images: 7, 7 and 6 draws, in any order
+    labels = [7] * 17 + [2] * 2 + [5]  # 20 draws of 3 classes: 7, 7 and 6, in any order
     [step] = epoch_batches(20, batch_size=20, seed=1, epoch=0, balanced=labels, blocks=blocks)
-    assert len(set(step)) == 20, "each draw has a number of its own"
+    assert len(set(step)) == 20, (
+        "draws are numbered, so that a repeated image has different numbers"
+    )
     drawn = Counter(draw % 20 for draw in step)
     by_class = Counter(dict.fromkeys(labels, 0))
     for image, times in drawn.items():
         by_class[labels[image]] += times
     assert sorted(by_class.values()) == [6, 7, 7]
     assert max(drawn[image] for image in range(17)) == 1
-    assert abs(drawn[17] - drawn[18]) <= 1, "the images of a class in turn"
+    assert abs(drawn[17] - drawn[18]) <= 1, "the images of a class take turns"
     [other] = epoch_batches(20, batch_size=20, seed=1, epoch=1, balanced=labels, blocks=blocks)
-    assert {draw % 20 for draw in other} != set(drawn), "others of a large class"
+    assert {draw % 20 for draw in other} != set(drawn), (
+        "another epoch draws other images of a large class"
+    )
     halves = {"batch_size": 4, "seed": 1, "epoch": 0, "balanced": labels, "blocks": blocks}
     assert list(chain.from_iterable(epoch_batches(20, **halves, first_step=3))) == step[12:]
 
@@ -159,7 +163,7 @@ def test_the_same_epoch_is_the_same_with_any_number_of_workers(data: LabeledImag
 
 
 def test_an_image_is_augmented_alike_in_any_batch(data: LabeledImages) -> None:
-    """So the number of processes changes nothing either."""
+    """Therefore augmentation does not depend on the number of processes either."""
     [batch] = train_loader(data, AUGMENTATION, batches=[[3, 8]], workers=0, seed=5, epoch=0)
     [single] = train_loader(data, AUGMENTATION, batches=[[8]], workers=0, seed=5, epoch=0)
     assert torch.equal(batch.images[1], single.images[0])
@@ -206,22 +210,24 @@ def test_a_transform_that_fails_leaves_the_random_state_too(data: LabeledImages)
 
 
 def test_workers_may_be_spawned(data: LabeledImages) -> None:
-    """As on macOS and Windows: what they get must survive pickling."""
+    """Workers are spawned on macOS and Windows, so the data set must survive pickling."""
     loader = train_loader(data, AUGMENTATION, batches=[[0]], workers=0, seed=5, epoch=0)
     copied = pickle.loads(pickle.dumps(loader.dataset))
     assert torch.equal(copied[3].image, loader.dataset[3].image)
 
 
 def test_training_takes_the_next_readable_image_instead(data: LabeledImages) -> None:
-    """With its own label, and each unreadable image is reported where it was drawn."""
-    broken = spoil(data, 6, 7, 20)  # the last of a class, the first of the next, the last of all
+    """The replacement keeps its own label; the unreadable image is reported in its batch."""
+    broken = spoil(
+        data, 6, 7, 20
+    )  # the last of one class, the first of the next, and the last image
     batches = [[6, 1], [7, 20], [8, 0]]
     found = list(train_loader(data, AUGMENTATION, batches=batches, workers=0, seed=5, epoch=0))
     assert [batch.indices.tolist() for batch in found] == [[8, 1], [8, 0], [8, 0]]
     assert joined(found, "labels").tolist() == [1, 0, 1, 0, 1, 0]
     lines = [[line.partition(": ")[0] for line in batch.problems] for batch in found]
     assert lines == [broken[:1], broken[1:], []]
-    # An epoch stays full, and reports no image twice.
+    # An epoch keeps its number of images and reports no image twice.
     batches = epoch(data)
     assert [len(batch.labels) for batch in batches] == [4] * 5
     problems = [line for batch in batches for line in batch.problems]
@@ -249,7 +255,7 @@ def test_training_gives_up_after_a_hundred_unreadable_images(workers: int) -> No
     assert message.startswith("training needs readable images, got 100 in a row that are not; the")
     assert f"first: image {n - 101}: " in message
     assert "\n" not in message
-    assert not active_children(), "the workers end with the error, whoever keeps it"
+    assert not active_children(), "the workers end even if the error is kept"
 
 
 def test_training_gives_up_where_nothing_can_be_read(data: LabeledImages) -> None:
@@ -259,7 +265,7 @@ def test_training_gives_up_where_nothing_can_be_read(data: LabeledImages) -> Non
 
 
 class Deadly(list[Any]):
-    """Images of which one ends the process that reads it, as a system without memory does."""
+    """Reading image 9 kills the process, as a system out of memory does."""
 
     def __getitem__(self, index: Any) -> Any:
         if index == 9:
@@ -297,7 +303,7 @@ def test_batches_need_no_shared_memory(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    # Forked workers have it too. A batch that cannot be handed over would never come.
+    # Forked workers inherit this. A batch that needed shared memory would never arrive.
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
     monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
     assert len(epoch(data, workers=1)) == 5
@@ -307,7 +313,7 @@ def test_batches_need_no_shared_memory(
 def test_workers_take_any_temporary_folder(
     name: str, data: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The path of a socket has at most 108 characters: none may be made there."""
+    """A path of a socket has at most 108 characters, so workers must not put one there."""
     (tmp_path / name).mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / name))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -316,7 +322,7 @@ def test_workers_take_any_temporary_folder(
 
 
 def _read_forever(data: LabeledImages, told: Any) -> None:
-    large = Augmentation(size=512)  # a batch is more than a pipe holds
+    large = Augmentation(size=512)  # a batch is larger than the buffer of a pipe
     loader = train_loader(data, large, batches=[[0]] * 20, workers=1, seed=0, epoch=0)
     batches = iter(loader)
     next(batches)
@@ -340,7 +346,7 @@ def test_no_worker_outlives_a_process_that_is_killed(data: LabeledImages) -> Non
 
 
 def state_of(process: int) -> str:
-    """R, S, ... as Linux tells it; Z if it has ended."""
+    """The state of a process from /proc, such as R or S; Z if it has ended."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -51,12 +51,12 @@ def test_shards_are_found_by_the_usual_names_of_splits(tmp_path: Path) -> None:
     assert list(open_data(str(tmp_path), "val").labels) == [2]
 
 
-def test_shards_without_a_split_in_their_name_serve_as_either(tmp_path: Path) -> None:
+def test_shards_without_a_split_in_their_name_serve_as_train_and_val(tmp_path: Path) -> None:
     write_shard(tmp_path / "flowers.parquet", [encoded(0, 0)], [0])
     assert len(open_data(str(tmp_path), "val")) == len(open_data(str(tmp_path), "train")) == 1
 
 
-def test_a_shard_of_a_million_nothings_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_shard_of_a_million_nulls_is_not_unpacked(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "val.parquet", [], [])
     empty = pq.read_table(shard)
     rows = 1_000_000
@@ -77,7 +77,7 @@ def test_a_missing_pyarrow_is_one_line_with_the_command(
 
 
 def shard_of(path: Path, image: pa.Array, labels: pa.Array, **options: Any) -> str:
-    """A shard with columns of any type, and the metadata that a good one has."""
+    """Write a shard with these columns and the metadata of a valid shard."""
     metadata = pq.read_schema(write_shard(path, [], [])).metadata
     table = pa.table({"image": image, "label": labels}).replace_schema_metadata(metadata)
     pq.write_table(table, path, **options)
@@ -107,14 +107,14 @@ def test_images_are_binary_and_labels_whole_numbers(
         open_data(path, "val")
 
 
-def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
+def test_columns_with_other_names_are_listed_in_the_error(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "train.parquet", [encoded(0, 0)], [0])
     pq.write_table(pq.read_table(path).rename_columns(["img", "fine_label"]), path)
     with pytest.raises(DataError, match="it has no image, but img, fine_label: rename the columns"):
         open_data(str(path), "train")
 
 
-def test_a_folder_around_the_shards_is_refused_with_theirs(tmp_path: Path) -> None:
+def test_a_folder_above_the_shards_is_refused_with_the_folder_to_name(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         write_shard(tmp_path / f"hub/data/{split}-00000-of-00001.parquet", [encoded(0, 0)], [0])
         write_shard(tmp_path / f"api/default/{split}/0.parquet", [encoded(0, 0)], [0])
@@ -198,7 +198,7 @@ def test_large_shards_are_read_by_row_group(
     assert read == []
     assert [data.images[index] for index in range(24)] == images
     assert list(data.names) == list(whole.names)
-    assert read == [0, 1, 2, 3, 4, 5], "names need no images"
+    assert read == [0, 1, 2, 3, 4, 5], "reading the names reads no images"
     assert data.fingerprint() == whole.fingerprint()
     order = [
         i
@@ -209,7 +209,7 @@ def test_large_shards_are_read_by_row_group(
     assert order != sorted(order)
     read.clear()
     assert [data.images[index] for index in order] == [images[index] for index in order]
-    assert len(read) <= 7, "two blocks at a time"
+    assert len(read) <= 7, "batches come from two blocks at a time"
 
 
 @pytest.mark.parametrize(

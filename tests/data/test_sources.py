@@ -1,4 +1,4 @@
-"""One string opens a data set of any kind, or one line says why not."""
+"""One string opens a data set of any kind, or is refused in one line."""
 
 import json
 from pathlib import Path
@@ -69,10 +69,10 @@ def test_class_names_in_utf_16_without_a_mark_are_refused_with_the_fix(tmp_path:
         ('{"b": 1, "a": 0, "c": 2}', ("a", "b", "c")),
         ("2 c\n0 a\n1 b\n", ("a", "b", "c")),
         ("0,a\n1: b\n2\tc d", ("a", "b", "c d")),
-        # Numbers that the file states mean what they state, whatever the data count from.
+        # Numbers in the file are indices from 0, even if the data set counts from 1.
         ("1 z\n2 a\n3 b\n4 c", None),
         ('{"1": "z", "5": "a"}', None),
-        # Names, of which some begin with a number.
+        # Here the numbers are part of the names.
         ("1 euro\n2 euros\n10 cents", ("1 euro", "2 euros", "10 cents")),
     ],
 )
@@ -162,7 +162,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_an_address_is_told_to_be_copied_first() -> None:
+def test_an_address_is_refused_with_advice_to_copy_the_data() -> None:
     with pytest.raises(DataError, match=r"got 's3://bucket/data': an address; copy the data set"):
         open_data("s3://bucket/data", "val")
 

@@ -15,7 +15,7 @@ from tests.data.datasets import CLASSES, picture
 
 
 class _Local(datasets.VisionDataset):
-    """A torchvision data set that is already here."""
+    """A torchvision data set that needs no download."""
 
     classes = (("blue", "azure"), "green", "red")
 

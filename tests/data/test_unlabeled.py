@@ -1,4 +1,4 @@
-"""Images for a teacher: with labels that it knows, or of any layout without."""
+"""Images for a teacher: with labels of its classes, or without labels in any layout."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_labels_of_the_teachers_classes_are_kept(tmp_path: Path) -> None:
     assert train.classes == val.classes == classes
     assert [classes[label] for label in train.labels] == ["blue"] * 2 + ["green"] * 2 + ["red"] * 2
     assert len(val) == 3
-    # Of other classes, only the images count.
+    # Labels of other classes are dropped; the images are used.
     train, val = open_for_teacher(str(tmp_path), ("cat", "dog"), seed=0)
     assert (train.classes, val.classes, len(train), len(val)) == ((), (), 6, 3)
     assert train.labels == [0] * 6
@@ -55,7 +55,7 @@ def test_folders_called_like_splits_are_the_splits(tmp_path: Path) -> None:
     assert list(val.names) == [str(tmp_path / "Val/3.png")]
     (tmp_path / "__MACOSX").mkdir()
     assert [len(part) for part in open_for_teacher(str(tmp_path), ("cat", "dog"), seed=0)] == [2, 1]
-    # Without one for validation, the training images are divided.
+    # Without a validation split, the training images are divided.
     (tmp_path / "Val/3.png").unlink()
     (tmp_path / "Val").rmdir()
     train, val = open_for_teacher(str(tmp_path), ("cat", "dog"), seed=0)
