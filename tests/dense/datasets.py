@@ -18,7 +18,7 @@ Rectangle = tuple[int, int, int, int, int]
 
 
 def picture(rectangles: Sequence[Rectangle], size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Rectangles on noise; `size` is width and height."""
+    """An image of colored rectangles on noise; `size` is width and height."""
     width, height = size
     pixels = np.random.default_rng(seed).normal(128, 12, (height, width, 3))
     for left, top, right, bottom, label in rectangles:
@@ -27,7 +27,7 @@ def picture(rectangles: Sequence[Rectangle], size: tuple[int, int], seed: int = 
 
 
 def scene(seed: int, size: tuple[int, int] = (64, 64)) -> list[Rectangle]:
-    """One or two rectangles, apart."""
+    """One or two rectangles that do not overlap, for an image of `size`."""
     random = np.random.default_rng((7, seed))
     width, height = size
     count, half = int(random.integers(1, 3)), width // 2
@@ -41,13 +41,13 @@ def scene(seed: int, size: tuple[int, int] = (64, 64)) -> list[Rectangle]:
 
 
 def coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """A COCO file; the ids of its categories have gaps and another order than the names."""
+    """The content of a COCO file. Category ids have gaps and are listed in reverse order."""
     categories = [{"id": 10 * (i + 1), "name": name} for i, name in enumerate(CLASSES)]
     return {"images": images, "annotations": annotations, "categories": categories[::-1]}
 
 
 def outline(rectangle: Rectangle, size: tuple[int, int], number: int) -> Any:
-    """A rectangle as COCO's segmentation: a polygon, or every second time run lengths."""
+    """A rectangle as COCO's segmentation: a polygon for odd numbers, else run lengths."""
     left, top, right, bottom, _ = rectangle
     if number % 2:
         return [[left, top, right, top, right, bottom, left, bottom]]
@@ -65,7 +65,7 @@ def write_coco(
     size: tuple[int, int] = (64, 64),
     outlines: bool = False,
 ) -> Path:
-    """`root`/split.json and `root`/images/."""
+    """Write `count` images into `root`/images/ and their boxes into `root`/{split}.json."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for number in range(first, first + count):
@@ -93,14 +93,14 @@ def write_coco(
 
 
 def write_splits(root: Path, *, train: int = 8, val: int = 4, outlines: bool = False) -> Path:
-    """A COCO data set of two splits."""
+    """Write a COCO data set with the splits train and val."""
     write_coco(root, "train", train, outlines=outlines)
     write_coco(root, "val", val, first=1000, outlines=outlines)
     return root
 
 
 def voc(filename: str, size: tuple[int, int] | None, objects: Sequence[tuple[str, str]]) -> str:
-    """A VOC file: of each object its class and its elements beside `bndbox`, or the box itself."""
+    """A VOC file. Each object is its class and the XML after its name, which includes the box."""
     inside = f"<filename>{filename}</filename>"
     if size:
         inside += f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
@@ -110,7 +110,7 @@ def voc(filename: str, size: tuple[int, int] | None, objects: Sequence[tuple[str
 
 
 def bndbox(left: object, top: object, right: object, bottom: object) -> str:
-    """A box of VOC."""
+    """The XML of a box in VOC format."""
     sides = zip(("xmin", "ymin", "xmax", "ymax"), (left, top, right, bottom), strict=True)
     return f"<bndbox>{''.join(f'<{side}>{value}</{side}>' for side, value in sides)}</bndbox>"
 
@@ -120,7 +120,7 @@ VOID = 255
 
 
 def class_mask(rectangles: Sequence[Rectangle], size: tuple[int, int]) -> np.ndarray:
-    """The class of each pixel of `picture`: 0 is the noise, 255 the last row."""
+    """The class of each pixel of `picture`: 0 for noise; 255, no class, in the last row."""
     width, height = size
     mask = np.zeros((height, width), np.uint8)
     for left, top, right, bottom, label in rectangles:
@@ -132,7 +132,7 @@ def class_mask(rectangles: Sequence[Rectangle], size: tuple[int, int]) -> np.nda
 def write_masked(
     root: Path, split: str, count: int, *, first: int = 0, size: tuple[int, int] = (64, 64)
 ) -> Path:
-    """`root`/split/images and `root`/split/masks."""
+    """Write `count` images and masks into `root`/{split}/images and `root`/{split}/masks."""
     folder = root / split
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def write_masked(
 
 
 def write_masked_splits(root: Path, *, train: int = 8, val: int = 4) -> Path:
-    """Images with masks in two splits."""
+    """Write images with masks in the splits train and val."""
     write_masked(root, "train", train)
     write_masked(root, "val", val, first=1000)
     return root

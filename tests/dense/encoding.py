@@ -1,4 +1,4 @@
-"""PyTorch-Encoding's DeepLabV3 and FCN, from their published structure: keys and layers.
+"""PyTorch-Encoding's DeepLabV3 and FCN, rebuilt from their published keys and layers.
 
 Source: encoding/models/sseg/{base,deeplab,fcn}.py of github.com/zhanghang1989/PyTorch-Encoding.
 """
@@ -74,7 +74,7 @@ HEADS = {"deeplabv3": DeepLabV3Head, "fcn": FCNHead}
 
 
 class Network(nn.Module):
-    """A dilated ResNeSt as `pretrained`, a head, and an auxiliary head for training."""
+    """A dilated ResNeSt called `pretrained`, a head, and the auxiliary head, unused here."""
 
     def __init__(self, architecture: Architecture, head: str, classes: int) -> None:
         super().__init__()

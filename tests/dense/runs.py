@@ -1,4 +1,4 @@
-"""A detector and a segmenter that learn in seconds: colored rectangles, a small network."""
+"""Trainings of a small detector and segmenter on colored rectangles, which take seconds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.dense.datasets import CLASSES, MASK_CLASSES, write_masked_splits, wri
 
 ARCHITECTURE = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)
 CHANNELS = 64
-OVERFLOWING = 3e38  # two of these make infinity
+OVERFLOWING = 3e38  # the sum of two is infinite in float32
 RECIPE = replace(
     load_recipe("finetune", task="detection", model="resnest14"),
     pretrained=False,
@@ -46,7 +46,7 @@ RECIPE = replace(
 
 
 def make_task(folder: Path, *, train: int = 8, val: int = 4, head: str = "fcos") -> Detection:
-    """The task of a data set below `folder`/data."""
+    """Detection on the data set in `folder`/data, which is written if it is missing."""
     data = folder / "data"
     if not data.exists():
         write_splits(data, train=train, val=val, outlines=find_head(head).masks)
@@ -61,7 +61,7 @@ def make_task(folder: Path, *, train: int = 8, val: int = 4, head: str = "fcos")
 
 
 def make_run(output: Path, recipe: Recipe = RECIPE) -> Run:
-    """On the CPU, in this process."""
+    """A run on the CPU that loads images in this process."""
     return Run(recipe=recipe, output=output, device=torch.device("cpu"), workers=0)
 
 
@@ -99,7 +99,7 @@ MASK_RECIPE = replace(
 
 
 def make_mask_task(folder: Path, *, train: int = 8, val: int = 4) -> Segmentation:
-    """The task of images and masks below `folder`/data."""
+    """Segmentation on the images and masks in `folder`/data, written if they are missing."""
     data = folder / "data"
     if not data.exists():
         write_masked_splits(data, train=train, val=val)
@@ -120,7 +120,7 @@ def mask_network(head: str = "fpn", *, auxiliary: bool = False) -> nn.Module:
 
 
 def spoil(weights: Path, key: str, spoiled: Path, value: float = OVERFLOWING) -> None:
-    """Write weights whose tensors that end in `key` hold `value` alone."""
+    """Copy weights to `spoiled`, with `value` in all tensors whose name ends in `key`."""
     with safe_open(weights, "np") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""A detector learns, resumes bit for bit, and its file is enough to find objects."""
+"""A detector learns, resumes bit for bit, and needs only its file to find objects."""
 
 import json
 import re
@@ -37,13 +37,13 @@ from tests.dense.datasets import CLASSES, picture, write_splits
 from tests.dense.runs import ARCHITECTURE, CHANNELS, RECIPE, make_run, make_task, network, spoil
 from tests.examples import blocks
 
-# Apart, and of another size than the training images.
+# Rectangles that do not overlap, in an image of another size than the training images.
 RECTANGLES = [(10, 16, 46, 54, 2), (76, 30, 114, 66, 0)]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Measurement]]:
-    """The folder of a training, and what it measured."""
+    """The output folder of a training, and its last measurement."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
@@ -194,10 +194,10 @@ def test_outputs_that_are_not_finite_are_an_error_and_not_an_empty_image(
 
 
 @pytest.mark.parametrize("key", ["backbone.body.bn1.running_mean", "cls_logits.weight"])
-def test_weights_that_are_no_numbers_are_refused(
+def test_weights_that_are_not_finite_are_refused(
     key: str, trained: tuple[Path, Measurement], tmp_path: Path
 ) -> None:
-    """ONNX Runtime's ReLU would make zeros of them, and boxes come of those."""
+    """ONNX Runtime's ReLU would turn NaN into zeros, from which it would compute boxes."""
     weights = tmp_path / "nan.safetensors"
     spoil(trained[0] / "model.safetensors", key, weights, np.nan)
     refused = rf"has invalid numbers in \S*{key}"
@@ -221,7 +221,7 @@ def test_threads_have_thresholds_of_their_own(
 
 
 def status(arguments: list[str]) -> object:
-    """The exit status of a call."""
+    """Run the command line; returns its exit status."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     return ended.value.code or 0
@@ -294,7 +294,7 @@ def test_predict_writes_boxes_in_every_format_and_draws_them(
 def test_coco_results_load_and_score_as_evaluate_scores(
     trained: tuple[Path, Measurement], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The images are called by their numbers, as COCO's are."""
+    """Images are named by their ids, as COCO's are."""
     run, measured = trained
     data = run.parent / "data"
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -374,7 +374,7 @@ def test_a_detector_learns_for_more_epochs(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_one_command_trains_a_detector_from_weights(tmp_path: Path) -> None:
-    """Annotated images become a detector by themselves; what is frozen stays as it was."""
+    """Annotations select the task; frozen layers keep their weights."""
     data = write_splits(tmp_path / "data", train=2, val=1)
     result = launch.train(
         data,
@@ -422,7 +422,7 @@ def test_normalization_is_that_of_the_weights(tmp_path: Path) -> None:
 
 
 def test_boxes_come_back_in_the_pixels_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network sees half the width and a third of the height, and CUDA no TF32."""
+    """Boxes are scaled back from half the size; on CUDA, TF32 is off."""
     on_cuda = full_precision(torch.device("cuda"))
     monkeypatch.setattr("splitattn.dense.torch_finding.full_precision", lambda _: on_cuda)
 
@@ -465,7 +465,7 @@ def test_images_are_resized_to_their_shorter_side_or_their_longer(
         ({"channels": 32}, "from 64"),
     ],
 )
-def test_detectors_that_cannot_be_are_refused(options: dict[str, Any], rule: str) -> None:
+def test_impossible_detectors_are_refused(options: dict[str, Any], rule: str) -> None:
     with pytest.raises(InputError, match=rule):
         create_detector(ARCHITECTURE, **{"num_classes": 3, **options})
 

@@ -1,4 +1,4 @@
-"""PyTorch-Encoding's segmentation networks load, and compute what they did there."""
+"""PyTorch-Encoding's segmentation networks load, and give the same logits as there."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def saved(head: str, path: Path) -> Network:
-    """A network whose every tensor is random, in evaluation mode, and its checkpoint."""
+    """A network of random tensors in evaluation mode; its checkpoint is saved to `path`."""
     torch.manual_seed(0)
     network = Network(ARCHITECTURE, head, CLASSES)
     for module in network.modules():
@@ -68,7 +68,7 @@ def test_logits_are_those_of_their_network(
         ({"new_head": True}, ""),
     ],
 )
-def test_a_head_that_does_not_fit_is_new(
+def test_a_head_that_does_not_fit_is_initialized_anew(
     options: dict[str, Any], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     saved("fcn", tmp_path / "a.pth")

@@ -1,4 +1,4 @@
-"""Detectors run in every engine and as files, and find the same objects everywhere."""
+"""Detectors find the same objects in every engine and exported file."""
 
 import json
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ def test_files_find_what_the_detector_finds(
 def test_the_file_keeps_the_boxes_that_the_detector_keeps(
     engine: str, head: str, run: Path, tmp_path: Path
 ) -> None:
-    """By its node, for each image of a batch, and from the same boxes."""
+    """The file's own node selects them, also for each image of a batch."""
     source = run / "model.safetensors"
     if head == "retinanet":
         source = tmp_path / "a.safetensors"
@@ -125,8 +125,10 @@ def test_the_file_keeps_the_boxes_that_the_detector_keeps(
     assert {*rows[:, 0].tolist()} == {0, 1}
 
 
-def test_int8_may_cost_little_ap(run: Path, tmp_path: Path) -> None:
-    """Ranges come from training images, and what it costs is measured on the others."""
+def test_int8_is_measured_on_other_images_than_it_is_calibrated_on(
+    run: Path, tmp_path: Path
+) -> None:
+    """Training images give the ranges; the loss of AP is measured on validation images."""
     data = run.parent / "data"
     report = workflows.export(
         tmp_path / "q.onnx", weights=run, precision="int8", calibration=str(data)
@@ -149,7 +151,7 @@ def test_int8_may_cost_little_ap(run: Path, tmp_path: Path) -> None:
         ({"path": "net.gguf"}, "must end in one of"),
     ],
 )
-def test_files_that_cannot_be_are_refused(
+def test_impossible_export_options_are_refused(
     options: dict[str, object], rule: str, run: Path, tmp_path: Path
 ) -> None:
     options = {"path": "net.onnx", "weights": run, **options}
@@ -199,7 +201,7 @@ def test_too_large_files_are_refused_before_work_is_done(
 def test_a_file_that_finds_something_else_does_not_appear(
     by: float, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Boxes that are off by little still share nearly all of their pixels with the true ones."""
+    """A shift of 0.06 pixels is refused too, although the boxes still overlap almost fully."""
 
     def off(*arguments: object, **options: object) -> FoundObjects:
         found = select(*arguments, **options)  # type: ignore[arg-type]
@@ -223,7 +225,11 @@ def test_a_file_that_finds_something_else_does_not_appear(
         ("fp32", {"objects": 0}, "99 % of the boxes"),
         ("fp32", {"selected": 98.9}, "the file must select 99 % of the boxes that are kept, and"),
         ("int8", {"selected": 98.9}, "the file must select 99 % of the boxes that are kept, got"),
-        ("fp32", {"selected": 0.0, "kept": 0}, ""),  # nothing is kept, so nothing is compared
+        (
+            "fp32",
+            {"selected": 0.0, "kept": 0},
+            "",
+        ),  # no boxes are kept, so there are none to compare
         ("fp16", {"same": 95.0, "score": 0.04, "pixels": 0.9}, ""),
         ("int8", {"same": 60.0}, ""),
         ("int8", {"ap": 47.9}, "AP may fall by 2 points at most, got AP 47.90 % on 4 images"),
@@ -276,7 +282,7 @@ def test_evaluate_measures_a_detector_on_any_split(run: Path, tmp_path: Path) ->
 
 
 def test_the_best_box_of_each_class_wins() -> None:
-    """As torchvision's own suppression of overlaps, on random boxes of several classes."""
+    """Equals torchvision's non-maximum suppression, on random boxes of several classes."""
     random = np.random.default_rng(0)
     near = random.uniform(0, 80, (400, 2))
     boxes = np.concatenate([near, near + random.uniform(2, 40, (400, 2))], 1).astype(np.float32)

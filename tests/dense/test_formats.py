@@ -1,4 +1,4 @@
-"""Every format gives the same boxes; each rule for unusable annotations is one warning."""
+"""Every format gives the same boxes; unusable annotations get one warning for each rule."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def annotation(number: int = 1, **values: Any) -> dict[str, Any]:
 
 
 def write_one(root: Path, annotations: list[dict[str, Any]], **image: Any) -> Path:
-    """A COCO data set of one image, 64 x 48."""
+    """Write a COCO data set of one image, 64 x 48 pixels."""
     save_picture(root / "images" / "a.png")
     row = {"id": 7, "file_name": "a.png", "width": 64, "height": 48, **image}
     (root / "train.json").write_text(json.dumps(coco([row], annotations)))
@@ -47,7 +47,7 @@ def assert_boxes(found: AnnotatedImages) -> None:
 
 
 def write_format(root: Path, name: str) -> None:
-    """`BOXES` in one image of the split train."""
+    """Write the split train with one image that has `BOXES`, in the format `name`."""
     shares = [
         f"{label} {(x + r) / 128:.9f} {(y + b) / 96:.9f} {(r - x) / 64} {(b - y) / 48}"
         for x, y, r, b, label in BOXES
@@ -132,7 +132,7 @@ def test_labeled_images_are_no_annotated_images(tmp_path: Path) -> None:
         ([4, 6, 60, 24], [4, 6, 64, 30], None),
     ],
 )
-def test_boxes_that_do_not_fit_are_cut_or_left_out_and_said(
+def test_boxes_that_do_not_fit_are_cut_or_left_out_with_a_note(
     box: list[float],
     kept: list[float] | None,
     note: str | None,
@@ -148,7 +148,7 @@ def test_boxes_that_do_not_fit_are_cut_or_left_out_and_said(
         assert "a.png" in caplog.text
 
 
-def test_images_without_files_or_objects_are_said(tmp_path: Path) -> None:
+def test_images_without_files_or_objects_are_noted(tmp_path: Path) -> None:
     path = write_coco(tmp_path, "train", 4)
     content = json.loads(path.read_text())
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] != 2]
@@ -170,7 +170,7 @@ def test_images_without_files_or_objects_are_said(tmp_path: Path) -> None:
 
 
 def test_boxes_as_shares_of_the_image_are_refused(tmp_path: Path) -> None:
-    """One box in pixels among small ones, and it is no matter of shares."""
+    """Small boxes are accepted if one box is large enough to be in pixels."""
     shares = annotation(bbox=[0.1, 0.2, 0.5, 0.5])
     with pytest.raises(DataError, match=r"in pixels, got shares .* \[0.1, 0.2, 0.6, 0.7\]"):
         open_annotated(write_one(tmp_path, [shares, annotation(2, bbox=[0, 0, 0, 0])]), "train")
@@ -268,7 +268,7 @@ def test_lines_of_yolo_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.objects[0].boxes, expected.objects[0].boxes)
 
 
-def test_labels_of_yolo_in_capitals_are_read_and_those_of_no_image_are_told(
+def test_labels_of_yolo_in_capitals_are_read_and_those_without_an_image_are_noted(
     tmp_path: Path,
 ) -> None:
     write_format(tmp_path, "yolo")
@@ -276,7 +276,7 @@ def test_labels_of_yolo_in_capitals_are_read_and_those_of_no_image_are_told(
     (folder / "a.txt").rename(folder / "a.TXT")
     for name in ("c.txt", "b.txt"):
         (folder / name).write_text("0 0.5 0.5 0.1 0.1\n")
-    (folder / "classes.txt").write_text("blue\n")  # labelImg puts it there
+    (folder / "classes.txt").write_text("blue\n")  # labelImg puts classes.txt there
     found = open_annotated(tmp_path, "train")
     assert [len(objects) for objects in found.objects] == [2]
     assert found.notes == ("label files without an image, left out: 2, such as b.txt",)
@@ -488,7 +488,7 @@ def test_trainval_of_voc_is_divided_where_no_list_is_for_validation(
     lists = tmp_path / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "trainval.txt").write_text("\n".join(map(str, range(20))))
-    (lists / "cat_trainval.txt").write_text("0 1")  # of one class: no list of a split
+    (lists / "cat_trainval.txt").write_text("0 1")  # a list of one class, which is not a split
     if tested:
         (lists / "test.txt").write_text("20\n21\n")
     train, val = (open_annotated(tmp_path, split) for split in ("train", "val"))
@@ -502,7 +502,7 @@ def test_trainval_of_voc_is_divided_where_no_list_is_for_validation(
         assert 2 <= len(val) <= 6
         assert "trainval.txt is not divided: one image in 5 is for validation" in caplog.text
     (lists / "train.txt").write_text("3")
-    (lists / "train_1.txt").write_text("4")  # a part, beside the list of all
+    (lists / "train_1.txt").write_text("4")  # a part of the images, beside the list of all
     assert open_annotated(tmp_path, "train").names == ["3.png"]
     (lists / "train.txt").rename(lists / "train_2.txt")
     with pytest.raises(DataError, match=r"may be the split train: .*1\.txt, .*2\.txt"):
@@ -520,7 +520,7 @@ def test_labels_of_val_follow_the_classes_of_train(tmp_path: Path) -> None:
     train = open_annotated(write_splits(tmp_path), "train")
     content = json.loads((tmp_path / "val.json").read_text())
     before = open_annotated(tmp_path, "val")
-    for row in content["categories"]:  # the order turns round
+    for row in content["categories"]:  # val lists the classes in another order
         row["id"] = 40 - row["id"]
     for row in content["annotations"]:
         row["category_id"] = 40 - row["category_id"]
@@ -548,7 +548,7 @@ def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["annotations", "annotations/instances_train2017.json"])
-def test_images_lie_beside_the_folder_of_annotations_whatever_is_named(
+def test_images_beside_the_folder_of_annotations_are_found_whichever_is_named(
     named: str, tmp_path: Path
 ) -> None:
     write_format(tmp_path, "coco 2017")

@@ -1,4 +1,4 @@
-"""Detectors with other heads: boxes of two stages, masks of single objects."""
+"""Detectors with other heads: RetinaNet, two-stage detectors, and masks of objects."""
 
 import json
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Measurement]]:
-    """The folder of a training of Mask R-CNN, and what it measured."""
+    """The output folder of a training of Mask R-CNN, and its last measurement."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
@@ -82,7 +82,7 @@ def test_masks_are_learned_and_lie_on_their_objects(
         truth[top:bottom, left:right] = True
         masks = [each.mask.pixels() for each in found if each.index == label and each.mask]
         assert {mask.shape for mask in masks} == {truth.shape}
-        # Which of them scores best depends on how many threads trained.
+        # Which mask scores best depends on the number of threads in training.
         assert max((mask & truth).sum() / (mask | truth).sum() for mask in masks) > 0.3
     page = (run / "report.html").read_text()
     assert f"{measured.figures['mask_ap']:.2f}<small> %" in page
@@ -169,7 +169,7 @@ def test_a_stopped_training_of_masks_goes_on_bit_for_bit(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("head", ["fcos", "retinanet"])
 def test_bfloat16_leaves_the_coarsest_levels_in_float32(head: str) -> None:
-    """In bfloat16 their gradients may come from uninitialized memory."""
+    """In bfloat16 PyTorch may compute their gradients from uninitialized memory."""
     detector: Any = network(head)
     coarser = detector.backbone.fpn.extra_blocks
     map_BCHW = torch.randn(2, coarser.p6.in_channels, 1, 1)
@@ -211,7 +211,7 @@ def test_a_training_of_any_head_is_used_like_one_of_fcos(head: str, tmp_path: Pa
 
 
 def test_the_recipe_of_the_paper_trains_both_heads_of_two_stages(tmp_path: Path) -> None:
-    """Its batch norms learn, and a head without stages is refused."""
+    """Their batch norms learn, and a one-stage head is refused."""
     data = write_splits(tmp_path / "data", train=1, val=1)
     changes = ("epochs=1", "batch_size=1", "train_size=32", "test_size=32", "head_channels=64")
     options: dict[str, Any] = {
@@ -257,7 +257,7 @@ def test_every_layer_of_every_head_learns(head: str) -> None:
 
 
 def test_retinanet_finds_the_same_in_every_engine_and_file(tmp_path: Path) -> None:
-    """With scores and boxes that are no longer as they begin."""
+    """The last layers get random weights, so that scores and boxes differ from the initial ones."""
     detector: Any = network("retinanet")
     nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.05)
     nn.init.normal_(detector.head.regression_head.bbox_reg.weight, std=0.02)
@@ -289,8 +289,8 @@ def test_retinanet_finds_the_same_in_every_engine_and_file(tmp_path: Path) -> No
         np.testing.assert_allclose(found.boxes, plain.boxes, atol=1e-2)
 
 
-def test_images_without_objects_teach_detectors_of_masks_too() -> None:
-    """Their batch norms in the mask head then see no region at all."""
+def test_images_without_objects_give_mask_heads_finite_gradients() -> None:
+    """Without regions the mask head's batch norms get empty input."""
     detector = network("mask_rcnn", "4conv1fc")
     empty = {
         "boxes": torch.zeros(0, 4),
@@ -332,7 +332,7 @@ def test_weights_of_a_detector_fill_its_head_too(
         ({"head": "retinanet", "box_head": "4conv1fc"}, "head retinanet has no box head"),
     ],
 )
-def test_box_heads_that_cannot_be_are_refused(options: dict[str, Any], rule: str) -> None:
+def test_impossible_box_heads_are_refused(options: dict[str, Any], rule: str) -> None:
     with pytest.raises(InputError, match=rule):
         create_detector(ARCHITECTURE, num_classes=3, **options)
 
@@ -369,7 +369,7 @@ def test_objects_without_an_outline_count_as_crowds_and_data_without_any_is_refu
 
 
 def test_masks_are_pasted_as_torchvision_pastes_them() -> None:
-    """Whose boxes begin at whole pixels: here these do too."""
+    """The random boxes begin at whole pixels, because torchvision truncates boxes to them."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:28, :28]
     for _ in range(20):
@@ -410,13 +410,13 @@ def test_a_whole_mask_covers_the_pixels_whose_centers_are_in_its_box(
     assert read_run_lengths(found.to_coco()) == found
 
 
-def test_masks_of_neighbors_are_drawn_apart() -> None:
+def test_masks_of_neighbors_are_separated_by_an_outline() -> None:
     masks = np.zeros((2, 40, 60), bool)
     masks[0, 5:35, 5:30] = masks[1, 5:35, 28:55] = True
     plain = Image.new("RGB", (60, 40), (128, 128, 128))
     boxes = [[5, 5, 30, 35], [28, 5, 55, 35]]
     drawn = np.asarray(draw_boxes(plain, boxes, [1, 1], ["", ""], masks))
-    assert (drawn[20, 29] == 255).all()  # the first lies on the second
+    assert (drawn[20, 29] == 255).all()  # the outline of the first mask, drawn over the second
     assert (drawn[20, 4] == 255).all()
     np.testing.assert_array_equal(drawn[2, 2], (128, 128, 128))
     expected = 128 + 0.55 * (np.array(color(1)) - 128)

@@ -1,4 +1,4 @@
-"""Boxes stay on their objects, whatever happens to the image."""
+"""Boxes stay on their objects under every augmentation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def objects(*, crowd: bool = False) -> Objects:
 
 
 def outlines() -> tuple[Outline, ...]:
-    """Of a rectangle as a polygon, of another one as run lengths."""
+    """The outlines of the two rectangles: a polygon, and run lengths."""
     (left, top, right, bottom, _), other = RECTANGLES
     corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float64)
     mask = np.zeros((80, 128), dtype=bool)
@@ -52,7 +52,7 @@ def test_boxes_stay_on_their_objects_through_zoom_crop_and_flip() -> None:
         assert height <= 48
         assert width <= 77
         sizes.add((height, width))
-        # The channel of its color is far above the others on the object alone.
+        # Only on an object is the channel of its color far above the others.
         values = pixels.float()
         for label, channel in ((0, 2), (2, 0)):
             others = [c for c in range(3) if c != channel]
@@ -72,9 +72,9 @@ def test_boxes_stay_on_their_objects_through_zoom_crop_and_flip() -> None:
 
 
 def test_an_object_that_a_crop_hardly_shows_is_left_out() -> None:
-    """Of a box of 30 pixels at the edge, a crop shows all, a part or nothing.
+    """A crop shows a box of 30 pixels at the edge wholly, partly or not at all.
 
-    The image is halved, and scaled by a factor that is the first number drawn.
+    The image is scaled by a half and by a factor, which is the first number drawn.
     """
     image = picture([(0, 0, 30, 64, 1)], (128, 64), 3)
     edge = replace(
@@ -130,7 +130,7 @@ def test_a_mosaic_has_four_images_at_half_their_size_with_their_boxes_and_masks(
     (batch,) = loader
     assert batch.masks is not None
     counts = [len(labels) for labels in batch.labels]
-    assert max(counts) > 4  # two objects an image at most
+    assert max(counts) > 4  # at most two objects per image
     filled = False
     for image, boxes, labels, masks in zip(
         batch.images, batch.boxes, batch.labels, batch.masks, strict=True
@@ -139,7 +139,7 @@ def test_a_mosaic_has_four_images_at_half_their_size_with_their_boxes_and_masks(
         assert masks.shape[1:] == image.shape[1:]
         values = image.float()
         for box, label, mask in zip(boxes, labels, masks, strict=True):
-            # The channels of blue, green and red are the other way round.
+            # Labels 0, 1, 2 are blue, green, red: channels 2, 1, 0.
             others = [c for c in range(3) if c != 2 - label]
             on_color = values[2 - label] - values[others].amax(0) > 60
             left, top, right, bottom = box.round().int().tolist()

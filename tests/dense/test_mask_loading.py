@@ -1,4 +1,4 @@
-"""Masks stay on their images, whatever happens to these."""
+"""Masks stay aligned with their images under every augmentation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_classes_stay_on_their_pixels_through_zoom_crop_and_flip() -> None:
         for number, channel in ((3, 0), (1, 2)):
             others = [c for c in range(3) if c != channel]
             inside = values[channel] - values[others].amax(0) > 70
-            # Only at the edge, where colors blend, may the two differ.
+            # Color and class may differ only at the edge, where colors blend.
             there = (classes == number).float()[None]
             near = F.max_pool2d(there, 3, 1, 1)[0] > 0
             within = F.max_pool2d(1 - there, 3, 1, 1)[0] == 0
@@ -58,8 +58,8 @@ def test_a_crop_larger_than_the_image_is_padded_with_no_class() -> None:
     assert (pixels[:, inside].float().mean() - 128).abs() < 10
 
 
-def test_images_become_as_large_as_their_sides_say() -> None:
-    """Without zoom, a crop of the whole image is the image that the network is measured on."""
+def test_without_zoom_images_are_resized_as_for_measuring() -> None:
+    """Without zoom, every crop is a window of the image as it is resized for measuring."""
     image, mask = picture([], (60, 30), 3), np.zeros((30, 60), np.uint8)
     same = MaskAugmentation(sides=Sides(short=32, long=64), crop=32, fill=(0, 0, 0))
     crops = []

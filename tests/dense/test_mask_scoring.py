@@ -1,4 +1,4 @@
-"""The figures of segmentation are those that a definition by hand gives."""
+"""The figures of segmentation equal their definitions, written out by hand."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_a_class_that_occurs_nowhere_is_left_out_of_means() -> None:
 
 
 def test_parts_scored_by_several_processes_add_up(tmp_path: Path) -> None:
-    """As processes do it: every image once, and the same worst images."""
+    """Three parts give the counts, problems and worst images of a single pass."""
     data = open_masked(write_masked(tmp_path, "val", 12), "val")
     data.images[5].write_bytes(b"damaged")
     counted: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""Masks are read as the numbers that they hold; each rule for unusable ones is one warning."""
+"""Masks are read as the numbers they hold; unusable ones get one warning for each rule."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ SIZE = (12, 8)
 
 
 def write_pair(root: Path, numbers: np.ndarray, name: str = "a", folder: str = ".") -> Path:
-    """An image of 12 x 8 pixels and a mask in `root`/`folder`; returns the mask."""
+    """Write an image of 12 x 8 pixels and a mask into `root`/`folder`; returns the mask's path."""
     for kind in ("images", "masks"):
         (root / folder / kind).mkdir(parents=True, exist_ok=True)
     (root / "classes.txt").write_text("\n".join(MASK_CLASSES))
@@ -41,7 +41,7 @@ def write_pair(root: Path, numbers: np.ndarray, name: str = "a", folder: str = "
 
 
 def some(value: int = 1) -> np.ndarray:
-    """A mask of class 0 with a pixel of another one."""
+    """A mask of class 0 with one pixel of the class `value`."""
     mask = np.zeros(SIZE[::-1], np.uint8)
     mask[2, 3] = value
     return mask
@@ -132,7 +132,9 @@ def test_255_is_no_class(tmp_path: Path) -> None:
     assert open_masked(tmp_path, "train").pixels.tolist() == [[95, 0, 0, 0]]
 
 
-def test_what_is_left_out_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_files_are_left_out_with_one_note_per_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "train"
     write_pair(tmp_path, some(), "good", "train")
     for name in ("small", "small2"):
@@ -161,8 +163,8 @@ def test_what_is_left_out_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [*found.notes]
 
 
-def test_a_mask_turned_otherwise_than_its_image_is_left_out(tmp_path: Path) -> None:
-    """A camera's image is turned upright; its mask must be of the upright image."""
+def test_a_mask_that_is_not_upright_like_its_image_is_left_out(tmp_path: Path) -> None:
+    """EXIF turns the image upright, so its mask must have the size of the upright image."""
     write_pair(tmp_path, some(), "good", "train")
     write_pair(tmp_path, some(), "turned", "train")
     exif = Image.Exif()

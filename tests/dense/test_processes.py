@@ -24,8 +24,8 @@ from tests.dense.runs import (
     network,
 )
 
-# One image at a time in each process, or one after the other in a process that is alone. Nothing
-# depends on the other image of a batch, so both do the same.
+# Two processes take one image each; a single process takes both, one after the other. No layer
+# depends on the other image of a batch, so both ways must agree.
 SHARED: dict[str, Any] = {
     "epochs": 1,
     "optimizer": "sgd",
@@ -42,7 +42,7 @@ SEGMENTATION = replace(MASK_RECIPE, first_train_size=None, **SHARED)
 
 
 def trainings(folder: Path, own: str) -> dict[str, dict[str, float]]:
-    """What is measured of a detector and of a segmenter that this process helps to train."""
+    """Train a detector and a segmenter, alone or with others; returns their figures."""
     return {
         name: train(
             model, task, replace(make_run(folder / own / name, recipe), batch_per_device=1)
@@ -55,7 +55,7 @@ def trainings(folder: Path, own: str) -> dict[str, dict[str, float]]:
 
 
 def plain_segmenter() -> nn.Module:
-    """Without dropout, which draws anew in each process; its head's batch norm stays too."""
+    """No dropout, which differs between processes, and constant statistics of batch norms."""
     model = mask_network()
     for module in model.modules():
         if isinstance(module, nn.Dropout2d):
@@ -96,7 +96,7 @@ def test_two_processes_train_and_measure_as_one_does(tmp_path: Path) -> None:
             read_by_own_keys(tmp_path / each / name / "model.safetensors")
             for each in ("alone", "together")
         )
-        # A process that is alone has run its batch norms twice as often.
+        # Batch norms of a single process count twice as many batches.
         for key in (key for key in one if not key.endswith("num_batches_tracked")):
             np.testing.assert_allclose(one[key], two[key], atol=2e-5, err_msg=f"{name} {key}")
 
@@ -124,7 +124,7 @@ def test_bfloat16_trains_and_measures_as_float32_does(
 
 @pytest.mark.parametrize("head", ["fcos", "retinanet", "faster_rcnn"])
 def test_boxes_are_exact_in_bfloat16(head: str) -> None:
-    """In bfloat16 itself, sides past 256 would be at even pixels only."""
+    """bfloat16 could represent only even numbers past 256."""
     detector: Any = network(head).eval()
     detector = detector.to(memory_format=torch.contiguous_format)
     if head == "faster_rcnn":

@@ -27,8 +27,8 @@ def test_a_reduced_photograph_looks_like_the_whole(size: tuple[int, int], orient
     expected, seen = pixels_of(whole, SIDES), pixels_of(reduced, SIDES)
     assert expected.shape == seen.shape
     differences = np.abs(seen.astype(int) - expected)
-    # A photograph that is turned and whose sides 4 does not divide may be off by a part of a pixel.
+    # If it is rotated and 4 does not divide its sides, it may be off by a part of a pixel.
     divided = orientation == 1 or not any(side % 4 for side in size)
     assert differences.mean() < (1 if divided else 2.5)
     moved = np.abs(seen[:, 1:].astype(int) - expected[:, :-1])
-    assert moved.mean() > 4, "a picture that looks the same a pixel further would prove nothing"
+    assert moved.mean() > 4, "if a shift of one pixel changed little, the test could not fail"

@@ -20,7 +20,7 @@ SIZE = (640, 480)
 
 
 def random_objects(random: np.random.Generator, count: int) -> Objects:
-    """Of all sizes, one in ten a crowd."""
+    """Random boxes of all sizes; one in ten is a crowd."""
     low = random.uniform(0, 300, (count, 2))
     sides = np.exp(random.uniform(np.log(6), np.log(170), (count, 2)))
     return Objects(
@@ -33,7 +33,7 @@ def random_objects(random: np.random.Generator, count: int) -> Objects:
 
 
 def found_near(objects: Objects, random: np.random.Generator) -> FoundObjects:
-    """Most objects, moved a little, some twice or as another class; and a few of nothing."""
+    """Simulated detections: shifted, repeated and misclassified objects, and false positives."""
     again = random.integers(0, max(len(objects), 1), 2 * len(objects))
     boxes = objects.boxes[again] + random.normal(0, 4, (len(again), 4))
     boxes = np.concatenate([boxes, random_objects(random, 3).boxes])
@@ -62,7 +62,7 @@ def data_of(objects: list[Objects]) -> AnnotatedImages:
 def by_pycocotools(
     data: AnnotatedImages, found: list[FoundObjects], kind: str = "bbox"
 ) -> COCOeval:
-    """Written out on its own: categories and images have other ids."""
+    """Score with pycocotools, with other ids of categories and images."""
     truth = COCO()
     rows = [
         {
@@ -141,7 +141,7 @@ def segmentation(outline: Outline) -> object:
 
 
 def with_shapes(objects: Objects) -> Objects:
-    """Diamonds in their boxes, each second one as run lengths."""
+    """Add outlines: a diamond in each box, as a polygon or as run lengths in turn."""
     outlines: list[Outline] = []
     for i, (left, top, right, bottom) in enumerate(objects.boxes):
         x, y = (left + right) / 2, (top + bottom) / 2
@@ -153,7 +153,7 @@ def with_shapes(objects: Objects) -> Objects:
 def test_figures_of_masks_are_those_of_pycocotools() -> None:
     random = np.random.default_rng(3)
     objects = [with_shapes(random_objects(random, int(n))) for n in random.integers(0, 7, 6)]
-    away = np.abs(np.mgrid[-1:1:28j, -1:1:28j]).sum(0)  # from the center of a diamond
+    away = np.abs(np.mgrid[-1:1:28j, -1:1:28j]).sum(0)  # distance from the center of a diamond
     found = []
     for each in objects:
         near = found_near(each, random)

@@ -1,4 +1,4 @@
-"""A segmenter learns, resumes bit for bit, and its file is enough to find classes."""
+"""A segmenter learns, resumes bit for bit, and needs only its file to find classes."""
 
 import json
 import re
@@ -61,13 +61,13 @@ from tests.dense.runs import (
 from tests.dense.test_detection import status
 from tests.examples import blocks
 
-# Apart, and of another size than the training images.
+# Rectangles that do not overlap, in an image of another size than the training images.
 RECTANGLES = [(10, 16, 46, 54, 2), (76, 30, 114, 66, 0)]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Measurement]]:
-    """The folder of a training, and what it measured."""
+    """The output folder of a training, and its last measurement."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
@@ -136,8 +136,8 @@ def test_the_log_and_the_report_show_figures_classes_and_the_worst_images(
     assert page.count('<img class="picture"') == 2 * 4
 
 
-def test_the_network_is_measured_as_it_answers(trained: tuple[Path, Measurement]) -> None:
-    """By the file's own weights, on each image alone, at the size of its mask."""
+def test_training_measures_what_evaluate_measures(trained: tuple[Path, Measurement]) -> None:
+    """`evaluate` gives the figures that training measured."""
     run, measured = trained
     data = str(run.parent / "data")
     again = splitattn.evaluate(data, weights=run, engine="torch")
@@ -326,7 +326,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(
 
 
 def test_one_command_trains_a_segmenter_from_weights(tmp_path: Path) -> None:
-    """Images with masks become a segmenter by themselves; what is frozen stays as it was."""
+    """Masks select the task; frozen layers keep their weights."""
     data = write_masked_splits(tmp_path / "data", train=2, val=1)
     result = launch.train(
         data,
@@ -355,7 +355,7 @@ def test_one_command_trains_a_segmenter_from_weights(tmp_path: Path) -> None:
     }
     assert {key.split(".")[0] for key in moved} == {"layer2", "layer3", "layer4"}
     assert not moved & {key for key in start if "running" in key}
-    # The head's batch norm is new, and learns.
+    # The head's batch norm is new, so it learns.
     assert tensors["head.fuse.1.running_mean"].any()
     metadata = read_metadata(result.weights)
     assert metadata is not None
@@ -417,7 +417,7 @@ def test_the_recipe_of_the_paper_trains_with_an_auxiliary_head(
 
 
 def test_the_loss_is_the_mean_over_pixels_of_a_class(tmp_path: Path) -> None:
-    """Against a sum over pixels one by one, weighted by the root of each class's share."""
+    """The reference sums pixel by pixel, weighted by 1 / sqrt(share of the class)."""
     recipe = replace(MASK_RECIPE, class_weights="balanced", label_smoothing=0.1)
     task, run = make_mask_task(tmp_path), make_run(tmp_path / "run", recipe)
     masks = torch.randint(0, 4, (2, 16, 16), dtype=torch.uint8)
@@ -498,7 +498,7 @@ def test_an_image_is_seen_resized_and_answered_in_its_own_pixels() -> None:
     assert (found[:, 102:] == 0).all()
 
 
-def test_segmenters_see_no_tf32_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segmenters_compute_without_tf32_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cuda = full_precision(torch.device("cuda"))
     monkeypatch.setattr("splitattn.dense.torch_segment.full_precision", lambda _: on_cuda)
 
@@ -521,7 +521,7 @@ def test_segmenters_see_no_tf32_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None
         ({"head": "fcn", "output_stride": 32}, "output_stride must be 8 or 16 for head fcn"),
     ],
 )
-def test_segmenters_that_cannot_be_are_refused(options: dict[str, Any], rule: str) -> None:
+def test_impossible_segmenters_are_refused(options: dict[str, Any], rule: str) -> None:
     with pytest.raises(InputError, match=rule):
         create_segmenter(ARCHITECTURE, **{"num_classes": 3, **options})
 
@@ -551,7 +551,7 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_keeps_its_output_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor says it, and at another one the same tensors compute something else."""
+    """The tensors do not show the output stride, on which the result depends."""
     monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
     how: dict[str, Any] = {
         "head": "deeplabv3",
@@ -601,7 +601,7 @@ def test_the_commands_and_the_example_of_the_page_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All but those that train, of which `test_one_command_trains_a_segmenter` runs the first."""
+    """The page's commands that train are tested elsewhere: they would take too long."""
     (tmp_path / "photos").mkdir()
     photograph.rename(tmp_path / "photos" / "photo.jpg")
     (tmp_path / "photo.jpg").symlink_to(tmp_path / "photos" / "photo.jpg")

@@ -1,4 +1,4 @@
-"""A segmenter runs in every engine and as a file, without PyTorch, and answers the same."""
+"""A segmenter gives the same class maps in every engine and exported file."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ SIZES = [(64, 64), (128, 96), (90, 61)]
 
 
 def write_weights(path: Path, head: str = "fpn") -> Path:
-    """Weights of a segmenter whose every tensor is random."""
+    """Write the weights of a segmenter whose tensors are all random."""
     network = mask_network(head)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -51,7 +51,7 @@ def write_weights(path: Path, head: str = "fpn") -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a.safetensors, and with a.onnx and a.xml made of it."""
+    """A folder with a.safetensors, and a.onnx and a.xml exported from it."""
     folder = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
@@ -67,7 +67,7 @@ def images() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> list[np.ndarray]:
-    """What PyTorch answers."""
+    """The class maps that PyTorch gives for `images`."""
     segmenter = Segmenter(folder / "a.safetensors", engine="torch")
     assert segmenter.engine == "torch"
     maps = [each.class_map for each in segmenter.predict(images())]
@@ -93,7 +93,7 @@ def test_every_engine_and_file_answers_as_pytorch_does(
     assert segmenter.classes == MASK_CLASSES
     for found, truth in zip(segmenter.predict(images()), expected, strict=True):
         assert found.class_map.shape == truth.shape
-        # Where two classes are as good as equal, rounding decides.
+        # Where two classes are nearly equal, rounding decides.
         assert (found.class_map == truth).mean() > 0.999
 
 

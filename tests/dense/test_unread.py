@@ -1,4 +1,4 @@
-"""Settings that change nothing for a detector or a segmenter are refused, in one line."""
+"""Settings that a detector or a segmenter does not read are refused in one line."""
 
 from pathlib import Path
 
@@ -95,10 +95,10 @@ def test_classes_of_annotated_images_are_not_named_elsewhere(
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_fields_that_are_not_read_stay_open_and_the_recipe_serves_again(
+def test_a_stored_recipe_lacks_unread_fields_and_can_be_used_again(
     tmp_path: Path, data: dict[str, Path], task: str
 ) -> None:
-    """The weights to start from expect a crop. It is not taken, but their mean is."""
+    """Of what the weights expect, the mean is stored, and the crop, which is not read, is not."""
     changes = (
         *("epochs=1", "warmup_epochs=0.5", "batch_size=2", "head_channels=64"),
         *("train_size=32", "first_train_size=32", "test_size=32"),
