@@ -1,4 +1,4 @@
-"""Examples in Markdown, and a folder with everything that they name."""
+"""Code blocks of Markdown pages, and a folder with the files that they use."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ PHOTOS = Path(skimage.data.__path__[0])
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The code blocks in that language."""
+    """The code blocks of `text` in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""A local server that speaks what huggingface_hub asks for, and keeps what is pushed to it."""
+"""A local Hugging Face hub: it answers huggingface_hub, and keeps what is pushed to it."""
 
 import base64
 import hashlib
@@ -19,18 +19,19 @@ MAIN = "main"
 
 @dataclass
 class Hub:
-    """Repositories by id, each with its commits' files by revision.
+    """The state of the hub.
 
     Attributes:
-        url: of the server.
-        cache: where huggingface_hub keeps what it gets.
+        url: the server's address.
+        cache: huggingface_hub's cache folder.
+        repositories: the files of each branch of each repository.
         requests: method and path of each request.
-        pushes: the lines of each commit that came.
-        private: repositories that were made so.
-        proposals: the files of each commit that was only proposed.
-        tokens: the authorization that came with each request.
-        damaged: names of files of which another content is sent than the hash that is told.
-        gated: repositories whose terms nobody accepted.
+        pushes: the JSON lines of each commit that was pushed.
+        private: repositories that were created as private.
+        proposals: the files of each commit that was pushed as a pull request.
+        tokens: the Authorization header of each request.
+        damaged: names of files that are sent with content that does not match their hash.
+        gated: repositories whose terms the user has not accepted.
     """
 
     url: str
@@ -60,7 +61,7 @@ def commit_of(files: dict[str, bytes]) -> str:
 
 
 def etag_of(name: str, content: bytes) -> str:
-    """SHA-256 of what is kept beside git, and git's own SHA-1 of the rest."""
+    """The SHA-256 of files that the hub keeps in LFS; git's SHA-1 of the others."""
     if name.endswith((".safetensors", ".bin")):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -86,7 +87,7 @@ def serving(cache: Path) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             running.requests.append(f"{self.command} {self.path}")
-            if self.path.startswith("/api/"):  # statistics about who asks
+            if self.path.startswith("/api/"):  # telemetry
                 return self.answer(404, b"")
             running.tokens.append(self.headers["Authorization"])
             owner, name, _, revision, file = self.path[1:].split("/", 4)
@@ -172,7 +173,7 @@ def serving(cache: Path) -> Iterator[Hub]:
 
 
 def environment(hub: Hub) -> dict[str, str]:
-    """What a process of its own needs, to ask this server alone."""
+    """Environment variables that make another process ask only this server."""
     return {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(hub.cache.parent),
@@ -182,7 +183,7 @@ def environment(hub: Hub) -> dict[str, str]:
 
 
 def ask(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """huggingface_hub in this process asks this server alone: it read its environment long ago."""
+    """Make huggingface_hub in this process ask only this server, by patching its constants."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -191,22 +192,24 @@ def ask(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(hub.cache.parent / "token"))
     agents = str(hub.cache.parent / "agents")
-    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", agents, raising=False)  # a newer one
+    monkeypatch.setattr(
+        constants, "AGENT_HARNESSES_PATH", agents, raising=False
+    )  # newer versions have it
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SPLITATTN_OFFLINE"):
         monkeypatch.delenv(variable, raising=False)
 
 
-def server_goes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not reached any more, and whoever waits to try again fails."""
+def stop_server(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the server unreachable, and fail the test if anything waits before a retry."""
     from huggingface_hub import constants
 
     def nobody_waits(_: float) -> None:
-        raise AssertionError("huggingface_hub tries again for a minute")
+        raise AssertionError("huggingface_hub would retry for a minute")
 
     monkeypatch.setattr(time, "sleep", nobody_waits)
-    nowhere = "http://127.0.0.1:9"  # the discard service, which nobody runs
+    nowhere = "http://127.0.0.1:9"  # port 9 is the discard service, which nobody runs
     monkeypatch.setattr(constants, "ENDPOINT", nowhere)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, nowhere)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -23,7 +23,7 @@ from splitattn.training.teacher import Teacher
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 from tests.data.datasets import CLASSES, write_class_folders
-from tests.hub_server import Hub, server_goes
+from tests.hub_server import Hub, stop_server
 from tests.training.runs import ARCHITECTURE
 
 LOOK = Preprocessing(size=40, crop_fraction=0.8, mean=(0.4, 0.5, 0.6))
@@ -140,7 +140,7 @@ def test_a_timm_model_comes_from_the_hub_or_its_cache_or_is_refused_at_once(
     expected = replace(teacher, engine=TorchEngine(model, torch.device("cpu")))
     np.testing.assert_allclose(logits(teacher), logits(expected), atol=1e-4)
     asked = len(hub.requests)
-    server_goes(hub, monkeypatch)
+    stop_server(hub, monkeypatch)
     np.testing.assert_array_equal(logits(open_teacher(f"timm:{name}")), logits(teacher))
     assert len(hub.requests) == asked
     for other in ("resnet18", "hf-hub:owner/dogs"):

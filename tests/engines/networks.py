@@ -46,7 +46,7 @@ def network(
 
 
 def trained(model: ResNeSt | None = None, metadata: ModelMetadata = METADATA) -> TrainedNetwork:
-    """`model` as it is opened from a file; without one, `network()`."""
+    """`model`, by default `network()`, in the form in which a weights file is opened."""
     model = network() if model is None else model
     return TrainedNetwork(
         architecture=model.architecture,
@@ -58,14 +58,14 @@ def trained(model: ResNeSt | None = None, metadata: ModelMetadata = METADATA) ->
 
 @cache
 def photographs() -> NDArray[np.uint8]:
-    """uint8 (5, 3, 40, 40)."""
+    """The package's photographs, preprocessed: uint8 (5, 3, 40, 40)."""
     return np.stack([preprocess(decode(path), PREPROCESSING) for path in sample_photographs()])
 
 
 def plain_logits(
     pixels: NDArray[np.uint8] | None = None, model: ResNeSt | None = None
 ) -> NDArray[np.float32]:
-    """Logits of the torch network, as it was trained."""
+    """Logits of the torch network, which is not fused or folded."""
     pixels = photographs() if pixels is None else pixels
     images = torch.from_numpy(normalize(pixels, PREPROCESSING))
     with torch.inference_mode():

@@ -49,7 +49,7 @@ def assert_close(outputs: NDArray[np.float32], expected: NDArray[np.float32]) ->
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)
 
 
-def test_the_photographs_differ_to_the_network() -> None:
+def test_the_network_labels_the_photographs_differently() -> None:
     expected = plain_probabilities()
     assert len(set(expected.argmax(1))) > 1
     assert 0.2 < expected.max() < 0.999
@@ -60,12 +60,12 @@ def test_every_engine_labels_photographs_as_the_plain_network(loaded: Engine) ->
     outputs = probabilities(loaded, photographs())
     assert outputs.dtype == np.float32
     assert_close(outputs, expected)
-    # Alone, in pairs and in batches that are not full, the answers are the same.
+    # Single images, pairs and a batch that is not full give the same answers.
     for size in (1, 2):
         starts = range(0, len(photographs()), size)
         parts = [probabilities(loaded, photographs()[i : i + size]) for i in starts]
         assert_close(np.concatenate(parts), expected)
-    # What an engine returned stays as it was when the engine goes on.
+    # Later runs do not overwrite what an engine returned before.
     assert_close(outputs, expected)
 
 
@@ -89,7 +89,7 @@ def test_batches_of_any_size_may_come_in_any_order(loaded: Engine) -> None:
         assert_close(probabilities(loaded, photographs()[:size]), expected[:size])
 
 
-def test_every_engine_says_what_it_is(loaded: Engine) -> None:
+def test_every_engine_describes_itself_with_its_version(loaded: Engine) -> None:
     loaded.warm_up(2, PREPROCESSING)
     assert loaded.name.endswith(" on cpu")
     assert any(digit in loaded.name for digit in "123456789"), "its version is missing"
@@ -108,7 +108,7 @@ def test_images_of_another_size_are_refused_each_time(
 
 
 class Doubling(Engine):
-    """Takes batches of one size only."""
+    """An engine that doubles its input and takes batches of one size only."""
 
     def __init__(self, batch: int) -> None:
         super().__init__("doubling", batch=batch)
@@ -132,7 +132,7 @@ def test_pytorch_on_cuda_runs_the_form_for_cuda(
 
 
 def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
-    """A list that gets each model that OpenVINO compiles, and its streams."""
+    """A list that grows by each model that OpenVINO compiles and its number of streams."""
     compiled: list[tuple[Any, int]] = []
     compile_model = open_vino._compile
 
@@ -150,10 +150,12 @@ def test_openvino_soon_stops_compiling_for_mixed_shapes(monkeypatch: pytest.Monk
     for _ in range(8):
         for batch in (1, 1, 2, 2, 3, 3):
             engine.run(photographs()[:batch], PREPROCESSING)
-    assert len(compiled) == 2, "one for any shape, one for the first that came twice in a row"
+    assert len(compiled) == 2, (
+        "one network for any shape, one for the first shape that came twice in a row"
+    )
     for _ in range(5):
         engine.run(photographs()[:4], PREPROCESSING)
-    assert len(compiled) == 3, "a shape that stays gets a network of its own after all"
+    assert len(compiled) == 3, "a shape that keeps coming gets its own network"
 
 
 def test_openvino_compiles_a_fixed_shape_once(
@@ -182,7 +184,7 @@ def test_openvino_divides_a_batch_among_the_cores(
     engine = trained().load("openvino", "cpu")
     compiled = count_compilations(monkeypatch)
     engine.fix_batches([batch], PREPROCESSING)
-    for _ in range(3):  # a part must not find what an earlier batch left
+    for _ in range(3):  # repeated, since a part might return what an earlier batch left
         assert_close(probabilities(engine, pixels), softmax(plain_logits(pixels)))
         pixels = np.roll(pixels, 1, axis=0)
     ((model, streams),) = [each for each in compiled if not each[0].is_dynamic()]
@@ -209,7 +211,7 @@ def test_openvino_goes_on_after_a_part_that_failed(monkeypatch: pytest.MonkeyPat
         assert_close(probabilities(engine, photographs()[:2]), plain_probabilities()[:2])
 
 
-def test_threads_may_share_what_openvino_divides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_may_share_an_engine_that_divides_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     engine = trained().load("openvino", "cpu")
     engine.fix_batches([4], PREPROCESSING)
@@ -230,7 +232,7 @@ def test_a_fixed_batch_is_filled_up(count: int) -> None:
 
 @pytest.fixture
 def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make libraries seem not to be installed."""
+    """A function that makes libraries seem not to be installed."""
     find = libraries.find_spec
 
     def hidden(*names: str) -> None:
@@ -247,7 +249,7 @@ def test_telemetry_stays_unloaded() -> None:
     assert "openvino_telemetry" not in sys.modules
     with telemetry_off(), pytest.raises(ImportError):
         builtins.__import__("openvino_telemetry")
-    assert "openvino_telemetry" not in sys.modules, "others may import it as before"
+    assert "openvino_telemetry" not in sys.modules, "after the block, others can import it again"
 
 
 def test_pytorch_computes_in_channels_last() -> None:
@@ -344,7 +346,7 @@ def test_onnx_runtime_says_when_it_fell_back_to_the_processor(
         OnnxEngine(b"", device="cuda")
 
 
-def test_cuda_computes_without_tf32_and_else_as_a_person_chose(
+def test_cuda_computes_without_tf32_and_keeps_other_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
@@ -397,12 +399,12 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_a_signal_after_the_last_network_is_handled() -> None:
-    """With a core for each network, their plug-ins would restore a signal stack that is gone."""
+    """With an OpenVINO core for each network, plug-ins would restore a freed signal stack."""
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
-def test_libraries_are_told_a_home_folder_where_there_is_none(
+def test_libraries_get_a_temporary_home_folder_if_there_is_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = Path.home()
@@ -418,14 +420,14 @@ def test_libraries_are_told_a_home_folder_where_there_is_none(
         Path.home()
 
 
-def test_a_device_that_is_not_there_is_told_which_ones_are() -> None:
+def test_an_unavailable_device_is_refused_with_the_available_ones() -> None:
     expected = r"^device 'xpu' cannot be used: .*; here there are auto, cpu"
     with pytest.raises(InputError, match=expected) as raised:
         choose_device("xpu")
     assert len(str(raised.value)) < 200
 
 
-def test_a_device_that_pytorch_is_built_without_is_told_so(
+def test_a_device_that_pytorch_is_built_without_is_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def empty(*_: object, **__: object) -> None:
@@ -437,7 +439,7 @@ def test_a_device_that_pytorch_is_built_without_is_told_so(
 
 
 @pytest.mark.parametrize("name", ["gpu", "0", "", "meta"])
-def test_what_is_no_device_is_told_what_is(name: str) -> None:
+def test_an_unknown_device_is_refused_with_the_names_of_devices(name: str) -> None:
     expected = f"^device '{name}' cannot be used: it must be auto, cpu, cuda"
     with pytest.raises(InputError, match=expected):
         choose_device(name)

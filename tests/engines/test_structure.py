@@ -1,4 +1,4 @@
-"""Parts of a file that our exports do not have never reach the engine."""
+"""Files with parts that our exports do not have are refused before an engine gets them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ KIND = (2, "fp32", True)
 
 
 class Started(BaseException):
-    """An engine has been handed the file."""
+    """Raised when an engine gets the file."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def other_type(model: onnx.ModelProto) -> None:
 
 
 def second_output(name: str) -> Callable[[onnx.ModelProto], None]:
-    """Gives an early map, as if it were what each place adds to each logit."""
+    """A change that gives an early feature map out as the output `name`."""
 
     def change(model: onnx.ModelProto) -> None:
         conv, relu = node(model, "Conv"), node(model, "Relu")
@@ -132,7 +132,7 @@ def test_onnx_that_our_writer_does_not_write_is_refused(
 
 
 def test_unknown_parts_of_onnx_are_refused(tmp_path: Path) -> None:
-    """Another reader may know them."""
+    """Readers other than ours may use them."""
     with pytest.raises(WeightsError, match="unknown or repeated"):
         read_onnx(seed("onnxruntime", *KIND) + b"\xa2\x06\x03abc", tmp_path)
 
@@ -202,7 +202,7 @@ def one_output(model: onnx.ModelProto) -> None:
 
 
 def shape_as_target(model: onnx.ModelProto) -> None:
-    """A reshape to what the image's size says: nobody knows what another image makes of it."""
+    """Reshape to a shape computed from the image, which could be any shape for other images."""
     (shape,) = node(model, "Shape").output
     flat = next(each for each in model.graph.node if each.op_type == "Reshape")
     model.graph.node.insert(

@@ -1,4 +1,4 @@
-"""A new engine is one module and one row: every verb that lists engines then has it."""
+"""A new engine is one module and one row; every verb that lists engines then lists it."""
 
 import json
 import subprocess

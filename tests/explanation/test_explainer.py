@@ -1,4 +1,4 @@
-"""Explanations: they add up to the logit, engines agree, and maps are drawn in the right place."""
+"""Explanations add up to the logit, agree between engines and are drawn in the right place."""
 
 import copy
 import io
@@ -34,7 +34,7 @@ from tests.cli.networks import CLASSES, network
 
 ENGINES = ("onnxruntime", "openvino", "torch")
 CAT = sample_photographs()[2]
-# Maps of 6, 3 and 2 places a side after stages 2 to 4.
+# The maps after stages 2 to 4 are 6, 3 and 2 positions wide.
 SMALL = Preprocessing(size=48, crop_fraction=0.8)
 LABEL = 3
 
@@ -61,7 +61,7 @@ def photograph() -> Tensor:
 
 
 def gradient_and_activation(layer: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The gradient and the activation of the plain network for one logit, by autograd."""
+    """The gradient of one logit at a layer, by autograd, and the activation of the layer."""
     kept: list[Tensor] = []
     hook = getattr(network(), layer).register_forward_hook(lambda *call: kept.append(call[2]))
     with torch.enable_grad():
@@ -81,7 +81,7 @@ def test_a_cam_adds_up_to_the_logit_and_equals_grad_cam(weights: Path, engine: s
     assert (found.label, found.index, found.grid) == (CLASSES[LABEL], LABEL, (2, 2))
     assert found.logit == pytest.approx(float(logits[LABEL]), abs=1e-5)
     assert found.probability == pytest.approx(float(logits.softmax(0)[LABEL]), abs=1e-5)
-    # Completeness: the part that belongs to no place is the classifier's own bias.
+    # Completeness: only the classifier's bias belongs to no position of the map.
     bias = float(plain.fc.bias.detach()[LABEL])
     assert found.bias == pytest.approx(bias, abs=1e-5)
     assert float(found.map.mean()) + bias == pytest.approx(float(logits[LABEL]), abs=1e-5)
@@ -89,7 +89,7 @@ def test_a_cam_adds_up_to_the_logit_and_equals_grad_cam(weights: Path, engine: s
     gradient, activation = gradient_and_activation("layer4")
     grad_cam = (gradient.mean((1, 2), keepdims=True) * activation).sum(0)
     np.testing.assert_allclose(found.map, grad_cam * grad_cam.size, atol=1e-5)
-    assert found.map.std() > 1e-3, "a map in which all places are alike would prove nothing"
+    assert found.map.std() > 1e-3, "a constant map would prove nothing"
     shares = attention_shares(plain, photograph())
     assert [f"{each.block}.conv2" for each in found.shares] == [*shares]
     for each, own in zip(found.shares, shares.values(), strict=True):
@@ -99,7 +99,7 @@ def test_a_cam_adds_up_to_the_logit_and_equals_grad_cam(weights: Path, engine: s
 @pytest.mark.parametrize("engine", ENGINES)
 def test_layercam_equals_that_of_autograd(weights: Path, engine: str) -> None:
     found = Explainer(weights=weights, engine=engine, decoding="exact").explain(CAT, LABEL)
-    assert (found.method, found.grid) == ("layercam", (6, 6))  # 3 places at stage 3 are too few
+    assert (found.method, found.grid) == ("layercam", (6, 6))  # stage 3 has only 3 x 3 positions
     gradient, activation = gradient_and_activation("layer2")
     expected = (gradient.clip(0) * activation).sum(0) * 36
     np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-5)
@@ -115,7 +115,7 @@ def test_layercam_equals_that_of_autograd(weights: Path, engine: str) -> None:
     ],
     ids=str,
 )
-def test_exported_files_carry_the_map(
+def test_exported_files_with_class_maps_give_the_same_map(
     weights: Path, explainer: Explainer, tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
     path = tmp_path / name
@@ -161,7 +161,7 @@ def test_an_exported_file_is_opened_once(weights: Path, tmp_path: Path) -> None:
     assert exported.explain(CAT, LABEL).method == "cam"
 
 
-def test_a_map_in_which_all_places_are_alike_is_empty(
+def test_the_map_of_a_network_that_ignores_the_image_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rise, "_MASKS", 32)
@@ -187,10 +187,10 @@ def test_a_photograph_from_a_url_is_fetched_once(
     monkeypatch.setattr("splitattn.images.fetch.fetch", fetch)
     found = explainer.explain("http://photos.example/cat.jpg", LABEL)
     assert fetched == ["http://photos.example/cat.jpg"]
-    assert found.image.width == 1200 // 1  # decoded a second time, for the picture
+    assert found.image.width == 1200 // 1  # decoded again in full, for the picture
 
 
-def test_an_index_of_many_digits_is_no_label(explainer: Explainer) -> None:
+def test_an_index_of_many_digits_is_refused(explainer: Explainer) -> None:
     with pytest.raises(InputError, match="label must be one of the 6 classes or an index"):
         explainer.explain(CAT, "1" * 5000)
 
@@ -202,7 +202,7 @@ def test_large_images_are_explained_by_the_last_map(tmp_path: Path) -> None:
 
 
 def test_other_weights_give_other_maps(tmp_path: Path) -> None:
-    """Adebayo et al. (arXiv 1810.03292): a map that random weights leave is no explanation."""
+    """A map that random weights do not change explains nothing (Adebayo, arXiv 1810.03292)."""
     rng = np.random.default_rng(0)
     own = open_weights()
     mixed = {
@@ -226,13 +226,13 @@ def test_a_map_in_which_nothing_stands_out_has_no_colors() -> None:
     assert np.asarray(heat(flat, (30, 30), 1.0))[..., 3].max() <= 3
     alpha = np.asarray(heat(np.eye(3, dtype=np.float32) - 0.5, (30, 30), 0.5))[..., 3]
     assert alpha.max() > 150
-    assert alpha[2, 27] == 0, "below zero there is no color"
+    assert alpha[2, 27] == 0, "values below zero have no color"
 
 
 @pytest.mark.parametrize("order", ["crop-resize", "resize-crop"])
 def test_the_crop_is_mapped_back_onto_the_original(weights: Path, order: str) -> None:
     marked = np.zeros((200, 400, 3), np.uint8)
-    marked[20:180, 120:280] = 255  # the central four fifths of the shorter side
+    marked[20:180, 120:280] = 255  # the center crop: four fifths of the shorter side
     explainer = Explainer(weights=weights, engine="onnxruntime")
     explainer.preprocessing = replace(SMALL, order=order)
     found = explainer.explain(Image.fromarray(marked))

@@ -1,4 +1,4 @@
-"""RISE finds what a network looks at, and nothing where it looks nowhere."""
+"""RISE finds what a network looks at, and nothing if it looks nowhere."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from splitattn.explanation.rise import rise
 
 
 class CornerEngine(Engine):
-    """Sees class 1 in what is bright at the upper left, and nothing else."""
+    """An engine whose logit of class 1 is the brightness of the upper left corner."""
 
     def _infer(self, images_BCHW: Images) -> Logits:
         bright = images_BCHW[:, :, :16, :16].mean((1, 2, 3))
         return np.stack([np.zeros_like(bright), 4 * bright], 1)
 
 
-def test_rise_finds_the_only_place_that_matters() -> None:
+def test_rise_finds_the_only_region_that_matters() -> None:
     images = np.ones((1, 3, 48, 48), np.float32)
     found = rise(CornerEngine("corner"), images, 1, softmax)
     row, column = np.unravel_index(found.map.argmax(), found.map.shape)
@@ -26,6 +26,8 @@ def test_rise_finds_the_only_place_that_matters() -> None:
 
 
 def test_rise_of_a_network_that_looks_nowhere_is_empty() -> None:
-    images = np.zeros((1, 3, 48, 48), np.float32)  # the mean color: no mask changes it
+    images = np.zeros(
+        (1, 3, 48, 48), np.float32
+    )  # all of the mean color, which masks do not change
     found = rise(CornerEngine("corner"), images, 1, softmax)
     assert np.abs(found.map).max() < 1e-6

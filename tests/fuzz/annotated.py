@@ -1,4 +1,4 @@
-"""Whole data sets of annotated images that are odd rather than damaged, so that most are read.
+"""Data sets of annotated images with odd but mostly readable annotations.
 
 Those that are read are then augmented, drawn as masks, and scored.
 """
@@ -31,17 +31,17 @@ from tests.dense.datasets import bndbox, voc
 
 SIZE = (24, 16)
 CLASSES = ("blue", "green", "red")
-# What a number may be, besides one that is right.
+# Values in place of a number.
 _ODD: tuple[Any, ...] = (-1, 0, 0.5, 1e-9, -1e7, 1e8, 10**6, True, None, "3", [], float("nan"))
 
 
 def annotated_seeds() -> list[bytes]:
-    """One of each format."""
+    """One data set of each format, described as JSON."""
     return [_described(kind, random.Random(0)) for kind in ("coco", "yolo", "voc", "masks")]
 
 
 def annotated_set(seeds: Sequence[bytes], dice: random.Random) -> bytes:
-    """A data set of one to three images: its format, and what its files hold, as JSON."""
+    """A data set of one to three images, as JSON of its format and the content of its files."""
     return _described(json.loads(dice.choice(seeds))["kind"], dice)
 
 
@@ -142,7 +142,7 @@ def _masks(dice: random.Random) -> dict[str, Any]:
 
 
 def read_annotated(content: bytes, folder: Path) -> None:
-    """Open a data set, and do with it what a training and its measuring do."""
+    """Open a data set and use it as training and evaluation do."""
     described = json.loads(content)
     root = folder / "set"
     shutil.rmtree(root, ignore_errors=True)
@@ -183,7 +183,7 @@ def _use_boxes(data: AnnotatedImages) -> None:
     try:
         outlined: AnnotatedImages | None = with_outlines(data)
     except DataError:
-        outlined = None  # it has boxes only
+        outlined = None  # it has only boxes
     augmentation = DenseAugmentation(sides=Sides(short=32, long=64), zoom=1.5)
     for index, objects in enumerate(data.objects):
         left, top, right, bottom = objects.boxes.T

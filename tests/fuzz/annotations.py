@@ -46,7 +46,7 @@ def annotation_seeds() -> list[bytes]:
 
 
 def mask_seeds() -> list[bytes]:
-    """Masks of every kind that PNG has."""
+    """PNG masks: gray, palette, 1 bit, 16 bits, and gray with alpha."""
     numbers = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6))
     palette = numbers.copy()
     palette.putpalette([*range(72)])
@@ -61,7 +61,7 @@ def encoded(image: Image.Image) -> bytes:
 
 
 def read_annotations(content: bytes, folder: Path) -> None:
-    """Hand `content` to the reader of every format; it must be for one of them."""
+    """Give `content` to the readers of all formats, and raise the first refusal."""
     image = folder / "a.png"
     if not image.exists():
         picture([], (16, 16)).save(image)
@@ -88,6 +88,6 @@ def read_annotations(content: bytes, folder: Path) -> None:
             read()
         except InputError as error:
             refusals.append(error)
-    # Nearly everything is a list of names, so the refusals of the others are what is looked at.
+    # Nearly any text is a valid list of names, so to be read by one reader means little.
     if refusals:
         raise refusals[0]

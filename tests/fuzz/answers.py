@@ -1,7 +1,7 @@
 """Damaged answers of web servers.
 
-An input is what a local server sends for each connection in turn, the last part for all that
-follow. Other host names are not found, so no other server is asked.
+An input has the parts that a local server sends, one for each connection in turn; further
+connections get the last part. Other host names do not resolve, so no other server is asked.
 """
 
 import socket
@@ -49,7 +49,7 @@ def answer_seeds() -> list[bytes]:
 
 
 class _Server:
-    """Sends `parts`, one for each connection."""
+    """A server that sends one of `parts` to each connection."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -70,7 +70,7 @@ def _serve(connection: socket.socket, part: bytes) -> None:
         connection.recv(65536)
         connection.sendall(part)
         connection.shutdown(socket.SHUT_WR)
-        while connection.recv(65536):  # else what was sent could be lost
+        while connection.recv(65536):  # closing with unread input could discard what was sent
             pass
 
 
@@ -80,7 +80,7 @@ def _server() -> _Server:
 
 
 def read_answer(content: bytes, folder: Path) -> None:
-    """Fetch an image and download weights; the image's refusal counts."""
+    """Download weights, then fetch an image. Only the image's refusal is raised."""
     server = _server()
     find = socket.getaddrinfo
 

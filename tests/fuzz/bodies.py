@@ -1,7 +1,7 @@
 """Bodies of requests to a service: forms, JSON, and tensors of the Open Inference Protocol.
 
-An input is what follows the request's path: the header Content-Type or the length of the binary
-protocol's JSON, a line break, and the body.
+An input is a line and a body. The line is the header Content-Type, or the length of the JSON in
+the binary protocol.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from splitattn.errors import InputError
 from splitattn.images.samples import sample_photographs
 
-_MOST = 4  # images of a request
+_MOST = 4  # limit of images in a request
 
 
 def body_seeds() -> list[bytes]:
@@ -48,7 +48,7 @@ def body_seeds() -> list[bytes]:
 
 
 def read_body(content: bytes, _: Path) -> None:
-    """Read a body both ways; what is refused is an `InputError` here."""
+    """Read a body as images and by the protocol; refusals become an `InputError`."""
     from splitattn.serving.bodies import check_media_type, read_images
     from splitattn.serving.inference_protocol import InferenceProtocol
     from splitattn.serving.request_errors import RequestError

@@ -1,4 +1,4 @@
-"""Exported detectors and segmenters; needs no PyTorch."""
+"""Exported detectors and segmenters, made without PyTorch."""
 
 from dataclasses import replace
 from functools import cache
@@ -27,7 +27,7 @@ DENSE: dict[str, tuple[str, Any, Any]] = {
 
 @cache
 def dense_seed(engine: str, task: str) -> bytes:
-    """A file of a small detector or segmenter."""
+    """The exported file or files of a small detector or segmenter, as one input."""
     row, (head, shapes, fold) = find_engine(engine), DENSE[task]
     shape = Architecture(layers=(1, 1, 1, 1), planes=4, stem_width=4)
     metadata = replace(

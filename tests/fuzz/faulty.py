@@ -1,4 +1,4 @@
-"""A reader with every kind of fault that fuzzing must find, to test the fuzzer."""
+"""A fuzzing target with every kind of fault that the fuzzer must find."""
 
 import os
 import time

@@ -1,7 +1,7 @@
-"""Exported networks, and damage to them that leaves them readable as ONNX or XML.
+"""Exported networks, damaged in ways that leave them readable as ONNX or XML.
 
-Flipped bits hardly ever get past a parser. This damage exchanges operators, attributes, shapes,
-types and connections, as somebody would who wants an engine to stumble.
+Flipped bits hardly ever get past a parser. This damage replaces operators, attributes, shapes,
+types and connections, as an attacker would.
 """
 
 import random
@@ -24,7 +24,7 @@ from splitattn.opening import TrainedNetwork, open_exported
 from tests.fuzz.dense_graphs import DENSE, METADATA, beside, dense_seed
 from tests.nn.networks import randomize_norms
 
-# An OpenVINO network is two files; as one input, the second follows on the end of the first.
+# An OpenVINO network is two files. As one input, the second is appended to the first.
 _END = b"</net>\n"
 _WHOLE = (
     -1,
@@ -78,7 +78,7 @@ _OPEN_VINO_OPERATIONS = (
 
 @cache
 def seed(engine: str, radix: int, precision: str, dynamic: bool) -> bytes:
-    """A file of the smallest network that has everything."""
+    """The exported file or files of a tiny network, as one input."""
     row = find_engine(engine)
     pixels = list(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), np.uint8))
     shape = Architecture(layers=(1, 1, 1, 1), radix=radix, planes=4, stem_width=4)
@@ -132,7 +132,7 @@ def read_open_vino(content: bytes, folder: Path) -> None:
 
 
 def damaged_onnx(seeds: Sequence[bytes], dice: random.Random) -> bytes:
-    """One of `seeds` with one to three parts exchanged."""
+    """One of `seeds` with one to three parts replaced."""
     model = onnx.ModelProto()
     model.ParseFromString(dice.choice(seeds))
     for _ in range(dice.choice((1, 1, 2, 3))):
@@ -231,7 +231,7 @@ _ONNX_DAMAGES: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
 
 
 def damaged_open_vino(seeds: Sequence[bytes], dice: random.Random) -> bytes:
-    """One of `seeds` with one to three values, connections or layers exchanged."""
+    """One of `seeds` with one to three values, connections or layers replaced."""
     content, end, weights = dice.choice(seeds).partition(_END)
     text = content.decode()
     for _ in range(dice.choice((1, 1, 2, 3))):

@@ -21,7 +21,7 @@ def mutated(seeds: Sequence[bytes], dice: random.Random) -> bytes:
 
 
 def _place(content: bytearray, dice: random.Random) -> int:
-    # Most of what a parser decides on is near the beginning or the end.
+    # Headers and indices, which decide what a parser does, are near the beginning or the end.
     size = len(content)
     near = min(size, 200)
     return dice.choice(
@@ -82,7 +82,7 @@ def _number(content: bytearray, _: Sequence[bytes], dice: random.Random) -> None
 
 
 def _digits(content: bytearray, _: Sequence[bytes], dice: random.Random) -> None:
-    """Another number where one is written out."""
+    """Replace one decimal digit by a number, which may be very long."""
     places = [i for i, byte in enumerate(content) if byte in _DIGITS]
     if places:
         where = dice.choice(places)

@@ -1,12 +1,13 @@
-"""Give damaged inputs to everything that reads files or requests from outside.
+"""Fuzz everything that reads files or requests from outside with damaged inputs.
 
 usage: python tests/fuzz/run.py [--inputs 20000] [--seed 0] [--only NAME] [--output JSON]
 
-Inputs are shared out over the targets of `targets.py`. Each target runs in a process of its own,
-which is ended when an input takes more than 10 s of the processor, 60 s in all, or 2 GB more memory
-than the process had before; a bug is that, a crash, or an exception that is no `InputError`. Inputs
-that are bugs are saved under runs/fuzz/, and the status is then 1. With --only, rows of other
-targets stay in the JSON; each has its date and commit.
+Inputs are divided among the targets of `targets.py`, each of which runs in its own process. A bug
+is a crash, an exception other than `InputError`, an `InputError` without text, or an input that
+takes more than 10 s of CPU time, 60 s in all, or 2 GB more memory than the process had before. A
+process that exceeds a limit of time, or 4 GB, is killed, and another one continues. Inputs that
+show a bug are saved under runs/fuzz/, and the exit status is then 1. With --only, rows of other
+targets stay in the JSON; each row has its date and commit.
 """
 
 import argparse
@@ -33,24 +34,24 @@ MODULE = "tests.fuzz.targets"
 OUTPUT = ROOT / "benchmarks" / "fuzz.json"
 BUGS = ROOT / "runs" / "fuzz"
 SECONDS = 10
-# On a busy machine an input may wait long for its turn.
+# On a busy machine the process may have to wait for a core.
 SECONDS_WITH_WAITING = 60
 MEMORY = 2 * 2**30
-# What a process has done is told in lines on stdout; the input that it has in hand lies in a file.
+# A process reports on stdout, a line for each input. Its current input is in this file.
 IN_HAND = "input"
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What came of one target.
+    """The result of one target.
 
     Attributes:
         target: its name.
-        inputs: how many it was given.
-        accepted, refused: how many it read, and how many it refused with an `InputError`.
-        bugs: a line for each input that did anything else.
-        slowest_ms: longest time that an input took.
-        peak_memory: most bytes that an input took beyond what the process had before any.
+        inputs: number of inputs.
+        accepted, refused: number of inputs that were read, or refused with an `InputError`.
+        bugs: a line for each of the other inputs.
+        slowest_ms: the longest time for an input.
+        peak_memory: the most bytes that an input took, beyond what the process had before.
     """
 
     target: str
@@ -115,12 +116,12 @@ def targets(module: str) -> "tuple[Target, ...]":
 
 
 def fuzzed(module: str, name: str, inputs: int, seed: int) -> Outcome:
-    """What comes of `inputs` inputs; after one that ends the process, another goes on.
+    """Run a target on `inputs` inputs. If one ends the process, another process continues.
 
     Args:
-        module: has the target among its `TARGETS`.
-        name: of the target.
-        seed: of all that is random.
+        module: the module whose `TARGETS` include the target.
+        name: the target's name.
+        seed: the seed of all inputs.
     """
     outcome = Outcome(target=name)
     with TemporaryDirectory() as folder:
@@ -149,11 +150,11 @@ def fuzzed(module: str, name: str, inputs: int, seed: int) -> Outcome:
 
 
 def _watched(process: "subprocess.Popen[bytes]", outcome: Outcome) -> str:
-    """Follow a process until it is done; what it died of, if it did."""
+    """Read the reports of a process until it ends; returns why it ended early, or ""."""
     assert process.stdout is not None
     pending = b""
     start = 0
-    since = used = float("inf")  # until it has imported everything
+    since = used = float("inf")  # no limit until it has imported everything
     while True:
         ready, _, _ = select.select([process.stdout], [], [], 0.1)
         if ready:
@@ -166,7 +167,7 @@ def _watched(process: "subprocess.Popen[bytes]", outcome: Outcome) -> str:
                 since, used = time.monotonic(), _processor_seconds(process.pid)
                 told = json.loads(line)
                 if "done" in told:
-                    used = float("inf")  # ending takes longer than an input
+                    used = float("inf")  # no limit for ending, which takes longer than an input
                     continue
                 if "start" in told:
                     start = told["start"]
@@ -187,7 +188,9 @@ def _watched(process: "subprocess.Popen[bytes]", outcome: Outcome) -> str:
         if time.monotonic() - since > SECONDS_WITH_WAITING:
             process.kill()
             return f"took more than {SECONDS_WITH_WAITING} s"
-        if start and _resident(process.pid) - start > 2 * MEMORY:  # before the machine suffers
+        if (
+            start and _resident(process.pid) - start > 2 * MEMORY
+        ):  # before the machine runs out of memory
             process.kill()
             return f"took more than {2 * MEMORY:,} bytes"
 
@@ -217,7 +220,7 @@ def _save(outcome: Outcome, fault: str, content: bytes) -> None:
 
 
 def work(module: str, name: str, numbers: range, seed: int, folder: Path) -> None:
-    """Read inputs and tell what came of each; an input depends on its number alone."""
+    """Read inputs and report on each. An input depends only on its number and the seed."""
     import warnings
 
     from splitattn.errors import InputError
@@ -229,7 +232,7 @@ def work(module: str, name: str, numbers: range, seed: int, folder: Path) -> Non
     seeds = target.seeds()
     desk = folder / "desk"
     desk.mkdir(exist_ok=True)
-    with suppress(InputError):  # what is loaded on first use is no input's fault
+    with suppress(InputError):  # loads what is imported lazily, which must not count
         target.read(seeds[0], desk)
     tell.write(json.dumps({"start": _peak()}) + "\n")
     tell.flush()
@@ -245,7 +248,7 @@ def work(module: str, name: str, numbers: range, seed: int, folder: Path) -> Non
         except InputError as error:
             if not str(error).strip():
                 bug = "a refusal that says nothing"
-        except BaseException as error:  # whatever it is, it is a bug
+        except BaseException as error:  # any other exception is a bug
             place = traceback.extract_tb(error.__traceback__)[-1]
             bug = f"{type(error).__name__}: {error}"[:300].replace("\n", " ")
             bug += f" ({Path(place.filename).name}:{place.lineno})"
@@ -265,7 +268,7 @@ def work(module: str, name: str, numbers: range, seed: int, folder: Path) -> Non
 def _forget_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:  # then peaks are those of all inputs so far
+    except OSError:  # the peak then includes all inputs so far
         return
 
 

@@ -13,10 +13,10 @@ class Target:
     """A reader of something from outside.
 
     Attributes:
-        name: of what it reads.
-        seeds: what its inputs are made from, as bytes.
-        read: reads an input, in a folder of its own.
-        make: makes an input.
+        name: the kind of input.
+        seeds: returns valid and hostile inputs to start from.
+        read: reads an input; its second argument is a folder for files.
+        make: makes a damaged input of the seeds.
     """
 
     name: str

@@ -154,7 +154,7 @@ def safetensors_seeds() -> list[bytes]:
 def read_weights(content: bytes, folder: Path) -> None:
     path = folder / "weights"
     path.write_bytes(content)
-    # Numbers alone can be too few for a network, which is no fault of the file.
+    # Refusals here do not count: a valid file may have too few tensors for a network.
     for model in (None, "resnest14"):
         with suppress(InputError):
             load_trained(resolve(model, path))
@@ -164,7 +164,7 @@ def read_weights(content: bytes, folder: Path) -> None:
 
 @cache
 def layout_seeds() -> list[bytes]:
-    """Files of every layout, with keys as they should be and hardly a number."""
+    """Files of every layout, with correct keys and tiny tensors."""
     with torch.device("meta"):
         keys = list(ARCHITECTURES["resnest14"].shapes())
     seeds = []
@@ -187,7 +187,7 @@ def read_layout(content: bytes, folder: Path) -> None:
 
 
 class Part:
-    """Something whose state a training saves."""
+    """An object with a state dict, as a training saves it."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"weight": torch.ones(3), "step": 7}
@@ -251,7 +251,7 @@ def read_data(content: bytes, folder: Path) -> None:
             decode(data.images[index], name=data.names[index])
 
 
-# What people type, and what they should not.
+# Words for damaged calls: valid ones and wrong ones.
 _WORDS = (
     *("predict", "evaluate", "train", "export", "bench", "models", "weights", "verify", "fetch"),
     *(
@@ -322,7 +322,7 @@ def call_seeds() -> list[bytes]:
 
 
 def damaged_call(seeds: Sequence[bytes], dice: random.Random) -> bytes:
-    """A call with words taken out, put in, exchanged or glued together."""
+    """A call with words removed, inserted, replaced, joined by "=" or shuffled."""
     call = dice.choice(seeds).decode(errors="surrogateescape").split("\0")
     for _ in range(dice.choice((1, 1, 2, 2, 3, 5))):
         where = dice.randrange(len(call) + 1)
@@ -346,7 +346,7 @@ def _as_bytes(call: Sequence[str]) -> bytes:
 
 
 def run_call(content: bytes, folder: Path) -> None:
-    """Run a command line up to where its work begins; failures that it reports are refusals."""
+    """Run a command line until its real work begins; a reported failure is an `InputError`."""
     call = content.decode(errors="surrogateescape").split("\0")
     _set_up_desk(folder)
     out = io.TextIOWrapper(io.BytesIO(), "utf-8")
@@ -372,12 +372,12 @@ def run_call(content: bytes, folder: Path) -> None:
     assert status in (0, 1, 2), f"status {status!r}: {said}"
     assert "--debug" in call or "Traceback" not in said, said
     if status:
-        assert said, "a failure says why"
+        assert said, "a failure must be explained"
         raise InputError(said)
 
 
 def _set_up_desk(folder: Path) -> None:
-    """What `_CALLS` names, as an earlier call may have overwritten it."""
+    """Write the files that `_CALLS` name; an earlier call may have overwritten them."""
     photo = _small_photo()
     files = {
         "photo.jpg": photo,
@@ -411,7 +411,7 @@ def _small_photo() -> bytes:
 
 @contextmanager
 def _no_work(folder: Path) -> Iterator[None]:
-    """What takes minutes, or a network, is left out; what understands the arguments is not."""
+    """Stop calls before work that takes minutes, after their arguments have been checked."""
 
     def stop(*_: object, **__: object) -> None:
         raise InputError("stopped where the work begins")

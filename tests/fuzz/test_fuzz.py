@@ -1,4 +1,4 @@
-"""A short run of what `run.py` does, and a check that it finds known faults."""
+"""A short run of the fuzzer, and a check that it finds known faults."""
 
 import itertools
 import random
@@ -14,7 +14,7 @@ from tests.fuzz.mutate import LONGEST, mutated
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
-# Of each target; what takes longer than a file of a few bytes gets fewer.
+# Number of inputs for each target; slow targets get fewer.
 SHARE, SHARES = (
     280,
     {
@@ -29,7 +29,7 @@ SHARE, SHARES = (
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-@pytest.mark.filterwarnings("ignore")  # as for a person, to whom a warning is a line
+@pytest.mark.filterwarnings("ignore")  # a warning is no fault: a person sees a line
 def test_damaged_input_is_read_or_refused(target: Target, tmp_path: Path) -> None:
     seeds = target.seeds()
     said: list[str] = []
@@ -41,11 +41,13 @@ def test_damaged_input_is_read_or_refused(target: Target, tmp_path: Path) -> Non
         except InputError as error:
             said.append(str(error))
         except BaseException:
-            (tmp_path / "bug").write_bytes(content)  # pytest keeps the folder, and names it
+            (tmp_path / "bug").write_bytes(
+                content
+            )  # pytest keeps and names the folder of a failed test
             raise
         assert time.process_time() - begin < run.SECONDS, content
     assert said
-    if target.name == "annotated data sets":  # most of which are read, and used
+    if target.name == "annotated data sets":  # most must be readable, or their use is not tested
         assert len(said) < SHARES[target.name] / 2
     assert all(line.strip() for line in said)
 

@@ -26,7 +26,7 @@ from splitattn.training.recipes import Recipe
 from splitattn.weights.checkpoint import read_checkpoint, write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 
-# The same examples every time, and no clock: a busy machine fails no test.
+# The same examples every time, and no deadline, so that a busy machine fails no test.
 settings.register_profile(
     "splitattn",
     derandomize=True,
@@ -63,7 +63,7 @@ def test_an_image_of_any_mode_and_size_becomes_rgb_of_that_size(image: Image.Ima
 @given(images(), st.sampled_from(["PNG", "TIFF", "BMP", "GIF", "PPM", "JPEG"]))
 def test_a_file_gives_the_picture_that_was_saved_into_it(image: Image.Image, format: str) -> None:
     if (format, image.mode) == ("TIFF", "YCbCr"):
-        return  # of which Pillow 10 writes too few bytes
+        return  # Pillow 10 writes too few bytes of these
     stream = io.BytesIO()
     try:
         image.save(stream, format)
@@ -118,7 +118,7 @@ def test_metadata_come_back_as_they_were(written: ModelMetadata) -> None:
 
 @settings(max_examples=20)
 @given(metadata)
-def test_a_file_says_of_itself_what_was_written(written: ModelMetadata) -> None:
+def test_metadata_in_a_file_are_read_as_written(written: ModelMetadata) -> None:
     import torch
 
     with TemporaryDirectory() as folder:
@@ -139,7 +139,7 @@ NUMBERS = {name: kind for name, kind in KINDS.items() if kind in (int, float)}
 
 
 def attempted(preset: str, *overrides: str) -> Recipe | str:
-    """The recipe, or why there is none."""
+    """The recipe, or the reason for its refusal."""
     try:
         return load_recipe(preset, overrides, model="resnest50")
     except InputError as error:
@@ -202,14 +202,14 @@ def test_a_folder_stands_for_its_images_whatever_they_are_called(
         (Path(folder) / "notes.txt").touch()
         found = list(expand([folder]))
         assert found == (sorted(wanted) or [folder])
-        # Each of them, typed or in a list on stdin, stands for itself.
+        # Each path, as an argument or in a list on stdin, means that file.
         assert list(expand(found)) == found
         lines = [path for path in found if path.rstrip("\r\n") == path and "\n" not in path]
         assert list(expand(["-"], [f"{line}\n" for line in lines])) == lines
 
 
 @given(st.text())
-def test_one_line_is_one_line_and_stays_one(text: str) -> None:
+def test_one_line_makes_one_printable_line_and_keeps_it(text: str) -> None:
     shown = one_line(text)
     assert shown.isprintable()
     assert one_line(shown) == shown

@@ -1,4 +1,4 @@
-"""Computes the folded network in plain NumPy, as a definition of its parts."""
+"""Compute the folded network in plain NumPy: the reference for its parts."""
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -18,7 +18,7 @@ Maps = NDArray[np.float64]
 
 
 def run(network: FoldedNetwork, images: Maps) -> Maps:
-    """Logits, or pooled features."""
+    """The logits, or the pooled features if there is no classifier."""
     features = feature_maps(network, images)[-1].mean((2, 3))
     if network.classifier is None:
         return features
@@ -101,7 +101,7 @@ def pad(x: Maps, before: int, after: int, value: float = 0) -> Maps:
 
 
 def windows(x: Maps, size: int, stride: int, dilation: int = 1) -> Maps:
-    """(B, C, H, W, size, size)."""
+    """The windows of a convolution or pool: (B, C, H, W, size, size)."""
     reach = dilation * (size - 1) + 1
     seen = sliding_window_view(x, (reach, reach), (2, 3))
     return seen[:, :, ::stride, ::stride, ::dilation, ::dilation]

@@ -1,4 +1,4 @@
-"""Networks, their arrays and images that the tests of the graph share."""
+"""Networks and images that the tests of graphs share."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,13 +16,13 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def narrow(name: str) -> Architecture:
-    """A variant with every kind of block that it has, and as narrow as its groups allow."""
+    """A small form of a variant: all its kinds of blocks, as narrow as its groups allow."""
     row = ARCHITECTURES[name]
     planes = 16 if row.bottleneck_width == 64 else 32
     return replace(row, layers=(1, 2, 1, 1), planes=planes, stem_width=8)
 
 
-# Architectures with arguments of the network, by what is special about them.
+# Architectures and arguments of the network; the keys say what is special about them.
 SETTINGS: dict[str, tuple[Architecture, dict[str, Any]]] = {
     "output stride 16": (small(), {"output_stride": 16}),
     "output stride 8": (small(), {"output_stride": 8}),
@@ -43,13 +43,13 @@ SETTINGS: dict[str, tuple[Architecture, dict[str, Any]]] = {
     "strided shortcut": (replace(small(), avg_down=False), {}),
     "no avd": (replace(small(), avd=False), {}),
     "radix 0, four groups, strided shortcut": (replace(small(0, 4), avg_down=False), {}),
-    # As many channels enter the first stage as leave it.
+    # The first stage keeps the number of channels, so its shortcut has no convolution.
     "identity shortcut": (replace(small(), stem_width=32), {}),
 }
 
 
 def trained(architecture: Architecture, **arguments: Any) -> ResNeSt:
-    """Evaluation mode, and batch norms as after training."""
+    """A network in evaluation mode with random batch norms, as after training."""
     model = ResNeSt(architecture, **{"num_classes": 10, **arguments}).eval()
     randomize_norms(model)
     return model
@@ -66,7 +66,7 @@ def batch_for(model: nn.Module, batch: int, height: int, width: int) -> NDArray[
 
 @torch.inference_mode()
 def outputs_of(model: nn.Module, batch: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """What the network gives in float64, as a list."""
+    """The outputs of the network in float64, as a list."""
     given = model.double()(torch.from_numpy(batch).double())
     model.float()
     return [x.numpy() for x in (given if isinstance(given, list) else [given])]

@@ -1,8 +1,8 @@
-"""Run models in the library of this interpreter, which may be an old version. No other imports.
+"""Run models in an old ONNX Runtime or OpenCV. Imports nothing that such an environment lacks.
 
     old_library.py onnxruntime|cv2 FOLDER
 
-Each folder in FOLDER holds `model.onnx` and `images.npy`, and gets `outputs.npz`.
+Each folder in FOLDER holds `model.onnx` and `images.npy`; `outputs.npz` is written beside them.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The folded detector, in NumPy and ONNX, is the detector of torchvision."""
+"""The folded detector, in NumPy and ONNX, equals torchvision's detector."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ def detector() -> Any:
 
 @pytest.fixture(scope="module")
 def anchored() -> Any:
-    """With scores around a half, and boxes far from their anchors."""
+    """A RetinaNet with scores around one half and boxes far from their anchors."""
     network = lively("retinanet")
     nn.init.zeros_(network.head.classification_head.cls_logits.bias)
     nn.init.normal_(network.head.regression_head.bbox_reg.weight, std=0.3)
@@ -37,7 +37,7 @@ def anchored() -> Any:
 
 
 def lively(head: str) -> Any:
-    """A detector whose norms and last layers are no longer as they begin."""
+    """A detector with random norms and last layers, whose initial values are constant or tiny."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: Any = create_detector(SHAPE, num_classes=3, channels=64, head=head).eval()
@@ -55,7 +55,7 @@ def lively(head: str) -> Any:
 
 @torch.inference_mode()
 def expected(detector: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes and scores of normalized images, before any is left out."""
+    """torchvision's boxes and scores for normalized images, before selection."""
     maps = [*detector.backbone(images).values()]
     found = detector.head(maps)
     sizes = [(images.shape[2], images.shape[3])] * len(images)
@@ -75,7 +75,7 @@ def expected(detector: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_anchor(values: Tensor, maps: list[Tensor]) -> Tensor:
-    """(B, N, C), which count the anchors of each place, as all places of each anchor."""
+    """Reorder (B, N, C) from position by position to anchor by anchor, within each level."""
     counts = [9 * each.shape[2] * each.shape[3] for each in maps]
     parts = values.split(counts, 1)
     return torch.cat(
@@ -103,7 +103,7 @@ def test_boxes_and_scores_are_those_of_torchvision(
     model = to_onnx(network, size=None, half=half, opset=opset)
     onnx.checker.check_model(model, full_check=True)
     session = ort.InferenceSession(model.SerializeToString())
-    # Maps of odd sides on the coarse levels, and of one pixel.
+    # The coarse levels get odd sides, down to one pixel.
     for batch, height, width in ((2, 96, 160), (1, 224, 32)):
         images = torch.randn(batch, 3, height, width)
         boxes, scores, selected = session.run(None, {"images": images.numpy()})
@@ -118,7 +118,7 @@ def test_boxes_and_scores_are_those_of_torchvision(
 def check_selection(
     boxes: np.ndarray, scores: np.ndarray, selected: np.ndarray, size: tuple[int, int]
 ) -> None:
-    """Each image's rows are what torchvision keeps of these boxes, class by class."""
+    """Check that `selected` holds the boxes that torchvision keeps for each image and class."""
     found = {(image, label): [] for image in range(len(boxes)) for label in range(scores.shape[2])}
     for image, label, place in selected.tolist():
         found[image, label].append(place)
@@ -134,7 +134,7 @@ def check_selection(
 
 
 def test_boxes_of_anchors_are_those_of_torchvision(anchored: Any) -> None:
-    """Also of changes so large that torchvision limits them."""
+    """Some regressions are so large that torchvision clips them."""
     network = replace(fold_detector(SHAPE, arrays(anchored), head="retinanet"), selects=True)
     model = to_onnx(network, size=None)
     session = ort.InferenceSession(model.SerializeToString())
@@ -145,7 +145,7 @@ def test_boxes_of_anchors_are_those_of_torchvision(anchored: Any) -> None:
     assert boxes.shape == (2, sum(places(96, 160, "retinanet")), 4)
     assert true_scores.std() > 0.05
     assert (true_boxes[..., 2] - true_boxes[..., 0]).max() > 600
-    # Exponentials make a difference of rounding larger.
+    # The exponential in the box decoding enlarges rounding errors.
     np.testing.assert_allclose(boxes, true_boxes, atol=0.05, rtol=1e-4)
     np.testing.assert_allclose(scores, true_scores, atol=1e-5)
 
@@ -159,8 +159,8 @@ def test_boxes_that_overflow_stay_infinite_so_that_they_are_refused(detector: An
     assert not np.isfinite(found).all()
 
 
-def test_places_stay_where_they_are_however_much_an_image_is_padded(detector: Any) -> None:
-    """torchvision's own grid has steps of 56 pixels here, for maps of stride 64."""
+def test_padding_an_image_does_not_move_its_anchors(detector: Any) -> None:
+    """For maps of stride 64, torchvision's own grid would have steps of 56 pixels here."""
     images = torch.zeros(1, 3, 224, 224)
     maps = [torch.zeros(1, 1, -(-224 // stride), -(-224 // stride)) for stride in STRIDES]
     (anchors,) = detector.anchor_generator(ImageList(images, [(224, 224)]), maps)
@@ -182,7 +182,7 @@ def test_the_shapes_of_a_detector_are_known_without_pytorch(name: str) -> None:
     assert shapes == found
 
 
-def test_norms_and_boxes_are_parts_of_their_own(detector: Any) -> None:
+def test_norms_and_box_decoding_are_named_as_separate_parts(detector: Any) -> None:
     model = to_onnx(fold_detector(SHAPE, arrays(detector)), size=None)
     found = parts(node.name for node in model.graph.node)
     kinds = {node.name: node.op_type for node in model.graph.node}

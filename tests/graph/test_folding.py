@@ -1,4 +1,4 @@
-"""The folded network, computed in NumPy, against the network of PyTorch; both in float64."""
+"""The folded network, computed in NumPy, equals PyTorch's network; both are in float64."""
 
 import subprocess
 import sys
@@ -114,7 +114,9 @@ def test_the_arrays_stay_as_they_are() -> None:
         ({"dilation": "mine"}, "dilation must be official or timm, got 'mine'"),
     ],
 )
-def test_what_cannot_be_folded_is_refused(options: dict[str, Any], complaint: str) -> None:
+def test_networks_that_cannot_be_folded_are_refused(
+    options: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(InputError, match=complaint):
         fold(small(), arrays_of(trained(small())), **options)
 

@@ -1,4 +1,4 @@
-"""Gradients in NumPy against PyTorch's."""
+"""Gradients in NumPy equal PyTorch's."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def test_gradients_are_those_of_autograd(architecture: Architecture, side: int, 
     values = torch.rand(network.channels[stage], side, side, dtype=torch.float64)
     map_CHW = values.clone().requires_grad_()
     first = sum(len(blocks) for blocks in network.stages[:stage])
-    # The first operation may write into its input, which must not be the map itself.
+    # `* 1` makes a copy: the first operation may write into its input.
     features = fused.stages[first:](map_CHW[None] * 1).mean((2, 3))
     fused.fc(features)[0, 1].backward()
     found = logit_gradient(network, stage, values.numpy(), 1)

@@ -1,4 +1,4 @@
-"""ONNX models in ONNX Runtime against the network of PyTorch in float64."""
+"""ONNX models in ONNX Runtime equal PyTorch's network in float64."""
 
 import os
 import re
@@ -40,7 +40,7 @@ from .networks import (
 )
 
 both_forms = pytest.mark.parametrize("form", ["branches", "grouped"])
-# The interpreter of an environment with an old ONNX Runtime or OpenCV, which then must read models.
+# Environment variables that name the Python of an environment with an old library.
 OLD_PYTHONS = {"onnxruntime": "SPLITATTN_OLD_ONNXRUNTIME", "cv2": "SPLITATTN_OLD_OPENCV"}
 
 
@@ -98,7 +98,7 @@ def test_every_radix_and_cardinality_keeps_its_outputs_at_odd_sizes(
 ) -> None:
     architecture = replace(small(radix, cardinality), avd_first=avd_first, bottleneck_width=96)
     model = trained(architecture)
-    # In one of the two ways to write each network; the variants are written in both.
+    # Each network in one of the two forms; variants are tested in both.
     eight_bit = (cardinality == 2) is avd_first
     assert_equal(model, folded(model, form=form), size=(43, 43), eight_bit=eight_bit)
 
@@ -286,7 +286,7 @@ def test_names_are_unique_and_parts_are_found_by_them(
 
 
 def test_attention_is_all_that_depends_on_pooled_maps_alone() -> None:
-    """Up to where its shares meet the splits: "blend"."""
+    """Nodes that depend only on pooled maps are the part "attention"; the next part is "blend"."""
     for radix in (1, 2, 4):
         written = to_onnx(folded(trained(small(radix))), size=64, eight_bit=True)
         found = parts(names_of(written))
@@ -304,7 +304,7 @@ def test_the_form_for_eight_bits_has_fast_kernels_only() -> None:
     kinds = {node.op_type for node in to_onnx(network, size=64, eight_bit=True).graph.node}
     assert "AveragePool" not in kinds
     assert "ReduceMean" not in kinds
-    # Where the last window is not whole, an average stays one.
+    # If the last window is incomplete, average pooling stays average pooling.
     written = to_onnx(network, size=65, eight_bit=True)
     averages = [node.name for node in written.graph.node if node.op_type == "AveragePool"]
     assert averages
@@ -330,7 +330,7 @@ def test_the_graph_holds_weights_as_bytes_and_no_shapes_between() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_written_is_refused(options: dict[str, Any], complaint: str) -> None:
+def test_impossible_options_of_onnx_are_refused(options: dict[str, Any], complaint: str) -> None:
     network = folded(trained(small()))
     with pytest.raises(InputError, match=complaint):
         to_onnx(network, **{"size": 64, **options})
@@ -342,7 +342,7 @@ def test_logits_need_a_classifier() -> None:
         to_onnx(network, size=64, outputs=("logits",))
 
 
-@pytest.mark.slow  # scripts/test_old_libraries.sh runs it, in CI too
+@pytest.mark.slow  # scripts/test_old_libraries.sh runs it, also in CI
 @pytest.mark.parametrize("library", OLD_PYTHONS)
 def test_old_libraries_read_the_file_and_agree(library: str, tmp_path: Path) -> None:
     python = os.environ.get(OLD_PYTHONS[library])

@@ -1,4 +1,4 @@
-"""The plain segmenter in NumPy is the one that was trained."""
+"""The reference segmenter in NumPy equals PyTorch's segmenter."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.dense.runs import ARCHITECTURE, mask_network
 
 @pytest.fixture
 def network() -> nn.Module:
-    """Every tensor is random."""
+    """A segmenter whose tensors are all random."""
     built = mask_network()
     for module in built.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -20,7 +20,7 @@ from splitattn.weights.hub import CARD_MARK, Repository, fetch_repository, is_re
 from splitattn.weights.metadata import ModelMetadata
 from splitattn.weights.resolve import resolve
 from splitattn.weights.timm_config import to_config
-from tests.hub_server import Hub, commit_of, server_goes
+from tests.hub_server import Hub, commit_of, stop_server
 
 METADATA = ModelMetadata(model="resnest14", classes=("cat", "dog"), preprocessing=center_crop(96))
 CONFIG = to_config(METADATA).encode()
@@ -183,7 +183,7 @@ def test_without_a_server_what_is_in_the_cache_is_used(
 ) -> None:
     hub.add("owner/cats", FILES)
     folder = fetch_repository(CATS)
-    server_goes(hub, monkeypatch)
+    stop_server(hub, monkeypatch)
     assert fetch_repository(CATS) == folder
     assert "its server cannot be reached" in refusal(Repository(id="owner/dogs"))
 
@@ -282,7 +282,7 @@ def test_without_a_server_a_repository_without_a_config_is_used_too(
     described = save({"fc.bias": torch.zeros(2)}, {"splitattn": METADATA.to_json()})
     hub.add("owner/cats", {"model.safetensors": described})
     folder = fetch_repository(CATS)
-    server_goes(hub, monkeypatch)
+    stop_server(hub, monkeypatch)
     assert fetch_repository(CATS) == folder
     monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
     assert fetch_repository(CATS) == folder
@@ -313,7 +313,7 @@ def test_a_cache_without_links_is_verified_as_long_as_there_is_a_server(
         f"{folder / name} is not verified: neither the cache nor a server has its hash"
         for name in ("config.json", "model.safetensors")
     ]
-    server_goes(hub, monkeypatch)
+    stop_server(hub, monkeypatch)
     assert fetch_repository(CATS) == folder
     assert [record.message for record in caplog.records if record.name.startswith("splitattn")] == (
         unverified
