@@ -1,4 +1,4 @@
-"""A web site on this machine whose pages behave as a test wants."""
+"""A local web site whose pages a test defines."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ def answer(status: int, body: bytes = b"") -> Page:
 
 @contextmanager
 def site(pages: dict[str, Page]) -> Iterator[str]:
-    """Serve `pages` by path; gives the address, to which a path is appended."""
+    """Serve `pages` by path; yields the address, without a slash at its end."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            with suppress(ConnectionError):  # a client that has had enough
+            with suppress(ConnectionError):  # the client may close the connection early
                 pages.get(self.path, answer(404))(self)
 
         def log_message(self, *_: object) -> None:

@@ -66,7 +66,7 @@ def test_path_string_bytes_array_and_pillow_image_give_the_same_pixels(
         np.testing.assert_array_equal(np.asarray(decode(source)), array)
 
 
-# How a camera held in each of the eight ways stores an upright picture.
+# How an upright picture is stored under each of the eight EXIF orientations.
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -258,7 +258,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
 
 @contextmanager
 def not_as_root() -> Iterator[None]:
-    """Root may read everything, so it is nobody for a while."""
+    """Run the block without root's permissions, which allow reading any file."""
     user = os.geteuid()
     os.seteuid(user or 65534)
     try:
@@ -267,7 +267,7 @@ def not_as_root() -> Iterator[None]:
         os.seteuid(user)
 
 
-def test_a_file_that_may_not_be_read_is_reported(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "secret.png"
     path.write_bytes(PNG)
     path.chmod(0)
@@ -289,12 +289,12 @@ def test_a_pillow_image_is_left_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("scans", [1, 100, 101])
-def test_a_jpeg_goes_over_its_pixels_a_hundred_times_at_most(scans: int) -> None:
+def test_a_jpeg_may_have_at_most_a_hundred_scans(scans: int) -> None:
     content = jpeg(64, 64, progressive=True, scans=scans)
     if scans <= 100:
         assert decode(content).size == (64, 64)
         return
-    # Neither a length that leads astray nor a picture within the picture hides them.
+    # The scans are also counted behind a thumbnail, fill bytes and markers without a length.
     thumbnail = segment(0xE1, jpeg(8, 8))
     first = content.index(b"\xff\xda") + 2
     for hidden in (
@@ -321,7 +321,7 @@ def test_a_jpeg_that_is_not_progressive_may_hide_scans_too() -> None:
         decode(content[:one] + of_one_component + content[one:])
 
 
-def test_an_icon_is_as_large_as_its_picture_and_not_as_it_says() -> None:
+def test_an_icon_has_the_size_of_its_picture_and_not_of_its_header() -> None:
     content = icon(encoded(Image.new("RGB", (400, 300), "red"), "PNG"))
     assert decode(content).size == (400, 300)
     with pytest.raises(ImageError, match="1,000 pixels, got 400 x 300"):
@@ -344,7 +344,7 @@ def test_an_icons_picture_is_not_decoded_before_its_size_is_known(
 
 
 def test_an_icon_that_is_let_through_brings_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow warns where a picture and its transparency have more pixels than its own limit."""
+    """Pillow warns if a picture and its mask together exceed Pillow's own limit of pixels."""
     assert DEFAULT_LIMITS.max_pixels == 2 * Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2 * 64 * 48)
     monkeypatch.setattr("splitattn.images.decode.DEFAULT_LIMITS", Limits(max_pixels=4 * 64 * 48))
@@ -399,7 +399,7 @@ def test_corrupted_bytes_give_an_image_or_an_image_error(format: str) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> Image.Image:
-    """A photograph of 1600 x 1200 pixels, with detail in each of them."""
+    """A photograph of 1600 x 1200 pixels, with noise so that each pixel has detail."""
     photograph = Image.fromarray(skimage.data.coffee()).resize((1600, 1200))
     noise = np.random.default_rng(0).normal(0, 8, (1200, 1600, 3))
     return Image.fromarray((np.asarray(photograph) + noise).clip(0, 255).astype(np.uint8))
@@ -473,7 +473,7 @@ def test_a_reduced_picture_is_upright_too(large: Image.Image, orientation: int) 
 
 
 def test_a_file_of_two_pictures_is_reduced_as_well(large: Image.Image) -> None:
-    """As phones write them, with a preview behind the photograph."""
+    """Phones write such files: a preview follows the photograph."""
     content = encoded(large, "MPO", save_all=True, append_images=[large.reduce(4)])
     assert Image.open(io.BytesIO(content)).format == "MPO"
     assert decode_reduced(content, 300).image.size == (400, 300)
@@ -512,7 +512,7 @@ def test_a_damaged_jpeg_is_refused_when_reduced_as_well(
         decode_reduced(content[: len(content) // 2], 10)
 
 
-def test_an_upright_picture_is_not_the_callers_own(photograph: Image.Image) -> None:
+def test_an_upright_picture_is_decoded_into_a_copy(photograph: Image.Image) -> None:
     decoded = decode(photograph)
     decoded.putpixel((0, 0), RED)
     assert photograph.getpixel((0, 0)) != RED

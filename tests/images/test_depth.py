@@ -1,4 +1,4 @@
-"""Images of more than 8 bits: which value is white. And of fewer: numbers stay as they are."""
+"""White in images of more than 8 bits, and unscaled numbers in images of fewer."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ from tests.attacks.make import chunk
 
 
 def png(values: np.ndarray, before: bytes = b"") -> bytes:
-    """A PNG of 16 bits per channel: gray, gray and alpha, RGB or RGBA."""
+    """A PNG of 16 bits per channel, with 1 to 4 channels; `before` is put before the pixels."""
     height, width, channels = values.shape
     color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -42,7 +42,7 @@ def encoded(values: np.ndarray, format: str = "TIFF", **options: object) -> byte
 def tiff(
     values: bytes, bits: int, channels: int = 1, planar: int = 1, *, white_is_zero: bool = False
 ) -> bytes:
-    """A little-endian TIFF of one row of 8 pixels."""
+    """A little-endian TIFF of one row of 8 pixels; `values` are its packed samples."""
     photometric = int(not white_is_zero) if channels == 1 else 2
     shorts = {256: 8, 257: 1, 259: 1, 262: photometric, 277: channels, 278: 1, 284: planar}
     table = 10 + 12 * 10 + 4
@@ -67,7 +67,7 @@ def tiff(
 
 
 def ramp(white: float, dtype: type = np.uint16) -> np.ndarray:
-    """From black to white in 64 columns."""
+    """64 columns from 0 to the value `white`."""
     return (np.linspace(0, 1, 64)[None].repeat(64, 0) * white).astype(dtype)
 
 
@@ -112,7 +112,7 @@ def test_a_floatmap_is_as_bright_as_other_floats() -> None:
 
 
 @pytest.mark.parametrize("white", [4095, 2**15 - 1])
-def test_of_16_bits_with_a_sign_fifteen_are_the_most(white: int) -> None:
+def test_signed_16_bits_count_as_at_most_fifteen_bits(white: int) -> None:
     tags = ImageFileDirectory_v2()
     tags[339] = 2
     content = encoded(ramp(white), tiffinfo=tags)
@@ -136,9 +136,9 @@ def test_one_bright_pixel_changes_no_other(dtype: type, white: int) -> None:
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_significant_bits_of_a_png_are_the_lower_or_the_upper_ones(bits: int) -> None:
-    """The format asks for samples scaled to 16 bits; cameras often store them as they are."""
+    """PNG wants samples scaled to 16 bits, but cameras often store them unscaled."""
     said = chunk(b"sBIT", bytes([bits]))
-    # In the dark, the pixels alone would look like those of fewer bits.
+    # The image is so dark that its pixels alone would suggest fewer bits.
     dark = (ramp(2**bits - 1) // 16)[..., None]
     plain = np.asarray(decode(png(dark, said)))
     np.testing.assert_allclose(plain[..., 0], dark[..., 0] * (255 / (2**bits - 1)), atol=0.5)
@@ -147,7 +147,7 @@ def test_significant_bits_of_a_png_are_the_lower_or_the_upper_ones(bits: int) ->
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])
-def test_a_tiff_states_its_bits_by_the_largest_value(bits: int) -> None:
+def test_the_largest_value_that_a_tiff_states_gives_its_bits(bits: int) -> None:
     values = ramp(2**bits // 4)
     tags = ImageFileDirectory_v2()
     tags[281] = 2**bits - 1
@@ -156,7 +156,7 @@ def test_a_tiff_states_its_bits_by_the_largest_value(bits: int) -> None:
 
 
 def test_the_brightest_value_that_a_tiff_states_is_not_white() -> None:
-    values = ramp(3000)  # of 12 bits
+    values = ramp(3000)  # less than white in 12 bits
     tags = ImageFileDirectory_v2()
     tags[281] = 3000
     stated, unstated = (
@@ -167,7 +167,7 @@ def test_the_brightest_value_that_a_tiff_states_is_not_white() -> None:
 
 
 def test_twelve_packed_bits_of_a_tiff_are_twelve_bits() -> None:
-    values = [0, 100, 200, 300, 400, 500, 600, 700]  # ten bits would do
+    values = [0, 100, 200, 300, 400, 500, 600, 700]  # values that ten bits could hold
     packed = int("".join(f"{value:012b}" for value in values), 2).to_bytes(12, "big")
     decoded = np.asarray(decode(tiff(packed, 12)))[0, :, 0]
     np.testing.assert_allclose(decoded, np.array(values) * 255 / 4095, atol=0.5)
@@ -197,7 +197,7 @@ def test_channels_of_16_bits_that_lie_apart_are_refused() -> None:
     assert decode(tiff(bytes(48), 16, channels=3)).size == (8, 1)
 
 
-def test_a_white_level_that_is_named_decides() -> None:
+def test_a_given_white_level_decides() -> None:
     said = chunk(b"sBIT", b"\x0c")
     for content in (png(ramp(1023)[..., None], said), encoded(ramp(1023)), ramp(1023)):
         decoded = np.asarray(decode(content, white_level=2046))[..., 0]
@@ -206,7 +206,7 @@ def test_a_white_level_that_is_named_decides() -> None:
     assert np.asarray(decode(eight_bits, white_level=1000)).max() == 200
 
 
-def test_transparency_of_16_bits_is_laid_on_white() -> None:
+def test_transparent_pixels_of_16_bits_are_blended_with_white() -> None:
     for color in ([0], [0, 0, 0]):
         pixel = np.array([*color, 16384])
         values = pixel[None, None].repeat(8, 0).repeat(8, 1)
@@ -216,7 +216,7 @@ def test_transparency_of_16_bits_is_laid_on_white() -> None:
 
 @pytest.mark.parametrize("channels", [2, 4])
 @pytest.mark.parametrize("opaque", [4095, 65535])
-def test_what_is_opaque_says_nothing_of_white(channels: int, opaque: int) -> None:
+def test_an_opaque_alpha_channel_does_not_affect_white(channels: int, opaque: int) -> None:
     values = np.repeat(ramp(4095)[..., None], channels, axis=2)
     values[..., -1] = opaque
     assert_ramp(png(values))
@@ -256,7 +256,10 @@ REFUSED = "values from 0, got {} of the pixels negative: .* or set white_level"
 @pytest.mark.parametrize(
     ("values", "share"),
     [
-        (HOUNSFIELD.astype(np.float32), "23.5%"),  # of 25 % below zero, 1.5 % by a little
+        (
+            HOUNSFIELD.astype(np.float32),
+            "23.5%",
+        ),  # 25 % are below zero, 1.5 % of them only slightly
         (HOUNSFIELD.astype(np.int32), "23.5%"),
         (np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64), "49.0%"),
         (np.where(np.arange(4096) < 8, -9999, 300).astype(np.float32).reshape(64, 64), "0.2%"),
@@ -264,7 +267,7 @@ REFUSED = "values from 0, got {} of the pixels negative: .* or set white_level"
     ],
     ids=["float", "integer", "around zero", "missing values", "all"],
 )
-def test_negative_values_are_not_made_black_without_a_word(values: np.ndarray, share: str) -> None:
+def test_many_negative_values_are_refused(values: np.ndarray, share: str) -> None:
     with pytest.raises(ImageError, match=REFUSED.format(share)):
         decode(encoded(values))
     decoded = np.asarray(decode(encoded(values), white_level=3000))[..., 0]
@@ -287,7 +290,7 @@ def test_one_channel_below_zero_is_seen() -> None:
 
 
 @pytest.mark.parametrize("filter", [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
-def test_what_resizing_undershoots_is_black(filter: Image.Resampling) -> None:
+def test_negative_values_from_resizing_become_black(filter: Image.Resampling) -> None:
     for photograph in sample_photographs():
         whole = Image.open(photograph).convert("F")
         small = np.asarray(whole.resize((whole.width // 3, whole.height // 3), filter))
@@ -297,7 +300,7 @@ def test_what_resizing_undershoots_is_black(filter: Image.Resampling) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("white_level", [None, 1.0])
-def test_what_is_no_number_is_refused(value: float, white_level: float | None) -> None:
+def test_nan_and_infinity_are_refused(value: float, white_level: float | None) -> None:
     values = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
     values[5, 5] = value
     with pytest.raises(ImageError, match="must have finite numbers, got NaN or infinity: write"):
@@ -312,7 +315,7 @@ def test_the_order_of_bytes_in_an_array_does_not_matter(dtype: str) -> None:
     assert little.tobytes() == big.tobytes()
 
 
-def test_a_scale_that_was_guessed_is_said_once(
+def test_a_guessed_white_level_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(raster, "_told_whites", set())

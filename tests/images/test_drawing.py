@@ -29,13 +29,13 @@ def test_bars_are_as_long_as_the_probabilities() -> None:
 
 
 def ink(label: str) -> np.ndarray:
-    """Where the line of a label is as bright as its text."""
+    """A mask of the bright pixels in the line of a label: the text."""
     pixels = np.asarray(draw_labels(Image.new("RGB", (640, 10)), [(label, 0.5)]))
     bright: np.ndarray = (pixels[10:40] > 0x80).all(2)
     return bright
 
 
-def test_text_is_written_and_what_is_too_long_is_cut_off() -> None:
+def test_text_is_written_and_cut_off_if_it_is_too_long() -> None:
     assert ink("maillot").sum() > ink("").sum() + 50
     np.testing.assert_array_equal(ink("long " * 100), ink("long " * 200))
     percent = np.flatnonzero(ink("").any(0))[0]

@@ -1,4 +1,4 @@
-"""Batches of decoded images: in order, bounded, errors beside pixels."""
+"""Batches of decoded images come in order, within limits, with errors in place of pixels."""
 
 import io
 import itertools

@@ -107,7 +107,7 @@ def test_stdin_is_read_no_further_than_needed() -> None:
 
 @pytest.mark.parametrize("pattern", ["{}", "{}/**/*.*", "{}/**"])
 def test_links_to_folders_are_followed_once(photos: Path, pattern: str) -> None:
-    """Two loops of links have no end for glob."""
+    """glob would follow the two loops of links without end."""
     for name in ("sub/circle", "sub/deep/circle", "round"):
         (photos / name).symlink_to(photos, target_is_directory=True)
     other = photos.parent / "other"

@@ -35,7 +35,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def official(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """ECenterCrop as the paper's authors describe it, then a resize."""
+    """The official evaluation: ECenterCrop, then a resize."""
     width, height = image.size
     crop = size / (size + 32) * min(width, height)
     left, top = round((width - crop) / 2.0), round((height - crop) / 2.0)
@@ -96,7 +96,7 @@ def test_a_long_strip_does_not_grow_to_gigabytes(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["crop-resize", "resize-crop"])
-def test_pillow_does_not_warn_of_images_that_were_let_pass(
+def test_pillow_does_not_warn_of_images_within_our_limits(
     order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -110,7 +110,7 @@ def test_pillow_does_not_warn_of_images_that_were_let_pass(
 def test_a_reduced_photograph_gives_nearly_the_pixels_of_the_whole_one(
     name: str, order: str, size: int, side: int, orientation: int
 ) -> None:
-    """A crop that is half a pixel of the reduced photograph off changes some pixels by 100."""
+    """A crop that is off by half a pixel of the reduced photograph changes some pixels by 100."""
     photograph = PHOTOGRAPHS[name]
     scale = side / min(photograph.size)
     large = photograph.resize((round(photograph.width * scale), round(photograph.height * scale)))
@@ -129,7 +129,7 @@ def test_a_reduced_photograph_gives_nearly_the_pixels_of_the_whole_one(
     if orientation == 1 or not any(length % reduced.scale for length in large.size):
         assert difference.max() <= 20
         assert difference.mean() < 0.6
-    else:  # the pixel that is not whole has changed sides, so all are off by a part of one
+    else:  # the rotation moved the incomplete last pixel to the front, which shifts all pixels
         assert difference.max() <= 48
         assert difference.mean() < 4
 
@@ -161,7 +161,7 @@ def test_normalize_is_that_of_torchvision(preprocessing: Preprocessing) -> None:
 
 
 def test_normalize_gives_contiguous_arrays_for_pixels_in_any_order() -> None:
-    """An engine would copy others, or read them wrongly."""
+    """Engines would copy or misread arrays that are not contiguous."""
     rows_last = np.ascontiguousarray(EVERY_VALUE.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert not rows_last.flags.c_contiguous
     actual = normalize(rows_last, CONTRACTS[0])
@@ -170,10 +170,10 @@ def test_normalize_gives_contiguous_arrays_for_pixels_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("length", [1_000, 100_000])
-def test_a_strip_is_cut_the_shorter_the_larger_it_becomes(
+def test_a_strip_is_cut_so_that_resizing_stays_within_a_limit(
     length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """100 times as long as wide; of that, one that would be enlarged to gigabytes leaves less."""
+    """A strip 100 times as long as wide is cut before it is enlarged, if it would be too large."""
     monkeypatch.setattr("splitattn.preprocessing._MOST_PIXELS", 40 * 100**2)
     strip = Image.new("RGB", (length, length // 100))
     sizes: list[tuple[int, int]] = []

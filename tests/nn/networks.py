@@ -10,14 +10,14 @@ from splitattn.nn.resnest import Bottleneck
 def small(
     radix: int = 2, cardinality: int = 1, *, layers: tuple[int, int, int, int] = (1, 1, 1, 1)
 ) -> Architecture:
-    """Every idea of the paper, a quarter as wide."""
+    """A small architecture with every idea of the paper, a quarter as wide."""
     return Architecture(
         layers=layers, radix=radix, cardinality=cardinality, planes=16, stem_width=8
     )
 
 
 def randomize_norms(model: nn.Module) -> None:
-    """Weights and running statistics of all batch norms as after training."""
+    """Give all batch norms random weights and running statistics, as after training."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -28,9 +28,9 @@ def randomize_norms(model: nn.Module) -> None:
 
 
 def wake_residuals(model: nn.Module) -> None:
-    """Let the residual branches take part: those of a new network are zero.
+    """Give the residual branches, which are zero in a new network, random scales.
 
-    The deeper the network the less each of them adds, so that logits are always of order one.
+    The scale falls with the number of blocks, so that logits are of order one at any depth.
     """
     blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
     for block in blocks:
@@ -38,6 +38,6 @@ def wake_residuals(model: nn.Module) -> None:
 
 
 def images(batch: int = 2, height: int = 64, width: int = 64, channels: int = 3) -> torch.Tensor:
-    """Noise, about a color of its own in every image: pure noise looks all alike to a network."""
+    """Noise around a random color for each image: to a network, all pure noise looks alike."""
     colors = torch.randn(batch, channels, 1, 1)
     return colors + torch.randn(batch, channels, height, width)

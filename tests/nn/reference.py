@@ -1,7 +1,7 @@
 """Split attention as the paper writes it (arXiv 2004.08955, section 3.1), one group at a time.
 
-Cardinality-major: group k holds its R splits next to each other, each split has a 3x3 convolution
-of its own, each group a pair of dense layers of its own. Slow and plain, to compare with.
+Cardinality-major: group k holds its R splits next to each other. Each split has its own 3x3
+convolution, each group its own pair of dense layers. A slow and plain reference for tests.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class CardinalGroup(nn.Module):
-    """One of the K groups: R splits of c' input channels each to one output of c channels."""
+    """One of the K groups: R splits of c' input channels each become one output of c channels."""
 
     def __init__(
         self, split_in: int, channels: int, hidden: int, radix: int, stride: int, dilation: int
@@ -50,7 +50,7 @@ class CardinalGroup(nn.Module):
 
 
 class NaiveSplitAttention(nn.Module):
-    """K cardinal groups after each other; input channels ordered group, split, channel."""
+    """K cardinal groups, one after another; input channels are ordered (group, split, channel)."""
 
     def __init__(
         self,
@@ -82,14 +82,14 @@ class NaiveSplitAttention(nn.Module):
 
 
 def cardinality_major_input(x: Tensor, radix: int, cardinality: int) -> Tensor:
-    """Channels (split, group, channel) to (group, split, channel)."""
+    """Reorder channels from (split, group, channel) to (group, split, channel)."""
     return x.unflatten(1, (radix, cardinality, -1)).transpose(1, 2).flatten(1, 3)
 
 
 def cardinality_major_state(
     block: dict[str, Tensor], radix: int, cardinality: int
 ) -> dict[str, Tensor]:
-    """The tensors of a `SplitAttention2d`, by its names, cut up by those of the naive block.
+    """Split the tensors of a `SplitAttention2d` into those of the naive block, under its names.
 
     They may be weights, running statistics or gradients. Every number of the input is used once.
     """
@@ -111,10 +111,10 @@ def cardinality_major_state(
 
 
 def _part(tensor: Tensor, index: int, parts: int) -> Tensor:
-    """One of equal parts of the channels; a norm's count of batches has none and stays whole."""
+    """One of equal parts of the channels; a norm's count of batches has no channels."""
     return tensor.chunk(parts)[index] if tensor.dim() else tensor
 
 
 def _dense(weight: Tensor) -> Tensor:
-    """A 1x1 convolution's weight (out, in, 1, 1) as that of a linear layer; biases stay."""
+    """The weight (out, in, 1, 1) of a 1x1 convolution as that of a linear layer; biases as is."""
     return weight.flatten(1) if weight.dim() == 4 else weight

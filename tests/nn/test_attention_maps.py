@@ -1,4 +1,4 @@
-"""The attention that is read from a network is the one that it blends with."""
+"""The attention that is read from a network is the attention with which it blends."""
 
 import pytest
 import torch
@@ -20,13 +20,13 @@ def network(architecture: Architecture) -> ResNeSt:
 
 
 def kinds() -> list[tuple[int, int]]:
-    """Every radix and cardinality in the table that has attention."""
+    """The pairs of radix and cardinality in the table, without radix 0: it has no attention."""
     return sorted({(a.radix, a.cardinality) for a in ARCHITECTURES.values() if a.radix})
 
 
 @pytest.mark.parametrize(("radix", "cardinality"), kinds())
 def test_a_block_gives_its_splits_weighted_by_the_shares(radix: int, cardinality: int) -> None:
-    """Which also says that shares and channels are in one order, radix-major."""
+    """This also shows that shares and channels have the same order, radix-major."""
     block = SplitAttention2d(32, 48, radix=radix, cardinality=cardinality).eval()
     x = images(batch=3, height=7, width=6, channels=32)
     with torch.inference_mode():

@@ -24,7 +24,7 @@ from .networks import images, randomize_norms, small, wake_residuals
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A network that a backbone is cut out of."""
+    """A network to make a backbone of."""
 
     architecture: Architecture
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -41,7 +41,7 @@ class Case:
 
 
 def thin(name: str) -> Architecture:
-    """The variant with every kind of block that it has, half as wide."""
+    """A small form of a variant: all its kinds of blocks, half as wide."""
     row = ARCHITECTURES[name]
     layers = tuple(min(depth, most) for depth, most in zip(row.layers, (1, 1, 1, 2), strict=True))
     return dataclasses.replace(
@@ -54,7 +54,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 class MapSuite:
-    """Of the maps and of training; subclasses say which cases."""
+    """Tests of maps and of training; subclasses define the cases."""
 
     def test_maps_have_the_declared_channels_and_strides(self, case: Case) -> None:
         backbone = case.backbone().eval()
@@ -95,7 +95,7 @@ class MapSuite:
         assert all(is_channels_last(x) for x in backbone(x))
         assert all(is_channels_last(x) for x in backbone.eval()(x))
 
-    def test_what_is_frozen_stays(self, case: Case) -> None:
+    def test_frozen_layers_do_not_change(self, case: Case) -> None:
         backbone = case.backbone(frozen_stages=2, frozen_bn=True).train()
         before = deepcopy(backbone.state_dict())
         parameters = [p for p in backbone.parameters() if p.requires_grad]
@@ -114,7 +114,7 @@ class MapSuite:
 
 
 class GraphSuite:
-    """Of compilers and exporters; subclasses say which cases."""
+    """Tests of compilation and export; subclasses define the cases."""
 
     def test_compiles_to_one_graph(self, case: Case) -> None:
         torch.compiler.reset()
@@ -150,7 +150,7 @@ class TestEveryKindOfBlock(GraphSuite):
         ],
     )
     def case(self, request: pytest.FixtureRequest) -> Case:
-        # Two stages have them all: the first and those that reduce, pooled or not, and the others.
+        # Two stages have all kinds: the first block, blocks that reduce, pooled or not, and others.
         row = dataclasses.replace(thin(request.param), layers=(1, 2, 1, 1))
         return Case(architecture=row, maps=3)
 
@@ -214,7 +214,7 @@ def test_equals_timms_features_only(output_stride: int) -> None:
 
 @pytest.mark.parametrize("idx", [None, 3, (0, 4)])
 def test_feature_info_answers_as_timms(idx: int | tuple[int, ...] | None) -> None:
-    """Also of maps that are not returned."""
+    """`feature_info` also describes maps that are not returned."""
     ours = Case(architecture=ARCHITECTURES["resnest14"]).backbone((1, 2)).feature_info
     model = timm.create_model(
         "resnest14d", pretrained=False, features_only=True, out_indices=(1, 2)
@@ -259,7 +259,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("frozen_stages", range(6))
-def test_frozen_stages_are_so_many_from_the_front(frozen_stages: int) -> None:
+def test_frozen_stages_are_counted_from_the_stem(frozen_stages: int) -> None:
     backbone = Case(architecture=small()).backbone(frozen_stages=frozen_stages)
     frozen_parts = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
     frozen_parts = frozen_parts[: frozen_stages + 1] if frozen_stages else []
@@ -280,7 +280,7 @@ def test_frozen_norms_are_all_norms_and_nothing_else() -> None:
             assert parameter.requires_grad != is_norm(module)
 
 
-def test_what_is_frozen_drops_nothing_at_random() -> None:
+def test_frozen_layers_drop_nothing_at_random() -> None:
     settings = {"drop_path": 0.5, "drop_block": 0.2}
     network = Case(architecture=small(layers=(2, 2, 2, 2)), settings=settings).network()
     x = images(4)
@@ -288,14 +288,14 @@ def test_what_is_frozen_drops_nothing_at_random() -> None:
         loose = Backbone(network, out_indices=(3, 4), frozen_bn=True).train()
         assert not torch.equal(loose(x)[0], loose(x)[0])
         backbone = Backbone(network, out_indices=(3, 4), frozen_stages=4).train()
-        network.set_drop_block(0.3)  # a schedule wakes nothing
+        network.set_drop_block(0.3)  # a schedule must not turn it on in frozen blocks
         (third, last), (again, last_again) = backbone(x), backbone(x)
         assert torch.equal(third, again)
         assert not torch.equal(last, last_again)
         assert torch.equal(third, backbone.eval()(x)[0])
 
 
-def test_what_is_frozen_draws_no_random_numbers() -> None:
+def test_frozen_layers_draw_no_random_numbers() -> None:
     settings = {"drop_path": 0.5, "drop_block": 0.2}
     backbone = Case(architecture=small(), settings=settings).backbone(frozen_stages=5).train()
     before = torch.get_rng_state()
@@ -303,7 +303,7 @@ def test_what_is_frozen_draws_no_random_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_copy_of_what_is_frozen_is_frozen() -> None:
+def test_a_copy_of_a_frozen_backbone_is_frozen() -> None:
     backbone = deepcopy(Case(architecture=small()).backbone((4,), frozen_stages=2, frozen_bn=True))
     before = deepcopy(backbone.state_dict())
     sum(x.square().mean() for x in backbone.train()(images())).backward()
@@ -314,11 +314,11 @@ def test_a_copy_of_what_is_frozen_is_frozen() -> None:
 
 
 def test_synchronizing_leaves_frozen_norms_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch's conversion does not, which docs/backbones.md says."""
+    """torch's own conversion does not, as docs/backbones.md says."""
     network = Case(architecture=small()).network()
     backbone = Backbone(network, out_indices=(1,), frozen_bn=True)
     synchronize(backbone)
-    # Were they to speak with the others, they would fail here, where there are none.
+    # If they tried to communicate with other processes, they would fail: there are none.
     monkeypatch.setattr(batch_norm, "world_size", lambda: 2)
     x = images()
     assert torch.equal(backbone.train()(x)[0], backbone.eval()(x)[0])
@@ -338,8 +338,8 @@ def test_frozen_norms_compile() -> None:
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
 
 
-def test_what_is_frozen_stays_so_in_torchvisions_pyramid() -> None:
-    """It takes the children and leaves the backbone itself behind."""
+def test_frozen_layers_stay_frozen_in_torchvisions_pyramid() -> None:
+    """torchvision's pyramid takes over the backbone's children, but not the backbone itself."""
     backbone = Case(architecture=small()).backbone((1, 2, 3, 4), frozen_stages=3)
     names = {name: str(i) for i, name in enumerate(backbone.feature_info.module_name())}
     pyramid = BackboneWithFPN(backbone, names, list(backbone.channels), 16)
@@ -368,7 +368,7 @@ def test_gradient_checkpointing_computes_every_block_twice() -> None:
     blocks = [module for module in backbone.modules() if isinstance(module, Bottleneck)]
     runs: list[nn.Module] = []
     for block in blocks:
-        # Before, since the second pass stops when it has what it needs.
+        # A pre-hook, since the second pass may stop before the end of a block.
         block.register_forward_pre_hook(lambda module, _: runs.append(module))
     x = images()
     gradients = []
@@ -404,7 +404,7 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("out_indices", "shown"), WRONG, ids=[shown for _, shown in WRONG])
-def test_maps_that_there_are_not_are_refused_in_one_line(out_indices: Any, shown: str) -> None:
+def test_maps_that_do_not_exist_are_refused_in_one_line(out_indices: Any, shown: str) -> None:
     with pytest.raises(InputError) as caught:
         Backbone(Case(architecture=small()).network(), out_indices=out_indices)
     assert str(caught.value) == (
@@ -424,7 +424,7 @@ def test_indices_of_any_kind_become_plain_numbers() -> None:
 @pytest.mark.parametrize(
     ("frozen_stages", "last"), [(-1, 4), (6, 4), (4, 2), (1.5, 4), (None, 4), ("1", 4)]
 )
-def test_stages_that_there_are_not_cannot_be_frozen(frozen_stages: Any, last: int) -> None:
+def test_stages_that_do_not_exist_cannot_be_frozen(frozen_stages: Any, last: int) -> None:
     with pytest.raises(InputError) as caught:
         Case(architecture=small()).backbone((1, last), frozen_stages=frozen_stages)
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""One value per channel is enough to train, and several processes train as one, on request."""
+"""Batch norms train on one value per channel, and on request across processes."""
 
 import copy
 import datetime
@@ -101,7 +101,7 @@ def test_a_larger_batch_before_the_backward_pass_changes_no_gradient() -> None:
 @pytest.mark.parametrize("size", [64, 16])
 @pytest.mark.parametrize("radix", [0, 1, 2])
 def test_the_network_trains_on_one_image(radix: int, size: int) -> None:
-    """From 16 pixels the last stage has a map of 1x1, and so a single value all through."""
+    """With 16 pixels the maps of the last stage are 1x1: one value per channel."""
     model = ResNeSt(small(radix), num_classes=10).train()
     wake_residuals(model)
     norms = {name: m for name, m in model.named_modules() if isinstance(m, BatchNorm2d)}
@@ -168,7 +168,7 @@ def test_checkpointing_changes_nothing_for_one_image() -> None:
         assert torch.equal(other, one)
 
 
-# Of a run: what belongs to an image, to a parameter, and to the network.
+# The results of a run: tensors for images, for parameters, and the network's buffers.
 Run = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 SHARES = {
     "norm": (slice(0, 2), slice(2, 5)),
@@ -178,7 +178,7 @@ SHARES = {
 
 
 def run_norm(share: slice) -> Run:
-    """Two steps, on values whose mean is large beside their deviation."""
+    """Two steps on values whose mean is much larger than their standard deviation."""
     torch.manual_seed(1)
     norm = random_norm()
     synchronize(norm)
@@ -212,7 +212,7 @@ def gathered_run(module: nn.Module, of_images: dict[str, Tensor]) -> Run:
 
 
 def run_in_single_precision() -> dict[str, Tensor]:
-    """Of the second process, after one step: a variance of one beside a mean of ten thousand."""
+    """Statistics in float32 of values with variance one and mean ten thousand; bfloat16 maps."""
     torch.manual_seed(3 + dist.get_rank())
     norm = BatchNorm2d(1)
     synchronize(norm)
@@ -244,7 +244,7 @@ def one_of_two(rank: int, folder: Path) -> None:
         "checkpointed network": run_network(SHARES["network"][rank], checkpointing=True),
         "single precision": run_in_single_precision(),
     }
-    if rank == 0:  # alone: the other would be waited for
+    if rank == 0:  # only one process: these must not wait for the other
         norm = random_norm()
         synchronize(norm)
         norm.eval()(pooled(1))
@@ -256,7 +256,7 @@ def one_of_two(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Run]]:
-    """The results of two processes. This one is the first, since starting another takes long."""
+    """The results of two processes. This process is one of them, since starting one takes long."""
     folder = tmp_path_factory.mktemp("processes")
     spawn = torch.multiprocessing.get_context("spawn")
     other = spawn.Process(target=one_of_two, args=(1, folder), daemon=True)
@@ -271,7 +271,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Run]]:
 def test_two_processes_equal_one_with_the_whole_batch(
     name: str, of_two: list[dict[str, Run]]
 ) -> None:
-    """Shares of different sizes for the norm, also an empty one, of one image for the network."""
+    """Shares of the norm have different sizes, one is empty; those of the network are one image."""
     whole = run_norm(slice(None)) if "norm" in name else run_network(slice(None))
     (images0, gradients0, buffers0), (images1, gradients1, buffers1) = (r[name] for r in of_two)
     for key, expected in whole[0].items():
@@ -297,7 +297,7 @@ def test_norms_without_values_in_any_process_stay_as_they_are(
 
 
 def random_norm_of_run() -> dict[str, Tensor]:
-    """What `run_norm` starts from."""
+    """The initial buffers in `run_norm`."""
     torch.manual_seed(1)
     return dict(random_norm().named_buffers())
 

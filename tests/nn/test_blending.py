@@ -76,7 +76,7 @@ def test_a_block_can_be_traced_and_saved(tmp_path: Path) -> None:
     block = SplitAttention2d(8, 8).eval()
     x = torch.randn(1, 8, 5, 5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still asked for
+        warnings.simplefilter("ignore")  # torch.jit is deprecated but still used
         torch.jit.save(torch.jit.trace(block, x), tmp_path / "block.pt")
         loaded = torch.jit.load(tmp_path / "block.pt")
     torch.testing.assert_close(loaded(x), block(x))

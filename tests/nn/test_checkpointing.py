@@ -1,4 +1,4 @@
-"""Gradient checkpointing costs time and nothing else."""
+"""Gradient checkpointing changes no result."""
 
 import copy
 from collections.abc import Callable
@@ -29,12 +29,12 @@ def with_synchronized_norms(model: ResNeSt) -> nn.Module:
 
 @pytest.mark.parametrize("convert", [unchanged, with_frozen_norms, with_synchronized_norms])
 @pytest.mark.parametrize("radix", [0, 1, 2])
-def test_gradients_and_statistics_equal_those_without(
+def test_gradients_and_statistics_equal_those_without_checkpointing(
     radix: int, convert: Callable[[ResNeSt], nn.Module]
 ) -> None:
-    """Two steps, so that statistics counted twice, or not at all, cannot hide.
+    """Two steps show if statistics are counted twice or not at all.
 
-    Stochastic depth, DropBlock and dropout are on: the second pass must draw what the first drew.
+    Stochastic depth, DropBlock and dropout are on: the second pass must draw the same numbers.
     """
     architecture = small(radix, layers=(1, 2, 2, 1))
     model = ResNeSt(architecture, num_classes=10, drop_path=0.5, drop_block=0.2, dropout=0.2)

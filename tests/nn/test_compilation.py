@@ -18,7 +18,7 @@ from .networks import images, randomize_norms, small, wake_residuals
 every_kind_of_block = pytest.mark.parametrize(
     "architecture",
     [
-        # As backbones, both are compiled in test_backbone.py too.
+        # Slow: test_backbone.py compiles both as backbones.
         pytest.param(small(0), id="plain", marks=pytest.mark.slow),
         pytest.param(small(1), id="1s1x", marks=pytest.mark.slow),
         pytest.param(small(2), id="2s1x"),
@@ -139,7 +139,7 @@ def test_autocast_is_close_to_float32(architecture: Architecture) -> None:
     with torch.inference_mode():
         expected, out = model(x), bfloat16(model)(x)
     assert out.dtype == torch.bfloat16
-    # bfloat16 has eight significant bits; a rounding per layer adds up to about one in a hundred.
+    # bfloat16 has eight significant bits; rounding in each layer adds up to about 1 %.
     assert (out - expected).norm() < 0.03 * expected.norm()
 
 

@@ -15,10 +15,10 @@ from .networks import images, randomize_norms, small
 
 pytestmark = pytest.mark.gpu
 
-if torch.cuda.is_available():  # elsewhere there may be no Triton to import
+if torch.cuda.is_available():  # without CUDA, Triton may not be installed
     from . import triton_cases as cases
 
-# Channels and side of the maps in the four stages at 224 pixels, and a map of no round size.
+# Channels and sizes of the maps in the four stages at 224 pixels, and a map of odd size.
 FIRST, *OTHERS = ((64, (56, 56)), (128, (28, 28)), (256, (14, 14)), (512, (7, 7)))
 ODD = (40, (57, 43))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -96,8 +96,8 @@ def output_after_backward(
 def test_a_network_is_as_close_to_float32_as_plain_pytorch_is(
     radix: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under bfloat16 autocast: the kernels round less often, so they are hardly ever further."""
-    model = network(small(radix)).eval()  # batch norm of training multiplies every rounding error
+    """Under bfloat16 autocast the kernels round less often, so they are rarely less exact."""
+    model = network(small(radix)).eval()  # in training, batch norm would multiply rounding errors
     x = images(16, 97, 65).cuda().contiguous(memory_format=torch.channels_last)
     found = []
     for dtype, patch in (
@@ -143,7 +143,7 @@ def test_memory_is_not_above_that_of_plain_pytorch(
     block = SplitAttention2d(channels, channels).cuda().to(memory_format=torch.channels_last)
     x = torch.randn(32, channels, 56, 56, device="cuda", requires_grad=True)
     x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    block(x).sum().backward()  # libraries take their workspaces, gradients their place
+    block(x).sum().backward()  # allocates the libraries' workspaces and the gradients
     fused = peak_memory(block, x)
     plain(monkeypatch)
     assert fused <= peak_memory(block, x)

@@ -1,4 +1,4 @@
-"""DropBlock where the paper's networks had it, with the arithmetic that they were trained with."""
+"""DropBlock has the places and the arithmetic of the official training."""
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ def drop_blocks(model: nn.Module) -> dict[str, DropBlock2d]:
 
 
 def expected_share(probability: float, height: int, width: int, block: int = 3) -> float:
-    """The share that is dropped on average, exactly.
+    """The exact expected share of dropped positions.
 
-    A position survives if no center lies within reach of it; positions at the border have fewer
-    possible centers around them.
+    A position survives if no block that covers it is dropped; fewer blocks cover positions at the
+    border.
     """
     gamma = probability * height * width / block**2
     gamma /= (height - block + 1) * (width - block + 1)
@@ -52,7 +52,7 @@ def test_three_places_in_every_block_of_the_last_two_stages(radix: int) -> None:
 
 @pytest.mark.parametrize("radix", [0, 1, 2])
 def test_each_place_follows_its_convolution(radix: int) -> None:
-    """After the first norm and before its ReLU, after the 3x3, after the last norm."""
+    """The places are after the first norm, before its ReLU; after the 3x3; after the last norm."""
     block = ResNeSt(small(radix), drop_block=0.1).train().layer3[0]
     before = {
         block.drop_block1: block.bn1,
@@ -86,7 +86,7 @@ def test_channels_have_masks_of_their_own() -> None:
     assert not torch.equal(out[:, 0], out[:, 1])
 
 
-def test_what_is_dropped_are_whole_blocks() -> None:
+def test_whole_blocks_are_dropped() -> None:
     out = DropBlock2d(0.02).train()(torch.ones(1, 64, 14, 14))
     dropped = (out == 0).float()
     centers = -nn.functional.max_pool2d(-dropped, 3, stride=1, padding=1)  # erosion
@@ -101,7 +101,7 @@ def test_the_dropped_share_is_that_of_the_official_arithmetic(height: int, width
 
 
 def test_the_dropped_share_is_close_to_the_probability() -> None:
-    """Closest on large maps: the centers near the border, which count too, are few there."""
+    """On large maps few blocks reach beyond the border, so the share is close."""
     for probability in (0.05, 0.1):
         share = measured_share(DropBlock2d(probability).train(), 56, 56)
         assert share == pytest.approx(probability, rel=0.05)

@@ -1,4 +1,4 @@
-"""The inference rewrite against the network that it rewrites."""
+"""A fused network equals the network from which it is made."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -22,7 +22,7 @@ both_forms = pytest.mark.parametrize("form", ["branches", "grouped"])
 
 
 def trained(architecture: Architecture, **settings: Any) -> ResNeSt:
-    """Evaluation mode, and batch norms as after training."""
+    """A network in evaluation mode with random batch norms, as after training."""
     model = ResNeSt(architecture, **{"num_classes": 10, **settings}).eval()
     randomize_norms(model)
     return model
@@ -37,7 +37,7 @@ def assert_same_function(model: ResNeSt, fused: nn.Module) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_variant_keeps_its_outputs(name: str, form: str) -> None:
     row = ARCHITECTURES[name]
-    # Every kind of block that the variant has; the slow test has every block.
+    # At most two blocks a stage have every kind of block; the slow test has all blocks.
     model = trained(replace(row, layers=tuple(min(depth, 2) for depth in row.layers)))
     fused = fuse(model, form=form)
     assert_same_function(model, fused)
@@ -90,7 +90,7 @@ def test_networks_with_an_idea_switched_off_keep_their_outputs(
         {"in_chans": 1},
         {"in_chans": 6},
         {"num_classes": 0},
-        {"drop_block": 0.1},  # which stands between attention and average
+        {"drop_block": 0.1},  # between attention and average pooling
     ],
     ids=str,
 )
@@ -118,7 +118,7 @@ def test_a_backbone_keeps_its_feature_maps(indices: tuple[int, ...], form: str) 
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_norms_may_have_an_epsilon_of_their_own() -> None:
+def test_norms_may_have_different_epsilons() -> None:
     model = trained(small()).double()
     for i, module in enumerate(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         module.eps = (1e-3, 1e-5, 0.1)[i % 3]
@@ -193,7 +193,9 @@ def test_the_precision_is_kept(dtype: torch.dtype) -> None:
         (lambda: fuse(trained(small()), form="round"), "branches or grouped, got 'round'"),
     ],
 )
-def test_what_cannot_be_fused_is_refused(call: Callable[[], object], complaint: str) -> None:
+def test_networks_that_cannot_be_fused_are_refused(
+    call: Callable[[], object], complaint: str
+) -> None:
     with pytest.raises(InputError, match=complaint):
         call()
 

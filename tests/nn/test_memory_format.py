@@ -1,4 +1,4 @@
-"""channels_last goes in, channels_last comes out: of every layer, and of the backward pass too."""
+"""All layers keep channels_last, also in the backward pass."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ every_kind_of_block = pytest.mark.parametrize(
 
 
 def maps(value: object) -> Iterator[Tensor]:
-    """`value` if it is a feature map whose layout is unambiguous."""
+    """Yield `value` if it is a feature map whose layout is unambiguous."""
     if isinstance(value, Tensor) and value.dim() == 4 and min(value.shape[1:]) > 1:
         yield value
 
@@ -39,7 +39,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 class LayoutWatch:
-    """Names of the layers whose output, and of the blocks whose input gradient, left the layout."""
+    """Records layers whose output, and blocks whose input gradient, is not channels_last."""
 
     def __init__(self, model: nn.Module) -> None:
         self.seen: set[str] = set()
@@ -125,7 +125,7 @@ def test_a_dilated_network_keeps_channels_last(
 def test_the_watch_notices_the_call_that_breaks_other_implementations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They end the block in `out.contiguous()`, which goes back to channels first."""
+    """Other implementations end in `out.contiguous()`, which returns to channels first."""
     forward = SplitAttention2d.forward
     monkeypatch.setattr(SplitAttention2d, "forward", lambda self, x: forward(self, x).contiguous())
     model = channels_last_network(small())

@@ -1,4 +1,4 @@
-"""The report on how equal two networks are."""
+"""The report on how close the outputs of two networks are."""
 
 import math
 
@@ -11,7 +11,7 @@ from splitattn.nn.parity import parity
 
 
 class Means(nn.Module):
-    """Logits that are the means of the channels, offset while training."""
+    """A network whose logits are the means of the channels, plus one in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ def test_a_network_equals_itself() -> None:
     assert report.same_labels == 100
 
 
-def test_a_difference_is_told_in_both_measures() -> None:
+def test_a_difference_is_reported_absolute_and_relative() -> None:
     model = Means()
     report = parity(model, lambda x: 1.5 * model(x), batch_sizes=(2,), image_sizes=(4,))
     assert report.relative == pytest.approx(0.5)
@@ -68,7 +68,7 @@ def test_impossible_arguments_are_refused() -> None:
         parity(Means(), lambda x: x.mean((2, 3))[:, :2], batch_sizes=(1,), image_sizes=(4,))
 
 
-def test_what_is_not_a_number_is_not_equal() -> None:
+def test_nan_is_not_equal() -> None:
     model = Means()
 
     def broken(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""With the same weights, the same outputs as torchvision's and timm's networks."""
+"""With the same weights, outputs equal those of torchvision's and timm's networks."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ PLAIN = Architecture(layers=(3, 4, 6, 3), radix=0, deep_stem=False, avg_down=Fal
 
 @torch.inference_mode()
 def assert_equal_outputs(ours: nn.Module, theirs: nn.Module, *sizes: tuple[int, int]) -> None:
-    """Loads our random weights into `theirs`, under the same keys, and compares the logits."""
+    """Load our random weights into `theirs`, under the same keys, and compare the logits."""
     randomize_norms(ours)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
@@ -29,14 +29,14 @@ def assert_equal_outputs(ours: nn.Module, theirs: nn.Module, *sizes: tuple[int, 
     for height, width in sizes:
         x = images(2, height, width)
         logits = ours(x)
-        # Neither dead nor so large that the tolerance would mean nothing.
+        # Not constant, and not so large that rounding exceeds the tolerance.
         assert 0.1 < logits.std() < 10
-        # Not the same for every image, as they are where the residuals say nothing.
+        # They differ between images, as they would not if the residuals were zero.
         assert (logits[0] - logits[1]).abs().max() > 0.01
         torch.testing.assert_close(logits, theirs(x), atol=1e-5, rtol=0)
 
 
-# They differ from resnest101 in the number of blocks alone, and take seconds.
+# Slow: they differ from resnest101 only in the number of blocks.
 DEEPEST = dict.fromkeys(("resnest200", "resnest269"), pytest.mark.slow)
 
 
@@ -54,7 +54,7 @@ def test_dilated_as_timm_does_it_equals_timm(name: str, output_stride: int) -> N
     theirs = timm.create_model(TIMM_NAMES[name], pretrained=False, output_stride=output_stride)
     ours = ResNeSt(ARCHITECTURES[name], output_stride=output_stride, dilation="timm")
     assert_equal_outputs(ours, theirs, (97, 65))
-    # Logits know little of where something is.
+    # Feature maps too, since logits hardly depend on positions.
     x = images(2, 65, 97)
     official = ResNeSt(ARCHITECTURES[name], output_stride=output_stride).eval()
     official.load_state_dict(ours.state_dict())

@@ -1,4 +1,4 @@
-"""The residual branch: silent in a new network, dropped per image by stochastic depth."""
+"""The residual branch is zero in a new network, and stochastic depth drops it per image."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def shortcut(block: Bottleneck, x: Tensor) -> Tensor:
 
 
 def random_block(*, downsample: bool, drop_path: float) -> tuple[Bottleneck, Tensor]:
-    """A training block whose residual takes part, and non-negative input as in the network."""
+    """A training block with a nonzero residual branch, and non-negative input for it."""
     block = Bottleneck(64, 16, small(), drop_path=drop_path)
     if downsample:
         block = Bottleneck(64, 32, small(), stride=2, pool=True, drop_path=drop_path)
@@ -34,7 +34,7 @@ def random_block(*, downsample: bool, drop_path: float) -> tuple[Bottleneck, Ten
 
 
 def residual_of(block: Bottleneck, x: Tensor) -> Tensor:
-    """What the residual branch adds when nothing is dropped."""
+    """The output of the residual branch, before anything is dropped."""
     found: list[Tensor] = []
     handle = block.bn3.register_forward_hook(lambda _module, _inputs, out: found.append(out))
     block(x)
@@ -44,7 +44,7 @@ def residual_of(block: Bottleneck, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("radix", [0, 1, 2])
 def test_residual_branches_of_a_new_network_are_zero(radix: int) -> None:
-    """Fails on an initialization that fills the batch norms with ones after the zeros are set."""
+    """Fails if initialization sets all batch norms to one after the last ones were set to zero."""
     model = ResNeSt(small(radix, layers=(2, 2, 2, 2)), num_classes=10).train()
     x = images(4, 32, 32)
     for block in blocks_of(model):
@@ -71,7 +71,7 @@ def test_convolutions_start_with_he_fan_in_variance() -> None:
 
 @pytest.mark.parametrize("downsample", [False, True], ids=["identity", "downsample"])
 def test_stochastic_depth_drops_the_residual_of_single_images(downsample: bool) -> None:
-    """Fails where it acts on the block's input: that drops the shortcut, or nothing at all."""
+    """Fails if it is applied to the block's input, which drops the shortcut or nothing."""
     block, x = random_block(downsample=downsample, drop_path=0.5)
     kept_map = (shortcut(block, x) + 2 * residual_of(block, x)).relu()
     dropped_map = shortcut(block, x).relu()
@@ -82,7 +82,9 @@ def test_stochastic_depth_drops_the_residual_of_single_images(downsample: bool) 
     dropped = (out - dropped_map).abs().amax((1, 2, 3)) < 1e-5
     kept = (out - kept_map).abs().amax((1, 2, 3)) < 1e-5
     assert torch.all(dropped ^ kept)
-    assert 5 < dropped.sum() < BATCH - 5  # binomial of 32 at 1/2: outside once in 10,000 seeds
+    assert (
+        5 < dropped.sum() < BATCH - 5
+    )  # 32 draws of 1/2 are outside this range for one seed in 10,000
     assert not torch.equal(out, block(x))
 
 
@@ -107,7 +109,7 @@ def test_the_dropped_share_is_the_probability() -> None:
     dropped = sum(((block(x) - x).abs().amax((1, 2, 3)) < 1e-5).sum().item() for _ in range(20)) / (
         20 * BATCH
     )
-    assert dropped == pytest.approx(0.2, abs=0.06)  # four standard deviations of 640 draws
+    assert dropped == pytest.approx(0.2, abs=0.06)  # four standard errors of 640 draws
 
 
 def test_stochastic_depth_grows_linearly_with_depth() -> None:

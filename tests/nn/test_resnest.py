@@ -1,4 +1,4 @@
-"""The network as a whole: shapes, strides, heads, gradients."""
+"""Shapes, strides, heads and gradients of whole networks."""
 
 import dataclasses
 from typing import Any, Literal
@@ -38,7 +38,7 @@ def test_map_is_the_image_divided_by_the_stride_rounded_up(
 @pytest.mark.parametrize(("avd", "avg_down"), [(False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("avd_first", [False, True])
 @pytest.mark.parametrize("deep_stem", [False, True])
-def test_every_idea_switched_off_alone_keeps_the_strides(
+def test_networks_with_ideas_switched_off_keep_the_strides(
     avd: bool, avg_down: bool, avd_first: bool, deep_stem: bool
 ) -> None:
     row = dataclasses.replace(
@@ -71,7 +71,9 @@ def test_dilations_are_the_official_ones(
         convolutions = [three_by_three(block) for block in stage]
         assert [conv.dilation for conv in convolutions] == [(d, d) for d in expected]
         assert [conv.padding for conv in convolutions] == [(d, d) for d in expected]
-        assert all(conv.stride == (1, 1) for conv in convolutions)  # avd has the strides
+        assert all(
+            conv.stride == (1, 1) for conv in convolutions
+        )  # average pooling (avd) has the strides
 
 
 @pytest.mark.parametrize(
@@ -115,12 +117,12 @@ def test_attention_is_not_merged_with_pooling_across_other_layers(avd_first: boo
 
 
 @torch.inference_mode()
-def test_a_dilated_map_holds_the_strided_one() -> None:
+def test_a_dilated_map_contains_the_strided_map() -> None:
     """Every second position of the finer map is the coarser map (the "hole" algorithm).
 
-    So for networks in which nothing but stride and dilation depends on the resolution: no
-    attention, whose mean sees all positions, and no pool in the shortcut. Fails if the first block
-    skips its average or is dilated itself, or if a later one is not.
+    This holds if only stride and dilation depend on the resolution: without attention, whose mean
+    sees all positions, and without average pooling in the shortcut. Fails if the first block skips
+    its average pooling or is dilated itself, or if a later block is not dilated.
     """
     row = dataclasses.replace(small(0, layers=(1, 1, 1, 3)), avg_down=False)
     strided, dilated = ResNeSt(row).eval(), ResNeSt(row, output_stride=16).eval()
@@ -204,7 +206,7 @@ def test_every_parameter_receives_a_gradient(radix: int, cardinality: int) -> No
 
 
 def test_a_hook_on_a_stage_is_called() -> None:
-    """What feature extractors and class activation maps rely on."""
+    """Feature extractors and class activation maps rely on such hooks."""
     model = ResNeSt(small(), num_classes=10)
     called: list[str] = []
     for name in ("layer1", "layer2", "layer3", "layer4"):

@@ -59,15 +59,15 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 def test_block_equals_the_papers_equations(
     radix: int, cardinality: int, dtype: torch.dtype, training: bool
 ) -> None:
-    """Forward, every gradient and every running statistic.
+    """Compares the output, every gradient and every running statistic.
 
     A wrong order of splits and groups anywhere (convolution, dense layers, softmax) changes the
     output by about its own size, unless radix or cardinality is 1.
     """
     block = random_block(dtype, radix, cardinality).train(training)
     naive = twin(block)
-    # Images with a mean of their own: the inner batch norm sees four pooled vectors, and four that
-    # hardly differ would multiply every rounding error.
+    # Every image has its own mean: the inner batch norm sees four pooled vectors, and if they
+    # hardly differed, it would multiply every rounding error.
     offsets = torch.randn(4, 32, 1, 1, dtype=dtype)
     x = (torch.randn(4, 32, 7, 6, dtype=dtype) + offsets).requires_grad_()
     naive_x = x.detach().clone().requires_grad_()
@@ -84,7 +84,7 @@ def test_block_equals_the_papers_equations(
     differences = {
         "output": (out - naive_out).abs().max().item(),
         "input gradient": (x.grad - naive_x.grad).abs().max().item(),
-        "weight gradients": weight_difference / (4 * 7 * 6),  # as under a loss that is a mean
+        "weight gradients": weight_difference / (4 * 7 * 6),  # as for a loss that is a mean
         "running statistics": largest_difference(
             cardinality_major_state(block.state_dict(), radix, cardinality), naive.state_dict()
         ),
@@ -117,7 +117,7 @@ def test_output_has_the_layout_of_the_input(radix: int, layout: torch.memory_for
 def test_the_reference_notices_a_softmax_over_the_wrong_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The classic error of re-implementations: fc2's rows read as radix-major."""
+    """Re-implementations often read fc2's rows as radix-major, which is wrong."""
 
     def radix_major_softmax(self: SplitAttention2d, logits: Tensor) -> Tensor:
         return logits.unflatten(1, (self.radix, -1)).softmax(1).flatten(1, 2)
@@ -133,7 +133,7 @@ def test_the_reference_notices_a_softmax_over_the_wrong_order(
 @pytest.mark.parametrize("cardinality", [1, 2])
 @pytest.mark.parametrize("radix", [2, 4])
 def test_attention_of_the_splits_sums_to_one(radix: int, cardinality: int) -> None:
-    """With splits that are all alike, whatever the attention says, the output is one split."""
+    """If all splits are equal, the output equals one split, whatever the attention is."""
     block = random_block(torch.float64, radix, cardinality).eval()
     splits: list[Tensor] = []
 
@@ -147,7 +147,7 @@ def test_attention_of_the_splits_sums_to_one(radix: int, cardinality: int) -> No
 
 
 def test_radix_one_is_a_sigmoid_gate() -> None:
-    """A softmax over a single split would be one everywhere: no attention at all."""
+    """A softmax over a single split would always be one, which is no attention."""
     block = random_block(torch.float64, 1, 1).eval()
     torch.nn.init.zeros_(block.fc2.weight)
     torch.nn.init.constant_(block.fc2.bias, -1.0)
@@ -157,10 +157,10 @@ def test_radix_one_is_a_sigmoid_gate() -> None:
 
 
 def test_attention_sees_the_mean_over_positions() -> None:
-    """The published sizes differ between training and test; a sum would grow with the map."""
+    """A sum would grow with the map, whose size differs between training and test."""
     block = random_block(torch.float64, 2, 1).eval()
     flat = torch.randn(1, 32, 1, 1, dtype=torch.float64)
-    with torch.no_grad():  # no borders: a kernel of its center alone
+    with torch.no_grad():  # only the kernel's center is nonzero, so borders have no effect
         block.conv.weight[:, :, [0, 2]] = 0
         block.conv.weight[:, :, :, [0, 2]] = 0
     small, large = block(flat.expand(1, 32, 3, 3)), block(flat.expand(1, 32, 8, 9))

@@ -18,7 +18,7 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
 
-# Triton decides as it is imported whether it interprets: hence a process of its own.
+# A separate process, because Triton decides at import whether to interpret.
 RUN = """
 import sys
 
@@ -68,17 +68,17 @@ def test_the_kernels_serve_cuda_only_if_the_environment_asks_for_them(
 
 @needs_triton
 @pytest.mark.parametrize("installed", [True, False])
-def test_kernels_that_cannot_run_are_done_without(
+def test_kernels_that_cannot_run_are_not_used(
     installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Triton has no kernels for a CPU, so this is what a GPU without a C compiler looks like."""
+    """Triton cannot compile for a CPU, which stands for a GPU without a C compiler."""
     if not installed:
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     blending._kernels_work.cache_clear()
     assert not blending._kernels_work(torch.device("cpu"), torch.float32)
     blending._kernels_work.cache_clear()
     warnings = [record.getMessage() for record in caplog.records]
-    # Who has no Triton knows; who has it, and gets nothing from it, should.
+    # Only where Triton is installed is it a surprise that its kernels are not used.
     assert len(warnings) == installed
     start = "Triton's kernels do not run on cpu in torch.float32: "
     assert all(text.startswith(start) for text in warnings)
@@ -87,13 +87,13 @@ def test_kernels_that_cannot_run_are_done_without(
 
 @needs_triton
 @pytest.mark.parametrize("kernel", ["pool", "blend", "blend_backward"])
-@pytest.mark.filterwarnings("default")  # of Triton, about itself
-def test_the_kernels_compile_for_a_gpu_that_is_not_there(
+@pytest.mark.filterwarnings("default")  # Triton warns about its own code
+def test_the_kernels_compile_without_a_gpu(
     kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interpreter runs Python; only the compiler knows what Triton's language allows.
+    """Only the compiler checks Triton's language; the interpreter runs Python.
 
-    The target is an A100, the maps bfloat16 in channels_last, the pooling strided.
+    The target is an A100; maps are bfloat16 in channels_last, and the pooling is strided.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -114,4 +114,4 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(
     source = ASTSource(function, signature | dict.fromkeys(constants, "constexpr"), constants)
     compiled = compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 8})
     assert compiled.asm["cubin"]
-    assert "atom" not in compiled.asm["ptx"]  # the order of sums is fixed
+    assert "atom" not in compiled.asm["ptx"]  # no atomics, so the order of sums is fixed

@@ -1,4 +1,4 @@
-"""Tests of the kernels against plain PyTorch in float64, on any device; pytest does not collect it.
+"""Tests of the kernels against plain PyTorch in float64, on any device. Not collected by pytest.
 
 `test_triton_blending` runs this file in Triton's interpreter, `test_cuda_attention` takes the
 comparisons to a GPU.
@@ -32,7 +32,7 @@ every_kind_of_map = pytest.mark.parametrize(
 def random_maps(
     shape: tuple[int, int, int, int], dtype: torch.dtype, layout: torch.memory_format, device: str
 ) -> Tensor:
-    # About one, so that no mean is small by cancellation.
+    # The mean is one, so that no mean is small by cancellation.
     return (1 + torch.randn(shape)).to(dtype).to(device).contiguous(memory_format=layout)
 
 
@@ -46,20 +46,20 @@ def blended_plainly(
 def blend_and_gradients(
     splits: Tensor, attention: Tensor, grad: Tensor, radix: int, pool_stride: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `blend` ought to give: the reference in float64, by autograd."""
+    """The expected output and gradients of `blend`: plain PyTorch in float64."""
     splits, attention = (x.double().detach().requires_grad_() for x in (splits, attention))
     blended = blended_plainly(splits, attention, radix, pool_stride)
     return blended.detach(), *torch.autograd.grad(blended, (splits, attention), grad.double())
 
 
 def assert_rounded_only(out: Tensor, exact: Tensor, magnitude: Tensor, terms: int) -> None:
-    """`out` differs from `exact` by no more than rounding in float32 and once to its own dtype.
+    """Check that `out` and `exact` differ only by rounding in float32 and once to the dtype.
 
-    A float32 sum of n terms is off by about sqrt(n) u sum|x|, u the unit roundoff, and by four
-    times that next to never (Higham and Mary 2019, "A new approach to probabilistic rounding error
-    analysis"). `magnitude` is the sum of absolute values; a few more operations come on top. Then
-    the result is rounded: half a unit in the last place on a GPU, a whole one in the interpreter,
-    which cuts bfloat16 off.
+    With unit roundoff u, a float32 sum of n terms is off by about sqrt(n) u sum|x|, and hardly ever
+    by four times that (Higham and Mary 2019, "A new approach to probabilistic rounding error
+    analysis"). `magnitude` is the sum of absolute values; a few more operations are added. The
+    result is then rounded by half a unit in the last place on a GPU, and by a whole one in the
+    interpreter, which truncates to bfloat16.
     """
     kind, unit = torch.finfo(out.dtype), torch.finfo(torch.float32).eps / 2
     in_float32 = (4 * terms**0.5 + 4) * unit * magnitude
@@ -133,18 +133,18 @@ def blend_inputs(
 
 
 def check_operators(device: str = "cpu") -> None:
-    """Schemas, fake implementations and autograd, as PyTorch itself checks them."""
+    """PyTorch's own checks of schemas, fake implementations and autograd."""
     for layout, pool_stride in zip(LAYOUTS, (None, 2), strict=True):
         splits, attention = blend_inputs(layout, device)
         with warnings.catch_warnings():
-            # Of its own making: it reads .grad where there is none.
+            # opcheck causes this warning itself: it reads .grad of tensors that have none.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
             torch.library.opcheck(triton_blending.pool, (splits, 2))
             torch.library.opcheck(triton_blending.blend, (splits, attention, 2, pool_stride))
 
 
 class Ends(nn.Module):
-    """Both ends of a block, with nothing between them."""
+    """A module with only the two operators at the ends of a block."""
 
     def forward(self, splits: Tensor, attention: Tensor) -> Tensor:
         means = triton_blending.pool(splits, 2).repeat(1, 2)[:, :, None, None]
@@ -226,8 +226,8 @@ def test_several_tiles_of_pixels_and_of_channels(
     check_blend(1, 5, (5, 4), pool_stride=pool_stride, **kind)
 
 
-def test_maps_and_gradients_may_lie_anywhere() -> None:
-    """Slices with gaps, and the gradient of a sum, whose strides are zero."""
+def test_maps_and_gradients_may_have_any_strides() -> None:
+    """Maps may be slices with gaps, and gradients may have zero strides, as that of a sum."""
     dense, attention = blend_inputs()
     gaps = torch.zeros(2, 6, 5, 8)[..., ::2].copy_(dense.detach()).requires_grad_()
     for splits in (dense, gaps):
@@ -271,7 +271,7 @@ def test_exports_with_a_dynamic_batch() -> None:
 
 
 def test_a_network_gives_what_plain_pytorch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs and gradients are as close to those in float64 as plain PyTorch's in float32 are."""
+    """Compared with float64, outputs and gradients are about as exact as plain PyTorch's."""
     network = ResNeSt(small(2, 2), num_classes=10).eval()
     randomize_norms(network)
     x = images(2, 33, 41)
@@ -288,6 +288,6 @@ def test_a_network_gives_what_plain_pytorch_gives(monkeypatch: pytest.MonkeyPatc
     fused = run(torch.float32)
     for ours, theirs, reference in zip(fused, plain, exact, strict=True):
         error, usual = ((one - reference).norm() for one in (ours, theirs))
-        # Where either happens to be exact, a unit in the last place is no error.
+        # If plain PyTorch happens to be exact, one unit in the last place is still allowed.
         assert error <= 3 * usual + torch.finfo(torch.float32).eps * reference.norm()
     assert any(not torch.equal(ours, theirs) for ours, theirs in zip(fused, plain, strict=True))

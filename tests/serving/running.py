@@ -1,4 +1,4 @@
-"""A service on a socket of this machine, and a model whose computation waits for the test."""
+"""A service on a local socket, and a model whose computation waits for the test."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from splitattn.serving.app import application
 from splitattn.serving.served import Options, Served, check_parameters
 from splitattn.serving.settings import Settings
 
-WAIT = 20  # seconds, for what comes at once
+WAIT = 20  # seconds; everything that is waited for comes at once
 
 
 class Gated(Served):
-    """Answers with the length of each image, once the gate is open."""
+    """A model that answers with the length of each image, once its gate is open."""
 
     task = "classification"
     engine = "none"
@@ -63,8 +63,8 @@ class Running:
     """A service that listens.
 
     Attributes:
-        url: of it.
-        port: of it.
+        url: its address.
+        port: its port.
         app: the application.
     """
 

@@ -17,11 +17,11 @@ import pytest
 
 from splitattn.serving.batcher import Batcher, Ran
 
-WAIT = 10  # seconds, for what comes at once
+WAIT = 10  # seconds; everything that is waited for comes at once
 
 
 class Gate:
-    """Computes squares, but not before it is opened."""
+    """Computes squares once `open` is set."""
 
     def __init__(self) -> None:
         self.open, self.busy = threading.Event(), threading.Event()
@@ -68,7 +68,7 @@ def test_items_are_computed_in_the_order_of_their_arrival() -> None:
 
 
 class Lanes:
-    """Computes squares; each batch waits until it is let go."""
+    """Computes squares; each batch waits for the event in `go` of its first item."""
 
     def __init__(self) -> None:
         self.began: queue.Queue[list[int]] = queue.Queue()
@@ -88,7 +88,7 @@ def test_full_batches_are_computed_at_the_same_time_and_others_wait() -> None:
         first = running.submit(0)
         assert lanes.began.get(timeout=WAIT) == [0]
         second = running.submit(1)
-        with pytest.raises(queue.Empty):  # it is not full
+        with pytest.raises(queue.Empty):  # the batch is not full yet
             lanes.began.get(timeout=0.05)
         third, fourth = running.submit(2), running.submit(3)
         assert lanes.began.get(timeout=WAIT) == [1, 2]
@@ -143,20 +143,22 @@ def test_two_lanes_wait_for_a_full_batch_and_take_it_once() -> None:
         assert lanes.began.empty()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there threads have a niceness")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only on Linux do threads have a niceness of their own"
+)
 @pytest.mark.parametrize("more", [0, 7])
 def test_threads_that_compute_have_a_lower_priority(more: int) -> None:
     def niceness(_: object = None) -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     def compared() -> tuple[int, int]:
-        """The niceness of the batcher's thread, and of this one."""
+        """The niceness of the batcher's thread and of this thread."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness() + more)
         running: Batcher[int, int] = Batcher(lambda items: [*map(niceness, items)], max_batch=4)
         with closing(running):
             return running.submit(0).result(WAIT), niceness()
 
-    with ThreadPoolExecutor(1) as pool:  # a thread that ends, with what it has set
+    with ThreadPoolExecutor(1) as pool:  # a separate thread, whose niceness ends with it
         computing, answering = pool.submit(compared).result(WAIT)
     assert computing > answering
 

@@ -1,4 +1,4 @@
-"""How a service refuses, gives up and ends, with a model whose computation waits for the test."""
+"""Refusals, deadlines and the end of a service; the model's computation waits for the test."""
 
 import asyncio
 import base64
@@ -41,7 +41,7 @@ def wait_for(true: "object") -> None:
 
 
 def send(own: Running, content: bytes, *, whole: bool = True) -> socket.socket:
-    """A request on a socket of its own, without reading the answer."""
+    """Send a request on a new socket without reading the answer."""
     length = len(content) if whole else len(content) + 100
     connection = socket.create_connection(("127.0.0.1", own.port), timeout=WAIT)
     head = f"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n"
@@ -49,7 +49,7 @@ def send(own: Running, content: bytes, *, whole: bool = True) -> socket.socket:
     return connection
 
 
-def test_until_it_has_compiled_it_is_alive_but_not_ready() -> None:
+def test_a_service_that_compiles_is_alive_but_not_ready() -> None:
     with gated(max_batch=4, compiled=False) as (own, model):
         model.gate.set()
         assert own.client.get("/livez").status_code == 200
@@ -215,7 +215,7 @@ def test_a_crash_of_the_network_is_500_and_the_next_image_is_answered() -> None:
         model.gate.set()
         refused = post(own, b"crash")
         assert fault(refused) == (500, "internal")
-        assert "memory" not in refused.text  # what went wrong inside is for the log
+        assert "memory" not in refused.text  # details are only for the log
         assert post(own).json()["length"] == 5
 
 
@@ -242,7 +242,7 @@ def test_while_it_drains_answers_close_their_connections() -> None:
         assert own.client.get("/readyz").headers["Connection"] == "close"
 
 
-def test_a_model_that_cannot_be_prepared_is_logged_and_not_alive(
+def test_a_service_whose_model_cannot_be_prepared_is_not_alive(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = Gated()
@@ -281,7 +281,7 @@ def test_a_signal_while_the_model_is_prepared_ends_the_service_quietly(
     assert not told
 
 
-def test_the_address_is_told_once_it_answers() -> None:
+def test_the_address_is_reported_once_the_service_answers() -> None:
     app, listening = application(Gated(), Settings()), server._listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     own = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
@@ -295,7 +295,7 @@ def test_the_address_is_told_once_it_answers() -> None:
     assert told == [(f"http://127.0.0.1:{port}", "ready")]
 
 
-def test_it_is_ready_before_it_can_explain() -> None:
+def test_a_service_is_ready_before_it_can_explain() -> None:
     model, prepared = Gated(), threading.Event()
     model.explains = True
     model.prepare_explanations = lambda: prepared.wait(WAIT)  # type: ignore[method-assign,assignment,return-value]
@@ -312,7 +312,7 @@ def test_a_service_that_stops_is_503() -> None:
         assert own.client.get("/readyz").status_code == 503
 
 
-def test_a_key_is_asked_for_where_there_is_one() -> None:
+def test_requests_need_the_key_if_one_is_set() -> None:
     with gated(key="secret-key") as (own, model):
         model.gate.set()
         for wrong in ({}, {"Authorization": "Bearer secret-kez"}, {"Authorization": "secret-key"}):
@@ -324,7 +324,7 @@ def test_a_key_is_asked_for_where_there_is_one() -> None:
         assert "secret" not in repr(own.app.state.service.settings)
 
 
-def test_another_host_is_refused_where_hosts_are_known() -> None:
+def test_untrusted_hosts_are_refused_if_trusted_ones_are_set() -> None:
     with gated(trusted_hosts=("localhost", "127.0.0.1", "::1")) as (own, _):
         for good in ("localhost", f"127.0.0.1:{own.port}", "[::1]:80", "LOCALHOST"):
             assert own.client.get("/v1/model", headers={"Host": good}).status_code == 200

@@ -25,7 +25,7 @@ from .running import Running, running, until_ready
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 PHOTOGRAPHS = [str(path) for path in sample_photographs()]
-# Puts files into what a drop or a paste carries, which no browser lets a script do otherwise.
+# Simulates dropping or pasting files: scripts cannot put files into a real event.
 CARRY = """([names, kind]) => {
   const data = new DataTransfer();
   for (const [name, content] of names) {
@@ -42,7 +42,7 @@ CARRY = """([names, kind]) => {
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_playwright() as playwright:
-        # A container without user namespaces has no sandbox; the page is our own.
+        # Chromium's sandbox needs user namespaces, which containers may lack; the page is ours.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -57,13 +57,13 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def is_fault(line: Any) -> bool:
-    """An error on the console, but for a status that the page shows in its own words."""
+    """Whether a console line is an error, other than a failed request, which the page shows."""
     return line.type == "error" and not line.text.startswith("Failed to load resource")
 
 
 @pytest.fixture
 def page(browser: Any, own: Running) -> Iterator[Page]:
-    """The page. It may request nothing from other hosts, and log no error."""
+    """The page, which must request nothing from other hosts and log no error."""
     context = browser.new_context(accept_downloads=True)
     page = context.new_page()
     wrong: list[str] = []
@@ -147,7 +147,7 @@ def test_the_keyboard_alone_chooses_and_explains(page: Page) -> None:
     assert page.get_attribute(".card img", "src").startswith("data:image/jpeg;base64,")
     assert "Heat map of " in page.get_attribute(".card img", "alt")
     assert page.evaluate("document.activeElement.className") == "explain"
-    # Its words are legible: it is shown at its own size.
+    # The picture is shown at its own size, so that its text is legible.
     assert page.evaluate("document.querySelector('.card img').getBoundingClientRect().width") == 640
     page.keyboard.press("Space")
     assert page.get_attribute(".card img", "src") == plain
@@ -155,7 +155,7 @@ def test_the_keyboard_alone_chooses_and_explains(page: Page) -> None:
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_narrow_and_wide_screens_in_both_schemes(
+def test_the_page_fits_narrow_and_wide_screens_in_both_color_schemes(
     page: Page, width: int, scheme: str
 ) -> None:
     page.set_viewport_size({"width": width, "height": 900})

@@ -62,7 +62,7 @@ def post(own: Running, content: bytes, query: str = "", **headers: str) -> Any:
 
 
 def probabilities_of(answer: Any) -> Any:
-    """By index, of an answer that names all classes."""
+    """The probabilities in order of index; the answer must have all classes."""
     ordered = sorted(answer["predictions"], key=lambda each: each["index"])
     return np.array([each["probability"] for each in ordered])
 
@@ -92,7 +92,9 @@ def test_several_files_are_answered_in_their_order_each_for_itself(
     own: Running, classifier: Classifier
 ) -> None:
     expected = [probabilities(classifier, each) for each in PHOTOGRAPHS[:2]]
-    assert np.abs(expected[0] - expected[1]).max() > 1e-3, "an order must be able to show"
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3, (
+        "the answers must differ, or their order cannot be checked"
+    )
     names = ["one.jpg", "bröken.jpg", "../two.jpg"]
     contents = [PHOTOGRAPHS[0], b"no image", PHOTOGRAPHS[1]]
     files = [("file", each) for each in zip(names, contents, strict=True)]
@@ -114,7 +116,7 @@ def test_several_files_are_answered_in_their_order_each_for_itself(
 
 def test_batches_have_the_probabilities_of_single_images(classifier: Classifier) -> None:
     contents = [*PHOTOGRAPHS[:4], *PHOTOGRAPHS[:4][::-1]]
-    # With the wait, batches are full even where decoding is slow.
+    # The wait fills batches even if decoding is slow.
     with running(create_app(classifier, Settings(max_batch=4, max_wait=5.0))) as own:
         until_ready(own)
         files = [("file", (str(i), content)) for i, content in enumerate(contents)]
@@ -214,7 +216,7 @@ def test_explanations_come_as_json_and_as_a_picture(own: Running, classifier: Cl
     assert "did you mean 'mug'?" in wrong.json()["error"]["message"]
 
 
-def test_the_service_says_what_it_is(own: Running, classifier: Classifier) -> None:
+def test_the_service_describes_its_model(own: Running, classifier: Classifier) -> None:
     about = own.client.get("/v1/model").json()
     assert (about["task"], about["classes"]) == ("classification", list(CLASSES))
     assert about["size"] == PREPROCESSING.size
@@ -367,13 +369,13 @@ INFER = "/v2/models/resnest14/infer"
 
 
 def check_refused(own: Running, request: dict[str, Any]) -> None:
-    content = json.dumps(request).encode()  # which escapes what no client sends by itself
+    content = json.dumps(request).encode()  # escapes what the client's encoder would refuse
     response = own.client.post(INFER, content=content)
     assert response.status_code in (400, 413, 422), response.text
     assert isinstance(response.json()["error"], str)
 
 
-def test_triton_s_client_speaks_the_protocol(own: Running, classifier: Classifier) -> None:
+def test_tritons_client_works_with_the_service(own: Running, classifier: Classifier) -> None:
     triton = pytest.importorskip("tritonclient.http")
     client = triton.InferenceServerClient(f"127.0.0.1:{own.port}")
     assert client.is_server_ready()
@@ -388,7 +390,7 @@ def test_triton_s_client_speaks_the_protocol(own: Running, classifier: Classifie
     client.close()
 
 
-def test_a_service_that_does_not_explain_refuses_to(classifier: Classifier) -> None:
+def test_a_service_without_explanations_refuses_to_explain(classifier: Classifier) -> None:
     with running(create_app(classifier, Settings(explain=False))) as own:
         until_ready(own)
         refused = own.client.post("/v1/predict?explain=true", content=PHOTOGRAPHS[0])
@@ -434,7 +436,7 @@ def test_an_image_that_may_have_several_classes_may_have_none(tmp_path: Path) ->
 
 
 def write_dense(path: Path, task: str) -> Path:
-    """Untrained weights, which find something everywhere."""
+    """Write untrained weights that find something in every image."""
     detects = task == "detection"
     model = network() if detects else mask_network()
     state = model.state_dict()
@@ -458,7 +460,7 @@ def write_dense(path: Path, task: str) -> Path:
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_a_size_that_comes_again_compiles_nothing(
+def test_a_size_that_was_prepared_is_not_compiled_again(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
@@ -485,7 +487,10 @@ def test_large_photographs_are_decoded_at_the_scale_that_the_network_needs(
     for query in ({}, {"draw": "true"}):
         options = own.options(query)
         loaded = own.load(photograph, DEFAULT_LIMITS, "a", options)
-        assert loaded.seen.image.size == (301, 226)  # 128 pixels are twice what the network sees
+        assert loaded.seen.image.size == (
+            301,
+            226,
+        )  # reduced by 4: by 8, the side would be less than 128, twice that of the network
         (result,) = own.compute([loaded])
         answer = own.answer(loaded, result, options, "a")
         assert answer["size"] == {"width": 1203, "height": 901}
@@ -494,7 +499,7 @@ def test_large_photographs_are_decoded_at_the_scale_that_the_network_needs(
                 io.BytesIO(base64.b64decode(answer["picture"].partition(",")[2]))
             ).size
             assert width == 1203
-        # As `predict` has it.
+        # The answer equals that of `predict`.
         predicted = model.predict(photograph)
         if isinstance(model, Detector):
             assert [each["box"] for each in answer["objects"]] == [[*e.box] for e in predicted]
