@@ -17,7 +17,7 @@ PREPROCESSING = Preprocessing(size=40, crop_fraction=0.9)
 
 
 class Oracle(Engine):
-    """An engine that answers with the given classes, one after another."""
+    """An engine that answers with the given classes, one for each image."""
 
     def __init__(self, answers: list[int]) -> None:
         super().__init__("oracle")
@@ -56,7 +56,7 @@ def test_labels_of_other_classes_do_not_count(tmp_path: Path) -> None:
 
 
 class Rows(Engine):
-    """Answers with the logits that it was given."""
+    """An engine that returns the given logits."""
 
     def __init__(self, rows: list[list[float]]) -> None:
         super().__init__("rows")
@@ -70,7 +70,7 @@ def test_several_labels_are_alike_if_all_of_them_are(tmp_path: Path) -> None:
     images, _ = comparison_images(str(write_image_folder(tmp_path, train=1, val=1)), CLASSES)
     measured = compare(
         Rows([[3, 1, -1], [3, 1, -1], [3, 1, -1]]),
-        Rows([[1, 3, -2], [3, -1, -1], [3, 1, 1]]),  # the first has the same labels above one half
+        Rows([[1, 3, -2], [3, -1, -1], [3, 1, 1]]),  # only the first has the same labels above 0.5
         images,
         PREPROCESSING,
         labeled=False,
@@ -80,7 +80,7 @@ def test_several_labels_are_alike_if_all_of_them_are(tmp_path: Path) -> None:
 
 
 class Broken(Engine):
-    """Gives one value for everything."""
+    """An engine whose logits are all `value`."""
 
     def __init__(self, value: float) -> None:
         super().__init__("broken")
@@ -106,6 +106,6 @@ def test_a_comparison_needs_a_readable_image(tmp_path: Path) -> None:
         compare(Oracle([]), Oracle([]), images, PREPROCESSING, labeled=labeled)
 
 
-def test_an_equal_accuracy_has_lost_nothing() -> None:
+def test_with_equal_accuracies_the_loss_is_zero() -> None:
     measured = Agreement(n=2, same_labels=100.0, top1=20.0, reference_top1=20.0)
     assert str(measured) == ("top-1 20.00 % -> 20.00 % (+0.00), 100.00 % of 2 images labeled alike")

@@ -1,4 +1,4 @@
-"""The table against the published numbers.
+"""The table of architectures has the published numbers.
 
 Sources: the ResNeSt repository's README.md and ablation.md, timm's result tables. Published
 "GFLOPs" are multiply-accumulates.
@@ -40,7 +40,7 @@ PUBLISHED = {
     "resnest101": Published(48_275_016, 935, 256, 13.38, 13.321),
     "resnest200": Published(70_201_544, 1826, 320, 35.69, 35.520),
     "resnest269": Published(110_929_480, 2447, 416, 77.69, 77.349),
-    # No published count at radix 0: our own, with batch norms and pooling by fvcore.
+    # Nothing is published for radix 0: this is fvcore's count, with batch norms and pooling.
     "resnest50_fast_0s1x64d": Published(25_576_264, 332, 224, 4.353, 4.329),
     "resnest50_fast_1s1x64d": Published(26_217_896, 476, 224, 4.34, 4.329),
     "resnest50_fast_2s1x64d": Published(27_483_240, 476, 224, 4.34, 4.331),
@@ -62,12 +62,12 @@ def without_storage(row: Architecture) -> ResNeSt:
 
 
 def parameter_count(row: Architecture) -> int:
-    """By building the network."""
+    """The number of parameters of the network, which is built."""
     return sum(parameter.numel() for parameter in without_storage(row).parameters())
 
 
 def test_every_published_row_is_checked_below() -> None:
-    """There are no counts for depth 152, and the embedded model's row is the project's own."""
+    """Nothing is published for depth 152 and for the embedded model, which is the project's own."""
     assert set(ARCHITECTURES) - set(PUBLISHED) == {"resnest152", "resnest26_tiny"}
 
 
@@ -121,7 +121,7 @@ def test_shapes_are_those_of_the_network_for_every_combination_of_fields(
 
 
 def assert_same_shapes(shapes: dict[str, tuple[int, ...]], network: ResNeSt) -> None:
-    """The same keys in the same order, and the same shapes."""
+    """Check that keys, their order and shapes are those of the network."""
     built = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert list(shapes.items()) == list(built.items())
 
@@ -182,7 +182,7 @@ def test_declared_channels_are_those_of_the_network(planes: int, channels: tuple
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
     ],
 )
-def test_a_field_out_of_range_is_one_line(fields: dict[str, object], rule: str) -> None:
+def test_a_field_out_of_range_is_reported_in_one_line(fields: dict[str, object], rule: str) -> None:
     with pytest.raises(InputError) as caught:
         dataclasses.replace(ARCHITECTURES["resnest50"], **fields)
     assert rule in str(caught.value)

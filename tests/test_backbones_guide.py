@@ -1,4 +1,4 @@
-"""docs/backbones.md keeps its word: every example in it takes a training step."""
+"""Every example in docs/backbones.md runs, and its model takes a training step."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .examples import blocks
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
 EXAMPLES = blocks(GUIDE, "python")
-# These two print, the others train.
+# These two examples print; the others build models to train.
 FIRST = EXAMPLES.pop(0)
 (FEATURES,) = (block for block in EXAMPLES if "create_feature_extractor" in block)
 EXAMPLES.remove(FEATURES)
@@ -27,7 +27,7 @@ TITLES = ("FasterRCNN", "MaskRCNN", "DeepLabV3", "Unet", "Segmenter")
 
 
 def example(title: str) -> dict[str, Any]:
-    """The names that are there after the example has run."""
+    """Run an example; returns its global names."""
     (code,) = (block for block in EXAMPLES if f"model = {title}(" in block.replace("smp.", ""))
     names: dict[str, Any] = {}
     exec(compile(code, f"{title} in docs/backbones.md", "exec"), names)
@@ -39,7 +39,7 @@ def _encoders_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(encoders, "splitattn", {})
 
 
-def test_every_example_is_known_here() -> None:
+def test_every_example_of_the_guide_is_tested() -> None:
     assert len(EXAMPLES) == len(TITLES)
 
 

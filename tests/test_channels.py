@@ -1,4 +1,4 @@
-"""Networks for gray images and for other numbers of channels than three, from end to end."""
+"""Networks for gray images and other numbers of channels, from training to labels."""
 
 import csv
 from dataclasses import replace
@@ -26,7 +26,7 @@ SIDE = 32
 
 
 def write_gray(root: Path, *, n: int) -> None:
-    """Two classes whose pixels differ by less than one step of 8 bits, around the middle."""
+    """Write two classes of gray images that differ by less than one step of 8 bits."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for label, middle in (("dark", 32_800), ("light", 32_960)):
@@ -56,7 +56,7 @@ def test_gray_images_keep_16_bits_from_training_to_an_exported_file(
     assert described.preprocessing.mean == (0.5017,)
     assert described.preprocessing.std == (0.0012,)
     assert described.preprocessing.white_level == 65535
-    # Eight bits would make both classes the same: top-1 would be 50 %.
+    # In eight bits both classes would be equal, and top-1 50 %.
     assert splitattn.evaluate(str(data), weights=run, engine="onnxruntime").top1 == 100
     splitattn.export(file, weights=run)
     images = sorted((data / "val").glob("*/*.png"))
@@ -67,7 +67,7 @@ def test_gray_images_keep_16_bits_from_training_to_an_exported_file(
 
 
 def weights_of(folder: Path, channels: int, *, mean: tuple[float, ...] | None = None) -> Path:
-    """A network with weights at random, described for images of `channels` channels."""
+    """Write random weights whose metadata describe images of `channels` channels."""
     torch.manual_seed(0)
     model = create_model("resnest26_tiny", num_classes=3, in_chans=channels).eval()
     how = with_channels(replace(center_crop(SIDE), mean=(0.4,) * 3, std=(0.2,) * 3), channels)
@@ -128,7 +128,9 @@ def test_gray_is_cropped_and_resized_as_rgb_is(order: str) -> None:
     )
     gray = load_pixels(pixels, how)
     assert gray.shape == (1, 24, 24)
-    np.testing.assert_allclose(gray[0] * 255, rgb[0], atol=1.6)  # Pillow rounds after each pass
+    np.testing.assert_allclose(
+        gray[0] * 255, rgb[0], atol=1.6
+    )  # Pillow rounds RGB pixels after each pass
     np.testing.assert_allclose(normalize(gray[None], how), (gray[None] - 0.3) / 0.1, atol=1e-5)
 
 
@@ -201,7 +203,7 @@ def test_a_csv_of_arrays_is_a_data_set(tmp_path: Path) -> None:
 def test_evaluate_refuses_images_of_other_channels_but_gray_and_color(
     tmp_path: Path, mode: str, channels: int
 ) -> None:
-    """Gray and RGB become each other, as everywhere; any other number must be the network's."""
+    """Gray and RGB are converted into each other; other channels must match the network."""
     rng = np.random.default_rng(0)
     pixels = Image.fromarray(rng.integers(0, 256, (40, 40), np.uint8))
     for label in "abc":
@@ -216,7 +218,7 @@ def test_evaluate_refuses_images_of_other_channels_but_gray_and_color(
             splitattn.evaluate(str(tmp_path / "data"), weights=weights, engine="onnxruntime")
         return
     measured = splitattn.evaluate(str(tmp_path / "data"), weights=weights, engine="onnxruntime")
-    if channels in (1, 3):  # the same picture, however it is stored
+    if channels in (1, 3):  # all modes store the same picture
         classifier = splitattn.Classifier(weights=weights, engine="onnxruntime")
         [guesses] = classifier.predict([pixels], topk=3)
         loss = -np.mean([np.log(guess.probability) for guess in guesses])

@@ -66,7 +66,7 @@ def test_features_are_what_the_classifier_of_the_plain_network_sees(
 
 def test_predictions_are_those_of_the_plain_network(classifier: Classifier) -> None:
     photograph = Image.fromarray(skimage.data.chelsea())
-    # The contract of PREPROCESSING, written out.
+    # PREPROCESSING, written out by hand.
     side = photograph.height // 2
     left, top = round((photograph.width - side) / 2), round((photograph.height - side) / 2)
     cropped = photograph.crop((left, top, left + side, top + side))
@@ -81,7 +81,7 @@ def test_predictions_are_those_of_the_plain_network(classifier: Classifier) -> N
     torch.testing.assert_close(probabilities(predictions), expected, atol=1e-5, rtol=0)
     assert predictions == sorted(predictions, key=lambda p: -p.probability)
     assert all(p.label == CLASSES[p.index] for p in predictions)
-    assert 0.3 > expected.std() > 1e-3, "the network must tell the classes apart"
+    assert 0.3 > expected.std() > 1e-3, "the network must distinguish the classes"
 
 
 def test_a_path_bytes_array_and_pillow_image_are_labeled_alike(
@@ -157,7 +157,7 @@ def small_files(count: int) -> Iterator[bytes]:
 
 
 def grown(classifier: Classifier, count: int) -> int:
-    """Bytes of memory that are held after `count` images, beyond those after a few hundred."""
+    """Growth of memory in bytes between the 300th image and the last of `count`."""
     results = classifier.predict_stream(small_files(count), topk=1, batch_size=16, workers=2)
     tracemalloc.start()
     try:
@@ -174,7 +174,7 @@ def grown(classifier: Classifier, count: int) -> int:
 
 
 class Indifferent(Engine):
-    """An engine that costs nothing."""
+    """An engine that computes nothing."""
 
     def _infer(self, images_BCHW: np.ndarray) -> np.ndarray:
         return np.zeros((len(images_BCHW), len(CLASSES)), np.float32)
@@ -182,7 +182,7 @@ class Indifferent(Engine):
 
 def test_memory_stays_flat(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "engine", Indifferent("indifferent"))
-    # One small image's pixels are 3 kB: two thousand of them would be 6 MB.
+    # The pixels of a small image are 3 kB, so keeping two thousand would take 6 MB.
     assert grown(classifier, 2_300) < 500_000
 
 
@@ -236,7 +236,9 @@ def test_a_stream_of_one_image_is_not_read_letter_by_letter(
         ({"engine": 5}, "engine must be one of .*, got 5$"),
     ],
 )
-def test_what_is_no_name_is_one_line(arguments: dict[str, Any], complaint: str) -> None:
+def test_values_that_are_not_names_are_reported_in_one_line(
+    arguments: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(InputError, match=complaint):
         Classifier(**arguments)
 
@@ -249,7 +251,7 @@ def test_what_is_no_name_is_one_line(arguments: dict[str, Any], complaint: str) 
         ({"engine": "steam"}, "engine must be one of auto, openvino, .*, got 'steam'"),
     ],
 )
-def test_a_device_or_engine_that_is_not_there_is_one_line(
+def test_a_device_or_engine_that_is_not_there_is_reported_in_one_line(
     weights: Path, arguments: dict[str, str], complaint: str
 ) -> None:
     with pytest.raises(InputError, match=complaint) as raised:

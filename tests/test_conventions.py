@@ -68,7 +68,7 @@ def test_lazy_names_are_those_that_type_checkers_see() -> None:
 def test_public_names_are_documented(name: str) -> None:
     documentation = getattr(splitattn, name).__doc__ or ""
     assert documentation.strip()
-    # What dataclasses writes where a person wrote nothing.
+    # Without a docstring, dataclasses writes the signature.
     assert not documentation.startswith(f"{name}(")
 
 
@@ -83,7 +83,7 @@ def public_dataclasses() -> Iterator[type]:
 def test_public_dataclasses_are_frozen_and_keyword_only() -> None:
     found = {kind.__name__: kind for kind in public_dataclasses()}
     assert {"Architecture", "Recipe", "WeightsEntry"} <= set(found)
-    del found["State"]  # of a training, whose purpose is to change
+    del found["State"]  # the state of a training, which changes
     for kind in found.values():
         assert kind.__dataclass_params__.frozen, kind  # type: ignore[attr-defined]
         assert all(field.kw_only for field in dataclasses.fields(kind)), kind

@@ -1,4 +1,4 @@
-"""Files from one layout to another, as a person converts them."""
+"""Weights files are converted between the layouts of projects."""
 
 import math
 import pickle
@@ -39,7 +39,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def state() -> dict[str, Tensor]:
-    """With every kind of number that arithmetic would lose."""
+    """A state dict with numbers that arithmetic would change: -0, subnormal, bfloat16, large."""
     state = {key: value.clone() for key, value in small_network().state_dict().items()}
     state["bn1.weight"][:2] = torch.tensor([-0.0, 1e-42])
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].bfloat16()
@@ -128,7 +128,7 @@ def test_dropped_tensors_and_metadata_are_reported(tmp_path: Path, source: Path)
 
 
 @pytest.mark.parametrize(("key", "value"), [("bn1.weight", math.nan), ("bn1.running_var", -1.0)])
-def test_numbers_that_no_training_leaves_are_not_converted(
+def test_invalid_numbers_are_not_converted(
     tmp_path: Path, state: dict[str, Tensor], key: str, value: float
 ) -> None:
     state[key][3] = value
@@ -156,7 +156,9 @@ def test_arrays_of_detectron2_are_read(tmp_path: Path, state: dict[str, Tensor])
 
 
 @pytest.mark.parametrize("name", ["a.pkl", "a.onnx", "a", "a.zip"])
-def test_the_target_says_what_it_is(tmp_path: Path, source: Path, name: str) -> None:
+def test_a_target_with_an_unknown_suffix_is_refused(
+    tmp_path: Path, source: Path, name: str
+) -> None:
     message = refusal(source, tmp_path / name, to="timm")
     assert message == f"DST must end in .safetensors, .pth, .pt, got {tmp_path / name}"
     assert list(tmp_path.iterdir()) == [source]
@@ -169,14 +171,16 @@ def test_unknown_layouts_and_models_come_first(tmp_path: Path) -> None:
     assert "cannot read weights" in refusal(missing, target, to="timm")
 
 
-def test_a_target_that_cannot_be_written_gets_one_line(tmp_path: Path, source: Path) -> None:
+def test_a_target_that_cannot_be_written_is_reported_in_one_line(
+    tmp_path: Path, source: Path
+) -> None:
     for name in ("missing/a.pth", "missing/a.safetensors"):
         assert "cannot write weights" in refusal(source, tmp_path / name, to="timm")
     (tmp_path / "folder.pth").mkdir()
     assert "cannot write weights" in refusal(source, tmp_path / "folder.pth", to="timm")
 
 
-def test_a_full_disk_gets_one_line(tmp_path: Path, source: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, source: Path) -> None:
     with small_disk():
         line = refusal(source, tmp_path / "a.pth", to="timm")
     assert "cannot write weights" in line
@@ -184,7 +188,7 @@ def test_a_full_disk_gets_one_line(tmp_path: Path, source: Path) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_what_does_not_read_back_the_same_never_appears(
+def test_a_file_that_does_not_read_back_the_same_is_not_kept(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = safetensors.torch.save_file
@@ -230,7 +234,7 @@ def test_half_a_classifier_is_refused(tmp_path: Path, state: dict[str, Tensor]) 
         assert f"missing ({key})" in message
 
 
-def test_something_else_is_told_as_such(tmp_path: Path) -> None:
+def test_weights_of_another_family_are_refused_as_such(tmp_path: Path) -> None:
     torch.save({"embeddings.weight": torch.zeros(2)}, tmp_path / "a.pth")
     message = refusal(tmp_path / "a.pth", tmp_path / "b.pth", to="timm")
     assert (
@@ -239,10 +243,10 @@ def test_something_else_is_told_as_such(tmp_path: Path) -> None:
     )
 
 
-def test_the_model_is_asked_for_only_where_it_matters(
+def test_the_model_is_asked_for_only_if_the_layout_depends_on_it(
     tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a block pools cannot be seen in its weights, and not every project can choose."""
+    """Weights do not show where a block pools, and not every project supports both places."""
     fast = f"{SMALL}_fast"
     monkeypatch.setitem(ARCHITECTURES, fast, replace(ARCHITECTURES[SMALL], avd_first=True))
     path, target = tmp_path / "a.pth", tmp_path / "b.pth"
@@ -253,7 +257,7 @@ def test_the_model_is_asked_for_only_where_it_matters(
     assert "choose one with --model" in message
     assert "after the 3x3 convolution" in refusal(path, target, to="mmdet", model=fast)
     assert convert(path, target, to="mmdet", model=SMALL).models == (SMALL,)
-    # Now it can only be one of them.
+    # mmdet supports only one of them, so its layout decides.
     assert convert(target, path, to="timm").models == (SMALL,)
     assert f"cannot hold {fast}" in refusal(target, path, to="timm", model=fast)
 
@@ -270,7 +274,7 @@ def test_a_file_that_knows_its_model_is_believed(
     assert f"belongs to {SMALL}" in refusal(path, tmp_path / "a.pth", to="timm", model="resnest14")
 
 
-def test_depths_that_a_project_does_not_list_are_told(tmp_path: Path, source: Path) -> None:
+def test_depths_that_a_project_does_not_list_are_reported(tmp_path: Path, source: Path) -> None:
     def missing(to: str) -> tuple[int, ...] | None:
         return convert(source, tmp_path / "a.pth", to=to).missing_depth
 
@@ -314,7 +318,7 @@ def test_the_command_line_converts_a_real_network(
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_a_refusal_is_one_line_and_status_2(
+def test_a_refusal_is_reported_in_one_line_with_status_2(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in (
@@ -354,7 +358,7 @@ def test_other_projects_files_make_networks(
         )
 
 
-def test_other_projects_files_that_do_not_fit_are_told_in_their_own_names(
+def test_other_projects_files_that_do_not_fit_are_refused_with_their_own_keys(
     tmp_path: Path, state: dict[str, Tensor]
 ) -> None:
     found = renamed(state, layouts.DETECTRON2.key_mapping)
@@ -370,7 +374,7 @@ def test_other_projects_files_that_do_not_fit_are_told_in_their_own_names(
 def test_other_projects_files_cannot_be_of_a_network_that_they_lack(
     tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would load, and compute something else than in that project."""
+    """Such files would load but compute something else than in their project."""
     fast = f"{SMALL}_fast"
     monkeypatch.setitem(ARCHITECTURES, fast, replace(ARCHITECTURES[SMALL], avd_first=True))
     torch.save(renamed(state, layouts.MMDET.key_mapping), tmp_path / "a.pth")
@@ -389,7 +393,7 @@ def test_other_projects_classifiers_label_images(tmp_path: Path) -> None:
         assert torch.equal(network(images), small_network()(images))
 
 
-# A whole model of each project: where its backbone is, and some of what it has besides.
+# For a whole model of each project: the keys of its backbone, and some other keys.
 WHOLE = {
     "mmdetection": (
         KeyMapping(layout=MMDET, prefix="backbone."),
@@ -426,7 +430,7 @@ def test_a_backbone_is_taken_out_of_a_whole_model(
     done = convert(path, tmp_path / "a.pth", to="official", model=SMALL)
     assert done.dropped == (told,)
     assert bits(torch.load(done.path, weights_only=True)) == bits(headless(state))
-    # What is wrong in the backbone itself is refused as ever.
+    # A wrong key within the backbone is still refused.
     odd = f"{key_mapping.prefix}layer1.0.conv9.weight"
     torch.save(backbone | {"neck.weight": torch.zeros(2), odd: torch.zeros(2)}, path)
     with pytest.raises(WeightsError) as error:

@@ -1,4 +1,4 @@
-"""A name and weights become a ready network, re-headed and with another stem where asked."""
+"""`create_model` builds a network from a name and weights, with another head or stem if asked."""
 
 import logging
 from pathlib import Path
@@ -167,7 +167,7 @@ def test_no_network_is_built_for_more_classes_than_a_file_has_weights_for(
     tmp_path: Path, trained: ResNeSt, features: int
 ) -> None:
     state = dict(trained.state_dict())
-    many = 10**6  # times 2048 features they would take 8 GB
+    many = 10**6  # a classifier of 2048 features for so many classes would take 8 GB
     state |= {"fc.weight": torch.zeros(many, features), "fc.bias": torch.zeros(many)}
     path = tmp_path / "odd.safetensors"
     write_checkpoint(path, state)
@@ -216,7 +216,7 @@ def test_a_classifier_of_no_classes_does_not_become_one_of_a_thousand(
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.bool])
 @pytest.mark.parametrize("key", ["conv1.0.weight", "layer1.0.bn1.running_var"])
-def test_whole_numbers_are_no_weights(
+def test_integer_tensors_are_refused_as_weights(
     tmp_path: Path, trained: ResNeSt, kind: torch.dtype, key: str
 ) -> None:
     path = tmp_path / "quantized.pth"
@@ -245,7 +245,7 @@ def test_whole_numbers_are_no_weights(
 def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         create_model("resnest14", **arguments)
-    # Before weights are looked for, too.
+    # Arguments are checked before weights are looked for.
     with pytest.raises(InputError, match=message):
         create_model("resnest14", **{"weights": "nowhere.safetensors", **arguments})
 
@@ -271,7 +271,7 @@ def test_a_backbone_has_the_weights_features_and_says_nothing_of_their_classifie
     assert not warnings_of(caplog)
 
 
-def test_a_backbone_is_what_its_arguments_say(
+def test_a_backbone_follows_its_arguments(
     path: Path, trained: ResNeSt, caplog: pytest.LogCaptureFixture
 ) -> None:
     backbone = create_backbone(

@@ -1,4 +1,4 @@
-"""The site's pages keep their word; building it runs the guide and resolves every reference."""
+"""The examples of the site's pages work. Building the site runs the guide and checks references."""
 
 import re
 import shlex
@@ -30,7 +30,7 @@ GUIDE = DOCS / "guide.ipynb"
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, the current one, with everything that the examples name."""
+    """The current folder, with the files that the examples use."""
     furnish(tmp_path, "".join(PAGES.values()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
@@ -38,7 +38,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_guide_is_a_notebook_without_outputs() -> None:
-    """It is run when the site is built, so that outputs are fresh and changes can be read."""
+    """Building the site runs the notebook, so that outputs are fresh and diffs readable."""
     notebook = nbformat.read(GUIDE, as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     assert notebook.nbformat == 4
@@ -62,7 +62,7 @@ def test_the_tree_of_the_architecture_names_every_module() -> None:
 
 
 def test_links_of_the_guide_lead_somewhere() -> None:
-    """Sphinx checks those of the other pages, and these where it knows them for links."""
+    """Sphinx checks the links of the other pages, but not all links of a notebook."""
     text = "\n".join(cell.source for cell in nbformat.read(GUIDE, as_version=4).cells)
     targets = re.findall(r"\]\(((?!http)[^)#]+)\)", text)
     assert "howto/train.md" in targets
@@ -73,7 +73,7 @@ def test_links_of_the_guide_lead_somewhere() -> None:
 def test_the_guide_installs_the_checkout_or_the_distribution(
     in_checkout: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In Colab the notebook lies in a folder of its own, and `..` is the root of the disk."""
+    """In Colab there is no checkout around the notebook: `..` is the root of the disk."""
     (tmp_path / "docs").mkdir()
     if in_checkout:
         (tmp_path / "src" / "splitattn").mkdir(parents=True)
@@ -94,17 +94,17 @@ def test_public_names_are_in_the_reference(name: str) -> None:
     assert re.search(rf"^\.\. (?:{kinds}):: splitattn\.{name}$", reference, re.MULTILINE)
 
 
-def test_every_code_block_of_a_page_ends() -> None:
-    """One that does not swallows what follows, which only the site's build would tell."""
+def test_every_code_block_of_a_page_is_closed() -> None:
+    """An unclosed block would contain the rest of the page, which only building the site shows."""
     for page in sorted(DOCS.rglob("*.md")):
         fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-        assert all(fences[::2]), page  # each begins with its language
+        assert all(fences[::2]), page  # opening fences name the language
         assert not any(fences[1::2]), page
         assert len(fences) % 2 == 0, page
 
 
 def commands() -> list[str]:
-    """Every call of splitattn in a page's shell examples, without what the shell does around it."""
+    """Every call of splitattn in the shell examples, without pipes and redirections."""
     shell = "".join(block for page in PAGES.values() for block in blocks(page, "sh"))
     lines = shell.replace("\\\n", " ").splitlines()
     calls = (re.search(r"\bsplitattn ([^|>]+)(?: [|>] .*)?$", line) for line in lines)
@@ -113,13 +113,13 @@ def commands() -> list[str]:
 
 @pytest.mark.usefixtures("desk")
 @pytest.mark.parametrize("command", commands())
-def test_commands_are_understood(command: str) -> None:
-    """Not run: they would train for days. README.md has short ones, and those are run."""
+def test_commands_have_known_options_and_values(command: str) -> None:
+    """Commands are only parsed, since some train for days. Those of README.md are run."""
     verb, *arguments = shlex.split(command)
     known = typer.main.get_command(create_app()).commands[verb]
     if arguments and arguments[0] in getattr(known, "commands", ()):
         known = known.commands[arguments.pop(0)]
-    # Raises where an option or a value is not known.
+    # Raises if an option or a value is unknown.
     asked = known.make_context(verb, arguments).params
     if asked.get("model") and not is_reference(asked["model"]):
         architecture(asked["model"])
@@ -255,7 +255,7 @@ def test_examples_with_a_hub_do_what_they_say(hub: Hub) -> None:
     assert "hf-hub:owner/name" in pushed["README.md"].decode()
 
 
-def test_every_python_example_is_among_those() -> None:
+def test_every_python_example_is_tested() -> None:
     examples = [block for page in PAGES.values() for block in blocks(page, "python")]
     assert len(examples) == len(SHOWS)
 

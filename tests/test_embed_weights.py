@@ -1,4 +1,4 @@
-"""Weights become the embedded model by one script."""
+"""scripts/embed_weights.py makes weights the embedded model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stored figures say where they were measured."""
+"""The description of the machine in stored measurements."""
 
 import json
 import mmap
@@ -66,16 +66,16 @@ def test_a_system_that_does_not_tell_has_no_instruction_set(
     assert environment.describe()["instruction_set"] is None
 
 
-def test_what_was_measured_before_has_its_processor_alone() -> None:
+def test_old_measurements_name_only_their_processor() -> None:
     assert environment.processor_of({"processor": "A CPU"}) == "A CPU"
 
 
-def test_a_peak_of_memory_can_be_forgotten() -> None:
+def test_the_peak_of_memory_can_be_reset() -> None:
     before = environment.peak_memory()
     if before is None:
-        pytest.skip("this system does not tell")
+        pytest.skip("this system does not report peak memory")
     size = 2**28
-    # Mapped by hand: what an allocator is given back, it may keep.
+    # mmap, because an allocator may keep memory that is freed.
     with mmap.mmap(-1, size) as ballast:
         for page in range(0, size, mmap.PAGESIZE):
             ballast[page] = 1

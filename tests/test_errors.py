@@ -1,4 +1,4 @@
-"""Errors are one line, whatever text they quote."""
+"""Error messages are one line, whatever text they quote."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from splitattn.weights.checkpoint import writing
 def test_a_message_is_one_line_of_text_whatever_it_quotes(kind: type[InputError]) -> None:
     error = kind("no such file: a\nb\r\x1b[31m\udcff é 日本")
     assert str(error) == r"no such file: a\nb\r\x1b[31m\udcff é 日本"
-    # As it comes from a worker process.
+    # Pickled, as an error of a worker process.
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
@@ -44,7 +44,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     [FULL, SafetensorError("Error: I/O error: No space left on device (os error 28)")],
     ids=["system", "library"],
 )
-def test_a_full_disk_is_called_so_with_the_path_and_what_to_do(error: Exception) -> None:
+def test_the_error_of_a_full_disk_has_the_path_and_the_fix(error: Exception) -> None:
     assert write_failure(Path("a/b.csv"), error, "cannot write --output") == (
         "the disk is full: a/b.csv (No space left on device); free some space or choose another "
         "place"
@@ -57,7 +57,7 @@ def test_a_full_disk_is_called_so_with_the_path_and_what_to_do(error: Exception)
     )
 
 
-def test_a_file_that_a_full_disk_does_not_take_is_named_and_not_left_there(tmp_path: Path) -> None:
+def test_a_file_that_a_full_disk_cuts_off_is_named_and_removed(tmp_path: Path) -> None:
     def fill(file: Path, error: Exception) -> None:
         file.write_text("half")
         raise error

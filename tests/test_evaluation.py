@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> LabeledImages:
 
 @pytest.fixture
 def model() -> nn.Module:
-    """A network that is right sometimes. Batch norm and dropout show in which mode it runs."""
+    """A network that is sometimes right; batch norm and dropout make its mode matter."""
     return nn.Sequential(
         nn.AvgPool2d(32),
         nn.BatchNorm2d(3),
@@ -43,7 +43,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def wide(data: LabeledImages) -> LabeledImages:
-    """The data set among eight classes, of which three have images."""
+    """The data set with the eight classes of a model, of which three have images."""
     classes = ("black", "blue", "brown", "green", "gray", "pink", "red", "white")
     return with_classes_of_model(data, classes)
 
@@ -54,13 +54,13 @@ def run(model: nn.Module, data: LabeledImages, batch_size: int) -> Evaluation:
 
 
 class SentError(Exception):
-    """Stands for a process that waits for the others."""
+    """Raised where a process would wait for the others."""
 
 
 def run_in_processes(
     count: int, model: nn.Module, data: LabeledImages, batch_size: int
 ) -> list[Evaluation]:
-    """What each of `count` processes returns, played by this one, one after the other."""
+    """Simulate `count` processes, one after the other; returns what each returns."""
     sent: list[bytes] = []
 
     def send(share: object) -> list[object]:
@@ -144,13 +144,13 @@ def test_precision_and_f1_are_those_of_the_confusions() -> None:
         problems=(),
         guesses=np.zeros(16, np.int64),
     )
-    # 6 of 8 taken for a, 3 of 8 for b; recalls are 6/8, 3/4 and 0.
+    # Precision: 6 of 8 for a, 3 of 8 for b. Recall: 6/8, 3/4 and 0.
     expected = [(75.0, 75.0), (37.5, 50.0), (0.0, 0.0), (0.0, 0.0)]
     assert measured.precision_and_f1() == expected
     assert measured.macro_f1 == pytest.approx((75 + 50 + 0) / 3)
 
 
-def test_every_answer_is_told_in_order(model: nn.Module, wide: LabeledImages) -> None:
+def test_every_answer_is_reported_in_order(model: nn.Module, wide: LabeledImages) -> None:
     answers: list[Answer] = []
     engine = TorchEngine(model.eval(), torch.device("cpu"))
     found = measure(engine, wide, PREPROCESSING, batch_size=4, on_answer=answers.append)
@@ -177,7 +177,7 @@ def test_unreadable_images_are_named_and_the_rest_is_measured(
 
 @pytest.fixture
 def many(tmp_path: Path) -> LabeledImages:
-    """More images than there are mistakes to keep, four of which cannot be read."""
+    """More images than mistakes are kept; four images cannot be read."""
     data = open_data(str(write_class_folders(tmp_path / "many", 16)), "val")
     for index in (30, 4, 17, 18):
         Path(str(data.images[index])).write_bytes(b"nothing")
@@ -230,7 +230,7 @@ def test_the_most_confident_mistakes_are_kept(model: nn.Module, many: LabeledIma
 
 
 class Constant(nn.Module):
-    """The same logits for every image."""
+    """A network that gives the same logits for every image."""
 
     def __init__(self, *logits: float) -> None:
         super().__init__()
@@ -262,12 +262,12 @@ def test_right_guesses_and_broken_logits_are_no_mistakes(data: LabeledImages) ->
     assert broken.mistakes == ()
     assert math.isnan(broken.loss)
     assert math.isnan(broken.top1)
-    assert broken.n == 0, "NaN is no guess, not even of the first class"
+    assert broken.n == 0, "NaN must not count as a guess of the first class"
     assert len(broken.problems) == len(data)
     assert broken.problems[0].startswith(f"{data.names[0]}: the network gives NaN or infinite")
 
 
-def test_what_the_listener_raises_ends_the_measurement(
+def test_an_exception_of_the_listener_ends_the_measurement(
     model: nn.Module, wide: LabeledImages
 ) -> None:
     done = []

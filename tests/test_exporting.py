@@ -1,4 +1,4 @@
-"""Exported files: what they compute, what they say about themselves, and what is refused."""
+"""Exported files: their outputs, their metadata, and exports that are refused."""
 
 import json
 import math
@@ -51,14 +51,14 @@ from tests.engines.networks import (
 )
 from tests.nn.networks import small
 
-# Before, torch.export recorded that half of an image is odd, or even, as that of its example is.
+# Older versions of torch.export recorded the parity of half the size of the example image.
 PROGRAMS_OF_ANY_SIZE = tuple(map(int, version("torch").split(".")[:2])) >= (2, 13)
 Exported = Callable[..., tuple[Path, ExportReport]]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Each file is made once: `exported("onnx")`, for any image size, in a folder of its own."""
+    """A function that exports for any image size, each format and precision only once."""
     done: dict[tuple[str, str], tuple[Path, ExportReport]] = {}
 
     def get(format: str, precision: str = "fp32") -> tuple[Path, ExportReport]:
@@ -107,7 +107,7 @@ def test_an_exported_network_computes_what_the_network_computes(
     assert files == {path.name, f"{path.name}.parity.json"} | (
         {"net.bin"} if format == "openvino" else set()
     )
-    # Of another size and batch, from floats to logits.
+    # Another size and batch; logits of floats.
     images = torch.randn(3, 3, 56, 49) if any_size else torch.randn(3, 3, 40, 40)
     with torch.inference_mode():
         expected = network()(images).numpy()
@@ -115,7 +115,7 @@ def test_an_exported_network_computes_what_the_network_computes(
     np.testing.assert_allclose(outputs, expected, atol=abs(expected).max() * tolerance, rtol=0)
 
 
-def test_half_precision_takes_half_the_room(exported: Exported) -> None:
+def test_half_precision_takes_about_half_the_bytes(exported: Exported) -> None:
     for format in ("onnx", "openvino"):
         sizes = [exported(format, precision)[1].size for precision in ("fp32", "fp16")]
         assert sizes[1] < 0.7 * sizes[0]
@@ -193,7 +193,9 @@ def test_a_program_carries_its_metadata_and_is_not_loaded(exported: Exported) ->
     assert str(raised.value).isprintable()
 
 
-def test_the_wrong_engine_device_or_model_for_a_file_is_one_line(exported: Exported) -> None:
+def test_the_wrong_engine_device_or_model_for_a_file_is_reported_in_one_line(
+    exported: Exported,
+) -> None:
     path, _ = exported("openvino")
     for arguments, complaint in (
         ({"engine": "torch"}, "runs in engine openvino, got 'torch'"),
@@ -220,7 +222,7 @@ def test_an_exported_file_is_no_weights(format: str, exported: Exported) -> None
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
-def test_damaged_files_are_one_line(
+def test_damaged_files_are_reported_in_one_line(
     suffix: str, exported: Exported, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = exported("onnx" if suffix == ".onnx" else "openvino")
@@ -236,7 +238,7 @@ def test_damaged_files_are_one_line(
     bad.unlink()
     with pytest.raises(WeightsError, match="cannot read weights"):
         opened(bad)
-    assert capfd.readouterr() == ("", ""), "the libraries print nothing of their own"
+    assert capfd.readouterr() == ("", ""), "the libraries must print nothing"
 
 
 def test_an_ir_without_its_weights_says_what_is_missing(exported: Exported, tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_an_ir_without_its_weights_says_what_is_missing(exported: Exported, tmp_
         opened(alone)
 
 
-def test_graphs_that_say_something_else_than_they_do_are_refused(
+def test_graphs_that_do_not_fit_their_metadata_are_refused(
     exported: Exported, tmp_path: Path
 ) -> None:
     graph = onnx.load(exported("onnx")[0])
@@ -272,7 +274,7 @@ def test_graphs_that_say_something_else_than_they_do_are_refused(
         opened(path)
 
 
-def test_what_computes_something_else_is_not_written(
+def test_a_file_with_other_outputs_than_the_network_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = trained()
@@ -287,7 +289,7 @@ def test_what_computes_something_else_is_not_written(
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == old
 
 
-def test_what_takes_no_other_size_is_not_written(
+def test_a_file_that_takes_no_other_size_is_not_written_as_dynamic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     infer = OpenVinoEngine._infer
@@ -318,7 +320,7 @@ def test_a_writer_that_fails_leaves_nothing(
 
 
 def report(absolute: float, agreement: Agreement | None = None) -> ExportReport:
-    """Of three batches, of which the second differs by `absolute`."""
+    """A report on three batches, of which the second differs by `absolute`."""
     differences = tuple(
         Difference(batch_size=1, image_size=32, absolute=most, relative=0.0, same_labels=100.0)
         for most in (0.0, absolute, 0.0)
@@ -342,7 +344,7 @@ def test_every_batch_must_pass(absolute: float, passed: bool) -> None:
 
 
 @pytest.mark.parametrize(("same_labels", "passed"), [(90.0, True), (89.9, False)])
-def test_labels_decide_about_eight_bits(same_labels: float, passed: bool) -> None:
+def test_int8_passes_by_its_labels(same_labels: float, passed: bool) -> None:
     agreement = Agreement(n=1000, same_labels=same_labels, top1=None, reference_top1=None)
     assert report(0.3, agreement).passed == passed
     assert f"got {same_labels:.2f} %" in report(0.3, agreement).fault
@@ -383,7 +385,7 @@ TINY = replace(METADATA, preprocessing=replace(PREPROCESSING, size=32))
         ("net.pt2", {"dynamic_size": True, "network": TINY}, "more than 32 pixels, got 32"),
     ],
 )
-def test_arguments_that_do_not_go_together_are_one_line(
+def test_arguments_that_do_not_go_together_are_reported_in_one_line(
     name: str, arguments: dict[str, Any], complaint: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder.xml").mkdir()
@@ -394,7 +396,7 @@ def test_arguments_that_do_not_go_together_are_one_line(
 
 
 def test_somebody_elses_weights_are_not_replaced(tmp_path: Path) -> None:
-    """A network in OpenVINO is two files, of which a person names one."""
+    """An OpenVINO network is two files, but only the first is named."""
     other = tmp_path / "net.bin"
     other.write_bytes(b"other")
     with pytest.raises(InputError, match=r"weights of net\.xml would replace .*net\.bin"):
@@ -402,7 +404,7 @@ def test_somebody_elses_weights_are_not_replaced(tmp_path: Path) -> None:
     assert other.read_bytes() == b"other"
 
 
-def test_a_missing_library_is_one_line_with_the_command(
+def test_a_missing_library_is_reported_in_one_line_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libraries, "find_spec", lambda _: None)
@@ -417,7 +419,7 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def knowing(data: str) -> ResNeSt:
-    """A network that recognizes the colors: its classifier finds the nearest class's mean."""
+    """A network that recognizes the colors: its classifier finds the nearest mean of a class."""
     images = calibration_images(data)
     pixels = np.stack([preprocess(decode(path), PREPROCESSING) for path in images.images])
     model = ResNeSt(small(), num_classes=0).eval()
@@ -458,7 +460,7 @@ def test_int8_keeps_labels_and_says_so(suffix: str, colors: str, tmp_path: Path)
 
 
 def written(path: Path, model: ResNeSt) -> Path:
-    """An int8 file, whether or not its labels stay."""
+    """Write an int8 file without checking whether it keeps the labels."""
     row = file_engine(path)
     assert row is not None
     settings = FileSettings(metadata=METADATA, precision="int8", calibration=list(photographs()))
@@ -467,7 +469,7 @@ def written(path: Path, model: ResNeSt) -> Path:
 
 
 @pytest.mark.parametrize(("radix", "cardinality"), [(1, 2), (2, 1), (4, 1)])
-def test_int8_in_onnx_leaves_attention_alone_in_floats(
+def test_int8_in_onnx_leaves_only_attention_in_floats(
     radix: int, cardinality: int, tmp_path: Path
 ) -> None:
     model = network(radix, cardinality)
@@ -481,19 +483,21 @@ def test_int8_in_onnx_leaves_attention_alone_in_floats(
     dense = [node for node in attention if node.op_type == "Conv"]
     assert len(dense) == 4 * cardinality * (1 + max(radix - 1, 1))
     for node in dense:
-        assert node.input[1] not in kinds, "weights in eight bits would be dequantized"
+        assert node.input[1] not in kinds, (
+            "attention must keep float weights, which no node dequantizes"
+        )
     for node in graph.node:
         if "quantize" not in node.op_type.lower() and node not in attention:
-            # What eight bits calculate reads bytes, and nothing but bytes.
+            # Nodes outside attention must read only dequantized values.
             read = {kinds[name] for name in node.input if name in kinds}
             assert read == {"DequantizeLinear"}, node.name
-            assert node.op_type not in ("ReduceMean", "Sub"), "it has no eight bits"
+            assert node.op_type not in ("ReduceMean", "Sub"), "this operator has no int8 kernel"
     weights = [
         onnx.numpy_helper.to_array(each)
         for each in graph.initializer
         if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 4
     ]
-    # Products of 8 bits by 8 overflow the 16 bits of processors without VNNI.
+    # Seven bits, because products of 8 bits by 8 overflow 16 bits on processors without VNNI.
     assert 32 < max(abs(each.astype(int)).max() for each in weights) <= 64
     outputs = softmax(OnnxEngine(tmp_path / "net.onnx").run(photographs(), PREPROCESSING))
     assert 1e-4 < abs(outputs - softmax(plain_logits(model=model))).max() < 0.15
@@ -518,7 +522,7 @@ def test_int8_in_openvino_rounds_splits_once_and_attention_never(
     for split in splits:
         (reader,) = split.input_value(0).get_target_inputs()
         assert reader.get_node().get_friendly_name() == split.get_friendly_name(), (
-            "nothing must read a split as it was before"
+            "only the quantizer may read the split before quantization"
         )
     names = {split.get_friendly_name() for split in splits}
     for operation in operations:
@@ -533,7 +537,7 @@ def test_int8_in_openvino_rounds_splits_once_and_attention_never(
         for each in operations
         if each.get_type_name() == "AvgPool" and each.get_attributes()["kernel"] == [2, 2]
     )
-    # Of the maps of 10, 5 and 3 pixels, the first alone is divided evenly.
+    # Of the maps of 10, 5 and 3 pixels, pooling by 2 divides only the first evenly.
     assert roundings["floor"] == 1
     assert roundings.total() == 3
     outputs = softmax(OpenVinoEngine(path).run(photographs(), PREPROCESSING))

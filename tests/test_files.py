@@ -62,7 +62,7 @@ def test_after_an_error_the_old_file_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_goes_on_pointing_to_where_it_points(tmp_path: Path) -> None:
+def test_writing_through_a_link_keeps_the_link(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "there" / "file")
@@ -75,7 +75,7 @@ def test_a_link_goes_on_pointing_to_where_it_points(tmp_path: Path) -> None:
 def test_a_file_is_as_readable_as_any_other_whoever_writes_it(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     with replacing(tmp_path / "weights.safetensors") as temporary:
-        save_file({"a": torch.ones(1)}, temporary)  # makes its files private
+        save_file({"a": torch.ones(1)}, temporary)  # makes files that only their owner can read
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
     assert len(modes) == 1
 
@@ -96,13 +96,13 @@ def test_a_link_that_stands_where_the_temporary_file_was_is_not_followed(tmp_pat
 
 
 def test_no_two_writers_share_a_temporary_file(tmp_path: Path) -> None:
-    """In one process, or in containers whose processes have the same number."""
+    """Not in one process, nor in containers whose processes have the same id."""
     path = tmp_path / "file"
     with replacing(path) as one, replacing(path) as other:
         one.write_text("one")
         other.write_text("other")
         assert one.read_text() == "one"
-    assert path.read_text() == "one"  # which ended last
+    assert path.read_text() == "one"  # the writer that ended last wins
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -113,7 +113,7 @@ def test_a_name_as_long_as_the_system_allows_is_written(tmp_path: Path) -> None:
 
 
 def make_odd_files(folder: Path) -> list[Path]:
-    """A pipe, a device and a socket, as far as one may make them."""
+    """A pipe, a socket and a device."""
     os.mkfifo(folder / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(folder / "socket"))
@@ -121,10 +121,10 @@ def make_odd_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.timeout(10, func_only=True)
-def test_what_is_no_file_is_neither_read_nor_replaced(
+def test_pipes_sockets_and_devices_are_neither_read_nor_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    monkeypatch.chdir(tmp_path)  # relative, since a socket's path must be short
     for path in make_odd_files(Path()):
         kind = stat.S_IFMT(path.stat().st_mode)
         with pytest.raises(OSError, match="pipe, device or socket"):
@@ -161,7 +161,7 @@ def test_a_name_whose_accents_are_composed_in_another_way_is_found(tmp_path: Pat
     assert as_on_disk(missing) == missing
     both = tmp_path / apart / f"{apart}.png"
     both.touch()
-    assert as_on_disk(both) == both, "the very name comes first"
+    assert as_on_disk(both) == both, "an exact match comes first"
     assert is_utf8(found)
     assert not is_utf8(Path(os.fsdecode(b"caf\xe9.png")))
 
@@ -196,7 +196,7 @@ def _save_ir(path: Path) -> None:
         _save_ir,
     ],
 )
-def test_a_write_that_the_system_refuses_is_an_error_of_one_line(
+def test_a_write_that_the_system_refuses_is_reported_in_one_line(
     write: Callable[[Path], None], tmp_path: Path
 ) -> None:
     with small_disk(), pytest.raises((OSError, InputError)) as raised:

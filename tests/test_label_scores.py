@@ -1,4 +1,4 @@
-"""Figures of several labels per image are those of their definitions, in one process or several."""
+"""Multi-label figures equal their definitions, in one process or several."""
 
 import math
 import pickle
@@ -18,13 +18,13 @@ CLASSES = ("boat", "car", "sea", "sky")
 SETS = ((), (0,), (0, 2), (2, 3))
 LABELS = [0, 1, 2, 3, 2, 1, 2, 0, 3, 2, 1]
 _RANDOM = np.random.default_rng(0)
-# Rounded, so that some scores are equal.
+# Rounded so that some scores are equal.
 LOGITS = _RANDOM.normal(0, 2, (len(LABELS), len(CLASSES))).round(0).astype(np.float32)
 HAS = np.array([[each in SETS[label] for each in range(len(CLASSES))] for label in LABELS])
 
 
 class Known(Engine):
-    """Gives an image of brightness i the logits of row i."""
+    """An engine that gives an image of brightness i the logits of row i."""
 
     def __init__(self, logits: Logits = LOGITS) -> None:
         super().__init__("known")
@@ -99,7 +99,9 @@ def test_every_figure_is_that_of_its_definition(batch_size: int) -> None:
     assert boat.f1 == pytest.approx(2 * precision * recall / (precision + recall))
     assert math.isnan(car.average_precision)
     f1 = [row.f1 for row in scores.by_class()]
-    assert scores.macro_f1 == pytest.approx(np.mean(f1)), "a class that is only guessed counts as 0"
+    assert scores.macro_f1 == pytest.approx(np.mean(f1)), (
+        "a class without images that is guessed counts as 0"
+    )
     assert [answer.name for answer in answers] == list(data().names)
     for answer, row in zip(answers, probabilities, strict=True):
         assert dict(answer.guesses) == pytest.approx(
@@ -141,7 +143,7 @@ def test_several_processes_give_what_one_gives() -> None:
         assert getattr(together, name) == getattr(alone, name)
 
 
-def test_what_is_not_finite_is_a_problem_and_nothing_readable_an_error() -> None:
+def test_logits_that_are_not_finite_are_a_problem_and_no_readable_image_is_an_error() -> None:
     logits = LOGITS.copy()
     logits[3, 1] = np.nan
     scores = measure_labels(Known(logits), data(), PREPROCESSING)

@@ -1,4 +1,4 @@
-"""`splitattn.train`: which model and which weights a call means, and what it returns."""
+"""`splitattn.train`: the choice of model and weights, and the result."""
 
 from collections import Counter
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_one_call_trains_and_the_next_starts_from_its_folder(
     metadata = read_metadata(run.weights)
     assert metadata is not None
     assert metadata.metrics == {**run.figures, "n": 3}
-    # The folder stands for the result, and the checkpoint for what was trained so far.
+    # Both the run's folder and its checkpoint can be opened as weights.
     for weights in (run.output, run.output / "last.pt"):
         opened = open_weights(weights=weights)
         assert opened.metadata.classes == metadata.classes
@@ -83,7 +83,7 @@ def test_one_call_trains_and_the_next_starts_from_its_folder(
     converted = convert(run.output, tmp_path / "backbone.pth", to="mmdet")
     assert converted.models == ("small",)
 
-    # The weights say which model they are of.
+    # The weights name their model.
     tuned = splitattn.train(
         data, tmp_path / "tuned", weights=run.weights, overrides=SMALL, workers=0
     )
@@ -91,7 +91,7 @@ def test_one_call_trains_and_the_next_starts_from_its_folder(
     assert metadata is not None
     assert metadata.model == "small"
     assert metadata.recipe["pretrained"]
-    # To resume, neither weights nor the model's own ones are looked for.
+    # Resuming looks for no weights.
     again = splitattn.train(
         data, tmp_path / "tuned", model="small", overrides=SMALL, workers=0, resume=True
     )
@@ -100,7 +100,7 @@ def test_one_call_trains_and_the_next_starts_from_its_folder(
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Task[Any], Run]]:
-    """What would be trained: the network, the task, the run; nothing is."""
+    """Replaces training by a list of its arguments: the network, the task and the run."""
     seen: list[tuple[Any, Task[Any], Run]] = []
 
     def stop(network: nn.Module, task: Task[Any], run: Run, **_: object) -> Measurement:
@@ -133,7 +133,7 @@ def test_other_recipes_start_at_random_and_with_resnest50(
     assert task.model == "resnest50"
     assert run.batch_per_device == 2
     assert not run.recipe.pretrained
-    assert not network.layer4[0].bn3.weight.any()  # as it is initialized
+    assert not network.layer4[0].bn3.weight.any()  # zero, as initialized
 
 
 def test_a_file_may_say_that_training_starts_from_weights(
@@ -169,7 +169,7 @@ def test_training_prepares_images_as_the_weights_expect(
         std=(0.25, 0.5, 1.0),
     )
     assert [metadata.preprocessing for metadata in found if metadata] == [expected, expected]
-    # Resumed, it needs neither the weights nor to be told.
+    # Resuming needs neither the weights nor these settings.
     done = splitattn.train(
         data, tmp_path / "tuned", model="small", overrides=SMALL, resume=True, **arguments
     )
@@ -222,7 +222,7 @@ def test_a_detectors_classes_are_not_compared_with_those_of_a_classifier(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its weights give a backbone alone, so no classifier is kept."""
+    """Weights give a detector only its backbone, so no classifier is kept."""
     monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
     metadata = splitattn.ModelMetadata(
         model="small",
@@ -238,7 +238,7 @@ def test_a_detectors_classes_are_not_compared_with_those_of_a_classifier(
     assert len(started) == 1
 
 
-def test_without_a_validation_split_a_fifth_of_each_class_serves(
+def test_without_a_validation_split_a_fifth_of_each_class_is_held_out(
     tmp_path: Path,
     started: list[tuple[Any, Any, Run]],
     monkeypatch: pytest.MonkeyPatch,
@@ -286,7 +286,9 @@ def test_a_run_is_evaluated_on_the_images_that_it_kept(
     assert measured.split == "fold 2/5"
     assert (measured.n, measured.top1) == (6, run.figures["top1"])
     assert "trained on" not in caplog.text
-    splitattn.evaluate(str(data), weights=run.output)  # the validation split, which is new to it
+    splitattn.evaluate(
+        str(data), weights=run.output
+    )  # the validation split, which the run has not seen
     assert "trained on" not in caplog.text
     splitattn.evaluate(data / "train", weights=run.output)
     assert "most of these images were trained on; --held-out measures" in caplog.text
@@ -324,7 +326,7 @@ def test_a_run_is_evaluated_on_the_images_that_it_kept(
         ({"loggers": ["mlflow"]}, r"objects with add and close, got \['mlflow'\]"),
     ],
 )
-def test_arguments_of_other_types_are_one_line(
+def test_arguments_of_other_types_are_reported_in_one_line(
     tmp_path: Path, data: Path, arguments: dict[str, Any], complaint: str
 ) -> None:
     given: dict[str, Any] = {"output": tmp_path / "run", "overrides": SMALL} | arguments

@@ -1,4 +1,4 @@
-"""Every kind of name opens the same network, and weights that do not fit are refused."""
+"""Files, folders and exports open the same network; weights that do not fit are refused."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tests.cli.networks import CLASSES, PREPROCESSING, network, write_weights
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights under every kind of name."""
+    """A folder with the same weights as safetensors, as a plain checkpoint and as ONNX."""
     folder = tmp_path_factory.mktemp("weights")
     write_weights(folder / "model.safetensors")
     torch.save({"state_dict": network().state_dict()}, folder / "plain.pth")
@@ -43,7 +43,7 @@ def test_a_file_a_folder_and_an_export_open_alike(name: str, folder: Path) -> No
     np.testing.assert_allclose(outputs, expected, atol=1e-5 * abs(expected).max(), rtol=0)
 
 
-def test_weights_that_say_nothing_need_a_model(folder: Path) -> None:
+def test_weights_without_metadata_need_a_model(folder: Path) -> None:
     with pytest.raises(WeightsError, match="does not say which model"):
         open_weights(weights=folder / "plain.pth")
     trained = open_weights("resnest14", folder / "plain.pth")
@@ -111,9 +111,7 @@ def test_one_output_with_a_sigmoid_labels_photographs(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_numbers_that_no_training_leaves_are_refused(
-    key: str, value: float, suffix: str, tmp_path: Path
-) -> None:
+def test_invalid_numbers_are_refused(key: str, value: float, suffix: str, tmp_path: Path) -> None:
     state = {name: each.clone() for name, each in network().state_dict().items()}
     state[key].view(-1)[0] = value
     path = tmp_path / f"model{suffix}"
@@ -147,6 +145,6 @@ def test_an_unknown_engine_fails_before_anything_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["gpu", "0", "cuda:x", ""])
-def test_what_is_no_device_is_refused_before_any_library_is_asked_for(device: str) -> None:
+def test_unknown_devices_are_refused_before_any_library_is_asked_for(device: str) -> None:
     with pytest.raises(InputError, match=f"device '{device}' cannot be used: it must be auto, cpu"):
         open_network(device=device)

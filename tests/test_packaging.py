@@ -1,4 +1,4 @@
-"""What is published: wheel and sdist hold what they should, and work where nothing else is."""
+"""Wheel and sdist hold what they should and work outside the checkout."""
 
 import ast
 import json
@@ -18,12 +18,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAME = f"splitattn-{PROJECT['version']}"
-# Code, class names, weights, photographs and whose they are, the report's style, the web page.
+# Code, class names, weights, photographs and their credits, the report's style, the web page.
 IN_PACKAGE = {".py", ".typed", ".txt", ".safetensors", ".jpg", ".md", ".css", ".html", ".js"}
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
-    """What the command prints. It sees none of this process's paths to Python code."""
+    """Run a command without PYTHON* variables; returns what it prints."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     done = subprocess.run(
         command, cwd=cwd, env=environment | variables, capture_output=True, text=True
@@ -38,7 +38,7 @@ def pip(*arguments: str | Path, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheel of the checkout, its sdist, and the wheel that is made of the sdist alone."""
+    """The wheel and sdist of the checkout, and the wheel built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "hatchling", "build", "-d", folder, cwd=ROOT)
     sdist = folder / f"{NAME}.tar.gz"
@@ -104,7 +104,7 @@ print(json.dumps([splitattn.__file__, splitattn.__version__, str(sample_photogra
 
 
 def passes_the_smoke_test(environment: Path, desk: Path) -> None:
-    """The package that is found is that environment's own, and labels a photograph."""
+    """Check that the environment's own package is imported and labels a photograph."""
     own = environment / ("Scripts" if os.name == "nt" else "bin")
     offline = {"SPLITATTN_OFFLINE": "1", "SPLITATTN_CACHE": str(desk / "cache")}
     file, version, photograph = json.loads(run(own / "python", "-c", SMOKE, cwd=desk))
@@ -120,17 +120,17 @@ def passes_the_smoke_test(environment: Path, desk: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["wheel", "wheel of the sdist"])
-def test_what_is_built_works_outside_the_checkout(
+def test_built_packages_work_outside_the_checkout(
     built: dict[str, Path], which: str, tmp_path: Path
 ) -> None:
-    """In an environment that borrows the dependencies of this one, and not its splitattn."""
+    """The environment uses the dependencies of this one, but not its splitattn."""
     environment, desk = tmp_path / "venv", tmp_path / "desk"
     desk.mkdir()
     venv.create(environment, with_pip=False)
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = ("--python", python, "install", "--no-deps", "--no-index", "--no-cache-dir")
     pip(*install, built[which], cwd=desk)
-    # A folder that a .pth file names is searched last, and the .pth files in it are not followed.
+    # Folders in a .pth file are searched last, and their own .pth files are ignored.
     (site,) = environment.rglob("site-packages")
     lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "lent.pth").write_text("\n".join(lent) + "\n", encoding="utf-8")
@@ -140,7 +140,7 @@ def test_what_is_built_works_outside_the_checkout(
 @pytest.mark.slow  # minutes, gigabytes and the network: the dependencies come from the index
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("which", ["wheel", "sdist"])
-def test_what_is_built_works_in_a_clean_environment(
+def test_built_packages_work_in_a_clean_environment(
     built: dict[str, Path], which: str, tmp_path: Path
 ) -> None:
     environment, desk = tmp_path / "venv", tmp_path / "desk"
@@ -167,7 +167,7 @@ def test_minimum_versions_are_those_that_the_project_asks_for() -> None:
 
 
 def test_the_scripts_import_only_what_the_project_asks_for() -> None:
-    """Packages that are called otherwise than their module: Pillow, scikit-image, PyYAML."""
+    """Modules are compared with package names; Pillow, scikit-image and PyYAML are mapped."""
     called = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
     extras = PROJECT["optional-dependencies"].values()
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]

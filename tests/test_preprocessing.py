@@ -1,4 +1,4 @@
-"""The crop's arithmetic, without an image."""
+"""The arithmetic of crops, without images."""
 
 import warnings
 from dataclasses import replace
@@ -65,6 +65,6 @@ def test_an_image_of_the_least_side_has_two_pixels_for_each_of_the_networks(
         left, top, right, bottom = steps.crop
         for kept, resized in zip((right - left, bottom - top), steps.resized, strict=True):
             assert kept >= 2 * resized
-    # No larger than it has to be: a pixel less would not do in the official order.
+    # The side is the least one: a pixel less leaves at most two for each of the network's.
     smaller = geometry(least - 1, least - 1, replace(preprocessing, order="crop-resize"))
     assert smaller.crop[2] - smaller.crop[0] <= 2 * size

@@ -1,4 +1,4 @@
-"""Networks saved as folders and repositories: timm loads ours, and we load timm's."""
+"""Saved folders and repositories: timm loads ours, and we load timm's."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def logits(model: nn.Module) -> Tensor:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of ours."""
+    """A folder written by `save_pretrained`."""
     folder = tmp_path_factory.mktemp("ours") / "new" / "folder"
     save_pretrained(network(), folder, metadata=METADATA, license="Apache-2.0")
     return folder
@@ -60,7 +60,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
-    """A folder that timm wrote, and the logits of what it wrote."""
+    """A folder that timm wrote, and the logits of its model."""
     folder = tmp_path_factory.mktemp("theirs")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -85,7 +85,7 @@ def test_a_folder_holds_three_files(ours: Path) -> None:
     assert "91.25" in (ours / "README.md").read_text("utf-8")
 
 
-def test_what_is_saved_is_loaded_again(ours: Path) -> None:
+def test_a_saved_network_is_loaded_again(ours: Path) -> None:
     expected = logits(network())
     assert not from_pretrained(ours).training
     for model in (
@@ -133,7 +133,7 @@ def test_we_load_a_folder_of_timms(theirs: tuple[Path, Tensor]) -> None:
     assert len(classifier.predict(SAMPLE)) == 3
 
 
-def test_a_class_too_few_is_told_before_any_image(
+def test_too_few_class_names_are_refused_before_any_image(
     theirs: tuple[Path, Tensor], tmp_path: Path
 ) -> None:
     folder, _ = theirs
@@ -188,7 +188,7 @@ def test_timms_name_of_the_model_is_saved_as_ours(ours: Path, tmp_path: Path) ->
         assert json.loads(file.metadata()["splitattn"])["model"] == "resnest14"
     for name in ("resnest14", "resnest14d"):
         assert torch.equal(logits(create_model(name, weights=tmp_path)), logits(network()))
-    # As a file may have it that was written in another way.
+    # A file written directly may have timm's name of the model.
     write_checkpoint(tmp_path / "model.safetensors", network().state_dict(), metadata)
     assert resolve("resnest14", tmp_path).model == resolve("resnest14d", tmp_path).model
     assert "timm has no such architecture" not in model_card(tmp_path / "model.safetensors")
@@ -207,7 +207,7 @@ def test_a_network_for_other_images_is_the_one_in_the_folder(
 ) -> None:
     gray = timm.create_model("resnest14d", num_classes=3, in_chans=1).eval()
     save_for_hf(gray, str(tmp_path), model_config={"label_names": ["a", "b", "c"]})
-    caplog.clear()  # of what timm says
+    caplog.clear()  # drop timm's own messages
     model = from_pretrained(tmp_path)
     images = IMAGES[:, :1]
     with torch.inference_mode():
@@ -240,7 +240,7 @@ def test_metadata_must_be_true(tmp_path: Path, metadata: ModelMetadata, message:
     assert not folder.exists()
 
 
-def test_only_what_can_be_described_is_saved(tmp_path: Path) -> None:
+def test_only_networks_that_can_be_described_are_saved(tmp_path: Path) -> None:
     fused: Any = fuse(network())
     gray = create_model("resnest14", num_classes=len(CLASSES), in_chans=1)
     of_gray = replace(METADATA, preprocessing=with_channels(METADATA.preprocessing, 1))
@@ -264,7 +264,7 @@ def test_only_what_can_be_described_is_saved(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_is_neither_a_folder_nor_a_repository_is_refused(tmp_path: Path) -> None:
+def test_names_of_neither_a_folder_nor_a_repository_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="a repository must be owner/name"):
         from_pretrained("nowhere")
     with pytest.raises(WeightsError, match="neither a tag of any model nor a file"):
@@ -276,7 +276,7 @@ def test_what_is_neither_a_folder_nor_a_repository_is_refused(tmp_path: Path) ->
             from_pretrained(Path(odd))
 
 
-def test_what_is_pushed_is_loaded_from_the_hub(hub: Hub) -> None:
+def test_a_pushed_network_is_loaded_from_the_hub(hub: Hub) -> None:
     url = push_to_hub(network(), "owner/cats", metadata=METADATA, license="MIT", token="secret")
     assert url.startswith(f"{hub.url}/owner/cats/commit/")
     files = hub.repositories["owner/cats"]["main"]

@@ -39,12 +39,12 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, An
 
 
 def cells(table: str, first: str) -> list[str]:
-    """The cells after the first, of the line that begins with it."""
+    """The other cells of the row whose first cell is `first`."""
     (line,) = (line for line in table.splitlines() if line.startswith(f"| {first} |"))
     return [cell.strip() for cell in line.split("|")[2:-1]]
 
 
-def test_what_is_not_measured_says_so(stored: Callable[[str, Any], None]) -> None:
+def test_a_table_without_measurements_says_so(stored: Callable[[str, Any], None]) -> None:
     table = measured_tables.measured(measured_tables.finetuning)
     assert table() == "Not measured yet: there is no `benchmarks/finetuning.json`."
     stored("finetuning", [tuned("embedded", 80.0), tuned("random", 60.0)])
@@ -90,7 +90,7 @@ def test_weights_of_one_name_and_two_contents_are_two_rows(
 
 
 def bars(chart: str) -> list[tuple[str, str]]:
-    """The style of each bar, and what is written behind it."""
+    """The style of each bar and the text behind it."""
     return re.findall(r'<rect class="(\w+)" .*/>\n *<text x="[\d.]+" y="\d+">([\d.]+)<', chart)
 
 
@@ -161,7 +161,7 @@ def test_the_chart_of_bulk_labeling_is_by_the_clock(stored: Callable[[str, Any],
     assert bars(charts.bulk()) == [("peer", "100"), ("ours", "80"), ("ours", "50")]
 
 
-def test_a_row_that_knows_its_instruction_set_says_so(stored: Callable[[str, Any], None]) -> None:
+def test_a_row_with_an_instruction_set_shows_it(stored: Callable[[str, Any], None]) -> None:
     known = tuned("embedded", 80.0)
     known["environment"] = WHERE | {"instruction_set": "AVX2"}
     stored("finetuning", [known, tuned("random", 60.0)])
@@ -212,8 +212,9 @@ def test_the_claim_has_accuracy_and_cost(stored: Callable[[str, Any], None]) -> 
     names = ("0s", "2s", "SE", "SK")
     stored("claim_speed", [speed | {"network": n, "images_per_second": rates} for n in names])
     table = measured_tables.claim()
-    # Seeds: 2.776, Student's 97.5 % for four degrees of freedom, times sqrt(1/3 + 1/3). Images:
-    # 1.96 times the deviation of two shares of 31 % (or one of 41 %) of 5,000: 1.81 (1.87).
+    # Over seeds: Student's 97.5 % quantile for four degrees of freedom, 2.776, times
+    # sqrt(1/3 + 1/3). Over images: 1.96 times the deviation of two shares of 31 % (or of 31 and
+    # 41 %) of 5,000, which is 1.81 (or 1.87).
     assert cells(table, "SE")[2] == "+10.00 (+7.1 to +12.9): shown"
     assert cells(table, "SK")[2] == "+9.00: not shown"  # one seed has no spread
     assert cells(table, "2s") == [
@@ -333,7 +334,7 @@ def test_the_form_of_the_engine_and_the_best_format_stand_for_a_network(
 
 
 def test_a_ratio_is_that_of_turns_of_one_round(stored: Callable[[str, Any], None]) -> None:
-    """On a machine that slows down the ratio of medians would say something else."""
+    """If the machine slows down, the ratio of medians would differ."""
 
     def times(network: str, form: str, *_: str) -> list[float]:
         if network == "timm resnest50d":
@@ -373,14 +374,18 @@ def test_the_chart_of_speed_says_milliseconds_per_image(
     chart = charts.inference("AMX")
     assert bars(chart) == [("ours", "30.0"), ("peer", "40.0")] * len(measured_tables.ENGINES)
     widths = re.findall(r'<rect class="(ours|peer)" .*?width="([\d.]+)" height="14" rx', chart)
-    widths = [(style, width) for style, width in widths if width != "14"]  # the legend's
+    widths = [
+        (style, width) for style, width in widths if width != "14"
+    ]  # the square in the legend
     ours, peers = ({float(w) for style, w in widths if style == kind} for kind in ("ours", "peer"))
     assert ours.pop() / peers.pop() == pytest.approx(30 / 40, abs=1e-3)
     assert "a processor, 2 threads" in chart
     assert measured_tables.speed().count("1.33") == 2 * len(measured_tables.LADDERS)
 
 
-def test_decoding_is_told_by_the_input_of_the_network(stored: Callable[[str, Any], None]) -> None:
+def test_decoding_is_grouped_by_the_input_of_the_network(
+    stored: Callable[[str, Any], None],
+) -> None:
     how = {"size": 224, "crop_fraction": 0.875, "order": "crop-resize", "interpolation": "bicubic"}
     spread = {"median": 2.5, "quartile1": 2.25, "quartile3": 2.75}
     quartiles = {"quartile1": 0.04, "quartile3": 0.15}
@@ -412,7 +417,7 @@ def test_decoding_is_told_by_the_input_of_the_network(stored: Callable[[str, Any
     assert bars(charts.decoding()) == [("ours", "50"), ("peer", "125")]
 
 
-def test_starting_up_is_told_in_seconds_and_memory(stored: Callable[[str, Any], None]) -> None:
+def test_startup_is_shown_in_seconds_and_memory(stored: Callable[[str, Any], None]) -> None:
     assert "startup.json" in measured_tables.measured(measured_tables.startup)()
     cases = {
         "first label": {"seconds": [0.8, 0.9, 1.0], "peak_memory": [200e6] * 3},
@@ -433,7 +438,7 @@ def test_charts_are_fresh() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_eight_bits_are_told_with_what_they_cost(stored: Callable[[str, Any], None]) -> None:
+def test_int8_is_shown_with_its_loss_of_accuracy(stored: Callable[[str, Any], None]) -> None:
     for name, top1 in (("openvino", 54.5), ("onnx", 55.25)):
         agreement = {"n": 10000, "same_labels": 94.23, "top1": top1, "reference_top1": 55.0}
         report = {"engine": f"by {name}", "bytes": 9_800_000, "agreement": agreement}

@@ -1,4 +1,4 @@
-"""A teacher by any name: our weights, exported files, timm's models."""
+"""Teachers are our weights, exported files or timm's models."""
 
 import json
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_an_exported_file_teaches_with_logits_alone(weights: Path, tmp_path: Pat
 
 
 def write_timm_folder(folder: Path, name: str, *, count: int = 3, **config: Any) -> Any:
-    """A folder in the layout of a repository of timm's, and the model in it."""
+    """Write a folder in the layout of timm's repositories; returns its model."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=count).eval()
@@ -148,11 +148,11 @@ def test_a_timm_model_comes_from_the_hub_or_its_cache_or_is_refused_at_once(
             open_teacher(f"timm:{other}")
 
 
-def test_a_timm_model_that_cannot_be_used_gets_one_line(tmp_path: Path) -> None:
+def test_a_timm_model_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path) -> None:
     write_timm_folder(tmp_path / "squashed", "resnet10t", crop_mode="squash")
     with pytest.raises(InputError, match="crop_mode must be 'center', got 'squash'"):
         open_teacher(f"timm:local-dir:{tmp_path / 'squashed'}")
-    # Its classifier is a convolution.
+    # The classifier of dla46x_c is a convolution.
     write_timm_folder(tmp_path / "other", "dla46x_c", input_size=[3, 64, 64])
     with pytest.raises(InputError, match="one dense layer behind the teacher's pooled features"):
         open_teacher(f"timm:local-dir:{tmp_path / 'other'}", imitation="features")
@@ -197,7 +197,7 @@ def test_one_call_distills_and_leaves_an_ordinary_folder(weights: Path, tmp_path
         ("timm:resnet5O", InputError, "cannot be had from timm: .*did you mean 'resnet50"),
     ],
 )
-def test_a_teacher_that_is_not_there_gets_one_line(
+def test_a_missing_teacher_is_reported_in_one_line(
     name: str | None, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as raised:

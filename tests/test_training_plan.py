@@ -1,4 +1,4 @@
-"""What a call of `train` means."""
+"""Warnings while a training is planned."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_classes_without_objects_are_named(
 
 
 def test_classes_without_pixels_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Such as the object of masks that mark it by 255, which is no class."""
+    """A mask may mark the objects by 255, which is no class."""
     data = write_masked_splits(tmp_path / "data")
     plan_training(data, tmp_path / "run")
     assert not caplog.records

@@ -16,12 +16,12 @@ from splitattn.web import Deadline, RefusedError, WebError, WebTimeoutError, get
 Answer = Callable[[socket.socket], None]
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-# What a server that never ends may be asked for, and how much longer a busy machine may take.
+# The deadline for servers that never end, and the extra time for a busy machine.
 SECONDS, GRACE = 0.2, 3.0
 
 
 class Server:
-    """Answers every request alike, over a bare socket; `requests` are its first lines."""
+    """A server that gives every request the same answer; `requests` has their first lines."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -44,7 +44,7 @@ class Server:
             self.answer(connection)
 
     def sends(self, *parts: bytes, again: bytes = b"", pause: float = 0.02) -> None:
-        """Answer with `parts`, and with `again` over and over."""
+        """Answer with `parts`, then send `again` repeatedly, until the test ends."""
 
         def answer(connection: socket.socket) -> None:
             for part in parts:
@@ -141,7 +141,7 @@ def test_a_body_that_keeps_up_the_rate_may_take_longer(
     assert body(server.url, seconds=30) == b"abcd"
 
 
-def test_the_search_for_a_name_is_within_the_deadline(
+def test_name_resolution_is_within_the_deadline(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = socket.getaddrinfo
@@ -159,7 +159,8 @@ def test_the_search_for_a_name_is_within_the_deadline(
     assert time.monotonic() - started < SECONDS + GRACE
     server.over.set()
     assert found.wait(5)
-    assert not any(server.requests)  # what is found too late is not asked, if connected to
+    # If the server is still connected to, it gets no request.
+    assert not any(server.requests)
 
 
 def test_a_deadline_moves_with_what_arrives_but_saves_up_nothing(
@@ -209,7 +210,7 @@ def test_redirects_lead_to_http_alone(server: Server, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["https:///photo.jpg", "http://", "ftp://127.0.0.1/photo.jpg"])
-def test_what_is_no_web_address_is_no_redirect(url: str) -> None:
+def test_redirects_to_invalid_addresses_are_refused(url: str) -> None:
     with pytest.raises(WebError, match="it is not a web address; only http and https"), get(url):
         pass
 
@@ -227,7 +228,9 @@ def test_what_is_no_web_address_is_no_redirect(url: str) -> None:
     ],
     ids=["negative", "two", "exponent", "location", "ssh", "large-header", "short"],
 )
-def test_what_is_no_http_is_one_line(server: Server, head: bytes, reason: str) -> None:
+def test_answers_that_are_not_http_are_reported_in_one_line(
+    server: Server, head: bytes, reason: str
+) -> None:
     server.sends(head)
     with pytest.raises(WebError, match=reason) as error:
         body(server.url, seconds=2)
@@ -235,7 +238,7 @@ def test_what_is_no_http_is_one_line(server: Server, head: bytes, reason: str) -
     assert len(str(error.value)) < 300
 
 
-def test_a_refusal_is_told_with_its_status(server: Server) -> None:
+def test_an_error_status_is_reported(server: Server) -> None:
     server.sends(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
     with pytest.raises(RefusedError, match=re.escape("HTTP 404 Not Found")):
         body(server.url)
@@ -246,7 +249,7 @@ def test_nothing_is_unpacked(server: Server) -> None:
     assert body(server.url) == b"abc"
 
 
-def test_what_the_caller_raises_stays_what_it_is(server: Server) -> None:
+def test_exceptions_of_the_caller_are_passed_through(server: Server) -> None:
     server.sends(OK + b"Content-Length: 3\r\n\r\nabc")
     with pytest.raises(ValueError, match="mine"), get(server.url, seconds=5):
         raise ValueError("mine")

@@ -1,4 +1,4 @@
-"""What must work where neither PyTorch nor pyarrow is installed."""
+"""Reading data sets works without PyTorch and pyarrow."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.data.datasets import write_image_folder
 
-# The hook stands for an environment without these libraries.
+# The import hook simulates an environment without these libraries.
 SCRIPT = """
 import sys
 

@@ -111,7 +111,7 @@ def test_another_image_size_causes_a_warning(data: Path, weights: Path) -> None:
         assert run(data, "--weights", weights, "--size", 48, "--workers", 1) == 0
 
 
-def test_an_unreadable_image_is_one_line_and_status_one(
+def test_an_unreadable_image_is_reported_in_one_line_with_status_one(
     data: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = next((data / "val" / CLASSES[3]).iterdir())

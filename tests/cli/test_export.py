@@ -56,7 +56,7 @@ def test_predict_needs_nothing_but_the_exported_file(
         assert got["probability"] == pytest.approx(wanted.probability, abs=1e-5)
 
 
-def test_a_failed_parity_is_one_line_and_status_1(
+def test_a_failed_parity_is_reported_in_one_line_with_status_1(
     weights: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -78,7 +78,7 @@ def test_a_failed_parity_is_one_line_and_status_1(
         (("net.onnx", "--format", "openvino"), "must end in .xml, got net.onnx"),
     ],
 )
-def test_a_wrong_call_is_one_line_and_status_2_before_anything_is_loaded(
+def test_a_wrong_call_is_reported_in_one_line_with_status_2_before_anything_is_loaded(
     arguments: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, err = run(capsys, "export", "--weights", "missing.safetensors", *arguments)

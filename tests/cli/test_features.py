@@ -99,7 +99,7 @@ def test_features_that_are_not_finite_are_an_error_of_their_image(
         (["x.png", "--output", "x.npz"], "features needs images that can be read, got none"),
     ],
 )
-def test_a_wrong_call_is_one_line(
+def test_a_wrong_call_is_reported_in_one_line(
     arguments: list[str],
     message: str,
     tmp_path: Path,

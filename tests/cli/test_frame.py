@@ -125,7 +125,7 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "create_app", lambda _: app)
 
 
-def test_bad_input_is_one_line_and_status_2(
+def test_bad_input_is_reported_in_one_line_with_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails_with(InputError("size must be odd, got 4"), monkeypatch)

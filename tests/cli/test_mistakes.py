@@ -149,7 +149,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("call", "line"), MISTAKES)
-def test_a_mistake_gets_one_line_and_status_2(
+def test_a_mistake_is_reported_in_one_line_with_status_2(
     call: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:

@@ -352,7 +352,7 @@ def test_an_interrupted_run_leaves_the_old_output(
         (["x.jpg", "--weights", "missing.pth"], "missing.pth"),
     ],
 )
-def test_a_wrong_call_is_one_line_and_status_2(
+def test_a_wrong_call_is_reported_in_one_line_with_status_2(
     predict, arguments: list[str], complaint: str
 ) -> None:
     answer = predict(*arguments)
@@ -480,7 +480,9 @@ def test_a_camera_may_put_several_pictures_into_one_file(
     assert predict("-").status == 0
 
 
-def test_an_archive_on_stdin_is_one_line(predict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_on_stdin_is_reported_in_one_line(
+    predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", piped(gzip.compress(b"a picture")))
     answer = predict("-")
     assert answer.status == 2
@@ -515,7 +517,7 @@ def test_names_that_end_in_nul_may_hold_line_ends(
         assert [line["path"] for line in answer.lines] == names
 
 
-def test_a_list_in_utf_16_is_one_line(predict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_in_utf_16_is_reported_in_one_line(predict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", piped("a.png\nb.png\n".encode("utf-16")))
     answer = predict("-")
     assert answer.status == 2
@@ -523,7 +525,7 @@ def test_a_list_in_utf_16_is_one_line(predict, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("stdin", [None, b""], ids=["closed", "empty"])
-def test_nothing_on_stdin_is_one_line(
+def test_nothing_on_stdin_is_reported_in_one_line(
     predict, stdin: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", stdin if stdin is None else piped(stdin))
@@ -534,7 +536,7 @@ def test_nothing_on_stdin_is_one_line(
     )
 
 
-def test_an_empty_folder_is_one_line(predict, tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported_in_one_line(predict, tmp_path: Path) -> None:
     folder = tmp_path / "none"
     folder.mkdir()
     for others in ("", "; 1 file is skipped, not an image by name: .svg (1)"):
@@ -564,7 +566,7 @@ def test_output_is_written_whatever_the_streams_are(
         monkeypatch.undo()
 
 
-def test_results_that_a_stream_does_not_take_are_one_line(
+def test_results_that_a_stream_does_not_take_are_reported_in_one_line(
     predict, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", None)

@@ -70,7 +70,7 @@ def test_options_become_settings(
     assert asked["s"].trusted_hosts == ("photos.example",)
 
 
-def test_wrong_calls_are_one_line(
+def test_wrong_calls_are_reported_in_one_line(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "empty"

@@ -67,7 +67,7 @@ def test_a_shard_of_a_million_nulls_is_not_unpacked(tmp_path: Path) -> None:
         open_data(str(shard), "val")
 
 
-def test_a_missing_pyarrow_is_one_line_with_the_command(
+def test_a_missing_pyarrow_is_reported_in_one_line_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shard(tmp_path / "val.parquet", [encoded(0, 0)], [0])
@@ -162,7 +162,7 @@ def test_class_names_are_text(tmp_path: Path, features: bytes) -> None:
     ],
     ids=["zeros", "dictionary"],
 )
-def test_what_unpacks_to_far_more_than_its_size_is_refused(
+def test_shards_that_unpack_to_far_more_than_their_size_are_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     value: bytes,

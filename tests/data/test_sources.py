@@ -129,7 +129,7 @@ def test_a_file_that_is_no_list_of_class_names_is_refused(
     assert "\n" not in str(raised.value)
 
 
-def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
+def test_data_that_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "red").mkdir(parents=True)
     write_class_folders(tmp_path / "half" / "train", 1)

@@ -108,7 +108,7 @@ def test_an_unknown_torchvision_data_set_names_the_nearest() -> None:
         open_data("torchvision:Imagenete", "val")
 
 
-def test_a_failed_torchvision_download_is_one_line(
+def test_a_failed_torchvision_download_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(_Local):
@@ -135,7 +135,7 @@ def test_nothing_is_downloaded_offline(tmp_path: Path, monkeypatch: pytest.Monke
         open_data("torchvision:Imagenette", "val")
 
 
-def test_a_missing_torchvision_is_one_line_with_the_command(
+def test_a_missing_torchvision_is_reported_in_one_line_with_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(libraries, "installed", lambda *_: False)

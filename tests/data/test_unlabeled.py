@@ -117,7 +117,7 @@ def test_parquet_with_labels_of_other_classes_gives_its_images(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("data", ["nothing", "~nobody/photos", "a\0b", "empty"])
-def test_data_without_images_get_one_line(
+def test_data_without_images_are_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ def test_data_without_images_get_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_shard_of_something_else_gets_one_line(tmp_path: Path) -> None:
+def test_a_shard_of_something_else_is_reported_in_one_line(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array(["a"])}), tmp_path / "part.parquet")
     with pytest.raises(DataError, match=r"must have a column image: "):
         open_for_teacher(str(tmp_path), ("cat", "dog"), seed=0)

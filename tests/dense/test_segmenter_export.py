@@ -253,7 +253,7 @@ def test_other_heads_run_in_pytorch_alone(folder: Path, tmp_path: Path) -> None:
         ({"precision": "int8"}, "int8 needs images to calibrate on"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(
+def test_impossible_exports_are_refused(
     folder: Path, tmp_path: Path, options: dict[str, Any], rule: str
 ) -> None:
     with pytest.raises(InputError, match=rule):

@@ -78,9 +78,7 @@ def test_fields_of_the_second_stage_are_refused_without_one(
 
 @pytest.mark.parametrize("preset", ["plain", "finetune"])
 @pytest.mark.parametrize("head", ["fcos", "mask_rcnn"])
-def test_what_a_preset_sets_is_accepted_for_every_head(
-    tmp_path: Path, head: str, preset: str
-) -> None:
+def test_every_preset_is_accepted_for_every_head(tmp_path: Path, head: str, preset: str) -> None:
     recipe = load_recipe(preset, ["batch_size=2"], task="detection")
     task = make_task(tmp_path, head=head)
     task.check(make_run(tmp_path / "run", recipe))

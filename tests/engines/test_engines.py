@@ -294,7 +294,7 @@ def test_auto_takes_pytorch_where_it_sees_cuda(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("missing", [["openvino"], ["onnxruntime"], ["onnxruntime", "onnx"]])
-def test_a_missing_library_is_one_line_with_the_command(
+def test_a_missing_library_is_reported_in_one_line_with_the_command(
     missing: list[str], hide: Callable[..., None]
 ) -> None:
     hide(*missing)
@@ -317,7 +317,7 @@ def test_a_missing_library_is_one_line_with_the_command(
         ("torch", "xpu:a", "device 'xpu:a' cannot be used: it must be"),
     ],
 )
-def test_an_engine_that_does_not_run_there_is_one_line(
+def test_an_engine_that_does_not_run_there_is_reported_in_one_line(
     engine: str, device: str, complaint: str
 ) -> None:
     with pytest.raises(InputError, match=complaint) as raised:
@@ -365,7 +365,9 @@ def test_cuda_computes_without_tf32_and_keeps_other_settings(
     assert torch.backends.cudnn.allow_tf32
 
 
-def test_compiling_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_without_a_compiler_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from torch._inductor import cpp_builder, exc
 
     def none() -> str:

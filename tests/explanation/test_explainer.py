@@ -279,7 +279,7 @@ def test_a_reduced_photograph_has_its_crop_in_the_same_place(weights: Path) -> N
         (None, "gradcam", "method must be one of auto, cam, layercam, rise, got 'gradcam'"),
     ],
 )
-def test_what_cannot_be_explained_is_refused_in_one_line(
+def test_impossible_explanations_are_refused_in_one_line(
     explainer: Explainer, label: str | int | None, method: str, message: str
 ) -> None:
     with pytest.raises(InputError) as caught:

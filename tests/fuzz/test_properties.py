@@ -170,7 +170,7 @@ def test_a_recipe_is_refused_or_survives_being_written(
 
 
 @given(st.text(st.characters(exclude_characters="\0"), max_size=40) | st.text(string.printable))
-def test_any_override_changes_what_it_names_or_is_one_line(override: str) -> None:
+def test_any_override_changes_what_it_names_or_is_reported_in_one_line(override: str) -> None:
     changed = attempted("plain", override)
     if isinstance(changed, str):
         assert changed.isprintable()

@@ -196,7 +196,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_bad_file_is_one_line_that_names_it(name: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_in_one_line_that_names_it(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(HOSTILE[name])
     with pytest.raises(ImageError) as raised:
@@ -239,7 +239,7 @@ def test_limits_must_be_positive() -> None:
 
 
 @pytest.mark.timeout(10)
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_sources_that_are_not_regular_files_are_not_opened(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.jpg"
     os.mkfifo(pipe)
     for source, complaint in (

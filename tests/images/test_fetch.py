@@ -101,7 +101,7 @@ def test_an_image_comes_from_a_url(address: str, path: str) -> None:
         ("/with space", "404"),
     ],
 )
-def test_a_url_that_fails_is_one_line_that_names_it(
+def test_a_url_that_fails_is_reported_in_one_line_that_names_it(
     address: str, path: str, complaint: str
 ) -> None:
     started = time.monotonic()
@@ -121,7 +121,7 @@ def test_a_server_that_is_not_there_is_reported() -> None:
 @pytest.mark.parametrize(
     "url", ["http://[::1", "http://", "https://:x/", "http://a b/", "HTTP://\udcff"]
 )
-def test_what_is_no_url_is_one_line(url: str) -> None:
+def test_an_invalid_url_is_reported_in_one_line(url: str) -> None:
     with pytest.raises(ImageError) as raised:
         decode(url)
     assert str(raised.value).isprintable()

@@ -154,7 +154,7 @@ def test_dropout_is_the_architectures_unless_given() -> None:
 
 @pytest.mark.parametrize("name", ["drop_path", "drop_block", "dropout"])
 @pytest.mark.parametrize("share", [-0.1, 1.0])
-def test_an_impossible_share_is_one_line(name: str, share: float) -> None:
+def test_an_impossible_share_is_reported_in_one_line(name: str, share: float) -> None:
     with pytest.raises(InputError) as caught:
         ResNeSt(small(), **{name: share})
     assert str(caught.value) == f"{name} must be at least 0 and below 1, got {share}"

@@ -175,13 +175,15 @@ def test_without_classes_it_returns_the_pooled_features() -> None:
         ({"in_chans": 0}, "in_chans must be at least 1, got 0"),
     ],
 )
-def test_an_argument_out_of_range_is_one_line(arguments: dict[str, Any], message: str) -> None:
+def test_an_argument_out_of_range_is_reported_in_one_line(
+    arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError) as caught:
         ResNeSt(small(), **arguments)
     assert str(caught.value) == message
 
 
-def test_an_architecture_whose_channels_cannot_be_grouped_is_one_line() -> None:
+def test_an_architecture_whose_channels_cannot_be_grouped_is_reported_in_one_line() -> None:
     row = dataclasses.replace(small(), bottleneck_width=66)
     with pytest.raises(InputError, match=r"^in_channels must be a multiple of 8, got [0-9]+$"):
         ResNeSt(dataclasses.replace(row, radix=8))

@@ -184,7 +184,7 @@ def test_attention_sees_the_mean_over_positions() -> None:
         ({"pool_stride": 2.0}, "pool_stride must be a whole number, got 2.0"),
     ],
 )
-def test_channels_that_cannot_be_grouped_are_one_line(
+def test_channels_that_cannot_be_grouped_are_reported_in_one_line(
     arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:

@@ -250,7 +250,7 @@ def test_an_error_is_the_result_of_its_batch_alone() -> None:
     running.close()
 
 
-def test_each_batch_is_told() -> None:
+def test_each_batch_is_reported() -> None:
     gate, told = Gate(), list[Ran]()
     gate.open.set()
     running: Batcher[int, int] = Batcher(gate, max_batch=4, on_batch=told.append)

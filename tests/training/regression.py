@@ -1,6 +1,6 @@
-"""A regression task for tests: vectors to vectors, by a network that is no ResNeSt.
+"""A regression task for tests: vectors to vectors, by a network that is not a ResNeSt.
 
-Batches and losses have the form that detectors have: lists of dictionaries, and a dictionary.
+Batches are lists of dictionaries and losses are a dictionary, as for detectors.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ RECIPE = Recipe(
 
 
 class Regressor(nn.Module):
-    """Three layers; in training a dictionary of losses, in evaluation the vectors."""
+    """Three layers. Returns a dictionary of losses in training, and the vectors in evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Regressor(nn.Module):
 
 
 class Regression(Task[list[Example]]):
-    """Learn a fixed map; `noise` is drawn anew in each step."""
+    """Learn a fixed linear map from inputs with noise, which is drawn in each step."""
 
     name: ClassVar[str] = "regression"
     unit: ClassVar[str] = "vectors"
@@ -100,5 +100,5 @@ def make_run(output: Path, recipe: Recipe = RECIPE, *, batch_per_device: int = 1
 
 
 def train_together(output: Path) -> None:
-    """What each of two processes does."""
+    """The training that each of two processes runs."""
     train(Regressor(), Regression(noise=0.0), make_run(output, batch_per_device=3))

@@ -1,4 +1,4 @@
-"""A training that takes a second: three classes of colored noise and a small network."""
+"""A training that takes a second: a small network learns three classes of colored noise."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from splitattn.training.run import Run
 from tests.data.datasets import write_image_folder
 
 ARCHITECTURE = Architecture(layers=(1, 1, 1, 1), planes=16, stem_width=8)
-# Everything random is on.
+# All random augmentation and regularization is on.
 RECIPE = Recipe(
     epochs=3,
     batch_size=8,
@@ -45,7 +45,7 @@ RECIPE = Recipe(
 
 
 def make_task(folder: Path, *, train: int = 16) -> Classification:
-    """Images of three classes below `folder`/data."""
+    """Classification of the images in `folder`/data, which are written if they are missing."""
     data = folder / "data"
     if not data.exists():
         write_image_folder(data, train=train, val=4)
@@ -55,7 +55,7 @@ def make_task(folder: Path, *, train: int = 16) -> Classification:
 
 
 def make_run(folder: Path, recipe: Recipe = RECIPE) -> Run:
-    """On the CPU, in this process, the output in `folder`/out."""
+    """A run on the CPU without workers, with its output in `folder`/out."""
     return Run(recipe=recipe, output=folder / "out", device=torch.device("cpu"), workers=0)
 
 
@@ -65,7 +65,7 @@ def network(recipe: Recipe = RECIPE) -> ResNeSt:
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log, without what depends on the clock."""
+    """The lines of the log without times and rates."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [
         {k: v for k, v in line.items() if not k.endswith(("seconds", "_per_second"))}
@@ -74,9 +74,9 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def forkserver() -> ForkServerContext:
-    """Starts processes in no time, as forks of one that has loaded everything.
+    """A context that starts processes fast: it forks a server that has imported everything.
 
-    A fork of the tests' own process, whose threads have computed, may hang.
+    A fork of the tests' own process may hang, because its threads have computed.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.training.runs", "tests.training.regression"])
@@ -84,10 +84,10 @@ def forkserver() -> ForkServerContext:
 
 
 def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
-    """Call `work` in two processes, each with the environment that torchrun gives.
+    """Call `work` in two processes with the environment variables of torchrun.
 
     Args:
-        work: a function of a module, which the processes import.
+        work: a function at the top level of a module, which the processes import.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

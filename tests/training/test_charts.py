@@ -1,4 +1,4 @@
-"""Charts: axes end at round numbers that enclose the data, and points lie where the axes say."""
+"""Charts: axes end at round numbers around the data, and points fit the axes."""
 
 import math
 import re
@@ -34,7 +34,7 @@ def pixels(svg: str, style: str) -> list[tuple[float, float]]:
 
 
 def labels(svg: str, anchor: str) -> dict[str, tuple[float, float]]:
-    """Where the labels of an axis are: "end" is the vertical one."""
+    """Positions of an axis's labels by text; `anchor` "end" is the vertical axis."""
     found = re.findall(rf'<text x="([\d.]+)" y="([\d.]+)"[^>]*anchor="{anchor}">([\d.]+)<', svg)
     return {text: (float(x), float(y)) for x, y, text in found}
 

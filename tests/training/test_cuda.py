@@ -1,4 +1,4 @@
-"""On a GPU a training learns, resumes, and does not wait for its own figures."""
+"""On a GPU a training learns, resumes, and does not wait for the figures of a step."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def unsynchronized() -> Iterator[None]:
-    """Make every call that waits for the GPU an error."""
+    """After the test, allow calls that wait for the GPU; the test makes them an error."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 
@@ -49,7 +49,7 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path) -> None:
     run = with_recipe(run, epochs=2, clip_norm=0.0, mixup_alpha=0.2, cutmix_alpha=0.0)
 
     def watch(step: Step) -> None:
-        # From the third step on, when everything has been allocated, to the end of the epoch.
+        # Waiting is an error from the third step, after all allocations, to the end of the epoch.
         per_epoch = step.steps // step.epochs
         inside = 2 <= step.step % per_epoch < per_epoch - 2
         torch.cuda.set_sync_debug_mode("error" if inside else "default")

@@ -1,4 +1,4 @@
-"""A student learns from its teacher's answers alone, and leaves an ordinary file."""
+"""A student learns only from its teacher's answers; its file is an ordinary one."""
 
 import signal
 from dataclasses import replace
@@ -60,11 +60,11 @@ def small() -> Any:
 
 
 def make_teacher(*, features: bool = False) -> Teacher:
-    """It tells the three colors apart by the means of the channels."""
+    """A teacher that distinguishes the three colors by the means of the channels."""
     torch.manual_seed(0)
     body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5), nn.ReLU())
     head = nn.Linear(5, 3)
-    # Channel 2 says blue, channel 1 green, channel 0 red, against the mean of all.
+    # Each class is a channel minus the mean of all: blue is 2, green 1, red 0.
     with torch.no_grad():
         body[2].weight.zero_()[:3] = 2 * (torch.eye(3).flip(0) - 1 / 3)
         body[2].bias.fill_(1.0)
@@ -94,7 +94,7 @@ def make_distillation(folder: Path, teacher: Teacher, *, labeled: bool = False) 
 
 
 def agreement(student: Path, teacher: Teacher) -> float:
-    """Computed from what `predict` says of the validation images."""
+    """Percent of the validation images on which `predict` agrees with the teacher."""
     pictures = [picture(label, 1000 + i) for label in range(3) for i in range(4)]
     guesses = Classifier(weights=student).predict(pictures, topk=1)
     pixels = np.stack([preprocess(image, LOOK) for image in pictures])
@@ -103,7 +103,7 @@ def agreement(student: Path, teacher: Teacher) -> float:
 
 
 @pytest.mark.parametrize("imitation", ["logits", "features"])
-def test_a_student_learns_without_labels_and_its_file_is_an_ordinary_one(
+def test_a_student_learns_without_labels_and_leaves_an_ordinary_file(
     tmp_path: Path, imitation: Any
 ) -> None:
     teacher = make_teacher(features=imitation == "features")
@@ -125,7 +125,7 @@ def test_a_student_learns_without_labels_and_its_file_is_an_ordinary_one(
     assert measured.figures.keys() == {"agreement"}
     assert measured.figures["agreement"] == pytest.approx(agreement(path, teacher))
     assert measured.figures["agreement"] > 80
-    # Keys and shapes are those of any network, and the network in memory is the one in the file.
+    # The file has the usual keys and shapes, and the values of the network in memory.
     saved = load_file(path)
     assert {k: tuple(v.shape) for k, v in saved.items()} == ARCHITECTURE.shapes(3)
     assert all(torch.equal(network.state_dict()[k], v.float()) for k, v in saved.items())
@@ -143,7 +143,7 @@ def test_a_student_learns_without_labels_and_its_file_is_an_ordinary_one(
     assert "agreement" in (run.output / "report.html").read_text()
 
 
-# Nothing that a process draws for its own images.
+# Without regularization whose random numbers depend on the process.
 TOGETHER = replace(
     RECIPE,
     imitation="features",
@@ -159,7 +159,7 @@ TOGETHER = replace(
 
 
 def distill(folder: Path) -> None:
-    """Train on the images of `folder`/data, in one process or as one of several."""
+    """Distill on the images of `folder`/data, in one process or as one of several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
         task = make_distillation(folder, make_teacher(features=True))
@@ -232,7 +232,7 @@ def test_labels_give_top1_and_are_mixed_into_the_loss(tmp_path: Path) -> None:
     output = task.forward(lambda _: logits, crops, run)
     torch.testing.assert_close(output.loss, 0.75 * divergence + 0.25 * crossentropy)
 
-    # A student that is the teacher agrees with it, and is right where the teacher is.
+    # If the student is the teacher, agreement is 100 % and top-1 is that of the teacher.
     network = make_teacher().engine._network  # type: ignore[attr-defined]
     run = make_run(tmp_path, replace(RECIPE, test_size=48))
     figures = task.measure(network, run, lambda *_: None).figures
@@ -254,7 +254,7 @@ def test_teacher_and_student_see_the_same_crop_each_at_its_size(tmp_path: Path) 
 
     shown = crops.images.images
     logits = torch.from_numpy(task.teacher.engine.run(shown.numpy(), LOOK)).requires_grad_()
-    # Whoever answers as the teacher does has no loss.
+    # A student that gives the teacher's logits has no loss.
     output = task.forward(student, crops, run)
     assert output.loss.item() == pytest.approx(0, abs=1e-6)
     assert output.sums["agreeing"] == 4

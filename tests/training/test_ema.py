@@ -1,4 +1,4 @@
-"""The EMA: what is in it, and how fast it forgets."""
+"""The EMA of weights and statistics, and its decay."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from splitattn.training.ema import EMA
 from tests.training.runs import network
 
 
-def test_it_follows_weights_and_statistics_and_forgets_faster_early_on() -> None:
+def test_the_ema_follows_weights_and_statistics_with_a_lower_decay_early_on() -> None:
     model = network()
     ema = EMA(model, 0.5)
     found = []
@@ -18,7 +18,7 @@ def test_it_follows_weights_and_statistics_and_forgets_faster_early_on() -> None
         weight, mean = ema.module.fc.weight[0, 0], ema.module.bn1.running_mean[0]
         assert weight == mean
         found.append(float(weight))
-    first_decay, second_decay = 2 / 11, 3 / 12  # below 0.5 still
+    first_decay, second_decay = 2 / 11, 3 / 12  # both are still below 0.5
     second = first_decay + (1 - first_decay) * 2
     assert found == pytest.approx([1.0, second, second_decay * second + (1 - second_decay) * 4])
     for _ in range(20):
@@ -29,7 +29,7 @@ def test_it_follows_weights_and_statistics_and_forgets_faster_early_on() -> None
     assert float(ema.module.fc.weight[0, 0]) == pytest.approx(0.5 * before)
 
 
-def test_counters_of_batches_are_copied() -> None:
+def test_batch_counters_are_copied() -> None:
     model = network()
     ema = EMA(model, 0.9)
     ema.update(model)
@@ -38,7 +38,7 @@ def test_counters_of_batches_are_copied() -> None:
     assert int(ema.module.bn1.num_batches_tracked) == 7
 
 
-def test_it_needs_no_gradients_and_leaves_the_network_as_it_is() -> None:
+def test_the_ema_needs_no_gradients_and_does_not_change_the_network() -> None:
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     ema = EMA(model, 0.9)

@@ -1,4 +1,4 @@
-"""A training that is killed at any moment goes on as if nothing had happened."""
+"""A training that is killed at any moment resumes with the same result."""
 
 import os
 import random
@@ -32,7 +32,7 @@ def _train(folder: Path, steps: Connection) -> None:
 
 
 def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path) -> None:
-    """As a terminal, a batch system and torchrun send it: the workers get it too."""
+    """Terminals, batch systems and torchrun send signals to the workers too."""
     write_image_folder(tmp_path / "data", train=18, val=4)
     command = [
         *(sys.executable, "-m", "splitattn", "train", str(tmp_path / "data")),
@@ -41,7 +41,7 @@ def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path) -> None:
         *("--set=train_size=32", "--set=test_size=32", "--set=batch_size=8"),
         *("--set=epochs=500", "--set=warmup_epochs=0"),
     ]
-    for number in (signal.SIGTERM, signal.SIGINT):  # from the start, and from a checkpoint
+    for number in (signal.SIGTERM, signal.SIGINT):  # first a new training, then a resumed one
         process = subprocess.Popen(
             [*command, "--resume"], stderr=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -1,4 +1,4 @@
-"""The log is whole lines of JSON; TensorBoard draws the same figures, if it is installed."""
+"""The log has one JSON object a line; TensorBoard, if installed, gets the same figures."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def test_a_log_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> N
 
 
 def drawn(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Step and figure of every point that TensorBoard draws, by curve."""
+    """The points that TensorBoard shows, as step and value, by curve."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -81,13 +81,13 @@ def test_tensorboard_draws_the_figures_of_both_kinds_of_line(tmp_path: Path) -> 
     }
 
 
-def test_steps_that_are_done_again_are_drawn_once(tmp_path: Path) -> None:
+def test_repeated_steps_are_drawn_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     board = TensorBoard(tmp_path, 0)
     for step in (10, 20, 30):
         board.add(TRAIN, step)
     board.close()
-    # Saved after step 20; what it says of that step is not said again.
+    # Resumed from a checkpoint of step 20: later points are replaced.
     board = TensorBoard(tmp_path, 20)
     board.add(TRAIN | {"loss": 1.5}, 30)
     board.close()
@@ -109,7 +109,7 @@ def test_without_tensorboard_nothing_is_drawn_and_the_extra_is_named(
 
 
 class Tracker:
-    """Stands for the module `mlflow` and for a run of Weights & Biases."""
+    """A fake of the module `mlflow` and of a run of Weights & Biases."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[dict[str, float], int]] = []

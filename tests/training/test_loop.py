@@ -1,4 +1,4 @@
-"""Training learns, stops, goes on bit for bit, and leaves a file that needs nothing else."""
+"""Training learns, stops and resumes bit for bit; its file needs nothing else."""
 
 import errno
 import math
@@ -101,7 +101,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         train(interrupted, task, run, on_step=stop)
     assert f"stopped and saved after step {step + 1} of 18; --resume continues" in caplog.text
-    resumed = network(replace(RECIPE, seed=99))  # a new process need not remember anything
+    resumed = network(
+        replace(RECIPE, seed=99)
+    )  # other weights, since a resumed process starts anew
     seen: list[int] = []
     again = train(
         resumed, task, run, resume=True, on_step=lambda progress: seen.append(progress.step)
@@ -117,7 +119,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     assert "finished, epoch 3 of 3, and is only measured again; --set epochs=N" in caplog.text
 
 
-def test_what_an_earlier_training_froze_learns_again(task: Classification, run: Run) -> None:
+def test_layers_that_an_earlier_training_froze_learn_again(task: Classification, run: Run) -> None:
     recipe = replace(RECIPE, epochs=1, warmup_epochs=0.0)
     model = network(recipe)
     model.freeze_stages(5)
@@ -130,7 +132,7 @@ def test_what_an_earlier_training_froze_learns_again(task: Classification, run: 
 def test_accumulated_gradients_are_those_of_the_whole_batch(
     task: Classification, run: Run, tmp_path: Path
 ) -> None:
-    # With frozen norms, in which the images of a batch do not meet.
+    # Frozen norms, since batch norm depends on how a batch is divided.
     recipe = Recipe(
         epochs=1,
         batch_size=8,
@@ -153,8 +155,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         weights.append(model.fc.state_dict()["weight"])
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-6)
     assert not torch.equal(weights[0], network(recipe).fc.state_dict()["weight"])
-    # Eight images in parts of at most three would be three parts of two: the batch is what they add
-    # up to, and the learning rate follows it.
+    # Eight images do not divide into equal parts of at most three. The batch becomes three parts
+    # of two, and the learning rate follows.
     metadata = read_metadata(tmp_path / "3" / "model.safetensors")
     assert metadata is not None
     assert metadata.recipe["batch_size"] == 6
@@ -173,7 +175,7 @@ def test_training_with_batches_of_one_is_possible(tmp_path: Path, run: Run) -> N
 def test_the_best_epoch_is_kept_beside_the_last(
     task: Classification, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A real training may get no better, or never worse: these are the figures of one that does.
+    # Figures that get better, then worse, which a real training might not do.
     right_by_class = iter([(2, 1, 1), (4, 3, 3), (4, 2, 2)])
 
     def told(*arguments: Any, **options: Any) -> Evaluation:
@@ -195,7 +197,7 @@ def test_the_best_epoch_is_kept_beside_the_last(
     assert any(not np.array_equal(w, last.tensors[k]) for k, w in best.tensors.items())
 
 
-def test_what_a_training_leaves_says_how_it_came_about(task: Classification, run: Run) -> None:
+def test_the_metadata_of_a_result_describe_its_training(task: Classification, run: Run) -> None:
     run = with_recipe(run, epochs=2)
     train(network(), task, run)
     assert load_recipe(str(run.output / "recipe.toml"), model="resnest14") == run.recipe
@@ -399,7 +401,7 @@ def test_a_batch_of_one_image_cannot_be_mixed(task: Classification, run: Run) ->
 
 
 @pytest.mark.parametrize("name", ["drop_path", "drop_block"])
-def test_a_recipe_says_nothing_of_a_network_that_is_not_so(
+def test_a_network_that_contradicts_its_recipe_is_refused(
     task: Classification, run: Run, name: str
 ) -> None:
     without = network(replace(RECIPE, **{name: 0.0}))  # type: ignore[arg-type]
@@ -410,13 +412,13 @@ def test_a_recipe_says_nothing_of_a_network_that_is_not_so(
     assert not run.output.exists()
 
 
-def test_a_training_does_not_go_on_with_other_images(task: Classification, run: Run) -> None:
+def test_a_training_does_not_resume_with_other_images(task: Classification, run: Run) -> None:
     run = with_recipe(run, epochs=2)
     train(network(), task, run)
     fewer = replace(task.train, labels=list(task.train.labels)[:-1])
     with pytest.raises(InputError, match="cannot resume with other settings: images differ"):
         train(network(), replace(task, train=fewer), run, resume=True)
-    # Folds of equal size have equal labels.
+    # Folds of equal size have equal labels, so labels alone cannot tell them apart.
     fold = replace(task.train, part="all but fold 2/5")
     with pytest.raises(InputError, match="cannot resume with other settings: parts differ"):
         train(network(), replace(task, train=fold), run, resume=True)

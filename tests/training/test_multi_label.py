@@ -1,4 +1,4 @@
-"""Several labels per image, from a CSV file to a file that gives several labels everywhere."""
+"""Several labels per image, from a CSV file through training and export to predictions."""
 
 import csv
 import json
@@ -83,7 +83,7 @@ def test_training_learns_each_class_and_the_file_says_so(run: splitattn.Training
     assert ModelMetadata.from_json(metadata.to_json()) == metadata
 
 
-def test_every_label_above_the_threshold_is_given(
+def test_every_label_above_the_threshold_is_predicted(
     run: splitattn.TrainingResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     classifier = splitattn.Classifier(weights=run.output)
@@ -160,7 +160,7 @@ def test_parity_is_that_of_sigmoids(run: splitattn.TrainingResult) -> None:
 
     class Shifted(type(engine)):  # type: ignore[misc]
         def logits(self, images_BCHW: Any) -> Any:
-            return super().logits(images_BCHW) + 1  # which a softmax does not notice
+            return super().logits(images_BCHW) + 1  # an offset changes no softmax, but all sigmoids
 
     settings, images = FileSettings(metadata=network.metadata), package_photographs(3)
     assert exporting._parity(network, engine, images, settings).absolute < 1e-5
@@ -168,7 +168,7 @@ def test_parity_is_that_of_sigmoids(run: splitattn.TrainingResult) -> None:
     assert exporting._parity(network, engine, images, settings).absolute > 0.05
 
 
-def test_what_needs_one_label_and_what_needs_several_are_not_mixed(
+def test_single_label_and_multi_label_data_and_settings_are_not_mixed(
     run: splitattn.TrainingResult, data: Path, tmp_path: Path
 ) -> None:
     folders = write_image_folder(tmp_path / "folders", train=2, val=1)

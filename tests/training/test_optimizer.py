@@ -1,4 +1,4 @@
-"""Which weights learn, how fast, and which of them decay."""
+"""Learning rates, schedules, weight decay and frozen stages."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_norms_and_biases_are_not_decayed() -> None:
     assert others["weight_decay"] == 0
     assert decayed["nesterov"]
     names = {id(weight): name for name, weight in model.named_parameters()}
-    # By name, the official code decays these six.
+    # The official code selects by name and decays these six norms.
     norms = ["conv1.1", "conv1.4", *(f"layer{stage}.0.downsample.2" for stage in (1, 2, 3, 4))]
     undecayed = {names[id(weight)] for weight in others["params"]}
     assert {f"{norm}.weight" for norm in norms} <= undecayed

@@ -1,4 +1,4 @@
-"""Two processes under `torchrun` train as one does, measure exactly, and survive losing one."""
+"""Two processes under `torchrun` train as one does, measure exactly, and survive a kill."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tests.data.datasets import write_image_folder
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-# Nothing that a process draws for its own images.
+# Without regularization whose random numbers depend on the process.
 RECIPE = """
 epochs = 3
 batch_size = 12
@@ -43,9 +43,9 @@ sync_batch_norm = true
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    # More than two batches of 64 to measure, so that each process has some.
+    # More than two batches of 64 to measure, so that each process gets one.
     write_image_folder(folder / "data", train=16, val=50)
-    (folder / "data" / "train" / "red" / "drawing.svg").write_text("<svg/>")  # warned of
+    (folder / "data" / "train" / "red" / "drawing.svg").write_text("<svg/>")  # causes a warning
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
 
@@ -64,13 +64,13 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def together(folder: Path) -> Path:
-    """What two processes leave."""
+    """The output folder of a training by two processes."""
     command = [*TORCHRUN, "-m", "splitattn", *arguments(folder, "together")]
     done = subprocess.run(
         command, env=ONE_THREAD, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
-    # Two processes say what one says.
+    # Two processes print as much as one does.
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr.count("epoch 3/3") == 1
     assert done.stderr.count("1 file is skipped") == 1
@@ -79,7 +79,7 @@ def together(folder: Path) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Use one thread, as the processes do: two threads add up in another order."""
+    """Use one thread, as the processes do: two threads would sum in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -117,7 +117,7 @@ def test_two_processes_measure_exactly_what_one_measures(folder: Path, together:
 
 @pytest.mark.parametrize("override", ["--set=epoch=3", "--set=mosaic=0.5"])
 def test_an_error_of_both_processes_is_printed_once(folder: Path, override: str) -> None:
-    """Before they join each other, and after."""
+    """The errors occur before the processes are connected, and after."""
     command = [*TORCHRUN, "-m", "splitattn", *arguments(folder, "wrong"), override]
     done = subprocess.run(
         command, env=ONE_THREAD, capture_output=True, text=True, timeout=100, check=False
@@ -156,7 +156,7 @@ def test_more_processes_than_gpus_are_refused_in_each(
 def test_a_rank_counts_only_among_processes_of_torchrun(
     environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clusters set RANK for any job, and one without torchrun must not be silent."""
+    """Clusters set RANK for any job; without torchrun, every process must print."""
     for name in ("RANK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -184,7 +184,7 @@ def test_an_error_of_the_second_process_alone_is_printed(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_killed_process_is_replaced_and_nothing_is_lost(folder: Path, together: Path) -> None:
     command = [*TORCHRUN, "--max-restarts=1", "-m", "splitattn", *arguments(folder, "restarted")]
-    # Without it torchrun's restarts fail, whatever it runs: see `distributed.processes`.
+    # Without this variable torchrun's restarts always fail; see `distributed.processes`.
     environment = ONE_THREAD | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as torchrun:
         checkpoint = folder / "restarted" / "last.pt"
@@ -195,7 +195,7 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(folder: Path, together
         os.kill(int(children[-1]), signal.SIGKILL)
         _, errors = torchrun.communicate(timeout=100)
     assert torchrun.returncode == 0, errors
-    assert "exitcode: -9" in errors  # one was killed, and torchrun saw it
+    assert "exitcode: -9" in errors  # torchrun noticed the kill
     ours, theirs = (
         (f / "model.safetensors").read_bytes() for f in (folder / "restarted", together)
     )

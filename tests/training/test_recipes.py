@@ -46,13 +46,13 @@ def test_values_may_be_written_as_in_python() -> None:
     )
 
 
-def test_fewer_epochs_than_those_of_the_warm_up_shorten_it(tmp_path: Path) -> None:
+def test_fewer_epochs_than_those_of_the_warm_up_shorten_the_warm_up(tmp_path: Path) -> None:
     short = load_recipe("finetune", ["epochs=1"], model="resnest50")
     assert (short.epochs, short.warmup_epochs) == (1, 0.1)
     path = tmp_path / "short.toml"
     path.write_text('preset = "modern"\nepochs = 3\n')
     assert load_recipe(str(path), model="resnest50").warmup_epochs == 5 * 3 / 120
-    # Not if it fits, nor against what was asked for.
+    # Not if it fits, and not if the warm-up was given.
     assert load_recipe("plain", ["epochs=6"], model="resnest50").warmup_epochs == 5.0
     with pytest.raises(InputError, match="warmup_epochs must be 0 or more, below"):
         load_recipe("plain", ["epochs=1", "warmup_epochs=2"], model="resnest50")
@@ -166,7 +166,7 @@ def test_class_balance_is_by_sampling_or_weights_but_not_both() -> None:
         load_recipe("plain", ["sampling=balanced", "class_weights=balanced"])
 
 
-def test_an_unknown_recipe_names_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_recipe_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     expected = "one of plain, .*, finetune, distill, .* or a TOML file.*did you mean 'plain'"
     with pytest.raises(InputError, match=expected):
         load_recipe("plian", model="resnest50")
@@ -316,7 +316,7 @@ def test_a_recipe_is_the_same_whatever_the_model_is_called(preset: str) -> None:
 
 
 @pytest.mark.parametrize("model", sorted(set(ARCHITECTURES) - set(OF_PAPER)))
-def test_a_model_that_the_paper_did_not_train_is_told_what_to_use(model: str) -> None:
+def test_the_paper_recipe_refuses_other_models_with_an_alternative(model: str) -> None:
     with pytest.raises(InputError) as raised:
         load_recipe("paper", model=model)
     assert model in str(raised.value)
@@ -355,7 +355,7 @@ def test_a_model_is_measured_at_its_own_size(preset: str, model: str) -> None:
     assert recipe.test_size == size
     if preset == "finetune":
         assert recipe.size_in(0) == recipe.train_size == size
-        assert recipe.test_crop_fraction is None  # that of the weights
+        assert recipe.test_crop_fraction is None  # the size of the weights
     else:
         assert recipe.test_crop_fraction == (size / (size + 32) if size >= 128 else 1.0)
 
@@ -367,14 +367,14 @@ def test_fine_tuning_prepares_images_as_the_weights_expect(
     expected = default_preprocessing(model)
     recipe = load_recipe("finetune", model=model).starting_from(expected)
     assert recipe.preprocessing == expected
-    # The official crop follows the size, and a size of one's own needs no warning.
+    # The official crop follows the size; another size causes no warning here.
     larger = replace(load_recipe("finetune", model="resnest50"), test_size=288)
     larger = larger.starting_from(default_preprocessing("resnest50"))
     assert larger.preprocessing == center_crop(288)
     assert not caplog.messages
 
 
-def test_what_a_recipe_sets_replaces_what_the_weights_expect_with_a_warning(
+def test_settings_of_a_recipe_replace_those_of_the_weights_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     expected = Preprocessing(
@@ -406,12 +406,12 @@ def test_what_a_recipe_sets_replaces_what_the_weights_expect_with_a_warning(
         "epochs" + ".a" * 2000 + " = 1",
         "preset" + ".a" * 2000 + " = 1",
         "preset = [1]",
-        # Each part takes as long as all before it.
+        # A parser whose time is quadratic in the number of parts would take minutes.
         "a." * 50_000 + "a = 1",
         "\x00",
     ],
 )
-def test_hostile_files_get_one_line(tmp_path: Path, content: str) -> None:
+def test_hostile_files_are_reported_in_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(content)
     with pytest.raises(InputError) as raised:
@@ -421,7 +421,7 @@ def test_hostile_files_get_one_line(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "nul\0", "\udcff", "line\nbreak"])
-def test_a_name_that_no_file_can_have_gets_one_line(name: str) -> None:
+def test_a_name_that_no_file_can_have_is_reported_in_one_line(name: str) -> None:
     with pytest.raises(InputError, match="recipe must be one of") as raised:
         load_recipe(name, model="resnest50")
     assert str(raised.value).isprintable()
@@ -437,7 +437,7 @@ def test_the_default_model_is_the_embedded_one_for_recipes_that_start_from_weigh
     assert recipe.pretrained == tunes
     assert default_model(recipe) == (tuned if recipe.pretrained else "resnest50")
     assert recipe == load_recipe(preset, model=default_model(recipe))
-    # A file says it by its preset or by itself, and an override over both.
+    # A file decides by its preset or its own field, and an override replaces both.
     path = tmp_path / "mine.toml"
     path.write_text(f'preset = "{preset}"\n')
     assert load_recipe(str(path)) == recipe

@@ -1,4 +1,4 @@
-"""The page says what was measured, needs nothing but itself, and runs nothing."""
+"""The report shows what was measured, loads nothing from elsewhere and runs no script."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ _VOID = {"meta", "img", "line", "circle", "polyline"}
 
 
 class Page(HTMLParser):
-    """A page as a browser sees it: nested elements, their attributes, and text."""
+    """The elements, table rows and text of a page, in which every element must be closed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def mistake(data: LabeledImages, index: int, probability: float = 0.875) -> Answ
 
 
 def evaluation(data: LabeledImages, *indices: int, problems: tuple[str, ...] = ()) -> Evaluation:
-    """13 of 18 right, 17 among five, mistakes with the images of `indices`."""
+    """An evaluation: 13 of 18 right, 17 in the top five, `indices` as the kept mistakes."""
     return Evaluation(
         classes=data.classes,
         confusion=torch.tensor([[6, 0, 0], [1, 4, 1], [0, 3, 3]]),
@@ -148,7 +148,7 @@ def write(
     )
     assert [path.name for path in folder.iterdir()] == ["report.html"]
     page = Page(folder / "report.html")
-    # Whatever is in it: nothing that loads from elsewhere, and nothing that runs.
+    # No report may load anything from elsewhere or run a script.
     for tag, attributes in page.elements:
         assert tag not in ("script", "link", "iframe", "object", "base")
         assert not [name for name in attributes if name.startswith("on") or name == "href"]
@@ -198,7 +198,7 @@ def test_curves_have_axes_and_a_legend(tmp_path: Path, data: LabeledImages) -> N
     assert page.source.count("<svg") == 3
     assert page.source.count('<g class="train">') == 3
     assert page.source.count('<g class="val">') == 2
-    assert "2: 0.625" in page.text  # what a dot says of the second epoch
+    assert "2: 0.625" in page.text  # the tooltip of the dot of the second epoch
     for name in ("Loss", "Top-1", "Learning rate", "training", "validation", "epochs"):
         assert name in page.text
     assert ["2", "64", "0.7500", "50.00", "0.6250", "62.50", "87.50", "1850"] in page.rows

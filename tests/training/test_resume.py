@@ -1,4 +1,4 @@
-"""`last.pt` with wrong types in it: one line, before a step is done with them."""
+"""A checkpoint with wrong types is refused in one line, before a step is taken."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "last.pt"
 
 
-def test_a_whole_file_gives_back_all_of_it(path: Path) -> None:
+def test_a_valid_checkpoint_is_restored_completely(path: Path) -> None:
     content = torch.load(path, weights_only=True)
     again = parts()
     state, raised = restore(path, IDENTITY, again)
@@ -60,7 +60,9 @@ def test_a_whole_file_gives_back_all_of_it(path: Path) -> None:
         lambda content: content["optimizer"]["state"].update({0: 7}),
     ],
 )
-def test_wrong_types_are_one_line(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def test_wrong_types_are_reported_in_one_line(
+    path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
@@ -69,7 +71,7 @@ def test_wrong_types_are_one_line(path: Path, change: Callable[[dict[str, Any]],
     assert "\n" not in str(error.value)
 
 
-def test_what_repeats_itself_without_end_is_refused(path: Path) -> None:
+def test_deeply_shared_values_are_refused(path: Path) -> None:
     value: Any = (1,)
     for _ in range(60):
         value = (value, value)

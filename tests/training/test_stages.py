@@ -17,7 +17,7 @@ from tests.training.runs import ARCHITECTURE, network
 
 
 class Detector(nn.Module):
-    """Keys as in torchvision's detectors: `backbone.body.layer1`, `backbone.fpn`, `head`."""
+    """A detector with torchvision's keys: `backbone.body.layer1`, `backbone.fpn`, `head`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Detector(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A backbone as it is, after the head that stands before it."""
+    """A network whose head is registered before its backbone."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The loop knows no task: its guarantees hold for a regression by a network of another kind."""
+"""The loop depends on no task: its guarantees hold for a regression by another network."""
 
 import errno
 import inspect
@@ -33,7 +33,7 @@ def test_the_loop_names_no_task(module: ModuleType) -> None:
     assert not found
 
 
-def test_it_learns_and_keeps_the_epoch_of_the_lowest_figure(
+def test_training_learns_and_keeps_the_epoch_of_the_lowest_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = iter([3.0, 1.0, 2.0])
@@ -97,13 +97,13 @@ def test_patience_ends_a_training_whose_figure_gets_no_better(
     assert train(Regressor(), Regression(), run, on_epoch=epochs.append).figures["distance"] == 1.0
     assert len(epochs) == 4
     assert caplog.messages == ["ended after 4 of 9 epochs: no better distance since epoch 2"]
-    # It has ended: resumed, it is measured, not trained.
+    # A training that has ended is only measured when it is resumed.
     caplog.clear()
     longer = replace(run, recipe=replace(run.recipe, epochs=12))
     train(Regressor(), Regression(), longer, resume=True, on_epoch=epochs.append)
     assert len(epochs) == 4
     assert caplog.messages == ["ended after 4 of 12 epochs: no better distance since epoch 2"]
-    # With more patience it goes on, and waits anew.
+    # With more patience it continues and waits again.
     caplog.clear()
     patient = replace(longer, recipe=replace(longer.recipe, patience=3))
     train(Regressor(), Regression(), patient, resume=True, on_epoch=epochs.append)
@@ -115,7 +115,7 @@ def test_patience_ends_a_training_whose_figure_gets_no_better(
 
 
 class Notes:
-    """A logger that breaks down at its `last` line."""
+    """A logger that fails after `last` lines."""
 
     def __init__(self, last: int) -> None:
         self.lines: list[Any] = []
@@ -146,7 +146,7 @@ def test_loggers_get_each_line_and_one_that_fails_is_dropped(
 
 
 class Curious(Notes):
-    """One that asks why a training ends."""
+    """A logger that is told why a training ends early."""
 
     reason: BaseException | None = None
 
@@ -194,7 +194,7 @@ def test_more_epochs_go_on_in_their_own_schedule(
         f"{rate:.2g}"
     ]
 
-    # The same without an interruption.
+    # The same training without the interruption.
     def turning(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return learning_rate(RECIPE if step < turned else recipe, step, steps_per_epoch)
 
@@ -223,12 +223,12 @@ def test_epochs_are_only_raised_and_nothing_else_with_them(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("epochs", "warmup", "message"),
     [
-        (3, 1.0, ""),  # now there is room for it
-        (3, 0.75, ""),  # shortened for both
+        (3, 1.0, ""),  # the recipe's own warm-up fits now
+        (3, 0.75, ""),  # shortened by the same rule for both
         (4, 0.5, "warmup_epochs was 0.25, now 0.5"),
     ],
 )
-def test_the_warm_up_that_comes_with_other_epochs_is_no_difference(
+def test_a_warm_up_shortened_for_fewer_epochs_is_no_other_setting(
     tmp_path: Path, epochs: int, warmup: float, message: str
 ) -> None:
     short = make_run(tmp_path, replace(RECIPE, epochs=1, warmup_epochs=0.25))
@@ -305,7 +305,7 @@ def test_the_checkpoint_holds_weights_and_average_under_the_keys_of_the_network(
     }
     assert content["model"].keys() == content["ema"].keys() == network.state_dict().keys()
     assert not torch.equal(content["model"]["layers.0.bias"], content["ema"]["layers.0.bias"])
-    # The result is the average.
+    # The result is the EMA.
     assert torch.equal(content["ema"]["layers.0.bias"], network.state_dict()["layers.0.bias"])
     assert content["identity"]["task"] == "regression"
     assert content["identity"]["vectors"] == 60
@@ -324,7 +324,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 
 
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    """Each takes its half of a batch in two parts."""
+    """Each process takes its half of a batch in two parts."""
     train(Regressor(), Regression(noise=0.0), make_run(tmp_path / "one"))
     in_two_processes(train_together, tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))

@@ -1,4 +1,4 @@
-"""MLflow and Weights & Biases, where they are installed, store what a training measured."""
+"""MLflow and Weights & Biases, if installed, store what a training measured."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def fill(logger: MLflow | WeightsAndBiases, error: BaseException | None) -> None:
-    """Log what a training logs, to its end."""
+    """Log the lines of a training and its end, or `error`."""
     logger.add(TRAIN, 20)
     logger.add(EPOCH, 40)
     if error is None:

@@ -1,4 +1,4 @@
-"""A local server that misbehaves on request, and an empty cache."""
+"""A local server with faults that a test chooses, and an empty cache."""
 
 import hashlib
 import threading
@@ -14,14 +14,14 @@ from splitattn.preprocessing import center_crop
 from splitattn.weights import download
 from splitattn.weights.catalogue import WeightsEntry
 
-BODY = bytes(range(256)) * 4096  # 1 MiB: several reads of the client
+BODY = bytes(range(256)) * 4096  # 1 MiB, which the client reads in several parts
 
 Reply = Callable[[BaseHTTPRequestHandler], None]
 
 
 @dataclass
 class Server:
-    """Answers each path with its reply, and remembers what it was asked."""
+    """A server that answers each path with its reply and records the requests."""
 
     url: str
     replies: dict[str, Reply] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Server:
 
 
 def sends(body: bytes, *, ranges: bool = True) -> Reply:
-    """The whole body, or with `ranges` the part that was asked for."""
+    """A reply with the whole body, or, if `ranges`, with the requested part."""
 
     def reply(handler: BaseHTTPRequestHandler) -> None:
         asked = handler.headers["Range"] if ranges else None
@@ -49,7 +49,7 @@ def sends(body: bytes, *, ranges: bool = True) -> Reply:
 
 
 def breaks_off(body: bytes, after: int) -> Reply:
-    """Promises the whole body and closes the connection after some of it, every time."""
+    """A reply that announces the whole body and closes the connection after a part of it."""
 
     def reply(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -61,7 +61,7 @@ def breaks_off(body: bytes, after: int) -> Reply:
 
 
 def stalls(body: bytes, after: int, closing: threading.Event) -> Reply:
-    """Promises the whole body and falls silent after some of it."""
+    """A reply that announces the whole body and sends nothing after a part of it."""
 
     def reply(handler: BaseHTTPRequestHandler) -> None:
         breaks_off(body, after)(handler)
@@ -76,7 +76,7 @@ def refuses(status: int) -> Reply:
 
 
 def in_turn(*replies: Reply) -> Reply:
-    """One reply after the other, the last one for ever."""
+    """A reply that is each of `replies` in turn; the last one is repeated."""
     left = list(replies)
     return lambda handler: (left.pop(0) if len(left) > 1 else left[0])(handler)
 
@@ -129,7 +129,7 @@ def make_entry(*urls: str, body: bytes = BODY, **fields: Any) -> WeightsEntry:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Names of the files that a person would find in the cache; locks are hidden and empty."""
+    """Names of the files in the cache, without lock files."""
     return sorted(
         path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"
     )

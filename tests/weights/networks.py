@@ -1,4 +1,4 @@
-"""A small network with an entry in the table, since only named networks have weights."""
+"""A small network in the table of architectures, since only named networks have weights."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -35,5 +35,5 @@ def shapes_of(model: str) -> Shapes:
 
 
 def renamed(state: Mapping[str, Tensor], key_mapping: KeyMapping) -> dict[str, Tensor]:
-    """The state dict by the keys of a file. What the layout has no name for is left out."""
+    """The state dict with the keys of a layout; tensors without a key in it are left out."""
     return {own: value for key, value in state.items() if (own := key_mapping.own(key))}

@@ -1,4 +1,4 @@
-"""Model cards state what the weights' metadata say and nothing else, in valid Markdown and YAML."""
+"""Model cards state only what the weights' metadata say, in valid Markdown and YAML."""
 
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def parsed(card: str) -> dict[str, Any]:
-    """The metadata as huggingface_hub reads it, figures included."""
+    """The card's metadata as huggingface_hub reads them, with evaluation results."""
     data = ModelCard(card).data
     return data.to_dict() | {"figures": data.eval_results or []}
 
 
 def outside_fences(card: str) -> str:
-    """The Markdown that is not in a block of code."""
+    """The Markdown outside code blocks."""
     lines, fence = [], ""
     for line in card.splitlines():
         run = line[: len(line) - len(line.lstrip("`"))]
@@ -68,7 +68,7 @@ def outside_fences(card: str) -> str:
     return "\n".join(lines)
 
 
-def test_a_card_says_what_the_weights_say(path: Path) -> None:
+def test_a_card_states_the_metadata_of_the_weights(path: Path) -> None:
     card = model_card(write(path, recipe={"epochs": 7}, metrics=METRICS), license="Apache-2.0")
     data = parsed(card)
     assert data["library_name"] == "splitattn"
@@ -84,7 +84,7 @@ def test_a_card_says_what_the_weights_say(path: Path) -> None:
     assert "Published" not in card
 
 
-def test_what_the_weights_do_not_say_is_not_invented(path: Path) -> None:
+def test_missing_metadata_are_not_invented(path: Path) -> None:
     card = model_card(write(path))
     data = parsed(card)
     assert not {"license", "datasets", "model-index"} & data.keys()
@@ -155,7 +155,7 @@ def test_published_figures_stay_apart_from_measured_ones(
     assert "top-1 80.5 %" in card
 
 
-def test_hostile_names_stay_in_their_block(path: Path) -> None:
+def test_hostile_names_stay_in_their_code_block(path: Path) -> None:
     recipe = {"```": "```\n# Owned", "html": "<script>"}
     card = model_card(write(path, classes=HOSTILE, recipe=recipe, metrics=METRICS))
     harmless = model_card(write(path, classes=("x",) * len(HOSTILE), recipe={"a": 1}))
@@ -163,7 +163,7 @@ def test_hostile_names_stay_in_their_block(path: Path) -> None:
     outside = outside_fences(card)
     assert "Owned" not in outside
     assert "script" not in outside
-    assert card.encode("utf-8")  # no half characters
+    assert card.encode("utf-8")  # fails if the card has lone surrogates
     assert [line for line in outside.splitlines() if line.startswith("#")] == [
         line for line in outside_fences(harmless).splitlines() if line.startswith("#")
     ]
@@ -172,7 +172,7 @@ def test_hostile_names_stay_in_their_block(path: Path) -> None:
 @pytest.mark.parametrize(
     "value", ["91", None, True, [], float("nan"), float("inf"), -1, 101, 10**400, {"a": 1}]
 )
-def test_a_figure_that_nobody_can_have_measured_is_left_out(path: Path, value: object) -> None:
+def test_impossible_figures_are_left_out(path: Path, value: object) -> None:
     card = model_card(write(path, metrics={"top1": value, "`|`": 5}))
     assert "model-index" not in card
     parsed(card)
@@ -195,7 +195,7 @@ def test_a_license_is_an_identifier(path: Path, license: str) -> None:
         model_card(write(path), license=license)
 
 
-def test_weights_that_say_nothing_get_no_card(tmp_path: Path) -> None:
+def test_weights_without_metadata_get_no_card(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "bare.pth")
     with pytest.raises(WeightsError, match="a card needs weights with metadata"):
         model_card(tmp_path / "bare.pth")

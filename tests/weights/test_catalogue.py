@@ -47,7 +47,7 @@ def test_an_entry_names_a_model_a_file_and_its_hash_consistently(entry: WeightsE
 
 
 def test_files_sizes_and_figures_are_those_that_were_published() -> None:
-    """Written out once more: names of the files and, in percent, top-1 of their publishers."""
+    """The published file names, sizes and top-1 in percent, written out a second time."""
     published = {
         "gluon_resnest14-9c8fe254.pth": (224, 75.516),
         "gluon_resnest26-50eb607c.pth": (224, 78.476),
@@ -141,7 +141,7 @@ def test_tiny_imagenet_classes_are_200_different_names() -> None:
         ("resnest26_tiny.tiny_imagenet", None),
     ],
 )
-def test_others_stand_in_for_retired_weights_with_a_warning(
+def test_retired_weights_are_replaced_by_others_with_a_warning(
     model: str | None, weights: str | None
 ) -> None:
     with pytest.warns(
@@ -151,7 +151,7 @@ def test_others_stand_in_for_retired_weights_with_a_warning(
     assert (found.tag, len(found.classes or ())) == ("distilled_in1k", 1000)
 
 
-def test_no_weights_stand_in_for_those_of_another_model() -> None:
+def test_weights_are_not_replaced_by_those_of_another_model() -> None:
     with pytest.raises(WeightsError, match="'tiny_imagenet' is neither a tag of resnest50"):
         resolve("resnest50", "tiny_imagenet")
 

@@ -1,4 +1,4 @@
-"""Weights files: good ones in every wrapper, bad ones of every kind, hostile ones."""
+"""Weights files: valid ones in every wrapper, damaged ones and hostile ones."""
 
 import io
 import os
@@ -148,7 +148,7 @@ def test_a_written_file_says_everything_about_itself(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "b.safetensors") is None
 
 
-def test_views_are_written_as_what_they_show(tmp_path: Path) -> None:
+def test_views_are_written_with_their_own_values(tmp_path: Path) -> None:
     state = {
         "channels_last": torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last),
         "parameter": nn.Parameter(torch.randn(3, 4).T),
@@ -159,7 +159,7 @@ def test_views_are_written_as_what_they_show(tmp_path: Path) -> None:
 
 
 class Payload:
-    """Creates the file `path` when it is unpickled by a reader that lets it."""
+    """Creates the file `path` when a reader runs the code of its pickle."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -181,7 +181,7 @@ def test_a_hostile_pickle_does_not_run(tmp_path: Path) -> None:
     for path in hostile_files(tmp_path, canary):
         assert re.search(r"it has objects \(.*pathlib.PosixPath.*, which are not", refusal(path))
         assert not canary.exists()
-    # The payload is real: a reader that trusts the file runs it.
+    # A reader that trusts the file runs the payload.
     torch.load(tmp_path / "zip.pth", weights_only=False)
     assert canary.exists()
 
@@ -221,7 +221,7 @@ def saved(content: object, **options: Any) -> bytes:
         (saved({0: torch.zeros(1)}), "no weights"),
         (saved({"a.b": torch.zeros(1), "module.a.b": torch.ones(1)}), "with and without a prefix"),
     ],
-    # The bytes hold the time of day, and parallel workers must collect the same names.
+    # Explicit ids: the bytes contain the time of day, and parallel workers need equal names.
     ids=[
         "empty",
         "git-lfs-pointer",
@@ -243,7 +243,7 @@ def saved(content: object, **options: Any) -> bytes:
         "prefix-twice",
     ],
 )
-def test_a_file_that_is_not_weights_gets_one_line(
+def test_a_file_that_is_not_weights_is_reported_in_one_line(
     tmp_path: Path, content: bytes, reason: str
 ) -> None:
     path = tmp_path / "weights.pth"
@@ -262,7 +262,7 @@ def test_a_file_that_is_not_weights_gets_one_line(
     ],
     ids=["zip", "legacy", "safetensors"],
 )
-def test_damage_anywhere_in_the_header_gets_one_line_or_does_no_harm(
+def test_damage_anywhere_in_the_header_is_reported_in_one_line_or_does_no_harm(
     tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "weights"
@@ -308,7 +308,7 @@ def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
     assert re.search(r"would unpack to 4,0\d\d,\d\d\d bytes", refusal(tmp_path / "packed"))
 
 
-def test_each_float16_is_told_finite_or_not_as_numpy_tells_it() -> None:
+def test_finite_float16_numbers_are_those_of_numpy() -> None:
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     told = [checkpoint._finite(number) for number in every.reshape(-1, 1)]
     np.testing.assert_array_equal(told, np.isfinite(every))
@@ -336,7 +336,7 @@ def test_names_of_tensors_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     assert len(str(error.value)) < 500
 
 
-def test_a_folder_and_a_missing_file_get_one_line(tmp_path: Path) -> None:
+def test_a_folder_and_a_missing_file_are_reported_in_one_line(tmp_path: Path) -> None:
     assert "not a file but a folder" in refusal(tmp_path)
     assert "No such file" in refusal(tmp_path / "missing")
     with pytest.raises(WeightsError, match=r"must be a folder with model\.safetensors or"):
@@ -365,7 +365,7 @@ def test_a_folder_and_a_missing_file_get_one_line(tmp_path: Path) -> None:
         METADATA.to_json().replace('"recipe": {', '"recipe": 1, "other": {'),
     ],
 )
-def test_malformed_metadata_get_one_line(tmp_path: Path, text: str) -> None:
+def test_malformed_metadata_are_reported_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file(weights(), path, {"splitattn": text})
     for read in (read_metadata, read_checkpoint):
@@ -411,7 +411,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
     assert path.exists()
 
 
-def test_a_file_that_cannot_be_written_gets_one_line(
+def test_a_file_that_cannot_be_written_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(WeightsError, match="cannot write weights") as error:
@@ -456,7 +456,7 @@ def test_tensors_that_no_layer_takes_are_not_weights(tmp_path: Path, tensor: tor
         ({"metrics": {"top1": object()}}, "metrics must contain only what JSON can hold: "),
     ],
 )
-def test_metadata_that_could_not_be_read_again_are_not_made(
+def test_metadata_that_could_not_be_read_again_are_refused(
     fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -468,7 +468,7 @@ def test_a_file_may_know_its_model_by_timms_name(tmp_path: Path) -> None:
     write_checkpoint(path, weights(), replace(METADATA, model="timm/resnest50d.in1k"))
     said = read_metadata(str(path))
     assert said == METADATA
-    # One that only a later version knows is for whoever builds the network to refuse.
+    # A model that only a later version knows is refused when the network is built.
     write_checkpoint(path, weights(), replace(METADATA, model="resnest999"))
     assert read_checkpoint(path).metadata == replace(METADATA, model="resnest999")
 
@@ -496,7 +496,7 @@ def test_numbers_keep_their_type_as_arrays_except_bfloat16(tmp_path: Path) -> No
             assert torch.equal(tensors[key], value)
 
 
-def test_types_that_numpy_lacks_get_one_line(tmp_path: Path) -> None:
+def test_types_that_numpy_lacks_are_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_checkpoint(path, {"fc.bias": torch.ones(2).to(torch.float8_e4m3fn)})
     assert "fc.bias is of F8_E4M3: save it as float32" in refusal(path)

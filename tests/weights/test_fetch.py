@@ -1,4 +1,4 @@
-"""Every way in which a download can end, against a local server."""
+"""Every way in which a download can end, tested with a local server."""
 
 import errno
 import hashlib
@@ -76,7 +76,7 @@ def test_a_body_without_a_length_is_read_to_its_end(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
-def test_a_refusal_is_told_with_its_status_and_where_to_put_the_file(
+def test_an_error_status_is_reported_with_where_to_put_the_file(
     server: Server, cache: Path, status: int
 ) -> None:
     entry = make_entry(server.add("/a", refuses(status)))
@@ -96,7 +96,7 @@ def test_a_file_with_another_hash_is_never_handed_out(server: Server, cache: Pat
     assert files_in(cache) == []
 
 
-def test_a_body_that_stays_truncated_is_told_with_its_size(server: Server, cache: Path) -> None:
+def test_a_body_that_stays_truncated_is_reported_with_its_size(server: Server, cache: Path) -> None:
     entry = make_entry(server.add("/a", breaks_off(BODY, 1000)))
     with pytest.raises(WeightsError, match=f"broke off after 1000 of {len(BODY)} bytes") as error:
         fetch(entry)
@@ -151,7 +151,7 @@ def test_a_server_that_ignores_ranges_sends_all_of_it_again(server: Server) -> N
     assert len(server.requests) == 2
 
 
-def test_what_is_sent_again_replaces_all_that_came_before(server: Server) -> None:
+def test_a_body_that_is_sent_again_replaces_what_came_before(server: Server) -> None:
     short = BODY[:1000]
     replies = in_turn(breaks_off(BODY, 300_000), sends(short, ranges=False))
     assert fetch(make_entry(server.add("/a", replies), body=short)).read_bytes() == short
@@ -169,7 +169,7 @@ def test_the_second_url_is_used_when_the_first_has_no_such_file(server: Server) 
     assert [path for path, _ in server.requests] == ["/a", "/b"]
 
 
-def test_when_all_urls_fail_the_error_says_what_each_answered(server: Server, cache: Path) -> None:
+def test_when_all_urls_fail_the_error_has_the_reason_of_each(server: Server, cache: Path) -> None:
     entry = make_entry(
         server.add("/a", refuses(404)),
         server.add("/b", sends(b"something else")),
@@ -202,7 +202,7 @@ def test_a_damaged_cached_file_that_cannot_be_replaced_is_gone(server: Server, c
     assert files_in(cache) == []
 
 
-def test_what_a_killed_process_left_behind_does_no_harm(server: Server, cache: Path) -> None:
+def test_leftovers_of_a_killed_process_do_no_harm(server: Server, cache: Path) -> None:
     cache.mkdir()
     (cache / "weights.pth.part").write_bytes(b"left behind" * 1_000_000)
     assert fetch(make_entry(server.add("/a", sends(BODY)))).read_bytes() == BODY
@@ -278,7 +278,7 @@ def test_a_full_disk_is_not_blamed_on_the_network(
     assert files_in(cache) == []
 
 
-def test_offline_says_what_to_put_where(
+def test_offline_the_error_says_which_file_to_put_where(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = make_entry(server.add("/a", sends(BODY)))
@@ -407,7 +407,7 @@ def test_no_more_is_received_than_the_file_can_have(
 def test_a_size_that_is_unknown_is_bounded_by_the_models_tensors() -> None:
     for entry in entries():
         tensors = ARCHITECTURES[entry.model].parameters(len(entry.classes))
-        halves = 2 * tensors  # of the embedded weights, whose size is known
+        halves = 2 * tensors  # the embedded weights are float16, and their size is known
         known = entry.size and halves < entry.size < 1.1 * halves
         assert known if entry.pinned else 8 < entry.most_bytes / tensors < 9.1
 
@@ -417,7 +417,7 @@ State = dict[str, torch.Tensor]
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
-    """Makes a file of a small network with a thousand classes, called resnest14."""
+    """A function that makes a file of a small network of 1,000 classes, called resnest14."""
     monkeypatch.setitem(ARCHITECTURES, "resnest14", small())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -450,8 +450,8 @@ def test_the_whole_hash_is_recorded_on_first_use_and_a_change_is_refused(
     assert expected_sha256(entry) == verify(entry) == digest
     record.unlink()
     assert verify(entry) == digest
-    assert record.read_text() == f"{digest}  weights.pth\n", "verify records it too"
-    # A file that begins with the same digits, which is made in minutes.
+    assert record.read_text() == f"{digest}  weights.pth\n", "verify must record the hash too"
+    # `sha256=""` stands for a forged file with the same first digits, which takes minutes to find.
     forged = network(lambda state: state["fc.bias"].fill_(1))
     other = replace(entry, sha256="")
     record.write_text(f"{digest}\n")
@@ -508,7 +508,7 @@ def test_a_file_that_was_put_into_the_cache_is_tried_before_its_name_matches(
     assert "labels all of them" in answer.err
 
 
-def test_a_few_digits_are_called_a_name_that_matches(
+def test_a_match_of_a_few_digits_is_reported_as_such(
     server: Server,
     network: Callable[..., bytes],
     monkeypatch: pytest.MonkeyPatch,

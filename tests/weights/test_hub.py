@@ -1,4 +1,4 @@
-"""Repositories of a hub, against a local server: fetched, kept, refused, pushed to."""
+"""Repositories of a hub are fetched, cached, refused and pushed to, on a local server."""
 
 import json
 import socket
@@ -60,7 +60,7 @@ def test_a_repository_may_name_a_revision() -> None:
         "o/n\n",
     ],
 )
-def test_what_is_no_repository_is_refused(text: str) -> None:
+def test_names_that_are_not_repositories_are_refused(text: str) -> None:
     with pytest.raises(WeightsError, match="must be owner/name or owner/name@revision"):
         Repository.parse(text)
 
@@ -122,11 +122,11 @@ def test_safetensors_are_preferred_and_a_checkpoint_will_do(hub: Hub) -> None:
     assert (fetch_repository(Repository(id="owner/old")) / "pytorch_model.bin").exists()
 
 
-def test_weights_that_say_what_they_are_need_no_config(hub: Hub) -> None:
+def test_weights_with_metadata_need_no_config(hub: Hub) -> None:
     described = save({"fc.bias": torch.zeros(2)}, {"splitattn": METADATA.to_json()})
     hub.add("owner/cats", {"model.safetensors": described})
     assert resolve("hf-hub:owner/cats").classes == METADATA.classes
-    # What they say is what they were measured with; the config is for timm.
+    # Metadata in the weights replace the config, which is for timm.
     hub.add("owner/cats", {"model.safetensors": described, "config.json": CONFIG})
     assert resolve("hf-hub:owner/cats").preprocessing == METADATA.preprocessing
 
@@ -137,7 +137,7 @@ def test_another_family_of_networks_is_refused_before_its_weights_are_downloaded
     assert not any("safetensors" in request for request in hub.requests)
 
 
-def test_refusals_are_told_in_one_line(hub: Hub) -> None:
+def test_refusals_are_reported_in_one_line(hub: Hub) -> None:
     hub.add("owner/cats", {"README.md": b"# cats"})
     hub.gated.add("owner/gated")
     assert "must hold model.safetensors or pytorch_model.bin" in refusal(CATS)
@@ -155,7 +155,7 @@ def test_a_file_with_another_hash_is_never_handed_out(hub: Hub, name: str) -> No
     assert (fetch_repository(CATS) / name).read_bytes() == FILES[name]
 
 
-def test_offline_what_is_in_the_cache_is_used_and_nothing_is_asked(
+def test_offline_the_cache_is_used_without_requests(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -163,7 +163,7 @@ def test_offline_what_is_in_the_cache_is_used_and_nothing_is_asked(
     hub.add("owner/cats", FILES)
     folder = fetch_repository(CATS)
     hub.requests.clear()
-    # As it is by default: huggingface_hub then asks for more than files.
+    # The default, with which huggingface_hub requests more than files.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
     monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
     assert fetch_repository(CATS) == folder
@@ -178,9 +178,7 @@ def test_offline_what_is_in_the_cache_is_used_and_nothing_is_asked(
     assert "is damaged" in refusal(CATS)
 
 
-def test_without_a_server_what_is_in_the_cache_is_used(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_server_the_cache_is_used(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("owner/cats", FILES)
     folder = fetch_repository(CATS)
     stop_server(hub, monkeypatch)
@@ -195,7 +193,7 @@ def test_a_server_that_does_not_answer_is_given_up_within_seconds(
 
     hub.add("owner/cats", FILES)
     folder = fetch_repository(CATS)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and sends nothing
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -266,7 +264,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_downloaded(
     assert not any(r.startswith("GET") and "safetensors" in r for r in hub.requests)
 
 
-def test_more_than_the_server_said_is_not_received(
+def test_no_more_than_the_limit_is_received_if_the_size_is_unknown(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("owner/cats", FILES)
@@ -379,7 +377,7 @@ def test_a_push_leaves_a_card_that_is_there(hub: Hub, folder: Path) -> None:
 
 
 def test_a_push_replaces_a_card_that_was_made_here(hub: Hub, folder: Path) -> None:
-    """An old one would go on telling old figures."""
+    """An old card would show old figures."""
     hub.add("owner/cats", {"README.md": f"# old\n\n{CARD_MARK}\n\nfigures".encode()})
     push_files(folder, token="secret")
     assert hub.repositories["owner/cats"]["main"] == FILES

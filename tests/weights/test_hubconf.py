@@ -20,7 +20,7 @@ from tests.weights.conftest import Server, make_entry, refuses, sends
 
 ROOT = Path(__file__).parents[2]
 
-# Where splitattn is not installed, as good as: it is found nowhere but in the clone.
+# Simulates that splitattn is not installed: it is found only in the clone.
 SCRIPT = """
 import json, sys
 from importlib.machinery import PathFinder
@@ -62,7 +62,7 @@ def load(name: str, **arguments: object) -> ResNeSt:
 
 
 def test_a_clone_works_where_nothing_is_installed_and_there_is_no_network(tmp_path: Path) -> None:
-    # torch.hub keeps repositories under such names, and asks nobody when they are there.
+    # torch.hub caches repositories under such names, and requests nothing if they are there.
     clone = tmp_path / "owner_clone_main"
     clone.mkdir()
     (clone / "hubconf.py").write_bytes((ROOT / "hubconf.py").read_bytes())
@@ -127,4 +127,4 @@ def test_pretrained_weights_come_verified_from_a_mirror_once(
     monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
     assert load("resnest14", pretrained=True, num_classes=3).num_classes == 3
     assert len(server.requests) == 1
-    assert capsys.readouterr().err == ""  # a bar is for terminals
+    assert capsys.readouterr().err == ""  # progress bars are for terminals

@@ -1,4 +1,4 @@
-"""Key mappings: against lists written by hand, there and back, and with keys that nearly fit."""
+"""Key mappings: names from lists written by hand, round trips, and keys that nearly fit."""
 
 import dataclasses
 import subprocess
@@ -28,7 +28,7 @@ from tests.nn.networks import small
 from tests.weights.networks import Shapes, shapes_of
 
 FOREIGN = [layout for layout in LAYOUTS if layout is not OFFICIAL]
-# Where trainers and larger models put a network.
+# Prefixes under which trainers and larger models put a network.
 PREFIXES = ("", "backbone.", "bottom_up.", "backbone.bottom_up.", "model.", "backbone.body.")
 KEY_MAPPINGS = [
     KeyMapping(layout=layout, prefix=prefix)
@@ -37,7 +37,7 @@ KEY_MAPPINGS = [
 ]
 HEAD = {"fc.weight", "fc.bias"}
 
-# Every kind of tensor, as the projects' own code names it: official, mmpretrain, mmdet, detectron2.
+# Names of every kind of tensor in the projects' code: official, mmpretrain, mmdet, detectron2.
 BY_HAND = """
 conv1.0.weight            backbone.stem.0.conv.weight           stem.0.weight             backbone.bottom_up.stem.conv1_1.weight
 conv1.1.weight            backbone.stem.0.bn.weight             stem.1.weight             backbone.bottom_up.stem.conv1_1.norm.weight
@@ -63,7 +63,7 @@ fc.weight                 head.fc.weight                        -               
 fc.bias                   head.fc.bias                          -                         backbone.bottom_up.linear.bias
 """  # noqa: E501
 
-# What each layout cannot hold, of the table.
+# Only the official layout can hold the fast variants.
 FAST = {name for name in ARCHITECTURES if "_fast_" in name}
 HELD = {layout.names[0]: set(ARCHITECTURES) - FAST for layout in FOREIGN} | {
     "official": set(ARCHITECTURES)
@@ -71,12 +71,12 @@ HELD = {layout.names[0]: set(ARCHITECTURES) - FAST for layout in FOREIGN} | {
 
 
 def own_shapes(model: str, key_mapping: KeyMapping) -> Shapes:
-    """As a file with those keys would have them."""
+    """The shapes of a model under the keys of a layout."""
     return {own: shape for key, shape in shapes_of(model).items() if (own := key_mapping.own(key))}
 
 
 def read_as_official(found: Shapes) -> tuple[Shapes, list[str], KeyMapping]:
-    """As `read_checkpoint` reads them: by official key, and the keys that have none."""
+    """Shapes by official key, keys that have none, and the mapping, as `read_checkpoint` does."""
     key_mapping = recognize(found)
     officials = {key: key_mapping.official(key) for key in found if not key_mapping.is_outside(key)}
     known = {name: found[key] for key, name in officials.items() if name is not None}
@@ -119,8 +119,8 @@ def test_the_list_written_by_hand_has_every_kind_of_module() -> None:
     assert listed == {kind(key) for key in shapes_of("resnest101")}
 
 
-def test_the_norm_after_the_stem_is_no_norm_of_a_block() -> None:
-    """`bn1` is the name of three different modules in the official layout."""
+def test_the_norm_of_the_stem_and_those_of_blocks_have_different_names() -> None:
+    """In the official layout, three different modules are called `bn1`."""
     for layout in FOREIGN:
         names = {
             layout.key_mapping.own(f"{module}.weight")
@@ -168,7 +168,7 @@ def test_a_layout_holds_a_variant_and_gives_it_back_or_says_why_not(
         ({"radix": 4, "cardinality": 2}, set(), ""),
     ],
 )
-def test_what_a_layout_lacks_is_told(
+def test_networks_that_a_layout_cannot_hold_are_refused_with_the_reason(
     fields: dict[str, int], layouts: set[str], reason: str
 ) -> None:
     architecture: Architecture = dataclasses.replace(small(), **fields)
@@ -218,7 +218,7 @@ def test_a_part_of_a_file_is_recognized_as_long_as_it_has_some_of_the_stem(
     stem = [own for key, own in official.items() if key.startswith(("conv1.", "bn1."))]
     shortcut = [own for key, own in official.items() if key.startswith("layer1.0.downsample.1")]
     kept = data.draw(st.lists(st.sampled_from(sorted(official.values())), max_size=40))
-    # Without it, mmdet and mmpretrain without a prefix are told by a few names only.
+    # Without a shortcut, few names distinguish mmdet and mmpretrain without a prefix.
     assert recognize({*kept, *stem, *shortcut}) == key_mapping
 
 
@@ -226,7 +226,7 @@ NEAR = [pytest.param(s, id=f"{s.layout.names[0]}-{s.prefix}") for s in KEY_MAPPI
 
 
 @pytest.mark.parametrize("key_mapping", NEAR)
-def test_one_key_gone_is_told_as_the_file_would_have_it(key_mapping: KeyMapping) -> None:
+def test_a_missing_key_is_reported_by_its_name_in_the_file(key_mapping: KeyMapping) -> None:
     whole = own_shapes("resnest14", key_mapping)
     for key in whole:
         if key.endswith("num_batches_tracked"):
@@ -237,7 +237,7 @@ def test_one_key_gone_is_told_as_the_file_would_have_it(key_mapping: KeyMapping)
 
 
 @pytest.mark.parametrize("key_mapping", NEAR)
-def test_one_key_renamed_is_told_both_ways(key_mapping: KeyMapping) -> None:
+def test_a_renamed_key_is_reported_as_missing_and_unexpected(key_mapping: KeyMapping) -> None:
     whole = own_shapes("resnest14", key_mapping)
     for key in list(whole)[::7]:
         found = {k + "x" if k == key else k: v for k, v in whole.items()}
@@ -248,7 +248,7 @@ def test_one_key_renamed_is_told_both_ways(key_mapping: KeyMapping) -> None:
 
 @pytest.mark.parametrize("layout", FOREIGN, ids=lambda layout: layout.names[0])
 def test_an_official_name_in_another_projects_file_is_an_unexpected_key(layout: Layout) -> None:
-    """As scripts leave it behind that rename most of the keys."""
+    """Scripts that rename only most of the keys leave such names."""
     whole = own_shapes("resnest14", layout.key_mapping)
     own = layout.key_mapping.own("bn1.weight")
     left = f"{layout.prefix}bn1.weight"
@@ -256,7 +256,7 @@ def test_an_official_name_in_another_projects_file_is_an_unexpected_key(layout: 
     assert f"missing ({own}), 1 are unexpected ({left})" in message
 
 
-# What detectors, segmentors and classifiers have around a backbone.
+# Keys of detectors, segmenters and classifiers outside the backbone.
 OUTSIDE = (
     *("neck.lateral_convs.0.conv.weight", "rpn_head.rpn_conv.weight", "decode_head.conv_seg.bias"),
     *("backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight", "pixel_mean"),
@@ -273,12 +273,12 @@ def test_only_a_prefix_tells_a_backbone_from_the_model_around_it(key_mapping: Ke
     whole = own_shapes("resnest14", key_mapping)
     assert not any(map(key_mapping.is_outside, whole))
     assert recognize({*whole, *outside}) == key_mapping
-    # What is in the backbone, and not of it, is no part of something larger.
+    # An unknown key within the backbone is not outside it.
     assert not key_mapping.is_outside(f"{key_mapping.prefix}layer1.0.conv9.weight")
 
 
 @pytest.mark.parametrize("key_mapping", NEAR)
-def test_one_shape_changed_is_told_with_both(key_mapping: KeyMapping) -> None:
+def test_a_changed_shape_is_reported_with_the_expected_one(key_mapping: KeyMapping) -> None:
     whole = own_shapes("resnest14", key_mapping)
     for key, shape in list(whole.items())[::7]:
         found = (*shape, 2)
@@ -288,9 +288,9 @@ def test_one_shape_changed_is_told_with_both(key_mapping: KeyMapping) -> None:
 
 
 @pytest.mark.parametrize("layout", FOREIGN, ids=lambda layout: layout.names[0])
-def test_another_models_file_is_told_with_its_name(layout: Layout) -> None:
+def test_a_file_of_another_model_is_refused_with_its_name(layout: Layout) -> None:
     message = refusal(own_shapes("resnest50", layout.key_mapping), "resnest26")
-    # And not with that of resnest50_fast_2s1x64d, which has the same shapes: it cannot be that.
+    # resnest50_fast_2s1x64d has the same shapes, but this layout cannot hold it.
     assert message.endswith("it is a checkpoint of resnest50: name that model (--model)")
     some = layout.key_mapping.own("layer1.2.conv1.weight")
     assert f"unexpected ({some}, " in message
@@ -313,7 +313,7 @@ def test_networks_with_deformable_convolutions_are_refused(layout: Layout, offse
 
 
 def test_counters_of_batches_may_be_missing() -> None:
-    """Frozen batch norms, which detectron2's networks have, do not count."""
+    """detectron2's networks have frozen batch norms, which have no counters."""
     for layout in LAYOUTS:
         found = {
             key: shape
@@ -331,11 +331,11 @@ def test_counters_of_batches_may_be_missing() -> None:
         )
 
 
-def test_something_else_is_taken_for_official() -> None:
+def test_unknown_keys_are_taken_for_the_official_layout() -> None:
     assert recognize([]) == recognize(["embeddings.weight"]) == OFFICIAL.key_mapping
     plain = dataclasses.replace(small(), deep_stem=False, avg_down=False)
     assert OFFICIAL.refusal(plain) is None
-    # A plain ResNet's shortcuts are those of mmpretrain; its other keys are not.
+    # A plain ResNet has mmpretrain's keys only in its shortcuts.
     resnet = ["conv1.weight", "bn1.weight", "layer1.0.downsample.0.weight", "layer1.0.bn2.weight"]
     assert recognize(resnet) == OFFICIAL.key_mapping
 

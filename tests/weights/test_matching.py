@@ -19,7 +19,7 @@ def refusal(found: Shapes, model: str) -> str:
 
 @pytest.mark.parametrize("model", ARCHITECTURES)
 def test_a_checkpoint_is_recognized_by_its_shapes(model: str) -> None:
-    # These two differ only in where they pool, which no weight shows.
+    # These two differ only in where they pool, which weights do not show.
     twins = {"resnest50", "resnest50_fast_2s1x64d"}
     assert set(fitting_models(shapes_of(model))) == (twins if model in twins else {model})
 
@@ -36,14 +36,14 @@ def test_batch_counters_may_be_missing() -> None:
     check_match(old, ARCHITECTURES["resnest14"], model="resnest14", origin="file.pth")
 
 
-def test_a_checkpoint_of_another_model_is_told_with_its_name() -> None:
+def test_a_checkpoint_of_another_model_is_refused_with_its_name() -> None:
     message = refusal(shapes_of("resnest101"), "resnest50")
     assert "unexpected (layer3.6.conv1.weight, layer3.6.bn1.weight, layer3.6.bn1.bias)" in message
     assert message.endswith("it is a checkpoint of resnest101: name that model (--model)")
     assert "of 476 keys are missing" in refusal(shapes_of("resnest26"), "resnest50")
 
 
-def test_the_same_keys_with_other_shapes_are_told_with_the_first_of_them() -> None:
+def test_wrong_shapes_are_refused_with_the_first_of_them() -> None:
     message = refusal(shapes_of("resnest50_fast_4s1x64d"), "resnest50")
     assert (
         "layer1.0.conv2.conv.weight has shape (256, 16, 3, 3) instead of (128, 32, 3, 3)" in message
@@ -58,7 +58,7 @@ def test_a_single_wrong_shape_is_named_with_both_shapes() -> None:
     assert "missing" not in message
 
 
-def test_weights_of_something_else_are_told_as_such() -> None:
+def test_weights_of_another_family_are_refused_as_such() -> None:
     message = refusal({"embeddings.weight": (8, 8)}, "resnest50")
     assert "missing (conv1.0.weight, conv1.1.weight, conv1.1.bias)" in message
     assert "1 are unexpected (embeddings.weight)" in message

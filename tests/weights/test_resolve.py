@@ -20,7 +20,7 @@ METADATA = ModelMetadata(model="resnest26", classes=("cat", "dog"), preprocessin
 
 @pytest.fixture
 def embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WeightsEntry:
-    """A catalogue in which resnest14 is embedded."""
+    """The entry of a catalogue in which resnest14 is the embedded model."""
     entry = make_entry(model="resnest14", tag="tiny", class_set="tiny_imagenet200")
     monkeypatch.setattr(cache_module, "__file__", str(tmp_path / "cache.py"))
     monkeypatch.setattr(
@@ -137,7 +137,7 @@ def test_a_bare_file_needs_the_model(bare: Path) -> None:
     assert "name the model" in refusal(None, bare)
 
 
-def test_what_is_neither_a_tag_nor_a_file_gets_the_nearest_tag() -> None:
+def test_an_unknown_tag_is_refused_with_the_nearest_one() -> None:
     assert (
         "'in1' is neither a tag of resnest50 nor a file or folder; did you mean 'in1k'?"
         in refusal("resnest50", "in1")
@@ -207,7 +207,7 @@ def test_a_file_is_identified_by_its_hash(
     monkeypatch.setattr(catalogue, "CATALOGUE", (entry,))
     (tmp_path / "renamed").write_bytes(BODY)
     assert identify(tmp_path / "renamed") is entry
-    # What was recorded of another file of the catalogue is not even read.
+    # The damaged record of another file is not read.
     other = make_entry("https://weights.invalid/b", sha256="0" * 8, filename="other.pth")
     monkeypatch.setattr(catalogue, "CATALOGUE", (other, entry))
     cache.mkdir(exist_ok=True)
@@ -246,7 +246,7 @@ def test_an_exported_network_is_no_weights(tmp_path: Path, name: str) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A training's folder that has only its checkpoint."""
+    """The folder of a training, with only its checkpoint."""
     folder = tmp_path / "run"
     folder.mkdir()
     content = {
@@ -272,7 +272,7 @@ def test_a_trainings_folder_is_weights_the_best_file_first(run: Path) -> None:
     assert "belongs to resnest26, not to resnest50" in refusal("resnest50", run)
 
 
-def test_a_trainings_checkpoint_is_weights_and_says_what_they_are(run: Path) -> None:
+def test_a_trainings_checkpoint_is_weights_with_metadata(run: Path) -> None:
     path = run / "last.pt"
     resolved = resolve(None, path)
     assert resolved == ResolvedWeights(
@@ -285,7 +285,7 @@ def test_a_trainings_checkpoint_is_weights_and_says_what_they_are(run: Path) -> 
     checkpoint = read_checkpoint(path)
     assert checkpoint.metadata == read_metadata(path) == METADATA
     assert {key: value.tolist() for key, value in checkpoint.tensors.items()} == {
-        "fc.bias": [1, 1]  # the EMA's
+        "fc.bias": [1, 1]  # the values of the EMA
     }
 
 

@@ -50,7 +50,7 @@ def write(folder: Path, content: object) -> Path:
 
 
 def changed(**fields: Any) -> dict[str, Any]:
-    """A config in which those fields are others, wherever they are."""
+    """CONFIG with other values of some fields, at the top or in `pretrained_cfg`."""
     top = {key: fields.pop(key) for key in list(fields) if key in CONFIG}
     return CONFIG | {"pretrained_cfg": PRETRAINED | fields} | top
 
@@ -65,7 +65,7 @@ def refusal(folder: Path, content: object) -> str:
     return message.replace(str(path), "")
 
 
-def test_what_timm_writes_is_understood(tmp_path: Path) -> None:
+def test_a_config_of_timm_is_understood(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, CONFIG))
     assert config.model == "resnest50"
     assert config.classes == ("n1", "n2")
@@ -73,7 +73,7 @@ def test_what_timm_writes_is_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
+def test_a_written_config_is_read_again(tmp_path: Path, name: str) -> None:
     preprocessing = Preprocessing(
         size=96, crop_fraction=0.75, order="resize-crop", mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)
     )
@@ -88,8 +88,8 @@ def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
     assert json.loads(text)["architecture"] == TIMM_NAMES.get(name, name)
 
 
-def test_only_what_timm_knows_stands_in_its_part(tmp_path: Path) -> None:
-    """timm builds a dataclass of it, which takes no other field."""
+def test_pretrained_cfg_has_only_fields_that_timm_knows(tmp_path: Path) -> None:
+    """timm makes a dataclass of `pretrained_cfg`, which allows no other field."""
     from timm.models import PretrainedCfg
 
     metadata = ModelMetadata(model="resnest50", classes=("a",), preprocessing=center_crop(224))
@@ -201,11 +201,11 @@ def test_fields_that_are_wrong_are_refused(
     "content",
     ["", "nonsense", "[]", "null", "[" * 100_000, '{"architecture": 1' + "0" * 5000 + "}"],
 )
-def test_what_is_no_config_is_refused(tmp_path: Path, content: str) -> None:
+def test_malformed_configs_are_refused(tmp_path: Path, content: str) -> None:
     refusal(tmp_path, content)
 
 
-def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_config_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(WeightsError, match="cannot be used"):
@@ -219,8 +219,8 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
         read_config(path)
 
 
-def test_a_folder_is_read_by_its_own_names_alone(tmp_path: Path) -> None:
-    """A config cannot send anybody to another file."""
+def test_a_config_cannot_choose_the_weights_file(tmp_path: Path) -> None:
+    """A config cannot refer to files outside the folder."""
     (tmp_path / "secret.bin").write_bytes(b"secret")
     folder = tmp_path / "folder"
     folder.mkdir()

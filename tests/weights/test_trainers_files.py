@@ -1,4 +1,4 @@
-"""Checkpoints as trainers write them: objects of their own, wrappers, prefixes, NumPy's numbers."""
+"""Checkpoints of trainers: with objects, wrappers, prefixes and NumPy's numbers."""
 
 import argparse
 import sys
@@ -28,7 +28,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """Keys of a ResNeSt-14, each with its own number."""
+    """A state dict with the keys of a ResNeSt-14 and a different number for each."""
     shapes = ARCHITECTURES["resnest14"].shapes(5)
     return {key: torch.full((1,), float(i)) for i, key in enumerate(shapes)}
 
@@ -40,7 +40,7 @@ def assert_same(found: State, expected: State) -> None:
 
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], type]:
-    """Makes a class that can be pickled, of a module that is not installed."""
+    """A function that makes a picklable class in a module that is not installed."""
 
     def class_of(module: str, name: str) -> type:
         made = type(name, (), {"__module__": module})
@@ -72,7 +72,7 @@ def test_timms_own_file_is_read(tmp_path: Path) -> None:
 
 
 def test_mmengines_file_is_read(tmp_path: Path, foreign: Any, state: State) -> None:
-    """With its EMA, `state_dict` holds the average and `ema_state_dict` what it was taken from."""
+    """With an EMA, mmengine stores the average in `state_dict`, the rest in `ema_state_dict`."""
     buffer = foreign("mmengine.logging.history_buffer", "HistoryBuffer")()
     buffer._log_history, buffer._statistics_methods = np.arange(3.0), {"mean": len}
     older = {f"module.{key}": -value for key, value in state.items()}
@@ -265,7 +265,9 @@ def test_a_part_is_converted_as_the_error_says(
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_a_teacher_of_another_family_is_no_second_network(tmp_path: Path, wrapped: bool) -> None:
     student = splitattn.create_model("resnest14", num_classes=2).state_dict()
-    teacher = torchvision.models.resnet101().state_dict()  # has more keys that look like ours
+    teacher = (
+        torchvision.models.resnet101().state_dict()
+    )  # has more keys like ours than the student
     parts = {"student": student, "teacher": teacher}
     flat = prefixed("student.", student) | prefixed("teacher.", teacher)
     torch.save(parts if wrapped else flat, tmp_path / "a.pth")
@@ -331,7 +333,7 @@ def test_any_wrapper_is_opened(tmp_path: Path, state: State, wrap: Any) -> None:
 
 
 class Runs:
-    """Creates a file when it is unpickled by a reader that lets it."""
+    """Creates a file when a reader runs the code of its pickle."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

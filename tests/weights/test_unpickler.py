@@ -1,4 +1,4 @@
-"""Pickles: detectron2's, of every protocol, trainers' with objects of their own, hostile ones."""
+"""Pickles of every protocol: detectron2's, trainers' with objects, and hostile ones."""
 
 import io
 import pickle
@@ -68,7 +68,7 @@ def test_tensors_can_be_written_to_without_harm(tmp_path: Path) -> None:
 
 
 def test_files_of_python_2_are_read(tmp_path: Path) -> None:
-    """Its strings are bytes, and NumPy's modules had other names."""
+    """Strings of Python 2 are bytes, and NumPy's modules had other names."""
     numbers = np.array([1.5, -2.0], dtype=np.float32)
     content = (
         b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R"
@@ -81,7 +81,7 @@ def test_files_of_python_2_are_read(tmp_path: Path) -> None:
 
 
 class Payload:
-    """Creates the file `path` when it is unpickled by a reader that lets it."""
+    """Creates the file `path` when a reader runs the code of its pickle."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -127,7 +127,7 @@ def test_extensions_are_refused(tmp_path: Path) -> None:
 
 
 def forged(shape: object, code: str, state: tuple[Any, ...], content: object) -> bytes:
-    """An array with these parts, whether they agree or not."""
+    """A pickled array with these parts, which may contradict each other."""
 
     class Forged:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -147,7 +147,7 @@ def forged(shape: object, code: str, state: tuple[Any, ...], content: object) ->
 LITTLE = (3, "<", None, None, None, -1, -1, 0)
 
 
-def test_the_forgery_is_real(tmp_path: Path) -> None:
+def test_a_forged_array_with_valid_parts_is_read(tmp_path: Path) -> None:
     content = forged((2,), "f4", LITTLE, bytes(8))
     assert read(tmp_path, content)["a"].tolist() == [0, 0]
     assert pickle.loads(content)["a"].tolist() == [0, 0]
@@ -156,7 +156,7 @@ def test_the_forgery_is_real(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        # Objects whose addresses the file chooses: NumPy itself would follow them.
+        # An array of objects whose addresses are in the file; NumPy would follow them.
         forged((1,), "O", (3, "|", None, None, None, -1, -1, 0), bytes(8)),
         forged((1,), "O8", LITTLE, [Path]),
         forged((2,), "f4", LITTLE, bytes(7)),
@@ -186,7 +186,7 @@ def test_an_array_without_content_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_cannot_grow_in_memory(tmp_path: Path) -> None:
-    """A hundred arrays out of the same bytes."""
+    """A hundred arrays share the same bytes in the file."""
     body = bytes(10_000)
     rebuild = np.zeros(0).__reduce__()[0]
 
@@ -201,8 +201,8 @@ def test_a_file_cannot_grow_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["encode", "OrderedDict"])
-def test_what_calls_copy_is_no_more_than_the_file(tmp_path: Path, call: str) -> None:
-    """A few bytes call for a copy of the largest thing in the file, again and again."""
+def test_calls_cannot_copy_more_than_the_file(tmp_path: Path, call: str) -> None:
+    """A few bytes each would copy the largest object in the file again."""
     calls = 400
     if call == "encode":
         text = b"a" * 2**20
@@ -216,11 +216,11 @@ def test_what_calls_copy_is_no_more_than_the_file(tmp_path: Path, call: str) -> 
     refusal(tmp_path, content)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 64 * 2**20  # of copies there would be 400 MB and more
+    assert peak < 64 * 2**20  # the copies would take 400 MB and more
 
 
 def test_dictionaries_made_of_pairs_are_read(tmp_path: Path) -> None:
-    """As Python 2 writes an OrderedDict."""
+    """Python 2 writes an OrderedDict so."""
 
     class Pairs:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -229,8 +229,8 @@ def test_dictionaries_made_of_pairs_are_read(tmp_path: Path) -> None:
     assert read(tmp_path, pickle.dumps({"model": Pairs()}, 2)).keys() == ARRAYS.keys()
 
 
-def test_a_few_bytes_do_not_take_all_memory(tmp_path: Path) -> None:
-    """The memo of the unpickler in C would be as long as the index that is put into it."""
+def test_a_huge_memo_index_takes_no_memory(tmp_path: Path) -> None:
+    """The memo of the C unpickler would be as long as the largest index."""
     refusal(tmp_path, b"\x80\x02}r" + struct.pack("<I", 2**32 - 2) + b".")
 
 
@@ -244,7 +244,7 @@ def test_dictionaries_that_hold_each_other_do_not_loop(tmp_path: Path) -> None:
 
 
 def test_a_file_changes_no_global_state(tmp_path: Path) -> None:
-    """A file may set attributes of the objects that it gets, but these belong to this read only."""
+    """A file can set attributes only on objects that are made anew for each read."""
     poison = (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n"
         b"N}X\x0c\0\0\0__defaults__)s\x86b."  # BUILD with (None, {"__defaults__": ()})
@@ -254,7 +254,7 @@ def test_a_file_changes_no_global_state(tmp_path: Path) -> None:
     assert read(tmp_path, pickle.dumps(ARRAYS)).keys() == ARRAYS.keys()
 
 
-def test_damage_anywhere_gets_one_line_or_does_no_harm(tmp_path: Path) -> None:
+def test_damage_anywhere_is_reported_in_one_line_or_does_no_harm(tmp_path: Path) -> None:
     content = pickle.dumps({"model": {"a": ARRAYS["float32"]}})
     refusals = []
     for position in range(len(content)):
@@ -270,14 +270,14 @@ def test_damage_anywhere_gets_one_line_or_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_protocol_5_array_is_read(tmp_path: Path) -> None:
-    """NumPy writes writable ones as BYTEARRAY8."""
+    """NumPy pickles writable arrays as BYTEARRAY8."""
     content = pickle.dumps({"a": ARRAYS["float32"]}, 5)
     assert "BYTEARRAY8" in {opcode.name for opcode, *_ in pickletools.genops(content)}
     np.testing.assert_array_equal(read(tmp_path, content)["a"].numpy(), ARRAYS["float32"])
 
 
-# Calls for the work of 2**60 steps, or of n**2, in a few bytes each.
-NEST = b"K\x01\x85" + b"2\x86" * 60  # ((1,), (1,)), 60 deep, each of the same two
+# A few bytes that cause 2**60 or n**2 steps.
+NEST = b"K\x01\x85" + b"2\x86" * 60  # ((1,), (1,)), 60 levels deep, shared at each level
 LONG_KEY = b"X" + struct.pack("<I", 200_000) + b"a" * 200_000
 
 

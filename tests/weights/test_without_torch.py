@@ -1,4 +1,4 @@
-"""What works where PyTorch is not installed, and what other files say there."""
+"""Weights without PyTorch: what works, and the errors of what does not."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ sys.modules |= dict.fromkeys(("torch", "torchvision", "pyarrow"))
 
 
 def run(script: str, *arguments: str | Path) -> Any:
-    """What the script prints as JSON, run without PyTorch, torchvision and pyarrow."""
+    """Run a script without PyTorch, torchvision and pyarrow; returns the JSON that it prints."""
     command = [sys.executable, "-W", "error", "-c", SETUP + script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Workers that label shards need no PyTorch: pyarrow and what `pip install .` brings are enough."""
+"""Workers that label shards need no PyTorch: `pip install .` and pyarrow are enough."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from splitattn.images.samples import sample_photographs
 
-# Python runs it at the start of each process, so in workers, too.
+# Python runs this at the start of each process, including workers.
 HIDE = """
 import sys
 

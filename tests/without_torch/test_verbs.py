@@ -1,7 +1,7 @@
-"""Running a network needs no PyTorch: what `pip install .` brings is enough.
+"""Running a network needs no PyTorch: `pip install .` is enough.
 
 Each test runs the command line in a process that can import neither PyTorch nor the libraries of
-other extras, so these tests say the same in an environment that has them and in one that has not.
+other extras, whether they are installed or not.
 """
 
 import json
@@ -48,7 +48,7 @@ main(sys.argv[1:])
 
 
 def splitattn(*arguments: object, status: int = 0, folder: Path | None = None) -> tuple[str, str]:
-    """What the command prints to stdout and stderr."""
+    """Run the command line; returns its stdout and stderr."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, *map(str, arguments)],
         capture_output=True,
@@ -93,7 +93,7 @@ def test_predict_finds_objects_with_an_exported_detector(tmp_path: Path) -> None
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two classes of the embedded model, in ImageFolder layout."""
+    """A data set with two classes of the embedded model, in ImageFolder layout."""
     for split in ("train", "val"):
         for label, stem in (("espresso", "coffee"), ("Egyptian cat", "chelsea")):
             folder = tmp_path / "data" / split / label
@@ -109,7 +109,9 @@ def test_evaluate_measures_a_folder(data: Path) -> None:
     measured = json.loads(out)
     assert (measured["n"], measured["model"]) == (6, EMBEDDED)
     assert measured["engine"].startswith("ONNX Runtime ")
-    assert measured["environment"]["threads"] is None, "PyTorch is not there to be asked"
+    assert measured["environment"]["threads"] is None, (
+        "without PyTorch, the number of threads is unknown"
+    )
     assert measured["top1"] >= 50
 
 
@@ -118,7 +120,7 @@ def test_export_writes_onnx_that_predict_runs(precision: str, tmp_path: Path) ->
     path, images = tmp_path / "net.onnx", tmp_path / "images"
     coffee = next(photograph for photograph in PHOTOGRAPHS if photograph.stem == "coffee")
     images.mkdir()
-    for i in range(6):  # the network is sure of these: rounding leaves the label
+    for i in range(6):  # the network is certain of these, so rounding keeps the label
         Image.open(coffee).rotate(i).save(images / f"{i}.png")
     calibration = ("--calibration", images) if precision == "int8" else ()
     out, _ = splitattn("export", path, "--precision", precision, *calibration)
@@ -147,7 +149,7 @@ def test_models_and_weights_are_listed_verified_and_described() -> None:
         (("weights", "convert", "w.pth", "v.pth", "--to", "timm"), "torch torchvision"),
     ],
 )
-def test_what_needs_more_says_what_to_install(
+def test_commands_that_need_more_say_what_to_install(
     arguments: tuple[object, ...], packages: str, tmp_path: Path
 ) -> None:
     (tmp_path / "shards").mkdir()
