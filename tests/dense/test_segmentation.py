@@ -28,6 +28,7 @@ from splitattn.dense.outlines import read_run_lengths, to_mask
 from splitattn.dense.resizing import Sides
 from splitattn.dense.segment import segment
 from splitattn.dense.segmenter import Segmenter
+from splitattn.dense.segmenter_evaluating import SegmentationEvaluation
 from splitattn.dense.segmenters import SEGMENTATION_HEADS, create_segmenter
 from splitattn.dense.task import sides
 from splitattn.dense.torch_segment import torch_logits
@@ -40,7 +41,7 @@ from splitattn.training.recipe_files import load_recipe
 from splitattn.training.task import Measurement, Step
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
 from splitattn.weights.metadata import read_metadata
-from splitattn.workflows import SegmentationEvaluation, export
+from splitattn.workflows import export
 from tests.dense.datasets import (
     MASK_CLASSES,
     VOID,

@@ -18,12 +18,13 @@ from splitattn.architectures import ARCHITECTURES
 from splitattn.classifier import Classifier
 from splitattn.dense.exportable import DenseExportReport, Loss
 from splitattn.dense.segmenter import Segmenter, TrainedSegmenter
+from splitattn.dense.segmenter_evaluating import SegmentationEvaluation
 from splitattn.dense.segmenter_exporting import PixelParity
 from splitattn.errors import InputError, WeightsError
 from splitattn.exporting import ExportError
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
-from splitattn.workflows import SegmentationEvaluation, export
+from splitattn.workflows import export
 from tests.dense.datasets import MASK_CLASSES, picture, scene, write_masked, write_masked_splits
 from tests.dense.runs import ARCHITECTURE, CHANNELS, MASK_RECIPE, mask_network
 from tests.dense.test_detection import status

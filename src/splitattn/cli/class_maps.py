@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from splitattn.dense.segmenter import SegmentedImage, Segmenter
+    from splitattn.dense.segmenter_evaluating import SegmentationEvaluation
     from splitattn.images.loading import Decoding
-    from splitattn.workflows import SegmentationEvaluation
 
     Result = SegmentedImage | ImageError
 

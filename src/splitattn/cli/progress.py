@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
@@ -221,10 +221,12 @@ def _count_in_lines(first: float) -> Callable[[int, int | None], None]:
 @contextmanager
 def exporting() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
     """Shows each step, with a bar where it counts images; in a file, a line for each step."""
+    if not sys.stderr.isatty():
+        yield say, lambda _, __: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    watched = sys.stderr.isatty()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
@@ -232,13 +234,10 @@ def exporting() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], No
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not watched,
     )
     task = bar.add_task("opening the network", total=None, counts="")
 
     def begin(step: str) -> None:
-        if not watched:
-            say(step)
         bar.reset(task, total=None, description=step, counts="")
 
     def count(more: int, total: int) -> None:
@@ -300,31 +299,47 @@ def shards_progress() -> Iterator[
     tuple[Callable[[int], None], Callable[["ShardReport", int], None]]
 ]:
     """A bar of shards with images, errors, rate and time left; in a file, a line for each shard."""
+    with _shards_bar() if sys.stderr.isatty() else nullcontext() as show:
+        yield _shards_told(show)
+
+
+@contextmanager
+def _shards_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar. The function takes the text beside it, and how many parts are done, of how many."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    watched = sys.stderr.isatty()
-    console = Console(stderr=True, highlight=False)
     bar = Progress(
         BarColumn(bar_width=16),
         TextColumn("{task.fields[counts]}"),
-        console=console,
+        console=Console(stderr=True, highlight=False),
         transient=True,
-        disable=not watched,
     )
     task = bar.add_task("", total=None, counts="opening the network")
+    with bar:
+        yield lambda counts, done, total: bar.update(
+            task, completed=done, total=total, counts=counts
+        )
+
+
+def _shards_told(
+    show: Callable[[str, int, int | None], None] | None,
+) -> tuple[Callable[[int], None], Callable[["ShardReport", int], None]]:
+    """The functions of `shards_progress`. Without a bar to `show`, they print lines."""
     begun = time.monotonic()
     done = images = errors = 0
     first: float | None = None  # seconds until the first shard is done
 
-    log = _Throttled(shown=not watched, first=0.0)
+    log = _Throttled(first=0.0)
 
     def on_listed(count: int) -> None:
         nonlocal begun
         begun = time.monotonic()  # of labeling, which follows
         counts = f"{count:,} images listed so far"
-        bar.update(task, counts=counts)
-        log.say(counts)
+        if show:
+            show(counts, 0, None)
+        else:
+            log.say(counts)
 
     def on_shard(shard: "ShardReport", shards: int) -> None:
         nonlocal done, images, errors, first
@@ -343,9 +358,9 @@ def shards_progress() -> Iterator[
             # the geometric mean of both.
             each = math.sqrt(seconds / done * (seconds - first) / (done - 1))
             counts += f"  {timedelta(seconds=round(each * (shards - done)))} left"
-        bar.update(task, total=shards, completed=done, counts=counts)
-        if not watched:
-            console.print(counts, soft_wrap=True)
+        if show:
+            show(counts, done, shards)
+        else:
+            say(counts)
 
-    with bar:
-        yield on_listed, on_shard
+    return on_listed, on_shard

@@ -80,8 +80,7 @@ def serve(
     from splitattn.cli.progress import starting
 
     with starting("starting"):
-        from splitattn.serving.server import log_as_json
-        from splitattn.serving.server import serve as run
+        from splitattn.serving.logs import log_as_json
         from splitattn.serving.settings import Settings
 
         log_as_json()
@@ -108,6 +107,7 @@ def serve(
             device=device,
             limits=settings.limits,
         )
+        from splitattn.serving.server import serve as run
     run(opened, settings, host=host, port=port, on_ready=_show_address)
 
 

@@ -1,23 +1,21 @@
 """Middleware around all requests: checks key and host, counts, logs, and answers errors."""
 
 import hmac
-import json
 import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from splitattn.serving.logs import LOG
 from splitattn.serving.metrics import Metrics
 from splitattn.serving.request_errors import RequestError
 from splitattn.serving.settings import Settings
 
-LOG = logging.getLogger("splitattn.serving")
 _CLIENT_LEFT = 499  # as nginx logs it; nobody is there to be answered
 _ANYBODY = ("/", "/page.css", "/page.js")
 _METRICS = "/metrics"
@@ -145,21 +143,6 @@ class Guard:
 
 def error_response(error: RequestError) -> JSONResponse:
     return JSONResponse(error.as_dict(), error.status, error.headers)
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **getattr(record, "data", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 def _host(header: str) -> str:

@@ -5,7 +5,6 @@ import gc
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from starlette.applications import Starlette
 
 from splitattn.errors import InputError
 from splitattn.serving.app import create_app
-from splitattn.serving.guard import LOG, JsonFormatter
+from splitattn.serving.logs import LOG, log_as_json
 from splitattn.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -154,10 +153,3 @@ def _allow_open_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # some systems take no "infinity"
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def log_as_json() -> None:
-    """All logs of this process as JSON on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
