@@ -1,18 +1,17 @@
-"""How fast is `splitattn bulk` against `predict`, what memory does it take, and what do kills cost?
+"""Measure the rate and memory of `splitattn bulk`, and check its labels after kills.
 
 usage: python benchmarks/bulk.py [--photographs 20000] [--kills 10] [--rounds 3] [--only rates]
                                [--output FILE]
 
-1. Rates: a fifth of the photographs by `predict`, by `bulk` from files and by `bulk` from a bucket,
-   in whole processes that take turns, each on one core. The bucket is served by moto in this
-   process, which has another core. Wall-clock and processor seconds are measured. With `--only
-   rates` the rest of FILE stays.
-2. Faults: all photographs from the bucket into another, by two workers on Ray, while the store
-   answers 503 to one request in twenty. Again and again a worker is killed (-9), then the driver,
-   and the command is repeated. At the end, every image must be there once, with the labels of
-   `predict`.
-3. Memory: the peak when 2,000, 20,000 and 200,000 images are listed into a manifest: empty files in
-   folders of 1,000, in one folder, and objects of a bucket.
+1. Rates: `predict`, `bulk` from files and `bulk` from a bucket label a fifth of the photographs, in
+   processes that take turns, each on one core. moto serves the bucket in this process, on another
+   core. Wall-clock and CPU seconds are measured. With `--only rates` the rest of FILE is kept.
+2. Faults: two workers on Ray label all photographs of the bucket into another bucket, while the
+   store answers one request in twenty with 503. Repeatedly, a worker is killed (-9), then the
+   driver, and the command is run again. In the end, every image must have one row, with the labels
+   of `predict`.
+3. Memory: the peak while 2,000, 20,000 and 200,000 images are listed into a manifest: empty files
+   in folders of 1,000, empty files in one folder, and objects of a bucket.
 
 Nothing else should run meanwhile. Needs Linux, two cores, ray, moto[server], boto3 and psutil.
 """
@@ -45,10 +44,10 @@ from splitattn.images.samples import sample_photographs
 OUTPUT = Path(__file__).with_suffix(".json")
 BUCKET, LABELS = "photos", "labels"
 SIDE = 160
-SHARD = 250  # images: small, so that kills come between many parts
+SHARD = 250  # images; small, so that there are many parts between kills
 BUSY = 0.05
-LISTED_BUCKET = "listed-"  # and how many objects it lists
-LISTED = (2_000, 20_000, 200_000)  # a shard has 10,000, and is in memory
+LISTED_BUCKET = "listed-"  # followed by the number of objects that the bucket lists
+LISTED = (2_000, 20_000, 200_000)  # a shard of 10,000 is held in memory
 LISTING = """
 import sys
 from collections import Counter
@@ -65,7 +64,9 @@ print(environment.peak_memory())
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photographs", type=int, default=20_000)
-    parser.add_argument("--kills", type=int, default=10, help="of a worker, and of the driver")
+    parser.add_argument(
+        "--kills", type=int, default=10, help="number of kills of a worker and of the driver"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["rates"])
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
@@ -112,7 +113,7 @@ def write_photographs(folder: Path, count: int) -> None:
 
 
 class Store:
-    """An S3 server that answers 503 to a share of the requests, and counts them."""
+    """An S3 server that counts requests and answers a share of them with 503."""
 
     def __init__(self, app: Callable[[dict[str, Any], Any], Iterable[bytes]]) -> None:
         self._app = app
@@ -121,7 +122,8 @@ class Store:
         self.refused = self.requests = 0
 
     def __call__(self, request: dict[str, Any], start: Any) -> Iterable[bytes]:
-        if "boto" in request.get("HTTP_USER_AGENT", "").lower():  # this benchmark's own
+        # Requests of this benchmark itself are not counted.
+        if "boto" in request.get("HTTP_USER_AGENT", "").lower():
             return self._app(request, start)
         bucket = request["PATH_INFO"].split("/")[1]
         if bucket.startswith(LISTED_BUCKET):
@@ -165,7 +167,7 @@ class Store:
 
 @contextmanager
 def bucket() -> Iterator[Store]:
-    """A server with a bucket, which the environment's variables name."""
+    """Serve buckets; environment variables point S3 clients at the server."""
     import logging
 
     from moto.server import DomainDispatcherApplication, create_backend_app
@@ -194,7 +196,7 @@ def command(*arguments: object) -> tuple[str, ...]:
 
 @contextmanager
 def apart() -> Iterator[int]:
-    """Keep this process, and so the bucket, on one core, and give another one for commands."""
+    """Keep this process, which serves the buckets, on one core; yields another for commands."""
     cores = os.sched_getaffinity(0)
     if len(cores) < 2:
         sys.exit("two cores are needed, one for the bucket, got one")
@@ -202,7 +204,7 @@ def apart() -> Iterator[int]:
 
     def keep_on(some: set[int]) -> None:
         for thread in Path("/proc/self/task").iterdir():
-            with suppress(ProcessLookupError):  # one that has ended since
+            with suppress(ProcessLookupError):  # the thread has ended
                 os.sched_setaffinity(int(thread.name), some)
 
     keep_on({own})
@@ -213,7 +215,7 @@ def apart() -> Iterator[int]:
 
 
 def timed(command: Sequence[str]) -> dict[str, float]:
-    """Wall-clock and processor seconds of a command."""
+    """Run a command; returns its wall-clock and CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -244,7 +246,7 @@ def rates(photographs: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def faults(photographs: Path, folder: Path, kills: int, store: Store) -> dict[str, Any]:
-    """What is left of the labels after kills of workers and drivers."""
+    """Kill workers and drivers while labeling, and compare the labels with those of `predict`."""
     say("predict all")
     predicted = folder / "all.json"
     undisturbed = timed(command("predict", photographs, "--format=json", f"--output={predicted}"))
@@ -277,7 +279,7 @@ def faults(photographs: Path, folder: Path, kills: int, store: Store) -> dict[st
 
 
 def disturb(driver: "subprocess.Popen[bytes]", store: Store) -> Iterator[str]:
-    """Kill a worker after the next part, and the driver after one more; says what was killed."""
+    """Kill a worker after the next part, and the driver after another; yields what was killed."""
     import psutil
 
     own = psutil.Process(driver.pid)
@@ -293,7 +295,8 @@ def disturb(driver: "subprocess.Popen[bytes]", store: Store) -> Iterator[str]:
     driver.kill()
     yield "driver"
     ends = time.monotonic() + 3
-    while alive := [process for process in left if runs(process)]:  # Ray's end with the driver
+    # Ray's processes should end with the driver.
+    while alive := [process for process in left if runs(process)]:
         if time.monotonic() > ends:
             say(f"{', '.join(process.name() for process in alive)} did not end")
             for process in alive:
@@ -350,7 +353,7 @@ def compared(rows: Iterable[dict[str, Any]], predicted: Path, photographs: Path)
 
 
 def memory_of_listing(folder: Path) -> dict[str, dict[str, int]]:
-    """Peak bytes of processes that list images, by where these are and by their number."""
+    """Peak memory in bytes of processes that list images, by place and number of the images."""
     found: dict[str, dict[str, int]] = {"folders": {}, "one folder": {}, "a bucket": {}}
     for count in LISTED:
         say(f"list {count:,} images")
@@ -383,7 +386,7 @@ def peak_of_listing(source: str | Path, folder: Path, count: int) -> int:
 
 
 def listing(count: int, query: str) -> bytes:
-    """A page of the list of a bucket with so many objects, none of which is stored."""
+    """A page of the listing of a bucket with `count` objects, which are not stored."""
     first = int(parse_qs(query).get("continuation-token", ["0"])[0])
     last = min(first + 1000, count)
     objects = "".join(

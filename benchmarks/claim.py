@@ -1,21 +1,22 @@
-"""The paper's claim at small scale: does choosing between splits pay, at equal cost?
+"""Test the paper's claim at small scale: does attention between splits help at equal cost?
 
 usage: python benchmarks/claim.py DATA [--scale small] [--runs FOLDER] [--seeds 0 1 2]
                                        [--processes 2]
        python benchmarks/claim.py --speed
 
-DATA is Tiny ImageNet (a folder of Parquet shards, or class folders). Networks of one depth and
-width, with 0, 1, 2 and 4 splits, and beside them timm's SE and SK networks of the same depth and
-width, learn its first classes by one recipe and from one initialization. Ours pool before the 3x3
-convolution, timm's take strides in it, so that all have nearly the same cost. The rows say how
-nearly, and how wide each attention is: timm's are narrower.
+DATA is Tiny ImageNet (a folder of Parquet shards, or class folders). Networks with 0, 1, 2 and 4
+splits, and timm's SE and SK networks, all of the same depth and width, are trained on its first
+classes with the same recipe and initialization. Ours pool before the 3x3 convolution and timm's
+have strides in it, so that all have nearly the same cost. Each row has the cost and the width of
+the attention, which is narrower in timm's networks.
 
-`--scale small` is sized for two hours on two processor cores, `full` is ResNeSt-50 on all classes
-and wants a GPU, `quick` shows that the script runs. Networks this small learn faster one to a core
-than one after the other on all of them, so `--processes` of them learn at once. A run that was
-stopped continues, and one that is in the output is not repeated. All networks take their first seed
-before any takes its second. With --speed a free machine times a training step and a forward pass of
-each, in turn, for benchmarks/claim_speed.json. Needs the extra [dev], for timm and fvcore.
+`--scale small` takes about two hours on two processor cores, `full` is ResNeSt-50 on all classes
+and needs a GPU, `quick` shows that the script runs. Small networks train faster on one core each
+than one after the other on all cores, so `--processes` of them are trained at once. A stopped run
+continues, and a run that is in the output is not repeated. All networks are trained with the first
+seed before any is with the second. With --speed, a training step and a forward pass of each network
+are timed in turn for benchmarks/claim_speed.json; nothing else should run meanwhile. Needs the
+extra [dev], for timm and fvcore.
 """
 
 import argparse
@@ -58,7 +59,7 @@ WARM_UP_ROUNDS, ROUNDS = 3, 20
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the networks are, and how they learn how many classes."""
+    """The size of the networks, the number of classes and the recipe."""
 
     layers: tuple[int, int, int, int]
     planes: int
@@ -117,7 +118,7 @@ class Entrant:
 
 def split_attention(radix: int) -> Callable[[Scale], nn.Module]:
     def build(scale: Scale) -> nn.Module:
-        # The ablation's shape (paper table 1): its `fast` networks pool before the 3x3 convolution.
+        # As in the paper's ablation (table 1): `fast` networks pool before the 3x3 convolution.
         architecture = Architecture(
             layers=scale.layers,
             planes=scale.planes,
@@ -131,7 +132,7 @@ def split_attention(radix: int) -> Callable[[Scale], nn.Module]:
 
 
 def peer(block: type[nn.Module], arguments: dict[str, Any]) -> Callable[[Scale], nn.Module]:
-    """timm's ResNet-D of the same depth and width, initialized as ours: it sets residuals to 0."""
+    """timm's ResNet-D of the same depth and width. Like ours, it starts with zero residuals."""
 
     def build(scale: Scale) -> nn.Module:
         network = ResNet(
@@ -173,7 +174,9 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--runs", type=Path, default=Path("runs/claim"), help="for checkpoints")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--processes", type=int, default=2, help="networks that learn at once")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="networks that are trained at once"
+    )
     parser.add_argument("--speed", action="store_true", help="measure speed instead")
     parser.add_argument("--output", type=Path, metavar="JSON")
     arguments = parser.parse_args()
@@ -203,7 +206,7 @@ def main() -> None:
             sys.stdout.flush()
             write(output, rows)
     finally:
-        # After Ctrl-C each network that learns saves its state, and none begins.
+        # After Ctrl-C, trainings in progress save their state, and no other begins.
         pool.shutdown(cancel_futures=True)
 
 
@@ -224,7 +227,7 @@ def first_classes(data: LabeledImages, count: int) -> LabeledImages:
 
 
 def measured(name: str, seed: int, data: str, runs: Path, scale_name: str) -> dict[str, Any]:
-    """Train one network; its row."""
+    """Train one network; returns its row of the output."""
     entrant, scale = ENTRANTS[name], SCALES[scale_name]
     torch.manual_seed(seed)
     model = entrant.build(scale)
@@ -259,7 +262,7 @@ def measured(name: str, seed: int, data: str, runs: Path, scale_name: str) -> di
 
 
 def attention_widths(model: nn.Module) -> list[int]:
-    """Width of the layer between the two of an attention, in the first block of each stage."""
+    """Hidden width of the attention in the first block of each stage."""
     stages = [getattr(model, f"layer{i}")[0] for i in range(1, 5)]
     return [
         layer.out_channels
@@ -270,7 +273,7 @@ def attention_widths(model: nn.Module) -> list[int]:
 
 
 def speeds() -> list[dict[str, Any]]:
-    """Images per second of a training step and of a forward pass, by all threads, in turn."""
+    """Images per second of a training step and a forward pass; networks take turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps: dict[str, dict[str, Callable[[], None]]] = {}
     for name, entrant in ENTRANTS.items():
@@ -342,7 +345,7 @@ def images(size: int, device: torch.device) -> Tensor:
 
 
 def gmacs(model: nn.Module, side: int) -> float:
-    """Billions of multiply-accumulates for one image of the test size."""
+    """Billions of multiply-accumulates for one image of `side` pixels."""
     image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
     count = FlopCountAnalysis(model.eval(), image)
     return float(count.unsupported_ops_warnings(False).total()) / 1e9

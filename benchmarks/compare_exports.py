@@ -1,4 +1,4 @@
-"""Is an exported file as fast as another one of the same network?
+"""Compare the speed of exported files with files that an older version wrote.
 
 usage: python benchmarks/compare_exports.py OLD NEW [OLD NEW ...] [--batch-size 1 16] [--rounds 21]
            [--output FILE]
@@ -63,12 +63,12 @@ def main() -> None:
 
 
 def opened(path: Path) -> Engine:
-    """The engine that runs a file. What is in the file is not checked: another version wrote it."""
+    """The engine that runs a file. Its content is not checked, since another version wrote it."""
     return OnnxEngine(path) if path.suffix == ".onnx" else OpenVinoEngine(path)
 
 
 def metadata(path: Path) -> ModelMetadata:
-    """What a file of this version says of its network."""
+    """The metadata of a file of this version."""
     row = file_engine(path)
     assert row is not None, path
     return row.load_file_module().read_metadata(path)
@@ -77,7 +77,7 @@ def metadata(path: Path) -> ModelMetadata:
 def compared(
     engines: tuple[Engine, ...], batch_size: int, size: int, rounds: int
 ) -> dict[str, Any]:
-    """Milliseconds of each, and the spread of their ratios."""
+    """Milliseconds of both engines, and the spread of their ratios."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch_size, 3, size, size), dtype=np.float32)
     seconds: list[list[float]] = [[], []]

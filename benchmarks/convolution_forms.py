@@ -1,10 +1,10 @@
-"""Which form of the 3x3 convolution is faster: one with groups, or dense ones side by side?
+"""Compare two forms of the 3x3 convolution: one with groups, and one dense convolution per group.
 
 usage: python benchmarks/convolution_forms.py [--model resnest50] [--batch 32] [--size 224]
            [--precision float32|bfloat16] [--rounds 20] [--device cpu|cuda] [--output FILE]
 
-For every shape that the convolutions of the model's blocks have, the two forms take turns, forward
-and then backward, in channels_last. A row with the ratios is added to the JSON list in FILE.
+For every shape of the convolutions in the model's blocks, the two forms take turns, forward and
+then backward, in channels_last. A row with the ratios is added to the JSON list in FILE.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Of a grouped 3x3 convolution, and the side of the maps that it takes."""
+    """The shape of a grouped 3x3 convolution and the side of its input maps."""
 
     in_channels: int
     out_channels: int
@@ -41,7 +41,7 @@ class Shape:
 
 
 class Dense(nn.Module):
-    """A convolution with groups as that many dense ones, each on maps of its own."""
+    """One dense convolution for each group of `grouped`, each with its own input maps."""
 
     def __init__(self, grouped: nn.Conv2d) -> None:
         super().__init__()
@@ -67,7 +67,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="side of an image in pixels")
     parser.add_argument("--precision", choices=list(DTYPES), default="float32")
-    parser.add_argument("--rounds", type=int, default=20, help="that are counted, at least 2")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="number of rounds that count, at least 2"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
     arguments = parser.parse_args()
@@ -92,7 +94,7 @@ def main() -> None:
 
 
 def shapes(model: str, size: int) -> Counter[Shape]:
-    """The shapes that occur, and in how many blocks of the model."""
+    """The shapes in a model, and the number of blocks with each."""
     found: Counter[Shape] = Counter()
 
     def note(conv: nn.Conv2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
@@ -163,7 +165,7 @@ def compared(shape: Shape, arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def now(device: torch.device) -> float:
-    """The time, once all that was asked of the device is done."""
+    """The time after all work of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

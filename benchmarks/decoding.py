@@ -1,19 +1,19 @@
-"""Fast decoding against exact decoding: time, pixels and labels.
+"""Compare fast decoding with exact decoding: time, pixels and labels.
 
 usage: python benchmarks/decoding.py [--photographs 24] [--rounds 7] [--data DATA ...]
            [--model NAME] [--weights NAME|FILE] [--engine NAME] [--output FILE]
 
-Two sets of photographs are always measured: scikit-image's as they are, saved as JPEG, and
-photographs of 12 megapixels (4000x3000, JPEG quality 90) made from them. Each of those is a random
-crop of 0.7 to 1 of a photograph, enlarged with a Lanczos filter. Enlarging leaves no detail at the
-size of a pixel, which would make files small and decoding quick. So the photograph's own detail
-(what a blur of 2 pixels removes, at the photograph's own size) is laid over it in mirrored tiles,
-with the noise of a sensor (deviation 3). That gives files of 2 to 5 MB, as a phone's camera does.
---data adds data sets, which any DATA names.
+Two sets of photographs are always measured: scikit-image's, saved as JPEG at their own size, and
+photographs of 12 megapixels (4000x3000, JPEG quality 90) made from them. Each of the latter is a
+random crop of 0.7 to 1 of a photograph, enlarged with a Lanczos filter. Enlarging leaves no detail
+at the size of a pixel, so files would be small and decoding fast. Therefore the photograph's own
+detail (what a blur of 2 pixels removes at its own size) is added in mirrored tiles, with sensor
+noise of standard deviation 3. This gives files of 2 to 5 MB, like those of phones. --data adds data
+sets.
 
-Exact and fast decoding take turns, image by image, on one thread: decode and preprocess, for
-several preprocessings. Then a Classifier labels every set with both, and the photographs of 12
-megapixels in turns, against the clock, on all cores. A row for each run is added to the JSON list
+Exact and fast decoding take turns, image by image, on one thread; decoding and preprocessing are
+timed, for several preprocessings. Then a Classifier labels every set with both. It is timed on the
+photographs of 12 megapixels, on all cores, in turns. A row for each run is added to the JSON list
 in FILE. Needs scikit-image.
 """
 
@@ -53,9 +53,11 @@ PREPROCESSINGS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--photographs", type=int, default=24, help="of 12 megapixels")
+    parser.add_argument(
+        "--photographs", type=int, default=24, help="number of photographs of 12 megapixels"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="at least 2")
-    parser.add_argument("--data", nargs="*", default=[], help="data sets, of which val is taken")
+    parser.add_argument("--data", nargs="*", default=[], help="data sets; their split val is used")
     parser.add_argument("--model")
     parser.add_argument("--weights")
     parser.add_argument("--engine", default="auto")
@@ -148,7 +150,7 @@ def timed(images: Sequence[bytes], preprocessing: Preprocessing, rounds: int) ->
 def pixels(
     name: str, images: Sequence[ImageSource], preprocessing: Preprocessing
 ) -> dict[str, object]:
-    """How far the network's input is from that of exact decoding, in 0..255 units."""
+    """Differences of the network's input from that of exact decoding, in units of 0 to 255."""
     least = least_side(preprocessing)
     largest, means = 0, []
     for image in images:
@@ -177,7 +179,7 @@ def described(preprocessing: Preprocessing) -> dict[str, object]:
 def predicted(
     images: Sequence[bytes], classifiers: dict[str, Classifier], rounds: int
 ) -> dict[str, object]:
-    """Images a second of `predict` on all cores, and the speedup of fast decoding."""
+    """Images per second of `predict` on all cores, and the speedup of fast decoding."""
     rates: dict[str, list[float]] = {name: [] for name in classifiers}
     for number in range(rounds + 1):
         for name in list(classifiers)[:: -1 if number % 2 else 1]:
@@ -200,7 +202,7 @@ def predicted(
 def labels(
     sets: dict[str, Sequence[ImageSource]], classifiers: dict[str, Classifier]
 ) -> list[dict[str, object]]:
-    """How many first labels are the same, and how far probabilities are apart."""
+    """The number of equal first labels, and the differences of probabilities."""
     exact, fast = classifiers["exact"], classifiers["fast"]
     rows: list[dict[str, object]] = []
     for name, images in sets.items():
@@ -225,7 +227,7 @@ def labels(
 
 
 def answers(classifier: Classifier, images: Sequence[ImageSource]) -> list[NDArray[np.float64]]:
-    """The probabilities of all classes, by index, of each image."""
+    """The probabilities of all classes, in order of index, for each image."""
     found = []
     for result in classifier.predict_stream(images, topk=len(classifier.classes)):
         if isinstance(result, ImageError):

@@ -1,4 +1,4 @@
-"""What detectors and segmenters reach from the model inside the package, in twenty minutes.
+"""Train detectors and segmenters from the embedded model, about twenty minutes each.
 
 usage: python benchmarks/dense.py SET DATA [--seeds 0 1 2] [--start embedded random]
            [--threads 2] [--runs FOLDER] [--set KEY=VALUE ...] [--output FILE]
@@ -9,14 +9,14 @@ SET is one of
     nuclei   single nuclei (COCO with run lengths): Mask R-CNN, mask AP50 on val
     camvid   streets, 11 classes (images and masks): FPN, mIoU on test
 
-For every seed a network is trained from the embedded weights by the preset `finetune` with the
-changes of the set; and if asked to, another one from random weights as torchvision's references
-train it, with the same head, images and epochs. A run that was stopped continues, and one that is
-in benchmarks/dense.json is not repeated, unless the package has other weights by now.
+For every seed a network is trained from the embedded weights with the preset `finetune` and the
+changes of the set. With `--start random` another one is trained from random weights in the way of
+torchvision's references, with the same head, images and epochs. A stopped run continues, and a run
+that is in benchmarks/dense.json is not repeated, unless the package has other weights now.
 
-The length of an epoch is in benchmarks/dense_epochs.json, measured on two cores with nothing else
+benchmarks/dense_epochs.json has the time of one epoch, measured on two cores with nothing else
 running: `--seeds 0 --set epochs=1 warmup_epochs=0 --runs runs/epochs --output
-benchmarks/dense_epochs.json`, for camvid also `first_train_size=288`, which is its largest size.
+benchmarks/dense_epochs.json`; for camvid also `first_train_size=288`, which is its largest size.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from splitattn.weights.catalogue import embedded_entry
 from splitattn.workflows import evaluate
 
 OUTPUT = Path(__file__).with_suffix(".json")
-# What torchvision's references do, besides random weights: SGD, no EMA, batch norms that learn.
+# As in torchvision's references: random weights, SGD, no EMA, and batch norms that learn.
 RANDOM = (
     *("pretrained=false", "frozen_stages=0", "frozen_batch_norm=false", "layer_decay=1.0"),
     *("optimizer=sgd", "learning_rate=0.16", "weight_decay=1e-4", "ema_decay=0.0"),
@@ -49,9 +49,9 @@ class Set:
 
     Attributes:
         task, head: of the training.
-        figure: that counts, as a result names it.
-        splits: on which it is measured after the training.
-        changes: of the preset `finetune`.
+        figure: the name of the figure that is reported.
+        splits: the splits on which it is measured after training.
+        changes: overrides of the preset `finetune`.
     """
 
     task: TaskName
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--start", nargs="+", choices=("embedded", "random"), default=["embedded"])
-    parser.add_argument("--threads", type=int, default=2, help="processor cores to learn with")
+    parser.add_argument("--threads", type=int, default=2, help="processor cores for training")
     parser.add_argument("--runs", type=Path, default=Path("runs/dense"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
@@ -122,7 +122,8 @@ def main() -> None:
                 f"{row['training_seconds']:.0f} s\n"
             )
             sys.stdout.flush()
-            rows = [*(row for row in rows if row not in same), row]  # of earlier weights
+            # Rows of earlier weights are replaced.
+            rows = [*(row for row in rows if row not in same), row]
             with replacing(arguments.output) as path:
                 path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
@@ -158,7 +159,7 @@ def measured(chosen: Set, data: str, key: dict[str, Any], output: Path) -> dict[
         "head": chosen.head,
         "figures": figures,
         "epochs": len(epochs),
-        # Measuring after each epoch is in.
+        # Includes the measurement after each epoch.
         "training_seconds": sum(line["seconds"] for line in epochs),
         "threads": torch.get_num_threads(),
         "environment": environment.describe(),

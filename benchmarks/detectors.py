@@ -1,15 +1,15 @@
-"""How much faster than PyTorch does a detector run in ONNX Runtime and OpenVINO?
+"""Measure the speed of a detector in ONNX Runtime and OpenVINO, compared with PyTorch.
 
 usage: python benchmarks/detectors.py --weights RUN --images FOLDER [--files FILE ...] [--count 8]
            [--rounds 9] [--threads N] [--output FILE]
 
-In every round each of PyTorch (eager), ONNX Runtime, OpenVINO and the exported files finds the
-objects in the same images, one image at a time, in turns; the order rotates. The first round is not
-counted. Decoding is left out; resizing and the removal of overlaps are in. All have
-the same number of threads, by default one for each core. A row is added to the
-JSON list in FILE: milliseconds an image of each round, how many times as fast as PyTorch, and how
-many of PyTorch's objects with a score of 0.3 or more the others find again (same class, at most a
-pixel apart). Nothing else should run meanwhile.
+In every round PyTorch (eager), ONNX Runtime, OpenVINO and the exported files find the objects in
+the same images, one image at a time; the order rotates. The first round is not counted. Times
+include resizing and non-maximum suppression, but not decoding. All use the same number of threads,
+by default one for each core. A row is added to the JSON list in FILE: milliseconds per image of
+each round, the speed relative to PyTorch, and how many of PyTorch's objects with a score of at
+least 0.3 the others find too (same class, at most a pixel apart). Nothing else should run
+meanwhile.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of ONNX Runtime and OpenVINO
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # read by ONNX Runtime and OpenVINO
     torch.set_num_threads(arguments.threads)
     detectors = {
         name: Detector(arguments.weights, engine=name)
@@ -74,7 +74,7 @@ def main() -> None:
 def measured(
     detectors: dict[str, Detector], images: list[Image.Image], rounds: int
 ) -> dict[str, Any]:
-    """Milliseconds an image, and what is found."""
+    """Milliseconds per image, and the number of equal objects."""
     names = [*detectors]
     spent: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
@@ -100,7 +100,7 @@ def measured(
 
 
 def same(plain: Detector, other: Detector, images: list[Image.Image]) -> str:
-    """How many of the objects of `plain` the other one finds again."""
+    """How many of the objects of `plain` the detector `other` finds too, as text."""
     count = again = 0
     for image in images:
         expected, found = plain.find(image, SCORE), other.find(image, SCORE)

@@ -3,11 +3,11 @@
 usage: python benchmarks/embedded.py NAME=DATA ... --calibration DATA [--weights FILE]
            [--rounds 7] [--output FILE]
 
-Each DATA is a data set with a split called val, as `splitattn evaluate` takes it, and NAME is what
-the tables call it. Every image of it is labeled in float32, and by two int8 files, for ONNX Runtime
-and for OpenVINO, which are calibrated on the training images of --calibration. "kept" is the
-share of the images, in percent, that keep their float32 label. The network alone is timed at batch
-1, one thread, the engines in turns. Needs the extra [int8].
+Each DATA is a data set for `splitattn evaluate` with a split called val, and NAME is its name in
+the tables. Its images are labeled in float32 and by two int8 files, for ONNX Runtime and OpenVINO,
+which are calibrated on the training images of --calibration. "kept" is the percentage of images
+that keep their float32 label. The network alone is timed with batch 1 on one thread; engines take
+turns. Needs the extra [int8].
 """
 
 import argparse
@@ -28,7 +28,7 @@ from splitattn.weights.download import file_sha256
 from splitattn.weights.resolve import resolve
 
 ENDINGS = {"int8, ONNX Runtime": "onnx", "int8, OpenVINO": "xml"}
-IMAGES = 50  # in a turn
+IMAGES = 50  # timed in one turn
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("data", nargs="+", metavar="NAME=DATA")
     parser.add_argument("--calibration", required=True, metavar="DATA")
     parser.add_argument("--weights", type=Path, help="instead of the model inside the package")
-    parser.add_argument("--rounds", type=int, default=7, help="of the timing, at least 2")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the timing, at least 2")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()
     network = open_weights(weights=given.weights)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measured(data: str, weights: dict[str, Path | None]) -> dict[str, dict[str, float]]:
-    """For each precision: images, top-1, top-5, and labels that are those of fp32, in percent."""
+    """For each precision: number of images, top-1, top-5, and labels equal to fp32, in percent."""
     rows: dict[str, dict[str, float]] = {}
     guesses: dict[str, list[str]] = {}
     for name, path in weights.items():
@@ -85,7 +85,7 @@ def measured(data: str, weights: dict[str, Path | None]) -> dict[str, dict[str, 
 
 
 def timed(weights: dict[str, Path | None], rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds for one image, by file and engine."""
+    """Milliseconds per image, by file and engine."""
     engines = {
         "fp32, ONNX Runtime": open_network(weights=weights["fp32"], engine="onnxruntime"),
         "fp32, OpenVINO": open_network(weights=weights["fp32"], engine="openvino"),
@@ -95,7 +95,7 @@ def timed(weights: dict[str, Path | None], rounds: int) -> dict[str, dict[str, f
     side = preprocessing.size
     pixels = np.random.default_rng(0).integers(0, 256, (1, 3, side, side), np.uint8)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(rounds + 1):  # the first warms up
+    for _ in range(rounds + 1):  # the first round warms up
         for name, opened in engines.items():
             started = perf_counter()
             for _ in range(IMAGES):

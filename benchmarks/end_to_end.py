@@ -1,15 +1,14 @@
-"""From files to labels: how close is `predict` to decoding and network running side by side?
+"""Measure `predict` on a folder, compared with decoding and the network running side by side.
 
 usage: python benchmarks/end_to_end.py [--model NAME] [--engines torch openvino ...]
            [--images 2016] [--rounds 5] [--output FILE]
 
 The images are JPEGs of 500x375 pixels: crops of scikit-image's photographs, most of them enlarged.
-After a round that does not count, in every round four things take turns:
-`Classifier.predict_stream` over the folder; decoding all of it and doing nothing else; the network
-on as many images that are decoded already; and the last two at the same time with nothing between
-them, which is what the first could reach at best. The time to a first label is that of the command
-`splitattn predict` on one photograph, from start to end. A row for each engine is added to the JSON
-list in FILE. Needs the extra [dev], for scikit-image.
+Four measurements take turns in every round; the first round does not count:
+`Classifier.predict_stream` over the folder; decoding alone; the network alone, on as many decoded
+images; and the last two at the same time but independently, which is the upper limit for the first.
+The time to a first label is that of the whole command `splitattn predict` on one photograph. A row
+for each engine is added to the JSON list in FILE. Needs the extra [dev], for scikit-image.
 """
 
 import argparse
@@ -44,7 +43,7 @@ BATCH = 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", help="by default the one that ships inside the package")
+    parser.add_argument("--model", help="default: the embedded model")
     parser.add_argument("--engines", nargs="+", default=["torch", "onnxruntime", "openvino"])
     parser.add_argument("--images", type=int, default=2016, help="whole batches")
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
@@ -86,7 +85,7 @@ def photographs(folder: Path, count: int) -> list[Path]:
 
 
 def random_weights(folder: Path, model: str) -> Path:
-    """A file of weights to load: speed does not depend on what they are."""
+    """Write a file of random weights: speed does not depend on their values."""
     torch.manual_seed(0)
     path = folder / "random.safetensors"
     metadata = ModelMetadata(

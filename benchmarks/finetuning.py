@@ -1,14 +1,14 @@
-"""Fine-tuning the model inside the package, against training from random weights as long.
+"""Compare fine-tuning the embedded model with equally long training from random weights.
 
 usage: python benchmarks/finetuning.py DATA [--runs FOLDER] [--seeds 0 1 2] [--threads 1]
                                     [--starts embedded random]
 
 DATA is a data set of photographs, such as flowers-5. For every seed, one network starts from the
-embedded weights, another from random weights; both see the same crops for the same number of
-epochs. The recipe was chosen for the first, on the validation images that are measured here.
-Layer decay would be a handicap from random weights, so the second has none. A run that was stopped
-continues, and one that is in benchmarks/finetuning.json is not repeated, unless the package has
-other weights by now.
+embedded weights and another from random weights; both see the same crops for the same number of
+epochs. The recipe was chosen for the first network, on the validation images that are measured
+here. The second has no layer decay, which would be a handicap from random weights. A stopped run
+continues, and a run that is in benchmarks/finetuning.json is not repeated, unless the package has
+other weights now.
 """
 
 import argparse
@@ -30,9 +30,8 @@ from splitattn.training.run import Run
 from splitattn.weights.catalogue import embedded_entry
 
 OUTPUT = Path(__file__).with_suffix(".json")
-# Of the preset `finetune`: the data set is small, and its photographs show about 32 pixels of
-# detail whatever the network's own size is. So crops are small and vary much, over many epochs
-# (docs/log.md).
+# Overrides of the preset `finetune`. The data set is small, and its photographs have only about 32
+# pixels of detail, so crops are small and vary much, over many epochs (docs/log.md).
 CHANGES = (
     "train_size=64",
     "test_size=64",
@@ -56,7 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--starts", nargs="+", choices=("embedded", "random"), default=["embedded", "random"]
     )
-    parser.add_argument("--threads", type=int, default=1, help="processor cores to learn with")
+    parser.add_argument("--threads", type=int, default=1, help="processor cores for training")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="JSON")
     arguments = parser.parse_args()
@@ -78,7 +77,8 @@ def main() -> None:
                 f"{start} {seed}: {row['top1']:.2f} % in {row['training_seconds']:.0f} s\n"
             )
             sys.stdout.flush()
-            rows = [*(row for row in rows if row not in same), row]  # of earlier weights
+            # Rows of earlier weights are replaced.
+            rows = [*(row for row in rows if row not in same), row]
             with replacing(arguments.output) as path:
                 path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

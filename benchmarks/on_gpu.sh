@@ -1,11 +1,11 @@
 #!/bin/sh
-# Everything that only a CUDA GPU can tell: its tests, and its rows of the benchmarks.
+# Run everything that needs a CUDA GPU: its tests, and its rows of the benchmarks.
 #
 # usage: benchmarks/on_gpu.sh [FOLDER]
 #
-# Rows are added to the JSON files beside this script; with FOLDER, for a machine whose disk does not
-# outlast the run, copies of them go there. Needs the extra [dev]. BATCH, SIZE, ROUNDS and DEVICE are
-# there to try it in small.
+# Rows are added to the JSON files beside this script. They are copied to FOLDER too, for machines
+# whose disk is lost after the run. Needs the extra [dev]. BATCH, SIZE, ROUNDS and DEVICE are for
+# small trial runs.
 set -eu
 
 cd -- "$(dirname -- "$0")/.."
@@ -26,7 +26,7 @@ keep() {
 
 step() {
     echo "== $*"
-    # One failure must not cost what comes after it.
+    # A failure must not prevent the steps after it.
     "$@" || { echo "== failed: $*"; failed=1; }
 }
 

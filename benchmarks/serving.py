@@ -1,29 +1,30 @@
-"""Does `splitattn serve` keep what it promises, under load, on this machine?
+"""Check that `splitattn serve` keeps its limits under load on this machine.
 
 usage: python benchmarks/serving.py DATA [--only PART ...] [--quick] [--requests 50000]
            [--model NAME] [--peers] [--output FILE]
 
-DATA has photographs; 500 of them are sent. Each part says in "met" whether it kept its limits. The
-clients run in this process, on the same cores as the service, over the loopback interface only.
-Every part starts a service of its own. Nothing else should run meanwhile.
+DATA has photographs; 500 of them are sent. "met" of each part says whether it kept its limits. The
+clients run in this process, on the same cores as the service, over the loopback interface. Every
+part starts its own service. Nothing else should run meanwhile.
 
-- "ready": from the start of the process to the first 200 of `/readyz`.
-- "equality": probabilities against `Classifier.predict`, at batches of all sizes, which /metrics
-  must have counted.
-- "throughput": twice as many clients as a batch has images, in turn with `predict_stream` on the
-  same files in a process of its own.
-- "single": one client, against decoding and one image in the network in this process.
-- "overload": 64 clients that ask for half as much again as 16 had answered just before.
+- "ready": time from the start of the process to the first 200 of `/readyz`.
+- "equality": probabilities equal those of `Classifier.predict`, in batches of all sizes, which
+  /metrics must have counted.
+- "throughput": twice as many clients as images in a batch, in turn with `predict_stream` on the
+  same files in another process.
+- "single": latency for one client, compared with decoding and running one image in this process.
+- "overload": 64 clients that send 1.5 times the rate that 16 clients reached just before.
 - "memory": the service's memory over many requests of mixed files.
-- "hostile": 1,000 idle connections, slow bodies, clients that leave, hostile and mutated files.
-- "ends": SIGTERM and SIGKILL under load, 20 times each. Clients of SIGTERM ask until an answer says
-  `Connection: close` or the service takes no connection.
+- "hostile": 1,000 idle connections, slow bodies, clients that disconnect, hostile and mutated
+  files.
+- "ends": SIGTERM and SIGKILL under load, 20 times each. After SIGTERM, clients continue until an
+  answer says `Connection: close` or the service accepts no connection.
 - "peers" (with --peers): the same clients against LitServe and a plain FastAPI script, both with
-  timm's network of the same architecture in eager PyTorch, and a FastAPI script with our
+  timm's network of the same architecture in eager PyTorch, and against a FastAPI script with our
   `Classifier`, one image at a time. Ours run in OpenVINO, with random weights.
 
-With --quick every part takes seconds and shows only that it runs. The whole takes 20 minutes on two
-cores, and "peers" 6 more. Parts that --only names are added to what is in FILE.
+With --quick every part takes seconds and shows only that it runs. All parts take 20 minutes on two
+cores, and "peers" 6 more. With --only, the named parts are added to FILE.
 """
 
 import argparse
@@ -55,9 +56,9 @@ from splitattn.files import replacing
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path(__file__).with_suffix(".json")
 MAX_BATCH = 8
-QUEUE = 32  # of "overload", so that it fills
+QUEUE = 32  # limit in "overload", small enough to be reached
 CLIENTS = 64
-PATIENCE = 60  # seconds until a service must be ready, or an answer be there
+PATIENCE = 60  # seconds to wait for a service to be ready or to answer
 
 PREDICT = """
 import pickle, sys, time
@@ -167,11 +168,11 @@ class Heard:
     """The answers that clients received.
 
     Attributes:
-        seconds: until the answer, by status.
-        statuses: how often each came.
-        lost: requests that were sent and had no answer.
-        refused: clients that ended because nobody listened.
-        told_to_close: clients that ended because an answer said so.
+        seconds: the times until answers, by status.
+        statuses: the number of answers of each status.
+        lost: the number of requests without an answer.
+        refused: the number of clients that ended because no service listened.
+        told_to_close: the number of clients that ended because an answer said so.
     """
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
@@ -190,11 +191,11 @@ class Heard:
 
 
 class RefusedError(Exception):
-    """No service listens, so nothing was sent."""
+    """No service listened, so nothing was sent."""
 
 
 class Connection:
-    """A connection that stays open, and is opened anew when the service has closed it.
+    """A persistent connection, which is opened again after the service has closed it.
 
     Attributes:
         was_told_to_close: whether the last answer said `Connection: close`.
@@ -206,11 +207,11 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, content: bytes, path: str, kind: str) -> tuple[int, bytes]:
-        """Status and body.
+        """Send a request; returns status and body.
 
         Raises:
-            RefusedError: nobody takes the connection.
-            ConnectionError: it was taken, and no answer came.
+            RefusedError: no service accepts the connection.
+            ConnectionError: the connection was accepted, but no answer came.
         """
         if self._streams is None or self._streams[1].is_closing():
             try:
@@ -248,7 +249,7 @@ class Connection:
 
 
 class Service:
-    """A process that serves."""
+    """A service in another process."""
 
     def __init__(self, command: Sequence[str | Path], port: int) -> None:
         self.port = port
@@ -258,7 +259,7 @@ class Service:
         )
 
     async def ready(self) -> float:
-        """Seconds until it says that it is."""
+        """Wait until the service says that it is ready; returns the seconds."""
         started = time.monotonic()
         while time.monotonic() - started < PATIENCE:
             with suppress(OSError, ConnectionError, asyncio.IncompleteReadError):
@@ -274,7 +275,7 @@ class Service:
         raise SystemExit(f"no service: {Path(self._log.name).read_text()[-2000:]}")
 
     def memory(self) -> int:
-        """Bytes that its process has in memory; it has no others."""
+        """Resident bytes of the service, which is a single process."""
         return sum(
             int(line.split()[1]) * 1024
             for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
@@ -282,7 +283,7 @@ class Service:
         )
 
     def held(self) -> dict[str, int]:
-        """Files and sockets that it has open, and its threads."""
+        """The numbers of open files and sockets, and of threads."""
         own = Path(f"/proc/{self.process.pid}")
         return {
             "files": len(list((own / "fd").iterdir())),
@@ -290,7 +291,7 @@ class Service:
         }
 
     async def metrics(self) -> dict[str, float]:
-        """The lines of `/metrics`."""
+        """The values of `/metrics` by line."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         text = (await reader.read()).decode()
@@ -299,11 +300,11 @@ class Service:
         return {name: float(value) for name, _, value in rows}
 
     async def end(self) -> int:
-        """Its exit status after SIGTERM."""
+        """End the service by SIGTERM; returns its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         status = await asyncio.to_thread(self.process.wait, PATIENCE)
-        with suppress(ProcessLookupError):  # LitServe leaves processes behind, which go on working
+        with suppress(ProcessLookupError):  # LitServe leaves processes running
             os.killpg(self.process.pid, signal.SIGKILL)
         self._log.close()
         return status
@@ -345,9 +346,11 @@ async def clients(
     heard: Heard | None = None,
     until_closed: bool = False,
 ) -> tuple[Heard, float]:
-    """Clients that ask one after the other, or at a rate for all of them; and what it took.
+    """Run clients; returns their answers and the seconds of all.
 
-    With `until_closed` each ends when an answer says `Connection: close`, or nobody listens.
+    Each client sends a request after the answer to the last one, or, with `rate`, at its share of
+    that many requests per second. With `until_closed` a client ends when an answer says
+    `Connection: close` or no service listens.
     """
     heard = Heard() if heard is None else heard
     started, asked = time.monotonic(), 0
@@ -357,7 +360,7 @@ async def clients(
         connection = Connection(port)
         turn = 0
         while time.monotonic() - started < seconds and asked < requests:
-            if rate:  # clients take turns, each at its share of the rate
+            if rate:  # clients take turns, each with its share of the rate
                 due = started + (turn * count + number) / rate
                 await asyncio.sleep(max(due - time.monotonic(), 0))
             content = contents[asked % len(contents)]
@@ -384,14 +387,14 @@ async def clients(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured.
+    """The settings of the parts.
 
     Attributes:
         contents: encoded photographs.
-        stored: the file that a process of its own reads them from.
-        quick: seconds rather than minutes.
-        requests: of "memory".
-        model: of the peers.
+        stored: a file with the photographs, for another process.
+        quick: measure for seconds rather than minutes.
+        requests: number of requests in "memory".
+        model: the network in "peers".
     """
 
     contents: list[bytes]
@@ -458,7 +461,7 @@ async def equality(plan: Plan) -> dict[str, Any]:
 
 
 def batch_sizes(metrics: dict[str, float]) -> dict[int, int]:
-    """How many batches of each size up to MAX_BATCH there were."""
+    """The number of batches of each size up to MAX_BATCH."""
     sizes, before = {}, 0.0
     for size in range(1, MAX_BATCH + 1):
         until = metrics[f'splitattn_batch_images_bucket{{le="{float(size)}"}}']
@@ -514,7 +517,7 @@ async def single(plan: Plan) -> dict[str, Any]:
             rows.append(
                 {
                     "decode_and_network_p50": float(np.median(plain)),
-                    # How much the machine alone, or other programs on it, spread these times.
+                    # Shows how much the machine, or other programs on it, vary these times.
                     "decode_and_network_p99": float(np.percentile(plain, 99)),
                     "p50": heard.milliseconds(50),
                     "p99": heard.milliseconds(99),
@@ -571,7 +574,7 @@ async def overload(plan: Plan) -> dict[str, Any]:
 
 
 def mixed(plan: Plan) -> list[bytes]:
-    """Photographs, and among them broken, empty, large and tiny files."""
+    """The photographs, mixed with broken, empty, large and tiny files."""
     import io
 
     from PIL import Image
@@ -601,7 +604,7 @@ async def memory(plan: Plan) -> dict[str, Any]:
             heard, _ = await clients(service.port, 2 * MAX_BATCH, contents, requests=count // parts)
             statuses += heard.statuses
             samples.append(service.memory())
-    growth = samples[-1] / samples[1] - 1  # the first part fills what stays filled
+    growth = samples[-1] / samples[1] - 1  # the first part fills caches and pools
     return {
         "met": growth <= 0.05 and set(statuses) <= {200, 400, 422},
         "requests": sum(statuses.values()),
@@ -613,8 +616,8 @@ async def memory(plan: Plan) -> dict[str, Any]:
 
 
 INFER = "/v2/models/resnest26_tiny/infer"
-# More than before that is no leak: connections that are about to close, and threads of pools, which
-# start when they are needed.
+# Growth that is no leak: connections that are about to close, and threads of pools, which start on
+# demand.
 SPARE = {"files": 8, "threads": 40}
 HEAD = "POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n\r\n"
 LIST = b'{"images": ["AAAA", "iVBORw0KGgo="]}'
@@ -622,7 +625,7 @@ FORM = b'--b\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nab
 
 
 def tensor(content: bytes) -> bytes:
-    """An image as the Open Inference Protocol takes it in JSON."""
+    """A request of the Open Inference Protocol in JSON with one image."""
     data = [_base64(content)]
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [1], "data": data}]
     return json.dumps({"inputs": inputs}).encode()
@@ -654,7 +657,7 @@ async def hostile(plan: Plan) -> dict[str, Any]:
         slow = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(50)]
         for _, writer in slow:
             writer.write(HEAD.format(1000).encode() + b".")
-        for _ in range(100):  # clients that leave before their answer
+        for _ in range(100):  # clients that disconnect before their answer
             _, writer = await asyncio.open_connection("127.0.0.1", service.port)
             writer.write(HEAD.format(len(plan.contents[0])).encode() + plan.contents[0])
             writer.close()
@@ -714,7 +717,7 @@ async def ends(plan: Plan) -> dict[str, Any]:
     for kind in (signal.SIGTERM, signal.SIGKILL):
         for number in range(rounds):
             port = free_port()
-            # With and without time for load balancers; no request may be lost either way.
+            # With and without a wait for load balancers; no request may be lost in either case.
             options = ("--max-batch", str(MAX_BATCH), "--drain-wait", ("0", "0.5")[number % 2])
             command = (sys.executable, "-m", "splitattn", "serve", "--port", str(port), *options)
             service = Service(command, port)
@@ -764,7 +767,7 @@ async def peers(plan: Plan) -> dict[str, Any]:
             "PORT",
             "--weights",
             str(weights),
-            "--deadline",  # the others have none
+            "--deadline",  # a long one, since the other services have none
             "60",
         ),
     }
@@ -838,11 +841,13 @@ def main() -> None:
     global TEMPORARY
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts")
-    parser.add_argument("--peers", action="store_true", help="LitServe and FastAPI too")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="run only these parts")
+    parser.add_argument("--peers", action="store_true", help="run the part peers too")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--requests", type=int, default=50_000, help="of the part memory")
-    parser.add_argument("--model", default="resnest50", choices=TIMM_NAMES, help="of the peers")
+    parser.add_argument("--requests", type=int, default=50_000, help="requests in the part memory")
+    parser.add_argument(
+        "--model", default="resnest50", choices=TIMM_NAMES, help="network in the part peers"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     images = open_data(arguments.data, "val").images

@@ -1,18 +1,17 @@
-"""How long does one command take, from start to end, and how much memory?
+"""Measure the time and peak memory of whole commands.
 
 usage: python benchmarks/startup.py --small ENVIRONMENT [--peer ENVIRONMENT] [--rounds 7]
            [--output FILE]
 
-Whole processes, which take turns: in every round each case runs once, so that a machine that slows
-down slows all of them. Nothing else should run meanwhile.
+Processes take turns: in every round each case runs once, so that a machine that slows down affects
+all cases. Nothing else should run meanwhile.
 
-- "first label": `splitattn predict` on one photograph, the embedded model, in ENVIRONMENT, where
-  `pip install .` was all.
+- "first label": `splitattn predict` on one photograph with the embedded model, in ENVIRONMENT,
+  where only `pip install .` was run.
 - "resnest50": the same with a ResNeSt-50 of random weights in safetensors.
-- "export resnest50": that network to fp32 ONNX, with its parity report.
-- "timm script": what a person writes to label one photograph with timm, the network as large as the
-  embedded model's, in the other environment, which has PyTorch and timm.
-"""
+- "export resnest50": export that network to fp32 ONNX, with its parity report.
+- "timm script": a typical script that labels one photograph with timm, with a network as large as
+  the embedded model, in the other environment, which has PyTorch and timm."""
 
 import argparse
 import json
@@ -86,14 +85,14 @@ def main() -> None:
 def measured(
     cases: dict[str, list[str | Path]], rounds: int
 ) -> dict[str, dict[str, list[float] | list[int]]]:
-    """Seconds and bytes of each run, by case."""
+    """Seconds and peak bytes of each run, by case."""
     figures: dict[str, dict[str, list[float] | list[int]]] = {
         name: {"seconds": [], "peak_memory": []} for name in cases
     }
     for turn in range(rounds + 1):
         for name, command in cases.items():
             seconds, peak = run(command)
-            if turn:  # the first round warms up the disk
+            if turn:  # the first round fills the disk cache
                 figures[name]["seconds"].append(round(seconds, 3))  # type: ignore[arg-type]
                 figures[name]["peak_memory"].append(peak)  # type: ignore[arg-type]
     return figures
@@ -109,7 +108,7 @@ print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrs
 
 
 def run(command: list[str | Path]) -> tuple[float, int]:
-    """Seconds and peak bytes of one process, which a new parent measures as its only child."""
+    """Seconds and peak bytes of a command; a new process runs it as its only child."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *map(str, command)],
         check=True,

@@ -1,15 +1,14 @@
-"""How many images a second resnest50 trains on, beside timm's resnest50d in the same run.
+"""Measure the training throughput of resnest50, with timm's resnest50d in the same run.
 
 usage: python benchmarks/training_throughput.py [--batch 32] [--size 224] [--rounds 20]
            [--precision float32|bfloat16] [--memory-format channels_last|contiguous_format]
            [--mode eager|compiled] [--device cpu|cuda] [--output FILE]
 
-Both networks start from the same weights and take turns, a step each in every round, in alternating
-order: a machine that slows down slows both. A step is forward,
-loss, backward and SGD. The first rounds are for warming up and are not counted. A row with the
-turns, their spread and where they were measured is added to the JSON list in FILE. In mode
-"compiled", timm's network goes through torch.compile and ours as well. Needs the extra [dev], for
-timm.
+Both networks start from the same weights and take one step each in every round, in alternating
+order, so that a machine that slows down affects both. A step is forward, loss, backward and SGD.
+The first rounds warm up and are not counted. A row with the times, their spread and the machine is
+added to the JSON list in FILE. In mode "compiled" both networks are compiled by torch.compile.
+Needs the extra [dev], for timm.
 """
 
 import argparse
@@ -41,7 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="side of an image in pixels")
-    parser.add_argument("--rounds", type=int, default=20, help="that are counted, at least 2")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="number of rounds that count, at least 2"
+    )
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
         "--memory-format", choices=("channels_last", "contiguous_format"), default="channels_last"
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, object]:
-    # Before the networks are built here: on the CPU two at once might not fit into memory.
+    # Measured before the networks are built here, since both might not fit into memory together.
     peak_memory = {name: in_a_process_of_its_own(name, arguments) for name in (OURS, THEIRS)}
     models = networks()
     parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
@@ -102,7 +103,7 @@ def networks() -> dict[str, nn.Module]:
 
 
 def step_of(model: nn.Module, arguments: argparse.Namespace) -> Callable[[], None]:
-    """One step of training on a batch that is always the same; done when it returns."""
+    """A function that runs one training step on a fixed batch and waits until it is done."""
     device = torch.device(arguments.device)
     memory_format = getattr(torch, arguments.memory_format)
     model.to(device).to(memory_format=memory_format).train()
@@ -127,15 +128,15 @@ def step_of(model: nn.Module, arguments: argparse.Namespace) -> Callable[[], Non
 
 
 def in_a_process_of_its_own(name: str, arguments: argparse.Namespace) -> int | None:
-    # A fresh interpreter, since the peak of a process never goes down again.
+    # A new process, since the peak of a process never falls.
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
         return executor.submit(peak_memory, name, arguments).result()
 
 
 def peak_memory(name: str, arguments: argparse.Namespace) -> int | None:
-    """Bytes at the peak of three steps: what tensors take of a GPU, or all that a CPU process does.
+    """Peak bytes of three steps: of the tensors on a GPU, or of the whole process on a CPU.
 
-    None where the system does not tell.
+    None if the system does not report it.
     """
     step = step_of(networks()[name], arguments)
     for _ in range(3):

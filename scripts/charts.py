@@ -2,8 +2,8 @@
 
 usage: python scripts/charts.py [--check]
 
-With --check changes nothing and exits with status 1 if a chart is stale. A chart whose measurement
-does not exist yet is left out.
+With --check it changes nothing and exits with status 1 if a chart is stale. A chart without a
+stored measurement is left out.
 """
 
 import argparse
@@ -43,14 +43,14 @@ STYLE = """
   }
 """
 
-# In pixels. A phone shows the chart at two thirds of its size.
+# All in pixels but NOTE. A phone shows charts at two thirds of their size.
 WIDTH = 520
 MARGIN = 18
-LETTER = 8.8  # of a label
+LETTER = 8.8  # width of a letter in a label
 GAP = 12  # between a label and its bars
-VALUES = 56  # to the right of the longest bar
+VALUES = 56  # space for text to the right of the longest bar
 BAR = 14
-NOTE = 72  # letters in a line
+NOTE = 72  # letters in a line of the note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Bar:
     Attributes:
         style: its class in the style sheet: "ours" or "peer".
         low, value, high: the bar ends at the value; a line shows the range.
-        text: what is written behind it.
+        text: the text behind the bar.
     """
 
     style: str
@@ -72,7 +72,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Bars on one scale: under each label, one or several."""
+    """Bars on one scale; each label has one or several."""
 
     title: str
     rows: Mapping[str, Sequence[Bar]]
@@ -131,7 +131,7 @@ def startup() -> str:
 
 
 def inference(machine: str) -> str:
-    """Milliseconds per image of ResNeSt-50 in each engine, beside timm's."""
+    """Milliseconds per image of ResNeSt-50 in each engine, compared with timm's."""
     report = read(LADDERS[machine])
     ours, peer, *_ = NETWORKS
     where, plan = report["environment"], report["plan"]
@@ -177,7 +177,7 @@ def eight_bits() -> str:
 
 
 def end_to_end() -> str:
-    """A folder of photographs, beside what decoding and network reach with nothing between them."""
+    """Images per second for a folder, compared with the limit of decoding and the network."""
     reports = read("end_to_end")
     panels = []
     for device, own in grouped(reports, lambda row: _device(row["environment"])):
@@ -218,7 +218,7 @@ def decoding() -> str:
 
 
 def serving() -> str:
-    """The rate of the service beside that of `predict`, and beside other services."""
+    """Throughput of the service, compared with `predict` and with other services."""
     report = read("serving")
     where, rounds = report["environment"], report["throughput"]["rounds"]
     rates = {
@@ -274,7 +274,7 @@ def bulk() -> str:
 
 
 def training() -> str:
-    """Images per second of a training step, beside timm's."""
+    """Images per second of a training step, compared with timm's."""
     reports = read("training_throughput")
     panels = []
     for device, own in grouped(reports, lambda row: _device(row["environment"])):
@@ -342,7 +342,7 @@ def _start(row: Row) -> str:
 
 
 def dense() -> str:
-    """What detectors and segmenters reach, on each split that was measured."""
+    """Accuracy of detectors and segmenters on each measured split."""
     reports = read("dense")
     splits = {"test": "ours", "val": "peer"}
     panels: dict[str, dict[str, list[Bar]]] = {}
@@ -369,20 +369,20 @@ def _dense_label(row: Row) -> str:
 
 
 def measured(style: str, values: Sequence[float], decimals: int) -> Bar:
-    """Median and quartiles of several measurements."""
+    """A bar with median and quartiles of several measurements."""
     return quartiles(style, spread(values), decimals)
 
 
 def quartiles(
     style: str, figures: Mapping[str, float], decimals: int, *, factor: float = 1.0
 ) -> Bar:
-    """A bar of stored quartiles, each times `factor`."""
+    """A bar with stored median and quartiles, multiplied by `factor`."""
     low, value, high = (factor * figures[key] for key in ("quartile1", "median", "quartile3"))
     return Bar(style=style, low=low, value=value, high=high, text=f"{value:.{decimals}f}")
 
 
 def seeds(style: str, values: Sequence[float]) -> Bar:
-    """Mean and standard deviation; of one seed, only the value."""
+    """A bar with mean and standard deviation; for one seed, without a range."""
     mean = statistics.mean(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return Bar(
@@ -391,12 +391,12 @@ def seeds(style: str, values: Sequence[float]) -> Bar:
 
 
 def exact(style: str, value: float, decimals: int) -> Bar:
-    """A figure that has no range."""
+    """A bar without a range."""
     return Bar(style=style, low=value, value=value, high=value, text=f"{value:.{decimals}f}")
 
 
 def _engine(row: Row) -> str:
-    """Without the version and the device."""
+    """The name of the engine, without version and device."""
     name = str(row["engine"]).partition(" on ")[0].rpartition(" ")[0]
     return "PyTorch" if name == "torch" else name
 
@@ -413,8 +413,8 @@ def drawn(*, title: str, legend: Mapping[str, str], panels: Sequence[Panel], not
     """An SVG file with the panels below one another.
 
     Args:
-        legend: what each style stands for.
-        note: below the panels, in small letters.
+        legend: the meaning of each style.
+        note: text below the panels, in small letters.
     """
     labels = max(len(label) for panel in panels for label in panel.rows)
     left = MARGIN + LETTER * labels + GAP

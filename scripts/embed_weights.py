@@ -1,9 +1,9 @@
-"""Puts weights into the package as the embedded model, and prints their row of the catalogue.
+"""Put weights into the package as the embedded model, and print their row of the catalogue.
 
     python scripts/embed_weights.py weights.safetensors --model NAME --size 96 \
         --teacher "..." --data "..."
 
-The classes are ImageNet's. The row of the table of architectures must be there already. Then:
+The classes are ImageNet's. The table of architectures must have the model already. Afterwards:
 
 1. put the printed row into `weights/catalogue.py` in place of the old one, with what
    `splitattn evaluate DATA` measured;
@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parents[1] / "src" / "splitattn" / "weights" / "embedded
 def embed(
     weights: Path, model: str, preprocessing: Preprocessing, origin: dict[str, str], folder: Path
 ) -> Path:
-    """Write `weights` with their metadata into `folder`, under a name with their hash.
+    """Write `weights` with metadata into `folder`; the file name has their hash.
 
     Raises:
         WeightsError: they do not fit the model.

@@ -21,7 +21,7 @@ fail() {
     exit 1
 }
 
-# False too for a command that is there and starts nothing, as version managers leave them.
+# False also for the shims of version managers, which exist but may start no Python.
 usable() {
     "$1" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
@@ -40,9 +40,9 @@ make_venv() {
     fail "splitattn needs Python 3.11 or later with its venv module, found none; install it first"
 }
 
-# There while pip works. After a killed pip, packages may look installed that are not whole.
+# Exists while pip runs. If pip is killed, packages may look installed but be incomplete.
 unfinished=$venv/.splitattn-unfinished
-# A line for each extra: what it was installed from, and its name.
+# A line for each extra: a checksum of what it was installed from, and its name.
 installed=$venv/.splitattn-installed
 state=$({ pwd && cat pyproject.toml; } | cksum)
 
@@ -56,13 +56,13 @@ if ! grep -qsxF "$state $extra" "$installed"; then
     status=0
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
         --editable "$package" >&2 || status=$?
-    # On all cores this is faster than by pip. Without it each start would compile anew where
-    # PYTHONDONTWRITEBYTECODE is set. What no command imports is left out.
+    # Compile on all cores, which is faster than pip. Without it, every start would compile again if
+    # PYTHONDONTWRITEBYTECODE is set. Packages that no command imports are left out.
     [ "$status" -ne 0 ] || "$venv/bin/python" -m compileall -q -j 0 \
         -x '/(pip|setuptools|tests?)/' "$venv/lib" src >/dev/null || :
     [ "$status" -gt 128 ] || rm "$unfinished"
     [ "$status" -eq 0 ] || fail "pip could not install splitattn${extra:+[$extra]}; see above"
-    # Extras installed from another state are forgotten: this installation took their place.
+    # Extras of another state are dropped, since this installation replaces them.
     { grep -sF "$state " "$installed" || :; echo "$state $extra"; } >"$installed.new"
     mv "$installed.new" "$installed"
 fi

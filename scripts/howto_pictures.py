@@ -2,9 +2,9 @@
 
 usage: python scripts/howto_pictures.py [detect] [segment]
 
-Both by default; each takes six to ten minutes of a busy core. Shapes are drawn on crops of the
-photographs inside the package, a detector and a segmenter learn them with the commands of the
-pages, and the pictures show what they find in images that they have not seen. Look at the results.
+Both are drawn by default; each takes six to ten minutes on one core. Shapes are drawn on crops of
+the package's photographs. A detector and a segmenter are trained on them with the commands of the
+pages, and the pictures show their predictions for other images. Look at the results.
 """
 
 import json
@@ -21,11 +21,11 @@ from splitattn.images.decode import decode
 from splitattn.images.samples import sample_photographs
 
 CLASSES = ("disk", "square", "triangle")
-SIZE = (400, 300)  # of an image
+SIZE = (400, 300)  # of an image, in pixels
 COUNTS = {"train": 64, "val": 4, "test": 2}
-SMOOTH = 3  # shapes are drawn so many times as large
+SMOOTH = 3  # shapes are drawn this many times larger, then reduced
 TRAINING = ("train_size=128", "test_size=128", "epochs=14", "batch_size=4", "ema_decay=0.95")
-TURN = 0.3  # of a shape to either side, in radians
+TURN = 0.3  # largest rotation of a shape to either side, in radians
 GAP = 8  # between pictures, in pixels
 
 Outline = list[tuple[float, float]]
@@ -45,7 +45,7 @@ def detect() -> None:
 
 
 def segment() -> None:
-    """An image beside the classes that a segmenter gives its pixels."""
+    """An image, and beside it the classes that a segmenter predicts for its pixels."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_masks(folder / "shapes")
@@ -61,7 +61,7 @@ def train(folder: Path, data: str, *more: str) -> None:
 
 
 def write_boxes(root: Path) -> None:
-    """COCO: `SPLIT.json`, and images in `SPLIT/`."""
+    """Write a COCO data set: `SPLIT.json`, and images in `SPLIT/`."""
     generator = random.Random(0)
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
     for split, count in COUNTS.items():
@@ -91,7 +91,7 @@ def write_boxes(root: Path) -> None:
 
 
 def write_masks(root: Path) -> None:
-    """`SPLIT/images/` and `SPLIT/masks/`; class 0 is what is no shape."""
+    """Write `SPLIT/images/` and `SPLIT/masks/`; class 0 is the background."""
     generator = random.Random(0)
     for split, count in COUNTS.items():
         for name in ("images", "masks"):
@@ -107,7 +107,7 @@ def write_masks(root: Path) -> None:
 
 
 def scene(generator: random.Random) -> tuple[Image.Image, list[tuple[int, Outline]]]:
-    """Shapes of random colors on a crop of a photograph, apart from each other."""
+    """Shapes of random colors, which do not overlap, on a crop of a photograph."""
     photograph = decode(generator.choice(sample_photographs()))
     width = generator.randint(min(photograph.size) // 2, min(photograph.size))
     height = width * SIZE[1] // SIZE[0]
@@ -135,16 +135,16 @@ def scene(generator: random.Random) -> tuple[Image.Image, list[tuple[int, Outlin
 
 
 def around(x: float, y: float, radius: float, name: str, turn: float) -> Outline:
-    """The corners of a shape that is turned around its center."""
+    """The corners of a shape that is rotated by `turn` around its center."""
     count = {"disk": 48, "square": 4, "triangle": 3}[name]
-    # A triangle stands on a side, and a square too.
+    # Without rotation, triangles and squares stand on a side.
     first = math.tau / 8 if name == "square" else -math.tau / 4
     angles = (first + turn + math.tau * i / count for i in range(count))
     return [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
 
 
 def save(name: str, paths: list[Path]) -> None:
-    """The pictures side by side."""
+    """Save the pictures side by side as one."""
     pictures = [Image.open(path).convert("RGB") for path in paths]
     width = sum(each.width for each in pictures) + GAP * (len(pictures) - 1)
     together = Image.new("RGB", (width, max(each.height for each in pictures)), "white")

@@ -20,8 +20,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 Row = dict[str, Any]
 Key = TypeVar("Key")
 
-# The measured ladders, by the processor's instruction set. Times are shown of the first, ratios of
-# all.
+# The measured ladders, by the processor's instruction set. Tables show times of the first ladder
+# and ratios of all.
 LADDERS = {"AMX": "inference_cpu_amx", "AVX-512": "inference_cpu_avx512"}
 
 # The form of the network that each engine gets.
@@ -36,7 +36,8 @@ NETWORKS = (
     "torchvision resnet50",
 )
 OURS = tuple(name for name in NETWORKS if name.startswith("splitattn"))
-# The engines of a table with the ladder's names. Eager PyTorch is the faster of two memory formats.
+# The columns of a table, with the ladder's engine and precision. For PyTorch, the faster of two
+# memory formats counts.
 ENGINES = {
     "PyTorch": (("torch", "fp32"), ("torch NCHW", "fp32")),
     "torch.compile": (("compile", "fp32"),),
@@ -72,7 +73,7 @@ def training() -> str:
 
 
 def inference() -> str:
-    """Milliseconds by engine and network, on one machine; the ratios that matter, on all."""
+    """Milliseconds by engine and network on one machine, and the main ratios on all machines."""
     reports = {machine: read(name) for machine, name in LADDERS.items()}
     machine, report = next(iter(reports.items()))
     rows = report["rows"]
@@ -102,7 +103,7 @@ def inference() -> str:
 
 
 def ladder() -> str:
-    """Every rung is a line."""
+    """The ladder, with a line for each rung."""
     parts = []
     for machine, name in LADDERS.items():
         report = read(name)
@@ -152,7 +153,7 @@ def _ladder_origin(report: Row) -> str:
 
 
 def claim() -> str:
-    """Mean and standard deviation over seeds, the distance from 0s, and what each network costs."""
+    """Mean and deviation over seeds, the difference from "0s", and the cost of each network."""
     rows, speeds = read("claim"), {row["network"]: row for row in read("claim_speed")}
     lines = [
         "| network | | top-1 % | against 0s (95 %) | seeds | attention widths | parameters | GMACs "
@@ -191,7 +192,7 @@ def claim() -> str:
 
 
 def finetuning() -> str:
-    """Trained weights against random ones."""
+    """Fine-tuning from trained weights, compared with random weights."""
     rows = read("finetuning")
     lines = ["| from | top-1 % | epochs | minutes | seeds |", "|---|---:|---:|---:|---:|"]
     for start, own in grouped(rows, lambda row: (row["weights"], row["sha256"])):
@@ -210,7 +211,7 @@ def finetuning() -> str:
 
 
 def _start(weights: str | None, sha256: str | None) -> str:
-    """What a training began with, and whether the package has other weights by now."""
+    """The initial weights of a training, marked if the package has other weights now."""
     if weights is None:
         return "random weights"
     earlier = f", an earlier one ({sha256:.8})" if is_earlier(weights, sha256) else ""
@@ -218,15 +219,15 @@ def _start(weights: str | None, sha256: str | None) -> str:
 
 
 def is_earlier(weights: str, sha256: str | None) -> bool:
-    """Whether weights have the name of those in the package, but are not those."""
+    """Whether the weights have the name of the embedded ones but another hash."""
     now = embedded_entry()
     return weights == f"{now.model}:{now.tag}" and sha256 not in (None, now.sha256)
 
 
 def dense() -> str:
-    """What detectors and segmenters reach from the model inside the package."""
+    """Accuracy of detectors and segmenters that are trained from the embedded model."""
     rows = read("dense")
-    # The trainings ran beside other programs, so their own times say little.
+    # Other programs ran during the trainings, so times come from separate measurements.
     epochs = read("dense_epochs")
     epoch = {(row["set"], row["start"]): row["training_seconds"] for row in epochs}
     lines = [
@@ -259,7 +260,7 @@ def dense() -> str:
 
 
 def detectors() -> str:
-    """How fast a detector finds objects in each engine and exported file."""
+    """The speed of a detector in each engine and exported file."""
     (row,) = read("detectors")
     lines = [
         "| network in | ms an image | times as fast | PyTorch's boxes, found to the pixel |",
@@ -285,7 +286,7 @@ def detectors() -> str:
 
 
 def eight_bits() -> str:
-    """What int8 costs in accuracy, by engine, from the reports that `splitattn export` writes."""
+    """The loss of accuracy by int8, by engine, from the reports of `splitattn export`."""
     lines = [
         "| engine | processor | top-1 %, float32 | top-1 %, int8 | points | same labels % "
         "| megabytes |",
@@ -309,7 +310,7 @@ def eight_bits() -> str:
 
 
 def end_to_end() -> str:
-    """A folder of photographs, by engine."""
+    """Throughput for a folder of photographs, by engine."""
     lines = [
         "| model | engine | processor | decoding alone | network alone | both at once | `predict` "
         "| reached (quartiles) | first label |",
@@ -339,7 +340,7 @@ def end_to_end() -> str:
 
 
 def decoding() -> str:
-    """Large photographs decoded in full and at reduced scale, by what the network sees."""
+    """Decoding large photographs in full and at reduced scale, by the input of the network."""
     report = read("decoding")[-1]
     lines = [
         "| network's input | exact, ms | fast, ms | speedup (quartiles) | mean change of a pixel |",
@@ -382,7 +383,7 @@ def decoding() -> str:
 
 
 def _ratios(reports: dict[str, Row]) -> Iterator[str]:
-    """How many times as fast ours is, turn by turn, where both ran in the same round."""
+    """The speed of ours relative to others, from turns of the same round."""
     ours, twin, fast, plain, _ = NETWORKS
     every = tuple(way for ways in ENGINES.values() for way in ways if way[1] == "fp32")
     eager, int8 = ENGINES["PyTorch"], ENGINES["OpenVINO int8"]
@@ -420,7 +421,7 @@ def speedup(
     theirs: tuple[str, Iterable[tuple[str, str]]],
     batch: int,
 ) -> dict[str, float]:
-    """How many times as fast the first network is: the spread of the ratios of paired turns."""
+    """The speed of `ours` relative to `theirs`: the spread of ratios of paired turns."""
     a, b = best(rows, *ours, batch), best(rows, *theirs, batch)
     pairs = zip(b["milliseconds"], a["milliseconds"], strict=True)
     return spread([other / own for other, own in pairs])
@@ -463,7 +464,7 @@ STARTUP = {
 
 
 def startup() -> str:
-    """Whole processes, from start to end."""
+    """Time and memory of whole commands."""
     report = read("startup")
     lines = ["| process | seconds (quartiles) | peak memory |", "|---|---:|---:|"]
     for name, case in report["cases"].items():
@@ -505,7 +506,7 @@ def startup_chart() -> str:
 
 
 def serving() -> str:
-    """What a service reaches under load, beside its aims."""
+    """The results of a service under load, and its limits."""
     report = read("serving")
     single, overload = report["single"], report["overload"]
     ends, hostile = report["ends"], report["hostile"]
@@ -593,7 +594,7 @@ def _peers(peers: Row) -> Iterator[str]:
 
 
 def bulk() -> str:
-    """`splitattn bulk` against `predict`, and what is left after kills."""
+    """The rate of `splitattn bulk` compared with `predict`, and its labels after kills."""
     report = read("bulk")
     rates, faults = report["rates"], report["faults"]
     predict, measured, where = rates["predict"], rates["environment"], report["environment"]
@@ -629,14 +630,14 @@ def bulk() -> str:
     return "\n".join(lines)
 
 
-# What `bulk_costs` assumes: a plan, prices in $, and the seconds of a page of a listing.
+# The assumptions of `bulk_costs`: a plan, prices in $, and the seconds for a page of a listing.
 PHOTOGRAPHS, CORES, PART, PAGE = 100_000_000, 64, 10_000, 1_000
 CORE_HOUR, THOUSAND_GETS, THOUSAND_LISTS = 0.05, 0.0004, 0.005
 LIST_SECONDS = 0.15
 
 
 def bulk_costs() -> str:
-    """What 100 million photographs in a bucket take, by the measured rates and assumed prices."""
+    """Time and cost of 100 million photographs in a bucket, by measured rates, assumed prices."""
     report = read("bulk")
     images, rows = report["rates"]["images"], report["rates"]["bucket"]
     memory = report["peak_memory_of_listing"]
@@ -699,7 +700,7 @@ def bulk_costs() -> str:
 
 
 def best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: int) -> Row:
-    """The fastest way of a network; ours in the form that `fuse` gives the engine by itself."""
+    """The fastest row of a network; for ours, in the form that the engine gets by default."""
     found = [
         row
         for row in rows
@@ -712,7 +713,7 @@ def best(rows: list[Row], network: str, ways: Iterable[tuple[str, str]], batch: 
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> Iterator[tuple[Key, list[Row]]]:
-    """Rows of one key together, in the order in which the keys come first."""
+    """Group rows by key, in the order in which the keys first occur."""
     groups: dict[Key, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -729,10 +730,10 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _against(rows: Sequence[Row], others: Sequence[Row]) -> str:
-    """How much more top-1 `rows` have than `others`, and whether 95 % confidence shows it.
+    """The difference in top-1 of `rows` from `others`, and whether it is significant at 95 %.
 
-    Welch's interval over the seeds and the binomial one of the validation images, which all seeds
-    share, are independent: their squares add up.
+    Welch's interval over the seeds and the binomial interval over the validation images, which all
+    seeds share, are independent, so their squares are added.
     """
     first, second = ([row["top1"] for row in group] for group in (rows, others))
     difference = statistics.mean(first) - statistics.mean(second)
@@ -765,10 +766,9 @@ def _origins(rows: Iterable[Row], *libraries: str) -> str:
 
 
 def _one_recipe(rows: Sequence[Row]) -> Row:
-    """The recipe that all rows share, but for the seed. Figures of two recipes must have no mean.
+    """The recipe that all rows share but for the seed. Rows of two recipes must not be averaged.
 
-    A row measured before a recipe had some field lacks it, and gets its default. The default is
-    off, as it was when the row was measured.
+    A row that was measured before a field existed gets the field's default, which turns it off.
     """
     from splitattn.training.recipes import Recipe  # imports PyTorch, which no other table needs
 
@@ -793,7 +793,7 @@ def read(name: str) -> Any:
 
 
 def measured(table: Callable[[], str]) -> Callable[[], str]:
-    """The table, or a line that says that it is not measured yet."""
+    """A function that gives the table, or a line that says that nothing is measured yet."""
 
     def text() -> str:
         try:

@@ -2,9 +2,9 @@
 
 usage: python scripts/readme_pictures.py [labels] [terminal] [report]
 
-All of them by default. Photographs are those of the demo, labeled by the model inside the package.
-The report is of a short training on the toy data set, which takes a minute or two, photographed by
-Chromium, which must be on PATH. Look at the results.
+All are drawn by default. The photographs are those of the demo, labeled by the embedded model. The
+report is that of a short training on the toy data set, which takes a minute or two; Chromium, which
+must be on PATH, takes the screenshot. Look at the results.
 """
 
 import io
@@ -27,11 +27,11 @@ from splitattn.images.samples import sample_photographs
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "charts"
-SHAPE = (3, 2)  # of each photograph, width to height
-COLUMNS = 50  # of the terminal
-SCALE = 0.75  # of the terminal, whose letters are large
+SHAPE = (3, 2)  # width to height of each photograph
+COLUMNS = 50  # width of the terminal
+SCALE = 0.75  # of the picture of the terminal, whose letters are large
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-REPORT_SIZE = (1000, 815)  # of the part that is shown, in pixels
+REPORT_SIZE = (1000, 815)  # of the screenshot, in pixels
 TRAINING = ("epochs=3", "batch_size=16", "learning_rate=0.5")
 
 
@@ -60,15 +60,15 @@ def terminal() -> None:
 
 
 def drawn_terminal() -> str:
-    """As an SVG file, which has the commands and answers as text."""
+    """The terminal as an SVG file, with the commands and answers as text."""
     arguments = ("predict", "--topk", "3", *demo_photographs())
     shown = splitattn(*arguments, folder=sample_photographs()[0].parent)
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False)
     console.print(f"[bold green]$[/] splitattn {' '.join(arguments)}")
     console.print(shown.rstrip(), markup=False)
-    console.print()  # without it, Rich cuts off what is below the last line's letters
+    console.print()  # without it, Rich cuts off the descenders of the last line
     picture = console.export_svg(title="splitattn", theme=MONOKAI, unique_id="terminal")
-    # Nothing is loaded from elsewhere: any font of fixed width will do.
+    # Any font of fixed width will do, so that none is loaded from elsewhere.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
     picture = picture.replace("Fira Code", "ui-monospace, DejaVu Sans Mono")
     return re.sub(
@@ -114,7 +114,7 @@ def demo_photographs() -> list[str]:
 
 
 def splitattn(*arguments: str, folder: Path) -> str:
-    """What the command prints on stdout."""
+    """Run the command line; returns its stdout."""
     done = subprocess.run(
         [sys.executable, "-m", "splitattn", *arguments],
         cwd=folder,

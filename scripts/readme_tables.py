@@ -82,17 +82,17 @@ def models() -> str:
 def cost(name: str, size: int, num_classes: int) -> tuple[int, int]:
     """Parameters, and multiply-accumulates for one image of `size` pixels a side.
 
-    Counted are convolutions and linear layers. Published figures also count batch norms and
-    pooling, at most one percent more.
+    Convolutions and linear layers are counted. Published figures also count batch norms and
+    pooling, which is at most one percent more.
     """
-    with torch.device("meta"):  # counts need no values
+    with torch.device("meta"):  # counting needs no values
         model = ResNeSt(ARCHITECTURES[name], num_classes=num_classes)
     counted = roofline.cost(model, size)
     return counted.weights, counted.multiply_adds
 
 
 def linked(published: PublishedMetrics) -> str:
-    """The accuracy, as a link to the address that its source ends in."""
+    """The accuracy, as a link to the address at the end of its source."""
     source = re.fullmatch(r"(.+) \((\S+)\)", published.source)
     if source is None:
         sys.exit(f"a published figure's source must end in (address), got {published.source!r}")

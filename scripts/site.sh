@@ -1,13 +1,13 @@
 #!/bin/sh
-# Build the site into site/, whole or not at all. The guide is run on the way; warnings are errors,
-# and so is an error in it. Arguments go to Sphinx.
+# Build the site into site/, completely or not at all. This runs the guide. Warnings and errors in
+# the guide end the build. Arguments go to Sphinx.
 set -eu
 
 python=$("$(dirname -- "$0")/environment.sh" docs)
 CDPATH='' cd -- "$(dirname -- "$0")/.."
-# Everything that the site shows is here.
+# The site needs nothing from the network.
 export SPLITATTN_OFFLINE=1
-# On a busy machine, threads that wait for one another would cost more than they save.
+# On a busy machine, threads would wait for one another.
 export OMP_NUM_THREADS=1
 rm -rf build/site
 "$python" -m sphinx --fail-on-warning --keep-going \

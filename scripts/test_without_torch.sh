@@ -1,6 +1,6 @@
 #!/bin/sh
-# Run the tests of what needs no PyTorch, in an environment that has none: the demo's own. Of the
-# extra "bulk" it gets what a folder needs; tests hide that where it should be missing.
+# Run the tests that need no PyTorch in the demo's environment, which has none. pyarrow, which
+# "bulk" needs for folders, is installed; tests that need it missing hide it.
 set -eu
 
 python=$("$(dirname -- "$0")/environment.sh")

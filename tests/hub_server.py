@@ -192,9 +192,8 @@ def ask(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(hub.cache.parent / "token"))
     agents = str(hub.cache.parent / "agents")
-    monkeypatch.setattr(
-        constants, "AGENT_HARNESSES_PATH", agents, raising=False
-    )  # newer versions have it
+    # Only newer versions have this constant.
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", agents, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SPLITATTN_OFFLINE"):

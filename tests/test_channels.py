@@ -128,9 +128,8 @@ def test_gray_is_cropped_and_resized_as_rgb_is(order: str) -> None:
     )
     gray = load_pixels(pixels, how)
     assert gray.shape == (1, 24, 24)
-    np.testing.assert_allclose(
-        gray[0] * 255, rgb[0], atol=1.6
-    )  # Pillow rounds RGB pixels after each pass
+    # Pillow rounds RGB pixels after each pass.
+    np.testing.assert_allclose(gray[0] * 255, rgb[0], atol=1.6)
     np.testing.assert_allclose(normalize(gray[None], how), (gray[None] - 0.3) / 0.1, atol=1e-5)
 
 

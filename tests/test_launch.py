@@ -286,9 +286,8 @@ def test_a_run_is_evaluated_on_the_images_that_it_kept(
     assert measured.split == "fold 2/5"
     assert (measured.n, measured.top1) == (6, run.figures["top1"])
     assert "trained on" not in caplog.text
-    splitattn.evaluate(
-        str(data), weights=run.output
-    )  # the validation split, which the run has not seen
+    # The run has not seen this validation split.
+    splitattn.evaluate(str(data), weights=run.output)
     assert "trained on" not in caplog.text
     splitattn.evaluate(data / "train", weights=run.output)
     assert "most of these images were trained on; --held-out measures" in caplog.text

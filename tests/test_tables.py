@@ -374,9 +374,8 @@ def test_the_chart_of_speed_says_milliseconds_per_image(
     chart = charts.inference("AMX")
     assert bars(chart) == [("ours", "30.0"), ("peer", "40.0")] * len(measured_tables.ENGINES)
     widths = re.findall(r'<rect class="(ours|peer)" .*?width="([\d.]+)" height="14" rx', chart)
-    widths = [
-        (style, width) for style, width in widths if width != "14"
-    ]  # the square in the legend
+    # Squares of 14 pixels are in the legend.
+    widths = [(style, width) for style, width in widths if width != "14"]
     ours, peers = ({float(w) for style, w in widths if style == kind} for kind in ("ours", "peer"))
     assert ours.pop() / peers.pop() == pytest.approx(30 / 40, abs=1e-3)
     assert "a processor, 2 threads" in chart

@@ -27,9 +27,8 @@ def network() -> ResNeSt:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
                 nn.init.normal_(module.running_mean, std=0.1)
-        nn.init.normal_(
-            model.fc.weight, std=0.01
-        )  # small, so that every class gets some probability
+        # Small weights, so that every class gets some probability.
+        nn.init.normal_(model.fc.weight, std=0.01)
     return model
 
 

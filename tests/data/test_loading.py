@@ -218,9 +218,8 @@ def test_workers_may_be_spawned(data: LabeledImages) -> None:
 
 def test_training_takes_the_next_readable_image_instead(data: LabeledImages) -> None:
     """The replacement keeps its own label; the unreadable image is reported in its batch."""
-    broken = spoil(
-        data, 6, 7, 20
-    )  # the last of one class, the first of the next, and the last image
+    # The last image of one class, the first of the next, and the last image of all.
+    broken = spoil(data, 6, 7, 20)
     batches = [[6, 1], [7, 20], [8, 0]]
     found = list(train_loader(data, AUGMENTATION, batches=batches, workers=0, seed=5, epoch=0))
     assert [batch.indices.tolist() for batch in found] == [[8, 1], [8, 0], [8, 0]]

@@ -225,11 +225,8 @@ def test_a_file_that_finds_something_else_does_not_appear(
         ("fp32", {"objects": 0}, "99 % of the boxes"),
         ("fp32", {"selected": 98.9}, "the file must select 99 % of the boxes that are kept, and"),
         ("int8", {"selected": 98.9}, "the file must select 99 % of the boxes that are kept, got"),
-        (
-            "fp32",
-            {"selected": 0.0, "kept": 0},
-            "",
-        ),  # no boxes are kept, so there are none to compare
+        # No boxes are kept, so there are none to compare.
+        ("fp32", {"selected": 0.0, "kept": 0}, ""),
         ("fp16", {"same": 95.0, "score": 0.04, "pixels": 0.9}, ""),
         ("int8", {"same": 60.0}, ""),
         ("int8", {"ap": 47.9}, "AP may fall by 2 points at most, got AP 47.90 % on 4 images"),

@@ -301,7 +301,7 @@ def test_files_that_were_changed_are_refused(folder: Path, tmp_path: Path, chang
         Segmenter(tmp_path / "b.onnx")
 
 
-def test_the_file_says_what_it_is(folder: Path) -> None:
+def test_an_exported_file_has_its_task_and_metadata(folder: Path) -> None:
     from splitattn.opening import task_of
 
     assert task_of(folder / "a.onnx") == task_of(folder / "a.xml") == "segmentation"

@@ -26,8 +26,7 @@ def test_rise_finds_the_only_region_that_matters() -> None:
 
 
 def test_rise_of_a_network_that_looks_nowhere_is_empty() -> None:
-    images = np.zeros(
-        (1, 3, 48, 48), np.float32
-    )  # all of the mean color, which masks do not change
+    # Images of the mean color, which masks do not change.
+    images = np.zeros((1, 3, 48, 48), np.float32)
     found = rise(CornerEngine("corner"), images, 1, softmax)
     assert np.abs(found.map).max() < 1e-6

@@ -188,9 +188,8 @@ def _watched(process: "subprocess.Popen[bytes]", outcome: Outcome) -> str:
         if time.monotonic() - since > SECONDS_WITH_WAITING:
             process.kill()
             return f"took more than {SECONDS_WITH_WAITING} s"
-        if (
-            start and _resident(process.pid) - start > 2 * MEMORY
-        ):  # before the machine runs out of memory
+        # Kill the process before the machine runs out of memory.
+        if start and _resident(process.pid) - start > 2 * MEMORY:
             process.kill()
             return f"took more than {2 * MEMORY:,} bytes"
 

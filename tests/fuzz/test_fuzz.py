@@ -41,9 +41,8 @@ def test_damaged_input_is_read_or_refused(target: Target, tmp_path: Path) -> Non
         except InputError as error:
             said.append(str(error))
         except BaseException:
-            (tmp_path / "bug").write_bytes(
-                content
-            )  # pytest keeps and names the folder of a failed test
+            # pytest keeps and names the folder of a failed test.
+            (tmp_path / "bug").write_bytes(content)
             raise
         assert time.process_time() - begin < run.SECONDS, content
     assert said

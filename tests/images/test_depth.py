@@ -256,10 +256,8 @@ REFUSED = "values from 0, got {} of the pixels negative: .* or set white_level"
 @pytest.mark.parametrize(
     ("values", "share"),
     [
-        (
-            HOUNSFIELD.astype(np.float32),
-            "23.5%",
-        ),  # 25 % are below zero, 1.5 % of them only slightly
+        # 25 % of the values are below zero, of which 1.5 % only slightly.
+        (HOUNSFIELD.astype(np.float32), "23.5%"),
         (HOUNSFIELD.astype(np.int32), "23.5%"),
         (np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64), "49.0%"),
         (np.where(np.arange(4096) < 8, -9999, 300).astype(np.float32).reshape(64, 64), "0.2%"),

@@ -82,9 +82,8 @@ def test_stochastic_depth_drops_the_residual_of_single_images(downsample: bool) 
     dropped = (out - dropped_map).abs().amax((1, 2, 3)) < 1e-5
     kept = (out - kept_map).abs().amax((1, 2, 3)) < 1e-5
     assert torch.all(dropped ^ kept)
-    assert (
-        5 < dropped.sum() < BATCH - 5
-    )  # 32 draws of 1/2 are outside this range for one seed in 10,000
+    # 32 draws of 1/2 are outside this range for one seed in 10,000.
+    assert 5 < dropped.sum() < BATCH - 5
     assert not torch.equal(out, block(x))
 
 

@@ -71,9 +71,8 @@ def test_dilations_are_the_official_ones(
         convolutions = [three_by_three(block) for block in stage]
         assert [conv.dilation for conv in convolutions] == [(d, d) for d in expected]
         assert [conv.padding for conv in convolutions] == [(d, d) for d in expected]
-        assert all(
-            conv.stride == (1, 1) for conv in convolutions
-        )  # average pooling (avd) has the strides
+        # Average pooling (avd) has the strides.
+        assert all(conv.stride == (1, 1) for conv in convolutions)
 
 
 @pytest.mark.parametrize(

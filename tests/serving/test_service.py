@@ -487,10 +487,8 @@ def test_large_photographs_are_decoded_at_the_scale_that_the_network_needs(
     for query in ({}, {"draw": "true"}):
         options = own.options(query)
         loaded = own.load(photograph, DEFAULT_LIMITS, "a", options)
-        assert loaded.seen.image.size == (
-            301,
-            226,
-        )  # reduced by 4: by 8, the side would be less than 128, twice that of the network
+        # Reduced by 4. By 8, the shorter side would be less than 128, twice that of the network.
+        assert loaded.seen.image.size == (301, 226)
         (result,) = own.compute([loaded])
         answer = own.answer(loaded, result, options, "a")
         assert answer["size"] == {"width": 1203, "height": 901}

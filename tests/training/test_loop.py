@@ -101,9 +101,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         train(interrupted, task, run, on_step=stop)
     assert f"stopped and saved after step {step + 1} of 18; --resume continues" in caplog.text
-    resumed = network(
-        replace(RECIPE, seed=99)
-    )  # other weights, since a resumed process starts anew
+    # Other weights: a new process does not have those of the old one.
+    resumed = network(replace(RECIPE, seed=99))
     seen: list[int] = []
     again = train(
         resumed, task, run, resume=True, on_step=lambda progress: seen.append(progress.step)

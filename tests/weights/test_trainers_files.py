@@ -265,9 +265,8 @@ def test_a_part_is_converted_as_the_error_says(
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_a_teacher_of_another_family_is_no_second_network(tmp_path: Path, wrapped: bool) -> None:
     student = splitattn.create_model("resnest14", num_classes=2).state_dict()
-    teacher = (
-        torchvision.models.resnet101().state_dict()
-    )  # has more keys like ours than the student
+    # The teacher has more keys like ours than the student.
+    teacher = torchvision.models.resnet101().state_dict()
     parts = {"student": student, "teacher": teacher}
     flat = prefixed("student.", student) | prefixed("teacher.", teacher)
     torch.save(parts if wrapped else flat, tmp_path / "a.pth")
