@@ -772,7 +772,9 @@ async def peers(plan: Plan) -> dict[str, Any]:
         ),
     }
     for name, script in PEERS.items():
-        path = TEMPORARY / f"peer_{len(commands)}.py"  # no name of a package
+        path = (
+            TEMPORARY / f"peer_{len(commands)}.py"
+        )  # not a package's name, which would hide the package
         path.write_text(script)
         commands[name] = (sys.executable, str(path), "PORT", TIMM_NAMES[plan.model], str(weights))
     contents = plan.contents[:200]

@@ -302,7 +302,7 @@ def _training_label(row: Row) -> str:
 
 
 def claim() -> str:
-    """Top-1 of networks with different numbers of splits, and how fast they learn."""
+    """Top-1 and training speed of networks with different numbers of splits."""
     reports, speeds = read("claim"), {row["network"]: row for row in read("claim_speed")}
     accuracy, rates = {}, {}
     for name, own in grouped(reports, lambda row: str(row["network"])):

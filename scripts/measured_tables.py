@@ -489,7 +489,7 @@ def startup() -> str:
 
 
 def startup_chart() -> str:
-    """The README's chart of starting up."""
+    """The README's chart of startup times."""
     cases = read("startup")["cases"]
     first, peer = (
         statistics.median(cases[name]["seconds"]) for name in ("first label", "timm script")

@@ -289,7 +289,7 @@ def test_a_backbone_follows_its_arguments(
     assert torch.equal(backbone.layer2[0].conv3.weight, trained.layer2[0].conv3.weight)
     assert not backbone.conv1[0].weight.requires_grad
     assert not backbone.layer2[0].bn3.training
-    assert len(warnings_of(caplog)) == 1  # of the stem
+    assert len(warnings_of(caplog)) == 1  # about the stem
     dilated = create_backbone("resnest14", output_stride=16, dilation="timm", drop_path=0.3)
     assert isinstance(dilated.layer4[0].conv2, SplitAttention2d)
     assert dilated.layer4[0].conv2.pool_stride is None

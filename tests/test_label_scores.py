@@ -50,7 +50,7 @@ def data(images: list[Any] | None = None) -> LabeledImages:
 
 
 def by_threshold(scores: np.ndarray, has: np.ndarray) -> float:
-    """Precision times the recall gained, threshold by threshold."""
+    """Average precision: the sum over thresholds of precision times the gain in recall."""
     total, before = 0.0, 0.0
     for threshold in sorted(set(scores.tolist()), reverse=True):
         taken = scores >= threshold

@@ -261,8 +261,8 @@ def test_bulk_labeling_is_measured_by_the_clock_and_by_processor_time(
     stored("bulk", report)
     table = measured_tables.bulk()
     assert cells(table, "bucket") == ["125", "0.62 (0.62-0.62)", "0.90"]
-    assert "2026-02-01" in table  # of the rates
-    assert WHERE["date"] in table  # of the rest
+    assert "2026-02-01" in table  # date of the rates
+    assert WHERE["date"] in table  # date of the other parts
     costs = measured_tables.bulk_costs()
     assert costs.startswith("A core labels 200 photographs of a bucket in a second of processor")
     assert cells(costs, "processors") == [

@@ -173,7 +173,7 @@ def images() -> list[tuple[str, str, bytes]]:
         ("text.jpg", "Text.", b"this is not a photograph\n"),
         (
             "bomb.png",
-            "4 GB of pixels from 4 MB, of which a few KB are here.",
+            "A header of 1.2 billion pixels (4 GB), with only a few of them.",
             png(40_000, 30_000, bytes(1_000_000)),
         ),
         ("more-than-memory.png", "2**31 - 1 pixels squared.", png(2**31 - 1, 2**31 - 1)),
@@ -236,7 +236,7 @@ def images() -> list[tuple[str, str, bytes]]:
         ),
         (
             "hidden-scans.jpg",
-            "The same, the scans hidden after a code without a length.",
+            "The same, with the scans hidden behind a marker without a length.",
             jpeg(6_000, 6_000, progressive=True, scans=400).replace(
                 b"\xff\xda\0\x08\x01\x01\0\x01", b"\xff\x01\xff\xda\0\x08\x01\x01\0\x01"
             ),
@@ -259,7 +259,7 @@ def images() -> list[tuple[str, str, bytes]]:
         ),
         (
             "exif-orientation.jpg",
-            "Valid: held in a way that does not exist.",
+            "Valid: an EXIF orientation that does not exist.",
             jpeg(8, 8, before=segment(0xE1, orientation(255))),
         ),
         ("huge.gif", "65,535 pixels squared.", gif(65_535, 65_535)),
@@ -474,7 +474,7 @@ def weights() -> list[tuple[str, str, bytes]]:
     return [
         ("header-2-63.safetensors", "A header of 2**63 bytes.", struct.pack("<Q", 2**63) + b"{"),
         ("header-large.safetensors", "A header of 100 GB.", struct.pack("<Q", 10**11) + b"{"),
-        ("no-header.safetensors", "A header of no bytes, and one after it.", bytes(8) + b"{}"),
+        ("no-header.safetensors", "A header of length 0, followed by one.", bytes(8) + b"{}"),
         (
             "truncated.safetensors",
             "Breaks off in its numbers.",
@@ -487,7 +487,7 @@ def weights() -> list[tuple[str, str, bytes]]:
         ),
         (
             "hole.safetensors",
-            "Bytes of no tensor.",
+            "Bytes that belong to no tensor.",
             safetensors({"a": tensor(1, begin=4, end=8)}, bytes(8)),
         ),
         (
@@ -590,7 +590,7 @@ def weights() -> list[tuple[str, str, bytes]]:
             legacy(state(state_dict=runs)),
         ),
         ("code.pkl", "The same as a pickle alone.", state(state_dict=runs)),
-        ("code.safetensors", "The same under another name.", saved(state(state_dict=runs))),
+        ("code.safetensors", "The same with another ending.", saved(state(state_dict=runs))),
         (
             "hash.pth",
             "A key of 2**60 shared tuples, which takes 10**11 seconds to hash.",
@@ -625,7 +625,7 @@ def weights() -> list[tuple[str, str, bytes]]:
         ),
         (
             "persistent.pth",
-            "A storage of a kind that is no storage.",
+            "A storage whose class is a function, `os.system`.",
             saved(state(a=number_of.replace(b"ctorch\nFloatStorage", b"cos\nsystem"))),
         ),
         (
@@ -677,7 +677,7 @@ def weights() -> list[tuple[str, str, bytes]]:
         ),
         (
             "parent.pth",
-            "Records above the archive.",
+            "Records whose paths lead out of the archive.",
             saved(
                 state(a=pickled_tensor(1, stride=(1,), count=1, storage="../../x")),
                 **{"a/data/../../x": bytes(4)},
@@ -722,7 +722,7 @@ def recipes() -> list[tuple[str, str, bytes]]:
         ),
         (
             "dotted-long.toml",
-            "A name of 6,000 parts, for which parsers take the square of that.",
+            "A name of 6,000 parts, for which parsers take quadratic time.",
             b"a." * 6_000 + b"a = 1",
         ),
         ("digits.toml", "A number of 5,000 digits.", b"learning_rate = 1" + b"0" * 5_000),
@@ -899,7 +899,7 @@ def data() -> list[tuple[str, str, bytes]]:
         ),
         (
             "names-null.parquet",
-            "Class names that are nothing.",
+            "Class names that are null.",
             parquet([b"a", b"b"], names=b"[null, null]"),
         ),
         (
@@ -937,13 +937,17 @@ def data() -> list[tuple[str, str, bytes]]:
         ),
         (
             "fewer-images.parquet",
-            "A column of less than no images.",
+            "A column with a negative number of images.",
             parquet([b"a", b"b"], values={b"bytes": -9}),
         ),
-        ("fewer-labels.parquet", "One label of two.", parquet([b"a", b"b"], values={b"label": 1})),
+        (
+            "fewer-labels.parquet",
+            "One label for two images.",
+            parquet([b"a", b"b"], values={b"label": 1}),
+        ),
         ("empty.parquet", "No bytes at all.", b""),
         ("text.parquet", "Text.", b"not columns but prose\n"),
-        ("magic.parquet", "Its first and last bytes and nothing else.", magic + magic),
+        ("magic.parquet", "Only the first and last bytes of a Parquet file.", magic + magic),
         (
             "footer-long.parquet",
             "A footer of 2**31 - 1 bytes.",
@@ -1095,7 +1099,7 @@ def annotations() -> list[tuple[str, str, bytes]]:
     depth = b"[" * 9_000
     runs = {"size": [2**19, 2**19], "counts": [0, 2**38]}
     return [
-        ("empty.json", "No bytes at all beside the words.", b'"annotations" "images"'),
+        ("empty.json", "Only two words of the format.", b'"annotations" "images"'),
         ("deep.json", "Lists in lists, 9,000 deep.", b'{"images": "annotations", "a": ' + depth),
         ("digits.json", "A number of 5,000 digits.", coco(image_id=1).replace(b"16", b"9" * 5_000)),
         ("nan.json", "A box of NaN and infinity.", coco(bbox=[float("nan"), 1, float("inf"), 2])),
@@ -1158,7 +1162,7 @@ def annotations() -> list[tuple[str, str, bytes]]:
         ("odd.txt", "A polygon that lacks a number.", b"0 0.1 0.1 0.5 0.1 0.5\n"),
         (
             "laughs.yaml",
-            "Names of names of names, 9**11 of them.",
+            "Aliases of aliases that expand to 9**11 names.",
             f"a0: &a0 [a]\n{aliases}names: [*a11]\n".encode(),
         ),
         (
@@ -1167,7 +1171,7 @@ def annotations() -> list[tuple[str, str, bytes]]:
             f"names: !!python/object/apply:os.system ['touch {MARKER}']\n".encode(),
         ),
         ("deep.yaml", "Lists in lists, 9,000 deep.", b"names: " + depth),
-        ("bomb.png", "A mask of 4 GB of pixels from a few bytes.", png(65_000, 65_000, color=0)),
+        ("bomb.png", "A mask of 4 billion pixels in a few bytes.", png(65_000, 65_000, color=0)),
         (
             "number.png",
             "A mask of a class that is not named.",
@@ -1205,11 +1209,12 @@ def readme() -> str:
     lines = [
         "# Hostile files",
         "",
-        "Files that try to make a reader crash, hang, run code, read other files or take all",
-        "memory, and some that are merely odd, which say so (Valid). `make.py` makes them and this",
-        "page, and `test_attacks.py` hands each to its reader and to the command line: one line of",
-        "error or a result, within two minutes and half a gigabyte. `tests/fuzz` starts from those",
-        "under `images`, `weights`, `recipes` and `data` too, beside files that are whole.",
+        "Files that try to make a reader crash, hang, run code, read other files or use all",
+        "memory. Files marked Valid are only unusual and must be read. `make.py` writes all of",
+        "them and this page. `test_attacks.py` gives each to its reader and to the command line,",
+        "which must answer with one line of error or a result, within two minutes and half a",
+        "gigabyte. `tests/fuzz` uses those under `images`, `weights`, `recipes` and `data` as",
+        "seeds, together with valid files.",
     ]
     for kind in KINDS:
         lines += ["", f"## {kind}", "", "| file | what it is | bytes |", "|---|---|---:|"]

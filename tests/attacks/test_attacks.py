@@ -38,7 +38,7 @@ def name(attack: Attack) -> str:
 def _nothing_runs_or_takes_all_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Run each test offline, in a new folder, where a payload would leave a file."""
+    """Run each test offline in a new folder, where payloads leave a file, and limit its memory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPLITATTN_OFFLINE", "1")
     monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path / "cache"))
@@ -67,7 +67,7 @@ def test_the_payload_is_real() -> None:
 
 
 def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit status and stderr; nothing of what the arguments name has run."""
+    """Run the command line; returns status and stderr, and checks that no payload has run."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as end:
         main(list(arguments))

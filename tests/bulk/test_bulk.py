@@ -425,7 +425,7 @@ def test_a_full_disk_leaves_no_half_of_a_part(
 
     def write_half_of_the_fourth(path: Path, content: bytes) -> int:
         parquet["written"] += content.startswith(b"PAR1")
-        if parquet["written"] < 4:  # two lists, and a part
+        if parquet["written"] < 4:  # two manifest files and one part
             return write(path, content)
         write(path, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

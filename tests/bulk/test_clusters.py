@@ -1,4 +1,4 @@
-"""How shards reach workers, with a fake Ray whose actors start, wait or are lost."""
+"""Shards are distributed to workers by a fake Ray, whose actors start, wait or are lost."""
 
 import sys
 from collections.abc import Callable

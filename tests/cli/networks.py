@@ -1,4 +1,4 @@
-"""A small untrained network as a weights file, for tests that care about everything around it."""
+"""A small untrained network as a weights file, for tests in which predictions do not matter."""
 
 from functools import cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line and the package before any verb does anything."""
+"""Imports, help and errors of the command line and the package, without a verb's work."""
 
 import errno
 import resource

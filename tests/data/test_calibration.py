@@ -47,7 +47,7 @@ def test_without_splits_other_images_calibrate_than_compare(tmp_path: Path) -> N
     assert labeled
     assert sorted(images.labels) == [0, 0, 1, 1, 2, 2]
     assert sorted(names[0] + names[1]) == sorted(open_data(str(root), "train").names)
-    shutil.rmtree(root / "val")  # the same where there is only the split for training
+    shutil.rmtree(root / "val")  # without a validation split the result is the same
     assert sorted(comparison_images(str(root), CLASSES)[0].names) == names[1]
 
 

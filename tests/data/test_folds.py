@@ -1,4 +1,4 @@
-"""A validation split where there is none, and the folds of cross-validation."""
+"""Held-out validation images for data without such a split, and folds of cross-validation."""
 
 from collections import Counter
 

@@ -34,7 +34,7 @@ PICTURE = picture([(10, 16, 46, 54, 2), (76, 30, 114, 66, 0)], (128, 96), 77)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A detector that has learned a little."""
+    """The output folder of a short training of a detector."""
     folder = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "small", ARCHITECTURE)

@@ -1,4 +1,4 @@
-"""Classes are drawn so that people can tell them apart."""
+"""Classes are drawn in colors that people can distinguish."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""What detectors and segmenters see of images that were decoded at reduced size."""
+"""Detectors and segmenters get nearly the same pixels of images decoded at reduced size."""
 
 import io
 

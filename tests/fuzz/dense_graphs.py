@@ -51,5 +51,5 @@ def dense_seed(engine: str, task: str) -> bytes:
 
 
 def beside(path: Path) -> list[Path]:
-    """The other files of an exported network."""
+    """Paths of the other files of an exported network."""
     return [path.with_suffix(".bin")] if path.suffix == ".xml" else []

@@ -197,7 +197,7 @@ def _watched(process: "subprocess.Popen[bytes]", outcome: Outcome) -> str:
 def _processor_seconds(process: int) -> float:
     try:
         text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except OSError:  # it ended meanwhile
+    except OSError:  # the process has ended
         return 0.0
     own, system = text.rpartition(")")[2].split()[11:13]
     return (int(own) + int(system)) / os.sysconf("SC_CLK_TCK")
@@ -206,7 +206,7 @@ def _processor_seconds(process: int) -> float:
 def _resident(process: int) -> int:
     try:
         pages = Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()[1]
-    except OSError:  # it ended meanwhile
+    except OSError:  # the process has ended
         return 0
     return int(pages) * 4096
 

@@ -10,7 +10,7 @@ from tests.fuzz.mutate import mutated
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A reader of something from outside.
+    """A reader of outside input, and its inputs.
 
     Attributes:
         name: the kind of input.

@@ -1,4 +1,4 @@
-"""The web page in a browser. These tests run where Playwright and Chromium are."""
+"""The web page in a browser. Runs if Playwright and Chromium are installed."""
 
 import base64
 import json

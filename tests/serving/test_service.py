@@ -1,4 +1,4 @@
-"""What a service answers, with small networks behind real sockets."""
+"""The answers of a service with small networks, through real sockets."""
 
 import base64
 import io

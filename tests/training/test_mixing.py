@@ -15,7 +15,7 @@ TARGETS = torch.eye(3)[LABELS]
 
 
 def one_color_each(size: int = 16) -> Tensor:
-    """Image i is filled with the number i."""
+    """Images in which every value of image i is i."""
     return torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, size, size).clone()
 
 
