@@ -44,7 +44,7 @@ from splitattn.images.samples import sample_photographs
 OUTPUT = Path(__file__).with_suffix(".json")
 BUCKET, LABELS = "photos", "labels"
 SIDE = 160
-SHARD = 250  # images; small, so that there are many parts between kills
+SHARD = 250  # images; small, so that there are parts enough for all kills
 BUSY = 0.05
 LISTED_BUCKET = "listed-"  # followed by the number of objects that the bucket lists
 LISTED = (2_000, 20_000, 200_000)  # a shard of 10,000 is held in memory

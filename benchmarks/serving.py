@@ -772,9 +772,8 @@ async def peers(plan: Plan) -> dict[str, Any]:
         ),
     }
     for name, script in PEERS.items():
-        path = (
-            TEMPORARY / f"peer_{len(commands)}.py"
-        )  # not a package's name, which would hide the package
+        # Not a package's name, which would hide the package.
+        path = TEMPORARY / f"peer_{len(commands)}.py"
         path.write_text(script)
         commands[name] = (sys.executable, str(path), "PORT", TIMM_NAMES[plan.model], str(weights))
     contents = plan.contents[:200]

@@ -11,7 +11,8 @@ all cases. Nothing else should run meanwhile.
 - "resnest50": the same with a ResNeSt-50 of random weights in safetensors.
 - "export resnest50": export that network to fp32 ONNX, with its parity report.
 - "timm script": a typical script that labels one photograph with timm, with a network as large as
-  the embedded model, in the other environment, which has PyTorch and timm."""
+  the embedded model, in the other environment, which has PyTorch and timm.
+"""
 
 import argparse
 import json

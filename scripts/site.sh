@@ -1,6 +1,6 @@
 #!/bin/sh
-# Build the site into site/, completely or not at all. This runs the guide. Warnings and errors in
-# the guide end the build. Arguments go to Sphinx.
+# Build the site into site/, completely or not at all. This runs the guide. Sphinx's warnings, and
+# errors in the guide, end the build. Arguments go to Sphinx.
 set -eu
 
 python=$("$(dirname -- "$0")/environment.sh" docs)
