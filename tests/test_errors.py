@@ -73,21 +73,22 @@ def test_a_file_that_a_full_disk_cuts_off_is_named_and_removed(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("kind", "images"), [("labels", 250), ("boxes", 80), ("masks", 80)])
 def test_a_full_disk_leaves_no_half_of_a_data_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[Path] = []
 
-    def save_thirty(_: object, path: Path, **__: object) -> None:
-        if len(saved) == 30:
+    def save_most(_: object, path: Path, **__: object) -> None:
+        if len(saved) == 70:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         path.touch()
         saved.append(path)
 
     with monkeypatch.context() as full:
-        full.setattr("PIL.Image.Image.save", save_thirty)
+        full.setattr("PIL.Image.Image.save", save_most)
         with pytest.raises(InputError, match=r"the disk is full: .*toy"):
-            write_toy_data(tmp_path / "toy")
-    assert len(saved) == 30
+            write_toy_data(tmp_path / "toy", kind)
+    assert len(saved) == 70
     assert not list((tmp_path / "toy").iterdir())
-    assert write_toy_data(tmp_path / "toy") == 250
+    assert write_toy_data(tmp_path / "toy", kind) == images

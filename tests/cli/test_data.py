@@ -9,6 +9,7 @@ from PIL import Image
 from splitattn.cli import main
 from splitattn.data.sources import open_data
 from splitattn.dense.drawing import color
+from splitattn.dense.masks import open_masked
 from splitattn.dense.open import open_annotated
 from splitattn.training.recipe_files import load_recipe
 from splitattn.training.sheet import batch_sheet
@@ -44,6 +45,20 @@ def test_the_toy_data_set_is_the_same_each_time_and_can_be_shown(
         assert picture.format == "JPEG"
     assert call("data", "show", tmp_path / "one", "--output", "batch.txt") == 2
     assert "must end in .png, .jpg, .jpeg, .webp, got batch.txt" in capsys.readouterr().err
+
+
+def test_a_toy_data_set_may_have_boxes_or_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes, street = tmp_path / "boxes", tmp_path / "street"
+    assert call("data", "toy", boxes, "--kind", "boxes") == 0
+    assert f"{boxes}: 80 images; splitattn train {boxes} --output run" in capsys.readouterr().out
+    assert len(open_annotated(boxes, "train")) == 60
+    assert call("data", "toy", street, "--kind", "masks") == 0
+    assert len(open_masked(street, "val")) == 20
+    assert call("data", "toy", tmp_path / "other", "--kind", "polygons") == 2
+    assert "labels" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_sheet_shows_the_batch_as_the_recipe_makes_it(tmp_path: Path) -> None:

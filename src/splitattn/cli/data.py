@@ -1,6 +1,7 @@
 """`splitattn data`: look at a data set as training sees it; make a small one."""
 
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+class Kind(StrEnum):
+    """What a small data set says about its images."""
+
+    LABELS = "labels"
+    BOXES = "boxes"
+    MASKS = "masks"
+
 
 app = typer.Typer(help="Look at a data set, or make a small one.", no_args_is_help=True)
 
@@ -128,13 +138,17 @@ def _masks(
 @app.command()
 def toy(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    kind: Annotated[
+        Kind,
+        typer.Option(help="labels to classify, boxes to detect (COCO), or masks to segment."),
+    ] = Kind.LABELS,
 ) -> None:
-    """Make a data set of five classes: crops of the photographs inside the package."""
+    """Make a data set of five classes from the photographs inside the package."""
     from splitattn.cli.output import conclude
     from splitattn.cli.progress import starting
 
     with starting("making the data set"):
         from splitattn.data.toy import write_toy_data
 
-        count = write_toy_data(folder)
+        count = write_toy_data(folder, kind)
     conclude(f"{folder}: {count} images; splitattn train {folder} --output run")
