@@ -8,6 +8,7 @@ import pkgutil
 import stat
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def test_public_names_are_documented(name: str) -> None:
     assert documentation.strip()
     # Without a docstring, dataclasses writes the signature.
     assert not documentation.startswith(f"{name}(")
+
+
+def test_types_of_public_functions_can_be_read() -> None:
+    """Libraries that make forms or command lines of functions read them as they run."""
+    functions = [getattr(splitattn, name) for name in splitattn.__all__]
+    assert all(typing.get_type_hints(each) for each in functions if inspect.isfunction(each))
 
 
 def public_dataclasses() -> Iterator[type]:

@@ -17,6 +17,7 @@ from splitattn.engines.open_vino import ov, save
 from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.files import (
     as_on_disk,
+    check_can_write,
     is_utf8,
     open_file,
     remove_leftovers,
@@ -164,6 +165,35 @@ def test_a_name_whose_accents_are_composed_in_another_way_is_found(tmp_path: Pat
     assert as_on_disk(both) == both, "an exact match comes first"
     assert is_utf8(found)
     assert not is_utf8(Path(os.fsdecode(b"caf\xe9.png")))
+
+
+def test_where_no_file_can_be_made_is_found_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "none" / "target")
+    for path in ("none/a.csv", "file/a.csv", "link"):
+        with pytest.raises(InputError, match=f"cannot write .*{path}: there is no folder /"):
+            check_can_write(tmp_path / path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    check_can_write(tmp_path / "loop")  # writing to it says what is wrong
+    check_can_write(tmp_path / "new.csv")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # root may write anywhere
+    with pytest.raises(InputError, match="no file can be made in the folder"):
+        check_can_write(tmp_path / "new.csv")
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs user ids")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_a_folder_of_somebody_else_is_found_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "closed" / "inner").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*: Permission denied"):
+            check_can_write(tmp_path / "closed" / "inner" / "a.csv")
+    finally:
+        os.seteuid(0)
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from splitattn.engines.table import (
 )
 from splitattn.environment import describe
 from splitattn.errors import InputError, WeightsError, check_choice, write_failure
-from splitattn.files import check_can_write, replacing
+from splitattn.files import check_can_write, is_folder, replacing
 from splitattn.graph.folding import CLASS_MAPS
 from splitattn.images.preprocess import Pixels, normalize
 from splitattn.libraries import require
@@ -308,6 +308,8 @@ def check_arguments(
         )
     if precision == "int8" and calibration is None:
         raise InputError("int8 needs images to calibrate on: pass --calibration DATA or a folder")
+    if is_folder(path):
+        raise InputError(f"cannot write {path}: it is a folder")
     check_can_write(path)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch size must be at least 1, got {batch_size}")

@@ -206,13 +206,20 @@ def check_can_write(path: Path, rule: str = "cannot write") -> None:
         rule: the beginning of the message, before `path`.
 
     Raises:
-        InputError: there is no such folder, or it is read-only.
+        InputError: there is no such folder, or no file can be made in it.
     """
     folder = Path(os.path.realpath(path)).parent  # of a loop of links, `Path.resolve` raises
-    if not is_folder(folder):
+    try:
+        is_there = stat.S_ISDIR(folder.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_there = False
+    except OSError as error:
+        raise InputError(f"{rule} {path}: {error.strerror}") from error
+    if not is_there:
         raise InputError(f"{rule} {path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{rule} {path}: the folder {folder} cannot be written to")
+    own = os.access in os.supports_effective_ids
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=own):
+        raise InputError(f"{rule} {path}: no file can be made in the folder {folder}")
 
 
 def remove_leftovers(folder: Path) -> None:

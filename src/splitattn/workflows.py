@@ -4,12 +4,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from splitattn.data.class_lists import ClassNames
 from splitattn.data.folds import is_whole, kept_part
 from splitattn.data.labeled import with_classes_of_model
 from splitattn.data.sources import open_data
+from splitattn.dense.evaluating import DetectionEvaluation, evaluate_detector
+from splitattn.dense.exportable import DenseExport, DenseExportReport, export_dense
+from splitattn.dense.exporting import BoxParity, DetectorExport
+from splitattn.dense.masks import is_masked
+from splitattn.dense.open import annotation_format
+from splitattn.dense.segmenter_evaluating import SegmentationEvaluation, evaluate_segmenter
+from splitattn.dense.segmenter_exporting import PixelParity, SegmenterExport
 from splitattn.engines.engine import THRESHOLD
 from splitattn.errors import DataError, InputError
 from splitattn.evaluation import Evaluation, measure
@@ -18,14 +25,6 @@ from splitattn.files import exists
 from splitattn.label_scores import LabelScores, measure_labels
 from splitattn.opening import TASK, open_network, open_weights, task_of
 from splitattn.weights.download import Progress
-
-# What detectors and segmenters need is imported where they are: classifiers start without it.
-if TYPE_CHECKING:
-    from splitattn.dense.evaluating import DetectionEvaluation
-    from splitattn.dense.exportable import DenseExport, DenseExportReport
-    from splitattn.dense.exporting import BoxParity
-    from splitattn.dense.segmenter_evaluating import SegmentationEvaluation
-    from splitattn.dense.segmenter_exporting import PixelParity
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def evaluate(
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_answer: Callable[[Any], None] | None = None,
-) -> "NetworkEvaluation | NetworkLabelScores | DetectionEvaluation | SegmentationEvaluation":
+) -> NetworkEvaluation | NetworkLabelScores | DetectionEvaluation | SegmentationEvaluation:
     """Measure a network over every image of `data`, each exactly once.
 
     A classifier's figures are top-1, top-5 and loss, or mAP and F1 if it gives several labels; a
@@ -119,14 +118,13 @@ def evaluate(
         given |= {"white_level": white_level, "threshold": threshold}
         if unused := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{unused[0]} is for classification: leave it out for {weights}")
-        of_dense: dict[str, Any] = {"split": split, "engine": engine, "device": device}
         if task == "detection":
-            from splitattn.dense.evaluating import evaluate_detector
-
-            return evaluate_detector(data, weights, **of_dense, on_images=on_images)
-        from splitattn.dense.segmenter_evaluating import evaluate_segmenter
-
-        return evaluate_segmenter(data, weights, **of_dense, on_images=on_images)
+            return evaluate_detector(
+                data, weights, split=split, engine=engine, device=device, on_images=on_images
+            )
+        return evaluate_segmenter(
+            data, weights, split=split, engine=engine, device=device, on_images=on_images
+        )
     try:
         images = open_data(data, "train" if held_out else split, class_names)
     except DataError as error:
@@ -188,9 +186,6 @@ def evaluate(
 
 def _of_another_task(data: str, weights: str | Path | None) -> DataError | None:
     """The error for data that no classifier can be measured on, or None for other data."""
-    from splitattn.dense.masks import is_masked
-    from splitattn.dense.open import annotation_format
-
     if found := annotation_format(data):
         kind, needed = f"annotated boxes ({found.name})", "a detector"
     elif is_masked(data):
@@ -222,7 +217,7 @@ def export(
     progress: Progress | None = None,
     on_images: Callable[[int, int], None] = lambda _, __: None,
     on_step: Callable[[str], None] = lambda _: None,
-) -> "ExportReport | DenseExportReport[BoxParity] | DenseExportReport[PixelParity]":
+) -> ExportReport | DenseExportReport[BoxParity] | DenseExportReport[PixelParity]:
     """Write a network for another engine, and compare the file with the network on photographs.
 
     The file takes "images", normalized float32 (B, C, H, W), and gives "logits", float32
@@ -269,10 +264,6 @@ def export(
             raise InputError(f"--class-names is for classifiers, {weights} is for {task}")
         if class_maps:
             raise InputError(f"--class-maps is for classifiers, {weights} is for {task}")
-        from splitattn.dense.exportable import export_dense
-        from splitattn.dense.exporting import DetectorExport
-        from splitattn.dense.segmenter_exporting import SegmenterExport
-
         kinds: dict[str, type[DenseExport[Any, Any, Any]]]
         kinds = {"detection": DetectorExport, "segmentation": SegmenterExport}
         return export_dense(

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from splitattn.bulk.plan import ShardReport
-from splitattn.cli import progress
+from splitattn.cli import main, progress
 from splitattn.cli.output import conclude, say
 from splitattn.cli.progress import (
     counting,
@@ -304,17 +304,33 @@ def test_a_pipe_gets_a_message_about_what_is_being_loaded(
         Image.new("RGB", (40, 40)).save(tmp_path / path)
     done = with_broken(library, call, tmp_path)
     assert done.stderr == f"loading {name}\nbroken\n"
+    # Rich draws bars on terminals only, and would make the line come later.
+    assert "rich" not in done.stdout.split()
 
 
-def test_a_service_logs_what_is_being_loaded(tmp_path: Path) -> None:
-    line, end = with_broken("openvino", "serve --port 0", tmp_path).stderr.splitlines()
+def test_a_service_logs_what_is_being_loaded_before_the_web_framework(tmp_path: Path) -> None:
+    done = with_broken("openvino", "serve --port 0", tmp_path)
+    line, end = done.stderr.splitlines()
     assert (json.loads(line)["message"], end) == ("loading OpenVINO", "broken")
+    assert not {"rich", "starlette", "uvicorn"} & {*done.stdout.split()}
+
+
+def test_loading_is_reported_only_while_the_command_line_runs() -> None:
+    before = [*sys.meta_path]
+    with pytest.raises(SystemExit):
+        main(["models"])
+    assert sys.meta_path == before
 
 
 def with_broken(library: str, call: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a command line in `folder`, where importing `library` ends the process."""
+    """Run a command line in `folder`, where importing `library` ends the process.
+
+    Stdout has the names of the modules that are loaded by then.
+    """
     (folder / "libraries").mkdir()
-    (folder / "libraries" / f"{library}.py").write_text("raise SystemExit('broken')")
+    (folder / "libraries" / f"{library}.py").write_text(
+        "import sys\nprint(*sys.modules)\nraise SystemExit('broken')"
+    )
     code = f"""
 import sys
 sys.path.insert(0, {str(folder / "libraries")!r})

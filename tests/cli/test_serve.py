@@ -1,6 +1,8 @@
 """`splitattn serve`: options, signals and ending. tests/serving tests what a service answers."""
 
 import gc
+import json
+import logging
 import os
 import signal
 import socket
@@ -17,6 +19,7 @@ import pytest
 from splitattn.classifier import Classifier
 from splitattn.cli import main
 from splitattn.serving import server
+from splitattn.serving.logs import log_as_json
 from splitattn.serving.settings import Settings
 from tests.cli.networks import write_weights
 
@@ -89,11 +92,8 @@ def test_wrong_calls_are_reported_in_one_line(
             assert message in line
 
 
-def test_after_sigterm_requests_are_answered_while_the_service_drains(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_sigterm_requests_are_answered_while_the_service_drains(weights: Path) -> None:
     """The main thread of this process serves while other threads send requests."""
-    monkeypatch.setattr(server, "log_as_json", lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     found: dict[str, Any] = {"lost": 0, "answered": 0}
@@ -155,7 +155,6 @@ def test_after_sigterm_requests_are_answered_while_the_service_drains(
 def test_a_model_that_cannot_be_prepared_ends_the_service(
     weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "log_as_json", lambda: None)
     model = Classifier(weights=weights, engine="onnxruntime")
 
     def fail(*_: object) -> None:
@@ -168,10 +167,7 @@ def test_a_model_that_cannot_be_prepared_ends_the_service(
     assert "no room for the network" in caplog.text
 
 
-def test_a_second_signal_ends_the_service_at_once(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "log_as_json", lambda: None)
+def test_a_second_signal_ends_the_service_at_once(weights: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -192,3 +188,17 @@ def test_a_second_signal_ends_the_service_at_once(
     server.serve(model, Settings(drain_wait=20.0), port=port)
     assert time.monotonic() - started < 15
     ending.join(20)
+
+
+def test_other_libraries_log_only_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    """huggingface_hub logs each request, whose address may hold a signature."""
+    log_as_json()
+    for name in ("splitattn.serving", "uvicorn.any", "httpx", "huggingface_hub"):
+        logging.getLogger(name).info("from %s", name)
+        logging.getLogger(name).warning("warning from %s", name)
+    lines = [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()]
+    assert [line for line in lines if not line.startswith("warning")] == [
+        "from splitattn.serving",
+        "from uvicorn.any",
+    ]
+    assert len(lines) == 6

@@ -133,22 +133,17 @@ def test_tiny_imagenet_classes_are_200_different_names() -> None:
     assert names[-1] == "acorn"
 
 
-@pytest.mark.parametrize(
-    ("model", "weights"),
-    [
-        (None, "tiny_imagenet"),
-        ("resnest26_tiny", "tiny_imagenet"),
-        ("resnest26_tiny.tiny_imagenet", None),
-    ],
-)
-def test_retired_weights_are_replaced_by_others_with_a_warning(
-    model: str | None, weights: str | None
-) -> None:
-    with pytest.warns(
-        UserWarning, match="no longer has .*:tiny_imagenet: distilled_in1k stands in"
-    ):
-        found = resolve(model, weights)
-    assert (found.tag, len(found.classes or ())) == ("distilled_in1k", 1000)
+@pytest.mark.parametrize("model", [None, "resnest26_tiny", "resnest26_tiny.distilled_in1k"])
+def test_retired_weights_are_replaced_by_others_with_a_warning(model: str | None) -> None:
+    with pytest.warns(UserWarning, match="weights tiny_imagenet: distilled_in1k stands in") as told:
+        found = resolve(model, "tiny_imagenet")
+    assert (found.tag, len(found.classes or ()), len(told)) == ("distilled_in1k", 1000, 1)
+
+
+def test_retired_weights_are_not_in_the_catalogue() -> None:
+    """`weights verify` and `fetch` must not name others as them."""
+    with pytest.raises(WeightsError, match="has no weights called 'tiny_imagenet'"):
+        find_entry("resnest26_tiny", "tiny_imagenet")
 
 
 def test_weights_are_not_replaced_by_those_of_another_model() -> None:

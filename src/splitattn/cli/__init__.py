@@ -31,7 +31,7 @@ VERBS = (
     *("predict", "explain", "features", "evaluate", "train", "export", "bulk", "serve", "bench"),
     *("models", "data", "weights"),
 )
-# Libraries whose import is told: PyTorch takes seconds, the others a third of one.
+# Libraries whose import is reported: PyTorch takes seconds, the others a third of one.
 _SLOW = {"torch": "PyTorch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
-    if distributed.is_first() and not sys.stderr.isatty() and _SlowFinder not in sys.meta_path:
+    if distributed.is_first() and not sys.stderr.isatty():
         # Before Python's own finder, which it replaces, and after those of other programs.
         usual = [*sys.meta_path, PathFinder].index(PathFinder)
         sys.meta_path.insert(usual, _SlowFinder)
@@ -116,11 +116,14 @@ def main(arguments: list[str] | None = None) -> None:
         if message := error.format_message():  # empty where the help was shown instead
             say(f"error: {_usage_fault(message, getattr(error, 'ctx', None), named)}")
         sys.exit(2)
+    finally:
+        if _SlowFinder in sys.meta_path:
+            sys.meta_path.remove(_SlowFinder)
     sys.exit(status or 0)
 
 
 class _SlowFinder(PathFinder):
-    """Finds the libraries that take long to import, and tells of each when its import begins.
+    """Finds the libraries that take long to import, and reports the import of each.
 
     Every slow command imports one of them, after it has found the mistakes in a call that can be
     found without. Not used on a terminal, where each verb says what it does.
@@ -134,19 +137,19 @@ class _SlowFinder(PathFinder):
         if spec and spec.loader:
             load = spec.loader.exec_module
 
-            def tell_and_load(module: ModuleType) -> None:
-                _tell(f"loading {_SLOW[name]}")
+            def report_and_load(module: ModuleType) -> None:
+                _report(f"loading {_SLOW[name]}")
                 load(module)
 
             # Here and not above: `libraries.require` finds a library without importing it.
-            spec.loader.exec_module = tell_and_load  # type: ignore[method-assign]
+            spec.loader.exec_module = report_and_load  # type: ignore[method-assign]
         return spec
 
 
-def _tell(what: str) -> None:
+def _report(what: str) -> None:
     """Log it where logging has been set up, as `serve` does, or print it on stderr."""
     logger = logging.getLogger("splitattn")
-    if logger.hasHandlers():
+    if logger.hasHandlers() and logger.isEnabledFor(logging.INFO):
         logger.info(what)
     else:
         say(what)

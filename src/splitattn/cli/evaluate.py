@@ -82,8 +82,10 @@ def evaluate(
     check_output(output, endings=(".json", ".jsonl"))
     check_output(answers, "--answers", endings=(".csv",))
     with starting("starting"):
+        from splitattn.dense.evaluating import DetectionEvaluation
+        from splitattn.dense.segmenter_evaluating import SegmentationEvaluation
         from splitattn.opening import TASK, task_of
-        from splitattn.workflows import NetworkEvaluation, NetworkLabelScores
+        from splitattn.workflows import NetworkLabelScores
         from splitattn.workflows import evaluate as measure
 
     if answers and task_of(weights) != TASK:
@@ -109,19 +111,16 @@ def evaluate(
             on_images=advance,
             on_answer=given.append if answers else None,
         )
-    if isinstance(measured, NetworkEvaluation):
-        line, show = _as_dict(measured), partial(_print_tables, measured)
+    if isinstance(measured, DetectionEvaluation):
+        line, show = boxes.as_dict(measured), partial(boxes.print_table, measured)
+    elif isinstance(measured, SegmentationEvaluation):
+        line, show = class_maps.as_dict(measured), partial(class_maps.print_table, measured)
     elif isinstance(measured, NetworkLabelScores):
         line = several_labels.as_dict(measured)
         show = partial(several_labels.print_table, measured)
         answer_lines = several_labels.answers_csv
     else:
-        from splitattn.dense.evaluating import DetectionEvaluation
-
-        if isinstance(measured, DetectionEvaluation):
-            line, show = boxes.as_dict(measured), partial(boxes.print_table, measured)
-        else:
-            line, show = class_maps.as_dict(measured), partial(class_maps.print_table, measured)
+        line, show = _as_dict(measured), partial(_print_tables, measured)
     with ExitStack() as writes:  # called last to first, each even if another one fails
         if not as_json:
             writes.callback(show)

@@ -300,7 +300,7 @@ def shards_progress() -> Iterator[
 ]:
     """A bar of shards with images, errors, rate and time left; in a file, a line for each shard."""
     with _shards_bar() if sys.stderr.isatty() else nullcontext() as show:
-        yield _shards_told(show)
+        yield _shard_callbacks(show)
 
 
 @contextmanager
@@ -322,7 +322,7 @@ def _shards_bar() -> Iterator[Callable[[str, int, int | None], None]]:
         )
 
 
-def _shards_told(
+def _shard_callbacks(
     show: Callable[[str, int, int | None], None] | None,
 ) -> tuple[Callable[[int], None], Callable[["ShardReport", int], None]]:
     """The functions of `shards_progress`. Without a bar to `show`, they print lines."""

@@ -107,6 +107,7 @@ def serve(
             device=device,
             limits=settings.limits,
         )
+        # Not before: the web framework takes as long to import as all above.
         from splitattn.serving.server import serve as run
     run(opened, settings, host=host, port=port, on_ready=_show_address)
 

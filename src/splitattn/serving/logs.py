@@ -9,10 +9,16 @@ LOG = logging.getLogger("splitattn.serving")
 
 
 def log_as_json() -> None:
-    """Write all logs of this process as JSON to stderr."""
+    """Write the logs of this process as JSON to stderr.
+
+    Of libraries other than uvicorn only warnings: some log the addresses of downloads, which may
+    hold a signature.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in ("splitattn", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 class JsonFormatter(logging.Formatter):

@@ -1,4 +1,4 @@
-"""Runs a service: uvicorn in one process, JSON logs, and a shutdown that loses nothing."""
+"""Runs a service: uvicorn in one process, and a shutdown that loses nothing."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 
 from splitattn.errors import InputError
 from splitattn.serving.app import create_app
-from splitattn.serving.logs import LOG, log_as_json
+from splitattn.serving.logs import LOG
 from splitattn.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def serve(
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=int(settings.deadline + settings.body_timeout + _MORE),
     )
-    log_as_json()
     _allow_open_files()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_run(uvicorn.Server(config), app, settings, listening, on_ready))

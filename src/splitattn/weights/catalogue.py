@@ -1,6 +1,5 @@
 """The table of published weights. Data only: nothing here downloads or imports torch."""
 
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -227,8 +226,8 @@ CATALOGUE: tuple[WeightsEntry, ...] = (
     _fast("resnest50_fast_1s4x24d", "d4a4f76f", top1=80.99, mirrored=True),
 )
 
-# Weights that the package no longer has, and those that stand in for them.
-_RETIRED = {"resnest26_tiny:tiny_imagenet": _EMBEDDED}
+# Model and tag of weights that the package no longer has, and those that stand in for them.
+_RETIRED = {("resnest26_tiny", "tiny_imagenet"): _EMBEDDED}
 
 
 def entries(model: str | None = None) -> tuple[WeightsEntry, ...]:
@@ -269,27 +268,20 @@ def find_entry(model: str, tag: str | None = None) -> WeightsEntry:
     for entry in candidates:
         if entry.tag == tag:
             return entry
-    if retired := stand_in(model, tag):
-        return retired
     tags = [entry.tag for entry in candidates]
     hint = nearest(tag, tags) or f"; it has {', '.join(tags)}"
     raise WeightsError(f"{model} has no weights called {tag!r}{hint}")
 
 
 def stand_in(model: str | None, tag: str) -> WeightsEntry | None:
-    """The entry that stands in for weights that the package no longer has, with a warning.
+    """The entry that replaces weights that the package no longer has, or None.
 
     Args:
-        model: name of an architecture; None looks for the tag among those of all models.
+        model: name of an architecture, or None for any.
         tag: as it was in the catalogue.
     """
-    for name, entry in _RETIRED.items():
-        if tag == name.partition(":")[2] and model in (None, entry.model):
-            warnings.warn(
-                f"the package no longer has the weights {name}: {entry.tag} stands in, with "
-                f"{len(entry.classes)} classes of its own",
-                stacklevel=2,
-            )
+    for (of, retired), entry in _RETIRED.items():
+        if tag == retired and model in (None, of):
             return entry
     return None
 

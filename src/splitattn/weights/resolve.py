@@ -1,5 +1,6 @@
 """Resolves a name or a path to a verified weights file."""
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,8 +104,13 @@ def resolve(
                 f"weights must be a tag or a file, got {str(weights)!r}, which is a model: "
                 f"name it as the model, as in --model {weights}"
             )
-        if retired := stand_in(model, str(weights)):
-            return _resolve_entry(retired, progress)
+        if instead := stand_in(model, str(weights)):
+            warnings.warn(
+                f"the package no longer has the weights {weights}: {instead.tag} stands in, with "
+                f"{len(instead.classes)} classes of its own",
+                stacklevel=2,
+            )
+            return _resolve_entry(instead, progress)
         tags = sorted({entry.tag for entry in entries(model)})
         hint = nearest(str(weights), tags) or f"; the tags are {', '.join(tags) or 'none'}"
         whose = f"of {model}" if model else "of any model"
