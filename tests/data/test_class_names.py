@@ -205,6 +205,14 @@ def test_names_that_look_alike_are_the_same(tmp_path: Path) -> None:
         class_list(path)
 
 
+def test_ids_of_other_outputs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    path.write_text('[["n02119789", "fox"], ["n01440764", "fish"]]')
+    assert named(path, ("n02119789", "n01440764")) == ("fox", "fish")
+    with pytest.raises(DataError, match="got 'n02119789' for output 0, which is 'n01440764'"):
+        named(path, ("n01440764", "n02119789"))
+
+
 def test_outputs_without_names_take_any() -> None:
     assert named(["2", "1", "0"], ["0", "1", "2"]) == ("2", "1", "0")
 

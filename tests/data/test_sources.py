@@ -103,6 +103,82 @@ def test_numbered_names_fit_folders_with_gaps_between_their_numbers(tmp_path: Pa
     assert list(data.labels) == [0, 2, 3]
 
 
+def written(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def class_folders(root: Path, *names: str) -> str:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        picture(0, 0).save(root / name / "0.png")
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"0": ["n02119789", "kit_fox"], "1": ["n02100735", "setter"], "2": ["n01440764", "fish"]}',
+        '{"2": ["n01440764", "fish"], "0": ["n02119789", "kit_fox"], "1": ["n02100735", "setter"]}',
+        '[["n02119789", "kit_fox"], ["n02100735", "setter"], ["n01440764", "fish"]]',
+    ],
+)
+def test_ids_beside_class_names_are_those_of_the_folders(tmp_path: Path, text: str) -> None:
+    """Keras's `imagenet_class_index.json` names each class by its WordNet id and a name."""
+    root = class_folders(tmp_path / "data", "n01440764", "n02100735", "n02119789")
+    data = open_data(root, "val", written(tmp_path, "names.json", text))
+    assert data.classes == ("kit_fox", "setter", "fish")
+    assert [data.classes[label] for label in data.labels] == ["fish", "setter", "kit_fox"]
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ('{"0": ["dog", "a"], "1": ["bird", "b"], "2": ["cat", "c"]}', ["c", "a"]),
+        ('{"0": ["a", "dog"], "1": ["c", "cat"]}', ["cat", "dog"]),
+        ('[["dog", "a"], ["cat", "c"]]', ["c", "a"]),
+    ],
+)
+def test_either_half_of_a_pair_may_be_the_folders_name(
+    tmp_path: Path, text: str, classes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = class_folders(tmp_path / "data", "cat", "dog")
+    data = open_data(root, "val", written(tmp_path, "names.json", text))
+    assert [data.classes[label] for label in data.labels] == classes
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ": ", "_"])
+def test_ids_before_class_names_are_those_of_the_folders(tmp_path: Path, separator: str) -> None:
+    root = class_folders(tmp_path / "data", "c7", "c8")
+    lines = [f"c8{separator}sea", f"c7{separator}fire"]
+    data = open_data(root, "val", written(tmp_path, "names.txt", "\n".join(lines)))
+    assert data.classes == tuple(lines)
+    assert list(data.labels) == [1, 0]
+
+
+def test_folders_that_are_numbers_are_those_of_the_pairs(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "data", "0", "1")
+    text = '{"1": ["n01440764", "tench"], "0": ["n02119789", "kit_fox"]}'
+    data = open_data(root, "val", written(tmp_path, "names.json", text))
+    assert [data.classes[label] for label in data.labels] == ["kit_fox", "tench"]
+
+
+def test_pairs_of_which_neither_half_names_the_folders_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = class_folders(tmp_path / "data", "cat", "dog")
+    text = '{"0": ["n02119789", "kit_fox"], "1": ["n02100735", "setter"]}'
+    data = open_data(root, "val", written(tmp_path, "names.json", text))
+    assert [data.classes[label] for label in data.labels] == ["kit_fox", "setter"]
+    (record,) = caplog.records
+    assert record.message.startswith("neither names nor ids in ")
+    assert record.message.endswith("matched by their order, 'cat' is 'kit_fox'")
+    names = written(tmp_path, "names.json", '{"0": ["cat", "a"], "1": ["lynx", "b"]}')
+    with pytest.raises(DataError, match="got 2, such as 'dog'"):
+        open_data(root, "val", names)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

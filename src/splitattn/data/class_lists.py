@@ -4,13 +4,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitattn.data.class_names import are_numbers, are_unnamed, first_lemma, match, normal, spelled
+from splitattn.data.class_names import (
+    are_numbers,
+    are_unnamed,
+    first_lemma,
+    match_names,
+    normal,
+    spelled,
+    split_id,
+)
 from splitattn.errors import DataError
 from splitattn.files import is_file, is_folder, open_file, open_text
 
@@ -28,11 +35,13 @@ class ClassList:
     Attributes:
         names: of the classes, all different.
         numbers: of the classes, ascending; if the file has numbers.
+        ids: of the classes, by which data may name them, such as `n01440764`; if the list has ids.
         origin: where they come from, for messages.
     """
 
     names: tuple[str, ...]
     numbers: tuple[int, ...] | None = None
+    ids: tuple[str, ...] | None = None
     origin: str
 
 
@@ -44,8 +53,9 @@ def read_class_list(path: Path) -> ClassList:
     """Read class names from a text file: one a line, or JSON.
 
     Lines may begin with the numbers of the classes, from 0 or 1 and in any order. JSON is a list of
-    names, or an object that maps numbers to names. Instead of a name there may be a list whose last
-    item is the name, as in ImageNet's `["n01440764", "tench"]`.
+    names, or an object that maps numbers to names. Instead of a name there may be a list with the
+    class's id first and its name last, as in ImageNet's `["n01440764", "tench"]`. A name may also
+    begin with the id: `n01440764 tench`.
 
     Raises:
         DataError: the file cannot be read, or is not such a list.
@@ -105,15 +115,16 @@ def name_outputs(listed: ClassList, outputs: Sequence[str]) -> tuple[str, ...]:
         )
     if are_unnamed(outputs):
         return names
-    for found in _found(names, outputs):
-        wrong = [index for index, output in enumerate(found) if output not in (None, index)]
-        if wrong:
-            index = wrong[0]
-            raise DataError(
-                f"class names must be in the order of the network's outputs, got "
-                f"{names[index]!r:.60} for output {index}, which is {outputs[index]!r:.60}, in "
-                f"{listed.origin}"
-            )
+    for given in filter(None, (names, listed.ids)):
+        for found in _found(given, outputs):
+            wrong = [index for index, output in enumerate(found) if output not in (None, index)]
+            if wrong:
+                index = wrong[0]
+                raise DataError(
+                    f"class names must be in the order of the network's outputs, got "
+                    f"{given[index]!r:.60} for output {index}, which is {outputs[index]!r:.60}, in "
+                    f"{listed.origin}"
+                )
     return names
 
 
@@ -124,10 +135,8 @@ def _found(names: tuple[str, ...], outputs: Sequence[str]) -> Iterator[Sequence[
         # Two classes may have the same first name, such as ImageNet's maillots.
         if len(known) == len(outputs) and len({*map(key, names)}) == len(names):
             yield [known.get(key(name)) for name in names]
-    with suppress(DataError):  # some names are new
-        found = match(names, outputs)
-        if found.how == "wordnet":
-            yield found.indices
+    if found := match_names(names, outputs):
+        yield found.indices
 
 
 def _of_lines(text: str, path: Path) -> ClassList:
@@ -170,11 +179,12 @@ def _of_json(text: str, path: Path) -> ClassList:
     if isinstance(content, dict) and are_numbers([str(value) for value in content.values()]):
         content = _object(path, [(str(number), name) for name, number in content.items()])
     if isinstance(content, dict) and are_numbers([*content]):
-        names = {int(number): normal(_name(value)) for number, value in content.items()}
-        if all(names.values()) and len(set(names.values())) == len(content):
-            return _numbered(names, path)
+        values = {int(number): value for number, value in content.items()}
+        names = {*map(_name, values.values())}
+        if all(names) and len(names) == len(content):
+            return _numbered(values, path)
     if isinstance(content, list) and content and all(map(_name, content)):
-        return _listed([_name(value) for value in content], path)
+        return _listed(content, path)
     raise DataError(
         f"class names in {path} must be a list of different names, or an object of numbers and "
         f"different names, got {text!r:.60}"
@@ -193,20 +203,35 @@ def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _name(value: Any) -> str:
     while isinstance(value, list) and value:
         value = value[-1]
-    return value.strip() if isinstance(value, str) else ""
+    return normal(value.strip()) if isinstance(value, str) else ""
 
 
-def _numbered(names: dict[int, str], path: Path) -> ClassList:
-    numbers = tuple(sorted(names))
+def _ids(values: list[Any]) -> tuple[str, ...] | None:
+    found = [*map(_id, values)]
+    return tuple(found) if all(found) and len(set(found)) == len(found) else None
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, list):
+        found, _ = split_id(value)
+        return "" if found.isdigit() else found
+    first = value[0]
+    return normal(str(first).strip()) if len(value) > 1 and isinstance(first, str | int) else ""
+
+
+def _numbered(values: dict[int, Any], path: Path) -> ClassList:
+    numbers = tuple(sorted(values))
+    ordered = [values[number] for number in numbers]
     return ClassList(
-        names=tuple(names[number] for number in numbers),
+        names=tuple(map(_name, ordered)),
         numbers=numbers,
+        ids=_ids(ordered),
         origin=str(path),
     )
 
 
-def _listed(names: list[str], origin: Path | str) -> ClassList:
-    found = Counter(map(normal, names))
+def _listed(values: list[Any], origin: Path | str) -> ClassList:
+    found = Counter(map(_name, values))
     if twice := [name for name, count in found.items() if count > 1]:
         raise DataError(f"class names must be different, got {twice[0]!r} twice in {origin}")
-    return ClassList(names=tuple(found), origin=str(origin))
+    return ClassList(names=tuple(found), ids=_ids(values), origin=str(origin))

@@ -18,6 +18,8 @@ How = Literal["name", "lemma", "wordnet", "number", "order"]
 # the names of the two cranes and the two maillots.
 _SAME_LIST = 0.99
 _WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
+# A number or an id, and after a separator a name: `4_rocket`, `n02119789 kit_fox`.
+_WITH_ID = re.compile(r"([A-Za-z]*\d+)[\s_,;:.)-]+(\S.*)")
 _LARGEST_NUMBER = 9  # digits
 # The most names that an error lists.
 _SHOWN = 5
@@ -80,6 +82,14 @@ def match(
         if alike and (found := _by_key(names, outputs, str)) is not None:
             return Match(indices=found, how="name")
         return Match(indices=_by_number(names, outputs, numbers), how="number")
+    if by_name := match_names(names, outputs):
+        return by_name
+    _check_order(names, outputs)
+    return Match(indices=tuple(range(len(names))), how="order")
+
+
+def match_names(names: Sequence[str], outputs: Sequence[str]) -> Match | None:
+    """Like `match`, but only by what names say; None if they do not."""
     for how, key in _KEYS:
         if (found := _by_key(names, outputs, key)) is not None:
             return Match(indices=found, how=how)
@@ -88,8 +98,7 @@ def match(
     ids, output_ids = _ids(names), _ids(outputs)
     if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:
         return Match(indices=found, how="wordnet")
-    _check_order(names, outputs)
-    return Match(indices=tuple(range(len(names))), how="order")
+    return None
 
 
 def check_same(train: Sequence[str], val: Sequence[str], fix: str) -> None:
@@ -120,6 +129,12 @@ def first_lemma(name: str) -> str:
 def spelled(name: str) -> str:
     """Normalize a name's case and the separators between its words."""
     return re.sub(r"[\s_-]+", " ", normal(name)).strip().casefold()
+
+
+def split_id(name: str) -> tuple[str, str]:
+    """A leading number or id ("" if there is none), and the name after it."""
+    found = _WITH_ID.fullmatch(name)
+    return (found[1], found[2]) if found else ("", name)
 
 
 _KEYS: tuple[tuple[How, Callable[[str], str]], ...] = (

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path, PurePath
 
 from splitattn.data.class_lists import ClassList
-from splitattn.data.class_names import Match, are_numbers, are_unnamed, match, spelled
+from splitattn.data.class_names import Match, are_numbers, are_unnamed, match, match_names, spelled
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import RGB, ImageSource, decode_as
 
@@ -205,14 +205,14 @@ def with_classes_of_model(data: LabeledImages, classes: tuple[str, ...]) -> Labe
 def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
     """Give `data` the classes of a list, in the order of labels.
 
-    If the list has the data set's own names, numbers or WordNet ids, its order is the labels' new
-    order, and it may have more classes than the data set.
+    If the list has the data set's own names, ids or numbers, its order is the labels' new order,
+    and it may have more classes than the data set.
 
     Raises:
         DataError: names cannot be matched with the data set's.
     """
     try:
-        found = match(data.classes, classes.names, classes.numbers)
+        found = _match_list(data.classes, classes)
     except DataError as error:
         if len(classes.names) != len(data.classes):
             raise DataError(
@@ -222,6 +222,25 @@ def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
             ) from error
         raise
     return _relabeled(data, classes.names, found)
+
+
+def _match_list(names: tuple[str, ...], listed: ClassList) -> Match:
+    ids = listed.ids
+    if ids is None or names == listed.names:
+        return match(names, listed.names, listed.numbers)
+    if by_id := match_names(names, ids):
+        return by_id
+    found = match(names, listed.names, listed.numbers)
+    if found.how == "order":
+        match(names, ids)  # raises if only some are the data set's
+        logger.warning(
+            "neither names nor ids in %s are those of the data set: matched by their order, %r is "
+            "%r",
+            listed.origin,
+            names[0],
+            listed.names[0],
+        )
+    return found
 
 
 def _relabeled(data: LabeledImages, classes: tuple[str, ...], found: Match) -> LabeledImages:
