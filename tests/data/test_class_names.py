@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from splitattn.data.class_lists import ClassNames, class_list, name_outputs
-from splitattn.data.class_names import check_same, in_order, match
+from splitattn.data.class_names import Match, check_same, in_order, match
 from splitattn.errors import DataError
 from splitattn.weights.catalogue import class_names, lemmas, wordnet_ids
 
@@ -119,6 +119,38 @@ def test_tiny_imagenet_is_a_part_of_imagenet() -> None:
     found = match(ids, IMAGENET).indices
     assert [IDS[index] for index in found] == list(ids)
     assert match(ids, class_names("tiny_imagenet200")).indices == tuple(range(200))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("0_rocket", "1_coffee", "2_astronaut"),
+        ("c7 rocket", "c8: Coffee", "c9.astronaut"),
+        ("n02119789 rocket", "n02100735,coffee", "n01440764\tastronaut"),
+    ],
+)
+def test_names_after_numbers_or_ids_are_matched_by_name(names: tuple[str, ...]) -> None:
+    outputs = ("astronaut", "coffee", "rocket")
+    assert match(names, outputs) == Match(indices=(2, 1, 0), how="name")
+    assert match(outputs, names) == Match(indices=(2, 1, 0), how="name")
+    with pytest.raises(DataError, match=r"got '.*rocket' for output 0, which is 'astronaut'"):
+        named(names, outputs)
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs"),
+    [
+        (("1_a", "2_b", "3_a"), ("b", "a", "c")),  # not unique
+        (("1_a", "2_b"), ("b", "c")),  # not the same set
+        (("1_a", "2_b"), ("2_c", "1_d")),
+        (("1a", "2b"), ("b", "a")),  # no separator
+    ],
+)
+def test_names_that_differ_without_their_numbers_are_matched_by_order(
+    names: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
+    found = match(names, outputs)
+    assert (found.indices, found.how) == (tuple(range(len(names))), "order")
 
 
 def test_other_names_are_matched_by_order() -> None:

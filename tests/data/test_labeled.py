@@ -38,6 +38,17 @@ def test_classes_are_matched_by_name_or_else_by_order(data: LabeledImages) -> No
         with_classes_of_model(data, ("a", "b", "c", "d"))
 
 
+def test_classes_with_numbers_before_their_names_are_matched_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_class_folders(tmp_path / "data", 1)
+    for number, name in enumerate(reversed(CLASSES)):
+        (root / name).rename(root / f"{number}_{name}")
+    found = with_classes_of_model(open_data(str(root), "val"), CLASSES)
+    assert [found.classes[label] for label in found.labels] == ["red", "green", "blue"]
+    assert not caplog.records
+
+
 def test_one_unknown_class_among_known_ones_is_refused(data: LabeledImages) -> None:
     """Matched by order, `blue` would silently become `green`."""
     with pytest.raises(DataError, match="such as 'red'"):
