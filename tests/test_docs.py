@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,17 @@ def test_commands_have_known_options_and_values(command: str) -> None:
         load_recipe(asked["recipe"], asked["overrides"] or (), model=asked["model"])
 
 
+def test_no_two_commands_write_into_the_same_folder() -> None:
+    """`train` and `--draw` refuse a folder that is not empty, so pages could not be followed."""
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    texts = [block for page in (readme, *PAGES.values()) for block in blocks(page, "sh")]
+    lines = "".join(texts).replace("\\\n", " ").splitlines()
+    once = "\n".join(line for line in lines if "--resume" not in line)
+    outputs = re.findall(r"--(?:output|draw|class-maps) ([^\s.]+)(?:\s|$)", once)
+    assert len(outputs) > 20
+    assert [name for name, count in Counter(outputs).items() if count > 1] == []
+
+
 def three_guesses(output: str) -> None:
     best, *others = output.splitlines()
     assert re.fullmatch(r" *\d+\.\d%  espresso", best)
@@ -156,8 +168,9 @@ def labels_a_folder(output: str) -> None:
 
 def trains(output: str) -> None:
     first, second, result = output.splitlines()
-    assert all(re.fullmatch(r"128 px  loss .*  top-1 .*", line) for line in (first, second))
-    assert re.fullmatch(r"\d+\.\d % of 4 images; weights in tuned/model.safetensors", result)
+    for number, line in enumerate((first, second), 1):
+        assert re.fullmatch(rf"epoch {number}/2  128 px  loss .*  top-1 .*", line)
+    assert re.fullmatch(r"\d+\.\d % of 4 images; weights in from-python/model.safetensors", result)
 
 
 def finds_every_image(output: str) -> None:
@@ -196,6 +209,22 @@ def unpack_as_kaggle_packs() -> None:
     Path("answers.csv").write_text("\n".join([header, *cells]), encoding="utf-8")
 
 
+def unpacks_as_kaggle_does(_: str) -> None:
+    """The next steps work with it: here with the labels of the model inside the package."""
+    assert sorted(path.name for path in Path("flowers").iterdir()) == [
+        "sample_submission.csv",
+        "test",
+        "train",
+    ]
+    answers = ["--topk", "1", "--format", "csv", "--output", "answers.csv"]
+    create_app()(["predict", "flowers/test", *answers], standalone_mode=False)
+    (submit,) = (block for block in blocks(PAGES["deploy"], "python") if "answers.csv" in block)
+    exec(compile(submit, "deploy.md", "exec"), {})
+    header, *rows = Path("submission.csv").read_text(encoding="utf-8").splitlines()
+    assert header == "id,label"
+    assert [row.split(",")[0] for row in rows] == [f"{number:04}" for number in range(1, 51)]
+
+
 def writes_paths_and_labels(_: str) -> None:
     lines = Path("flowers/labels.csv").read_text(encoding="utf-8").splitlines()
     assert lines == ["path,label", "train/1f3a.jpg,daisy", "train/20bc.jpg,tulip"]
@@ -218,7 +247,8 @@ SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
     ("export", "InferenceSession", labels_as_the_classifier_does),
     ("weights", "read_metadata", says_what_it_is),
     ("deploy", "train.csv", writes_paths_and_labels),
-    ("deploy", "sample_submission", writes_what_to_submit),
+    ("deploy", "flowers/val", unpacks_as_kaggle_does),
+    ("deploy", "answers.csv", writes_what_to_submit),
     ("deploy", "Classifier", labels_with_confidence),
 ]
 
@@ -234,7 +264,9 @@ def test_python_examples_do_what_they_say(
         capsys.readouterr()
     if "run/model.safetensors" in example or '("run")' in example:
         train_as_the_page_has_done()
-    if "flowers/" in example:
+    if "flowers/val" in example:
+        create_app()(["data", "toy", "flowers"], standalone_mode=False)
+    elif "flowers/" in example:
         unpack_as_kaggle_packs()
     exec(compile(example, f"{page}.md", "exec"), {})
     check(capsys.readouterr().out)

@@ -331,8 +331,9 @@ def test_the_example_of_the_page_prints_boxes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    photograph.rename(tmp_path / "photo.jpg")
-    (tmp_path / "run").symlink_to(trained[0])
+    (tmp_path / "boxes" / "val").mkdir(parents=True)
+    photograph.rename(tmp_path / "boxes" / "val" / "00.png")
+    (tmp_path / "detector").symlink_to(trained[0])
     monkeypatch.chdir(tmp_path)
     page = Path(__file__).parents[2] / "docs" / "howto" / "detect.md"
     example, *_ = blocks(page.read_text(encoding="utf-8"), "py")

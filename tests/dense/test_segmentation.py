@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -603,22 +602,23 @@ def test_the_commands_and_the_example_of_the_page_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The page's commands that train are tested elsewhere: they would take too long."""
-    (tmp_path / "photos").mkdir()
-    photograph.rename(tmp_path / "photos" / "photo.jpg")
-    (tmp_path / "photo.jpg").symlink_to(tmp_path / "photos" / "photo.jpg")
-    (tmp_path / "run").symlink_to(trained[0])
-    write_masked(tmp_path / "street", "test", 2, first=2000)
+    below = write_masked(tmp_path / "street", "val", 2, first=2000) / "val"
+    photograph.rename(below / "images" / "00.png")
+    Image.fromarray(class_mask(RECTANGLES, (128, 96))).save(below / "masks" / "00.png")
+    for name in ("segmenter-360", "segmenter"):
+        (tmp_path / name).symlink_to(trained[0])
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs/howto/segment.md").read_text(encoding="utf-8")
     commands = re.findall(r"^splitattn ((?:predict|evaluate) .*)$", page, re.MULTILINE)
-    assert len(commands) == 6
-    assert "splitattn export segmenter.onnx --weights run\n" in page
-    assert status(["export", "segmenter.onnx", "--weights", "run"]) == 0
-    for command in commands:
-        shutil.rmtree(tmp_path / "drawn", ignore_errors=True)
+    assert len(commands) == 7
+    export = "export segmenter.onnx --weights segmenter"
+    assert f"splitattn {export}\n" in page
+    for command in (export, *commands):
         assert status(command.split()) == 0
-    assert json.loads(Path("classes.json").read_text())["classes"]
-    assert decode_indices("masks/photo.png").shape == (96, 128)
+    answers = [json.loads(line) for line in Path("classes.json").read_text().splitlines()]
+    assert len(answers) == 3
+    assert all(answer["classes"] for answer in answers)
+    assert decode_indices("class-maps/00.png").shape == (96, 128)
     capsys.readouterr()
     example, *_ = blocks(page, "py")
     exec(compile(example, "segment.md", "exec"), {})
