@@ -51,6 +51,39 @@ def test_shards_are_found_by_the_usual_names_of_splits(tmp_path: Path) -> None:
     assert list(open_data(str(tmp_path), "val").labels) == [2]
 
 
+def test_shards_may_have_other_words_around_their_split(tmp_path: Path) -> None:
+    write_shard(tmp_path / "my_train-0.parquet", [encoded(0, 0)], [0])
+    write_shard(tmp_path / "my_train-1.parquet", [encoded(0, 1)], [1])
+    write_shard(tmp_path / "my_val.parquet", [encoded(0, 2)], [2])
+    assert list(open_data(str(tmp_path), "train").labels) == [0, 1]
+    assert list(open_data(str(tmp_path), "val").labels) == [2]
+    (tmp_path / "my_val.parquet").rename(tmp_path / "cifar10-test.parquet")
+    assert list(open_data(str(tmp_path), "val").labels) == [2]
+
+
+def test_shards_that_are_all_of_one_split_by_other_words_serve_as_train_and_val(
+    tmp_path: Path,
+) -> None:
+    for number in range(2):
+        write_shard(tmp_path / f"bullet_train_{number}.parquet", [encoded(0, 0)], [0])
+    assert len(open_data(str(tmp_path), "val")) == len(open_data(str(tmp_path), "train")) == 2
+
+
+def test_shards_of_two_splits_at_once_are_refused_beside_others(tmp_path: Path) -> None:
+    """All would be trained on, the test set too."""
+    write_shard(tmp_path / "my_train_val.parquet", [encoded(0, 0)], [0])
+    write_shard(tmp_path / "my_test.parquet", [encoded(0, 1)], [1])
+    with pytest.raises(DataError, match=r"must have shards called train-\*.parquet, got my_test"):
+        open_data(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("given", ["", "TRAIN.PARQUET", "TRAIN*"])
+def test_the_ending_of_shards_is_in_any_case(tmp_path: Path, given: str) -> None:
+    write_shard(tmp_path / "TRAIN.PARQUET", [encoded(0, 0)], [1])
+    assert list(open_data(str(tmp_path / given), "train").labels) == [1]
+    assert len(open_data(str(tmp_path), "train")) == 1
+
+
 def test_shards_without_a_split_in_their_name_serve_as_train_and_val(tmp_path: Path) -> None:
     write_shard(tmp_path / "flowers.parquet", [encoded(0, 0)], [0])
     assert len(open_data(str(tmp_path), "val")) == len(open_data(str(tmp_path), "train")) == 1

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from splitattn.data.class_lists import ClassList
 from splitattn.data.class_names import normal
 from splitattn.data.labeled import Blocks, LabeledImages
-from splitattn.data.splits import MissingSplitError, called, split_of
+from splitattn.data.splits import MissingSplitError, called, split_mentioned_in, split_of
 from splitattn.errors import DataError, ImageError
 from splitattn.libraries import require
 
@@ -295,13 +295,19 @@ def _open_images(
 
 
 def _chosen(shards: list[Path], split: str) -> list[Path]:
-    """The shards whose names begin with the split, or all if no name begins with a split."""
-    by_prefix = {shard: re.split(r"[^A-Za-z]", shard.name)[0] for shard in shards}
-    found = called(set(by_prefix.values()), split)
+    """The shards whose names begin with the split, or have it as a word if none begins with one.
+
+    All shards if their names do not tell them apart.
+    """
+    words = {shard: re.split(r"[^A-Za-z]", shard.name)[0] for shard in shards}
+    found = called({*words.values()}, split)
+    if not found and not any(map(split_of, words.values())):
+        words = {shard: split_mentioned_in(shard.stem) or "" for shard in shards}
+        if len({*words.values()}) == 1:
+            return shards
+        found = called({*words.values()}, split)
     if found:
-        return [shard for shard, prefix in by_prefix.items() if prefix in found]
-    if not any(map(split_of, by_prefix.values())):
-        return shards
+        return [shard for shard, word in words.items() if word in found]
     shown = [shard.name for shard in shards[:_SHOWN]] + ["..."] * (len(shards) > _SHOWN)
     raise MissingSplitError(
         f"the data set must have shards called {split}-*.parquet, got {', '.join(shown)} in "

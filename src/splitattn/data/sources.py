@@ -101,8 +101,8 @@ def _open_folder(root: Path, split: str) -> LabeledImages:
     except MissingSplitError:
         raise
     except DataError as error:
-        for pattern in ("*/*.parquet", "*/*/*.parquet"):
-            if shard := next(root.glob(pattern), None):
+        for pattern in ("*/*", "*/*/*"):
+            if shard := next(filter(_is_shard, root.glob(pattern)), None):
                 raise DataError(
                     f"Parquet shards must be in one folder, got a folder around it: name "
                     f"{shard.parent}"
@@ -113,6 +113,10 @@ def _open_folder(root: Path, split: str) -> LabeledImages:
 def parquet_shards(root: Path) -> list[Path]:
     """The Parquet shards in a folder, or those that a file name or a glob matches."""
     if root.is_dir():
-        return sorted(filter(is_file, root.glob("*.parquet")))
+        return sorted(path for path in root.iterdir() if _is_shard(path) and is_file(path))
     found = [Path(name) for name in expand_glob(str(root))]
-    return found if all(path.suffix == ".parquet" for path in found) else []
+    return found if all(map(_is_shard, found)) else []
+
+
+def _is_shard(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
