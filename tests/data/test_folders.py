@@ -206,3 +206,23 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
         (tmp_path / "data" / name).symlink_to(real / name)
     data = open_data(str(tmp_path / "data"), "val")
     assert (data.classes, list(data.labels)) == (CLASSES, [0, 1, 2])
+
+
+def test_class_folders_that_are_links_to_nothing_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_image_folder(tmp_path, train=1, val=1)
+    for name in ("yellow", ".hidden", "lost.png"):
+        (root / "train" / name).symlink_to("nowhere")
+    assert open_data(str(root), "val").classes == CLASSES
+    assert not caplog.records
+    assert open_data(str(root), "train").classes == CLASSES
+    (record,) = caplog.records
+    assert record.message.startswith(f"{root}/train: 1 link leads to nothing, so there is no such")
+    assert "class: yellow; mend" in record.message
+    for number in range(6):
+        (root / "train" / f"{number}").symlink_to("nowhere")
+    open_data(str(root), "train")
+    assert "7 links lead to nothing, so there is no such class: 0, 1, 2, 3, 4 and 2 more;" in (
+        caplog.text
+    )

@@ -39,6 +39,7 @@ def open_folder(root: Path, split: str) -> LabeledImages:
         DataError: the split, class folders or images are missing.
     """
     folder = _split_folder(root, split)
+    _warn_of_dangling_links(folder)
     folders = folders_in(folder)
     if not folders:
         pictures = any(is_image_name(path.name) for path in folder.iterdir())
@@ -172,6 +173,21 @@ def _warn_of_splits(folder: Path, folders: list[str]) -> None:
             folder,
             ", ".join(folders),
             ", ".join(inner[0][:_SHOWN]) + (", ..." if len(inner[0]) > _SHOWN else ""),
+        )
+
+
+def _warn_of_dangling_links(folder: Path) -> None:
+    """Warn of links that lead nowhere, since class folders may be links."""
+    with os.scandir(folder) as entries:
+        links = [e for e in entries if e.is_symlink() and not is_litter(e.name)]
+    missing = [e.name for e in links if not is_image_name(e.name) and not Path(e.path).exists()]
+    if found := sorted(missing):
+        logger.warning(
+            "%s: %s to nothing, so there is no such class: %s%s; mend the link if a class is meant",
+            folder,
+            "1 link leads" if len(found) == 1 else f"{len(found)} links lead",
+            ", ".join(found[:_SHOWN]),
+            f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "",
         )
 
 
