@@ -5,11 +5,13 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from splitattn.cli import main
+from splitattn.cli import evaluate, main
 from splitattn.preprocessing import InputSizeWarning
+from splitattn.workflows import NetworkEvaluation
 from tests.cli.networks import CLASSES, write_weights
 from tests.data.datasets import picture
 
@@ -104,6 +106,30 @@ def test_a_result_that_cannot_be_written_does_not_cost_the_others(
     assert json.loads(kept.read_text())["n"] == 10
     assert "macro F1" in out
     assert err == f"error: cannot write --answers {lost}: File name too long\n"
+
+
+def test_long_names_of_classes_stay_whole_in_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = tuple(f"{'long_name_' * 6}{end}" for end in "AB")
+    of_network = {"model": "m", "weights": "w", "engine": "e", "data": "d", "split": "val"}
+    measured = NetworkEvaluation(
+        classes=names,
+        confusion=np.array([[3, 1], [2, 4]]),
+        top5_by_class=np.array([4, 6]),
+        loss=1.0,
+        mistakes=(),
+        problems=(),
+        guesses=np.zeros(10, int),
+        size=64,
+        **of_network,
+    )
+    evaluate._print_tables(measured)
+    out = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert out.count("A") == out.count("B") == 3  # a row, a label and a guess
 
 
 def test_another_image_size_causes_a_warning(data: Path, weights: Path) -> None:

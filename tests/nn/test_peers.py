@@ -122,9 +122,11 @@ def test_code_written_for_timms_networks_finds_its_methods() -> None:
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         for classes, width in ((3, 3), (0, 2048), (5, 5)):
             for network in (ours, theirs):
-                network.reset_classifier(classes)
+                network.reset_classifier(classes, global_pool="avg")
                 assert network.num_classes == classes
                 assert network(x).shape == (2, width)
     assert ours.fc.weight.detach().std() == pytest.approx((2 / 2048) ** 0.5, rel=0.1)
     with pytest.raises(InputError, match="num_classes must be at least 0, got -1"):
         ours.reset_classifier(-1)
+    with pytest.raises(InputError, match="global_pool must be 'avg', got 'max'"):
+        ours.reset_classifier(5, "max")

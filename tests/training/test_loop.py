@@ -21,7 +21,7 @@ from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.evaluation import Evaluation, measure
 from splitattn.training import loop, output
 from splitattn.training.classification import Classification
-from splitattn.training.loop import train
+from splitattn.training.loop import check, train
 from splitattn.training.recipe_files import load_recipe
 from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
@@ -163,12 +163,32 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     assert rates == [0.1 * 6 / 256]
 
 
-def test_training_with_batches_of_one_is_possible(tmp_path: Path, run: Run) -> None:
+def test_a_class_without_a_readable_validation_image_is_refused_before_the_training(
+    tmp_path: Path, run: Run
+) -> None:
+    task = make_task(tmp_path)
+    first = min((tmp_path / "data" / "val").iterdir())
+    for path in first.iterdir():
+        path.write_text("no image")
+    with pytest.raises(
+        DataError, match=rf"validation images .* got none of \d+ for '{first.name}'"
+    ):
+        check(task, run.with_real_batch())
+
+
+def test_training_with_batches_of_one_is_possible_with_a_warning(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     task = make_task(tmp_path, train=4)
     run = with_recipe(run, batch_size=1, mixup_alpha=0.0, cutmix_alpha=0.0, epochs=2)
     run = replace(run, recipe=replace(run.recipe, warmup_epochs=0.0, learning_rate=0.1))
     measured = train(network(run.recipe), task, run)
     assert math.isfinite(measured.figures["loss"])
+    assert "one example at a time" in caplog.text
+    caplog.clear()
+    pairs = with_recipe(replace(run, output=tmp_path / "pairs"), batch_size=2)
+    train(network(pairs.recipe), task, pairs)
+    assert "one example at a time" not in caplog.text
 
 
 def test_the_best_epoch_is_kept_beside_the_last(

@@ -191,9 +191,9 @@ def print_table(measured: "DetectionEvaluation") -> None:
     """The figures of each class, and of all."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    classes = Table("class", box=None, pad_edge=False)
+    classes = Table(Column("class", overflow="fold"), box=None, pad_edge=False)
     shown = ["ap", "ap50", *(name for name in ("mask_ap", "mask_ap50") if name in measured.figures)]
     for column in ("objects", *(f"{_FIGURES[name]} %" for name in shown)):
         classes.add_column(column, justify="right")

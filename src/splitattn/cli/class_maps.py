@@ -99,9 +99,9 @@ def print_table(measured: "SegmentationEvaluation") -> None:
     """The figures of each class, and of all."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    classes = Table("class", box=None, pad_edge=False)
+    classes = Table(Column("class", overflow="fold"), box=None, pad_edge=False)
     for column in ("pixels %", "IoU %", "accuracy %"):
         classes.add_column(column, justify="right")
     pixels = max(int(measured.confusion.sum()), 1)

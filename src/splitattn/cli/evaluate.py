@@ -185,15 +185,17 @@ def _scores(
 def _print_tables(measured: "NetworkEvaluation") -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    classes = Table("class", box=None, pad_edge=False)
+    # Names of classes that are too long are wrapped, since they may differ only in their ends.
+    name_column = partial(Column, overflow="fold")
+    classes = Table(name_column("class"), box=None, pad_edge=False)
     for column in ("images", "top-1 %", "top-5 %", "precision %", "F1 %"):
         classes.add_column(column, justify="right")
     for (name, n, *shares), scores in _scores(measured):
         figures = (f"{figure:.1f}" for figure in (*shares, *scores))
         classes.add_row(escape(one_line(name)), str(n), *figures)
-    confusions = Table("taken for", "is", box=None, pad_edge=False)
+    confusions = Table(name_column("taken for"), name_column("is"), box=None, pad_edge=False)
     confusions.add_column("images", justify="right")
     for label, guess, count in measured.confusions()[:_CONFUSIONS_SHOWN]:
         confusions.add_row(escape(one_line(guess)), escape(one_line(label)), str(count))

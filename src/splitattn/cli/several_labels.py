@@ -44,9 +44,9 @@ def print_table(measured: "NetworkLabelScores") -> None:
     """Print a table of classes, and a line for all of them."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    classes = Table("class", box=None, pad_edge=False)
+    classes = Table(Column("class", overflow="fold"), box=None, pad_edge=False)
     for column in ("images", "AP %", "precision %", "recall %", "F1 %"):
         classes.add_column(column, justify="right")
     for row in measured.by_class():

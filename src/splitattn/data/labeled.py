@@ -102,10 +102,7 @@ def check_classes_have_images(
     Raises:
         DataError: fewer than two classes have images, or no image of a class can be read.
     """
-    by_class: dict[int, list[int]] = defaultdict(list)
-    for index, label in enumerate(data.labels):
-        for each in data.classes_of(label):
-            by_class[each].append(index)
+    by_class = _by_class(data)
     if missing := [name for label, name in enumerate(data.classes) if label not in by_class]:
         shown = ", ".join(map(repr, missing[:_SHOWN]))
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -118,13 +115,37 @@ def check_classes_have_images(
                 f"{', '.join(repr(data.classes[label]) for label in by_class)}"
             )
     _warn_of_similar_names(data.classes)
+    check_classes_are_readable(data, "training", channels, white_level)
+
+
+def check_classes_are_readable(
+    data: LabeledImages, what: str, channels: int = RGB, white_level: float | None = None
+) -> None:
+    """Decode one image of each class that has any.
+
+    Args:
+        what: the images are for: "training" or "validation".
+        channels, white_level: see `check_classes_have_images`.
+
+    Raises:
+        DataError: no image of a class can be read.
+    """
     # In the order of the data, for sequential reads from the disk.
-    for label, indices in by_class.items():
+    for label, indices in _by_class(data).items():
         if problem := _why_unreadable(data, indices, channels, white_level):
             raise DataError(
-                f"each class must have training images that can be read, got none of "
+                f"each class must have {what} images that can be read, got none of "
                 f"{len(indices)} for {data.classes[label]!r}; the first: {problem}"
             )
+
+
+def _by_class(data: LabeledImages) -> dict[int, list[int]]:
+    """Indices of the images of each class that has any."""
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(data.labels):
+        for each in data.classes_of(label):
+            by_class[each].append(index)
+    return by_class
 
 
 def _warn_of_similar_names(classes: Sequence[str]) -> None:

@@ -315,13 +315,19 @@ class ResNeSt(Staged):
         """The last layer; an identity if the network returns pooled features."""
         return self.fc
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a randomly initialized one; 0 returns pooled features.
 
+        Args:
+            num_classes: outputs of the new classifier.
+            global_pool: as in timm's networks; "avg" is the only pooling there is.
+
         Raises:
-            InputError: `num_classes` is less than 0.
+            InputError: `num_classes` is less than 0, or another pooling is asked for.
         """
         check_whole("num_classes", num_classes, least=0)
+        if global_pool not in (None, "avg"):
+            raise InputError(f"global_pool must be 'avg', got {global_pool!r:.60}")
         self.num_classes = num_classes
         self.fc = nn.Identity()
         if num_classes:

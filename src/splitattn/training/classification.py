@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from splitattn.data.class_names import check_same
 from splitattn.data.folds import origin_of
-from splitattn.data.labeled import check_classes_have_images
+from splitattn.data.labeled import check_classes_are_readable, check_classes_have_images
 from splitattn.data.loading import Batch
 from splitattn.data.normalization import normalize
 from splitattn.engines.pytorch import TorchEngine
@@ -66,7 +66,11 @@ class Classification(ImageTask[Batch]):
     @cached_property
     def _check_images(self) -> Callable[[int, float | None], None]:
         # Cached, since `launch` checks before it fetches weights, and the loop checks again.
-        return cache(partial(check_classes_have_images, self.train))
+        def check_images(channels: int, white_level: float | None) -> None:
+            check_classes_have_images(self.train, channels, white_level)
+            check_classes_are_readable(self.val, "validation", channels, white_level)
+
+        return cache(check_images)
 
     def batches(self, run: Run, epoch: int, first_step: int) -> Iterable[Batch]:
         return self.loader(run, epoch, first_step, run.recipe.augmentation(epoch))

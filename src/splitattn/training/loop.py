@@ -22,6 +22,7 @@ from splitattn.training.log import Logger, TensorBoard, write_log
 from splitattn.training.optimizer import learning_rate
 from splitattn.training.output import claim, in_use, release, writing_to
 from splitattn.training.pending import Pending
+from splitattn.training.recipes import Recipe
 from splitattn.training.report import write_report
 from splitattn.training.resume import State, Sums
 from splitattn.training.run import Run
@@ -87,6 +88,11 @@ def train(
             "batch_size is %d instead of %d, to be split into %d equal parts",
             *(real, asked, real // run.batch_per_device),
         )
+    if run.batch_per_device == 1 and _norms_each_device(run.recipe) and distributed.rank() == 0:
+        logger.warning(
+            "each device gets one example at a time, from which the batch norm of the attention "
+            "learns nothing: set batch_size to at least two for each device"
+        )
     with (
         dead_workers_named(),
         stop_request() as stop,
@@ -96,6 +102,12 @@ def train(
     ):
         training.begin(resume)
         return training.to_the_end()
+
+
+def _norms_each_device(recipe: Recipe) -> bool:
+    """Whether batch norms learn from the examples of their own device only."""
+    over_all = recipe.sync_batch_norm and distributed.world_size() > 1
+    return not (recipe.frozen_batch_norm or over_all)
 
 
 def check(task: Task[Any], run: Run) -> None:
