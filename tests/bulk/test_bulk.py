@@ -525,7 +525,7 @@ def test_lists_and_parquet_of_paths_and_of_images(
         assert [row["indices"] for row in rows] == [[one.index] for (one,) in expected]
     assert [row["path"] for row in rows] == [f"{tmp_path}/test-0.parquet#{n}" for n in (0, 1)]
     (tmp_path / "shards").mkdir()
-    shutil.copy(tmp_path / "test-0.parquet", tmp_path / "shards")
+    shutil.copy(tmp_path / "test-0.parquet", tmp_path / "shards" / "TEST-0.PARQUET")
     (tmp_path / "shards" / "below").mkdir()
     shutil.copy(tmp_path / "test-0.parquet", tmp_path / "shards" / "below")
     passed_over: Counter[str] = Counter()
@@ -534,14 +534,16 @@ def test_lists_and_parquet_of_paths_and_of_images(
     assert passed_over == {".parquet": 1}, "the file in the subfolder is not read"
     # The same from a bucket: a list with paths relative to it, and a folder of Parquet files.
     bucket.objects["in/list.csv"] = b"path\n0.jpg\n2.jpg\n"
-    bucket.objects["shards/test-0.parquet"] = (tmp_path / "test-0.parquet").read_bytes()
-    for source in ("in/list.csv", "shards", "shards/test-0.parquet"):
+    bucket.objects["shards/TEST-0.PARQUET"] = (tmp_path / "test-0.parquet").read_bytes()
+    for source in ("in/list.csv", "shards", "shards/TEST-0.PARQUET"):
         target = tmp_path / "bucket" / source
         label_bulk(f"s3://{BUCKET}/{source}", target, topk=1)
         assert [row["indices"] for row in rows_at(target)] == [[one.index] for (one,) in expected]
     bucket.objects["shards/0.jpg"] = bucket.objects["in/0.jpg"]
     for folder in (f"s3://{BUCKET}/shards", photos_beside_parquet(tmp_path)):
-        with pytest.raises(DataError, match=r"images or Parquet, got both, .*0\.jpg and .*parquet"):
+        with pytest.raises(
+            DataError, match=r"(?i)images or Parquet, got both, .*0\.jpg and .*parquet"
+        ):
             label_bulk(folder, tmp_path / "both")
 
 

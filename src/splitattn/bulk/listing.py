@@ -83,7 +83,7 @@ def _in_bucket(address: str, passed_over: Counter[str]) -> Iterator[Entry]:
         folder = not size and "." not in name  # as web consoles of stores make folders
         if folder or any(map(is_litter, folders)):
             continue
-        if not folders and name.endswith(_PARQUET):
+        if not folders and name.lower().endswith(_PARQUET):
             shard = path
             yield from _in_parquet(path)
         elif is_image(name, passed_over):
@@ -96,7 +96,7 @@ def _in_bucket(address: str, passed_over: Counter[str]) -> Iterator[Entry]:
 def _in_folder(folder: Path, passed_over: Counter[str]) -> Iterator[Entry]:
     images = images_below(folder, passed_over)
     with os.scandir(folder) as found:  # `Path.glob` would keep all of them
-        shards = sorted(each.path for each in found if each.name.endswith(_PARQUET))
+        shards = sorted(each.path for each in found if each.name.lower().endswith(_PARQUET))
     if shards:
         if image := next(images, None):
             raise _both(shards[0], image)
