@@ -28,12 +28,28 @@ def test_a_message_is_one_line_of_text_whatever_it_quotes(kind: type[InputError]
         ("cifar10", "; did you mean 'CIFAR10'?"),
         ("onnx", "; did you mean 'onnxruntime'?"),
         ("ONNXruntim", "; did you mean 'onnxruntime'?"),
+        ("openvimo", "; did you mean 'openvino'?"),
         ("tensorrt", ""),
+        ("openlab", ""),
+        ("cat", "; did you mean 'tabby cat' or 'Egyptian cat'?"),
         ("", ""),
     ],
 )
-def test_the_nearest_name_is_found_in_any_case_and_by_its_beginning(name: str, hint: str) -> None:
-    assert nearest(name, ["openvino", "onnxruntime", "CIFAR10"]) == hint
+def test_the_nearest_name_is_found_in_any_case_by_its_beginning_or_a_word(
+    name: str, hint: str
+) -> None:
+    names = ["openvino", "onnxruntime", "CIFAR10", "crate", "tabby cat", "Egyptian cat"]
+    assert nearest(name, names) == hint
+
+
+def test_only_names_that_are_much_alike_are_suggested() -> None:
+    assert nearest("mmcls", ["mmseg", "mmdet"]) == ""
+    assert nearest("fpn", ["fcn"]) == ""
+    assert nearest("tset", ["train", "test"]) == "; did you mean 'test'?"
+
+
+def test_an_image_with_an_empty_name_is_shown_as_one() -> None:
+    assert str(ImageError("no path", "")) == "'': no path"
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+# The least similarity of names, from 0 to 1, for one to be meant by the other: one letter of four
+# may differ. Below it, names that have nothing to do with each other are alike: mmcls and mmseg.
+_SIMILAR = 0.75
+# The most names in a hint.
+_MOST_MEANT = 3
 # The disk or the user's quota is full.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -36,7 +41,7 @@ class ImageError(InputError):
     """
 
     def __init__(self, reason: str, name: str | None = None) -> None:
-        super().__init__(reason if name is None else f"{name}: {reason}")
+        super().__init__(reason if name is None else f"{name or repr(name)}: {reason}")
         self.reason = reason
 
 
@@ -85,15 +90,22 @@ def check_whole(what: str, value: object, *, least: int) -> None:
 
 
 def nearest(name: str, names: "list[str]") -> str:
-    """A hint `; did you mean 'x'?` for the closest of `names`, or an empty string."""
+    """A hint `; did you mean 'x'?` for the closest of `names`, or an empty string.
+
+    If names contain `name` as a word, as "tabby cat" does "cat", the hint lists some of those.
+    """
     # Imported here: difflib is slow to import, and only errors need it.
     import difflib
 
     by_folded = {each.casefold(): each for each in reversed(names)}
     folded = name.casefold()
-    close = difflib.get_close_matches(folded, by_folded, n=1)
-    close = close or [each for each in by_folded if folded and each.startswith(folded)]
-    return f"; did you mean {by_folded[close[0]]!r}?" if close else ""
+    if folded in by_folded:
+        close = [folded]
+    elif not (close := [each for each in names if folded in each.casefold().split()]):
+        close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=_SIMILAR)
+        close = close or [each for each in by_folded if folded and each.startswith(folded)][:1]
+    meant = [repr(by_folded.get(each, each)) for each in close[:_MOST_MEANT]]
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def is_full_disk(error: Exception) -> bool:
