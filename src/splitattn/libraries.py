@@ -1,23 +1,28 @@
 """Optional libraries: checks that they are installed, and imports them without side effects."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 from splitattn.errors import InputError
 
-# Packages to install for a library, if there are more than one. splitattn is in no package index,
-# so "pip install splitattn[extra]" would not work.
+# Packages to install for a library, where they are not called like it or are several; as the extras
+# in pyproject.toml have them. splitattn is in no package index, so "pip install splitattn[extra]"
+# would not work.
 _PACKAGES = {
     "faster_coco_eval": "faster-coco-eval",
     "grpc": "grpcio",
     "prometheus_client": "prometheus-client",
     "python_multipart": "python-multipart",
+    "ray": '"ray[client]"',
     "torch": "torch torchvision",
+    "uvicorn": "uvicorn httptools",
     "yaml": "PyYAML",
 }
 _TELEMETRY = "openvino_telemetry"
@@ -41,6 +46,31 @@ def require(purpose: str, *libraries: str) -> None:
             f"{purpose} needs {' and '.join(missing)}, not installed here: "
             f"pip install {' '.join(dict.fromkeys(packages))}"
         )
+
+
+@contextmanager
+def torchvision_imported() -> Iterator[None]:
+    """Report a torchvision that was built for another PyTorch, where it is imported within.
+
+    Raises:
+        InputError: it does not fit; the message has the command that installs a matching pair.
+    """
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, OSError, RuntimeError) as error:
+        # Its operators are not registered, or its library needs other symbols than PyTorch has.
+        if not re.search("torchvision|undefined symbol", str(error)):
+            raise
+        pytorch = version("torch")
+        build = re.search(r"\+(cpu|xpu|cu\d+|rocm[\d.]+)$", pytorch)
+        index = f" --index-url https://download.pytorch.org/whl/{build[1]}" if build else ""
+        raise InputError(
+            f"torchvision must be built for the PyTorch here, got torchvision "
+            f"{version('torchvision')} with torch {pytorch} ({str(error)[:200]}); install both "
+            f"from one index: pip install --force-reinstall torch torchvision{index}"
+        ) from error
 
 
 @contextmanager

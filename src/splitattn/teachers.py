@@ -13,7 +13,7 @@ from splitattn.engines.pytorch import TorchEngine, choose_device
 from splitattn.engines.table import file_engine
 from splitattn.errors import InputError, WeightsError, nearest, one_line
 from splitattn.files import exists
-from splitattn.libraries import require
+from splitattn.libraries import require, torchvision_imported
 from splitattn.opening import open_network, open_weights
 from splitattn.preprocessing import Preprocessing
 from splitattn.training.recipes import Imitation
@@ -110,7 +110,8 @@ def _is_model(name: str) -> bool:
 
 def _timm_teacher(name: str, reuse: bool, device: torch.device) -> Teacher:
     require("a teacher of timm", "timm")
-    import timm
+    with torchvision_imported():
+        import timm
 
     own_name = name.removeprefix(_TIMM)
     try:

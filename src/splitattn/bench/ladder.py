@@ -18,7 +18,7 @@ from splitattn.engines.pytorch import traced
 from splitattn.engines.table import ENGINES, EngineRow, find_engine
 from splitattn.errors import InputError
 from splitattn.graph.folding import FoldedNetwork, Form
-from splitattn.libraries import installed
+from splitattn.libraries import installed, torchvision_imported
 from splitattn.nn.fusion import FusedResNeSt
 from splitattn.nn.resnest import Bottleneck, ResNeSt
 from splitattn.opening import TrainedNetwork
@@ -245,7 +245,8 @@ def _twin(model: str) -> nn.Module:
 
 
 def _timm(name: str) -> nn.Module:
-    import timm
+    with torchvision_imported():
+        import timm
 
     torch.manual_seed(0)
     network: nn.Module = timm.create_model(name, pretrained=False, zero_init_last=False)
@@ -253,7 +254,8 @@ def _timm(name: str) -> nn.Module:
 
 
 def _torchvision() -> nn.Module:
-    from torchvision.models import resnet50
+    with torchvision_imported():
+        from torchvision.models import resnet50
 
     torch.manual_seed(0)
     network: nn.Module = resnet50()

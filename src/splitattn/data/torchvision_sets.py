@@ -8,7 +8,7 @@ from splitattn.data.labeled import LabeledImages
 from splitattn.data.splits import split_names, split_of
 from splitattn.errors import DataError, ImageError, nearest
 from splitattn.images.decode import ImageSource
-from splitattn.libraries import require
+from splitattn.libraries import require, torchvision_imported
 
 if TYPE_CHECKING:
     from torchvision import datasets
@@ -41,7 +41,8 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
         InputError: torch or torchvision is not installed.
     """
     require(f"torchvision:{name}", "torch", "torchvision")
-    from torchvision import datasets
+    with torchvision_imported():
+        from torchvision import datasets
 
     from splitattn.weights.cache import cache_folder
     from splitattn.weights.download import offline

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from splitattn.data.augmentation import Augmentation
 from splitattn.data.auto_augment import ImageNetPolicies
 from splitattn.images.decode import RGB
+from splitattn.libraries import torchvision_imported
 from splitattn.preprocessing import center_crop
+
+with torchvision_imported():
+    from torchvision.transforms import v2
 
 _TORCHVISION_POLICIES = {"rand": v2.RandAugment, "trivial": v2.TrivialAugmentWide}
 

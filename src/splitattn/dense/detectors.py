@@ -11,24 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import (
-    FastRCNNConvFCHead,
-    FastRCNNPredictor,
-    TwoMLPHead,
-)
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import (
-    ExtraFPNBlock,
-    LastLevelMaxPool,
-    LastLevelP6P7,
-)
 
 from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
@@ -42,11 +24,32 @@ from splitattn.graph.detection import (
     MOST_OBJECTS,
     STRIDES,
 )
+from splitattn.libraries import torchvision_imported
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from splitattn.weights.checkpoint import read_by_own_keys
 from splitattn.weights.resolve import resolve
+
+with torchvision_imported():
+    from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+    from torchvision.models.detection.faster_rcnn import (
+        FastRCNNConvFCHead,
+        FastRCNNPredictor,
+        TwoMLPHead,
+    )
+    from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+    from torchvision.models.detection.retinanet import RetinaNetHead
+    from torchvision.models.detection.rpn import RPNHead
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+    from torchvision.ops import MultiScaleRoIAlign
+    from torchvision.ops.feature_pyramid_network import (
+        ExtraFPNBlock,
+        LastLevelMaxPool,
+        LastLevelP6P7,
+    )
 
 # Group norm in the heads has 32 groups, and each needs two values or more, even if a map is one
 # pixel large.

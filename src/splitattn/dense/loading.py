@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from splitattn.data.loading import Packed, first_readable
 from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
@@ -20,6 +17,12 @@ from splitattn.dense.examples import Examples, example_loader
 from splitattn.dense.outlines import resized_mask
 from splitattn.dense.resizing import SHORTEST, Sides, resized
 from splitattn.errors import DataError
+from splitattn.libraries import torchvision_imported
+
+with torchvision_imported():
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2 import functional as F
 
 # After a crop, objects are dropped of which a smaller share of the area or a smaller side, in
 # pixels, is left.

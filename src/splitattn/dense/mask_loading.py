@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from splitattn.data.loading import Packed
 from splitattn.dense.examples import Examples, example_loader
 from splitattn.dense.masks import IGNORED, Mask, MaskedImages, read_masked
 from splitattn.dense.resizing import Sides, resized
+from splitattn.libraries import torchvision_imported
+
+with torchvision_imported():
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2 import functional as F
 
 
 @dataclass(frozen=True, kw_only=True)

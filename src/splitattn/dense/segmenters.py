@@ -9,18 +9,21 @@ from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from splitattn.architectures import Architecture
 from splitattn.create import create_backbone
 from splitattn.dense.heads import load_head
 from splitattn.errors import InputError, check_choice
+from splitattn.libraries import torchvision_imported
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.weights.checkpoint import read_by_own_keys
 from splitattn.weights.layouts import head_tensors
 from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
+
+with torchvision_imported():
+    from torchvision.models.segmentation.deeplabv3 import ASPP
 
 _FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
 _DROPPED = 0.1

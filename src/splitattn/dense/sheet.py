@@ -6,7 +6,6 @@ from math import ceil
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from splitattn.data.loading import epoch_batches
 from splitattn.dense.annotated import AnnotatedImages
@@ -17,7 +16,11 @@ from splitattn.dense.mask_loading import MaskAugmentation, mask_loader
 from splitattn.dense.masks import MaskedImages
 from splitattn.dense.task import sides
 from splitattn.graph.segmentation import MULTIPLE
+from splitattn.libraries import torchvision_imported
 from splitattn.training.recipes import Recipe
+
+with torchvision_imported():
+    from torchvision.transforms.v2 import functional as F
 
 _COLUMNS, _GAP = 4, 8
 # Smaller images are enlarged to this longer side in pixels, or captions would hide the boxes.
