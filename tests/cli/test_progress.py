@@ -221,6 +221,31 @@ def test_a_log_gets_a_count_every_half_minute_and_its_rate(
     ]
 
 
+def test_a_burst_of_results_has_no_rate_and_later_ones_have_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batches of 32 images that take 2 s each are 16 images a second, also at the end."""
+    screen = on_terminal(monkeypatch, 80)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    with counting() as count:
+        for batch in (7.0, 9.0, 11.0):
+            for place in range(32):
+                clock.now = batch + place * 1e-6
+                count(1, 96)
+            last = [line for line in lines_of(screen) if "images" in line][-1]
+            assert re.search(r"\d+/96 images(  16\.0 images/s)?( |$)", last), last
+            assert ("images/s" in last) == (batch > 7), last
+    with exporting() as (begin, on_images):
+        for step in ("calibrating", "comparing"):
+            begin(step)
+            on_images(8, 16)
+            clock.now += 4.0
+            on_images(8, 16)
+            last = [line for line in lines_of(screen) if "images" in line][-1]
+            assert "16/16 images  2.0 images/s" in last, last
+
+
 def test_a_conclusion_is_broken_between_words_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, TextIO
 from splitattn.cli.output import say
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from splitattn.bulk.plan import ShardReport
     from splitattn.training.task import Epoch, Step
     from splitattn.weights.download import Progress as Download
 
 # Where stderr is no terminal: seconds until the first line of a training, and between later ones.
 _FIRST_LINE, _NEXT_LINE = 5.0, 30.0
+# Seconds: what comes within the first of these is one burst, a batch; a rate needs the second.
+_BURST, _LEAST_TIMED = 0.1, 1.0
 
 
 @contextmanager
@@ -141,21 +141,40 @@ def counting(*, first: float = _NEXT_LINE) -> Iterator[Callable[[int, int | None
         redirect_stdout=sys.stdout.isatty(),
     )
     task = bar.add_task("", total=None, counts="opening the network")
+    counts = _Counts()
 
     def count(more: int, total: int | None = None) -> None:
-        bar.update(task, advance=more, total=total)
-        bar.update(task, counts=_counts(bar, task))
+        bar.update(task, advance=more, total=total, counts=counts.after(more, total))
 
     with bar:
         yield count
 
 
-def _counts(bar: "Progress", task: "TaskID") -> str:
-    """How many images are done, of how many if that is known, and how many a second."""
-    state = bar.tasks[task]
-    total = "" if state.total is None else f"/{state.total:.0f}"
-    rate = f"  {state.speed:.1f} images/s" if state.speed else ""
-    return f"{state.completed:.0f}{total} images{rate}"
+class _Counts:
+    """Counts images that are done, and how many are done a second.
+
+    The results of a batch come at once, and the time until the first ones also goes into opening
+    the network. So the rate is that of the images after the first burst of results, and is shown
+    once a second has passed since then.
+    """
+
+    def __init__(self) -> None:
+        self.done = 0
+        self._first: float | None = None
+        self._timed_from = (0.0, 0)  # the time and the count at the end of the first burst
+
+    def after(self, more: int, total: int | None) -> str:
+        """The count as text, with `more` images done, of how many if that is known."""
+        self.done += more
+        now = time.monotonic()
+        self._first = now if self._first is None else self._first
+        if now - self._first < _BURST:
+            self._timed_from = now, self.done
+        begun, already = self._timed_from
+        text = f"{self.done} images" if total is None else f"{self.done}/{total} images"
+        if now - begun >= _LEAST_TIMED:
+            text += f"  {(self.done - already) / (now - begun):.1f} images/s"
+        return text
 
 
 @contextmanager
@@ -200,20 +219,12 @@ class _Word(io.TextIOBase):
 
 
 def _count_in_lines(first: float) -> Callable[[int, int | None], None]:
-    log, done = _Throttled(first=first), 0
-    begun: tuple[float, int] | None = None  # at the first images: opening does not count
+    log, counts = _Throttled(first=first), _Counts()
 
     def count(more: int, total: int | None = None) -> None:
-        nonlocal done, begun
-        done += more
-        if done == total:
-            return  # what comes next says so
-        line = f"{done} images" if total is None else f"{done}/{total} images"
-        if begun is None:
-            begun = time.monotonic(), done
-        else:
-            line += f"  {(done - begun[1]) / max(time.monotonic() - begun[0], 0.001):.1f} images/s"
-        log.say(line)
+        line = counts.after(more, total)
+        if counts.done != total:  # what comes next says so
+            log.say(line)
 
     return count
 
@@ -236,13 +247,15 @@ def exporting() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], No
         transient=True,
     )
     task = bar.add_task("opening the network", total=None, counts="")
+    counts = _Counts()
 
     def begin(step: str) -> None:
+        nonlocal counts
+        counts = _Counts()
         bar.reset(task, total=None, description=step, counts="")
 
     def count(more: int, total: int) -> None:
-        bar.update(task, advance=more, total=total)
-        bar.update(task, counts=_counts(bar, task))
+        bar.update(task, advance=more, total=total, counts=counts.after(more, total))
 
     with bar:
         yield begin, count
