@@ -34,7 +34,7 @@ def test_each_image_has_a_line_of_features(
     Image.fromarray(skimage.data.chelsea()).save(path)
     assert call(path, missing, path, "--weights", weights) == 1
     captured = capsys.readouterr()
-    assert captured.err.endswith("1 of 3 inputs have no features\n")
+    assert captured.err.endswith("1 of 3 images have no features\n")
     first, error, second = map(json.loads, captured.out.splitlines())
     expected = Classifier(weights=weights, engine="onnxruntime").features(path)
     np.testing.assert_allclose(first["features"], expected, rtol=1e-6)

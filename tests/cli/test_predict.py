@@ -136,7 +136,7 @@ def test_some_bad_inputs_give_status_1_and_every_other_answer(predict, photos: P
     assert all(error.startswith(path) and error.isprintable() for path, error in bad.items())
     good = [Path(line["path"]).name for line in answer.lines if "predictions" in line]
     assert good == ["chelsea.png", "coffee.png", "rocket.png"]
-    assert answer.err == "4 of 7 inputs could not be labeled\n"
+    assert answer.err == "4 of 7 images could not be labeled\n"
 
 
 def test_if_all_inputs_are_bad_each_still_has_an_answer(predict, tmp_path: Path) -> None:

@@ -19,6 +19,37 @@ _FILE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bm
 _LONGEST_NAME = 60  # characters, so that the name fits into any file system's
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Check, before any work is done, that `folder` can take pictures. It is not made yet.
+
+    Args:
+        option: the option that names the folder, for messages.
+
+    Raises:
+        InputError: it is called like a file, cannot be read, or is not empty.
+    """
+    if folder.suffix.lower() in _FILE_ENDINGS:
+        raise InputError(
+            f"{option} must be a folder, got {folder}, which would be a file: each image gets "
+            "a picture of its own in the folder"
+        )
+    try:
+        with os.scandir(folder) as entries:
+            empty = next(entries, None) is None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(folder, option, error) from error
+    if not empty:
+        raise InputError(
+            f"{option} must be a new or empty folder, so that no file is replaced, got {folder}"
+        )
+
+
+def _unwritable(folder: Path, option: str, error: OSError) -> InputError:
+    return InputError(write_failure(folder, error, f"{option} must be a folder to write to, got"))
+
+
 class Pictures:
     """Writes a picture for each answered image into a folder, called after the image.
 
@@ -42,21 +73,11 @@ class Pictures:
         self._folder, self._option, self._ending = folder, option, ending
         self._draw = draw
         self._names: set[str] = set()
-        if folder.suffix.lower() in _FILE_ENDINGS:
-            raise InputError(
-                f"{option} must be a folder, got {folder}, which would be a file: each image gets "
-                "a picture of its own in the folder"
-            )
+        check_folder(folder, option)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with os.scandir(folder) as entries:
-                empty = next(entries, None) is None
         except OSError as error:
-            raise self._unwritable(error) from error
-        if not empty:
-            raise InputError(
-                f"{option} must be a new or empty folder, so that no file is replaced, got {folder}"
-            )
+            raise _unwritable(folder, option, error) from error
 
     def add(self, name: str, source: str | bytes, answer: Any) -> ImageError | None:
         """Draw one image.
@@ -83,7 +104,7 @@ class Pictures:
             with replacing(path) as temporary:
                 drawn.save(temporary, **_SAVING[self._ending])
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise _unwritable(self._folder, self._option, error) from error
         return None
 
     def _free_name(self, source: str) -> str:
@@ -95,7 +116,3 @@ class Pictures:
             name = f"{stem}-{number}{self._ending}"
         self._names.add(name.casefold())
         return name
-
-    def _unwritable(self, error: OSError) -> InputError:
-        rule = f"{self._option} must be a folder to write to, got"
-        return InputError(write_failure(self._folder, error, rule))

@@ -81,7 +81,7 @@ def features(
     if output and ending == _ARRAYS:
         _write_arrays(found, output)
     if failed:
-        say(f"{failed} of {done} inputs have no features")
+        say(f"{failed} of {done} images have no features")
         raise typer.Exit(1)
 
 

@@ -14,7 +14,7 @@ import typer
 
 from splitattn.cli import boxes, class_maps
 from splitattn.cli.answers import Answering, Format, csv_lines
-from splitattn.cli.drawing import Pictures
+from splitattn.cli.drawing import Pictures, check_folder
 from splitattn.cli.options import (
     Device,
     Engine,
@@ -29,7 +29,7 @@ from splitattn.cli.options import (
 from splitattn.cli.output import check_output, json_line, say, writing
 from splitattn.cli.stdin import check_given, images_given
 from splitattn.errors import ImageError, InputError, one_line
-from splitattn.files import exists, is_file, is_folder
+from splitattn.files import exists, is_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,6 +44,8 @@ _CSV_HEADER = ("path", "rank", "label", "index", "probability", "model", "weight
 
 # The format by the ending of --output, where --format is not given.
 _BY_ENDING = {".json": Format.JSON, ".jsonl": Format.JSON, ".csv": Format.CSV}
+# What COCO's results are written as.
+_WRITTEN_AS = {Format.COCO: Format.JSON}
 
 
 # For up to so many image files, a quick start saves more time than the slower network costs.
@@ -145,10 +147,7 @@ def predict(
     Exit status 1 if some images could not be used; the others are answered all the same.
     """
     paths = check_given("predict", paths)
-    _check_not_empty(paths)
-    check_output(output, endings=() if format else (*_BY_ENDING, ".txt"))
-    if format is None:
-        format = _BY_ENDING.get(output.suffix.lower() if output else "", Format.TABLE)
+    format = _format_of(output, format)
     from splitattn.cli.progress import counting, starting
     from splitattn.images.paths import is_image_name
 
@@ -156,6 +155,9 @@ def predict(
         raise InputError(
             f"--output must not be an image, got {output}; for pictures use --draw FOLDER"
         )
+    for folder, option in ((draw, "--draw"), (class_maps_folder, "--class-maps")):
+        if folder is not None:
+            check_folder(folder, option)
     with starting("opening the network"):
         from splitattn.images.paths import expand, passed_over_text
         from splitattn.opening import TASK, task_of
@@ -169,9 +171,11 @@ def predict(
                     f"{option} is for classification, {weights} is for {task}: leave it out"
                 )
         if task != "detection" and (score is not None or iou is not None):
-            raise InputError(f"--score and --iou need a detector's weights{_instead(weights)}")
+            rule = "--score and --iou need a detector's weights"
+            raise InputError(f"{rule}{_instead(weights, 'leave them out')}")
         if task != "segmentation" and class_maps_folder is not None:
-            raise InputError(f"--class-maps needs a segmenter's weights{_instead(weights)}")
+            rule = "--class-maps needs a segmenter's weights"
+            raise InputError(f"{rule}{_instead(weights, 'leave it out')}")
         how: dict[str, Any] = {"engine": engine, "device": device, "decoding": decode.value}
         if task == "detection":
             found = boxes.opened(str(weights), **how, score=score, iou=iou)
@@ -223,30 +227,32 @@ def predict(
     if not done:
         raise InputError("predict needs images, got none: stdin is empty or closed")
     if failed:
-        say(f"{failed} of {done} inputs could not be labeled")
+        say(f"{failed} of {done} images could not be labeled")
     if undrawn:
         say(f"pictures that could not be drawn: {undrawn}")
     if failed or undrawn:
         raise typer.Exit(1)
 
 
-def _check_not_empty(paths: list[str]) -> None:
-    """Raise `InputError` if `paths` is one folder without images."""
-    if len(paths) > 1 or not is_folder(paths[0]):
-        return
-    from splitattn.images.paths import expand, passed_over_text
+def _format_of(output: Path | None, format: Format | None) -> Format:
+    """The format to write, checked with the ending of --output, which chooses it by default."""
+    check_output(output, endings=() if format else (*_BY_ENDING, ".txt"))
+    by_ending = _BY_ENDING.get(output.suffix.lower() if output else "")
+    if format is None:
+        return by_ending or Format.TABLE
+    if by_ending not in (None, _WRITTEN_AS.get(format, format)):
+        raise InputError(
+            f"--output must not end in that of another format, got {output} with --format "
+            f"{format}: leave out --format, or name another file"
+        )
+    return format
 
-    passed_over: Counter[str] = Counter()
-    if next(expand(paths, passed_over=passed_over), None) == paths[0]:
-        others = f"; {passed_over_text(passed_over)}" if passed_over else ""
-        raise InputError(f"predict needs images, got none in the folder {paths[0]}{others}")
 
-
-def _instead(weights: str | None) -> str:
+def _instead(weights: str | None, fix: str) -> str:
     """What came in place of weights for the task, and what to do."""
     if weights is None:
         return ": name them (--weights)"
-    return f", got {weights}" + ("" if exists(weights) else ": no such file or folder")
+    return f", got {weights}: {fix if exists(weights) else 'no such file or folder'}"
 
 
 def _opened(

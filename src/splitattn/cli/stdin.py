@@ -1,6 +1,7 @@
 """What `-` means where a verb takes images: a list of names on stdin, or a picture."""
 
 import codecs
+import glob
 import io
 import re
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from splitattn.cli.output import reconfigure
 from splitattn.errors import InputError
-from splitattn.files import is_file
+from splitattn.files import exists, is_file, is_folder
 
 Given = tuple[Iterator[str], Callable[[str], str | bytes]]
 
@@ -18,7 +19,8 @@ def check_given(verb: str, paths: list[str] | None) -> list[str]:
     """The arguments of `verb` that stand for images, checked before any work is done.
 
     Raises:
-        InputError: there are none, or one is a list of names.
+        InputError: there are none, the only one is a list of names, or it is a folder or a glob
+            that stands for no image.
     """
     if not paths:
         raise InputError(
@@ -29,7 +31,23 @@ def check_given(verb: str, paths: list[str] | None) -> list[str]:
             f"images must be pictures, got {paths[0]}: a list of names is read from stdin, as in "
             f"splitattn {verb} - < {paths[0]}"
         )
+    if len(paths) == 1:
+        _check_not_empty(verb, paths[0])
     return paths
+
+
+def _check_not_empty(verb: str, path: str) -> None:
+    from splitattn.images.paths import expand, is_url, passed_over_text
+
+    is_glob = glob.has_magic(path) and not is_url(path) and not exists(path)
+    if not (is_glob or is_folder(path)):
+        return
+    passed_over: Counter[str] = Counter()
+    if next(expand([path], passed_over=passed_over), None) != path:
+        return
+    others = f"; {passed_over_text(passed_over)}" if passed_over else ""
+    where = f": no file matches {path}; check the path" if is_glob else f" in the folder {path}"
+    raise InputError(f"{verb} needs images, got none{where}{others}")
 
 
 def images_given(paths: Sequence[str], passed_over: Counter[str] | None = None) -> Given:
