@@ -248,7 +248,7 @@ def test_without_a_validation_split_a_fifth_of_each_class_is_held_out(
     data = write_image_folder(tmp_path / "data", train=10, val=1)
     arguments: dict[str, Any] = {"model": "small", "recipe": "plain", "overrides": SMALL}
     splitattn.train(data / "train", tmp_path / "run", **arguments)
-    assert "a fifth of each class serves" in caplog.text
+    assert "validating on a fifth of each class" in caplog.text
     splitattn.train(data, tmp_path / "run", fold="1/5", **arguments)
     splitattn.train(data, tmp_path / "run", fold="2/5", **arguments)
     alone, first, second = (task for _, task, _ in started)

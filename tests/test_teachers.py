@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import splitattn
-from splitattn import teachers
+from splitattn import libraries, teachers
 from splitattn.architectures import ARCHITECTURES
 from splitattn.create import create_model
 from splitattn.engines.pytorch import TorchEngine
@@ -20,6 +20,7 @@ from splitattn.opening import open_weights
 from splitattn.preprocessing import Preprocessing
 from splitattn.teachers import open_teacher
 from splitattn.training.teacher import Teacher
+from splitattn.training_plan import plan_training
 from splitattn.weights.checkpoint import write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 from tests.data.datasets import CLASSES, write_class_folders
@@ -186,6 +187,23 @@ def test_one_call_distills_and_leaves_an_ordinary_folder(weights: Path, tmp_path
     }
     assert metadata.recipe["teacher"] == "small (mine.safetensors)"
     assert set(open_weights(weights=run.output).tensors) == set(ARCHITECTURE.shapes(3))
+
+
+def test_a_teacher_of_timm_without_timm_is_refused_with_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folders(tmp_path / "data", 2)
+    monkeypatch.setattr(libraries, "installed", lambda name: name != "timm")
+    refused = pytest.raises(InputError, match=r"teacher of timm needs timm, .*: pip install timm")
+    with refused:
+        open_teacher("timm:resnet50")
+    with refused:
+        plan_training(
+            tmp_path / "data",
+            tmp_path / "run",
+            recipe="distill",
+            overrides=["teacher=timm:resnet50"],
+        )
 
 
 @pytest.mark.parametrize(

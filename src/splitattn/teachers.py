@@ -13,18 +13,18 @@ from splitattn.engines.pytorch import TorchEngine, choose_device
 from splitattn.engines.table import file_engine
 from splitattn.errors import InputError, WeightsError, nearest, one_line
 from splitattn.files import exists
-from splitattn.libraries import require, torchvision_imported
+from splitattn.libraries import torchvision_imported
 from splitattn.opening import open_network, open_weights
 from splitattn.preprocessing import Preprocessing
 from splitattn.training.recipes import Imitation
 from splitattn.training.teacher import LinearClassifier, Teacher
+from splitattn.training.teacher_name import TIMM, check_teacher
 from splitattn.weights.hub import Repository, fetch_repository, is_reference
 from splitattn.weights.in_folder import WEIGHTS_NAMES
 from splitattn.weights.matching import HEAD
 from splitattn.weights.metadata import Activation
 from splitattn.weights.timm_config import classes_of, preprocessing_of
 
-_TIMM = "timm:"
 # How far a timm model's logits may be from those of its features and its detached classifier.
 _TOLERANCE = 1e-3
 # More than the file of any timm model has.
@@ -47,19 +47,10 @@ def open_teacher(
             reuse.
         WeightsError: its weights cannot be found, verified or matched.
     """
-    if not name:
-        raise InputError(
-            "distillation needs a teacher, got none; add --set teacher=WEIGHTS, an exported file "
-            "or timm:NAME"
-        )
-    if name.startswith(_TIMM):
+    name = check_teacher(name, imitation)
+    if name.startswith(TIMM):
         return _timm_teacher(name, imitation == "features", choose_device(device))
     if file_engine(name):
-        if imitation == "features":
-            raise InputError(
-                f"imitation=features needs the teacher's classifier, which the exported file {name}"
-                " does not give; pass the weights it was exported from, or use imitation=logits"
-            )
         opened = open_network(weights=name, device=device)
         _check_activation(name, opened.metadata.activation)
         return Teacher(
@@ -109,11 +100,10 @@ def _is_model(name: str) -> bool:
 
 
 def _timm_teacher(name: str, reuse: bool, device: torch.device) -> Teacher:
-    require("a teacher of timm", "timm")
     with torchvision_imported():
         import timm
 
-    own_name = name.removeprefix(_TIMM)
+    own_name = name.removeprefix(TIMM)
     try:
         model = _with_weights(timm, own_name).eval()
     except WeightsError:
@@ -122,7 +112,8 @@ def _timm_teacher(name: str, reuse: bool, device: torch.device) -> Teacher:
         known = timm.list_models(pretrained=True)
         # A name that exists has failed for another reason, such as no network.
         exact = own_name in known or own_name in timm.list_models()
-        hint = "" if exact else nearest(own_name, known)
+        untagged = dict.fromkeys(each.partition(".")[0] for each in known)
+        hint = "" if exact else nearest(own_name, [*untagged, *known])
         raise InputError(
             f"teacher {name} cannot be had from timm: {one_line(str(error))[:200]}{hint}"
         ) from error

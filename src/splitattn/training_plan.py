@@ -27,6 +27,7 @@ from splitattn.training.recipes import (
     SegmentationHeadName,
     TaskName,
 )
+from splitattn.training.teacher_name import check_teacher
 from splitattn.weights.catalogue import named
 from splitattn.weights.hub import is_reference
 from splitattn.weights.resolve import resolve
@@ -80,7 +81,7 @@ class TrainingData:
         if val.origin != train.origin:
             warn_of_shared_images(train, val)
             return train, val
-        logger.warning("no validation split in %s: a fifth of each class serves", self.data)
+        logger.warning("no validation split in %s: validating on a fifth of each class", self.data)
         return split_off(train, Fold(number=1, of=5), seed=self.seed)
 
     @cached_property
@@ -205,6 +206,8 @@ def plan_training(
         fold=part,
         seed=chosen.seed,
     )
+    if chosen.task == "distillation":
+        check_teacher(chosen.teacher, chosen.imitation)
     _open(dataset, chosen.task)
     return TrainingPlan(
         model=name or default_model(chosen),
