@@ -131,7 +131,7 @@ def test_another_number_of_channels_keeps_the_features_of_a_grey_image(
         theirs = trained.eval()(gray.expand(-1, 3, -1, -1))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert warnings_of(caplog) == [
-        f"{path}: the first convolution is adapted from 3 to {in_chans} channels"
+        f"{path.name}: the first convolution is adapted from 3 to {in_chans} channels"
     ]
 
 

@@ -297,7 +297,7 @@ def split_name(name: str) -> tuple[str, str | None]:
     model = _OUR_NAMES.get(bare, bare)
     if model not in ARCHITECTURES:
         if os.path.lexists(name):
-            hint = "; it is a file or folder: pass it as the weights"
+            hint = "; it is a file or folder: pass it as the weights (--weights)"
         else:
             known = [*ARCHITECTURES, *_OUR_NAMES]
             other = "; `splitattn models` lists them"

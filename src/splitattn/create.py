@@ -196,7 +196,7 @@ def _load(network: ResNeSt, trained: _Trained, *, new_classifier: bool = False) 
     if fit.in_chans != in_chans:
         logger.warning(
             "%s: the first convolution is adapted from %d to %d channels",
-            checkpoint.path,
+            checkpoint.path.name,
             fit.in_chans,
             in_chans,
         )

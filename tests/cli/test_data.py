@@ -40,7 +40,7 @@ def test_the_toy_data_set_is_the_same_each_time_and_can_be_shown(
     sheet = tmp_path / "batch.jpg"
     options = ("--output", sheet, "--images", 7, "--set", "train_size=32")
     assert call("data", "show", tmp_path / "one", *options) == 0
-    assert "200 images of 5 classes" in capsys.readouterr().out
+    assert "7 of the 200 images of 5 classes in " in capsys.readouterr().out
     with Image.open(sheet) as picture:
         assert picture.format == "JPEG"
     assert call("data", "show", tmp_path / "one", "--output", "batch.txt") == 2
@@ -97,7 +97,7 @@ def test_boxes_are_shown_as_training_sees_them(
     data, sheet = write_splits(tmp_path / "data", train=3, val=1), tmp_path / "boxes.png"
     options = ("--output", sheet, "--set", "train_size=64", "--set", "zoom=1", "--images", 2)
     assert call("data", "show", data, *options, "--set", "color_jitter=0") == 0
-    assert f"3 images with {open_annotated(data, 'train').count()} objects of 3 classes" in (
+    assert f"of the 3 images with {open_annotated(data, 'train').count()} objects of 3 classes" in (
         capsys.readouterr().out
     )
     with Image.open(sheet) as picture:
@@ -121,7 +121,7 @@ def test_masks_are_shown_as_training_sees_them(
     options += ("--set", "first_train_size=64", "--set", "test_size=64", "--set", "color_jitter=0")
     data = write_masked_splits(tmp_path / "masked", train=3, val=1)
     assert call("data", "show", data, *options) == 0
-    assert "3 images with masks of 4 classes" in capsys.readouterr().out
+    assert "of the 3 images with masks of 4 classes" in capsys.readouterr().out
     with Image.open(sheet) as picture:
         assert picture.width == 2 * (448 + 8) + 8
         assert picture.height > 448 + 16

@@ -37,6 +37,8 @@ def test_any_folder_of_images_calibrates(tmp_path: Path) -> None:
         with pytest.raises(DataError) as raised:
             calibration_images(str(data))
         assert str(raised.value).isprintable()
+    with pytest.raises(DataError, match=r"calibration needs images, got none in .*; name a data"):
+        calibration_images(str(tmp_path))
 
 
 def test_without_splits_other_images_calibrate_than_compare(tmp_path: Path) -> None:

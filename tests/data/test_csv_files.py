@@ -145,6 +145,9 @@ def test_rows_that_say_different_things_of_an_image_are_refused(
         f"{data} must have the same labels in all rows of an image, "
         f"got {first!r} and {other!r} for 'a.png'"
     )
+    fix = "with all labels of the image" if column == "labels" else "call the column labels and wr"
+    assert fix in str(raised.value)
+    assert ("call the column labels" in str(raised.value)) == (column == "label")
 
 
 def test_files_are_found_however_their_accents_are_composed(tmp_path: Path) -> None:

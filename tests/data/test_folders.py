@@ -68,7 +68,7 @@ def test_a_test_set_without_labels_does_not_serve_as_validation(
     (root / "photos" / CLASSES[0]).rename(unlabeled)
     shutil.rmtree(root / "photos")
     assert len(open_data(str(root), "train")) == 6
-    with pytest.raises(MissingSplitError, match=r"must have a folder val/, got none in"):
+    with pytest.raises(MissingSplitError, match=r"must have a folder val/, got train/ in"):
         open_data(str(root), "val")
     with pytest.raises(DataError, match=rf"must have one folder per class, got .*{name}"):
         open_data(str(root), "test")
@@ -80,7 +80,8 @@ def test_a_test_set_without_labels_does_not_serve_as_validation(
         (("Train/a", "train/a"), "only one folder may be the split train, got Train, train"),
         (("train", "test"), "must have one folder per class, got none in .*train"),
         (("train/Train", "train/Val"), "got only Train, Val in .*, which are names of splits"),
-        (("Val/a", "Val/b"), "must have a folder train/"),
+        (("Val/a", "Val/b"), "must have a folder train/, got Val/ in"),
+        (("trial/a", "val/a"), "must have a folder train/, got val/ in"),
         (("images", "labels"), "got only images, labels in .*, which are not classes; to train"),
         (
             ("JPEGImages", "ImageSets"),

@@ -72,6 +72,8 @@ def test_every_layout_is_recognized(tmp_path: Path, images: str, masks: str) -> 
     np.testing.assert_array_equal(mask, some())
     with pytest.raises(DataError, match="must have a split val or test, got train"):
         open_masked(tmp_path, "val")
+    with pytest.raises(DataError, match="split trian, got train; did you mean 'train'"):
+        open_masked(tmp_path, "trian")
 
 
 def test_a_test_split_serves_as_validation(tmp_path: Path) -> None:
@@ -234,8 +236,10 @@ def test_other_data_is_not_taken_for_masks(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "folders")
     for name in ("coco", "folders", "missing"):
         assert not is_masked(tmp_path / name)
-    with pytest.raises(DataError, match=r"images/ and masks/, got .*folders"):
+    with pytest.raises(DataError, match=r"images/ and masks/, got .*folders', which has none: le"):
         open_masked(tmp_path / "folders", "train")
+    with pytest.raises(DataError, match=r"got .*missing', which is no file or folder: check"):
+        open_masked(tmp_path / "missing", "train")
 
 
 def test_a_mask_that_changed_since_is_an_unreadable_image(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`splitattn models` and `splitattn weights`."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,12 +88,10 @@ def catalogue_of_three(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("catalogue_of_three")
 def test_fetch_prints_paths_and_answers_all_even_if_one_fails(cache: Path) -> None:
-    result = run(weights.app, "fetch", "resnest50", "resnest101", "nothing", "resnest50:other")
+    result = run(weights.app, "fetch", "resnest50", "resnest101", "resnest50:other")
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [str(cache / "a.pth"), str(cache / "c.pth")]
-    first, second = result.stderr.splitlines()
-    assert "HTTP 404" in first
-    assert "'nothing'" in second
+    assert "HTTP 404" in result.stderr
     for name in ("resnest50:test", "timm/resnest50d.test", "resnest50d"):
         assert run(weights.app, "fetch", name).stdout == f"{cache / 'a.pth'}\n"
         assert run(weights.app, "verify", name).stdout.startswith("resnest50:test: ok")
@@ -117,6 +116,7 @@ def test_verify_answers_all_even_if_one_is_wrong(cache: Path, tmp_path: Path) ->
     wrong, absent, missing = result.stderr.splitlines()
     assert "a.pth has" in wrong
     assert "resnest101:test is not on this machine" in absent
+    assert absent.endswith("get it with splitattn weights fetch resnest101:test")
     assert "missing.pth" in missing
     good, copied = result.stdout.splitlines()
     assert good.startswith("resnest50:other: ok")
@@ -126,12 +126,26 @@ def test_verify_answers_all_even_if_one_is_wrong(cache: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("catalogue_of_three")
-@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".pth", "line\nbreak.pth", "\udcff.pth"])
+@pytest.mark.parametrize("name", ["x" * 300 + ".pth", "line\nbreak.pth", "\udcff.pth"])
 def test_verify_answers_to_any_name_in_one_line(name: str) -> None:
     result = run(weights.app, "verify", name)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.isprintable()
+
+
+@pytest.mark.usefixtures("catalogue_of_three")
+@pytest.mark.parametrize("verb", ["verify", "fetch"])
+@pytest.mark.parametrize("wrong", ["nothing", "resnest50:nothing", "x" * 300])
+def test_a_wrong_name_is_a_wrong_call_before_anything_is_fetched(
+    verb: str, wrong: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["weights", verb, "resnest50", wrong])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"error: .*'{wrong.partition(':')[2] or wrong[:30]}.*\n", err), err
+    assert not (cache / "a.pth").exists()
 
 
 @pytest.mark.usefixtures("catalogue_of_three")

@@ -102,7 +102,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise InputError(f"batch sizes must be at least 1, got {list(self.batch_sizes)}")
+            got = ", ".join(map(str, self.batch_sizes)) or "none"
+            raise InputError(f"batch sizes must be at least 1, got {got}")
         if self.rounds < 2:
             raise InputError(f"rounds must be at least 2, for their spread, got {self.rounds}")
         if self.size is not None and self.size < 32:

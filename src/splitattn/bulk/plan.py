@@ -104,9 +104,12 @@ class Run:
                 pairs = enumerate(zip_longest(old, new))
                 index, (old, new) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
                 where = f"{name}[{index}]"
+            # None is what the option is if it is left out.
+            began = f"without {where}" if old is None else f"with {where} {old!r:.120}"
+            fix = f"leave out {name}" if old is None else f"the same {name}"
+            got = "none" if new is None else f"{new!r:.120}"
             raise DataError(
-                f"the target holds a run with {where} {old!r:.120}, got {new!r:.120}: name another "
-                f"target, or the same {name}"
+                f"the target holds a run {began}, got {got}: name another target, or {fix}"
             )
 
 

@@ -25,10 +25,12 @@ _WIDE, _NARROW = 140, 80
 def bench(
     model: Annotated[str, typer.Option(help="Which of our networks.")] = "resnest50",
     batch_size: Annotated[
-        list[int] | None, typer.Option(help="Images in a batch; may be repeated.")
+        list[int] | None, typer.Option(help="Images in a batch; may be repeated.", min=1)
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Input size, if not the model's own.")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed runs of each network.")] = 20,
+    size: Annotated[
+        int | None, typer.Option(help="Input size, if not the model's own.", min=32)
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Timed runs of each network.", min=2)] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     ladder: Annotated[
         bool,

@@ -103,7 +103,9 @@ def bulk(
 
 def summary_text(target: str, report: "BulkReport") -> str:
     """One line for people and logs."""
-    pace = f", {report.rate:.1f} images/s" if report.labeled_now else ""
+    pace = ", all labeled before"
+    if report.labeled_now:
+        pace = f", {report.rate:.1f} images/s"
     return (
         f"{target}: {counted(report.images, 'image')} in {counted(report.shards, 'part')}, "
         f"{counted(report.errors, 'error')}"

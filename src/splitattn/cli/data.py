@@ -90,7 +90,10 @@ def _labels(
     found = open_data(data, "train", class_names)
     from splitattn.training.sheet import batch_sheet
 
-    text = f"{len(found)} images of {len(found.classes)} classes in {found.origin}"
+    text = (
+        f"{min(count, len(found))} of the {len(found)} images of {len(found.classes)} classes in "
+        f"{found.origin}"
+    )
     return batch_sheet(found, chosen, count=count), text
 
 
@@ -110,8 +113,8 @@ def _boxes(
     from splitattn.dense.sheet import annotated_sheet
 
     text = (
-        f"{len(found)} images with {found.count()} objects of {len(found.classes)} classes in "
-        f"{found.origin}"
+        f"{min(count, len(found))} of the {len(found)} images with {found.count()} objects of "
+        f"{len(found.classes)} classes in {found.origin}"
     )
     return annotated_sheet(found, chosen, count=count), text
 
@@ -131,7 +134,10 @@ def _masks(
     found = open_masked(data, "train")
     from splitattn.dense.sheet import mask_sheet
 
-    text = f"{len(found)} images with masks of {len(found.classes)} classes in {found.origin}"
+    text = (
+        f"{min(count, len(found))} of the {len(found)} images with masks of {len(found.classes)} "
+        f"classes in {found.origin}"
+    )
     return mask_sheet(found, chosen, count=count), text
 
 

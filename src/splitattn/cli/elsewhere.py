@@ -17,7 +17,7 @@ _ELSEWHERE: dict[str, dict[tuple[str, ...], str]] = {
     },
     "predict": {
         ("--source", "--data", "--data-dir", "--input"): "images are arguments, without a flag",
-        ("-k",): "here it is --topk 5",
+        ("-k",): "here it is --topk N",
         ("--conf",): "here it is --score, for detectors",
         ("--save", "--show"): "here it is --draw FOLDER",
         ("--checkpoint", "--ckpt"): _WEIGHTS,
@@ -26,21 +26,23 @@ _ELSEWHERE: dict[str, dict[tuple[str, ...], str]] = {
     },
     "train": {
         ("--data", "--data-dir", "--data-path"): _DATA,
-        ("--epochs",): "here it is --set epochs=20",
-        ("--batch-size", "--batch", "-b"): "here it is --set batch_size=16",
-        ("--lr", "--lr0"): "here it is --set learning_rate=0.01",
-        ("--imgsz", "--img-size", "--input-size"): (
-            "here it is --set train_size=96 --set test_size=96"
-        ),
-        ("--weight-decay", "--wd"): "here it is --set weight_decay=0.01",
+        ("--epochs",): "here it is --set epochs=N",
+        ("--batch-size", "--batch", "-b"): "here it is --set batch_size=N",
+        ("--lr", "--lr0"): "here it is --set learning_rate=N",
+        (
+            "--imgsz",
+            "--img-size",
+            "--input-size",
+        ): ("here it is --set train_size=N --set test_size=N"),
+        ("--weight-decay", "--wd"): "here it is --set weight_decay=N",
         ("--gpus", "--devices", "--nproc-per-node"): (
             "here it is torchrun --nproc-per-node N -m splitattn train ..."
         ),
-        ("--seed",): "here it is --set seed=1",
-        ("--patience",): "here it is --set patience=5",
-        ("--smoothing", "--label-smoothing"): "here it is --set label_smoothing=0.1",
-        ("--mixup",): "here it is --set mixup_alpha=0.2",
-        ("--cutmix",): "here it is --set cutmix_alpha=1.0",
+        ("--seed",): "here it is --set seed=N",
+        ("--patience",): "here it is --set patience=N",
+        ("--smoothing", "--label-smoothing"): "here it is --set label_smoothing=N",
+        ("--mixup",): "here it is --set mixup_alpha=N",
+        ("--cutmix",): "here it is --set cutmix_alpha=N",
         ("--amp", "--half"): "here it is --set precision=fp16",
         ("--project", "--name", "--output-dir", "--experiment"): "here it is --output FOLDER",
         ("--initial-checkpoint", "--checkpoint"): _WEIGHTS,
@@ -50,8 +52,8 @@ _ELSEWHERE: dict[str, dict[tuple[str, ...], str]] = {
     "evaluate": {
         ("--data", "--data-dir", "--data-path"): _DATA,
         ("--checkpoint", "--ckpt"): _WEIGHTS,
-        ("--imgsz", "--img-size", "--input-size"): "here it is --size 96",
-        ("--batch", "-b"): "here it is --batch-size 16",
+        ("--imgsz", "--img-size", "--input-size"): "here it is --size N",
+        ("--batch", "-b"): "here it is --batch-size N",
         ("--conf", "--score"): "leave it out: COCO's figures count every score",
         ("--pretrained",): "leave it out: trained weights are the default",
     },
@@ -62,16 +64,37 @@ _ELSEWHERE: dict[str, dict[tuple[str, ...], str]] = {
         ("--half", "--fp16"): "here it is --precision fp16",
         ("--dynamic",): "here it is --dynamic-size; batches are of any size by default",
         ("--data",): "here it is --calibration DATA",
-        ("--batch", "-b"): "here it is --batch-size 1",
+        ("--batch", "-b"): "here it is --batch-size N",
         ("--imgsz", "--img-size", "--input-size", "--size"): _SIZE_INSIDE,
+    },
+    "bench": {
+        ("--engine", "--engines", "--format", "--formats"): (
+            "bench measures every installed engine; --only TEXT keeps the lines with that text"
+        ),
     },
     "weights": {("list", "ls"): "splitattn weights alone lists them"},
 }
-# Of verbs that take one argument, what else people put beside it.
-_ONE_ARGUMENT = {
+# Flags that no verb has.
+_ANYWHERE = {
+    ("--verbose", "-v"): "leave it out: warnings are always shown; --debug adds the traceback",
+    ("--quiet", "-q"): "leave it out: 2> FILE takes progress and warnings off the screen",
+}
+# Of verbs that take one argument or none, what else people put beside it.
+_ARGUMENTS = {
     "train": "train takes one data set, and --resume takes no value",
     "evaluate": "evaluate takes one data set; the network is named by --model or --weights",
     "export": "export takes the file to write; the network is named by --model or --weights",
+    "models": "models takes no name and lists all; splitattn models | grep NAME shows some",
+    "bench": "bench takes no argument; the network is named by --model",
+}
+# Of arguments that are missing, by how the help calls them, what they are.
+_MISSING = {
+    "'DST'": "where to write",
+    "'FILE|MODEL[:TAG]'": "a file of weights, or a name that splitattn weights lists",
+    "'MODEL[:TAG]...'": "a name that splitattn weights lists, such as resnest50",
+    "'OUT'": "the file to write, such as net.onnx",
+    "'PATH|MODEL[:TAG]...'": "a file of weights, or a name that splitattn weights lists",
+    "'SRC'": "what to read",
 }
 _UNKNOWN = re.compile(r"(no such (?:option|command):? '?(-{0,2}[\w-]+)'?)")
 
@@ -81,12 +104,14 @@ def with_our_name(message: str, verb: str) -> str:
 
     Names that are close to the unknown one are left out then: they mean something else.
     """
-    if "unexpected extra argument" in message and verb in _ONE_ARGUMENT:
-        return f"{message}; {_ONE_ARGUMENT[verb]}"
+    if "unexpected extra argument" in message and verb in _ARGUMENTS:
+        return f"{message}; {_ARGUMENTS[verb]}"
+    if what := _MISSING.get(message.removeprefix("missing argument ")):
+        return f"{message}: {what}"
     unknown = _UNKNOWN.match(message)
     if not unknown:
         return message
-    for names, ours in _ELSEWHERE.get(verb, {}).items():
+    for names, ours in (_ELSEWHERE.get(verb, {}) | _ANYWHERE).items():
         if unknown[2] in names:
             return f"{unknown[1]}; {ours}"
     if not verb and message.startswith("no such option"):

@@ -155,9 +155,10 @@ def predict(
         raise InputError(
             f"--output must not be an image, got {output}; for pictures use --draw FOLDER"
         )
-    for folder, option in ((draw, "--draw"), (class_maps_folder, "--class-maps")):
-        if folder is not None:
-            check_folder(folder, option)
+    if draw is not None:
+        check_folder(draw, "--draw")
+    if class_maps_folder is not None:
+        check_folder(class_maps_folder, "--class-maps")
     with starting("opening the network"):
         from splitattn.images.paths import expand, passed_over_text
         from splitattn.opening import TASK, task_of

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -15,6 +15,9 @@ from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
 # A dot alone does not make a name a file: timm has resnest50d.in1k.
 _FILE_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
+
+# A file, or an entry of the catalogue.
+Target = TypeVar("Target", bound=Path | WeightsEntry)
 
 app = typer.Typer(help="List, verify, fetch and convert weights.")
 
@@ -59,8 +62,7 @@ def verify(
     """Compare files with the hashes in the catalogue; exit status 1 if one is wrong."""
     from splitattn.weights import cache
 
-    def answer(target: str) -> str:
-        found = _file_or_entry(target)
+    def answer(found: Path | WeightsEntry) -> str:
         if isinstance(found, Path):
             entry, what = cache.identify(found), one_line(str(found))
             if entry.pinned:
@@ -71,7 +73,7 @@ def verify(
             return f"{found.name}: ok, sha256 {digest}"
         return f"{found.name}: name matches ({_partly_known(found)}), sha256 {digest}"
 
-    _answer_each(targets, answer)
+    _answer_each([_file_or_entry(target) for target in targets], answer)
 
 
 @app.command()
@@ -82,12 +84,11 @@ def fetch(
     from splitattn.cli.progress import downloading
     from splitattn.weights import cache
 
-    def answer(target: str) -> str:
-        entry = _entry(target)
+    def answer(entry: WeightsEntry) -> str:
         with downloading() as progress:
             return str(cache.fetch(entry, progress=progress))
 
-    _answer_each(targets, answer)
+    _answer_each([_entry(target) for target in targets], answer)
 
 
 @app.command()
@@ -167,7 +168,7 @@ def _partly_known(entry: WeightsEntry) -> str:
     return f"the publisher gives {len(entry.sha256)} of 64 digits of its sha256"
 
 
-def _answer_each(targets: list[str], answer: Callable[[str], str]) -> None:
+def _answer_each(targets: list[Target], answer: Callable[[Target], str]) -> None:
     failed = False
     for target in targets:
         try:

@@ -141,6 +141,11 @@ def _images(data: str, split: str) -> LabeledImages:
         found = list(images_below(data, passed_over)) if is_folder(data) else []
         if passed_over and split == "train":  # once
             logger.warning("%s: %s", data, passed_over_text(passed_over))
+        if not found and is_folder(data):
+            raise DataError(
+                f"calibration needs images, got none in {data}; name a data set or a folder of "
+                "images"
+            ) from None
         if not found:
             raise
         return _unlabeled(data, found)

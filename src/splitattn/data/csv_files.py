@@ -14,7 +14,7 @@ from typing import NamedTuple, TextIO
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labeled import LabeledImages
 from splitattn.data.splits import MissingSplitError, called, split_of
-from splitattn.errors import DataError
+from splitattn.errors import DataError, nearest
 from splitattn.files import is_file, open_file, open_text
 from splitattn.images.paths import is_url
 
@@ -80,6 +80,7 @@ def open_csv(path: Path, split: str) -> LabeledImages:
         raise MissingSplitError(
             f"{path} must have rows whose split is {split}, "
             f"got {', '.join(map(repr, sorted(present)[:_ROWS_SHOWN]))}"
+            f"{nearest(split, sorted(present))}"
         )
     if split_of(split) == "train":  # once, and not again for the images to validate on
         _warn_of_the_unusual(path, layout, rows)
@@ -153,7 +154,7 @@ def _read(path: Path) -> tuple[_Layout, list[_Row]]:
         raise DataError(f"{path} must be a CSV file in UTF-8: {error}") from error
     if not rows:
         raise DataError(f"the data set must hold images, got no rows in {path}")
-    _check_one_answer(path, rows)
+    _check_one_answer(path, rows, several=layout.several)
     _check_all_have_a_split(path, rows)
     if layout.several and not layout.classes and all(len(row.labels) < 2 for row in rows):
         shown = next((label for row in rows for label in row.labels), "")
@@ -178,17 +179,24 @@ def _with_whole_numbers(rows: list[_Row]) -> list[_Row]:
     ]
 
 
-def _check_one_answer(path: Path, rows: Sequence[_Row]) -> None:
+def _check_one_answer(path: Path, rows: Sequence[_Row], *, several: bool) -> None:
     """Raise if two rows give one image different labels."""
     said: dict[str, tuple[str, ...]] = {}
     for row in rows:
         before = said.setdefault(normpath(_usual(row.path)), row.labels)
         if set(before) != set(row.labels):
             first, other = (SEPARATOR.join(labels) for labels in (before, row.labels))
+            fix = "keep one row"
+            if several:
+                fix += " with all labels of the image"
+            else:
+                fix += (
+                    "; if an image may have several classes, call the column labels and write them "
+                    f"with {SEPARATOR} between them"
+                )
             raise DataError(
                 f"{path} must have the same labels in all rows of an image, got {first!r:.60} and "
-                f"{other!r:.60} for {row.path!r:.100}: keep one row; if an image may have several "
-                f"classes, call the column labels and write them with {SEPARATOR} between them"
+                f"{other!r:.60} for {row.path!r:.100}: {fix}"
             )
 
 

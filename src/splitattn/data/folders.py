@@ -14,7 +14,7 @@ from splitattn.data.splits import (
     split_mentioned_in,
     split_of,
 )
-from splitattn.errors import DataError
+from splitattn.errors import DataError, nearest
 from splitattn.images.paths import images_below, is_image_name, is_litter, passed_over_text
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,11 @@ def _split_folder(root: Path, split: str) -> Path:
     if found:
         return _unwrapped(root / found[0])
     if splits:
-        raise MissingSplitError(f"the data set must have a folder {split}/, got none in {root}")
+        shown = ", ".join(f"{name}/" for name in sorted(splits))
+        raise MissingSplitError(
+            f"the data set must have a folder {split}/, got {shown} in {root}"
+            f"{nearest(split, [*splits])}"
+        )
     return root
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from splitattn.data.splits import split_of
-from splitattn.errors import DataError
-from splitattn.files import is_folder
+from splitattn.errors import DataError, nearest
+from splitattn.files import exists, is_folder
 from splitattn.images.paths import is_image_name
 
 logger = logging.getLogger(__name__)
@@ -101,5 +101,18 @@ def no_split(root: Path, split: str, found: Sequence[str]) -> DataError:
     """The error for a data set that has the splits `found` only."""
     return DataError(
         f"{root} must have a split {' or '.join(accepted_splits(split))}, got "
-        f"{', '.join(dict.fromkeys(found)) or 'none'}"
+        f"{', '.join(dict.fromkeys(found)) or 'none'}{nearest(split, [*found])}"
     )
+
+
+def other_data(needs: str, data: str | Path) -> DataError:
+    """The error for data of another kind than the head or the weights are for.
+
+    Args:
+        needs: what needs which data: "a detector needs annotated images".
+        data: what came.
+    """
+    found = "which has none: leave out --head, or name weights of another kind of network"
+    if not exists(data):
+        found = "which is no file or folder: check the path"
+    return DataError(f"{needs}, got {str(data)!r}, {found}")

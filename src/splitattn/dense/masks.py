@@ -17,6 +17,7 @@ from splitattn.dense.layout import (
     hold_out,
     image_files,
     no_split,
+    other_data,
     paired_folders,
 )
 from splitattn.dense.yolo import read_names
@@ -99,7 +100,7 @@ def open_masked(data: str | Path, split: str) -> MaskedImages:
     """
     root = expanded(data)
     if not is_masked(root):
-        raise DataError(f"data must be a folder with images/ and masks/, got {str(data)!r}")
+        raise other_data("a segmenter needs images and masks, in images/ and masks/", data)
     try:
         return _opened(root, split)
     except OSError as error:

@@ -20,6 +20,7 @@ from splitattn.dense.layout import (
     image_files,
     no_split,
     one_of_each,
+    other_data,
     paired_folders,
     split_folders,
 )
@@ -77,10 +78,8 @@ def open_annotated(data: str | Path, split: str) -> AnnotatedImages:
     """
     found = annotation_format(data)
     if found is None:
-        raise DataError(
-            f"data must be annotated images ({', '.join(each.name for each in FORMATS)}), got "
-            f"{str(data)!r}"
-        )
+        names = ", ".join(each.name for each in FORMATS)
+        raise other_data(f"a detector needs annotated images ({names})", data)
     try:
         return found.open(expanded(data), split)
     except OSError as error:

@@ -30,6 +30,8 @@ _SHORT = {
     "cutmix": "cutmix_alpha",
 }
 
+# The types of fields.
+_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 # Raised for bytes that are not text, malformed TOML, numbers of thousands of digits, deep nesting.
 _UNPARSABLE = (ValueError, RecursionError)
 # Many times the longest preset, which has fewer than a thousand. The parser takes quadratic time
@@ -142,7 +144,7 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
             values[key] = value = _numbers(key, value)
         if type(value) is not kind:
             choices = CHOICES.get(key)
-            rule = f"one of {', '.join(choices)}" if choices else kind.__name__
+            rule = f"one of {', '.join(choices)}" if choices else _IN_WORDS[kind]
             raise InputError(f"recipe: {key} must be {rule}, got {reprlib.repr(value)}")
     epochs = values.get("epochs", recipe.epochs)
     if "warmup_epochs" not in values and 1 <= epochs <= recipe.warmup_epochs:

@@ -126,7 +126,10 @@ def verify(entry: WeightsEntry) -> str:
     """
     path = local_path(entry)
     if not exists(path):
-        raise WeightsError(f"{entry.name} is not on this machine: expected it at {path}")
+        raise WeightsError(
+            f"{entry.name} is not on this machine: expected it at {path}; get it with splitattn "
+            f"weights fetch {entry.name}"
+        )
     digest = _digest(path)
     expected = expected_sha256(entry)
     if not digest.startswith(expected):

@@ -72,8 +72,8 @@ def _no_weights(path: Path) -> WeightsError:
     if path.suffix == ".bin" and is_file(graph):
         return WeightsError(f"{path} is the second file of {graph}, an exported network: name that")
     return WeightsError(
-        f"{path} is not a weights file: it must be safetensors or written by torch.save; instead "
-        "of an exported network, pass the weights it was exported from"
+        f"{path} is not a weights file: it must be safetensors or written by torch.save; if "
+        "it is an exported network, pass the weights it was exported from"
     )
 
 
