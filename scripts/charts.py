@@ -361,7 +361,9 @@ def dense() -> str:
 
 def _dense_label(row: Row) -> str:
     start = ""
-    if row["weights"] is None:
+    if row["start"] == "torchvision":
+        start = ", torchvision, random"
+    elif row["weights"] is None:
         start = ", random"
     elif is_earlier(f"{row['model']}:{row['weights']}", row["sha256"]):
         start = f", {row['sha256']:.8}"

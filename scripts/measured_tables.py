@@ -240,19 +240,18 @@ def dense() -> str:
             f"{name.replace('_', ' ')} {_mean([row['figures'][name] for row in own])}"
             for name in own[0]["figures"]
         )
-        seconds = epoch.get(key[:2])
-        minutes = "" if seconds is None else f"{own[0]['epochs'] * seconds / 60:.0f}"
-        cells = (
-            key[0],
-            f"`{own[0]['head']}`",
-            _start(
-                own[0]["weights"] and f"{own[0]['model']}:{own[0]['weights']}", own[0]["sha256"]
-            ),
-            figures,
-            str(own[0]["epochs"]),
-            minutes,
-            str(len(own)),
-        )
+        first, seeds = own[0], len(own)
+        if first["start"] == "torchvision":
+            start = f"random weights, {first['model']}"
+            minutes: float | None = sum(row["processor_seconds"] for row in own) / seeds / 120
+        else:
+            weights = first["weights"] and f"{first['model']}:{first['weights']}"
+            start = _start(weights, first["sha256"])
+            seconds = epoch.get(key[:2])
+            minutes = seconds and first["epochs"] * seconds / 60
+        passes = f"{statistics.mean(row['epochs'] for row in own):.3g}"
+        shown = "" if minutes is None else f"{minutes:.0f}"
+        cells = (key[0], f"`{first['head']}`", start, figures, passes, shown, str(seeds))
         lines.append(_line(cells))
     lines += ["", f"{_origins(rows, 'torch', 'torchvision')}."]
     lines += [f"Minutes: {_origins(epochs, 'torch', 'torchvision')}."]
