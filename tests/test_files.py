@@ -17,6 +17,7 @@ from splitattn.engines.open_vino import ov, save
 from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.files import (
     as_on_disk,
+    check_can_make_folder,
     check_can_write,
     is_utf8,
     open_file,
@@ -181,6 +182,19 @@ def test_where_no_file_can_be_made_is_found_before_any_work(
     monkeypatch.setattr(os, "access", lambda *_, **__: False)  # root may write anywhere
     with pytest.raises(InputError, match="no file can be made in the folder"):
         check_can_write(tmp_path / "new.csv")
+
+
+def test_where_no_folder_can_be_made_is_found_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    check_can_make_folder(tmp_path / "new" / "deep", "got")
+    check_can_make_folder(tmp_path, "got")
+    with pytest.raises(InputError, match=r"got .*/file/deep: .*/file is no folder"):
+        check_can_make_folder(tmp_path / "file" / "deep", "got")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # root may write anywhere
+    with pytest.raises(InputError, match=f"got .*/deep: no file can be made in .*{tmp_path.name}$"):
+        check_can_make_folder(tmp_path / "new" / "deep", "got")
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs user ids")

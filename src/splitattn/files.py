@@ -217,9 +217,30 @@ def check_can_write(path: Path, rule: str = "cannot write") -> None:
         raise InputError(f"{rule} {path}: {error.strerror}") from error
     if not is_there:
         raise InputError(f"{rule} {path}: there is no folder {folder}")
+    _check_writable(folder, f"{rule} {path}")
+
+
+def check_can_make_folder(path: Path, rule: str) -> None:
+    """Check that a folder is there or can be made at `path`, and can be written to.
+
+    Args:
+        rule: the beginning of the message, before `path`.
+
+    Raises:
+        InputError: it cannot.
+    """
+    folder = Path(os.path.realpath(path))
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not is_folder(folder):
+        raise InputError(f"{rule} {path}: {folder} is no folder that can be opened")
+    _check_writable(folder, f"{rule} {path}")
+
+
+def _check_writable(folder: Path, rule: str) -> None:
     own = os.access in os.supports_effective_ids
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=own):
-        raise InputError(f"{rule} {path}: no file can be made in the folder {folder}")
+        raise InputError(f"{rule}: no file can be made in the folder {folder}")
 
 
 def remove_leftovers(folder: Path) -> None:

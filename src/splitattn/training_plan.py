@@ -16,7 +16,7 @@ from splitattn.dense.masks import MaskedImages, is_masked, open_masked
 from splitattn.dense.open import annotation_format, open_annotated
 from splitattn.distributed import restarted
 from splitattn.errors import InputError, check_choice, check_path
-from splitattn.files import is_file, is_folder
+from splitattn.files import check_can_make_folder, is_file, is_folder
 from splitattn.libraries import require
 from splitattn.training.output import checkpoint_in, in_use
 from splitattn.training.recipe_files import default_model, load_recipe
@@ -175,6 +175,7 @@ def plan_training(
     check_path("output", output)
     if is_file(output):
         raise InputError(f"output must be a folder, got {output}, a file")
+    check_can_make_folder(Path(output), "output must be a folder to write to, got")
     # torchrun's restarted processes find their own checkpoint there, as the loop then checks.
     if new_output and not restarted() and is_file(checkpoint_in(Path(output))):
         raise in_use(Path(output))
