@@ -114,7 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
         if not hasattr(error, "format_message"):
             raise
         if message := error.format_message():  # empty where the help was shown instead
-            say(f"error: {_usage_fault(message, getattr(error, 'ctx', None), named)}")
+            fault = _usage_fault(message, getattr(error, "ctx", None), named, arguments)
+            say(f"error: {fault}")
         sys.exit(2)
     finally:
         if _SlowFinder in sys.meta_path:
@@ -164,7 +165,7 @@ def _on_thread_error(fault: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(fault)
 
 
-def _usage_fault(message: str, context: Any, named: list[str]) -> str:
+def _usage_fault(message: str, context: Any, named: list[str], arguments: list[str]) -> str:
     """The message for a wrong call of the verb `named`: what is wrong, and which help to read."""
     verbs: list[str] = []
     while context is not None and context.parent is not None:
@@ -174,7 +175,7 @@ def _usage_fault(message: str, context: Any, named: list[str]) -> str:
     message = message[:1].lower() + message[1:].rstrip(".")
     for kind, plain in (("int", "whole number"), ("float", "number")):
         message = re.sub(f"is not a valid {kind}( range)?$", f"is not a {plain}", message)
-    message = with_our_name(message, " ".join(verbs))
+    message = with_our_name(message, " ".join(verbs), arguments)
     return one_line(f"{message}; see {' '.join(('splitattn', *verbs, '--help'))}")
 
 

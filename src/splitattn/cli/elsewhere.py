@@ -1,6 +1,7 @@
 """Flags and commands of timm, torchvision and Ultralytics, and what they are here."""
 
 import re
+from collections.abc import Sequence
 
 _DATA = "the data set is the first argument, without a flag"
 _WEIGHTS = "here it is --weights FILE"
@@ -96,11 +97,14 @@ _MISSING = {
     "'PATH|MODEL[:TAG]...'": "a file of weights, or a name that splitattn weights lists",
     "'SRC'": "what to read",
 }
+_NUMBER = re.compile(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?")
 _UNKNOWN = re.compile(r"(no such (?:option|command):? '?(-{0,2}[\w-]+)'?)")
 
 
-def with_our_name(message: str, verb: str) -> str:
+def with_our_name(message: str, verb: str, arguments: Sequence[str]) -> str:
     """A parser's `message` about a call of `verb`, with what its flag or command is called here.
+
+    The number that came with the flag, which is looked up in `arguments`, is in the hint too.
 
     Names that are close to the unknown one are left out then: they mean something else.
     """
@@ -113,7 +117,7 @@ def with_our_name(message: str, verb: str) -> str:
         return message
     for names, ours in (_ELSEWHERE.get(verb, {}) | _ANYWHERE).items():
         if unknown[2] in names:
-            return f"{unknown[1]}; {ours}"
+            return f"{unknown[1]}; {_with_number(ours, unknown[2], arguments)}"
     if not verb and message.startswith("no such option"):
         message += "; options follow the verb, as in splitattn predict photo.jpg --device cpu"
     if verb == "train":
@@ -123,3 +127,12 @@ def with_our_name(message: str, verb: str) -> str:
         else:
             message += "; fields of the recipe are changed by --set, such as --set epochs=20"
     return message
+
+
+def _with_number(hint: str, flag: str, arguments: Sequence[str]) -> str:
+    """`hint` with the number that follows `flag` in place of each N, or with N if there is none."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == flag and (number := _NUMBER.fullmatch(value if equals else following)):
+            return re.sub(r"\bN\b", number[0], hint)
+    return hint
