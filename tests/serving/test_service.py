@@ -163,7 +163,7 @@ FAULTS: list[tuple[str, str, bytes, str, int, str]] = [
     ("POST", "/v1/predict?explain=x", b"x", "image/png", 422, "explain must be true or false"),
     ("POST", "/v1/explain?method=rise", b"x", "image/png", 422, "method must be"),
     ("POST", "/v1/explain", b"no image", "image/png", 422, "expected an image"),
-    ("GET", "/v1/predict", b"", "", 405, "does not take GET"),
+    ("GET", "/v1/predict", b"", "", 405, "does not take GET; use POST"),
     ("GET", "/v1/nothing", b"", "", 404, "there is no path"),
     ("GET", "/../../etc/passwd", b"", "", 404, "there is no path"),
 ]

@@ -269,7 +269,8 @@ async def _as_json(request: Request, error: Exception) -> Response:
         fault = RequestError(
             405,
             "method_not_allowed",
-            f"{request.url.path} does not take {request.method}",
+            f"{request.url.path} does not take {request.method}; use "
+            f"{(error.headers or {}).get('Allow', 'another method')}",
             error.headers,
         )
     else:
