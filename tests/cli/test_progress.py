@@ -190,13 +190,17 @@ def test_a_status_is_shown_at_once_and_cleared_at_the_end(
 
 
 def test_a_status_is_cleared_before_a_warning_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
     screen = on_terminal(monkeypatch, 80)
+    record = {"msg": "no split in %s", "args": ("a\nb",), "levelno": 30, "levelname": "WARNING"}
+    warning = logging.makeLogRecord(record)
     assert logging.lastResort
     with starting("starting"):
-        logging.lastResort.handle(logging.makeLogRecord({"msg": "no split", "levelno": 30}))
-    assert screen.getvalue() == "starting ...\r\x1b[2Kno split\n"
+        logging.lastResort.handle(warning)
+    assert screen.getvalue() == "starting ...\r\x1b[2Kwarning: no split in a\\nb\n"
     say("later")
-    assert screen.getvalue().endswith("no split\nlater\n")
+    assert screen.getvalue().endswith("b\nlater\n")
 
 
 def test_a_log_gets_a_count_every_half_minute_and_its_rate(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import os
 import shutil
@@ -92,6 +93,19 @@ def say(text: str) -> None:
     """Print a line on stderr, and ignore a failure: no result depends on it."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _Prefixed(logging.Formatter):
+    """A log's message as one line that begins with its level: `warning: ...`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {one_line(record.getMessage())}"
+
+
+def prefix_warnings() -> None:
+    """Begin logged warnings with `warning:`, as others do, unless logging has been set up."""
+    if logging.lastResort:
+        logging.lastResort.setFormatter(_Prefixed())
 
 
 def replace_closed_streams() -> None:
