@@ -91,3 +91,24 @@ def test_a_missing_library_is_installed_with_what_the_extra_adds(
     assert packages
     assert set(packages) <= known
     assert packages == {"uvicorn": ["uvicorn", "httptools"], "ray": ["ray[client]"]}[library]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ImportError("cannot import name 'Foo' from 'torchvision.ops' (/x/torchvision/ops.py)"),
+        PermissionError(13, "Permission denied", "/x/torchvision/__init__.py"),
+        ImportError("libopenblas.so: undefined symbol: dgemm"),
+    ],
+)
+def test_other_faults_of_an_import_stay_as_they_are(fault: Exception) -> None:
+    with pytest.raises(type(fault)) as raised, torchvision_imported():
+        raise fault
+    assert raised.value is fault
+
+
+def test_a_second_import_of_a_torchvision_that_does_not_fit_is_reported_too() -> None:
+    with pytest.raises(InputError, match="must be built for"), torchvision_imported():
+        raise AttributeError(
+            "partially initialized module 'torchvision' has no attribute 'extension'"
+        )

@@ -309,7 +309,7 @@ def check_arguments(
     if precision == "int8" and calibration is None:
         raise InputError("int8 needs images to calibrate on: pass --calibration DATA or a folder")
     if is_folder(path):
-        raise InputError(f"cannot write {path}: it is a folder")
+        raise InputError(f"an exported network is a file, got {path}, a folder")
     check_can_write(path)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch size must be at least 1, got {batch_size}")
@@ -408,8 +408,6 @@ def _appearing(path: Path) -> Iterator[Path]:
     `path` is removed first, so that it never lies beside the weights of another network.
     """
     try:
-        if path.is_dir():
-            raise InputError(f"an exported network is a file, got {path}, a folder")
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             yield Path(folder) / path.name
             files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)

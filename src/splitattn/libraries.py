@@ -48,6 +48,14 @@ def require(purpose: str, *libraries: str) -> None:
         )
 
 
+# Its operators are not registered, its library needs other symbols than PyTorch has, or it was
+# imported a second time after one of these.
+_OF_ANOTHER_PYTORCH = re.compile(
+    r"operator torchvision::|torchvision\S*\.so\S* undefined symbol|partially initialized module "
+    "'torchvision'"
+)
+
+
 @contextmanager
 def torchvision_imported() -> Iterator[None]:
     """Report a torchvision that was built for another PyTorch, where it is imported within.
@@ -59,9 +67,8 @@ def torchvision_imported() -> Iterator[None]:
         yield
     except ModuleNotFoundError:
         raise
-    except (ImportError, OSError, RuntimeError) as error:
-        # Its operators are not registered, or its library needs other symbols than PyTorch has.
-        if not re.search("torchvision|undefined symbol", str(error)):
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        if not _OF_ANOTHER_PYTORCH.search(str(error)):
             raise
         pytorch = version("torch")
         build = re.search(r"\+(cpu|xpu|cu\d+|rocm[\d.]+)$", pytorch)

@@ -597,7 +597,10 @@ def test_too_many_errors_stop_the_run_and_say_so(tmp_path: Path, photos: Path) -
     ("arguments", "rule"),
     [
         ({"cluster": "locl"}, r"cluster must be .*, got 'locl'; did you mean 'local'\?"),
-        ({"cluster": "ray"}, r"bulk on a cluster needs ray, not installed here: pip install ray"),
+        (
+            {"cluster": "ray"},
+            r'bulk on a cluster needs ray, not installed here: pip install "ray\[client\]"',
+        ),
         ({"cluster": "ray://head:10001"}, r"bulk on a cluster needs ray"),
         ({"decoding": "quick"}, r"decoding must be 'exact' or 'fast', got 'quick'"),
         ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),

@@ -1,5 +1,6 @@
 """Classes of a data set are matched with the outputs of a network."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,6 +145,8 @@ def test_names_after_numbers_or_ids_are_matched_by_name(names: tuple[str, ...]) 
         (("1_a", "2_b"), ("b", "c")),  # not the same set
         (("1_a", "2_b"), ("2_c", "1_d")),
         (("1a", "2b"), ("b", "a")),  # no separator
+        (("1.0", "2.5"), ("1.5", "2.0")),  # decimals
+        (("0-2 years", "3-6 years"), ("0-6 years", "3-2 years")),  # ranges
     ],
 )
 def test_names_that_differ_without_their_numbers_are_matched_by_order(
@@ -243,6 +246,16 @@ def test_ids_of_other_outputs_are_refused(tmp_path: Path) -> None:
     assert named(path, ("n02119789", "n01440764")) == ("fox", "fish")
     with pytest.raises(DataError, match="got 'n02119789' for output 0, which is 'n01440764'"):
         named(path, ("n01440764", "n02119789"))
+
+
+@pytest.mark.parametrize("first", ["0", 0])
+def test_pairs_with_a_number_are_ordered_by_it(first: object, tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps([[type(first)(1), "cat"], [first, "dog"]]))
+    assert class_list(path).names == ("dog", "cat")
+    assert named(path, ("0", "1")) == ("dog", "cat")
+    path.write_text(json.dumps([[type(first)(3), "cat"], [type(first)(2), "dog"]]))
+    assert class_list(path).numbers == (2, 3)
 
 
 def test_outputs_without_names_take_any() -> None:

@@ -15,6 +15,7 @@ from splitattn.data import parquet
 from splitattn.data.labeled import Blocks
 from splitattn.data.loading import epoch_batches
 from splitattn.data.sources import open_data
+from splitattn.data.splits import MissingSplitError
 from splitattn.errors import DataError, InputError
 from splitattn.images.decode import decode
 from tests.data.datasets import CLASSES, encoded, picture, write_shard
@@ -61,19 +62,27 @@ def test_shards_may_have_other_words_around_their_split(tmp_path: Path) -> None:
     assert list(open_data(str(tmp_path), "val").labels) == [2]
 
 
-def test_shards_that_are_all_of_one_split_by_other_words_serve_as_train_and_val(
-    tmp_path: Path,
-) -> None:
+def test_shards_of_one_split_do_not_serve_as_another(tmp_path: Path) -> None:
     for number in range(2):
-        write_shard(tmp_path / f"bullet_train_{number}.parquet", [encoded(0, 0)], [0])
-    assert len(open_data(str(tmp_path), "val")) == len(open_data(str(tmp_path), "train")) == 2
+        write_shard(tmp_path / f"pet_train_{number}.parquet", [encoded(0, 0)], [0])
+    assert len(open_data(str(tmp_path), "train")) == 2
+    for split in ("val", "test"):
+        with pytest.raises(MissingSplitError, match=rf"must have shards called {split}-\*"):
+            open_data(str(tmp_path), split)
+
+
+def test_shards_with_and_without_a_split_are_refused(tmp_path: Path) -> None:
+    for name in ("part-0", "part-1-train"):
+        write_shard(tmp_path / f"{name}.parquet", [encoded(0, 0)], [0])
+    with pytest.raises(DataError, match=r"must have one split in its name, got part-0"):
+        open_data(str(tmp_path), "train")
 
 
 def test_shards_of_two_splits_at_once_are_refused_beside_others(tmp_path: Path) -> None:
     """All would be trained on, the test set too."""
     write_shard(tmp_path / "my_train_val.parquet", [encoded(0, 0)], [0])
     write_shard(tmp_path / "my_test.parquet", [encoded(0, 1)], [1])
-    with pytest.raises(DataError, match=r"must have shards called train-\*.parquet, got my_test"):
+    with pytest.raises(DataError, match=r"must have one split in its name, got my_train_val"):
         open_data(str(tmp_path), "train")
 
 

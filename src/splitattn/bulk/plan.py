@@ -99,14 +99,14 @@ class Run:
             old, new = written.get(name), ours[name]
             if old == new:
                 continue
+            # None is what the option is if it is left out.
+            fix = f"leave out {name}" if old is None else f"the same {name}"
             where = name
             if isinstance(old, list) and isinstance(new, list):  # too long to be shown whole
                 pairs = enumerate(zip_longest(old, new))
                 index, (old, new) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
                 where = f"{name}[{index}]"
-            # None is what the option is if it is left out.
             began = f"without {where}" if old is None else f"with {where} {old!r:.120}"
-            fix = f"leave out {name}" if old is None else f"the same {name}"
             got = "none" if new is None else f"{new!r:.120}"
             raise DataError(
                 f"the target holds a run {began}, got {got}: name another target, or {fix}"

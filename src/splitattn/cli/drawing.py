@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitattn.errors import ImageError, InputError, write_failure
+from splitattn.files import check_can_make_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,9 +38,10 @@ def check_folder(folder: Path, option: str) -> None:
         with os.scandir(folder) as entries:
             empty = next(entries, None) is None
     except FileNotFoundError:
-        return
+        empty = True
     except OSError as error:
         raise _unwritable(folder, option, error) from error
+    check_can_make_folder(folder, f"{option} must be a folder to write to, got")
     if not empty:
         raise InputError(
             f"{option} must be a new or empty folder, so that no file is replaced, got {folder}"

@@ -97,7 +97,7 @@ _MISSING = {
     "'PATH|MODEL[:TAG]...'": "a file of weights, or a name that splitattn weights lists",
     "'SRC'": "what to read",
 }
-_NUMBER = re.compile(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?")
+_NUMBER = re.compile(r"[0-9]*\.?[0-9]+([eE]-?[0-9]+)?")
 _UNKNOWN = re.compile(r"(no such (?:option|command):? '?(-{0,2}[\w-]+)'?)")
 
 

@@ -99,7 +99,8 @@ class _Prefixed(logging.Formatter):
     """A log's message as one line that begins with its level: `warning: ...`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {one_line(record.getMessage())}"
+        line = f"{record.levelname.lower()}: {one_line(record.getMessage())}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def prefix_warnings() -> None:

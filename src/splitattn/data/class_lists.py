@@ -184,6 +184,9 @@ def _of_json(text: str, path: Path) -> ClassList:
         if all(names) and len(names) == len(content):
             return _numbered(values, path)
     if isinstance(content, list) and content and all(map(_name, content)):
+        numbers = [str(each[0]) for each in content if isinstance(each, list) and len(each) > 1]
+        if len(numbers) == len(content) and are_numbers(numbers):  # as `1 cat` on a line
+            return _numbered(dict(zip(map(int, numbers), content, strict=True)), path)
         return _listed(content, path)
     raise DataError(
         f"class names in {path} must be a list of different names, or an object of numbers and "
@@ -215,8 +218,8 @@ def _id(value: Any) -> str:
     if not isinstance(value, list):
         found, _ = split_id(value)
         return "" if found.isdigit() else found
-    first = value[0]
-    return normal(str(first).strip()) if len(value) > 1 and isinstance(first, str | int) else ""
+    first = value[0].strip() if len(value) > 1 and isinstance(value[0], str) else ""
+    return "" if first.isdigit() else normal(first)
 
 
 def _numbered(values: dict[int, Any], path: Path) -> ClassList:

@@ -19,7 +19,8 @@ How = Literal["name", "lemma", "wordnet", "number", "order"]
 _SAME_LIST = 0.99
 _WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
 # A number or an id, and after a separator a name: `4_rocket`, `n02119789 kit_fox`.
-_WITH_ID = re.compile(r"([A-Za-z]*\d+)[\s_,;:.)-]+(\S.*)")
+# A decimal, a range or a date is no number with a name.
+_WITH_ID = re.compile(r"([A-Za-z]*\d+)[\s_,;:.)-]+([^\W\d_].*)")
 _LARGEST_NUMBER = 9  # digits
 # The most names that an error lists.
 _SHOWN = 5

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 from splitattn.data.class_names import in_order, normal
@@ -185,14 +186,19 @@ def _warn_of_dangling_links(folder: Path) -> None:
     with os.scandir(folder) as entries:
         links = [e for e in entries if e.is_symlink() and not is_litter(e.name)]
     missing = [e.name for e in links if not is_image_name(e.name) and not Path(e.path).exists()]
-    if found := sorted(missing):
-        logger.warning(
-            "%s: %s to nothing, so there is no such class: %s%s; mend the link if a class is meant",
-            folder,
-            "1 link leads" if len(found) == 1 else f"{len(found)} links lead",
-            ", ".join(found[:_SHOWN]),
-            f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "",
-        )
+    if missing:
+        _warn_of_missing_classes(folder, tuple(sorted(missing)))
+
+
+@cache  # a folder without splits is opened once for each split
+def _warn_of_missing_classes(folder: Path, names: tuple[str, ...]) -> None:
+    logger.warning(
+        "%s: %s to nothing, so there is no such class: %s%s; mend the link if a class is meant",
+        folder,
+        "1 link leads" if len(names) == 1 else f"{len(names)} links lead",
+        ", ".join(names[:_SHOWN]),
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "",
+    )
 
 
 def folders_in(folder: Path) -> list[str]:

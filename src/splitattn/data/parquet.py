@@ -303,8 +303,13 @@ def _chosen(shards: list[Path], split: str) -> list[Path]:
     found = called({*words.values()}, split)
     if not found and not any(map(split_of, words.values())):
         words = {shard: split_mentioned_in(shard.stem) or "" for shard in shards}
-        if len({*words.values()}) == 1:
+        if not any(words.values()):
             return shards
+        if without := [shard.name for shard, word in words.items() if not word]:
+            raise DataError(
+                f"each shard or none must have one split in its name, got {without[0]} in "
+                f"{shards[0].parent}"
+            )
         found = called({*words.values()}, split)
     if found:
         return [shard for shard, word in words.items() if word in found]
