@@ -41,6 +41,18 @@ def test_any_folder_of_images_calibrates(tmp_path: Path) -> None:
         calibration_images(str(tmp_path))
 
 
+def test_a_single_image_calibrates_and_compares_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(SAMPLES / "rocket.jpg", tmp_path)
+    assert len(comparison_images(str(tmp_path), CLASSES)[0]) == 1
+    assert "compared on the image that int8 was calibrated on" in caplog.text
+    caplog.clear()
+    shutil.copy(SAMPLES / "rocket.jpg", tmp_path / "again.jpg")
+    comparison_images(str(tmp_path), CLASSES)
+    assert not caplog.records
+
+
 def test_without_splits_other_images_calibrate_than_compare(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path, train=4, val=1)
     names = [sorted(calibration_images(str(root / "train")).names)]

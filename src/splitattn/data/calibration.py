@@ -54,7 +54,13 @@ def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabeledImage
     Raises:
         DataError: there are none.
     """
-    _, images = _parts(data)
+    calibration, images = _parts(data)
+    if images is calibration:
+        logger.warning(
+            "labels are compared on the image that int8 was calibrated on, the only one in %s: "
+            "add images",
+            data,
+        )
     if images.label_sets is not None:
         return images, False
     try:
