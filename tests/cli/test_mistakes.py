@@ -84,6 +84,7 @@ MISTAKES = [
     ("train data --output run --set epochs", "--set must be key=value, got 'epochs'"),
     ("train data --output run --set epochs=0", "epochs must be 1 to 100000, got 0"),
     ("train data --output run --set epochs=ten", "epochs must be a whole number, got 'ten'"),
+    ("train data --output run --recipe mine.toml", "a TOML file, got 'mine.toml': no such file"),
     ("train data --output run --recipe finetun", "got 'finetun'; did you mean 'finetune'"),
     ("train data --output run --fold 6/5", "a fold must be 1/N to N/N, .* got 6/5"),
     ("train empty --output run", "must have one folder per class, got none in empty"),

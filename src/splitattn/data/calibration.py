@@ -55,7 +55,7 @@ def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabeledImage
         DataError: there are none.
     """
     calibration, images = _parts(data)
-    if images is calibration:
+    if list(images.names) == list(calibration.names):
         logger.warning(
             "labels are compared on the image that int8 was calibrated on, the only one in %s: "
             "add images",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.errors import InputError, check_path, nearest
-from splitattn.files import is_file, open_file, open_text
+from splitattn.files import exists, is_file, open_file, open_text
 from splitattn.training.presets import PRESETS, preset
 from splitattn.training.recipes import CHOICES, KINDS, Recipe, TaskName
 from splitattn.weights.catalogue import embedded_entry
@@ -76,17 +76,21 @@ def load_recipe(
     elif is_file(path):
         recipe = _from_file(path, model, task)
     else:
+        missing = ": no such file" if path.suffix.lower() == ".toml" and not exists(path) else ""
         raise InputError(
             f"recipe must be one of {', '.join(PRESETS)} or a TOML file, got {name_or_file!r}"
-            f"{nearest(name_or_file, list(PRESETS))}"
+            f"{missing or nearest(name_or_file, list(PRESETS))}"
         )
     values = {}
     for override in overrides:
         if not isinstance(override, str):
             raise InputError(f"each of overrides must be like 'epochs=2', got {override!r:.60}")
         key, equals, text = (part.strip() for part in override.partition("="))
-        if not equals or not text:
+        if not equals:
             raise InputError(f"--set must be key=value, got {override[:60]!r}")
+        if not text:
+            _check_field(key)
+            raise InputError(f"--set must be key=value, got {override[:60]!r} without a value")
         try:
             values[key] = _parsed(f"value = {_as_toml(text)}")["value"]
         except tomllib.TOMLDecodeError:
@@ -131,12 +135,16 @@ def _parsed(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def _check_field(key: str) -> None:
+    if key not in KINDS:
+        hint = nearest(_SHORT.get(key, key), list(KINDS))
+        hint = hint or "; docs/reference/recipes.md lists all fields"
+        raise InputError(f"recipe: no field is called {reprlib.repr(key)}{hint}")
+
+
 def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     for key, value in values.items():
-        if key not in KINDS:
-            hint = nearest(_SHORT.get(key, key), list(KINDS))
-            hint = hint or "; docs/reference/recipes.md lists all fields"
-            raise InputError(f"recipe: no field is called {reprlib.repr(key)}{hint}")
+        _check_field(key)
         kind = KINDS[key]
         if kind is float and type(value) is int and abs(value) < 2**63:
             values[key] = value = float(value)
