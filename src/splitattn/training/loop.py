@@ -88,7 +88,7 @@ def train(
             "batch_size is %d instead of %d, to be split into %d equal parts",
             *(real, asked, real // run.batch_per_device),
         )
-    if run.batch_per_device == 1 and _norms_each_device(run.recipe) and distributed.rank() == 0:
+    if run.batch_per_device == 1 and _norms_are_local(run.recipe) and distributed.rank() == 0:
         logger.warning(
             "each device gets one example at a time, from which the batch norm of the attention "
             "learns nothing: set batch_size to at least two for each device"
@@ -104,7 +104,7 @@ def train(
         return training.to_the_end()
 
 
-def _norms_each_device(recipe: Recipe) -> bool:
+def _norms_are_local(recipe: Recipe) -> bool:
     """Whether batch norms learn from the examples of their own device only."""
     over_all = recipe.sync_batch_norm and distributed.world_size() > 1
     return not (recipe.frozen_batch_norm or over_all)
