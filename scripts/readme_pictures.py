@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from splitattn.classifier import Classifier
+from splitattn.cli.predict import MIN_PROBABILITY
 from splitattn.data.toy import write_toy_data
 from splitattn.images.drawing import WIDTH, draw_labels
 from splitattn.images.samples import sample_photographs
@@ -44,7 +45,8 @@ def labels() -> None:
         guesses = classifier.predict(by_name[name], topk=2)
         with Image.open(by_name[name]) as image:
             shown = ImageOps.fit(image.convert("RGB"), (WIDTH, WIDTH * SHAPE[1] // SHAPE[0]))
-        drawn.append(draw_labels(shown, [(guess.label, guess.probability) for guess in guesses]))
+        guessed = [(guess.label, guess.probability) for guess in guesses]
+        drawn.append(draw_labels(shown, guessed, min_probability=MIN_PROBABILITY))
     width, height = drawn[0].size
     together = Image.new("RGB", (width * 2, height * ((len(drawn) + 1) // 2)))
     for place, picture in enumerate(drawn):

@@ -28,6 +28,21 @@ def test_bars_are_as_long_as_the_probabilities() -> None:
     assert lengths == {round(0.75 * (WIDTH - 32)), round(0.25 * (WIDTH - 32))}
 
 
+def test_a_label_below_the_least_probability_is_gray_and_not_sure() -> None:
+    labels = [("first", 0.5), ("second", 0.1)]
+    sure, unsure = (
+        np.asarray(draw_labels(Image.new("RGB", (640, 10)), labels, min_probability=least))
+        for least in (0.5, 0.51)
+    )
+    assert (sure == BLUE).all(2).any()
+    assert not (unsure == BLUE).all(2).any()
+    # The words are left of the first percentage only; the letters of the label have turned gray.
+    line, middle = slice(10, 50), slice(WIDTH // 2, WIDTH - 100)
+    assert (unsure[line, middle] > 0x80).any()
+    assert not (sure[line, middle] > 0x80).any()
+    assert sure[line].max() > unsure[line].max()
+
+
 def ink(label: str) -> np.ndarray:
     """A mask of the bright pixels in the line of a label: the text."""
     pixels = np.asarray(draw_labels(Image.new("RGB", (640, 10)), [(label, 0.5)]))

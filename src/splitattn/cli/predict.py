@@ -83,8 +83,8 @@ def predict(
     min_probability: Annotated[
         float,
         typer.Option(
-            help="Below this probability of the best class, the table says 'not sure'. JSON and "
-            "CSV stay as they are.",
+            help="Below this probability of the best class, the table and the pictures of --draw "
+            "say 'not sure'. JSON and CSV stay as they are.",
             min=0.0,
             max=1.0,
         ),
@@ -289,7 +289,9 @@ def _opened(
             progress=progress,
         )
 
-    several = classifier.activation == "sigmoid"
+    if classifier.activation == "sigmoid":
+        # Where there may be several labels, a threshold has left out the improbable ones.
+        min_probability = 0.0
 
     def draw(source: str | bytes, predictions: "list[Prediction]") -> "Image.Image":
         from splitattn.images.decode import decode_reduced
@@ -297,15 +299,15 @@ def _opened(
 
         white = classifier.preprocessing.white_level
         image = decode_reduced(source, WIDTH, white_level=white).image
-        return draw_labels(image, [(p.label, p.probability) for p in predictions])
+        labels = [(p.label, p.probability) for p in predictions]
+        return draw_labels(image, labels, min_probability=min_probability)
 
     return Answering(
         results=lambda sources: classifier.predict_stream(
             sources, topk=topk, threshold=threshold, batch_size=batch_size, workers=workers
         ),
         writers={
-            # Where there may be several labels, a threshold has left out the improbable ones.
-            Format.TABLE: partial(label_table, 0.0 if several else min_probability),
+            Format.TABLE: partial(label_table, min_probability),
             Format.JSON: partial(_json, classifier),
             Format.CSV: partial(_csv, classifier),
         },

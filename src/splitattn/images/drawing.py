@@ -21,12 +21,15 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _OTHER_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
 
 
-def draw_labels(image: Image.Image, labels: Sequence[tuple[str, float]]) -> Image.Image:
+def draw_labels(
+    image: Image.Image, labels: Sequence[tuple[str, float]], *, min_probability: float = 0.0
+) -> Image.Image:
     """Draw `image`, scaled to the width, and below it a line for each label.
 
     Args:
         image: RGB.
         labels: text and probability, from 0 to 1, the most probable first. Long text is truncated.
+        min_probability: if the first label's is below, the labels are gray and "not sure".
 
     Returns:
         RGB, 640 pixels wide.
@@ -38,10 +41,12 @@ def draw_labels(image: Image.Image, labels: Sequence[tuple[str, float]]) -> Imag
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     drawn.paste(resized, ((WIDTH - width) // 2, 0))
     pen = ImageDraw.Draw(drawn)
+    sure = not labels or labels[0][1] >= min_probability
     for number, (label, probability) in enumerate(labels):
         top = height + _MARGIN + number * _LINE_HEIGHT
-        color = _QUIET if number else _TEXT
-        percent = f"{100 * probability:.1f} %"
+        color = _TEXT if sure and not number else _QUIET
+        doubt = "" if sure or number else "not sure   "
+        percent = f"{doubt}{100 * probability:.1f} %"
         right = WIDTH - _MARGIN
         pen.text((right, top), percent, color, _own_font(), anchor="ra")
         free = right - 2 * _MARGIN - _own_font().getlength(percent)
@@ -52,7 +57,7 @@ def draw_labels(image: Image.Image, labels: Sequence[tuple[str, float]]) -> Imag
         filled = round((right - _MARGIN) * min(max(probability, 0.0), 1.0))
         if filled:
             end = (_MARGIN + filled - 1, bar_top + _BAR_HEIGHT - 1)
-            pen.rectangle((_MARGIN, bar_top, *end), _BAR)
+            pen.rectangle((_MARGIN, bar_top, *end), _BAR if sure else _QUIET)
     return drawn
 
 
