@@ -138,6 +138,11 @@ def test_names_after_numbers_or_ids_are_matched_by_name(names: tuple[str, ...]) 
         named(names, outputs)
 
 
+def test_first_lemmas_after_ids_are_matched() -> None:
+    names = ("n02119789 rocket, projectile", "n02100735 coffee, espresso")
+    assert match(names, ("coffee", "rocket")) == Match(indices=(1, 0), how="lemma")
+
+
 @pytest.mark.parametrize(
     ("names", "outputs"),
     [

@@ -99,10 +99,12 @@ def match_names(names: Sequence[str], outputs: Sequence[str]) -> Match | None:
     ids, output_ids = _ids(names), _ids(outputs)
     if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:
         return Match(indices=found, how="wordnet")
-    # With only a part of the classes, equal names without their numbers may be chance.
-    found = _by_key(names, outputs, lambda name: spelled(split_id(name)[1]))
-    if found is not None and len(found) == len(outputs):
-        return Match(indices=found, how="name")
+    bare, bare_outputs = ([split_id(name)[1] for name in each] for each in (names, outputs))
+    for how, key in _KEYS[1:]:
+        found = _by_key(bare, bare_outputs, key)
+        # With only a part of the classes, equal names without their numbers may be chance.
+        if found is not None and len(found) == len(outputs):
+            return Match(indices=found, how=how)
     return None
 
 
