@@ -34,6 +34,17 @@ def end_with_parent() -> None:
         Thread(target=wait, daemon=True).start()
 
 
+def share_cores() -> None:
+    """Have the threads of GNU OpenMP, which PyTorch uses on Linux, wait asleep for each other.
+
+    Otherwise they wait busily for up to a few hundred thousand turns. Beside other programs, most
+    of the time then goes into waiting for a thread that has no core (docs/log.md). Call this before
+    PyTorch is imported. If the environment sets how threads wait, that stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def give_way() -> None:
     """Lower the priority of this thread, and of threads that it starts; only on Linux."""
     if sys.platform == "linux":

@@ -87,7 +87,7 @@ def test_a_log_gets_a_line_every_half_minute_of_a_long_epoch(
         on_epoch(Epoch(epoch=0, epochs=3, line={"seconds": 80.0}, text="loss 1.500"))
         now += 29.0
         on_measured(1, 16)
-    rest = "loss 1.500  4 images/s  lr 0.1000"
+    rest = "loss 1.500  4.0 images/s  lr 0.1000"
     assert capsys.readouterr().err.splitlines() == [
         f"epoch 1/3  step 61/300  {rest}  0:07:58 left",
         f"epoch 1/3  step 76/300  {rest}  0:07:28 left",

@@ -36,6 +36,8 @@ def test_an_image_folder_has_its_splits(
         ("01_TrainSet", "02_DevSet"),
         ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
         ("train", "validation"),
+        ("tRain", "vaL"),
+        ("TRAINing", "vALid2"),
     ],
 )
 def test_splits_are_found_in_any_case_and_spelling(tmp_path: Path, train: str, val: str) -> None:

@@ -1,15 +1,18 @@
 """Batches hold every image once, do not depend on the workers, and list errors."""
 
 import errno
+import gc
 import os
 import pickle
 import signal
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
 from multiprocessing import active_children, current_process, get_context
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import SemLock
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -294,6 +297,21 @@ def test_workers_that_cannot_be_started_are_named(
     monkeypatch.setattr(BaseProcess, "start", fail)
     with pytest.raises(InputError, match="cannot start 1 worker processes: AF_UNIX path too long"):
         epoch(data, workers=1)
+
+
+def test_a_loader_that_is_half_built_leaves_no_traceback(
+    data: LabeledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(SemLock, "__init__", fail)  # as where /dev/shm is full
+    with pytest.raises(InputError, match=r"cannot start 1 worker processes: .*No space left"):
+        epoch(data, workers=1)
+    gc.collect()
+    assert not unraisable
 
 
 def test_batches_need_no_shared_memory(

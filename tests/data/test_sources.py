@@ -157,6 +157,40 @@ def test_ids_before_class_names_are_those_of_the_folders(tmp_path: Path, separat
     assert list(data.labels) == [1, 0]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("{key}: {name}", "{key} {name}", "{key}\t{name}", "{key} - {name}", "{key}={name}"),
+        *("{key} -> {name}", "{key}|{name}", "{name}, {key}", "{name}\t{key}", "{name} {key}"),
+        "0 {key} {name}",
+    ],
+)
+def test_folders_named_in_the_lines_are_matched(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The order of the folders must not give them the names of others."""
+    root = class_folders(tmp_path / "data", "akiec", "mel", "nv")
+    named = {"nv": "nevus", "mel": "melanoma of skin", "akiec": "keratosis"}
+    lines = [form.format(key=key, name=name) for key, name in named.items()]
+    numbered = [line.replace("0 ", f"{n} ", 1) for n, line in enumerate(lines)]
+    data = open_data(root, "val", written(tmp_path, "names.txt", "\n".join(numbered)))
+    found = [data.classes[label] for label in data.labels]
+    assert [next(key for key in named if named[key] in each) for each in found] == [
+        *("akiec", "mel", "nv")
+    ]
+    assert not caplog.records
+
+
+def test_class_names_that_are_matched_by_order_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = class_folders(tmp_path / "data", "chat", "chien")
+    data = open_data(root, "val", written(tmp_path, "names.txt", "cat\ndog"))
+    assert data.classes == ("cat", "dog")
+    (record,) = caplog.records
+    assert record.message.endswith("matched by their order, 'chat' is 'cat'")
+
+
 def test_folders_that_are_numbers_are_those_of_the_pairs(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "data", "0", "1")
     text = '{"1": ["n01440764", "tench"], "0": ["n02119789", "kit_fox"]}'
@@ -172,7 +206,7 @@ def test_pairs_of_which_neither_half_names_the_folders_are_warned_of(
     data = open_data(root, "val", written(tmp_path, "names.json", text))
     assert [data.classes[label] for label in data.labels] == ["kit_fox", "setter"]
     (record,) = caplog.records
-    assert record.message.startswith("neither names nor ids in ")
+    assert record.message.startswith("the class names in ")
     assert record.message.endswith("matched by their order, 'cat' is 'kit_fox'")
     names = written(tmp_path, "names.json", '{"0": ["cat", "a"], "1": ["lynx", "b"]}')
     with pytest.raises(DataError, match="got 2, such as 'dog'"):

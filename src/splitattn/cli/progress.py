@@ -69,7 +69,8 @@ def training_progress(
         for name, value in now.items():  # over about twenty steps
             smoothed[name] = smoothed.get(name, value) * 0.95 + value * 0.05
         figures = [form.text(smoothed[k]) for k, form in step.formats.items() if k in smoothed]
-        figures += [f"{smoothed['rate']:.0f} {step.unit}/s", f"lr {step.learning_rate:.4f}"]
+        rate = f"{smoothed['rate']:.{0 if smoothed['rate'] >= 10 else 1}f} {step.unit}/s"
+        figures += [rate, f"lr {step.learning_rate:.4f}"]
         bar.update(
             task,
             total=step.steps,

@@ -9,7 +9,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path, PurePath
 
-from splitattn.data.class_lists import ClassList
+from splitattn.data.class_lists import ClassList, with_keys
 from splitattn.data.class_names import Match, are_numbers, are_unnamed, match, match_names, spelled
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import RGB, ImageSource, decode_as
@@ -232,6 +232,7 @@ def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
     Raises:
         DataError: names cannot be matched with the data set's.
     """
+    classes = with_keys(classes, data.classes)
     try:
         found = _match_list(data.classes, classes)
     except DataError as error:
@@ -247,16 +248,14 @@ def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
 
 def _match_list(names: tuple[str, ...], listed: ClassList) -> Match:
     ids = listed.ids
-    if ids is None or names == listed.names:
-        return match(names, listed.names, listed.numbers)
-    if by_id := match_names(names, ids):
+    if ids and names != listed.names and (by_id := match_names(names, ids)):
         return by_id
     found = match(names, listed.names, listed.numbers)
     if found.how == "order":
-        match(names, ids)  # raises if only some are the data set's
+        if ids:
+            match(names, ids)  # raises if only some are the data set's
         logger.warning(
-            "neither names nor ids in %s are those of the data set: matched by their order, %r is "
-            "%r",
+            "the class names in %s are not those of the data set: matched by their order, %r is %r",
             listed.origin,
             names[0],
             listed.names[0],

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from splitattn.data.augmentation import Augmentation
 from splitattn.data.labeled import Blocks, LabeledImages
@@ -182,6 +184,11 @@ class Loader(DataLoader[T]):
         try:
             batches: Iterator[Any] = super().__iter__()
         except (OSError, EOFError) as error:  # too many processes, too little memory, bad TMPDIR
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                iterator = frame.f_locals.get("self")
+                if isinstance(iterator, _MultiProcessingDataLoaderIter):
+                    # Half built, its `__del__` would print a traceback for want of this attribute.
+                    iterator._shutdown = True
             raise InputError(
                 f"cannot start {self.num_workers} worker processes: {error or 'they ended'}; use "
                 "fewer --workers, or --workers 0"

@@ -13,6 +13,7 @@ _NAMES = {
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
+_LETTERS = re.compile(r"[^\W\d_]+")
 # Words consist of letters: `TrainSet2` has two.
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_A-Z]+|[A-Z]+(?![a-z]))?")
 # Words that archives append: `training_set`, `TestData`, `trainset`.
@@ -28,8 +29,10 @@ def split_of(name: str) -> str | None:
 
     Numbers are ignored: `train2017` is a training set.
     """
-    words = _words(name)
-    return _SPLITS.get(words[0]) if len(words) == 1 else None
+    for words in (_LETTERS.findall(name), _words(name)):
+        if len(words) == 1 and (split := _SPLITS.get(_SUFFIX.sub("", words[0].casefold()))):
+            return split
+    return None
 
 
 def split_mentioned_in(name: str) -> str | None:
