@@ -116,7 +116,7 @@ def test_dropped_tensors_and_metadata_are_reported(tmp_path: Path, source: Path)
         return convert(source, tmp_path / f"a{suffix}", to=to).dropped
 
     classifier = "the classifier (fc.bias, fc.weight)"
-    said = "classes and preprocessing, which safetensors would keep"
+    said = "names of classes and preprocessing, which only safetensors hold"
     assert dropped(".safetensors", "mmpretrain") == ()
     assert dropped(".pth", "mmpretrain") == (said,)
     assert dropped(".safetensors", "mmdet") == (classifier,)
@@ -312,6 +312,8 @@ def test_the_command_line_converts_a_real_network(
     assert out.startswith(
         f"{back}: resnest14, from mmdet (the same as mmseg) to official (the same as timm and "
     )
+    status, out, err = run(capsys, back, tmp_path / "same.safetensors", "--to", "timm")
+    assert "resnest14, keys as before, official (the same as timm and encoding), " in out
     expected = headless(dict(network.state_dict()))
     found = safetensors.torch.load_file(back)
     assert found.keys() == expected.keys()

@@ -105,7 +105,7 @@ def convert(
     if checkpoint.ignored:
         dropped.append(checkpoint.ignored_in_words)
     if checkpoint.metadata and target.suffix in _PICKLES:
-        dropped.append("classes and preprocessing, which safetensors would keep")
+        dropped.append("names of classes and preprocessing, which only safetensors hold")
     with writing(target) as temporary:
         if target.suffix in _PICKLES:
             save_pickle(temporary, tensors, layout.wrapper)

@@ -123,9 +123,11 @@ def convert(
 
         done = write(source, target, to=to, model=model, part=part)
     dropped = f"; without {', and without '.join(done.dropped)}" if done.dropped else ""
+    keys = f"from {done.source} to {done.target}"
+    if done.source == done.target:
+        keys = f"keys as before, {done.target}"
     conclude(
-        f"{done.path}: {' or '.join(done.models)}, from {done.source} to {done.target}, "
-        f"{done.tensors} tensors{dropped}"
+        f"{done.path}: {' or '.join(done.models)}, {keys}, {done.tensors} tensors{dropped}"
     )
     if done.missing_depth:
         say(
