@@ -111,7 +111,7 @@ def labels_with_the_trained_classes(output: str, _: Path) -> None:
 
 def converts(output: str, desk: Path) -> None:
     """timm builds the network of the file's name, and all keys fit."""
-    assert output.startswith("resnest14d.pth: resnest14, from official ")
+    assert output.startswith("resnest14d.pth: resnest14, keys as before, ")
     path = str(desk / "resnest14d.pth")
     timm.create_model("resnest14d", num_classes=2, checkpoint_path=path)
 

@@ -126,9 +126,7 @@ def convert(
     keys = f"from {done.source} to {done.target}"
     if done.source == done.target:
         keys = f"keys as before, {done.target}"
-    conclude(
-        f"{done.path}: {' or '.join(done.models)}, {keys}, {done.tensors} tensors{dropped}"
-    )
+    conclude(f"{done.path}: {' or '.join(done.models)}, {keys}, {done.tensors} tensors{dropped}")
     if done.missing_depth:
         say(
             f"note: {done.target} lists no network of layers {done.missing_depth}: add them to its "
