@@ -47,6 +47,8 @@ def test_a_signal_to_all_processes_at_once_still_saves(tmp_path: Path) -> None:
         )
         assert process.stderr
         assert process.stderr.readline() == "loading PyTorch\n"
+        if number == signal.SIGTERM:
+            assert "has no training to resume: a new one begins" in process.stderr.readline()
         assert "epoch" in process.stderr.readline()
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)

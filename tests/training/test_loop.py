@@ -356,6 +356,17 @@ def test_drop_block_grows_epoch_by_epoch_to_its_full_share(
     assert seen == pytest.approx(dict(enumerate(shares)))
 
 
+def test_resuming_where_there_is_no_training_warns_and_begins_one(
+    task: Classification, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = with_recipe(run, epochs=1, warmup_epochs=0.0)
+    for _ in range(2):
+        train(network(), task, run, resume=True)
+    warning = f"{run.output} has no training to resume: a new one begins"
+    assert [record.message for record in caplog.records].count(warning) == 1
+    assert caplog.text.count("to resume") == 1
+
+
 def test_image_size_and_drop_block_follow_more_epochs(task: Classification, run: Run) -> None:
     run = with_recipe(run, epochs=2, train_size=64, first_train_size=32)
     train(network(), task, run)

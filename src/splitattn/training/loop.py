@@ -186,6 +186,8 @@ class _Training(Generic[Batch]):
                     *(before, self.epochs, self.epochs),
                     learning_rate(run.recipe, self.state.step, self.steps_per_epoch),
                 )
+        elif resume and self.writes:
+            logger.warning("%s has no training to resume: a new one begins", run.output)
         # Also a barrier: the first process must not write before the others have looked.
         steps = set(distributed.gathered(self.state.step))
         if len(steps) > 1:
