@@ -100,6 +100,40 @@ def create_backbone(
         InputError: an argument is outside its range, or there is no such model.
         WeightsError: the weights cannot be found or downloaded, or do not fit the model.
     """
+    backbone, left_out = backbone_and_rest(
+        model,
+        weights=weights,
+        out_indices=out_indices,
+        in_chans=in_chans,
+        output_stride=output_stride,
+        dilation=dilation,
+        frozen_stages=frozen_stages,
+        frozen_bn=frozen_bn,
+        drop_path=drop_path,
+    )
+    if left_out:
+        logger.warning("%s", left_out)
+    return backbone
+
+
+def backbone_and_rest(
+    model: str | Architecture,
+    *,
+    weights: str | Path | None = None,
+    out_indices: Iterable[int] = (1, 2, 3, 4),
+    in_chans: int = 3,
+    output_stride: int = 32,
+    dilation: Dilation = "official",
+    frozen_stages: int = 0,
+    frozen_bn: bool = False,
+    drop_path: float = 0.0,
+) -> tuple[Backbone, str]:
+    """Build a backbone as `create_backbone` does, for a larger network that may take the rest.
+
+    Returns:
+        The backbone, and a warning for the case that the weights' other tensors are not loaded
+        either; empty if there are none.
+    """
     name, shape, weights = _identify(model, weights)
     network = ResNeSt(
         shape,
@@ -114,9 +148,11 @@ def create_backbone(
     backbone = Backbone(
         network, out_indices=out_indices, frozen_stages=frozen_stages, frozen_bn=frozen_bn
     )
-    if weights is not None:
-        _load(network, _read(resolve(name, weights).path, name))
-    return backbone
+    if weights is None:
+        return backbone, ""
+    trained = _read_fitting(resolve(name, weights).path, name)
+    _load(network, trained)
+    return backbone, trained.left_out
 
 
 def load_trained(resolved: ResolvedWeights, *, in_chans: int | None = 3) -> ResNeSt:
@@ -168,14 +204,25 @@ class _Trained:
     checkpoint: Checkpoint[Tensor]
     fit: Fit
 
+    @property
+    def left_out(self) -> str:
+        """A warning that tensors of a larger model are not loaded; empty if there are none."""
+        words = self.checkpoint.ignored_in_words
+        return words and f"{self.checkpoint.path}: loading the backbone without {words}"
+
 
 def _read(path: Path, model: str) -> _Trained:
+    """Read weights that fit the model, and warn of what is left out."""
+    trained = _read_fitting(path, model)
+    if trained.left_out:
+        logger.warning("%s", trained.left_out)
+    return trained
+
+
+def _read_fitting(path: Path, model: str) -> _Trained:
     """Read weights that fit the model."""
     checkpoint = read_tensors(path)
-    fit = check_fits(checkpoint, model)
-    if left_out := checkpoint.ignored_in_words:
-        logger.warning("%s: loading the backbone without %s", path, left_out)
-    return _Trained(checkpoint=checkpoint, fit=fit)
+    return _Trained(checkpoint=checkpoint, fit=check_fits(checkpoint, model))
 
 
 def _load(network: ResNeSt, trained: _Trained, *, new_classifier: bool = False) -> None:

@@ -55,6 +55,7 @@ def test_logits_are_those_of_their_network(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert "the head is loaded too" in caplog.text
     assert "the auxiliary head is loaded too" in caplog.text
+    assert "loading the backbone without" not in caplog.text
     assert ours.auxiliary is not None
     maps = ours.backbone(image)
     torch.testing.assert_close(ours.auxiliary(maps), theirs.auxlayer(maps[-2]))
@@ -77,3 +78,4 @@ def test_a_head_that_does_not_fit_is_initialized_anew(
     assert told in caplog.text
     assert "the head is loaded too" not in caplog.text
     assert ("the head is new and untrained" in caplog.text) == bool(told)
+    assert caplog.text.count("loading the backbone without") == 1

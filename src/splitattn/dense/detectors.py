@@ -3,6 +3,7 @@
 Networks here take images that have been resized already, and boxes are in pixels of these.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from splitattn.architectures import Architecture
-from splitattn.create import create_backbone
+from splitattn.create import backbone_and_rest
 from splitattn.dense.heads import load_head
 from splitattn.errors import InputError, check_choice
 from splitattn.graph.detection import (
@@ -50,6 +51,8 @@ with torchvision_imported():
         LastLevelMaxPool,
         LastLevelP6P7,
     )
+
+logger = logging.getLogger(__name__)
 
 # Group norm in the heads has 32 groups, and each needs two values or more, even if a map is one
 # pixel large.
@@ -346,7 +349,7 @@ def create_detector(
             f"{_MOST_CHANNELS}, got {channels}"
         )
     check_box_head(head, box_head)
-    backbone = create_backbone(
+    backbone, left_out = backbone_and_rest(
         model,
         weights=weights,
         out_indices=row.out_indices,
@@ -355,9 +358,12 @@ def create_detector(
     )
     detector = row.build(backbone, num_classes, channels, box_head)
     detector.transform = _NormalizeOnly(1, 1, list(mean), list(std))
+    loaded = False
     if weights is not None and not new_head:
         path = resolve(str(model), weights).path
         own = {k: v for k, v in detector.state_dict().items() if not k.startswith(_BODY)}
         found = {k: v for k, v in read_by_own_keys(path).items() if k in own}
-        load_head("head, with its pyramid,", own, found, path)
+        loaded = load_head("head, with its pyramid,", own, found, path)
+    if left_out and not loaded:
+        logger.warning("%s", left_out)
     return detector

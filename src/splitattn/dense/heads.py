@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 def load_head(
     name: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path
-) -> None:
+) -> bool:
     """Fill a head's tensors with those of a file, if it has a head.
 
     A head that does not fit is left as it is, with a warning.
@@ -26,11 +26,14 @@ def load_head(
         found: those of the file, by the same keys.
         path: of the file.
 
+    Returns:
+        Whether it is loaded.
+
     Raises:
         WeightsError: the head that is loaded has numbers that no network can use.
     """
     if not found:
-        return
+        return False
     needed = [key for key in own if not key.endswith(COUNTER)]
     odd = [key for key in needed if key not in found or found[key].shape != own[key].shape]
     if odd:
@@ -42,9 +45,10 @@ def load_head(
             tuple(own[odd[0]].shape),
             tuple(found[odd[0]].shape) if odd[0] in found else "none",
         )
-        return
+        return False
     check_numbers(found, path)
     with torch.no_grad():
         for key in own.keys() & found.keys():
             own[key].copy_(found[key])
     logger.warning("%s: the %s is loaded too", path, name)
+    return True

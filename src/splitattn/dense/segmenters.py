@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, H and W rows and columns of the image.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from splitattn.architectures import Architecture
-from splitattn.create import create_backbone
+from splitattn.create import backbone_and_rest
 from splitattn.dense.heads import load_head
 from splitattn.errors import InputError, check_choice
 from splitattn.libraries import torchvision_imported
@@ -24,6 +25,8 @@ from splitattn.weights.resolve import resolve
 
 with torchvision_imported():
     from torchvision.models.segmentation.deeplabv3 import ASPP
+
+logger = logging.getLogger(__name__)
 
 _FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
 _DROPPED = 0.1
@@ -231,7 +234,7 @@ def create_segmenter(
         raise InputError(f"num_classes must be 1 to 255, got {num_classes}")
     if not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS:
         raise InputError(f"channels must be {_FEWEST_CHANNELS} to {_MOST_CHANNELS}, got {channels}")
-    backbone = create_backbone(
+    backbone, left_out = backbone_and_rest(
         model,
         weights=weights,
         out_indices=tuple(sorted({*row.out_indices, 3})) if auxiliary else row.out_indices,
@@ -244,12 +247,16 @@ def create_segmenter(
         row.build(backbone, channels, num_classes),
         AuxiliaryHead(backbone.channels[-2], num_classes) if auxiliary else None,
     )
+    loaded = False
     if path is not None and not new_head:
         tensors = read_by_own_keys(path)
-        load_head("head", network.head.state_dict(), head_tensors(tensors, head), path)
+        own = network.head.state_dict()
+        loaded = load_head("head", own, head_tensors(tensors, head), path)
         if network.auxiliary is not None:
-            own = head_tensors(tensors, head, auxiliary=True)
-            load_head("auxiliary head", network.auxiliary.state_dict(), own, path)
+            found = head_tensors(tensors, head, auxiliary=True)
+            load_head("auxiliary head", network.auxiliary.state_dict(), found, path)
+    if left_out and not loaded:
+        logger.warning("%s", left_out)
     return network
 
 
