@@ -516,6 +516,37 @@ def test_several_files_of_a_split_are_refused(tmp_path: Path) -> None:
         open_annotated(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("voc", "rename .*train.txt to trainval.txt"),
+        ("voc beside", "move the images and XML files of .*train into "),
+        ("yolo", "put all files into images/ and labels/ themselves, without folders of splits"),
+        ("yolo by split", "put all files into images/ and labels/ themselves"),
+    ],
+)
+def test_the_images_of_one_split_are_divided_as_the_error_advises(
+    name: str, advice: str, tmp_path: Path
+) -> None:
+    write_format(tmp_path, name)
+    with pytest.raises(DataError, match=f"got train; add it, or {advice}.*: then one image in 5"):
+        open_annotated(tmp_path, "val")
+    if name == "voc":
+        lists = tmp_path / "ImageSets" / "Main"
+        (lists / "train.txt").rename(lists / "trainval.txt")
+    elif name == "voc beside":
+        for path in [*(tmp_path / "train").iterdir()]:
+            path.rename(tmp_path / path.name)
+    else:
+        for folder, ending in (("images", "png"), ("labels", "txt")):
+            (path,) = tmp_path.glob(f"**/a.{ending}")
+            (tmp_path / "whole" / folder).mkdir(parents=True)
+            path.rename(tmp_path / "whole" / folder / path.name)
+        (tmp_path / "data.yaml").rename(tmp_path / "whole" / "data.yaml")
+        tmp_path /= "whole"
+    assert_boxes(open_annotated(tmp_path, "train"))
+
+
 def test_labels_of_val_follow_the_classes_of_train(tmp_path: Path) -> None:
     train = open_annotated(write_splits(tmp_path), "train")
     content = json.loads((tmp_path / "val.json").read_text())
@@ -559,6 +590,6 @@ def test_images_beside_the_folder_of_annotations_are_found_whichever_is_named(
 
 def test_a_single_file_of_one_split_can_be_named_to_be_divided(tmp_path: Path) -> None:
     path = write_coco(tmp_path, "train", 8)
-    with pytest.raises(DataError, match=f"to divide the images of that file, pass {path}"):
+    with pytest.raises(DataError, match=f"add it, or pass the file {path} itself: then one"):
         open_annotated(tmp_path, "val")
     assert len(open_annotated(path, "val")) < 8

@@ -70,10 +70,30 @@ def test_every_layout_is_recognized(tmp_path: Path, images: str, masks: str) -> 
     image, mask = read_masked(found, 0)
     assert image.size == SIZE
     np.testing.assert_array_equal(mask, some())
-    with pytest.raises(DataError, match="must have a split val or test, got train"):
+    with pytest.raises(DataError, match="must have a split val or test, got train; add"):
         open_masked(tmp_path, "val")
     with pytest.raises(DataError, match="split trian, got train; did you mean 'train'"):
         open_masked(tmp_path, "trian")
+
+
+@pytest.mark.parametrize(
+    "folders", [("images/train", "masks/train"), ("train/images", "train/masks")]
+)
+def test_the_images_of_one_split_are_divided_as_the_error_advises(
+    folders: tuple[str, str], tmp_path: Path
+) -> None:
+    for root, names in (("split", folders), ("whole", ("images", "masks"))):
+        for name in names:
+            (tmp_path / root / name).mkdir(parents=True)
+            for number in range(20):
+                Image.fromarray(some()).save(tmp_path / root / name / f"{number}.png")
+        (tmp_path / root / "classes.txt").write_text("\n".join(MASK_CLASSES))
+    advice = "put all files into images/ and masks/ themselves, without folders of splits: then one"
+    with pytest.raises(DataError, match=f"got train; add it, or {advice}"):
+        open_masked(tmp_path / "split", "val")
+    train, val = (len(open_masked(tmp_path / "whole", split)) for split in ("train", "val"))
+    assert train + val == 20
+    assert val > 0
 
 
 def test_a_test_split_serves_as_validation(tmp_path: Path) -> None:
@@ -159,7 +179,8 @@ def test_unusable_files_are_left_out_with_one_note_per_reason(
         "masks of another size than their image, left out: 2, such as small.png (12 x 4, the "
         "image 12 x 8)",
         "masks of nothing but 255, left out: 1, such as void.png",
-        "images or masks that cannot be read, left out: 3, such as ",
+        f"images that cannot be read, left out: 1, such as {folder / 'images' / 'bad.jpg'}: ",
+        f"masks that cannot be used, left out: 2, such as {folder / 'masks' / 'broken.png'}: ",
     ):
         assert part in notes
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [*found.notes]
@@ -187,7 +208,7 @@ def test_a_mask_that_is_not_upright_like_its_image_is_left_out(tmp_path: Path) -
         ),
         (
             Image.fromarray(some().astype(np.uint16) + 300),
-            "must have images with masks, got 1, .*numbers from 0 to 255, got 301",
+            "got 1 of which none can be used, such as .*: .* numbers from 0 to 255, got 301",
         ),
         (picture([], SIZE), "a mask must have one channel, with the number of a class .*, got RGB"),
     ],
@@ -210,7 +231,9 @@ def test_a_data_set_without_masks_is_refused(tmp_path: Path) -> None:
     picture([], SIZE).convert("L").save(path, "JPEG")
     assert_refused(tmp_path, "a mask must be a PNG file")
     path.unlink()
-    assert_refused(tmp_path, r"must have images with masks, got 0, .*a\.jpg|a\.jpg")
+    assert_refused(
+        tmp_path, "images with masks, got none; images without a mask, left out: 1, such as a"
+    )
 
 
 @pytest.mark.parametrize(

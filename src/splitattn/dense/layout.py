@@ -76,6 +76,11 @@ def paired_folders(root: Path, other: str) -> list[tuple[str | None, Path, Path]
     return found
 
 
+def undivided_folders(other: str) -> str:
+    """What to do so that `paired_folders` finds no splits."""
+    return f"put all files into images/ and {other}/ themselves, without folders of splits"
+
+
 def image_files(folder: Path) -> list[Path]:
     """The images in `folder`, sorted, without the hidden files that systems leave."""
     return [path for path in sorted(folder.iterdir()) if is_image_name(path.name)]
@@ -97,11 +102,20 @@ def _is_held_out(name: str) -> bool:
     return sha256(name.encode("utf-8", "surrogateescape")).digest()[0] % HELD_OUT == 0
 
 
-def no_split(root: Path, split: str, found: Sequence[str]) -> DataError:
-    """The error for a data set that has the splits `found` only."""
+def no_split(root: Path, split: str, found: Sequence[str], undivided: str) -> DataError:
+    """The error for a data set that has the splits `found` only.
+
+    Args:
+        undivided: what to do with a single split so that its images are divided.
+    """
+    advice = nearest(split, [*found])
+    if not advice:
+        advice = "; add it"
+        if len(found) == 1:
+            advice += f", or {undivided}: then one image in {HELD_OUT} is for validation"
     return DataError(
         f"{root} must have a split {' or '.join(accepted_splits(split))}, got "
-        f"{', '.join(dict.fromkeys(found)) or 'none'}{nearest(split, [*found])}"
+        f"{', '.join(dict.fromkeys(found)) or 'none'}{advice}"
     )
 
 

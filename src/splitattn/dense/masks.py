@@ -19,6 +19,7 @@ from splitattn.dense.layout import (
     no_split,
     other_data,
     paired_folders,
+    undivided_folders,
 )
 from splitattn.dense.yolo import read_names
 from splitattn.errors import DataError, ImageError
@@ -123,7 +124,7 @@ def _opened(root: Path, split: str) -> MaskedImages:
         if name:
             return _read(str(images), classes, pairs, notes)
         return _read(f"{images}: {split}", classes, hold_out(pairs, split), notes)
-    raise no_split(root, split, [*filter(None, splits)])
+    raise no_split(root, split, [*filter(None, splits)], undivided_folders("masks"))
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -156,13 +157,16 @@ def _read(origin: str, classes: tuple[str, ...], pairs: list[_Pair], notes: Note
         counted = [*pool.map(_counted, pairs)]
     kept: list[_Pair] = []
     pixels: list[NDArray[np.int64]] = []
+    unusable: list[str] = []
     for pair, found in zip(pairs, counted, strict=True):
         if isinstance(found, _Refused):
             notes.add(found.rule, found.where)
+            unusable.append(found.where)
             continue
         numbers = np.flatnonzero(found[:IGNORED])
         if not len(numbers):
             notes.add(f"masks of nothing but {IGNORED}, left out", pair.mask.name)
+            unusable.append(f"{pair.mask} (nothing but {IGNORED})")
             continue
         if numbers[-1] >= len(classes):
             raise DataError(
@@ -173,8 +177,10 @@ def _read(origin: str, classes: tuple[str, ...], pairs: list[_Pair], notes: Note
         kept.append(pair)
         pixels.append(found[: len(classes)])
     if not kept:
-        first = f", {notes.first[rule]}" if (rule := next(iter(notes.first), None)) else ""
-        raise DataError(f"{origin} must have images with masks, got {len(pairs)}{first}")
+        got = "; ".join(["none", *notes.lines()])
+        if unusable:
+            got = f"{len(pairs)} of which none can be used, such as {unusable[0]}"
+        raise DataError(f"{origin} must have images with masks, got {got}")
     for line in notes.lines():
         logger.warning("%s: %s", origin, line)
     return MaskedImages(
@@ -198,9 +204,12 @@ def _counted(pair: _Pair) -> NDArray[np.int64] | _Refused:
     """How often each number from 0 to 255 is in a mask."""
     try:
         size = read_size(pair.image)
+    except ImageError as error:
+        return _Refused(rule="images that cannot be read, left out", where=str(error))
+    try:
         mask = decode_indices(pair.mask)
     except ImageError as error:
-        return _Refused(rule="images or masks that cannot be read, left out", where=str(error))
+        return _Refused(rule="masks that cannot be used, left out", where=str(error))
     if mask.shape[::-1] != size:
         return _Refused(
             rule="masks of another size than their image, left out",

@@ -23,6 +23,7 @@ from splitattn.dense.layout import (
     other_data,
     paired_folders,
     split_folders,
+    undivided_folders,
 )
 from splitattn.dense.voc import found_image, read_voc
 from splitattn.dense.yolo import read_names, read_yolo
@@ -134,10 +135,8 @@ def _open_coco(root: Path, split: str) -> AnnotatedImages:
         held = hold_out(found, split)
         data = annotated_images(f"{path}: {split}", tuple(classes.values()), held, notes)
         return replace(data, category_ids=tuple(classes))
-    fault = no_split(root, split, [path.name for path in files])
-    if len(files) == 1:
-        raise DataError(f"{fault}; to divide the images of that file, pass {next(iter(files))}")
-    raise fault
+    undivided = f"pass the file {next(iter(files))} itself"
+    raise no_split(root, split, [path.name for path in files], undivided)
 
 
 def _split_of_file(path: Path, root: Path) -> str | None:
@@ -210,7 +209,12 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
         held = hold_out(listed_in(undivided), split, f"{undivided} is not divided")
         return annotated_images(f"{undivided}: {split}", classes, held, notes)
     if splits or listed:
-        raise no_split(root, split, [*splits.values(), *listed])
+        how = (
+            f"rename {next(iter(listed.values()))} to trainval.txt"
+            if listed
+            else f"move the images and XML files of {next(iter(splits))} into {root}"
+        )
+        raise no_split(root, split, [*splits.values(), *listed], how)
     held = hold_out(found(files[root], root), split)
     return annotated_images(f"{root}: {split}", classes, held, notes)
 
@@ -280,7 +284,7 @@ def _open_yolo(root: Path, split: str) -> AnnotatedImages:
             return annotated_images(images, classes, found, notes)
         held = hold_out(found, split)
         return annotated_images(f"{images}: {split}", classes, held, notes)
-    raise no_split(root, split, [*filter(None, splits)])
+    raise no_split(root, split, [*filter(None, splits)], undivided_folders("labels"))
 
 
 def _yolo_classes(root: Path) -> tuple[str, ...]:

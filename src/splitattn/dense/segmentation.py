@@ -73,7 +73,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
             raise DataError(
                 "train must have pixels of two classes or more, got only "
                 f"{self.train.classes[present[0]]!r} in {len(self.train)} masks; {IGNORED} is no "
-                "class"
+                f"class: if your masks mark objects with {IGNORED}, write 1 instead"
             )
 
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
