@@ -192,6 +192,7 @@ def test_draw_writes_a_picture_for_each_labeled_image(
     folder = tmp_path / "new" / "drawn"
     answer = predict(photos, "--draw", folder, "--format", "json", "--topk", 2)
     assert answer.status == 1
+    assert f"{folder}: 5 pictures\n" in answer.err
     names = {path.name for path in folder.iterdir()}
     assert names == {"astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg", "rocket-2.jpg"}
     with Image.open(folder / "astronaut.jpg") as drawn:

@@ -2,8 +2,10 @@
 
 import json
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,10 @@ def test_the_log_and_the_report_show_figures_classes_and_the_worst_images(
     assert page.count("<meter") == 2 * len(MASK_CLASSES)
     assert "Worst images" in page
     assert page.count('<img class="picture"') == 2 * 4
+    for encoded in re.findall(r'class="picture".*?;base64,(.*?)"', page):
+        with Image.open(BytesIO(b64decode(encoded))) as picture:
+            assert picture.width == 320  # images are 128 x 96
+            assert picture.height > 240  # with a legend
 
 
 def test_training_measures_what_evaluate_measures(trained: tuple[Path, Measurement]) -> None:
@@ -220,6 +226,7 @@ def test_predict_writes_class_maps_in_every_format_and_draws_them(
     assert "need a detector's weights" in capsys.readouterr().err
     maps = tmp_path / "maps"
     assert status(["predict", *paths, *options, "--class-maps", str(maps)]) == 1
+    assert f"{maps}: 1 picture\n" in capsys.readouterr().err
     assert [path.name for path in maps.iterdir()] == ["a [b].png"]
     np.testing.assert_array_equal(decode_indices(maps / "a [b].png"), expected.class_map)
     colored = np.asarray(Image.open(maps / "a [b].png").convert("RGB"))
@@ -546,7 +553,7 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     pixels = np.zeros_like(task.train.pixels)
     pixels[:, 0] = 9
     alone = replace(task, train=replace(task.train, pixels=pixels))
-    with pytest.raises(DataError, match=r"got only 'background' in 4 masks; 255 is no class"):
+    with pytest.raises(DataError, match=r"got only 'background' in 4 masks; 255 is no .* write 1"):
         alone.check(run)
 
 

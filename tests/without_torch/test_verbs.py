@@ -88,7 +88,7 @@ def test_predict_finds_objects_with_an_exported_detector(tmp_path: Path) -> None
     assert answer["objects"]
     assert {each["label"] for each in answer["objects"]} <= {"cat", "dog", "mug"}
     assert [*(tmp_path / "drawn").iterdir()]
-    assert err == "loading ONNX Runtime\n"
+    assert err == f"loading ONNX Runtime\n{tmp_path / 'drawn'}: 1 picture\n"
 
 
 @pytest.fixture

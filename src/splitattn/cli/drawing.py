@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitattn.cli.output import counted, say
 from splitattn.errors import ImageError, InputError, write_failure
 from splitattn.files import check_can_make_folder
 
@@ -75,6 +76,7 @@ class Pictures:
         self._folder, self._option, self._ending = folder, option, ending
         self._draw = draw
         self._names: set[str] = set()
+        self._written = 0
         check_folder(folder, option)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,13 @@ class Pictures:
                 drawn.save(temporary, **_SAVING[self._ending])
         except OSError as error:
             raise _unwritable(self._folder, self._option, error) from error
+        self._written += 1
         return None
+
+    def conclude(self) -> None:
+        """Say on stderr how many pictures were written, if any."""
+        if self._written:
+            say(f"{self._folder}: {counted(self._written, 'picture')}")
 
     def _free_name(self, source: str) -> str:
         stem = "stdin" if source == "-" else Path(source.split("?")[0]).stem[:_LONGEST_NAME]

@@ -1,6 +1,5 @@
 """`splitattn explain`: heat maps of labels."""
 
-import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from itertools import chain
@@ -119,12 +118,12 @@ def explain(
     if pictures is not None:
         for path, found in explained():
             pictures.add(path, path, found)
+        pictures.conclude()
     else:
         sections = explained()
         if first := next(sections, None):  # if there are none, an old page stays
             write_html(chain([first], sections), output)
-    if done > failed and sys.stderr.isatty():
-        say(f"{output}: {counted(done - failed, 'picture')}")
+            say(f"{output}: {counted(done - failed, 'picture')}")
     if unlisted is not None:
         raise unlisted
     if not done:

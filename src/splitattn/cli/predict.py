@@ -223,6 +223,8 @@ def predict(
             failed += isinstance(result, ImageError)
             count(1, total)
         write(end)
+    for folder in pictures:
+        folder.conclude()
     if passed_over:
         say(f"warning: {passed_over_text(passed_over)}")
     if not done:

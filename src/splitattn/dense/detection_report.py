@@ -9,13 +9,13 @@ from splitattn.dense.annotated import AnnotatedImages, Objects, read_image
 from splitattn.dense.drawing import draw_boxes
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.outlines import resized_mask
-from splitattn.dense.report_parts import bar, headlines, notes, pair, shrunk, worst_images
+from splitattn.dense.report_parts import bar, fitted, headlines, notes, pair, worst_images
 from splitattn.dense.scoring import DetectionScores
 from splitattn.errors import ImageError
 from splitattn.training.report import Chart, Report, table, text
 
 _WORST = 8
-# Long side of the pictures, in pixels.
+# The longer side of a picture at most, in pixels.
 _PICTURE = 640
 # Below this score, a box is not drawn and does not count as an answer.
 _SHOWN = 0.3
@@ -112,7 +112,7 @@ def _worst(details: DetectionDetails, data: AnnotatedImages) -> str:
     order = sorted(range(len(data)), key=lambda index: -mistakes[index])[:_WORST]
     figures = [_figure(data, index, details.found[index]) for index in order if mistakes[index]]
     return worst_images(
-        f"Left the annotations, right what was found with a score of {_SHOWN} or more.", figures
+        f"First the annotations, then what was found with a score of {_SHOWN} or more.", figures
     )
 
 
@@ -147,8 +147,8 @@ def _figure(data: AnnotatedImages, index: int, found: FoundObjects) -> str:
     except ImageError:
         return ""
     objects, shown = data.objects[index], found.above(_SHOWN)
-    small = shrunk(image, _PICTURE)
-    scale = small.width / image.width
+    picture = fitted(image, _PICTURE)
+    scale = picture.width / image.width
     truth = [data.classes[label] for label in objects.labels]
     answers = [
         f"{data.classes[label]} {100 * value:.0f}"
@@ -156,23 +156,23 @@ def _figure(data: AnnotatedImages, index: int, found: FoundObjects) -> str:
     ]
     outlined = [outline for outline in objects.outlines if outline is not None]
     whole = shown.masks is not None and len(outlined) == len(objects)
-    small_boxes = shown.scaled(scale, scale)
+    resized_boxes = shown.scaled(scale, scale)
     return pair(
         data.names[index],
         draw_boxes(
-            small,
+            picture,
             (objects.boxes * scale).tolist(),
             objects.labels.tolist(),
             truth,
-            (resized_mask(each, image.size, small.size) for each in outlined) if whole else None,
+            (resized_mask(each, image.size, picture.size) for each in outlined) if whole else None,
         ),
         draw_boxes(
-            small,
-            small_boxes.boxes.tolist(),
+            picture,
+            resized_boxes.boxes.tolist(),
             shown.labels.tolist(),
             answers,
             None
             if shown.masks is None
-            else (each.pixels() for each in small_boxes.run_lengths(small.size)),
+            else (each.pixels() for each in resized_boxes.run_lengths(picture.size)),
         ),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import product
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,8 @@ _COLORS: tuple[Color, ...] = (
 _DARKEST, _BRIGHTEST = 150, 640
 _BRIGHT = 140
 OPACITY = 0.55  # of a class's color over a picture
+# Images whose longer side is shorter, in pixels, are enlarged, since captions would hide them.
+LEGIBLE = 320
 # How far from its box a caption may be, in heights of a caption.
 _ROWS = 6
 
@@ -60,14 +63,18 @@ def _more_colors() -> tuple[Color, ...]:
 
 
 def draw_objects(image: Image.Image, objects: "Sequence[DetectedObject]") -> Image.Image:
-    """A copy of `image` with what a detector found: masks, or boxes if it finds no masks."""
+    """A copy of `image` with what a detector found: masks, or boxes if it finds no masks.
+
+    A small image is enlarged, by a whole number, to at least `LEGIBLE` pixels.
+    """
     masks = [each.mask for each in objects if each.mask]
+    scale = ceil(LEGIBLE / max(image.size))
     return draw_boxes(
-        image,
-        [each.box for each in objects],
+        image.resize((scale * image.width, scale * image.height)),
+        [[scale * side for side in each.box] for each in objects],
         [each.index for each in objects],
         [f"{one_line(each.label)} {each.score:.0%}" for each in objects],
-        (mask.pixels() for mask in masks) if masks else None,
+        (mask.pixels().repeat(scale, 0).repeat(scale, 1) for mask in masks) if masks else None,
     )
 
 

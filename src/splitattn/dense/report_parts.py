@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
+from splitattn.dense.drawing import LEGIBLE
 from splitattn.images.encode import data_url
 from splitattn.training.report import Headline, text
 
@@ -46,7 +47,7 @@ def worst_images(legend: str, figures: Sequence[str]) -> str:
     """The section of the images with the most mistakes.
 
     Args:
-        legend: what is left and right.
+        legend: what comes first and what second.
         figures: see `pair`; empty ones are left out.
     """
     if not any(figures):
@@ -61,7 +62,7 @@ def worst_images(legend: str, figures: Sequence[str]) -> str:
 
 
 def pair(caption: str, truth: Image.Image, answer: Image.Image) -> str:
-    """Two pictures side by side, with a caption above them."""
+    """Two pictures with a caption above them, side by side if the page is wide enough."""
     cells = "".join(
         f'<img class="picture" style="width:49%" alt="" src="{data_url(p, quality=80)}">'
         for p in (truth, answer)
@@ -69,8 +70,9 @@ def pair(caption: str, truth: Image.Image, answer: Image.Image) -> str:
     return f"<figure><figcaption>{text(caption)}</figcaption>\n{cells}</figure>\n"
 
 
-def shrunk(image: Image.Image, longest: int) -> Image.Image:
-    """`image`, made smaller if its longer side has more than `longest` pixels."""
-    scale = min(longest / max(image.size), 1.0)
+def fitted(image: Image.Image, longest: int) -> Image.Image:
+    """`image`, with a longer side of `LEGIBLE` to `longest` pixels."""
+    side = max(image.size)
+    scale = min(max(side, LEGIBLE), longest) / side
     width, height = (max(round(side * scale), 1) for side in image.size)
     return image.resize((width, height))

@@ -9,11 +9,11 @@ from PIL import Image
 from splitattn.dense.mask_drawing import draw_classes
 from splitattn.dense.mask_scoring import SegmentationScores, WorstImage
 from splitattn.dense.masks import Mask, MaskedImages, read_masked
-from splitattn.dense.report_parts import bar, headlines, notes, pair, shrunk, worst_images
+from splitattn.dense.report_parts import bar, fitted, headlines, notes, pair, worst_images
 from splitattn.errors import ImageError
 from splitattn.training.report import Chart, Report, table, text
 
-# Long side of the pictures, in pixels.
+# The longer side of a picture at most, in pixels.
 _PICTURE = 480
 
 _COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -87,7 +87,7 @@ def _classes(scores: SegmentationScores) -> str:
 def _worst(details: SegmentationDetails, data: MaskedImages) -> str:
     figures = [_figure(data, each) for each in details.worst if each.wrong]
     return worst_images(
-        "Left the mask, right the answer. Pixels without a color belong to no class.", figures
+        "First the mask, then the answer. Pixels without a color belong to no class.", figures
     )
 
 
@@ -96,9 +96,9 @@ def _figure(data: MaskedImages, each: WorstImage) -> str:
         image, truth = read_masked(data, each.index)
     except ImageError:
         return ""
-    small = shrunk(image, _PICTURE)
+    picture = fitted(image, _PICTURE)
     pictures = [
-        draw_classes(small, _resized(mask, small.size), data.classes)
+        draw_classes(picture, _resized(mask, picture.size), data.classes)
         for mask in (truth, each.answer)
     ]
     return pair(f"{data.names[each.index]}, {each.wrong:.0%} wrong", *pictures)
