@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from splitattn.processes import share_cores
+from splitattn.processes import limit_openmp_spin
 from tests.data.datasets import write_image_folder
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
-def test_threads_wait_asleep_unless_the_environment_says_otherwise(
+def test_threads_spin_briefly_unless_the_environment_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(given))
-    share_cores()
+    limit_openmp_spin()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
@@ -36,7 +36,7 @@ from splitattn.cli import main
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
-        if name == "torch" and os.environ.get("GOMP_SPINCOUNT") == "1000":
+        if name == "torch" and os.environ.get("GOMP_SPINCOUNT") == "10000":
             print("before PyTorch", flush=True)
             os._exit(0)
 

@@ -136,8 +136,8 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("splitattn")
     elif name in _HOMES:
-        if _HOMES[name] == "launch":
-            import_module("splitattn.processes").share_cores()
+        if name in ("train", "find_learning_rate"):
+            import_module("splitattn.processes").limit_openmp_spin()  # before PyTorch is imported
         try:
             value = getattr(import_module(f"splitattn.{_HOMES[name]}"), name)
         except ModuleNotFoundError as error:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from multiprocessing import parent_process
 from threading import Thread, get_native_id
 
+_SPINS = "10000"  # with fewer, training alone on a machine becomes slower (docs/log.md)
 _NICENESS = 5  # a third of the usual share on a busy processor
 
 
@@ -34,15 +35,15 @@ def end_with_parent() -> None:
         Thread(target=wait, daemon=True).start()
 
 
-def share_cores() -> None:
-    """Have the threads of GNU OpenMP, which PyTorch uses on Linux, wait asleep for each other.
+def limit_openmp_spin() -> None:
+    """Make threads of GNU OpenMP, which PyPI's PyTorch for Linux uses, spin briefly, then sleep.
 
-    Otherwise they wait busily for up to a few hundred thousand turns. Beside other programs, most
-    of the time then goes into waiting for a thread that has no core (docs/log.md). Call this before
-    PyTorch is imported. If the environment sets how threads wait, that stays.
+    By default they spin much longer while they wait for each other. Beside other programs that
+    takes most of the time, for the thread that they wait for has no core (docs/log.md). Call this
+    before PyTorch is imported. What the environment already says about waiting stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def give_way() -> None:

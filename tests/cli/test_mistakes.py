@@ -88,7 +88,7 @@ MISTAKES = [
     ("train data --output run --recipe finetun", "got 'finetun'; did you mean 'finetune'"),
     ("train data --output run --fold 6/5", "a fold must be 1/N to N/N, .* got 6/5"),
     ("train empty --output run", "must have one folder per class, got none in empty"),
-    ("train data --output run", "one full batch of 64 images, got 2; set batch_size lower"),
+    ("train data --output run", "one full batch of 64 images, got 2; set batch_size to 2 or less"),
     ("export", "missing argument 'OUT': the file to write, such as net.onnx; see splitattn expor"),
     ("bulk photos", "missing argument 'DST': where to write; see splitattn bulk --help"),
     (

@@ -184,6 +184,21 @@ def test_csv_is_quoted_where_it_must_be(predict, photos: Path, weights: Path) ->
     assert failed["label"] == ""
 
 
+def test_pictures_say_not_sure_below_the_least_probability(
+    predict, photos: Path, tmp_path: Path
+) -> None:
+    image, drawn = photos / "coffee.png", {}
+    for least in ("0", "1"):
+        folder = tmp_path / least
+        assert predict(image, "--draw", folder, "--min-probability", least).status == 0
+        (path,) = folder.iterdir()
+        with Image.open(path) as picture:
+            drawn[least] = np.asarray(picture.convert("RGB"), int)
+    blue = {least: (np.ptp(pixels[-60:], axis=2) > 100).sum() for least, pixels in drawn.items()}
+    assert blue["0"] > 100  # the bars
+    assert blue["1"] == 0
+
+
 def test_draw_writes_a_picture_for_each_labeled_image(
     predict, photos: Path, tmp_path: Path
 ) -> None:

@@ -138,6 +138,34 @@ def test_names_after_numbers_or_ids_are_matched_by_name(names: tuple[str, ...]) 
         named(names, outputs)
 
 
+def test_names_beside_the_classes_are_matched_both_ways() -> None:
+    """A network that learned from such a list is measured on data without it."""
+    classes = ("akiec", "basal cell", "nv")
+    listed = ("nv: nevus", "akiec: keratosis", "basal_cell: carcinoma")
+    assert match(classes, listed) == Match(indices=(1, 2, 0), how="name")
+    assert match(listed, classes) == Match(indices=(2, 0, 1), how="name")
+    with pytest.raises(DataError, match="got 'nv: nevus' for output 0, which is 'akiec'"):
+        named(listed, classes)
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs"),
+    [
+        (("bad", "good"), ("not good", "not bad")),  # a last word is no key
+        (("akiec", "mel"), ("mel: melanoma", "akeic: keratosis")),  # one is misspelled
+    ],
+)
+def test_names_that_hold_other_names_by_chance_are_matched_by_order(
+    names: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
+    assert match(names, outputs).how == "order"
+
+
+def test_numbers_are_no_keys() -> None:
+    listed = ("grade 2", "grade 1", "grade 0")
+    assert match(("0", "1", "2"), listed).how == "number"
+
+
 def test_first_lemmas_after_ids_are_matched() -> None:
     names = ("n02119789 rocket, projectile", "n02100735 coffee, espresso")
     assert match(names, ("coffee", "rocket")) == Match(indices=(1, 0), how="lemma")

@@ -299,19 +299,33 @@ def test_workers_that_cannot_be_started_are_named(
         epoch(data, workers=1)
 
 
-def test_a_loader_that_is_half_built_leaves_no_traceback(
-    data: LabeledImages, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at", ["the first queue", "the second worker"])
+def test_a_loader_that_is_half_built_leaves_no_traceback_and_no_worker(
+    data: LabeledImages, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
+    start, started = BaseProcess.start, list[BaseProcess]()
+
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def start_one(process: BaseProcess) -> None:
+        if started:
+            fail()
+        started.append(process)
+        start(process)
+
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
-    monkeypatch.setattr(SemLock, "__init__", fail)  # as where /dev/shm is full
-    with pytest.raises(InputError, match=r"cannot start 1 worker processes: .*No space left"):
-        epoch(data, workers=1)
+    if at == "the first queue":
+        monkeypatch.setattr(SemLock, "__init__", fail)  # as where /dev/shm is full
+    else:
+        monkeypatch.setattr(BaseProcess, "start", start_one)
+    with pytest.raises(InputError, match=r"cannot start 2 worker processes: .*No space left"):
+        epoch(data, workers=2)
     gc.collect()
     assert not unraisable
+    assert not active_children()
+    assert len(started) == (at == "the second worker")
 
 
 def test_batches_need_no_shared_memory(

@@ -161,7 +161,7 @@ def test_ids_before_class_names_are_those_of_the_folders(tmp_path: Path, separat
     "form",
     [
         *("{key}: {name}", "{key} {name}", "{key}\t{name}", "{key} - {name}", "{key}={name}"),
-        *("{key} -> {name}", "{key}|{name}", "{name}, {key}", "{name}\t{key}", "{name} {key}"),
+        *("{key} -> {name}", "{key}|{name}", "{name}, {key}", "{name}\t{key}", "{name} ({key})"),
         "0 {key} {name}",
     ],
 )
@@ -188,7 +188,7 @@ def test_class_names_that_are_matched_by_order_are_warned_of(
     data = open_data(root, "val", written(tmp_path, "names.txt", "cat\ndog"))
     assert data.classes == ("cat", "dog")
     (record,) = caplog.records
-    assert record.message.endswith("matched by their order, 'chat' is 'cat'")
+    assert "matched by their order, 'chat' is 'cat'; to be sure, begin " in record.message
 
 
 def test_folders_that_are_numbers_are_those_of_the_pairs(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_pairs_of_which_neither_half_names_the_folders_are_warned_of(
     assert [data.classes[label] for label in data.labels] == ["kit_fox", "setter"]
     (record,) = caplog.records
     assert record.message.startswith("the class names in ")
-    assert record.message.endswith("matched by their order, 'cat' is 'kit_fox'")
+    assert "matched by their order, 'cat' is 'kit_fox'; to be sure, begin " in record.message
     names = written(tmp_path, "names.json", '{"0": ["cat", "a"], "1": ["lynx", "b"]}')
     with pytest.raises(DataError, match="got 2, such as 'dog'"):
         open_data(root, "val", names)

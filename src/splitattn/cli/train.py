@@ -124,7 +124,7 @@ def train(
     from splitattn.distributed import is_first
     from splitattn.errors import InputError
     from splitattn.libraries import require
-    from splitattn.processes import share_cores
+    from splitattn.processes import limit_openmp_spin
 
     if find_lr and resume:
         raise InputError("--find-lr starts anew: leave out --resume")
@@ -156,7 +156,7 @@ def train(
             batch_per_device=batch_per_device,
             new_output=not (resume or find_lr),
         )
-        share_cores()
+        limit_openmp_spin()
         from splitattn import launch
 
     with training_progress(shown=first) as (on_step, on_epoch, on_measured):

@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from splitattn.files import is_file, is_folder, open_file, open_text
 # A number, and after a separator a name: `0 cat`, `1: dog`, `2,fox`.
 _NUMBERED = re.compile(r"(\d+)(?:\s*[,;:.)\t]\s*|\s+)(\S.*)")
 _NUMBER_LAST = re.compile(r".*[,;\t]\s*\d+")
-# Between the key of a class and its name: `nv: nevus`, `nv = nevus`, `nv -> nevus`, `nv nevus`.
-_SEPARATOR = re.compile(r"\s*(?:->|=>|[,;:=|])\s*|\s+(?:-\s+)?")
 # Suffixes of files that may contain class names but are not lists.
 _OTHER_KINDS = (".csv", ".tsv", ".yaml", ".yml", ".toml", ".xml", ".pbtxt")
 
@@ -71,21 +69,6 @@ def read_class_list(path: Path) -> ClassList:
     except (OSError, UnicodeError) as error:
         raise DataError(f"class names must be a text file in UTF-8, got {path}: {error}") from error
     return _of_json(text, path) if text.startswith(("[", "{")) else _of_lines(text, path)
-
-
-def with_keys(listed: ClassList, classes: Sequence[str]) -> ClassList:
-    """`listed` with the data set's `classes` as ids, if each line begins or ends with one.
-
-    In `nv: nevus` and in `nevus, nv`, `nv` is the class of the data set.
-    """
-    if match_names(classes, listed.names) or (listed.ids and match_names(classes, listed.ids)):
-        return listed
-    fields = [_SEPARATOR.split(name) for name in listed.names]
-    for place in (0, -1):
-        ids = tuple(each[place] for each in fields)
-        if match_names(classes, ids):
-            return replace(listed, ids=ids)
-    return listed
 
 
 def class_list(given: ClassNames | ClassList) -> ClassList:

@@ -21,6 +21,14 @@ _WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
 # A number or an id, and after a separator a name: `4_rocket`, `n02119789 kit_fox`.
 # A decimal, a range or a date is no number with a name.
 _WITH_ID = re.compile(r"([A-Za-z]*\d+)[\s_,;:.)-]+([^\W\d_].*)")
+# A key beside a name: `nv: nevus`, `nv -> nevus`, `nevus, nv`, `nevus (nv)`; last `nv nevus`.
+_MARK = r"\s*(?:->|=>|[,;:=|\t]|\s-\s)\s*"
+_WITH_KEY = (
+    re.compile(rf"(?P<key>.+?){_MARK}.+"),
+    re.compile(rf".+{_MARK}(?P<key>.+)"),
+    re.compile(r".+\s\((?P<key>.+)\)"),
+    re.compile(r"(?P<key>\S+)\s.+"),
+)
 _LARGEST_NUMBER = 9  # digits
 # The most names that an error lists.
 _SHOWN = 5
@@ -99,13 +107,23 @@ def match_names(names: Sequence[str], outputs: Sequence[str]) -> Match | None:
     ids, output_ids = _ids(names), _ids(outputs)
     if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:
         return Match(indices=found, how="wordnet")
+    # With only a part of the classes, what follows may be chance.
+    if len(names) != len(outputs) or are_numbers(names) or are_numbers(outputs):
+        return None
     bare, bare_outputs = ([split_id(name)[1] for name in each] for each in (names, outputs))
     for how, key in _KEYS[1:]:
-        found = _by_key(bare, bare_outputs, key)
-        # With only a part of the classes, equal names without their numbers may be chance.
-        if found is not None and len(found) == len(outputs):
+        if (found := _by_key(bare, bare_outputs, key)) is not None:
             return Match(indices=found, how=how)
+    for pattern in _WITH_KEY:
+        for ours, theirs in ((names, _keys(outputs, pattern)), (_keys(names, pattern), outputs)):
+            if (found := _by_key(ours, theirs, spelled)) is not None:
+                return Match(indices=found, how="name")
     return None
+
+
+def _keys(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
+    """The key in each name that has one, otherwise the name."""
+    return [found["key"] if (found := pattern.fullmatch(name)) else name for name in names]
 
 
 def check_same(train: Sequence[str], val: Sequence[str], fix: str) -> None:

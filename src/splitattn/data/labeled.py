@@ -9,7 +9,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path, PurePath
 
-from splitattn.data.class_lists import ClassList, with_keys
+from splitattn.data.class_lists import ClassList
 from splitattn.data.class_names import Match, are_numbers, are_unnamed, match, match_names, spelled
 from splitattn.errors import DataError, ImageError
 from splitattn.images.decode import RGB, ImageSource, decode_as
@@ -232,7 +232,6 @@ def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
     Raises:
         DataError: names cannot be matched with the data set's.
     """
-    classes = with_keys(classes, data.classes)
     try:
         found = _match_list(data.classes, classes)
     except DataError as error:
@@ -255,10 +254,12 @@ def _match_list(names: tuple[str, ...], listed: ClassList) -> Match:
         if ids:
             match(names, ids)  # raises if only some are the data set's
         logger.warning(
-            "the class names in %s are not those of the data set: matched by their order, %r is %r",
+            "the class names in %s are not those of the data set: matched by their order, %r is "
+            "%r; to be sure, begin each line with the name in the data set, such as '%s: ...'",
             listed.origin,
             names[0],
             listed.names[0],
+            names[0],
         )
     return found
 

@@ -187,8 +187,7 @@ class Loader(DataLoader[T]):
             for frame, _ in traceback.walk_tb(error.__traceback__):
                 iterator = frame.f_locals.get("self")
                 if isinstance(iterator, _MultiProcessingDataLoaderIter):
-                    # Half built, its `__del__` would print a traceback for want of this attribute.
-                    iterator._shutdown = True
+                    _end_half_built(iterator)
             raise InputError(
                 f"cannot start {self.num_workers} worker processes: {error or 'they ended'}; use "
                 "fewer --workers, or --workers 0"
@@ -202,6 +201,17 @@ class Loader(DataLoader[T]):
             # An error would keep this frame and its iterator alive until garbage collection. The
             # queue to the workers would then close first, and the workers would not end.
             del batches
+
+
+def _end_half_built(iterator: _MultiProcessingDataLoaderIter) -> None:
+    """End the workers of an iterator whose construction failed.
+
+    Its own `__del__` would print a traceback, since it lacks attributes.
+    """
+    for worker in getattr(iterator, "_workers", ()):
+        worker.kill()  # they ignore SIGTERM
+        worker.join()
+    iterator._shutdown = True
 
 
 @contextmanager

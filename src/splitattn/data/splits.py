@@ -29,9 +29,10 @@ def split_of(name: str) -> str | None:
 
     Numbers are ignored: `train2017` is a training set.
     """
-    for words in (_LETTERS.findall(name), _words(name)):
-        if len(words) == 1 and (split := _SPLITS.get(_SUFFIX.sub("", words[0].casefold()))):
-            return split
+    # In any case means `tRain` too, which capitals would divide. They do divide `TrainSet`.
+    for words in (_without_suffixes(_LETTERS.findall(name)), _words(name)):
+        if len(words) == 1 and words[0] in _SPLITS:
+            return _SPLITS[words[0]]
     return None
 
 
@@ -48,8 +49,11 @@ def check_one(folders: Sequence[str], split: str) -> None:
 
 
 def _words(name: str) -> list[str]:
-    words = (_SUFFIX.sub("", word.casefold()) for word in _WORDS.findall(name))
-    return [word for word in words if word]
+    return _without_suffixes(_WORDS.findall(name))
+
+
+def _without_suffixes(words: Iterable[str]) -> list[str]:
+    return [word for each in words if (word := _SUFFIX.sub("", each.casefold()))]
 
 
 def split_names(split: str) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ def draw_labels(
     Args:
         image: RGB.
         labels: text and probability, from 0 to 1, the most probable first. Long text is truncated.
-        min_probability: if the first label's is below, the labels are gray and "not sure".
+        min_probability: if the first label's is lower, all labels are gray and the first one says
+            "not sure".
 
     Returns:
         RGB, 640 pixels wide.
@@ -41,11 +42,11 @@ def draw_labels(
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     drawn.paste(resized, ((WIDTH - width) // 2, 0))
     pen = ImageDraw.Draw(drawn)
-    sure = not labels or labels[0][1] >= min_probability
+    unsure = bool(labels) and labels[0][1] < min_probability
     for number, (label, probability) in enumerate(labels):
         top = height + _MARGIN + number * _LINE_HEIGHT
-        color = _TEXT if sure and not number else _QUIET
-        doubt = "" if sure or number else "not sure   "
+        color = _QUIET if unsure or number else _TEXT
+        doubt = "not sure   " if unsure and not number else ""
         percent = f"{doubt}{100 * probability:.1f} %"
         right = WIDTH - _MARGIN
         pen.text((right, top), percent, color, _own_font(), anchor="ra")
@@ -57,7 +58,7 @@ def draw_labels(
         filled = round((right - _MARGIN) * min(max(probability, 0.0), 1.0))
         if filled:
             end = (_MARGIN + filled - 1, bar_top + _BAR_HEIGHT - 1)
-            pen.rectangle((_MARGIN, bar_top, *end), _BAR if sure else _QUIET)
+            pen.rectangle((_MARGIN, bar_top, *end), _QUIET if unsure else _BAR)
     return drawn
 
 

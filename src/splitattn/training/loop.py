@@ -126,10 +126,9 @@ def check(task: Task[Any], run: Run) -> None:
             f"got {run.recipe.patience}"
         )
     if task.examples < run.recipe.batch_size:
-        fitting = min(16, task.examples)
         raise DataError(
             f"training needs at least one full batch of {run.recipe.batch_size} {task.unit}, "
-            f"got {task.examples}; set batch_size lower, such as --set batch_size={fitting}"
+            f"got {task.examples}; set batch_size to {min(16, task.examples)} or less"
         )
 
 
