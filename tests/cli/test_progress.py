@@ -203,6 +203,17 @@ def test_a_status_is_cleared_before_a_warning_is_printed(monkeypatch: pytest.Mon
     assert screen.getvalue().endswith("b\nlater\n")
 
 
+def test_a_warning_is_shown_once_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    screen = on_terminal(monkeypatch, 80)
+    assert logging.lastResort
+    for message in ("one", "one", "two", "one"):
+        record = {"msg": message, "levelno": 30, "levelname": "WARNING"}
+        logging.lastResort.handle(logging.makeLogRecord(record))
+    assert screen.getvalue() == "warning: one\nwarning: two\nwarning: one\n"
+
+
 def test_a_log_gets_a_count_every_half_minute_and_its_rate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

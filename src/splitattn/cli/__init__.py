@@ -24,7 +24,7 @@ from splitattn import distributed
 from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import (
     discard_unwritten,
-    prefix_warnings,
+    show_warnings,
     reconfigure,
     replace_closed_streams,
     say,
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     replace_closed_streams()
-    prefix_warnings()
+    show_warnings()
     if distributed.is_first() and not sys.stderr.isatty():
         # Before Python's own finder, which it replaces, and after those of other programs.
         usual = [*sys.meta_path, PathFinder].index(PathFinder)

@@ -103,10 +103,23 @@ class _Prefixed(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def prefix_warnings() -> None:
-    """Begin logged warnings with `warning:`, as others do, unless logging has been set up."""
+class _Unrepeated(logging.Filter):
+    """Leaves out a message that equals the one before, such as of the next split of a data set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        last, self._last = self._last, record.getMessage()
+        return self._last != last
+
+
+def show_warnings() -> None:
+    """Show logged warnings once, beginning with `warning:`, unless logging has been set up."""
     if logging.lastResort:
         logging.lastResort.setFormatter(_Prefixed())
+        logging.lastResort.filters[:] = [_Unrepeated()]
 
 
 def replace_closed_streams() -> None:
