@@ -24,10 +24,10 @@ from splitattn import distributed
 from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import (
     discard_unwritten,
-    show_warnings,
     reconfigure,
     replace_closed_streams,
     say,
+    show_warnings,
 )
 from splitattn.errors import InputError, is_full_disk, one_line, write_failure
 
