@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from splitattn.data.class_lists import ClassNames, class_list, name_outputs
-from splitattn.data.class_names import Match, check_same, in_order, match
+from splitattn.data.class_names import Match, check_same, in_order, match, match_names
 from splitattn.errors import DataError
 from splitattn.weights.catalogue import class_names, lemmas, wordnet_ids
 
@@ -162,8 +162,9 @@ def test_names_that_hold_other_names_by_chance_are_matched_by_order(
 
 
 def test_numbers_are_no_keys() -> None:
-    listed = ("grade 2", "grade 1", "grade 0")
-    assert match(("0", "1", "2"), listed).how == "number"
+    listed = ("grade: 2", "grade: 1", "grade: 0")
+    assert match_names(("0", "1", "2"), listed) is None
+    assert match_names(("a", "b", "c"), ("x: a", "y: b", "z: c")) is not None
 
 
 def test_first_lemmas_after_ids_are_matched() -> None:
