@@ -1,5 +1,6 @@
 """`splitattn data`: a small data set, and a picture of a training batch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,20 @@ def test_masks_are_shown_as_training_sees_them(
     with Image.open(sheet) as picture:
         tile = np.asarray(picture.convert("RGB"))[8:456, 8:456].astype(int)
     assert (tile == 255).all(-1).sum() > 200  # the edges of masks
+
+
+@pytest.mark.parametrize("write", [write_image_folder, write_splits, write_masked_splits])
+def test_a_sheet_names_an_unreadable_image_that_another_one_replaces(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, write: Callable[..., Path]
+) -> None:
+    data = write(tmp_path / "data", train=3, val=1)
+    options = ("--output", tmp_path / "sheet.png", "--set", "train_size=64")
+    options += ("--set", "first_train_size=64")
+    assert call("data", "show", data, *options) == 0
+    assert "unreadable" not in caplog.text
+    damaged = min(path for path in data.rglob("*.*g") if "masks" not in path.parts)  # in train
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    assert call("data", "show", data, *options) == 0
+    warning = caplog.text
+    assert "unreadable images, each replaced by the next readable one: 1; the first: " in warning
+    assert damaged.name in warning

@@ -1,5 +1,6 @@
 """Training batches: decoded and augmented in worker processes, normalized on the device."""
 
+import logging
 import re
 import signal
 import traceback
@@ -24,6 +25,8 @@ from splitattn.data.training_transforms import training_transform
 from splitattn.errors import DataError, ImageError, InputError
 from splitattn.images.decode import decode_as
 from splitattn.processes import end_with_parent
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -137,6 +140,16 @@ def first_readable(n: int, drawn: int, read: Callable[[int], T]) -> Readable[T] 
         f"training needs readable images, got {attempts} in a row that are not; "
         f"the first: {problem}"
     )
+
+
+def warn_of_replaced(problems: Sequence[str]) -> None:
+    """Warn of drawn images that could not be read, for a batch that is shown; see `Batch`."""
+    if problems:
+        logger.warning(
+            "unreadable images, each replaced by the next readable one: %d; the first: %s",
+            len(problems),
+            problems[0],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from splitattn.data.loading import epoch_batches
+from splitattn.data.loading import epoch_batches, warn_of_replaced
 from splitattn.dense.annotated import AnnotatedImages
 from splitattn.dense.drawing import draw_boxes
 from splitattn.dense.loading import DenseAugmentation, dense_loader
@@ -58,7 +58,8 @@ def fill_of(recipe: Recipe) -> tuple[int, ...]:
 def annotated_sheet(data: AnnotatedImages, recipe: Recipe, *, count: int) -> Image.Image:
     """The first images of the first epoch, augmented as the recipe says, with their boxes.
 
-    If each object has an outline, its pixels are shown instead.
+    If each object has an outline, its pixels are shown instead. Unreadable images are replaced as
+    in training, with a warning.
 
     Args:
         data: the training images.
@@ -86,6 +87,7 @@ def annotated_sheet(data: AnnotatedImages, recipe: Recipe, *, count: int) -> Ima
         masks=outlined,
     )
     batch = next(iter(loader))
+    warn_of_replaced(batch.problems)
     masks = batch.masks or [None] * len(batch.images)
     rows = zip(batch.images, batch.boxes, batch.labels, masks, strict=True)
     return _grid([_tile(*row, data.classes) for row in rows])
@@ -106,6 +108,7 @@ def mask_sheet(data: MaskedImages, recipe: Recipe, *, count: int) -> Image.Image
         epoch=0,
     )
     batch = next(iter(loader))
+    warn_of_replaced(batch.problems)
     tiles = []
     for image, mask in zip(batch.images, batch.masks, strict=True):
         picture = _enlarged(F.to_pil_image(image))

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from splitattn.data.labeled import LabeledImages
-from splitattn.data.loading import epoch_batches, train_loader
+from splitattn.data.loading import epoch_batches, train_loader, warn_of_replaced
 from splitattn.training.mixing import mix, targets_of
 from splitattn.training.recipes import Recipe
 
@@ -25,6 +25,8 @@ def batch_sheet(
     data: LabeledImages, recipe: Recipe, *, count: int = 24, epoch: int = 0
 ) -> Image.Image:
     """Draw the first images of an epoch, augmented and mixed by the recipe, with their labels.
+
+    Unreadable images are replaced as in training, with a warning.
 
     Args:
         data: the training images.
@@ -57,6 +59,7 @@ def batch_sheet(
         white_level=recipe.white_level,
     )
     batch = next(iter(loader))
+    warn_of_replaced(batch.problems)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         targets = targets_of(data, batch.labels)
