@@ -528,3 +528,25 @@ def test_a_format_of_another_package_is_named_with_it(
     monkeypatch.setattr("splitattn.images.decode.installed", lambda _: False)
     with pytest.raises(ImageError, match=f"{kind} images need {package}: pip install {package}$"):
         decode(b"\0\0\0\x18ftyp" + brand + bytes(99))
+
+
+@pytest.mark.parametrize(
+    ("magic", "white"),
+    [("P5", 15), ("P5", 100), ("P5", 1023), ("P5", 4095), ("P6", 100), ("P6", 4095), ("P6", 65535)],
+)
+def test_portable_maps_are_scaled_by_their_white(magic: str, white: int) -> None:
+    """Pillow reads them pixel by pixel, more often than a file may be read; the values are its."""
+    shape = (256, 256) if magic == "P5" else (256, 256, 3)
+    stored = np.random.default_rng(0).integers(0, white + 1, shape)
+    pixels = stored.astype(">u2" if white > 255 else np.uint8).tobytes()
+    content = f"{magic} 256 256 {white}\n".encode() + pixels
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(image)
+    if expected.dtype != np.uint8:  # gray of more than 8 bits
+        expected = np.rint(expected / 65535 * 255)
+    decoded = np.asarray(decode(content))
+    np.testing.assert_array_equal(
+        decoded, np.broadcast_to(expected.reshape(256, 256, -1), decoded.shape)
+    )
+    with pytest.raises(ImageError, match="damaged"):
+        decode(content[:-1])

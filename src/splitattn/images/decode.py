@@ -22,6 +22,7 @@ from splitattn.images.header import Header, read_header
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.npy import NPY, read_npy
 from splitattn.images.paths import images_below, is_url
+from splitattn.images.portable_maps import is_scaled_map, scaled_map
 from splitattn.images.raster import Raster, from_array, from_pillow, is_deep, tiles
 from splitattn.images.structure import (
     BoundedStream,
@@ -588,6 +589,8 @@ def _reduce(image: Image.Image, least_side: int) -> int:
 
 def _loaded(image: Image.Image) -> Image.Image:
     """`image` with its pixels in memory."""
+    if is_scaled_map(image):
+        return scaled_map(image)
     image.load()
     # This format's decoder keeps two more copies as long as its image exists.
     return image.copy() if image.format == "WEBP" else image
