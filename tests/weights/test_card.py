@@ -16,6 +16,7 @@ from splitattn.weights.cache import local_path
 from splitattn.weights.card import model_card
 from splitattn.weights.catalogue import MeasuredMetrics, PublishedMetrics, embedded_entry
 from splitattn.weights.checkpoint import write_checkpoint
+from splitattn.weights.hub import CARD_MARK
 from splitattn.weights.metadata import ModelMetadata
 from tests.weights.conftest import BODY, make_entry
 
@@ -220,6 +221,12 @@ def test_the_command_line_writes_cards(tmp_path: Path, path: Path) -> None:
     told = run(str(written), "--output", str(output))
     assert (told.stdout, told.stderr) == ("", f"{output}: the model card of {written}\n")
     assert output.read_text("utf-8") == model_card(written)
+    assert run(str(written), "--output", str(output)).exit_code == 0
+    mine = output.read_text("utf-8").replace(CARD_MARK, "")
+    output.write_text(mine, encoding="utf-8")
+    kept = run(str(written), "--output", str(output))
+    assert "must not replace a page that splitattn did not write" in str(kept.exception)
+    assert output.read_text("utf-8") == mine
     assert run(embedded_entry().name).stdout == model_card(local_path(embedded_entry()))
     for wrong in ([str(tmp_path / "missing.pth")], ["resnest51"], [str(path), "--license", "a b"]):
         assert isinstance(run(*wrong).exception, InputError)

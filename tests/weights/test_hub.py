@@ -370,6 +370,14 @@ def test_a_push_is_one_commit_with_all_files(hub: Hub, folder: Path) -> None:
     assert (fetch_repository(CATS) / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_without_a_server_a_push_says_what_to_check(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_server(hub, monkeypatch)
+    with pytest.raises(WeightsError, match=r"cats: its server cannot be reached \(.*HF_ENDPOINT"):
+        push_files(folder)
+
+
 def test_a_push_leaves_a_card_that_is_there(hub: Hub, folder: Path) -> None:
     hub.add("owner/cats", {"README.md": b"# written by hand"})
     push_files(folder)

@@ -43,6 +43,13 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_name() -> None:
     assert "of 476 keys are missing" in refusal(shapes_of("resnest26"), "resnest50")
 
 
+@pytest.mark.parametrize("model", ["resnest50", "resnest50_fast_2s1x64d"])
+def test_an_incomplete_checkpoint_is_not_said_to_be_of_the_models_twin(model: str) -> None:
+    shapes = shapes_of(model)
+    del shapes["fc.bias"]
+    assert refusal(shapes, model).endswith("(fc.bias); get weights of this model")
+
+
 def test_wrong_shapes_are_refused_with_the_first_of_them() -> None:
     message = refusal(shapes_of("resnest50_fast_4s1x64d"), "resnest50")
     assert (

@@ -45,7 +45,8 @@ def check_folder(folder: Path, option: str) -> None:
     check_can_make_folder(folder, f"{option} must be a folder to write to, got")
     if not empty:
         raise InputError(
-            f"{option} must be a new or empty folder, so that no file is replaced, got {folder}"
+            f"{option} must be a new or empty folder, so that no file is replaced, got {folder}: "
+            "choose another name"
         )
 
 

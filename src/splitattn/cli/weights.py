@@ -147,6 +147,7 @@ def card(
     from splitattn.files import replacing
     from splitattn.weights.cache import fetch as fetched
     from splitattn.weights.card import model_card
+    from splitattn.weights.hub import is_generated
 
     found = _file_or_entry(target)
     if not isinstance(found, Path):
@@ -157,6 +158,11 @@ def card(
         typer.echo(text, nl=False)
         return
     try:
+        if output.exists() and not is_generated(output):
+            raise InputError(
+                f"--output must not replace a page that splitattn did not write, got {output}: "
+                "choose another name"
+            )
         with replacing(output) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:

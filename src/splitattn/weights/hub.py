@@ -421,4 +421,7 @@ def _refusals(repository: Repository) -> Iterator[None]:
     # HfHubHTTPError inherits from the base class of its HTTP library's errors.
     except (OSError, ValueError, *errors.HfHubHTTPError.__bases__) as error:
         reason = one_line(" ".join(str(error).split()))[:300] or type(error).__name__
+        of_http = isinstance(error, errors.HfHubHTTPError.__bases__[0])
+        if of_http and not isinstance(error, errors.HfHubHTTPError):  # there was no answer
+            reason = f"its server cannot be reached ({reason}): check the network, or HF_ENDPOINT"
         raise WeightsError(f"{repository}: {reason}") from error
