@@ -14,3 +14,4 @@ rm -rf build/site
     --doctree-dir build/site/doctrees "$@" docs build/site/html
 rm -rf site
 mv build/site/html site
+echo "They are in site now: open site/index.html in a browser."

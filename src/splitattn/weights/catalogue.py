@@ -202,7 +202,7 @@ _EMBEDDED = WeightsEntry(
         top1=32.02,
         top5=56.04,
         n=737,
-        dataset="imagen-737 (ordinary photographs of 150 of the 1,000 classes)",
+        dataset="imagen-737 (ordinary photographs of 150 of the 1,000 classes; not in the package)",
         command="splitattn evaluate imagen-737",
         date="2026-11-30",
     ),
