@@ -106,6 +106,14 @@ def test_the_two_cranes_of_imagenet_stay_two() -> None:
         match(("crane", "crane"), ("crane", "maillot"))
 
 
+@pytest.mark.parametrize("name", ["crane", "crane, lifting machine"])
+def test_a_crane_is_refused_unless_the_other_crane_is_there_too(name: str) -> None:
+    with pytest.raises(DataError, match=r"may be 'crane \(bird\)' or 'crane \(machine\)'; rename"):
+        match((name, "espresso"), IMAGENET)
+    assert match((name, "crane bird"), IMAGENET).indices == (517, 134)
+    assert match(("crane (machine)", "espresso"), IMAGENET).indices == (517, 967)
+
+
 @pytest.mark.parametrize("suffix", ["", "-Chihuahua"])
 def test_wordnet_ids_are_matched_with_imagenets_names(suffix: str) -> None:
     names = tuple(f"{IDS[index]}{suffix}" for index in (500, 3))

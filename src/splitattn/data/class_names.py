@@ -6,6 +6,7 @@ Names that are numbers mean output numbers. ImageNet's classes are recognized by
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -29,6 +30,8 @@ _WITH_KEY = (
     re.compile(r".+\s\((?P<key>.+)\)"),
     re.compile(r"(?P<key>\S+)\s.+"),
 )
+# What tells two classes of one name apart: `crane (bird)`, `crane (machine)`.
+_NOTE = re.compile(r"\s+\([^()]+\)")
 _LARGEST_NUMBER = 9  # digits
 # The most names that an error lists.
 _SHOWN = 5
@@ -98,11 +101,16 @@ def match(
 
 
 def match_names(names: Sequence[str], outputs: Sequence[str]) -> Match | None:
-    """Like `match`, but only by what names say; None if they do not."""
+    """Like `match`, but only by what names say; None if they do not.
+
+    Raises:
+        DataError: a name may mean several of the outputs.
+    """
     for how, key in _KEYS:
         if (found := _by_key(names, outputs, key)) is not None:
             return Match(indices=found, how=how)
     if (found := _by_key(names, _lemmas(outputs), first_lemma)) is not None:
+        _check_one_meaning(names, outputs, found)
         return Match(indices=found, how="lemma")
     ids, output_ids = _ids(names), _ids(outputs)
     if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:
@@ -119,6 +127,24 @@ def match_names(names: Sequence[str], outputs: Sequence[str]) -> Match | None:
             if (found := _by_key(ours, theirs, spelled)) is not None:
                 return Match(indices=found, how="name")
     return None
+
+
+def _check_one_meaning(names: Sequence[str], outputs: Sequence[str], found: Sequence[int]) -> None:
+    """Raise if a name may mean another output than the one found.
+
+    `crane` may be `crane (bird)` or `crane (machine)`, unless each is the output of a class.
+    """
+    meanings: dict[str, list[int]] = defaultdict(list)
+    for index, output in enumerate(outputs):
+        meanings[_NOTE.sub("", first_lemma(output))].append(index)
+    for name, index in zip(names, found, strict=True):
+        others = [each for each in meanings[first_lemma(name)] if each not in found]
+        if others:
+            meant = " or ".join(repr(outputs[each]) for each in sorted([index, *others]))
+            raise DataError(
+                f"a class name must mean one of the model's classes, got {name!r:.60}, which may "
+                f"be {meant}; rename the class to the one meant"
+            )
 
 
 def _keys(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
