@@ -191,6 +191,20 @@ def test_class_names_that_are_matched_by_order_are_warned_of(
     assert "matched by their order, 'chat' is 'cat'; to be sure, begin " in record.message
 
 
+def test_numbers_without_0_are_refused_if_some_names_have_no_folder(tmp_path: Path) -> None:
+    """The folders 1 and 2 may be the second and third class, or the first and second."""
+    root = class_folders(tmp_path / "data", "1", "2")
+    with pytest.raises(DataError, match=r"got 1 to 2 and 3 names in .*: '0 red' or '1 red' in the"):
+        open_data(root, "val", written(tmp_path, "names.txt", "red\ngreen\nblue"))
+    for first, classes in ((0, ["green", "blue"]), (1, ["red", "green"])):
+        lines = [f"{first + n} {name}" for n, name in enumerate(("red", "green", "blue"))]
+        data = open_data(root, "val", written(tmp_path, "names.txt", "\n".join(lines)))
+        assert [data.classes[label] for label in data.labels] == classes
+    class_folders(tmp_path / "data", "0")
+    data = open_data(root, "val", written(tmp_path, "names.txt", "red\ngreen\nblue\ngray"))
+    assert [data.classes[label] for label in data.labels] == ["red", "green", "blue"]
+
+
 def test_folders_that_are_numbers_are_those_of_the_pairs(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "data", "0", "1")
     text = '{"1": ["n01440764", "tench"], "0": ["n02119789", "kit_fox"]}'

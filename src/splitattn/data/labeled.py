@@ -242,7 +242,26 @@ def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
                 "order of labels"
             ) from error
         raise
+    if found.how == "number":
+        _check_where_numbers_begin(data.classes, classes)
     return _relabeled(data, classes.names, found)
+
+
+def _check_where_numbers_begin(names: tuple[str, ...], listed: ClassList) -> None:
+    """Raise if the first name of the list may be that of class 0 or of class 1.
+
+    Folders 1 to 11 and twelve names may lack class 0 or class 12.
+    """
+    if listed.numbers or are_numbers(listed.names) or len(names) == len(listed.names):
+        return
+    numbers = [*map(int, names)]
+    if 0 not in numbers:
+        raise DataError(
+            "numbers of classes must begin at 0, or be all from 1, if the class names have no "
+            f"numbers, got {min(numbers)} to {max(numbers)} and {len(listed.names)} names in "
+            f"{listed.origin}; write the number of its class before each name: "
+            f"'0 {listed.names[0]}' or '1 {listed.names[0]}' in the first line"
+        )
 
 
 def _match_list(names: tuple[str, ...], listed: ClassList) -> Match:
