@@ -195,8 +195,8 @@ def test_litter_is_no_class_and_no_image(tmp_path: Path) -> None:
     assert (data.classes, len(data)) == (CLASSES, 3)
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
+def _made(folder: Path, *, exist_ok: bool = False) -> Path:
+    folder.mkdir(parents=True, exist_ok=exist_ok)
     return folder
 
 
@@ -228,4 +228,50 @@ def test_class_folders_that_are_links_to_nothing_are_named(
     open_data(str(root), "train")
     assert "7 links lead to nothing, so there is no such class: 0, 1, 2, 3, 4 and 2 more;" in (
         caplog.text
+    )
+
+
+def test_images_beside_the_class_folders_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_image_folder(tmp_path, train=1, val=1)
+    (root / "overview.png").write_bytes(b"")
+    (root / "train" / "README.txt").write_text("")
+    (root / "train" / ".hidden.png").write_bytes(b"")
+    assert len(open_data(str(root), "train")) == 3
+    assert not caplog.records
+    picture(0, 0).save(root / "train" / "0.png")
+    for _ in range(2):
+        assert len(open_data(str(root), "train")) == 3
+        assert len(open_data(str(root), "val")) == 3
+    (record,) = caplog.records
+    assert record.message == (
+        f"{root}/train: 1 image lies beside the class folders, with no class: 0.png; move images "
+        "into the folders of their classes"
+    )
+    for number in range(1, 7):
+        picture(0, 0).save(root / "train" / f"{number}.png")
+    open_data(str(root), "train")
+    assert (
+        "7 images lie beside the class folders, with no class: 0.png, 1.png, 2.png, 3.png, 4"
+        in (caplog.text)
+    )
+
+
+def test_class_folders_beside_the_splits_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_image_folder(tmp_path, train=1, val=1)
+    for name in ("test", "images", "docs/images"):  # no labels, no class, no images
+        picture(0, 0).save(_made(root / name) / "0.png")
+    assert len(open_data(str(root), "train")) == 3
+    assert not caplog.records
+    for index in range(6):
+        picture(0, index).save(_made(root / "tulip", exist_ok=True) / f"{index}.png")
+    for split in ("train", "val", "train"):
+        assert len(open_data(str(root), split)) == 3
+    (record,) = caplog.records
+    assert record.message == (
+        f"{root}: 1 folder with images is beside the splits and in none of them: tulip/ (6); if a "
+        "class is meant, move it there"
     )

@@ -57,6 +57,8 @@ def open_folder(root: Path, split: str) -> LabeledImages:
         )
     _check_splits_are_outside(folder, folders)
     _warn_of_splits(folder, folders)
+    if loose := _images_in(folder):
+        _warn_of_loose_images(folder, tuple(loose))
     classes = in_order(map(normal, folders))
     index = {name: label for label, name in enumerate(classes)}
     images: list[str] = []
@@ -102,6 +104,9 @@ def _split_folder(root: Path, split: str) -> Path:
     found = found or [name for name in splits if splits[name] in wanted]
     check_one(found, split)
     if found:
+        beside = {name: len(_images_in(root / name)) for name in folders if _may_be_class(name)}
+        if images := {name: count for name, count in beside.items() if count}:
+            _warn_of_images_beside(root, tuple(images.items()))
         return _unwrapped(root / found[0])
     if splits:
         shown = ", ".join(f"{name}/" for name in sorted(splits))
@@ -198,6 +203,41 @@ def _warn_of_missing_classes(folder: Path, names: tuple[str, ...]) -> None:
         "1 link leads" if len(names) == 1 else f"{len(names)} links lead",
         ", ".join(names[:_SHOWN]),
         f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "",
+    )
+
+
+def _images_in(folder: Path) -> list[str]:
+    """Names of the images in `folder`, but not those in its subfolders."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
+
+
+@cache
+def _warn_of_loose_images(folder: Path, names: tuple[str, ...]) -> None:
+    logger.warning(
+        "%s: %s beside the class folders, with no class: %s%s; move images into the folders of "
+        "their classes",
+        folder,
+        "1 image lies" if len(names) == 1 else f"{len(names)} images lie",
+        ", ".join(names[:_SHOWN]),
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "",
+    )
+
+
+def _may_be_class(name: str) -> bool:
+    """Whether a folder beside the splits may be a class that should be in them."""
+    return not split_of(name) and not split_mentioned_in(name) and name.lower() not in _PARTS
+
+
+@cache  # each split is beside the same folders
+def _warn_of_images_beside(root: Path, counts: tuple[tuple[str, int], ...]) -> None:
+    shown = [f"{name}/ ({count})" for name, count in counts[:_SHOWN]]
+    logger.warning(
+        "%s: %s beside the splits and in none of them: %s%s; if a class is meant, move it there",
+        root,
+        "1 folder with images is" if len(counts) == 1 else f"{len(counts)} folders with images are",
+        ", ".join(shown),
+        f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "",
     )
 
 
