@@ -119,6 +119,11 @@ def test_splits_within_classes_are_refused(tmp_path: Path) -> None:
         picture(0, 0).save(_made(tmp_path / name) / "0.png")
     with pytest.raises(DataError, match=r"as in Test/cat, got cat/Test in .*; move them, or list"):
         open_data(str(tmp_path), "train")
+    # A class without splits changes nothing: training must not see the images of the others' Test.
+    picture(0, 0).save(_made(tmp_path / "ant") / "0.png")
+    with pytest.raises(DataError, match=r"as in Test/cat, got cat/Test in .*; move them, or list"):
+        open_data(str(tmp_path), "train")
+    shutil.rmtree(tmp_path / "ant")
     # If only one class has such a folder, it is a folder like any other.
     shutil.rmtree(tmp_path / "dog/Test")
     assert open_data(str(tmp_path), "train").classes == ("cat", "dog")

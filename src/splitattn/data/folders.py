@@ -159,10 +159,14 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _check_splits_are_outside(folder: Path, classes: list[str]) -> None:
-    """Raise if splits are inside the classes, `cat/train` and `cat/val`."""
-    inner = (folders_in(folder / name) for name in classes)
-    if all(len({*map(split_of, names)} - {None}) > 1 for names in inner):
-        first = classes[0]
+    """Raise if splits are inside the classes, `cat/train` and `cat/val`.
+
+    They are if two classes have such folders, even if others have none.
+    """
+    inner = {name: {*map(split_of, folders_in(folder / name))} - {None} for name in classes}
+    divided = [name for name, splits in inner.items() if len(splits) > 1]
+    if len(divided) >= min(2, len(classes)):
+        first = divided[0]
         split = next(name for name in folders_in(folder / first) if split_of(name))
         raise DataError(
             f"the folders of splits must be around those of classes, as in {split}/{first}, got "
