@@ -216,6 +216,15 @@ def test_class_folders_may_be_links(tmp_path: Path) -> None:
     assert (data.classes, list(data.labels)) == (CLASSES, [0, 1, 2])
 
 
+def test_a_class_folder_that_is_a_link_to_another_is_refused(tmp_path: Path) -> None:
+    """Its images would be labeled with both classes."""
+    root = write_image_folder(tmp_path, train=1, val=1)
+    (root / "val" / "crimson").symlink_to("red")
+    with pytest.raises(DataError, match=r"got crimson and red in .*/val, which are one folder; re"):
+        open_data(str(root), "val")
+    assert open_data(str(root), "train").classes == CLASSES
+
+
 def test_class_folders_that_are_links_to_nothing_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,6 +56,7 @@ def open_folder(root: Path, split: str) -> LabeledImages:
             f"{folder}, which are names of splits; name the folder that holds the classes"
         )
     _check_splits_are_outside(folder, folders)
+    _check_classes_are_apart(folder, folders)
     _warn_of_splits(folder, folders)
     if loose := _images_in(folder):
         _warn_of_loose_images(folder, tuple(loose))
@@ -173,6 +174,18 @@ def _check_splits_are_outside(folder: Path, classes: list[str]) -> None:
             f"{first}/{split} in {folder}; move them, or list the images in a CSV file with a "
             "column split"
         )
+
+
+def _check_classes_are_apart(folder: Path, classes: list[str]) -> None:
+    """Raise if a class folder is a link to another: its images would have two classes."""
+    places: dict[str, str] = {}
+    for name in classes:
+        first = places.setdefault(os.path.realpath(folder / name), name)
+        if first != name:
+            raise DataError(
+                f"each class must have a folder of its own, got {first} and {name} in {folder}, "
+                "which are one folder; remove the link"
+            )
 
 
 def _warn_of_splits(folder: Path, folders: list[str]) -> None:
