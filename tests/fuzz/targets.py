@@ -32,7 +32,7 @@ from splitattn.data.sources import open_data
 from splitattn.engines.engine import Engine
 from splitattn.engines.table import engine_names
 from splitattn.errors import ImageError, InputError
-from splitattn.images.decode import decode, decode_planes
+from splitattn.images.decode import FORMATS, decode, decode_planes
 from splitattn.images.preprocess import preprocess
 from splitattn.images.samples import sample_photographs
 from splitattn.libraries import installed
@@ -90,7 +90,7 @@ def image_seeds() -> list[bytes]:
     }
     modes = {"PNG": ("1", "L", "LA", "P", "RGBA", "I;16"), "TIFF": ("F", "CMYK"), "JPEG": ("CMYK",)}
     seeds = []
-    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"):
+    for name in FORMATS:
         if name in ("WEBP", "AVIF") and not features.check(name.lower()):
             continue
         seeds += [saved(photograph, name, **chosen) for chosen in options.get(name, [{}])]

@@ -46,7 +46,9 @@ def photograph() -> Image.Image:
     return Image.fromarray(skimage.data.chelsea())
 
 
-@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "JPEG2000", "AVIF"])
+@pytest.mark.parametrize(
+    "format", ["PNG", "BMP", "DIB", "TIFF", "PPM", "GIF", "WEBP", "JPEG2000", "AVIF"]
+)
 def test_every_common_format_is_read(format: str, photograph: Image.Image) -> None:
     if format in ("WEBP", "AVIF") and not features.check(format.lower()):
         pytest.skip(f"this Pillow has no {format}")

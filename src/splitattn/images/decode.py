@@ -39,7 +39,7 @@ ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 
 # Raster formats that Pillow decodes without other programs (EPS would start Ghostscript). Pillow
 # tries them in this order, so the most common come first.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "DIB")
 
 
 class _Plugin(NamedTuple):
@@ -455,7 +455,8 @@ def _damage_reported() -> Iterator[None]:
 def _open(content: bytes, limits: Limits) -> Image.Image:
     """Read the header, like `Image.open` but without its warning about large images."""
     Image.preinit()
-    prefix, stream = content[:16], BoundedStream(content)
+    # Of fewer than four bytes, Pillow cannot tell whether they are a DIB.
+    prefix, stream = content[:16].ljust(4, b"\0"), BoundedStream(content)
     for name in FORMATS:
         if name not in Image.OPEN:
             Image.init()  # loads the plug-ins of rarer formats, which takes time
