@@ -84,7 +84,9 @@ def test_a_class_whose_images_are_all_for_validation_gets_its_own_warning(
     assert "1 class has no training image outside of the part for validation: 'red'" in caplog.text
 
 
-@pytest.mark.parametrize(("one", "other"), [("Red", "red"), ("hot dog", "hot_dog"), ("a", "a ")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("Red", "red"), ("hot dog", "hot_dog"), ("a", "a "), ("1", "01")]
+)
 def test_classes_with_nearly_the_same_name_are_warned_of(
     one: str, other: str, data: LabeledImages, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,7 +94,9 @@ def test_classes_with_nearly_the_same_name_are_warned_of(
     assert not caplog.records
     check_classes_have_images(replace(data, classes=("blue", one, other)))
     (record,) = caplog.records
-    assert f"differ only in case, spaces, _ or -: {one!r} and {other!r}; if" in record.message
+    assert f"differ only in case, spaces, _, - or leading zeros: {one!r} and {other!r}; if" in (
+        record.message
+    )
 
 
 def test_images_in_both_splits_are_warned_of(

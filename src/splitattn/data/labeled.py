@@ -150,14 +150,19 @@ def _by_class(data: LabeledImages) -> dict[int, list[int]]:
 
 def _warn_of_similar_names(classes: Sequence[str]) -> None:
     first: dict[str, str] = {}
-    pairs = [(first.setdefault(spelled(name), name), name) for name in classes]
+    pairs = [(first.setdefault(_plain(name), name), name) for name in classes]
     if similar := [f"{one!r} and {other!r}" for one, other in pairs if one != other]:
         logger.warning(
-            "classes whose names differ only in case, spaces, _ or -: %s%s; if one class is meant, "
-            "give it one name",
+            "classes whose names differ only in case, spaces, _, - or leading zeros: %s%s; if one "
+            "class is meant, give it one name",
             ", ".join(similar[:_SHOWN]),
             f" and {len(similar) - _SHOWN} more" if len(similar) > _SHOWN else "",
         )
+
+
+def _plain(name: str) -> str:
+    """A name without what may differ by mistake; of a number, its value."""
+    return str(int(name)) if are_numbers([name]) else spelled(name)
 
 
 def warn_of_shared_images(train: LabeledImages, val: LabeledImages) -> None:
