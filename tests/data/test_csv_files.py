@@ -190,6 +190,25 @@ def test_labels_that_are_fractions_are_warned_of(
     assert caplog.messages == []
 
 
+def test_a_label_that_looks_like_several_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["a.png,red|blue", "b.png,red", "c.png,blue|red"]
+    path = write(tmp_path / "a.csv", "path,label", *rows)
+    for split in ("train", "val"):
+        assert open_data(path, split).classes == ("blue|red", "red", "red|blue")
+    assert caplog.messages == [
+        f"{path}: the label 'blue|red' counts as one class; if an image may have several, call the "
+        "column labels"
+    ]
+    caplog.clear()
+    assert open_data(write(tmp_path / "b.csv", "path,labels", *rows), "train").classes == (
+        "blue",
+        "red",
+    )
+    assert caplog.messages == []
+
+
 def test_a_split_column_has_the_splits(tmp_path: Path) -> None:
     path = write(
         tmp_path / "data.csv",

@@ -211,7 +211,7 @@ def _check_all_have_a_split(path: Path, rows: Sequence[_Row]) -> None:
 
 
 def _warn_of_the_unusual(path: Path, layout: _Layout, rows: Sequence[_Row]) -> None:
-    """Warn of rows with unknown splits, and of labels that look like numbers and not classes."""
+    """Warn of rows with unknown splits, and of labels that look like numbers or several classes."""
     unknown = [row.split for row in rows if row.split and split_of(row.split) is None]
     if unknown:
         logger.warning(
@@ -221,6 +221,14 @@ def _warn_of_the_unusual(path: Path, layout: _Layout, rows: Sequence[_Row]) -> N
             unknown[0],
         )
     labels = {label for row in rows for label in row.labels}
+    joined = [label for label in sorted(labels) if SEPARATOR in label]
+    if joined and not layout.several:
+        logger.warning(
+            "%s: the label %.60r counts as one class; if an image may have several, call the "
+            "column labels",
+            path,
+            joined[0],
+        )
     if not layout.classes and all(map(_NUMBER.fullmatch, labels)):
         fraction = next((label for label in sorted(labels) if not _WHOLE.fullmatch(label)), None)
         if fraction is not None:
