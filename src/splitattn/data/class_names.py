@@ -224,8 +224,8 @@ def _by_number(
         odd = next((name for name in names if int(name) not in index), names[0])
         raise DataError(
             "classes that are numbers must be different output numbers of the model, or of the "
-            f"list of class names, {_range(values)}, got {odd!r}; name the classes or the weights "
-            "trained on them"
+            f"list of class names, {_range(values)}, got {odd!r}; use these numbers, the model's "
+            "class names, or weights that were trained on this data"
         )
     return tuple(index[number] for number in numbers)
 
