@@ -97,6 +97,33 @@ def test_a_log_gets_a_line_every_half_minute_of_a_long_epoch(
     ]
 
 
+def test_the_first_steps_of_a_training_count_alike(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A small data set has few steps, and its high first loss must not stay in every line."""
+    now = 1000.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    with training_progress() as (on_step, _, _):
+        for number, loss in enumerate([3.0, 1.0, 2.0, 0.0]):
+            now += 60.0
+            on_step(
+                Step(
+                    epoch=0,
+                    epochs=1,
+                    step=number,
+                    steps=4,
+                    figures={"loss": loss},
+                    formats={"loss": Figure(label="loss")},
+                    learning_rate=0.1,
+                    examples=8,
+                    unit="images",
+                    seconds=60.0,
+                )
+            )
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[5] for line in lines] == ["3.000", "2.000", "2.000", "1.500"]
+
+
 def on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> io.StringIO:
     """Make stderr a terminal of that many columns, and return the stream that records it."""
     screen = io.StringIO()

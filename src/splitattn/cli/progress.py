@@ -66,8 +66,9 @@ def training_progress(
         begun = time.monotonic() - step.seconds if begun is None else begun
         which = f"epoch {step.epoch + 1}/{step.epochs}"
         now = {**step.figures, "rate": step.examples / step.seconds}
-        for name, value in now.items():  # over about twenty steps
-            smoothed[name] = smoothed.get(name, value) * 0.95 + value * 0.05
+        share = max(0.05, 1 / done)  # over about twenty steps, or all of fewer
+        for name, value in now.items():
+            smoothed[name] = smoothed.get(name, value) * (1 - share) + value * share
         figures = [form.text(smoothed[k]) for k, form in step.formats.items() if k in smoothed]
         rate = f"{smoothed['rate']:.{0 if smoothed['rate'] >= 10 else 1}f} {step.unit}/s"
         figures += [rate, f"lr {step.learning_rate:.4f}"]
