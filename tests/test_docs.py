@@ -163,7 +163,7 @@ def explains(output: str) -> None:
 
 def labels_a_folder(output: str) -> None:
     assert output == "2 images, 0 errors\n"
-    assert Path("labels/_SUCCESS").exists()
+    assert Path("labels-python/_SUCCESS").exists()
 
 
 def trains(output: str) -> None:
