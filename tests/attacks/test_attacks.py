@@ -79,7 +79,9 @@ def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
 
 def refused(status: int, said: str) -> None:
     assert status == 2
-    (line,) = said.splitlines()
+    *loading, line = said.splitlines()
+    # The first call that needs a library in this process says so.
+    assert all(each.startswith("loading ") for each in loading)
     assert line.startswith("error: ")
     assert line.isprintable()
     assert len(line) < 1000
