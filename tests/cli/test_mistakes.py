@@ -71,6 +71,8 @@ MISTAKES = [
     ("evaluate dta", "data must be a folder, .* got 'dta': no such file or folder"),
     ("evaluate photo.png", "'photo.png': a single picture; to label it use splitattn predict"),
     ("train notes.txt --output run", "got 'notes.txt': a file of another kind"),
+    ("evaluate data --device auto:1", "device 'auto:1' cannot be used: it must be auto, cpu, "),
+    ("predict photo.png --device cuda:99999999999999999999", "cannot be used: it must be auto, "),
     ("evaluate data --device 0", "device '0' cannot be used: .*; did you mean 'cuda:0'[?]"),
     ("evaluate data --split tset", "must have a folder tset/, got train/, val/ in data"),
     ("evaluate data --size 8", "'--size': 8 is not in the range x>=32"),

@@ -532,8 +532,33 @@ def test_names_that_end_in_nul_may_hold_line_ends(
         assert [line["path"] for line in answer.lines] == names
 
 
-def test_a_list_in_utf_16_is_reported_in_one_line(predict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", piped("a.png\nb.png\n".encode("utf-16")))
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "NPY", "WEBP", "AVIF", "TIFF", "BMP"])
+def test_every_kind_of_picture_on_stdin_is_labeled(
+    predict, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The bytes of a PPM, taken for names between NULs, may name the root folder."""
+    file, image = io.BytesIO(), Image.new("RGB", (40, 40), "red")
+    np.save(file, np.asarray(image)) if kind == "NPY" else image.save(file, kind)
+    monkeypatch.setattr(sys, "stdin", piped(file.getvalue()))
+    answer = predict("-", "--format", "json")
+    assert (answer.status, [line["path"] for line in answer.lines]) == (0, ["-"])
+
+
+@pytest.mark.parametrize("content", [b"\x10\0\0\0{\0/\0", b"%PDF-1.4\n1 0 obj\n\x02\0/\0x\n"])
+def test_other_binary_files_on_stdin_are_no_lists(
+    predict, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(content))
+    answer = predict("-")
+    assert answer.status == 1
+    assert "expected an image" in answer.out
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_list_in_utf_16_is_reported_in_one_line(
+    predict, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped("a.png\nb.png\n".encode(encoding)))
     answer = predict("-")
     assert answer.status == 2
     assert answer.err == "error: a list on stdin must be in UTF-8, got UTF-16: convert it\n"

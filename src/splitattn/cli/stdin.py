@@ -78,6 +78,12 @@ _ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh9", b"(\xb5/\xfd")
 # How JPEG, PNG, GIF, TIFF, BMP and WebP begin, and JPEG 2000, AVIF and HEIC after four bytes.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"RIFF")
 _LATER_SIGNATURES = (b"jP  ", b"ftyp")
+# What is in no list of names: control characters but tab, line ends and escape, an empty name
+# between NULs, and the start of PBM, PGM and PPM.
+_NO_LIST = re.compile(
+    rb"[\x01-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]|\0\0|\AP[1-6]\s(?:\s|#.*\n)*\d+\s+\d+\s"
+)
+_UTF_16 = re.compile(rb"(?:[^\0]\0){4}|(?:\0[^\0]){4}")
 
 
 def _picture_on_stdin() -> bytes | None:
@@ -85,15 +91,17 @@ def _picture_on_stdin() -> bytes | None:
     # File names need not be text: they come in as the system gives them and leave escaped.
     reconfigure(sys.stdin, errors="surrogateescape")
     stream = getattr(sys.stdin, "buffer", None)
-    start = stream.peek(12)[:12] if isinstance(stream, io.BufferedReader) else b""
+    begun = stream.peek() if isinstance(stream, io.BufferedReader) else b""
+    start = begun[:12]
     if start.startswith(_ARCHIVES):
         raise InputError("stdin must be a list of names or a picture, got an archive: unpack it")
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _UTF_16.match(start):
         raise InputError("a list on stdin must be in UTF-8, got UTF-16: convert it")
     binary = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
     # A name may begin with "BM" too, but a picture goes on with bytes that are in no name.
     first_line = start.partition(b"\n")[0].rstrip(b"\r")
-    if not binary or (first_line.isascii() and first_line.decode().isprintable()):
+    is_name = first_line.isascii() and first_line.decode().isprintable()
+    if not (binary and not is_name) and not _NO_LIST.search(begun):
         return None
     from splitattn.images.limits import DEFAULT_LIMITS
 

@@ -4,6 +4,7 @@ To add an engine, write a module with the functions of `EngineModule`, or of `Fi
 it has files of its own, and add a row here.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -194,6 +195,7 @@ def find_engine(name: str) -> EngineRow:
 
 
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
 
 
 def check_device(device: str) -> None:
@@ -205,13 +207,13 @@ def check_device(device: str) -> None:
     if not isinstance(device, str):  # PyTorch also takes torch.device and numbers of GPUs
         meant = f"cuda:{device}" if isinstance(device, int) else str(device)
         raise InputError(f"device must be a name, got {device!r:.60}; did you mean {meant!r}?")
-    kind, _, index = device.partition(":")
-    if kind in _DEVICES and (device == kind or index.isdecimal()):
+    if device == "auto" or _DEVICE.fullmatch(device):
         return
     if device.isdecimal():
         hint = f"; did you mean 'cuda:{device}'?"
     else:
-        hint = "; did you mean 'cuda'?" if kind.lower() in ("gpu", "nvidia") else ""
+        kind = device.partition(":")[0].lower()
+        hint = "; did you mean 'cuda'?" if kind in ("gpu", "nvidia") else ""
     raise InputError(
         f"device {device!r:.60} cannot be used: it must be {', '.join(_DEVICES)} or cuda:NUMBER"
         f"{hint}"
