@@ -554,6 +554,17 @@ def test_other_binary_files_on_stdin_are_no_lists(
     assert "expected an image" in answer.out
 
 
+def test_names_of_one_letter_between_nuls_are_a_list(
+    predict, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    for name in "1234":
+        Path(name).write_bytes(Path("coffee.png").read_bytes())
+    monkeypatch.setattr(sys, "stdin", piped(b"1\x002\x003\x004\0"))
+    answer = predict("-", "--format", "json")
+    assert [line["path"] for line in answer.lines] == ["1", "2", "3", "4"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_a_list_in_utf_16_is_reported_in_one_line(
     predict, monkeypatch: pytest.MonkeyPatch, encoding: str

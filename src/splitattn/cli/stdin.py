@@ -83,7 +83,8 @@ _LATER_SIGNATURES = (b"jP  ", b"ftyp")
 _NO_LIST = re.compile(
     rb"[\x01-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]|\0\0|\AP[1-6]\s(?:\s|#.*\n)*\d+\s+\d+\s"
 )
-_UTF_16 = re.compile(rb"(?:[^\0]\0){4}|(?:\0[^\0]){4}")
+# Names of one letter between NULs look like UTF-16, but end in no line end of two bytes.
+_UTF_16 = re.compile(rb"(?:[^\0]\0)+\n\0|(?:\0[^\0])+\0\n")
 
 
 def _picture_on_stdin() -> bytes | None:
@@ -95,7 +96,7 @@ def _picture_on_stdin() -> bytes | None:
     start = begun[:12]
     if start.startswith(_ARCHIVES):
         raise InputError("stdin must be a list of names or a picture, got an archive: unpack it")
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _UTF_16.match(start):
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _UTF_16.match(begun):
         raise InputError("a list on stdin must be in UTF-8, got UTF-16: convert it")
     binary = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
     # A name may begin with "BM" too, but a picture goes on with bytes that are in no name.
