@@ -11,6 +11,7 @@ import sys
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -30,6 +31,22 @@ from splitattn.cli.progress import (
 from splitattn.training.task import Epoch, Figure, Step
 
 
+def a_step(**values: Any) -> Step:
+    usual = {
+        "epoch": 0,
+        "epochs": 1,
+        "step": 0,
+        "steps": 1,
+        "figures": {"loss": 1.5},
+        "formats": {"loss": Figure(label="loss")},
+        "learning_rate": 0.1,
+        "examples": 8,
+        "unit": "images",
+        "seconds": 2.0,
+    }
+    return Step(**usual | values)
+
+
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
     forced: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -37,20 +54,8 @@ def test_a_log_gets_a_line_for_each_epoch_and_no_bar(
     """FORCE_COLOR, which notebooks and continuous integration set, changes nothing."""
     if forced:
         monkeypatch.setenv("FORCE_COLOR", "1")
-    step = Step(
-        epoch=0,
-        epochs=2,
-        step=0,
-        steps=1,
-        figures={"loss": 1.5},
-        formats={"loss": Figure(label="loss")},
-        learning_rate=0.1,
-        examples=2,
-        unit="images",
-        seconds=0.5,
-    )
     with training_progress() as (on_step, on_epoch, _):
-        on_step(step)
+        on_step(a_step(epochs=2))
         on_epoch(Epoch(epoch=0, epochs=2, line={"seconds": 3.0}, text="loss 1.500  AP 0.25"))
     assert capsys.readouterr().err == "epoch 1/2  loss 1.500  AP 0.25  3 s\n"
     with downloading() as on_received:
@@ -67,20 +72,7 @@ def test_a_log_gets_a_line_every_half_minute_of_a_long_epoch(
         now += 3.0  # preparation, which does not count
         for number in range(40):
             now += 2.0
-            on_step(
-                Step(
-                    epoch=0,
-                    epochs=3,
-                    step=60 + number,  # a resumed epoch
-                    steps=300,
-                    figures={"loss": 1.5},
-                    formats={"loss": Figure(label="loss")},
-                    learning_rate=0.1,
-                    examples=8,
-                    unit="images",
-                    seconds=2.0,
-                )
-            )
+            on_step(a_step(epochs=3, step=60 + number, steps=300))  # a resumed epoch
         now += 15.0
         on_measured(8, 16)
         on_measured(8, 16)
@@ -106,20 +98,7 @@ def test_the_first_steps_of_a_training_count_alike(
     with training_progress() as (on_step, _, _):
         for number, loss in enumerate([3.0, 1.0, 2.0, 0.0]):
             now += 60.0
-            on_step(
-                Step(
-                    epoch=0,
-                    epochs=1,
-                    step=number,
-                    steps=4,
-                    figures={"loss": loss},
-                    formats={"loss": Figure(label="loss")},
-                    learning_rate=0.1,
-                    examples=8,
-                    unit="images",
-                    seconds=60.0,
-                )
-            )
+            on_step(a_step(step=number, steps=4, figures={"loss": loss}, seconds=60.0))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[5] for line in lines] == ["3.000", "2.000", "2.000", "1.500"]
 
@@ -149,20 +128,9 @@ def test_no_line_of_a_training_is_wider_than_a_screen_of_80_columns(
     formats = {"loss": Figure(label="loss"), "top1": Figure(label="top-1", unit="%", decimals=2)}
     with training_progress() as (on_step, on_epoch, on_measured):
         for step in (0, 123_455):
-            on_step(
-                Step(
-                    epoch=99,
-                    epochs=100,
-                    step=step,
-                    steps=123_456,
-                    figures={"loss": 1.5, "top1": 100.0},
-                    formats=formats,
-                    learning_rate=0.1,
-                    examples=256,
-                    unit="images",
-                    seconds=0.25,
-                )
-            )
+            figures = {"loss": 1.5, "top1": 100.0}
+            place = {"epoch": 99, "epochs": 100, "step": step, "steps": 123_456}
+            on_step(a_step(**place, figures=figures, formats=formats, examples=256, seconds=0.25))
         on_measured(64, 1000)
         on_measured(64, 1000)
         text = "224 px  loss 0.804  val 0.817  top-1 42.50 %  top-5 100.00 %"

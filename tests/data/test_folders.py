@@ -267,8 +267,8 @@ def test_images_beside_the_class_folders_are_named(
         picture(0, 0).save(root / "train" / f"{number}.png")
     open_data(str(root), "train")
     assert (
-        "7 images lie beside the class folders, with no class: 0.png, 1.png, 2.png, 3.png, 4"
-        in (caplog.text)
+        "7 images lie beside the class folders, with no class: 0.png, 1.png, 2.png, 3.png, 4.png "
+        "and 2 more; move images into the folders of their classes" in caplog.text
     )
 
 

@@ -194,7 +194,10 @@ def test_class_names_that_are_matched_by_order_are_warned_of(
 def test_numbers_without_0_are_refused_if_some_names_have_no_folder(tmp_path: Path) -> None:
     """The folders 1 and 2 may be the second and third class, or the first and second."""
     root = class_folders(tmp_path / "data", "1", "2")
-    with pytest.raises(DataError, match=r"got 1 to 2 and 3 names in .*: '0 red' or '1 red' in the"):
+    with pytest.raises(
+        DataError,
+        match=r"got classes 1 to 2 and 3 names in .*: begin the first line with '0 red' or '1 red'",
+    ):
         open_data(root, "val", written(tmp_path, "names.txt", "red\ngreen\nblue"))
     for first, classes in ((0, ["green", "blue"]), (1, ["red", "green"])):
         lines = [f"{first + n} {name}" for n, name in enumerate(("red", "green", "blue"))]

@@ -532,16 +532,23 @@ def test_a_format_of_another_package_is_named_with_it(
         decode(b"\0\0\0\x18ftyp" + brand + bytes(99))
 
 
+def test_three_bytes_are_no_image() -> None:
+    with pytest.raises(ImageError, match="expected an image"):
+        decode(b"abc")
+
+
 @pytest.mark.parametrize(
-    ("magic", "white"),
+    ("magic", "maxval"),
     [("P5", 15), ("P5", 100), ("P5", 1023), ("P5", 4095), ("P6", 100), ("P6", 4095), ("P6", 65535)],
 )
-def test_portable_maps_are_scaled_by_their_white(magic: str, white: int) -> None:
+def test_portable_maps_are_scaled_by_their_maxval(magic: str, maxval: int) -> None:
     """Pillow reads them pixel by pixel, more often than a file may be read; the values are its."""
     shape = (256, 256) if magic == "P5" else (256, 256, 3)
-    stored = np.random.default_rng(0).integers(0, white + 1, shape)
-    pixels = stored.astype(">u2" if white > 255 else np.uint8).tobytes()
-    content = f"{magic} 256 256 {white}\n".encode() + pixels
+    # Larger values than maxval, which a file should not have, are white too.
+    end = min(maxval + 20, 65536 if maxval > 255 else 256)
+    stored = np.random.default_rng(0).integers(0, end, shape)
+    pixels = stored.astype(">u2" if maxval > 255 else np.uint8).tobytes()
+    content = f"{magic} 256 256 {maxval}\n".encode() + pixels
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(image)
     if expected.dtype != np.uint8:  # gray of more than 8 bits

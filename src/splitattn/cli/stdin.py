@@ -83,12 +83,12 @@ _LATER_SIGNATURES = (b"jP  ", b"ftyp")
 _NO_LIST = re.compile(
     rb"[\x01-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]|\0\0|\AP[1-6]\s(?:\s|#.*\n)*\d+\s+\d+\s"
 )
-# Names of one letter between NULs look like UTF-16, but end in no line end of two bytes.
+# A line in UTF-16. Names of one letter between NULs look like it, but have no such line end.
 _UTF_16 = re.compile(rb"(?:[^\0]\0)+\n\0|(?:\0[^\0])+\0\n")
 
 
 def _picture_on_stdin() -> bytes | None:
-    """The bytes of a picture that is piped in, or None if stdin gives a list of names."""
+    """The bytes on stdin, to be decoded as a picture; None if they are a list of names."""
     # File names need not be text: they come in as the system gives them and leave escaped.
     reconfigure(sys.stdin, errors="surrogateescape")
     stream = getattr(sys.stdin, "buffer", None)
@@ -98,11 +98,12 @@ def _picture_on_stdin() -> bytes | None:
         raise InputError("stdin must be a list of names or a picture, got an archive: unpack it")
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _UTF_16.match(begun):
         raise InputError("a list on stdin must be in UTF-8, got UTF-16: convert it")
-    binary = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
+    signed = start.startswith(_SIGNATURES) or start[4:].startswith(_LATER_SIGNATURES)
     # A name may begin with "BM" too, but a picture goes on with bytes that are in no name.
     first_line = start.partition(b"\n")[0].rstrip(b"\r")
     is_name = first_line.isascii() and first_line.decode().isprintable()
-    if not (binary and not is_name) and not _NO_LIST.search(begun):
+    is_picture = (signed and not is_name) or _NO_LIST.search(begun)
+    if not is_picture:
         return None
     from splitattn.images.limits import DEFAULT_LIMITS
 

@@ -31,7 +31,7 @@ _WITH_KEY = (
     re.compile(r"(?P<key>\S+)\s.+"),
 )
 # What tells two classes of one name apart: `crane (bird)`, `crane (machine)`.
-_NOTE = re.compile(r"\s+\([^()]+\)")
+_QUALIFIER = re.compile(r"\s+\([^()]+\)")
 _LARGEST_NUMBER = 9  # digits
 # The most names that an error lists.
 _SHOWN = 5
@@ -136,11 +136,11 @@ def _check_one_meaning(names: Sequence[str], outputs: Sequence[str], found: Sequ
     """
     meanings: dict[str, list[int]] = defaultdict(list)
     for index, output in enumerate(outputs):
-        meanings[_NOTE.sub("", first_lemma(output))].append(index)
+        meanings[_QUALIFIER.sub("", first_lemma(output))].append(index)
     for name, index in zip(names, found, strict=True):
-        others = [each for each in meanings[first_lemma(name)] if each not in found]
+        others = [other for other in meanings[first_lemma(name)] if other not in found]
         if others:
-            meant = " or ".join(repr(outputs[each]) for each in sorted([index, *others]))
+            meant = " or ".join(repr(outputs[number]) for number in sorted([index, *others]))
             raise DataError(
                 f"a class name must mean one of the model's classes, got {name!r:.60}, which may "
                 f"be {meant}; rename the class to the one meant"

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -55,20 +56,20 @@ def open_folder(root: Path, split: str) -> LabeledImages:
             f"the data set must have one folder per class, got only {', '.join(folders)} in "
             f"{folder}, which are names of splits; name the folder that holds the classes"
         )
-    _check_splits_are_outside(folder, folders)
     _check_classes_are_apart(folder, folders)
     _warn_of_splits(folder, folders)
     if loose := _images_in(folder):
-        _warn_of_loose_images(folder, tuple(loose))
+        _warn_of_loose_images(folder, loose)
     classes = in_order(map(normal, folders))
     index = {name: label for label, name in enumerate(classes)}
-    images: list[str] = []
-    labels: list[int] = []
     passed_over: Counter[str] = Counter()
-    for name in sorted(folders, key=lambda name: index[normal(name)]):
-        found = list(images_below(folder / name, passed_over))
-        images += found
-        labels += [index[normal(name)]] * len(found)
+    found = {
+        name: list(images_below(folder / name, passed_over))
+        for name in sorted(folders, key=lambda name: index[normal(name)])
+    }
+    _check_splits_are_outside(folder, found)
+    images = [path for paths in found.values() for path in paths]
+    labels = [index[normal(name)] for name, paths in found.items() for _ in paths]
     if passed_over:
         logger.warning("%s: %s", folder, passed_over_text(passed_over))
     if not images:
@@ -159,16 +160,23 @@ def _unwrapped(folder: Path) -> Path:
     return path
 
 
-def _check_splits_are_outside(folder: Path, classes: list[str]) -> None:
+def _check_splits_are_outside(folder: Path, images: Mapping[str, Sequence[str]]) -> None:
     """Raise if splits are inside the classes, `cat/train` and `cat/val`.
 
     They are if two classes have such folders, even if others have none.
+
+    Args:
+        images: paths by the class's folder.
     """
-    inner = {name: {*map(split_of, folders_in(folder / name))} - {None} for name in classes}
-    divided = [name for name, splits in inner.items() if len(splits) > 1]
-    if len(divided) >= min(2, len(classes)):
-        first = divided[0]
-        split = next(name for name in folders_in(folder / first) if split_of(name))
+    divided: dict[str, str] = {}
+    for name, paths in images.items():
+        below = len(os.path.join(folder, name, ""))  # noqa: PTH118
+        inner = {path[below:].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths}
+        splits = sorted(filter(split_of, inner))
+        if len({*map(split_of, splits)}) > 1:
+            divided[name] = splits[0]
+    if len(divided) >= min(2, len(images)):
+        first, split = next(iter(divided.items()))
         raise DataError(
             f"the folders of splits must be around those of classes, as in {split}/{first}, got "
             f"{first}/{split} in {folder}; move them, or list the images in a CSV file with a "
@@ -223,10 +231,10 @@ def _warn_of_missing_classes(folder: Path, names: tuple[str, ...]) -> None:
     )
 
 
-def _images_in(folder: Path) -> list[str]:
+def _images_in(folder: Path) -> tuple[str, ...]:
     """Names of the images in `folder`, but not those in its subfolders."""
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if is_image_name(e.name) and e.is_file())
+        return tuple(sorted(e.name for e in entries if is_image_name(e.name) and e.is_file()))
 
 
 @cache

@@ -253,7 +253,7 @@ def named(data: LabeledImages, classes: ClassList) -> LabeledImages:
 
 
 def _check_where_numbers_begin(names: tuple[str, ...], listed: ClassList) -> None:
-    """Raise if the first name of the list may be that of class 0 or of class 1.
+    """Raise if the class numbers may count from 0 or from 1.
 
     Folders 1 to 11 and twelve names may lack class 0 or class 12.
     """
@@ -262,10 +262,9 @@ def _check_where_numbers_begin(names: tuple[str, ...], listed: ClassList) -> Non
     numbers = [*map(int, names)]
     if 0 not in numbers:
         raise DataError(
-            "numbers of classes must begin at 0, or be all from 1, if the class names have no "
-            f"numbers, got {min(numbers)} to {max(numbers)} and {len(listed.names)} names in "
-            f"{listed.origin}; write the number of its class before each name: "
-            f"'0 {listed.names[0]}' or '1 {listed.names[0]}' in the first line"
+            f"class names need numbers if the data has no class 0, got classes {min(numbers)} to "
+            f"{max(numbers)} and {len(listed.names)} names in {listed.origin}: begin the first "
+            f"line with '0 {listed.names[0]}' or '1 {listed.names[0]}', and number the others too"
         )
 
 

@@ -195,7 +195,7 @@ def find_engine(name: str) -> EngineRow:
 
 
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
-_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]{1,3})?")
+_DEVICE = re.compile(rf"auto|({'|'.join(_DEVICES[1:])})(:[0-9]{{1,3}})?")
 
 
 def check_device(device: str) -> None:
@@ -207,7 +207,7 @@ def check_device(device: str) -> None:
     if not isinstance(device, str):  # PyTorch also takes torch.device and numbers of GPUs
         meant = f"cuda:{device}" if isinstance(device, int) else str(device)
         raise InputError(f"device must be a name, got {device!r:.60}; did you mean {meant!r}?")
-    if device == "auto" or _DEVICE.fullmatch(device):
+    if _DEVICE.fullmatch(device):
         return
     if device.isdecimal():
         hint = f"; did you mean 'cuda:{device}'?"

@@ -22,7 +22,7 @@ from splitattn.images.header import Header, read_header
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
 from splitattn.images.npy import NPY, read_npy
 from splitattn.images.paths import images_below, is_url
-from splitattn.images.portable_maps import is_scaled_map, scaled_map
+from splitattn.images.portable_maps import needs_scaling, scaled
 from splitattn.images.raster import Raster, from_array, from_pillow, is_deep, tiles
 from splitattn.images.structure import (
     BoundedStream,
@@ -455,7 +455,7 @@ def _damage_reported() -> Iterator[None]:
 def _open(content: bytes, limits: Limits) -> Image.Image:
     """Read the header, like `Image.open` but without its warning about large images."""
     Image.preinit()
-    # Of fewer than four bytes, Pillow cannot tell whether they are a DIB.
+    # Pillow's test for DIB unpacks four bytes, and raises if there are fewer.
     prefix, stream = content[:16].ljust(4, b"\0"), BoundedStream(content)
     for name in FORMATS:
         if name not in Image.OPEN:
@@ -590,8 +590,8 @@ def _reduce(image: Image.Image, least_side: int) -> int:
 
 def _loaded(image: Image.Image) -> Image.Image:
     """`image` with its pixels in memory."""
-    if is_scaled_map(image):
-        return scaled_map(image)
+    if needs_scaling(image):
+        return scaled(image)
     image.load()
     # This format's decoder keeps two more copies as long as its image exists.
     return image.copy() if image.format == "WEBP" else image

@@ -93,12 +93,9 @@ def check_match(
     if not faults:
         return fit
     alike = fitting_models(found)
-    # If the model is among them, another one does not fit better.
-    fitting = [
-        name
-        for name in ([] if model in alike else alike)
-        if not key_mapping.layout.refusal(ARCHITECTURES[name])
-    ]
+    # No other model fits better if this one is among them.
+    others = [] if model in alike else alike
+    fitting = [name for name in others if not key_mapping.layout.refusal(ARCHITECTURES[name])]
     if any(map(is_deformable, unexpected)):
         advice = "it has deformable convolutions (DCN), which no model here has"
     elif fitting:
