@@ -120,7 +120,9 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
     wide = width >= _WIDE
     padding = (0, 2 if wide else 1, 0, 0)
     table = Table("network", "form", "engine", "", box=None, pad_edge=False, padding=padding)
-    names = ("batch", "ms", "images/s", *(_DETAILS if wide else ()))
+    measured = any(row.peak_memory for row in rows)
+    details = [name for name in _DETAILS if name != "MB" or measured]
+    names = ("batch", "ms", "images/s", *(details if wide else ()))
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: (row.batch_size, row.median)):
@@ -142,7 +144,7 @@ def _print_table(peaks: "Peaks", rows: "list[Row]") -> None:
     console = Console(width=width)
     console.print(table)
     if not wide:
-        console.print(f"\n{', '.join(_DETAILS)}:\nwith --json, or in a window of {_WIDE} columns.")
+        console.print(f"\n{', '.join(details)}:\nwith --json, or in a window of {_WIDE} columns.")
     console.print(
         f"\nThis machine reaches {rates} billion operations a second, and "
         f"copies memory at {1e-9 * peaks.copied_bytes:.1f} GB/s, reads and writes together.",
