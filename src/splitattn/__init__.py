@@ -3,6 +3,8 @@
 Importing this package costs next to nothing: a public name loads what it needs on first use.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -153,3 +155,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})
+
+
+def _before_fork() -> None:
+    if "torch" in sys.modules:
+        import_module("splitattn.processes").end_openmp_threads()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_before_fork)

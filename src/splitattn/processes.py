@@ -1,5 +1,6 @@
 """Processes and threads: their number, their priority, and how they end."""
 
+import ctypes
 import os
 import sys
 from contextlib import suppress
@@ -7,6 +8,7 @@ from multiprocessing import parent_process
 from threading import Thread, get_native_id
 
 _SPINS = "10000"  # with fewer, training alone on a machine becomes slower (docs/log.md)
+_PAUSE_SOFT = 1  # of OpenMP's `omp_pause_resource_t`: what the program has set stays
 _NICENESS = 5  # a third of the usual share on a busy processor
 
 
@@ -44,6 +46,16 @@ def limit_openmp_spin() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+
+
+def end_openmp_threads() -> None:
+    """End the threads of PyTorch's OpenMP; the next operation starts them again.
+
+    Call this before a fork. A forked process has none of its parent's threads, and GNU OpenMP would
+    wait for them forever there.
+    """
+    with suppress(AttributeError):  # a PyTorch without OpenMP has no such threads
+        ctypes.CDLL(None).omp_pause_resource_all(_PAUSE_SOFT)
 
 
 def give_way() -> None:

@@ -1,8 +1,6 @@
 """PyTorch as an engine."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from splitattn.graph.folding import FoldedNetwork
-
-# The process that loaded PyTorch; only it has the threads of PyTorch's pool.
-_FIRST_PROCESS = os.getpid()
 
 # Stride of the last stage, in pixels of the image.
 _REDUCTION = 32
@@ -52,13 +47,10 @@ class TorchEngine(Engine):
         size: int | None = None,
     ) -> None:
         super().__init__(f"{name} {torch.__version__} on {device}", batch=batch, size=size)
-        _do_without_lost_threads(os.getpid())
         self.device = device
         self._network = network.to(device).to(memory_format=torch.channels_last)
 
     def run(self, pixels_BCHW: Pixels, preprocessing: Preprocessing) -> Logits:
-        _do_without_lost_threads(os.getpid())
-
         def infer(pixels: Pixels) -> Logits:
             # Copy uint8 to the device: a quarter of the size of float32.
             on_device = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
@@ -67,14 +59,12 @@ class TorchEngine(Engine):
         return self._in_batches(infer, pixels_BCHW)
 
     def _infer(self, images_BCHW: Images) -> Logits:
-        _do_without_lost_threads(os.getpid())
         images = torch.from_numpy(np.ascontiguousarray(images_BCHW))
         return self._logits(images.to(self.device))
 
     def outputs(self, images_BCHW: Images) -> tuple[Array, ...]:
         if not isinstance(self._network, FusedResNeSt) or not self._network.output_names:
             return super().outputs(images_BCHW)
-        _do_without_lost_threads(os.getpid())
         images = torch.from_numpy(np.ascontiguousarray(images_BCHW)).to(self.device)
         with torch.inference_mode(), full_precision(self.device):
             found = self._network.outputs(images.contiguous(memory_format=torch.channels_last))
@@ -205,13 +195,6 @@ def _unusable(name: str, reason: str) -> InputError:
         devices.append("mps")
     usable = ", ".join(devices)
     return InputError(f"device {name!r} cannot be used: {reason}; here there are {usable}")
-
-
-@cache  # once per process; later changes of the number of threads are kept
-def _do_without_lost_threads(process: int) -> None:
-    """In a forked process, use one thread: it lacks its parent's pool and would wait forever."""
-    if process != _FIRST_PROCESS:
-        torch.set_num_threads(1)
 
 
 class _Exportable(nn.Module):
