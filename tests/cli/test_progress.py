@@ -1,6 +1,5 @@
 """Progress is a bar on a terminal, and lines in a log."""
 
-import errno
 import io
 import json
 import logging
@@ -19,7 +18,7 @@ from rich.progress import Progress
 
 from splitattn.bulk.plan import ShardReport
 from splitattn.cli import main, progress
-from splitattn.cli.output import conclude, say
+from splitattn.cli.output import conclude, replace_streams, say
 from splitattn.cli.progress import (
     counting,
     downloading,
@@ -143,15 +142,41 @@ def test_no_line_of_a_training_is_wider_than_a_screen_of_80_columns(
     assert max(map(len, lines)) <= 80
 
 
-def test_a_full_disk_behind_stderr_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full(io.StringIO):
-        def write(self, text: str) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device", text)
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "full disk"])
+def test_an_stderr_that_takes_nothing_any_more_ends_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "full disk":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full")
+        ours, theirs = os.open(os.devnull, os.O_RDONLY), os.open("/dev/full", os.O_WRONLY)
+    else:
+        ours, theirs = os.pipe() if kind == "pipe" else os.openpty()
+    with open(theirs, "w", buffering=1, encoding="utf-8") as stderr:  # noqa: PTH123
+        for name in ("stderr", "__stderr__"):
+            monkeypatch.setattr(sys, name, stderr)
+        replace_streams()
+        with starting("starting"), counting(first=0) as count:
+            os.close(ours)
+            count(8, 16)
+        with training_progress() as (_, on_epoch, on_measured):
+            on_epoch(Epoch(epoch=0, epochs=1, line={"seconds": 1.0}, text="loss 1"))
+            on_measured(8, 16)
+        say("error: lost, and nothing depends on it")
+        sys.stderr.flush()
 
-    monkeypatch.setattr("sys.stderr", Full())
-    with training_progress() as (_, on_epoch, _):
-        on_epoch(Epoch(epoch=0, epochs=1, line={"seconds": 1.0}, text="loss 1"))
-    say("error: lost, and nothing depends on it")
+
+def test_what_stderr_takes_is_there_at_once_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "log").open("w", buffering=1, encoding="ascii", errors="replace") as stderr:
+        for name in ("stderr", "__stderr__"):
+            monkeypatch.setattr(sys, name, stderr)
+        replace_streams()
+        say("caf\N{LATIN SMALL LETTER E WITH ACUTE} " * 10_000)
+        assert sys.stderr.fileno() == stderr.fileno()
+        assert not sys.stderr.isatty()
+        assert (tmp_path / "log").read_text() == "caf? " * 10_000 + "\n"
 
 
 def test_an_export_counts_images_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from splitattn.cli.elsewhere import with_our_name
 from splitattn.cli.output import (
     discard_unwritten,
     reconfigure,
-    replace_closed_streams,
+    replace_streams,
     say,
     show_warnings,
 )
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Pillow warns of every tag of a damaged picture. One that cannot be read is an error anyway.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
-    replace_closed_streams()
+    replace_streams()
     show_warnings()
     if distributed.is_first() and not sys.stderr.isatty():
         # Before Python's own finder, which it replaces, and after those of other programs.

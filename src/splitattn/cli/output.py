@@ -90,9 +90,8 @@ def conclude(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, and ignore a failure: no result depends on it."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class _Prefixed(logging.Formatter):
@@ -122,14 +121,48 @@ def show_warnings() -> None:
         logging.lastResort.filters[:] = [_Unrepeated()]
 
 
-def replace_closed_streams() -> None:
+def replace_streams() -> None:
     """Give a process that began without stdin, stdout or stderr an empty one.
 
-    Reading from it gives nothing. Writing results to it is an `OSError`; messages are lost.
+    Reading from it gives nothing. Writing results to it is an `OSError`. Messages and progress on
+    stderr are lost if it cannot take them, because it was closed, its reader or its terminal is
+    gone, or the disk is full: no result depends on them.
     """
     sys.stdin = sys.stdin or _nothing("r")
     sys.stdout = sys.stdout or _nothing("r")
     sys.stderr = sys.stderr or _nothing("w")
+    own = sys.__stderr__
+    if own and sys.stderr is own:  # and not what a notebook or a test has put there
+        raw: Any = getattr(own.buffer, "raw", own.buffer)  # with `python -u` the buffer is raw
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_Lossy(raw)),
+            encoding=own.encoding,
+            errors=own.errors,
+            line_buffering=True,
+        )
+
+
+class _Lossy(io.RawIOBase):
+    """A stream that drops what it cannot write."""
+
+    def __init__(self, stream: io.RawIOBase) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self._stream.write(data)
+        except OSError:
+            written = None
+        return memoryview(data).nbytes if written is None else written
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 @cache

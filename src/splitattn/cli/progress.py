@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
@@ -90,8 +90,7 @@ def training_progress(
         line = f"{which}  {epoch.text}  {seconds:.0f} s"
         if console.is_terminal and len(line) > console.width:
             line = line.replace("  ", " ")
-        with suppress(OSError):  # a full disk behind stderr ends no training
-            console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True)
         log.wait()
 
     def on_measured(more: int, total: int) -> None:
