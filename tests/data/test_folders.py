@@ -225,6 +225,23 @@ def test_a_class_folder_that_is_a_link_to_another_is_refused(tmp_path: Path) -> 
     assert open_data(str(root), "train").classes == CLASSES
 
 
+def test_class_folders_that_differ_only_in_how_accents_are_composed_are_refused(
+    tmp_path: Path,
+) -> None:
+    """Only some file systems can hold both. Their images would silently be one class."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    root = write_image_folder(tmp_path, train=1, val=1)
+    (root / "val" / "red").rename(root / "val" / composed)
+    assert open_data(str(root), "val").classes == ("blue", composed, "green")
+    shutil.copytree(root / "val" / composed, root / "val" / apart)
+    if len(list((root / "val").iterdir())) == 3:
+        pytest.skip("the file system takes both names for one")
+    with pytest.raises(
+        DataError, match=r"got 'cafe\\u0301' and 'caf\\xe9' in .*/val, .*; move the"
+    ):
+        open_data(str(root), "val")
+
+
 def test_class_folders_that_are_links_to_nothing_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -190,6 +190,10 @@ def test_a_photograph_from_a_url_is_fetched_once(
     assert found.image.width == 1200 // 1  # decoded again in full, for the picture
 
 
+def test_a_label_is_found_however_its_accents_are_composed(explainer: Explainer) -> None:
+    assert explainer.explain(CAT, "cafe\u0301").index == CLASSES.index("caf\u00e9")
+
+
 def test_an_index_of_many_digits_is_refused(explainer: Explainer) -> None:
     with pytest.raises(InputError, match="label must be one of the 6 classes or an index"):
         explainer.explain(CAT, "1" * 5000)

@@ -185,7 +185,7 @@ def _check_splits_are_outside(folder: Path, images: Mapping[str, Sequence[str]])
 
 
 def _check_classes_are_apart(folder: Path, classes: list[str]) -> None:
-    """Raise if a class folder is a link to another: its images would have two classes."""
+    """Raise if two folders are one by a link, or of one name in two Unicode forms."""
     places: dict[str, str] = {}
     for name in classes:
         first = places.setdefault(os.path.realpath(folder / name), name)
@@ -193,6 +193,15 @@ def _check_classes_are_apart(folder: Path, classes: list[str]) -> None:
             raise DataError(
                 f"each class must have a folder of its own, got {first} and {name} in {folder}, "
                 "which are one folder; remove the link"
+            )
+    composed: dict[str, str] = {}
+    for name in classes:
+        first = composed.setdefault(normal(name), name)
+        if first != name:
+            raise DataError(
+                f"each class must have a folder of its own, got {first!a} and {name!a} "
+                f"in {folder}, which are the same name with accents composed in two ways; move the "
+                "images into one of them, or rename one"
             )
 
 

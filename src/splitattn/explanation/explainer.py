@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from splitattn.data.class_lists import ClassNames
+from splitattn.data.class_names import normal
 from splitattn.engines.engine import ACTIVATIONS, NOT_FINITE
 from splitattn.engines.table import file_engine
 from splitattn.errors import ImageError, InputError, check_choice, nearest
@@ -201,8 +202,9 @@ class Explainer:
         )
 
     def _index(self, label: str | int) -> int:
-        if isinstance(label, str) and label in self.classes:
-            return self.classes.index(label)
+        classes = [*map(normal, self.classes)]
+        if isinstance(label, str) and normal(label) in classes:
+            return classes.index(normal(label))
         if isinstance(label, int) or (label.isdecimal() and len(label) <= _MOST_DIGITS):
             if 0 <= int(label) < len(self.classes):
                 return int(label)
