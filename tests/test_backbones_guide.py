@@ -10,7 +10,8 @@ import torch
 from segmentation_models_pytorch.encoders import encoders
 from torch import nn
 
-from splitattn.create import create_backbone
+from splitattn.create import create_backbone, create_model
+from splitattn.errors import WeightsError
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.nn.resnest import Stage
@@ -104,11 +105,33 @@ def test_the_encoder_serves_networks_that_dilate_and_other_images(output_stride:
 
 
 @pytest.mark.parametrize("kind", [smp.DeepLabV3, smp.FPN, smp.Linknet, smp.PSPNet, smp.UPerNet])
-def test_the_encoder_serves_every_architecture_that_asks_for_maps(kind: type[nn.Module]) -> None:
+def test_the_encoder_serves_every_architecture_that_asks_for_maps(
+    kind: type[nn.Module], tmp_path: Path
+) -> None:
     example("Unet")
     model = kind("splitattn", encoder_weights=None, classes=5).eval()
     with torch.inference_mode():
         assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5, 64, 96)
+    come_out_again(model, model.encoder.backbone, tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("out_indices", [(0,), (1, 2), (0, 3)])
+def test_a_backbone_without_its_last_stages_comes_out_again(
+    out_indices: tuple[int, ...], tmp_path: Path
+) -> None:
+    segmenter = example("Segmenter")["Segmenter"]
+    backbone = create_backbone("resnest26_tiny", out_indices=out_indices)
+    come_out_again(segmenter(backbone, classes=4), backbone, tmp_path / "model.pth")
+    needs_more = create_backbone, {"out_indices": (1, 4)}
+    for create, settings in (needs_more, (create_model, {})):
+        with pytest.raises(WeightsError, match=r"of 4 stages are missing \(.*layer4\)"):
+            create("resnest26_tiny", weights=tmp_path / "model.pth", **settings)
+
+
+def come_out_again(model: nn.Module, backbone: Backbone, path: Path) -> None:
+    torch.save({"model": model.state_dict(), "epoch": 1}, path)
+    again = create_backbone("resnest26_tiny", weights=path, out_indices=backbone.out_indices)
+    torch.testing.assert_close(again.state_dict(), backbone.state_dict(), rtol=0, atol=0)
 
 
 def test_code_that_was_written_for_timm_takes_both() -> None:

@@ -14,7 +14,7 @@ from splitattn.nn.resnest import ResNeSt
 from splitattn.weights.catalogue import named
 from splitattn.weights.checkpoint import Checkpoint, check_fits, read_tensors
 from splitattn.weights.hub import is_reference
-from splitattn.weights.matching import HEAD, Fit
+from splitattn.weights.matching import HEAD, STAGES, Fit
 from splitattn.weights.resolve import ResolvedWeights, resolve
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ def create_backbone(
     """Build a network without its classifier, in training mode, and load weights.
 
     Args:
-        model, weights, in_chans: see `create_model`; a classifier among the weights is left out.
+        model, weights, in_chans: see `create_model`; a classifier among the weights is left out,
+            and stages that the backbone does not have may be missing.
         out_indices, frozen_stages, frozen_bn: see `Backbone`.
         output_stride, dilation, drop_path: see `ResNeSt`.
 
@@ -150,7 +151,8 @@ def backbone_and_rest(
     )
     if weights is None:
         return backbone, ""
-    trained = _read_fitting(resolve(name, weights).path, name)
+    stages = len([*backbone.stages()])
+    trained = _read_fitting(resolve(name, weights).path, name, stages=stages)
     _load(network, trained)
     return backbone, trained.left_out
 
@@ -219,10 +221,10 @@ def _read(path: Path, model: str) -> _Trained:
     return trained
 
 
-def _read_fitting(path: Path, model: str) -> _Trained:
-    """Read weights that fit the model."""
+def _read_fitting(path: Path, model: str, *, stages: int = STAGES) -> _Trained:
+    """Read weights that fit the model up to the last of its first `stages` stages."""
     checkpoint = read_tensors(path)
-    return _Trained(checkpoint=checkpoint, fit=check_fits(checkpoint, model))
+    return _Trained(checkpoint=checkpoint, fit=check_fits(checkpoint, model, stages=stages))
 
 
 def _load(network: ResNeSt, trained: _Trained, *, new_classifier: bool = False) -> None:

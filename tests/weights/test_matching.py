@@ -72,6 +72,39 @@ def test_weights_of_another_family_are_refused_as_such() -> None:
     assert message.endswith("get weights of this model")
 
 
+def begins(model: str, stages: int) -> Shapes:
+    """The shapes of a backbone that ends after `stages` stages."""
+    ends = {"fc", *(f"layer{stage}" for stage in range(stages + 1, 5))}
+    return {key: v for key, v in shapes_of(model).items() if key.partition(".")[0] not in ends}
+
+
+@pytest.mark.parametrize("stages", range(4))
+def test_a_checkpoint_without_the_last_stages_fits_what_does_not_need_them(stages: int) -> None:
+    architecture, found = ARCHITECTURES["resnest50"], begins("resnest50", stages)
+    for needed in range(stages + 1):
+        fit = check_match(found, architecture, model="resnest50", origin="f", stages=needed)
+        assert fit == Fit(num_classes=0, in_chans=3)
+    names = ", ".join(f"layer{stage}" for stage in range(stages + 1, 5))
+    indices = {0: "(0,)", 1: "(1,)", 2: "(1, 2)", 3: "(1, 2, 3)"}[stages]
+    assert refusal(found, "resnest50") == (
+        f"file.pth does not fit resnest50: {4 - stages} of 4 stages are missing ({names}); get "
+        f"weights of this model, or load it with create_backbone(..., out_indices={indices})"
+    )
+
+
+def test_a_stage_that_a_checkpoint_has_must_be_whole() -> None:
+    found = without(begins("resnest50", 3), "layer3.5.bn3.bias")
+    with pytest.raises(WeightsError, match=r"1 of \d+ keys are missing \(layer3.5.bn3.bias\)"):
+        check_match(found, ARCHITECTURES["resnest50"], model="resnest50", origin="f", stages=2)
+
+
+def test_a_checkpoint_without_the_last_stages_is_recognized() -> None:
+    fitting = {"resnest101", "resnest200", "resnest269"}
+    assert fitting.isdisjoint(fitting_models(begins("resnest50", 3)))
+    assert "resnest101" in fitting_models(begins("resnest101", 3))
+    assert "it is a checkpoint of resnest101" in refusal(begins("resnest101", 3), "resnest50")
+
+
 def without(found: Shapes, *keys: str) -> Shapes:
     return {key: shape for key, shape in found.items() if key not in keys}
 

@@ -17,7 +17,7 @@ from splitattn.architectures import architecture
 from splitattn.errors import WeightsError, write_failure
 from splitattn.files import is_utf8, replacing, writing_native
 from splitattn.weights.layouts import KeyMapping
-from splitattn.weights.matching import Fit, check_layout, check_match
+from splitattn.weights.matching import STAGES, Fit, check_layout, check_match
 from splitattn.weights.metadata import (
     METADATA_KEY,
     ModelMetadata,
@@ -81,10 +81,15 @@ class Checkpoint(Generic[T]):
         return f"{count} {tensors} of the larger model around the backbone ({names}{more})"
 
 
-def check_fits(checkpoint: Checkpoint[Any], model: str) -> Fit:
+def check_fits(checkpoint: Checkpoint[Any], model: str, *, stages: int = STAGES) -> Fit:
     """Raise unless a checkpoint fits the model, with any number of classes and channels.
 
     Its numbers must be valid too, see `check_numbers`.
+
+    Args:
+        checkpoint: as it was read.
+        model: the name of the model.
+        stages: how many of the model's stages are needed, see `check_match`.
 
     Returns:
         The number of classes and channels in the checkpoint.
@@ -102,6 +107,7 @@ def check_fits(checkpoint: Checkpoint[Any], model: str) -> Fit:
         origin=origin,
         key_mapping=key_mapping,
         unexpected=checkpoint.unexpected,
+        stages=stages,
     )
     for key, value in checkpoint.tensors.items():
         dtype = _dtype(value)

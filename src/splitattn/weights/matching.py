@@ -1,5 +1,6 @@
 """Checks whether a checkpoint belongs to a model, by keys and shapes alone."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,9 @@ from splitattn.weights.layouts import OFFICIAL, KeyMapping, is_deformable
 Shapes = Mapping[str, tuple[int, ...]]
 
 HEAD = ("fc.weight", "fc.bias")
+# Stages of every architecture.
+STAGES = 4
+_STAGE = re.compile(r"layer(\d)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ def check_match(
     origin: str,
     key_mapping: KeyMapping = OFFICIAL.key_mapping,
     unexpected: Sequence[str] = (),
+    stages: int = STAGES,
 ) -> Fit:
     """Raise unless a checkpoint has the keys and shapes of a model.
 
@@ -64,6 +69,8 @@ def check_match(
         origin: the checkpoint's file, for the message.
         key_mapping: the checkpoint's own key names, for the message.
         unexpected: keys of the checkpoint that have no official name.
+        stages: how many stages the network needs. A checkpoint may end after these, as that of a
+            backbone does that has no others.
 
     Returns:
         The checkpoint's number of classes and channels.
@@ -73,13 +80,22 @@ def check_match(
     """
     fit = _fit(found, architecture.shapes())
     expected = architecture.shapes(fit.num_classes, fit.in_chans)
+    last = max(map(_stage, found), default=0)
     missing = [
-        key for key in expected if key not in found and not key.endswith("num_batches_tracked")
+        key
+        for key in expected
+        if key not in found
+        and not key.endswith("num_batches_tracked")
+        and _stage(key) <= max(last, stages)
     ]
+    too_short = bool(missing) and all(_stage(key) > last for key in missing)
     unexpected = [*(_named(key, key_mapping) for key in found if key not in expected), *unexpected]
     reshaped = [key for key in expected if key in found and found[key] != expected[key]]
     faults = []
-    if missing:
+    if too_short:
+        names = ", ".join(f"layer{stage}" for stage in range(last + 1, stages + 1))
+        faults.append(f"{stages - last} of {stages} stages are missing ({names})")
+    elif missing:
         names = _first(_named(key, key_mapping) for key in missing)
         faults.append(f"{len(missing)} of {len(expected)} keys are missing ({names})")
     if unexpected:
@@ -102,6 +118,9 @@ def check_match(
         advice = f"it is a checkpoint of {' or '.join(fitting)}: name that model (--model)"
     else:
         advice = "get weights of this model"
+        if too_short and len(faults) == 1:
+            indices = tuple(range(1, last + 1)) or (0,)
+            advice += f", or load it with create_backbone(..., out_indices={indices})"
     raise WeightsError(f"{origin} does not fit {model}: {', '.join(faults)}; {advice}")
 
 
@@ -121,6 +140,12 @@ def check_layout(
         )
 
 
+def _stage(key: str) -> int:
+    """The number of the stage that an official key is of; 0 for the stem and the classifier."""
+    match = _STAGE.match(key)
+    return int(match[1]) if match else 0
+
+
 def _named(key: str, key_mapping: KeyMapping) -> str:
     """The file's own name of an official key."""
     return key_mapping.own(key) or key
@@ -129,6 +154,7 @@ def _named(key: str, key_mapping: KeyMapping) -> str:
 def fitting_models(found: Shapes) -> list[str]:
     """Names of the published architectures that a checkpoint's keys and shapes fit.
 
+    A checkpoint of a backbone without the last stages fits all models that begin with its stages.
     Weights do not show where a block pools, so `resnest50` and `resnest50_fast_2s1x64d` always fit
     both or neither.
     """
@@ -146,7 +172,9 @@ def _agreement(found: Shapes, architecture: Architecture) -> int:
 
 
 def _fits(found: Shapes, architecture: Architecture) -> bool:
-    if _agreement(found, architecture) < len(_telltales(architecture)):
+    last = max(map(_stage, found), default=0)
+    telltales = _telltales(architecture)
+    if any(found.get(key) != telltales[key] for key in telltales if _stage(key) <= last):
         return False
     return not any(
         f"layer{stage}.{depth}.conv1.weight" in found
