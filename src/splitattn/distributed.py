@@ -21,6 +21,10 @@ T = TypeVar("T")
 _APART = 20.0
 
 
+class PeerError(InputError):
+    """Another process has ended or does not answer, so this one cannot go on."""
+
+
 @contextmanager
 def processes(device: "torch.device") -> Iterator[None]:
     """Join the other processes that `torchrun` started, within the context.
@@ -34,6 +38,7 @@ def processes(device: "torch.device") -> Iterator[None]:
 
     Raises:
         InputError: the processes do not find one another.
+        PeerError: another process has ended or does not answer.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or world_size() > 1:
         yield
@@ -53,6 +58,13 @@ def processes(device: "torch.device") -> Iterator[None]:
         ) from error
     try:
         yield
+    except RuntimeError as error:
+        if not is_of_peer(error):
+            raise
+        raise PeerError(
+            "all processes must run to the end, but another one has ended or does not answer: see "
+            "what it and torchrun print"
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -137,13 +149,21 @@ def first_process_first() -> Iterator[None]:
             _group().barrier()
 
 
-def wait_for_first_process_to_fail() -> None:
-    """Wait before printing an error, so that an error of all processes is printed once.
+def is_of_peer(error: Exception) -> bool:
+    """Whether PyTorch raised `error` because another process has ended or does not answer."""
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+
+
+def wait_for_others_to_fail(error: Exception) -> None:
+    """Wait before printing `error`, so that one error in all is printed.
 
     All processes of a machine but the first wait. If the first one fails too, `torchrun` ends the
-    others meanwhile. Otherwise the error is only theirs, and they print it.
+    others meanwhile. Otherwise the error is only theirs, and they print it. Processes that failed
+    because another one did wait for longer, the first one too: the other's error says more.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("LOCAL_RANK", "0")):
+    if isinstance(error, PeerError):
+        time.sleep(2 * _APART)
+    elif "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("LOCAL_RANK", "0")):
         time.sleep(_APART)
 
 

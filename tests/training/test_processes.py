@@ -20,6 +20,7 @@ from splitattn.data.sources import open_data
 from splitattn.engines.pytorch import TorchEngine
 from splitattn.errors import InputError
 from splitattn.evaluation import measure
+from splitattn.training.interrupt import stop_request
 from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
 from tests.data.datasets import write_image_folder
@@ -179,6 +180,46 @@ def test_an_error_of_the_second_process_alone_is_printed(tmp_path: Path) -> None
     )
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1, done.stderr
+
+
+def test_a_process_that_loses_another_leaves_the_message_to_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, torch, typer\n"
+        "from splitattn import cli, distributed\n"
+        "from splitattn.errors import InputError\n"
+        "distributed._APART = 2.0\n"
+        "def fail():\n"
+        "    with distributed.processes(torch.device('cpu')):\n"
+        "        if os.environ['RANK'] == '1':\n"
+        "            raise InputError('only mine')\n"
+        "        distributed.summed(torch.ones(1))\n"
+        "app = typer.Typer()\n"
+        "app.command()(fail)\n"
+        "cli.create_app = lambda _: app\n"
+        "cli.main([])\n"
+    )
+    done = subprocess.run(
+        [*TORCHRUN, script], env=ONE_THREAD, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert "error: only mine\n" in done.stderr
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "RuntimeError" not in done.stderr
+
+
+def lose_a_peer(*, told_to_end: bool) -> None:
+    if told_to_end:
+        os.kill(os.getpid(), signal.SIGTERM)
+    raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+
+
+def test_a_process_that_torchrun_ends_does_not_report_that_it_lost_others() -> None:
+    with pytest.raises(RuntimeError), stop_request():
+        lose_a_peer(told_to_end=False)
+    with pytest.raises(SystemExit) as end, stop_request():
+        lose_a_peer(told_to_end=True)
+    assert end.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = app(arguments, standalone_mode=False)
     except (InputError, OSError) as error:
-        distributed.wait_for_first_process_to_fail()
+        distributed.wait_for_others_to_fail(error)
         if debug:
             traceback.print_exc()
         fault = error if isinstance(error, InputError) else _system_fault(error)
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
             discard_unwritten()
         sys.exit(2)
     except Exception as error:
-        distributed.wait_for_first_process_to_fail()
+        distributed.wait_for_others_to_fail(error)
         # One of Typer's own errors, whose class is not public and has moved between its versions.
         if not hasattr(error, "format_message"):
             raise

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from splitattn import distributed
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -36,6 +38,10 @@ def stop_request() -> Iterator[StopRequest]:
     """Catch Ctrl-C and SIGTERM within the context; a second one takes effect at once.
 
     Outside the main thread, where Python cannot handle signals, nothing is caught.
+
+    Raises:
+        SystemExit: after SIGTERM another process ended first. `torchrun` sends SIGTERM to all when
+            one has failed, and that one reports the error.
     """
     request = StopRequest()
 
@@ -51,6 +57,10 @@ def stop_request() -> Iterator[StopRequest]:
         signal.signal(number, note)
     try:
         yield request
+    except RuntimeError as error:
+        if request and distributed.is_of_peer(error):
+            request.obey()
+        raise
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
