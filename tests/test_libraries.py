@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from splitattn import libraries
+from splitattn.cli import main
 from splitattn.data.toy import write_toy_data
 from splitattn.errors import InputError
 from splitattn.libraries import require, torchvision_imported
@@ -50,6 +51,25 @@ def test_a_torchvision_of_another_pytorch_is_one_line_with_the_command(
         r"install both from one index: pip install --force-reinstall torch torchvision.*\n",
         done.stderr,
     ), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [("train data --output run", "train"), ("data show data", "data show")],
+)
+def test_a_missing_torchvision_is_one_line_with_the_command(
+    call: str,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # it is not found then
+    with pytest.raises(SystemExit) as end:
+        main(call.split())
+    line = "needs torchvision, not installed here: pip install torchvision"
+    assert (end.value.code, capsys.readouterr().err) == (2, f"error: {what} {line}\n")
+    with pytest.raises(InputError, match=line), torchvision_imported():
+        pass
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,14 @@ _OF_ANOTHER_PYTORCH = re.compile(
 
 @contextmanager
 def torchvision_imported() -> Iterator[None]:
-    """Report a torchvision that was built for another PyTorch, where it is imported within.
+    """Report a torchvision that is missing or was built for another PyTorch.
+
+    It is to be imported within the context.
 
     Raises:
-        InputError: it does not fit; the message has the command that installs a matching pair.
+        InputError: it is missing or does not fit; the message has the command that installs it.
     """
+    require("this", "torchvision")
     try:
         yield
     except ModuleNotFoundError:

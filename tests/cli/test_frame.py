@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from io import UnsupportedOperation
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,28 @@ def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     listed = capsys.readouterr().out
     assert all(verb in listed for verb in ("predict", "evaluate", "train", "models", "weights"))
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        ("train . --output run --recipe caf\u00e9", "epochs must be 1 to 100000, got 0"),
+        ("predict a.png --weights caf\u00e9", "cafe\u0301 is not a weights file"),
+        ("weights card caf\u00e9", "cafe\u0301 has none"),
+    ],
+)
+def test_paths_are_found_however_their_accents_are_composed(
+    call: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "cafe\u0301").write_text("epochs = 0")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(call.split())
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from splitattn.cli.output import (
     say,
     show_warnings,
 )
+from splitattn.cli.values import Command
 from splitattn.errors import InputError, is_full_disk, one_line, write_failure
 
 # In the order of `--help`. Each is a module here, with a function or, where there are verbs of its
@@ -62,9 +63,11 @@ def create_app(verbs: Iterable[str] = VERBS) -> typer.Typer:
     for verb in verbs:
         module = import_module(f"splitattn.cli.{verb}")
         if hasattr(module, "app"):
+            for command in module.app.registered_commands:
+                command.cls = Command
             app.add_typer(module.app, name=verb)
         else:
-            app.command()(getattr(module, verb))
+            app.command(cls=Command)(getattr(module, verb))
     return app
 
 

@@ -50,7 +50,7 @@ def show(
     from splitattn.files import is_folder, replacing
     from splitattn.libraries import require
 
-    require("data show", "torch")
+    require("data show", "torch", "torchvision")
     check_output(output)
     kind = _FORMATS.get(output.suffix.lower())
     if kind is None:
@@ -105,7 +105,6 @@ def _boxes(
 
     if class_names is not None:
         raise InputError(f"{data} names its classes: leave out --class-names")
-    require("data show with boxes", "torchvision")
     from splitattn.training.recipe_files import load_recipe
 
     chosen = load_recipe(recipe, overrides, task="detection")
@@ -127,7 +126,6 @@ def _masks(
 
     if class_names is not None:
         raise InputError(f"{data} names its classes: leave out --class-names")
-    require("data show with masks", "torchvision")
     from splitattn.training.recipe_files import load_recipe
 
     chosen = load_recipe(recipe, overrides, task="segmentation")

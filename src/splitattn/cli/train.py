@@ -128,7 +128,7 @@ def train(
 
     if find_lr and resume:
         raise InputError("--find-lr starts anew: leave out --resume")
-    require("train", "torch")
+    require("train", "torch", "torchvision")
     first = is_first()
     if not first:  # all processes would warn of the same
         logging.getLogger("splitattn").setLevel(logging.ERROR)
