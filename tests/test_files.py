@@ -1,18 +1,24 @@
 """Files appear whole or not at all."""
 
+import errno
 import os
 import re
+import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from splitattn.data.sources import open_data
+from splitattn.engines.onnx_runtime import quantize
 from splitattn.engines.open_vino import ov, save
 from splitattn.errors import DataError, InputError, WeightsError
 from splitattn.files import (
@@ -247,6 +253,28 @@ def test_a_write_that_the_system_refuses_is_reported_in_one_line(
         write(tmp_path / "a")
     assert re.search("File too large|OpenVINO could not write", str(raised.value))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("free", "said"), [(1_300_000, "No space left"), (9_000_000, "OpenVINO")])
+def test_a_disk_with_less_space_than_an_ir_takes_counts_as_full(
+    free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO writes large parts at once, so that much may be free after it failed."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with small_disk(), pytest.raises(OSError, match=said):
+        _save_ir(tmp_path / "a.xml")
+
+
+def test_a_full_temporary_folder_is_named_in_place_of_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(InputError, match=f"full: {tmp_path} .* another place with TMPDIR$"):
+        quantize(onnx.ModelProto(), [], floats=[])
 
 
 def test_native_code_may_go_on_writing_after_a_write_that_failed(

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
 # No telemetry; without a home folder it would also print a warning.
@@ -25,7 +25,7 @@ from splitattn.engines.engine import (
     Logits,
     network_threads,
 )
-from splitattn.errors import InputError
+from splitattn.errors import InputError, is_full_disk, write_failure
 from splitattn.files import is_utf8
 from splitattn.weights.metadata import METADATA_KEY, ModelMetadata
 
@@ -208,6 +208,10 @@ def quantize(model: Any, images: Sequence[Images], *, floats: list[str]) -> Any:
                 reduce_range=True,
                 nodes_to_exclude=floats,
             )
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            raise InputError(f"{write_failure(gettempdir(), error)} with TMPDIR") from error
         finally:
             logger.setLevel(level)
         return onnx.load(path)

@@ -40,8 +40,8 @@ with telemetry_off():
 
 # Parts of a network that stay float in int8; docs/log.md has the measurements of each.
 FLOAT_PARTS = ("attention", "blend", "maps", "norms", "decode")
-# If a write failed and fewer bytes are free, the disk counts as full.
-_FULL = 1 << 20
+# Bytes of an IR without its weights, at most.
+_GRAPH = 1 << 20
 
 
 class OpenVinoEngine(Engine):
@@ -253,7 +253,14 @@ def save(model: "ov.Model", path: Path, *, half: bool = False) -> None:
     try:
         ov.save_model(model, path, compress_to_fp16=half)
     except RuntimeError as error:  # the same for a full disk as for other failures
-        if shutil.disk_usage(path.parent).free < _FULL:
+        written = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+        weights = sum(
+            operation.get_byte_size()
+            for operation in model.get_ops()
+            if isinstance(operation, ov.op.Constant)
+        )
+        needed = weights // (2 if half else 1) + _GRAPH
+        if shutil.disk_usage(path.parent).free + written < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise OSError(errno.EIO, f"OpenVINO could not write it: {one_line(str(error))}") from error
 
