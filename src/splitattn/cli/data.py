@@ -101,7 +101,6 @@ def _boxes(
     data: str, recipe: str, overrides: Iterable[str], class_names: Path | None, count: int
 ) -> "tuple[Image.Image, str]":
     from splitattn.dense.open import open_annotated
-    from splitattn.libraries import require
 
     if class_names is not None:
         raise InputError(f"{data} names its classes: leave out --class-names")
@@ -122,7 +121,6 @@ def _masks(
     data: str, recipe: str, overrides: Iterable[str], class_names: Path | None, count: int
 ) -> "tuple[Image.Image, str]":
     from splitattn.dense.masks import open_masked
-    from splitattn.libraries import require
 
     if class_names is not None:
         raise InputError(f"{data} names its classes: leave out --class-names")
