@@ -1,12 +1,15 @@
 """Limits and options of a service."""
 
+import re
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from math import inf
 
 from splitattn.errors import InputError
 from splitattn.images.limits import Limits
 
 _MIB = 2**20
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Settings:
         trusted_hosts: names that the `Host` header may have; empty takes any.
 
     Raises:
-        InputError: a number is outside its range, or the key is empty.
+        InputError: a number is outside its range, a host is no name, or the key is empty.
     """
 
     max_batch: int = 8
@@ -67,6 +70,12 @@ class Settings:
             raise InputError(
                 f"max_images must be at most max_queue, {self.max_queue}, got {self.max_images}"
             )
+        for host in self.trusted_hosts:
+            if not (_HOST_NAME.fullmatch(host) or _is_ipv6(host)):
+                raise InputError(
+                    "trusted_hosts must be names without a scheme, port or path, such as "
+                    f"photos.example or ::1, got {host!r:.60}"
+                )
         if self.key is not None and not self.key.isascii():
             raise InputError("key must be ASCII text, got other characters")
         if self.key == "":
@@ -76,3 +85,11 @@ class Settings:
     def limits(self) -> Limits:
         """The limits of one image."""
         return Limits(max_bytes=self.max_body, max_pixels=self.max_pixels)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
