@@ -113,6 +113,26 @@ def test_boxes_and_masks_can_be_trained_on(
     assert result.weights.is_file()
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_an_interrupted_set_is_removed(
+    is_new: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "toy"
+    if not is_new:
+        folder.mkdir()
+    crops = iter([Image.new("RGB", (8, 8))] * 3)
+
+    def crop(*_: object) -> Image.Image:
+        if image := next(crops, None):
+            return image
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("splitattn.data.toy._crop", crop)
+    with pytest.raises(KeyboardInterrupt):
+        write_toy_data(folder)
+    assert [*tmp_path.rglob("*")] == ([] if is_new else [folder])
+
+
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="kind must be labels, boxes, masks, got 'polygons'"):
         write_toy_data(tmp_path / "toy", "polygons")

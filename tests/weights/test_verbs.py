@@ -65,6 +65,17 @@ def test_weights_lists_every_entry() -> None:
     assert [row["filename"] for row in rows] == [entry.filename for entry in CATALOGUE]
 
 
+def test_weights_are_listed_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for variable in ("SPLITATTN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    rows = json.loads(run(weights.app, "--json").stdout)
+    assert {row["where"] for row in rows} == {"embedded", "to download"}
+
+
 @pytest.mark.parametrize("arguments", [["models"], ["weights"], ["weights", "verify", "resnest50"]])
 def test_tables_are_shown_without_torch(arguments: list[str]) -> None:
     script = (

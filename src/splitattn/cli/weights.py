@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -9,7 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from splitattn.cli.output import conclude, say
-from splitattn.errors import InputError, one_line, write_failure
+from splitattn.errors import InputError, WeightsError, one_line, write_failure
 from splitattn.files import is_file, is_folder
 from splitattn.weights.catalogue import WeightsEntry, entries, find_entry
 
@@ -207,6 +208,7 @@ def _row(entry: WeightsEntry) -> dict[str, object]:
 def _where(entry: WeightsEntry) -> str:
     from splitattn.weights.cache import local_path
 
-    if not is_file(local_path(entry)):
-        return "to download"
-    return "embedded" if entry.embedded else "cached"
+    with suppress(WeightsError):  # without a home folder there is no cache
+        if is_file(local_path(entry)):
+            return "embedded" if entry.embedded else "cached"
+    return "to download"

@@ -66,7 +66,8 @@ def write_toy_data(folder: Path, kind: str = "labels", *, seed: int = 0) -> int:
     if kind not in _WRITERS:
         raise InputError(f"kind must be {', '.join(_WRITERS)}, got {kind!r}")
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        is_new = not folder.exists()
+        if not is_new and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"the data set must be a new or empty folder, got {folder}")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,11 +75,15 @@ def write_toy_data(folder: Path, kind: str = "labels", *, seed: int = 0) -> int:
     try:
         photographs = {path.stem: decode(path) for path in sample_photographs()}
         return _WRITERS[kind](folder, photographs, random.Random(seed))
-    except OSError as error:
+    except BaseException as error:  # also Ctrl-C: an incomplete data set would look complete
         with suppress(OSError):
-            for path in folder.iterdir():  # an incomplete data set would look complete
+            for path in folder.iterdir():
                 rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-        raise InputError(write_failure(folder, error)) from error
+            if is_new:
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(write_failure(folder, error)) from error
+        raise
 
 
 def _write_labels(folder: Path, photographs: _Photographs, generator: random.Random) -> int:
