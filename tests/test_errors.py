@@ -32,6 +32,7 @@ def test_a_message_is_one_line_of_text_whatever_it_quotes(kind: type[InputError]
         ("tensorrt", ""),
         ("openlab", ""),
         ("cat", "; did you mean 'tabby cat' or 'Egyptian cat'?"),
+        ("tabbyy", "; did you mean 'tabby cat'?"),
         ("", ""),
     ],
 )
@@ -106,5 +107,5 @@ def test_a_full_disk_leaves_no_half_of_a_data_set(
         with pytest.raises(InputError, match=r"the disk is full: .*toy"):
             write_toy_data(tmp_path / "toy", kind)
     assert len(saved) == 70
-    assert not list((tmp_path / "toy").iterdir())
+    assert not (tmp_path / "toy").exists()
     assert write_toy_data(tmp_path / "toy", kind) == images

@@ -92,7 +92,8 @@ def check_whole(what: str, value: object, *, least: int) -> None:
 def nearest(name: str, names: "list[str]") -> str:
     """A hint `; did you mean 'x'?` for the closest of `names`, or an empty string.
 
-    If names contain `name` as a word, as "tabby cat" does "cat", the hint lists some of those.
+    If names contain `name` as a word, as "tabby cat" does "cat", the hint lists some of those. If
+    no name is alike but words in some are, it lists these.
     """
     # Imported here: difflib is slow to import, and only errors need it.
     import difflib
@@ -104,6 +105,11 @@ def nearest(name: str, names: "list[str]") -> str:
     elif not (close := [each for each in names if folded in each.casefold().split()]):
         close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=_SIMILAR)
         close = close or [each for each in by_folded if folded and each.startswith(folded)][:1]
+        close = close or [
+            each
+            for each in by_folded
+            if difflib.get_close_matches(folded, each.split(), n=1, cutoff=_SIMILAR)
+        ]
     meant = [repr(by_folded.get(each, each)) for each in close[:_MOST_MEANT]]
     return f"; did you mean {' or '.join(meant)}?" if meant else ""
 

@@ -307,7 +307,7 @@ def _prepared(
         resumes = resume and run.checkpoint.exists()
         # A checkpoint has all weights.
         start = None if resumes else _start(plan.named_model or name, plan.weights, chosen)
-        loop.check(task, run.with_real_batch())
+        loop.check(task, run)
         with distributed.first_process_first():
             expected, whose = chosen.preprocessing, "the weights to start from expect"
             if resumes and (began := read_metadata(run.checkpoint)):

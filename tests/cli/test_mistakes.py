@@ -90,7 +90,10 @@ MISTAKES = [
     ("train data --output run --recipe finetun", "got 'finetun'; did you mean 'finetune'"),
     ("train data --output run --fold 6/5", "a fold must be 1/N to N/N, .* got 6/5"),
     ("train empty --output run", "must have one folder per class, got none in empty"),
-    ("train data --output run", "one full batch of 64 images, got 2; set batch_size to 2 or less"),
+    (
+        "train data --output run",
+        "at most the number of training images, 2, got 64; set batch_size to 2",
+    ),
     ("export", "missing argument 'OUT': the file to write, such as net.onnx; see splitattn expor"),
     ("bulk photos", "missing argument 'DST': where to write; see splitattn bulk --help"),
     (
@@ -163,6 +166,9 @@ MISTAKES = [
     ("weights list", "no such command 'list'; splitattn weights alone lists them"),
     ("train data --output used", "must be a new folder, got used with a training .*--resume to"),
     ("train data --output run --device gpu", "'gpu' cannot be used: .* did you mean 'cuda'"),
+    ("predict photo.png --device CPU", "device 'CPU' cannot be used: .*; did you mean 'cpu'[?]"),
+    ("weights convert a.pth b.pth", "missing option '--to': a layout: official, timm, .*; see"),
+    ("serve --trusted-host http://x/y", "without a scheme, port or path, .* got 'http://x/y'"),
     ("data toy data", "must be a new or empty folder, got data"),
     ("train data --output ''", "--output must not be empty, got ''; is it a shell variable that"),
     ("predict photo.png --draw=", "--draw must not be empty"),

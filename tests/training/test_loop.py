@@ -463,7 +463,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(task: Classification, run: 
 
 
 def test_data_that_does_not_fit_is_refused_before_training(task: Classification, run: Run) -> None:
-    with pytest.raises(DataError, match="one full batch of 512 images, got 48"):
+    with pytest.raises(DataError, match="number of training images, 48, got 512"):
         train(network(), task, replace(run, recipe=replace(RECIPE, batch_size=512)))
     other = replace(task.val, classes=("blue", "green", "yellow"))
     with pytest.raises(

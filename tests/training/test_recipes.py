@@ -174,6 +174,11 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones(tmp_path: Path) -> Non
     (tmp_path / "broken.toml").write_text("epochs: 3")
     with pytest.raises(InputError, match="must be TOML"):
         load_recipe(str(tmp_path / "broken.toml"), model="resnest50")
+    (tmp_path / "table.toml").write_text("[train]\nepochs = 3")
+    with pytest.raises(
+        InputError, match=r"must not be in a table, got \[train\]; remove that line"
+    ):
+        load_recipe(str(tmp_path / "table.toml"), model="resnest50")
 
 
 @pytest.mark.parametrize("overrides", ["epochs=2", {"epochs": 2}])

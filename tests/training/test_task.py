@@ -350,7 +350,7 @@ def test_another_task_is_another_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 64}, "one full batch of 64 vectors, got 60; set batch_size to 16 or less"),
+        ({"batch_size": 64}, "number of training vectors, 60, got 64; set batch_size to 16"),
         ({"frozen_stages": 1}, "frozen_stages must be 0 for a network without ResNeSt stages"),
     ],
 )

@@ -155,13 +155,18 @@ def test_an_unknown_tag_is_refused_with_the_nearest_one() -> None:
             ["checkpoints/epoch=3-step=9.ckpt"],
             r"name a file in it, such as .*epoch=3-step=9\.ckpt$",
         ),
+        (
+            [f"checkpoint-2/{name}" for name in ("optimizer.pt", "training_args.bin")]
+            + ["checkpoint-2/model.safetensors"],
+            r"name a file in it, such as .*checkpoint-2/model\.safetensors$",
+        ),
         (["checkpoint-9.pth.tar", "args.yaml"], r"name a file in it, such as .*-9\.pth\.tar$"),
         (
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
             "in 2 files, such as model-00001-of-00002.safetensors; load them together and write",
         ),
     ],
-    ids=["lightning", "timm", "shards"],
+    ids=["lightning", "trainer", "timm", "shards"],
 )
 def test_a_folder_whose_weights_have_other_names_says_which(
     tmp_path: Path, names: list[str], advice: str

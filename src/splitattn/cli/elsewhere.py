@@ -88,8 +88,9 @@ _ARGUMENTS = {
     "models": "models takes no name and lists all; splitattn models | grep NAME shows some",
     "bench": "bench takes no argument; the network is named by --model",
 }
-# Of arguments that are missing, by how the help calls them, what they are.
+# Of arguments and options that are missing, by how the help calls them, what they are.
 _MISSING = {
+    "'--to'": "a layout: official, timm, encoding, mmpretrain, mmdet, mmseg or detectron2",
     "'DST'": "where to write",
     "'FILE|MODEL[:TAG]'": "a file of weights, or a name that splitattn weights lists",
     "'MODEL[:TAG]...'": "a name that splitattn weights lists, such as resnest50",
@@ -110,7 +111,7 @@ def with_our_name(message: str, verb: str, arguments: Sequence[str]) -> str:
     """
     if "unexpected extra argument" in message and verb in _ARGUMENTS:
         return f"{message}; {_ARGUMENTS[verb]}"
-    if what := _MISSING.get(message.removeprefix("missing argument ")):
+    if what := _MISSING.get(re.sub("^missing (argument|option) ", "", message)):
         return f"{message}: {what}"
     unknown = _UNKNOWN.match(message)
     if not unknown:

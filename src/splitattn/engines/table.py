@@ -211,6 +211,8 @@ def check_device(device: str) -> None:
         return
     if device.isdecimal():
         hint = f"; did you mean 'cuda:{device}'?"
+    elif _DEVICE.fullmatch(device.lower()):
+        hint = f"; did you mean {device.lower()!r}?"
     else:
         kind = device.partition(":")[0].lower()
         hint = "; did you mean 'cuda'?" if kind in ("gpu", "nvidia") else ""

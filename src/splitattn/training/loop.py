@@ -81,8 +81,8 @@ def train(
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
     asked = run.recipe.batch_size
-    run = run.with_real_batch()
     check(task, run)
+    run = run.with_real_batch()
     if (real := run.recipe.batch_size) != asked and distributed.rank() == 0:
         logger.warning(
             "batch_size is %d instead of %d, to be split into %d equal parts",
@@ -113,22 +113,20 @@ def _norms_are_local(recipe: Recipe) -> bool:
 def check(task: Task[Any], run: Run) -> None:
     """Raise if data and recipe do not work together, before training starts.
 
-    Args:
-        run: with the rounded batch size (see `Run.with_real_batch`).
-
     Raises:
         InputError: see `train`.
     """
-    task.check(run)
+    real = run.with_real_batch()
+    task.check(real)
     if run.recipe.patience and not task.best:
         raise InputError(
             f"patience must be 0 for {task.name}, which has no figure to compare epochs by, "
             f"got {run.recipe.patience}"
         )
-    if task.examples < run.recipe.batch_size:
+    if task.examples < real.recipe.batch_size:
         raise DataError(
-            f"training needs at least one full batch of {run.recipe.batch_size} {task.unit}, "
-            f"got {task.examples}; set batch_size to {min(16, task.examples)} or less"
+            f"batch_size must be at most the number of training {task.unit}, {task.examples}, got "
+            f"{run.recipe.batch_size}; set batch_size to {min(16, task.examples)}"
         )
 
 

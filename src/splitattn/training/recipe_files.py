@@ -125,6 +125,11 @@ def _from_file(path: Path, model: str, task: TaskName) -> Recipe:
         raise InputError(
             f"recipe file {path}: preset must be one of {', '.join(PRESETS)}, got {shown}{hint}"
         )
+    if table := next((key for key, value in values.items() if isinstance(value, dict)), None):
+        raise InputError(
+            f"recipe file {path}: fields must not be in a table, got "
+            f"[{reprlib.repr(table)[1:-1]}]; remove that line"
+        )
     own = values.get("task", task)
     return _with(preset(name, model, own), values)
 

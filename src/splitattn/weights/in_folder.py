@@ -56,4 +56,5 @@ def _advice(folder: Path) -> str:
             f": its weights are in {len(found)} files, such as {found[0].name}; load them together "
             "and write one file"
         )
-    return f": name a file in it, such as {found[-1]}"
+    known = [path for path in found if path.name in _NAMES]  # not a Trainer's training_args.bin
+    return f": name a file in it, such as {(known or found)[-1]}"
