@@ -3,7 +3,6 @@
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from os import PathLike
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from splitattn.arguments import checked
 from splitattn.data.class_lists import ClassNames
 from splitattn.engines.engine import ACTIVATIONS, THRESHOLD, finite
 from splitattn.errors import ImageError, InputError, check_whole
 from splitattn.features import FeatureExtractor, Features, map_finite
 from splitattn.images.decode import ImageSource
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding
+from splitattn.images.loading import Decoding, check_several
 from splitattn.images.preprocess import Pixels, load_pixels
 from splitattn.opening import open_network
 from splitattn.preprocessing import least_side
@@ -81,6 +81,7 @@ class Classifier:
         WeightsError: the weights cannot be found, verified or matched to the model.
     """
 
+    @checked("model", "device", "engine")
     def __init__(
         self,
         model: str | None = None,
@@ -142,6 +143,7 @@ class Classifier:
         self, images: ImageSource, topk: int | None = None, *, threshold: float | None = None
     ) -> list[Prediction]: ...
 
+    @checked("images")
     def predict(
         self,
         images: ImageSource | list[Any] | tuple[Any, ...],
@@ -174,6 +176,7 @@ class Classifier:
             predictions.append(result)
         return predictions
 
+    @checked("sources")
     def predict_stream(
         self,
         sources: Iterable[ImageSource],
@@ -201,11 +204,7 @@ class Classifier:
             InputError: a number is less than 1, or see `predict`.
         """
         most, least = self.choice(topk, threshold)
-        if isinstance(sources, str | bytes | PathLike):
-            raise InputError(
-                f"predict_stream needs several images, got {sources!r:.60}: put it into a list, or "
-                "use predict"
-            )
+        check_several(sources)
         return map_finite(
             lambda pixels: self.best(pixels, most, least),
             sources,
@@ -244,6 +243,7 @@ class Classifier:
             return found[0]
         return np.stack(found) if found else np.empty((0, 0), np.float32)
 
+    @checked("image")
     def explain(
         self,
         image: ImageSource,

@@ -71,19 +71,13 @@ def check_path(what: str, value: object) -> None:
 
 def check_number(what: str, value: object) -> None:
     """Raise `InputError` unless `value` is a number."""
-    if not isinstance(value, Real):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise InputError(f"{what} must be a number, got {value!r:.60}")
-
-
-def check_callable(what: str, value: object) -> None:
-    """Raise `InputError` unless `value` can be called."""
-    if not callable(value):
-        raise InputError(f"{what} must be a function, got {value!r:.60}")
 
 
 def check_whole(what: str, value: object, *, least: int) -> None:
     """Raise `InputError` unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, Integral):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise InputError(f"{what} must be a whole number, got {value!r:.60}")
     if value < least:
         raise InputError(f"{what} must be at least {least}, got {value}")

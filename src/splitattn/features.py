@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from splitattn.arguments import checked
 from splitattn.engines.engine import NOT_FINITE, finite
 from splitattn.errors import ImageError
 from splitattn.images.decode import ImageSource, name_of
@@ -43,6 +44,7 @@ class FeatureExtractor:
         InputError, WeightsError: see `Classifier`.
     """
 
+    @checked("model", "device", "engine")
     def __init__(
         self,
         model: str | None = None,
@@ -64,6 +66,7 @@ class FeatureExtractor:
         self._decoding = decoding
         self._limits = limits
 
+    @checked("sources")
     def stream(
         self,
         sources: Iterable[ImageSource],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitattn.arguments import checked
 from splitattn.data.class_lists import ClassNames
 from splitattn.data.folds import is_whole, kept_part
 from splitattn.data.labeled import with_classes_of_model
@@ -58,6 +59,7 @@ class NetworkLabelScores(MeasuredNetwork, LabelScores):
     """The same where images may have several labels: see `LabelScores` and `MeasuredNetwork`."""
 
 
+@checked("model", "device", "engine")
 def evaluate(
     data: str | Path,
     *,
@@ -200,6 +202,7 @@ def _of_another_task(data: str, weights: str | Path | None) -> DataError | None:
     )
 
 
+@checked("model")
 def export(
     path: str | Path,
     *,

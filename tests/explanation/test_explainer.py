@@ -153,6 +153,13 @@ def test_explanations_are_of_the_weights_that_predict(weights: Path, tmp_path: P
         after.features(CAT)
 
 
+def test_an_array_is_explained_as_the_same_picture_is(explainer: Explainer) -> None:
+    picture = Image.open(CAT).convert("RGB")
+    expected, found = (explainer.explain(each, LABEL) for each in (picture, np.asarray(picture)))
+    assert found.logit == expected.logit
+    assert np.array_equal(found.map, expected.map)
+
+
 def test_an_exported_file_is_opened_once(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     export(path, weights=weights, class_maps=True)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, overload
 from PIL import Image
 
 from splitattn.architectures import architecture
+from splitattn.arguments import checked
 from splitattn.dense.finding import EngineFinder, Finder, find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.outlines import RunLengths
@@ -26,7 +27,7 @@ from splitattn.graph.detection import (
 from splitattn.graph.folding import Form
 from splitattn.images.decode import ImageSource, Reduced, as_reduced
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, check_decoding, map_decoded
+from splitattn.images.loading import Decoding, check_decoding, check_several, map_decoded
 from splitattn.libraries import require
 from splitattn.weights.metadata import ModelMetadata
 
@@ -81,6 +82,7 @@ class Detector:
         WeightsError: the weights cannot be read, or are not those of a detector.
     """
 
+    @checked("device", "engine")
     def __init__(
         self,
         weights: str | Path,
@@ -111,6 +113,7 @@ class Detector:
     @overload
     def predict(self, images: ImageSource, score: float = 0.3) -> list[DetectedObject]: ...
 
+    @checked("images")
     def predict(
         self, images: ImageSource | list[Any] | tuple[Any, ...], score: float = 0.3
     ) -> list[DetectedObject] | list[list[DetectedObject]]:
@@ -152,6 +155,7 @@ class Detector:
         limits = self._limits if limits is None else limits
         return decode_for(image, self.sides, self._decoding, limits=limits, name=name)
 
+    @checked("sources")
     def predict_stream(
         self, sources: Iterable[ImageSource], *, score: float = 0.3
     ) -> Generator[list[DetectedObject] | ImageError, None, None]:
@@ -167,6 +171,7 @@ class Detector:
         """
         if not 0 <= score <= 1:
             raise InputError(f"score must be 0 to 1, got {score}")
+        check_several(sources)
         return map_decoded(partial(self.objects, score=score), self.load, sources)
 
     def objects(self, image: Image.Image | Reduced, score: float) -> list[DetectedObject]:

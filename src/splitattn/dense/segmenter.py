@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from splitattn.architectures import Architecture, architecture
+from splitattn.arguments import checked
 from splitattn.dense.masks import Mask
 from splitattn.dense.resizing import decode_for, read_sides
 from splitattn.dense.segment import Logits, segment
@@ -26,7 +27,7 @@ from splitattn.graph.segmentation import (
 )
 from splitattn.images.decode import ImageSource, Reduced
 from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, check_decoding, map_decoded
+from splitattn.images.loading import Decoding, check_decoding, check_several, map_decoded
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 
@@ -97,6 +98,7 @@ class Segmenter:
         WeightsError: the weights cannot be read, or are not those of a segmenter.
     """
 
+    @checked("device", "engine")
     def __init__(
         self,
         weights: str | Path,
@@ -160,6 +162,7 @@ class Segmenter:
         limits = self._limits if limits is None else limits
         return decode_for(image, self.sides, self._decoding, limits=limits, name=name)
 
+    @checked("sources")
     def predict_stream(
         self, sources: Iterable[ImageSource]
     ) -> Generator[SegmentedImage | ImageError, None, None]:
@@ -170,6 +173,7 @@ class Segmenter:
         Yields:
             An image's answer, or the error that says why it has none.
         """
+        check_several(sources)
         return map_decoded(self.answer, self.load, sources)
 
     def answer(self, image: Image.Image | Reduced) -> SegmentedImage:

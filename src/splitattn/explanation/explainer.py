@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
+from splitattn.arguments import checked
 from splitattn.data.class_lists import ClassNames
 from splitattn.data.class_names import normal
 from splitattn.engines.engine import ACTIVATIONS, NOT_FINITE
@@ -77,6 +78,7 @@ class Explainer:
             `opened` was opened.
     """
 
+    @checked("model", "device", "engine")
     def __init__(
         self,
         model: str | None = None,
@@ -171,6 +173,7 @@ class Explainer:
             box=_seen(picture, preprocessing, reduced.whole),
         )
 
+    @checked()
     def explain_loaded(
         self,
         loaded: LoadedImage,

@@ -321,7 +321,7 @@ def _content(source: ImageSource, limits: Limits) -> ImageSource:
         from splitattn.images.fetch import fetch  # not needed for files
 
         return fetch(source, limits=limits)
-    if source == "":
+    if isinstance(source, str) and not source:
         raise ImageError("expected the path of an image, got an empty path")
     return _read_file(Path(source), limits) if isinstance(source, str | Path) else source
 

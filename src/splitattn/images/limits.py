@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from splitattn.errors import InputError
+from splitattn.errors import InputError, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            check_number(name, value)
+            if not value > 0:
                 raise InputError(f"{name} must be more than 0, got {value}")
 
 
