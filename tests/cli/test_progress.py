@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from splitattn.bulk.plan import ShardReport
 from splitattn.cli import main, progress
-from splitattn.cli.output import conclude, replace_streams, say
+from splitattn.cli.output import conclude, replace_streams, say, write_output
 from splitattn.cli.progress import (
     counting,
     downloading,
@@ -140,6 +140,23 @@ def test_no_line_of_a_training_is_wider_than_a_screen_of_80_columns(
     assert any("epoch 100/100" in line and "measuring 128/1000" in line for line in lines), lines
     assert "epoch 100/100 224 px loss 0.804 val 0.817 top-1 42.50 % top-5 100.00 % 1200 s" in lines
     assert max(map(len, lines)) <= 80
+
+
+def test_a_line_above_a_bar_is_not_broken_so_that_a_path_can_be_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = on_terminal(monkeypatch, 80)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    path = "/a/folder with a space/" + "a-long-name/" * 10 + "[1].jpg"
+    with counting() as count:
+        count(1, 2)
+        write_output(f"{path}\n", None)
+        say(f"error: {path}: no such file")
+        count(1, 2)
+    lines = lines_of(screen)
+    assert path in lines
+    assert f"error: {path}: no such file" in lines
+    assert [line for line in lines if "━" in line and len(line) > 80] == []
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal", "full disk"])

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, TextIO
 from splitattn.cli.output import say
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from splitattn.bulk.plan import ShardReport
     from splitattn.training.task import Epoch, Step
     from splitattn.weights.download import Progress as Download
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 _FIRST_LINE, _NEXT_LINE = 5.0, 30.0
 # Seconds: what comes within the first of these is one burst, a batch; a rate needs the second.
 _BURST, _LEAST_TIMED = 0.1, 1.0
+
+
+def _console(*, quiet: bool = False) -> "Console":
+    """The terminal on stderr. Lines that appear above a bar are not broken: paths are copied."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, quiet=quiet, soft_wrap=True)
 
 
 @contextmanager
@@ -36,11 +45,10 @@ def training_progress(
     Until the first step it says that the training is being prepared. Where stderr is no terminal,
     there is no bar, but a line every half minute of a long epoch.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    console = Console(stderr=True, highlight=False, quiet=not shown)
+    console = _console(quiet=not shown)
     bar = Progress(
         TextColumn("{task.fields[epoch]}"),
         BarColumn(bar_width=8),
@@ -129,14 +137,13 @@ def counting(*, first: float = _NEXT_LINE) -> Iterator[Callable[[int, int | None
     if not sys.stderr.isatty():
         yield _count_in_lines(first)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
         BarColumn(bar_width=20),
         TextColumn("{task.fields[counts]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=_console(),
         transient=True,
         # On one terminal results appear above the bar; a pipe must get them as they are.
         redirect_stdout=sys.stdout.isatty(),
@@ -236,7 +243,6 @@ def exporting() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], No
     if not sys.stderr.isatty():
         yield say, lambda _, __: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     bar = Progress(
@@ -244,7 +250,7 @@ def exporting() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], No
         BarColumn(bar_width=16),
         TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=_console(),
         transient=True,
     )
     task = bar.add_task("opening the network", total=None, counts="")
@@ -268,7 +274,6 @@ def downloading() -> Iterator["Download"]:
     if not sys.stderr.isatty():
         yield lambda _, __: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -282,7 +287,7 @@ def downloading() -> Iterator["Download"]:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=_console(),
         transient=True,
     )
     task = bar.add_task("", total=None)
@@ -300,10 +305,9 @@ def downloading() -> Iterator["Download"]:
 @contextmanager
 def telling(*, shown: bool) -> Iterator[Callable[[str], None]]:
     """A line that says what is being done. The next one replaces it."""
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(stderr=True, highlight=False, quiet=not shown)
+    console = _console(quiet=not shown)
     with console.status("") as status:
         yield lambda what: status.update(escape(what))
 
@@ -320,13 +324,12 @@ def shards_progress() -> Iterator[
 @contextmanager
 def _shards_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     """A bar. The function takes the text beside it, and how many parts are done, of how many."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     bar = Progress(
         BarColumn(bar_width=16),
         TextColumn("{task.fields[counts]}"),
-        console=Console(stderr=True, highlight=False),
+        console=_console(),
         transient=True,
     )
     task = bar.add_task("", total=None, counts="opening the network")
