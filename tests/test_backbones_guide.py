@@ -63,11 +63,12 @@ def test_features_by_name_are_those_of_the_network(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("title", TITLES)
 def test_every_example_takes_a_training_step_and_its_backbone_comes_out_again(
-    title: str, tmp_path: Path
+    title: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = example(title)
     model = names["model"]
     assert names["loss"].isfinite()
+    assert capsys.readouterr().out == f"loss {names['loss']:.2f}\n"
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     untrained = create_backbone("resnest26_tiny", weights="distilled_in1k")
