@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from os import PathLike
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
@@ -10,14 +11,13 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from splitattn.arguments import checked
 from splitattn.data.class_lists import ClassNames
 from splitattn.engines.engine import ACTIVATIONS, THRESHOLD, finite
 from splitattn.errors import ImageError, InputError, check_whole
 from splitattn.features import FeatureExtractor, Features, map_finite
 from splitattn.images.decode import ImageSource
-from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, check_several
+from splitattn.images.limits import DEFAULT_LIMITS, Limits, check_limits
+from splitattn.images.loading import Decoding, check_decoding
 from splitattn.images.preprocess import Pixels, load_pixels
 from splitattn.opening import open_network
 from splitattn.preprocessing import least_side
@@ -81,7 +81,6 @@ class Classifier:
         WeightsError: the weights cannot be found, verified or matched to the model.
     """
 
-    @checked("model", "device", "engine")
     def __init__(
         self,
         model: str | None = None,
@@ -96,6 +95,7 @@ class Classifier:
         quick_start: bool = False,
         progress: Progress | None = None,
     ) -> None:
+        self._decoding, self._limits = check_decoding(decoding), check_limits(limits)
         opened = open_network(
             model,
             weights,
@@ -126,8 +126,6 @@ class Classifier:
         )
         self._explainer: Explainer | None = None
         self._one_opens = Lock()
-        self._decoding = decoding
-        self._limits = limits
 
     @overload
     def predict(
@@ -143,7 +141,6 @@ class Classifier:
         self, images: ImageSource, topk: int | None = None, *, threshold: float | None = None
     ) -> list[Prediction]: ...
 
-    @checked("images")
     def predict(
         self,
         images: ImageSource | list[Any] | tuple[Any, ...],
@@ -176,7 +173,6 @@ class Classifier:
             predictions.append(result)
         return predictions
 
-    @checked("sources")
     def predict_stream(
         self,
         sources: Iterable[ImageSource],
@@ -204,7 +200,11 @@ class Classifier:
             InputError: a number is less than 1, or see `predict`.
         """
         most, least = self.choice(topk, threshold)
-        check_several(sources)
+        if isinstance(sources, str | bytes | PathLike):
+            raise InputError(
+                f"predict_stream needs several images, got {sources!r:.60}: put it into a list, or "
+                "use predict"
+            )
         return map_finite(
             lambda pixels: self.best(pixels, most, least),
             sources,
@@ -243,7 +243,6 @@ class Classifier:
             return found[0]
         return np.stack(found) if found else np.empty((0, 0), np.float32)
 
-    @checked("image")
     def explain(
         self,
         image: ImageSource,

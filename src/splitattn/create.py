@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from splitattn.architectures import Architecture, Dilation, architecture
-from splitattn.arguments import checked
 from splitattn.errors import InputError, WeightsError
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.resnest import ResNeSt
@@ -21,7 +20,6 @@ from splitattn.weights.resolve import ResolvedWeights, resolve
 logger = logging.getLogger(__name__)
 
 
-@checked("model", "dilation")
 def create_model(
     model: str | Architecture,
     *,
@@ -79,7 +77,6 @@ def create_model(
     return network
 
 
-@checked("model", "dilation", "out_indices", "frozen_stages")
 def create_backbone(
     model: str | Architecture,
     *,

@@ -75,6 +75,12 @@ def check_number(what: str, value: object) -> None:
         raise InputError(f"{what} must be a number, got {value!r:.60}")
 
 
+def check_callable(what: str, value: object) -> None:
+    """Raise `InputError` unless `value` can be called."""
+    if not callable(value):
+        raise InputError(f"{what} must be a function, got {value!r:.60}")
+
+
 def check_whole(what: str, value: object, *, least: int) -> None:
     """Raise `InputError` unless `value` is a whole number of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool):

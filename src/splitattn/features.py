@@ -11,12 +11,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from splitattn.arguments import checked
 from splitattn.engines.engine import NOT_FINITE, finite
 from splitattn.errors import ImageError
 from splitattn.images.decode import ImageSource, name_of
-from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, LazySource, map_images
+from splitattn.images.limits import DEFAULT_LIMITS, Limits, check_limits
+from splitattn.images.loading import Decoding, LazySource, check_decoding, map_images
 from splitattn.images.preprocess import Pixels
 from splitattn.opening import FileState, open_body
 from splitattn.preprocessing import Preprocessing
@@ -44,7 +43,6 @@ class FeatureExtractor:
         InputError, WeightsError: see `Classifier`.
     """
 
-    @checked("model", "device", "engine")
     def __init__(
         self,
         model: str | None = None,
@@ -58,15 +56,13 @@ class FeatureExtractor:
         progress: Progress | None = None,
         unchanged: FileState | None = None,
     ) -> None:
+        self._decoding, self._limits = check_decoding(decoding), check_limits(limits)
         trained = open_body(model, weights, progress=progress, unchanged=unchanged)
         self.model, self.weights = trained.metadata.model, trained.weights
         own = trained.metadata.preprocessing
         self.preprocessing = own if white_level is None else replace(own, white_level=white_level)
         self.engine = trained.load(engine, device)
-        self._decoding = decoding
-        self._limits = limits
 
-    @checked("sources")
     def stream(
         self,
         sources: Iterable[ImageSource],

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from splitattn import distributed
-from splitattn.arguments import checked
 from splitattn.create import create_model
 from splitattn.data.class_names import are_unnamed, match
 from splitattn.data.unlabeled import open_for_teacher
@@ -28,7 +27,7 @@ from splitattn.dense.segmenters import (
     find_output_stride,
 )
 from splitattn.engines.pytorch import choose_device
-from splitattn.errors import DataError, InputError
+from splitattn.errors import DataError, InputError, check_callable
 from splitattn.opening import TASK, task_of
 from splitattn.preprocessing import Preprocessing
 from splitattn.processes import cores_per_process
@@ -86,7 +85,6 @@ class TrainingResult:
         return self.output / "report.html"
 
 
-@checked("model", "recipe", "device", "fold", "loggers")
 def train(
     data: str | Path,
     output: str | Path,
@@ -157,6 +155,8 @@ def train(
         WeightsError: the weights cannot be had or do not fit the model.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
     """
+    for name, told in (("on_step", on_step), ("on_epoch", on_epoch), ("on_measured", on_measured)):
+        check_callable(name, told)
     loggers = check_loggers(loggers)
     plan = plan_training(
         data,
@@ -219,7 +219,6 @@ def train_plan(
     )
 
 
-@checked("model", "recipe", "device", "fold")
 def find_learning_rate(
     data: str | Path,
     output: str | Path,
@@ -251,6 +250,7 @@ def find_learning_rate(
     Raises:
         InputError, DataError, WeightsError: see `train`.
     """
+    check_callable("on_step", on_step)
     plan = plan_training(
         data,
         output,

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitattn.arguments import checked
 from splitattn.images.decode import ImageSource
 from splitattn.images.preprocess import load_pixels, normalize
 from splitattn.libraries import require
@@ -37,7 +36,6 @@ class Transform:
         return torch.from_numpy(normalize(pixels[None], self.preprocessing)[0])
 
 
-@checked("model")
 def transform(model: str | None = None, weights: str | Path | None = None) -> Transform:
     """The evaluation transform of a network: pass it to `ImageFolder(..., transform=...)`.
 

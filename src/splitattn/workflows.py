@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitattn.arguments import checked
 from splitattn.data.class_lists import ClassNames
 from splitattn.data.folds import is_whole, kept_part
 from splitattn.data.labeled import with_classes_of_model
@@ -19,7 +18,7 @@ from splitattn.dense.open import annotation_format
 from splitattn.dense.segmenter_evaluating import SegmentationEvaluation, evaluate_segmenter
 from splitattn.dense.segmenter_exporting import PixelParity, SegmenterExport
 from splitattn.engines.engine import THRESHOLD
-from splitattn.errors import DataError, InputError
+from splitattn.errors import DataError, InputError, check_path
 from splitattn.evaluation import Evaluation, measure
 from splitattn.exporting import ExportReport, check_arguments, export_network
 from splitattn.files import exists
@@ -59,7 +58,6 @@ class NetworkLabelScores(MeasuredNetwork, LabelScores):
     """The same where images may have several labels: see `LabelScores` and `MeasuredNetwork`."""
 
 
-@checked("model", "device", "engine")
 def evaluate(
     data: str | Path,
     *,
@@ -202,7 +200,6 @@ def _of_another_task(data: str, weights: str | Path | None) -> DataError | None:
     )
 
 
-@checked("model")
 def export(
     path: str | Path,
     *,
@@ -258,6 +255,7 @@ def export(
         ExportError: the file computes something else; it is discarded.
     """
     calibration = None if calibration is None else str(calibration)
+    check_path("path", path)
     path = Path(path)
     if (task := task_of(weights)) != TASK:
         assert weights is not None

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitattn.arguments import checked
 from splitattn.bulk.clusters import LOCAL, check_cluster, label_shards, reach_cluster
 from splitattn.bulk.listing import list_images
 from splitattn.bulk.plan import (
@@ -37,17 +36,18 @@ from splitattn.errors import (
     DataError,
     InputError,
     WeightsError,
+    check_callable,
+    check_number,
     check_whole,
 )
 from splitattn.files import exists
-from splitattn.images.loading import Decoding
+from splitattn.images.loading import Decoding, check_decoding
 from splitattn.libraries import require
 from splitattn.opening import open_network
 
 _READERS = 16  # threads that read the footers of parts; each read waits for the store
 
 
-@checked("model", "engine")
 def label_bulk(
     source: str | Path,
     target: str | Path,
@@ -113,10 +113,14 @@ def label_bulk(
     for name, number in numbers.items():
         if number is not None:
             check_whole(name, number, least=1)
+    for name, told in (("on_listed", on_listed), ("on_shard", on_shard)):
+        check_callable(name, told)
+    check_number("most_errors", most_errors)
     if not 0 <= most_errors <= 1:
         raise InputError(f"most_errors must be from 0 to 1, got {most_errors}")
     if not str(source) or not str(target):  # a shell's variable may be unset
         raise InputError(f"bulk needs a source and a target, got {str(source)!r}, {str(target)!r}")
+    check_decoding(decoding)
     check_cluster(cluster)
     require("bulk", "pyarrow")
     source, target = absolute_address(str(source)), absolute_address(str(target))

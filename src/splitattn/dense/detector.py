@@ -9,7 +9,6 @@ from typing import Any, ClassVar, overload
 from PIL import Image
 
 from splitattn.architectures import architecture
-from splitattn.arguments import checked
 from splitattn.dense.finding import EngineFinder, Finder, find
 from splitattn.dense.found import FoundObjects
 from splitattn.dense.outlines import RunLengths
@@ -26,8 +25,8 @@ from splitattn.graph.detection import (
 )
 from splitattn.graph.folding import Form
 from splitattn.images.decode import ImageSource, Reduced, as_reduced
-from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, check_decoding, check_several, map_decoded
+from splitattn.images.limits import DEFAULT_LIMITS, Limits, check_limits
+from splitattn.images.loading import Decoding, check_decoding, map_decoded
 from splitattn.libraries import require
 from splitattn.weights.metadata import ModelMetadata
 
@@ -82,7 +81,6 @@ class Detector:
         WeightsError: the weights cannot be read, or are not those of a detector.
     """
 
-    @checked("device", "engine")
     def __init__(
         self,
         weights: str | Path,
@@ -95,6 +93,8 @@ class Detector:
     ) -> None:
         if not 0 <= iou <= 1:
             raise InputError(f"iou must be 0 to 1, got {iou}")
+        self._iou = iou
+        self._decoding, self._limits = check_decoding(decoding), check_limits(limits)
         opened = open_dense(TrainedDetector, weights, EngineFinder, engine=engine, device=device)
         self.engine, self._finder = opened.engine, opened.runner
         self.fix_shapes = opened.fix_shapes
@@ -103,7 +103,6 @@ class Detector:
         self.masks = metadata.head.get("masks") is True
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
         self.category_ids = _category_ids(metadata, opened.path)
-        self._limits, self._iou, self._decoding = limits, iou, check_decoding(decoding)
 
     @overload
     def predict(
@@ -113,7 +112,6 @@ class Detector:
     @overload
     def predict(self, images: ImageSource, score: float = 0.3) -> list[DetectedObject]: ...
 
-    @checked("images")
     def predict(
         self, images: ImageSource | list[Any] | tuple[Any, ...], score: float = 0.3
     ) -> list[DetectedObject] | list[list[DetectedObject]]:
@@ -155,7 +153,6 @@ class Detector:
         limits = self._limits if limits is None else limits
         return decode_for(image, self.sides, self._decoding, limits=limits, name=name)
 
-    @checked("sources")
     def predict_stream(
         self, sources: Iterable[ImageSource], *, score: float = 0.3
     ) -> Generator[list[DetectedObject] | ImageError, None, None]:
@@ -171,7 +168,6 @@ class Detector:
         """
         if not 0 <= score <= 1:
             raise InputError(f"score must be 0 to 1, got {score}")
-        check_several(sources)
         return map_decoded(partial(self.objects, score=score), self.load, sources)
 
     def objects(self, image: Image.Image | Reduced, score: float) -> list[DetectedObject]:

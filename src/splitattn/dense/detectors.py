@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from splitattn.architectures import Architecture
-from splitattn.arguments import checked
 from splitattn.create import backbone_and_rest
 from splitattn.dense.heads import load_head
 from splitattn.errors import InputError, check_choice
@@ -299,7 +298,6 @@ def check_box_head(head: str, box_head: str) -> None:
         )
 
 
-@checked("model")
 def create_detector(
     model: str | Architecture,
     *,

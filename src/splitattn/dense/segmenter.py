@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from splitattn.architectures import Architecture, architecture
-from splitattn.arguments import checked
 from splitattn.dense.masks import Mask
 from splitattn.dense.resizing import decode_for, read_sides
 from splitattn.dense.segment import Logits, segment
@@ -26,8 +25,8 @@ from splitattn.graph.segmentation import (
     segmenter_shapes,
 )
 from splitattn.images.decode import ImageSource, Reduced
-from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding, check_decoding, check_several, map_decoded
+from splitattn.images.limits import DEFAULT_LIMITS, Limits, check_limits
+from splitattn.images.loading import Decoding, check_decoding, map_decoded
 from splitattn.libraries import require
 from splitattn.preprocessing import Preprocessing
 
@@ -98,7 +97,6 @@ class Segmenter:
         WeightsError: the weights cannot be read, or are not those of a segmenter.
     """
 
-    @checked("device", "engine")
     def __init__(
         self,
         weights: str | Path,
@@ -108,13 +106,13 @@ class Segmenter:
         decoding: Decoding = "fast",
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
+        self._decoding, self._limits = check_decoding(decoding), check_limits(limits)
         opened = open_dense(TrainedSegmenter, weights, _logits_of, engine=engine, device=device)
         metadata = opened.metadata
         self.engine, self._logits = opened.engine, opened.runner
         self.fix_shapes = opened.fix_shapes
         self.sides = read_sides(metadata.head, MULTIPLE)
         self.model, self.weights, self.classes = metadata.model, opened.path, metadata.classes
-        self._limits, self._decoding = limits, check_decoding(decoding)
         self._preprocessing = metadata.preprocessing
 
     @overload
@@ -162,7 +160,6 @@ class Segmenter:
         limits = self._limits if limits is None else limits
         return decode_for(image, self.sides, self._decoding, limits=limits, name=name)
 
-    @checked("sources")
     def predict_stream(
         self, sources: Iterable[ImageSource]
     ) -> Generator[SegmentedImage | ImageError, None, None]:
@@ -173,7 +170,6 @@ class Segmenter:
         Yields:
             An image's answer, or the error that says why it has none.
         """
-        check_several(sources)
         return map_decoded(self.answer, self.load, sources)
 
     def answer(self, image: Image.Image | Reduced) -> SegmentedImage:

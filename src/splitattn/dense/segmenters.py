@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from splitattn.architectures import Architecture
-from splitattn.arguments import checked
 from splitattn.create import backbone_and_rest
 from splitattn.dense.heads import load_head
 from splitattn.errors import InputError, check_choice
@@ -191,7 +190,6 @@ SEGMENTATION_HEADS: Mapping[str, SegmentationHead] = {
 }
 
 
-@checked("model")
 def create_segmenter(
     model: str | Architecture,
     *,

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from splitattn.arguments import checked
 from splitattn.data.class_lists import ClassNames
 from splitattn.data.class_names import normal
 from splitattn.engines.engine import ACTIVATIONS, NOT_FINITE
@@ -28,8 +27,8 @@ from splitattn.images.decode import (
     name_of,
     read_content,
 )
-from splitattn.images.limits import DEFAULT_LIMITS, Limits
-from splitattn.images.loading import Decoding
+from splitattn.images.limits import DEFAULT_LIMITS, Limits, check_limits
+from splitattn.images.loading import Decoding, check_decoding
 from splitattn.images.preprocess import Pixels, normalize, preprocess_planes, preprocess_reduced
 from splitattn.opening import OpenedNetwork, open_network, open_weights
 from splitattn.preprocessing import Preprocessing, geometry, least_side
@@ -78,7 +77,6 @@ class Explainer:
             `opened` was opened.
     """
 
-    @checked("model", "device", "engine")
     def __init__(
         self,
         model: str | None = None,
@@ -93,6 +91,8 @@ class Explainer:
         progress: Progress | None = None,
         opened: OpenedNetwork | None = None,
     ) -> None:
+        self._limits = check_limits(limits)
+        fast = check_decoding(decoding) == "fast"
         self._network: TrainedMaps | ExportedMaps
         if weights is not None and file_engine(weights):
             opened = opened or open_network(
@@ -112,8 +112,7 @@ class Explainer:
             self.model, self.weights = trained.metadata.model, trained.weights
             self.classes, own = trained.metadata.classes, trained.metadata.preprocessing
         self.preprocessing = own if white_level is None else replace(own, white_level=white_level)
-        self._limits = limits
-        self._least_side = least_side(own) if decoding == "fast" else None
+        self._least_side = least_side(own) if fast else None
 
     def explain(
         self,
@@ -173,7 +172,6 @@ class Explainer:
             box=_seen(picture, preprocessing, reduced.whole),
         )
 
-    @checked()
     def explain_loaded(
         self,
         loaded: LoadedImage,
@@ -208,7 +206,9 @@ class Explainer:
         classes = [*map(normal, self.classes)]
         if isinstance(label, str) and normal(label) in classes:
             return classes.index(normal(label))
-        if isinstance(label, int) or (label.isdecimal() and len(label) <= _MOST_DIGITS):
+        if isinstance(label, int | np.integer) or (
+            label.isdecimal() and len(label) <= _MOST_DIGITS
+        ):
             if 0 <= int(label) < len(self.classes):
                 return int(label)
             raise InputError(

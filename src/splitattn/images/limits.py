@@ -32,3 +32,10 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def check_limits(limits: Limits) -> Limits:
+    """Return `limits`, or raise `InputError` if they are something else."""
+    if not isinstance(limits, Limits):
+        raise InputError(f"limits must be Limits, got {limits!r:.60}")
+    return limits

@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice, repeat
-from os import PathLike
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
@@ -130,15 +129,6 @@ def check_decoding(decoding: Decoding) -> Decoding:
     if decoding not in get_args(Decoding):
         raise InputError(f"decoding must be 'exact' or 'fast', got {decoding!r}")
     return decoding
-
-
-def check_several(sources: object) -> None:
-    """Raise `InputError` unless `sources` can be a list of images; one image is none."""
-    if isinstance(sources, str | bytes | PathLike) or not isinstance(sources, Iterable):
-        raise InputError(
-            f"predict_stream needs several images, got {sources!r:.60}: put it into a list, or "
-            "use predict"
-        )
 
 
 def map_decoded(

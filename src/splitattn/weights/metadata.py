@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar, get_args
 from safetensors import SafetensorError, safe_open
 
 from splitattn.architectures import split_name
-from splitattn.arguments import checked
 from splitattn.errors import InputError, WeightsError
 from splitattn.files import open_file
 from splitattn.preprocessing import Preprocessing
@@ -147,7 +146,6 @@ def is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-@checked()
 def read_metadata(path: str | Path) -> ModelMetadata | None:
     """The metadata in a weights file or a training's checkpoint, or None if it has none.
 
