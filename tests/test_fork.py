@@ -83,7 +83,6 @@ def test_after_its_parent_has_predicted_a_forked_process_can_train(tmp_path: Pat
     assert in_fork(lambda: train_anew(tmp_path))
 
 
-@pytest.mark.usefixtures("used")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_keeps_the_number_of_threads() -> None:
-    assert in_fork(torch.get_num_threads) == 3
+def test_a_forked_process_predicts_with_as_many_threads(used: Classifier) -> None:
+    assert in_fork(lambda: (labels(used), torch.get_num_threads())[1]) == 3
