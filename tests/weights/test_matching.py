@@ -98,11 +98,34 @@ def test_a_stage_that_a_checkpoint_has_must_be_whole() -> None:
         check_match(found, ARCHITECTURES["resnest50"], model="resnest50", origin="f", stages=2)
 
 
-def test_a_checkpoint_without_the_last_stages_is_recognized() -> None:
-    fitting = {"resnest101", "resnest200", "resnest269"}
-    assert fitting.isdisjoint(fitting_models(begins("resnest50", 3)))
-    assert "resnest101" in fitting_models(begins("resnest101", 3))
-    assert "it is a checkpoint of resnest101" in refusal(begins("resnest101", 3), "resnest50")
+def test_a_checkpoint_without_the_last_stages_fits_no_whole_model() -> None:
+    found = begins("resnest101", 3)
+    assert fitting_models(found) == []
+    assert fitting_models(found, stages=3) == fitting_models(found, stages=0) == ["resnest101"]
+    assert fitting_models(begins("resnest50", 3), stages=3) == [
+        "resnest50",
+        "resnest50_fast_2s1x64d",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "names", "indices"),
+    [
+        (0, "resnest101 or resnest152 or resnest200 or resnest269", "(0,)"),
+        (1, "resnest101 or resnest152 or resnest200 or resnest269", "(1,)"),
+        (3, "resnest101", "(1, 2, 3)"),
+    ],
+)
+def test_a_model_is_offered_only_if_the_checkpoint_has_all_stages_needed(
+    stages: int, names: str, indices: str
+) -> None:
+    found = begins("resnest101", stages)
+    assert refusal(found, "resnest50").endswith(
+        f"; it begins as {names}: get complete weights, or load it with that model's "
+        f"create_backbone(..., out_indices={indices})"
+    )
+    with pytest.raises(WeightsError, match=f"it is a checkpoint of {names}: name that model"):
+        check_match(found, ARCHITECTURES["resnest50"], model="resnest50", origin="f", stages=stages)
 
 
 def without(found: Shapes, *keys: str) -> Shapes:

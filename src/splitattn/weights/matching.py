@@ -69,8 +69,8 @@ def check_match(
         origin: the checkpoint's file, for the message.
         key_mapping: the checkpoint's own key names, for the message.
         unexpected: keys of the checkpoint that have no official name.
-        stages: how many stages the network needs. A checkpoint may end after these, as that of a
-            backbone does that has no others.
+        stages: how many stages the network needs. Later stages may be missing, as in a backbone's
+            checkpoint.
 
     Returns:
         The checkpoint's number of classes and channels.
@@ -108,19 +108,24 @@ def check_match(
         )
     if not faults:
         return fit
-    alike = fitting_models(found)
+    alike = fitting_models(found, stages=last)
     # No other model fits better if this one is among them.
     others = [] if model in alike else alike
     fitting = [name for name in others if not key_mapping.layout.refusal(ARCHITECTURES[name])]
+    backbone = f"create_backbone(..., out_indices={tuple(range(1, last + 1)) or (0,)})"
     if any(map(is_deformable, unexpected)):
         advice = "it has deformable convolutions (DCN), which no model here has"
-    elif fitting:
+    elif fitting and last >= stages:
         advice = f"it is a checkpoint of {' or '.join(fitting)}: name that model (--model)"
+    elif fitting:
+        advice = (
+            f"it begins as {' or '.join(fitting)}: get complete weights, or load it with that "
+            f"model's {backbone}"
+        )
+    elif too_short and len(faults) == 1:
+        advice = f"get weights of this model, or load it with {backbone}"
     else:
         advice = "get weights of this model"
-        if too_short and len(faults) == 1:
-            indices = tuple(range(1, last + 1)) or (0,)
-            advice += f", or load it with create_backbone(..., out_indices={indices})"
     raise WeightsError(f"{origin} does not fit {model}: {', '.join(faults)}; {advice}")
 
 
@@ -151,14 +156,18 @@ def _named(key: str, key_mapping: KeyMapping) -> str:
     return key_mapping.own(key) or key
 
 
-def fitting_models(found: Shapes) -> list[str]:
+def fitting_models(found: Shapes, *, stages: int = STAGES) -> list[str]:
     """Names of the published architectures that a checkpoint's keys and shapes fit.
 
-    A checkpoint of a backbone without the last stages fits all models that begin with its stages.
     Weights do not show where a block pools, so `resnest50` and `resnest50_fast_2s1x64d` always fit
     both or neither.
+
+    Args:
+        found: shapes in the checkpoint, by official key.
+        stages: how many stages the checkpoint must have. With fewer than all, it may fit several
+            models that begin alike.
     """
-    return [name for name, architecture in ARCHITECTURES.items() if _fits(found, architecture)]
+    return [name for name, each in ARCHITECTURES.items() if _fits(found, each, stages)]
 
 
 def closest_model(found: Shapes) -> str | None:
@@ -171,8 +180,8 @@ def _agreement(found: Shapes, architecture: Architecture) -> int:
     return sum(found.get(key) == shape for key, shape in _telltales(architecture).items())
 
 
-def _fits(found: Shapes, architecture: Architecture) -> bool:
-    last = max(map(_stage, found), default=0)
+def _fits(found: Shapes, architecture: Architecture, stages: int) -> bool:
+    last = max(stages, *map(_stage, found), 0)
     telltales = _telltales(architecture)
     if any(found.get(key) != telltales[key] for key in telltales if _stage(key) <= last):
         return False

@@ -167,7 +167,12 @@ def _networks(
 
 def _fits(weights: Mapping[str, Any]) -> bool:
     """Whether keys and shapes of a state dict fit a network here, and not only its keys."""
-    return any(fitting_models(_shapes(weights, mapping)) for mapping in networks(weights))
+    return any(_models(weights, mapping) for mapping in networks(weights))
+
+
+def _models(weights: Mapping[str, Any], mapping: KeyMapping) -> list[str]:
+    """The models that a network in a state dict fits, which may be without its last stages."""
+    return fitting_models(_shapes(weights, mapping), stages=0)
 
 
 def _shapes(weights: Mapping[str, Any], mapping: KeyMapping) -> dict[str, tuple[int, ...]]:
@@ -189,7 +194,7 @@ def find_network(weights: Mapping[str, Any], path: Path) -> KeyMapping:
     """
     found = networks(weights)
     if len(found) > 1:
-        found = [each for each in found if fitting_models(_shapes(weights, each))] or found
+        found = [each for each in found if _models(weights, each)] or found
     averages = [mapping for mapping in found if is_average(mapping.prefix)]
     if len(averages) == 1 and len(found) == 2:
         return averages[0]
