@@ -115,9 +115,7 @@ def test_a_classifier_for_as_many_other_classes_can_be_left_out(
     assert model.fc.weight.shape == trained.fc.weight.shape
     assert not torch.equal(model.fc.weight, trained.fc.weight)
     assert torch.equal(model.conv1[0].weight, trained.conv1[0].weight)
-    assert [line.split(": ")[1] for line in warnings_of(caplog)] == [
-        f"the classifier is new, for {trained.num_classes} classes, and untrained"
-    ]
+    assert not warnings_of(caplog)  # it was asked for
 
 
 @pytest.mark.parametrize("in_chans", [1, 5])

@@ -235,7 +235,7 @@ def _load(network: ResNeSt, trained: _Trained, *, new_classifier: bool = False) 
     loaded = {key: state[key] for key in own if key in state}
     if new_classifier or fit.num_classes != network.num_classes:
         loaded = {key: value for key, value in loaded.items() if key not in HEAD}
-        if network.num_classes:
+        if network.num_classes and not new_classifier:
             logger.warning(
                 "%s: the classifier is new, for %d classes, and untrained",
                 checkpoint.path.name,  # a whole path would be wrapped in the terminal

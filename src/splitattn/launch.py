@@ -405,14 +405,16 @@ def _build(
     task: ImageTask[Any], dataset: TrainingData, recipe: Recipe, weights: str | Path | None
 ) -> nn.Module:
     found = None if weights is None else resolve(task.model, weights)
+    trained = (found and found.classes) or ()
     # A detector's or segmenter's weights give the backbone alone.
-    if found and found.classes and not dataset.new_classifier and task_of(found.path) == TASK:
-        _compare_classes(task.classes, found.classes)
+    if found and trained and not dataset.new_classifier and task_of(found.path) == TASK:
+        _compare_classes(task.classes, trained)
     return create_model(
         task.model,
         weights=found.path if found else None,
         num_classes=len(task.classes),
-        new_classifier=dataset.new_classifier,
+        # For another number of classes, a new classifier is what a training is for: no warning.
+        new_classifier=dataset.new_classifier or len(trained) not in (0, len(task.classes)),
         **recipe.network_arguments(),
     )
 
