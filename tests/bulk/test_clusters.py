@@ -174,7 +174,10 @@ def test_a_cluster_that_does_not_answer_is_found_before_anything_is_listed(
         run(cluster="127.0.0.1:1")
     assert not ray.addresses  # Ray itself would retry for minutes
     ray.refusals = [ConnectionError("ray client connection timeout")]
-    with pytest.raises(ClusterError, match=r"got ray://head:1: ray client connection timeout$"):
+    with pytest.raises(
+        ClusterError,
+        match=r"got ray://head:1: ray client connection timeout; .* set RAY_AUTH_MODE=token$",
+    ):
         run(cluster="ray://head:1")
     assert not (tmp_path / "out").exists()
 

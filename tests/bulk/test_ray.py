@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -39,7 +40,11 @@ def addresses() -> Iterator[dict[str, str]]:
     options = (f"--port={head}", f"--ray-client-server-port={client}", "--num-cpus=2")
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options]
     quiet = ("--disable-usage-stats", "--include-dashboard=false")
-    with subprocess.Popen([*command, *quiet], stdout=subprocess.DEVNULL) as process:
+    # Else the cluster asks for a token if this machine happens to have one.
+    with (
+        patch.dict("os.environ", RAY_AUTH_MODE="disabled"),
+        subprocess.Popen([*command, *quiet], stdout=subprocess.DEVNULL) as process,
+    ):
         try:
             wait_for(client, process)
             yield {"head": f"127.0.0.1:{head}", "client": f"ray://127.0.0.1:{client}"}

@@ -24,11 +24,13 @@ from splitattn.libraries import require
 from splitattn.processes import end_with_parent
 
 LOCAL, RAY, AUTO = "local", "ray", "auto"
+_CLIENT = "ray://"  # begins the addresses that are reached through Ray Client
 # Processors of each actor. Threads that decode use what its network leaves idle.
 _PROCESSORS = 4
 # An actor that is killed is replaced. A shard whose actors are killed more often ends the run.
 _ATTEMPTS = 5
 _RULE = 'cluster must be "local", "ray" or the address of a Ray cluster, such as ray://host:10001'
+_TOKEN = "; if the cluster uses tokens, as Ray's do by default, set RAY_AUTH_MODE=token"
 _FIRST_WORKER_TIMEOUT = 60.0  # seconds without any worker, after which there is a warning
 _CONNECT_TIMEOUT = 10.0  # seconds
 _WAITING = (
@@ -55,7 +57,7 @@ def check_cluster(cluster: str) -> None:
     if cluster not in (RAY, AUTO) and ":" not in cluster:
         raise InputError(f"{_RULE}, got {cluster!r}{nearest(cluster, [LOCAL, RAY])}")
     require("bulk on a cluster", "ray")
-    if cluster.startswith("ray://"):
+    if cluster.startswith(_CLIENT):
         require("ray:// addresses", "grpc")
 
 
@@ -228,7 +230,9 @@ def _connected(cluster: str) -> Iterator[None]:
             except ConnectionAbortedError:  # Ray forks a server for each client, which may hang
                 ray.init(cluster, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"{_RULE}, got {cluster}: {_reason(error):.200}") from error
+        # Ray's client sends no token by itself. To one that lacks it, the cluster does not answer.
+        advice = _TOKEN if cluster.startswith(_CLIENT) else ""
+        raise ClusterError(f"{_RULE}, got {cluster}: {_reason(error):.200}{advice}") from error
     try:
         yield
     finally:
