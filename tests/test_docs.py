@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,13 @@ def test_the_guide_installs_the_checkout_or_the_distribution(
     code = install.replace("%pip install --quiet {SOURCE}", "installed.append(SOURCE) #")
     exec(code, {"installed": installed})
     assert installed == [".." if in_checkout else "splitattn"]
+
+
+def test_the_container_copies_what_the_package_is_built_from() -> None:
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    copies = re.findall(r"^COPY (?!--)(.+) \S+$", PAGES["serve"], re.MULTILINE)
+    copied = {name for names in copies for name in names.split()}
+    assert copied == {"pyproject.toml", project["readme"], *project["license-files"], "src"}
 
 
 @pytest.mark.parametrize("name", splitattn.__all__)
