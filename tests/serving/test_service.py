@@ -398,6 +398,7 @@ def test_a_service_without_explanations_refuses_to_explain(classifier: Classifie
         assert "parameters here are topk, threshold; got 'explain'" in refused.text
         refused = own.client.post("/v1/explain", content=PHOTOGRAPHS[0])
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+        assert "a classifier, served without --no-explain" in refused.text
         about = own.client.get("/v1/model").json()
         assert (about["explains"], [*about["parameters"]]) == (False, ["topk", "threshold"])
         assert "/v1/explain" not in own.client.get("/openapi.json").json()["paths"]
@@ -533,6 +534,7 @@ def test_detectors_and_segmenters_are_served(
             assert "counts" in post(own, PHOTOGRAPHS[0], "masks=true")["classes"][0]["mask"]
         refused = own.client.post("/v1/explain", content=PHOTOGRAPHS[0])
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+        assert refused.json()["error"]["message"].endswith(f" for {task}")
         encoded = base64.b64encode(PHOTOGRAPHS[0]).decode()
         inputs = [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded]}]
         inferred = own.client.post("/v2/models/small/infer", json={"inputs": inputs})

@@ -170,7 +170,12 @@ async def _read(service: Service, body: bytes, kind: str, most: int) -> Sent:
 async def _explain(service: Service, request: Request) -> Response:
     service.check_ready()
     if not service.served.explains:
-        raise RequestError(404, "not_found", "this service gives no explanations")
+        raise RequestError(
+            404,
+            "not_found",
+            "explanations need a classifier, served without --no-explain; export files for it with "
+            f"--class-maps; got {service.served.weights} for {service.served.task}",
+        )
     query = request.query_params
     check_parameters(query, ("label", "method"))
     label, method = query.get("label"), query.get("method", "auto")
