@@ -812,7 +812,7 @@ def test_the_command_line_prints_a_summary(
     assert ended.value.code == 1  # one is broken
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path}/out: 11 images in 2 parts, 1 error, ")
-    assert "2/2 parts  11 images  1 errors" in err
+    assert "2/2 parts  11 images  1 error  " in err
 
 
 def parent_of(process: int) -> int | None:

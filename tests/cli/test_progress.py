@@ -266,10 +266,13 @@ def test_a_log_gets_a_count_every_half_minute_and_its_rate(
     with counting() as count:
         for clock.now in (201.0, 210.0, 251.0):
             count(100, None)
+    with counting(first=0.0) as count:
+        count(1, None)
     assert capsys.readouterr().err.splitlines() == [
         "16/80 images",
         "48/80 images  1.0 images/s",
         "300 images  4.0 images/s",
+        "1 image",
     ]
 
 

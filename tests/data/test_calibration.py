@@ -50,7 +50,17 @@ def test_a_single_image_calibrates_and_compares_with_a_warning(
     caplog.clear()
     shutil.copy(SAMPLES / "rocket.jpg", tmp_path / "again.jpg")
     comparison_images(str(tmp_path), CLASSES)
-    assert not caplog.records
+    assert "calibrated on" not in caplog.text
+
+
+@pytest.mark.parametrize("count", [49, 50])
+def test_few_compared_images_get_a_warning(
+    count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2 * count):  # half of them are compared
+        (tmp_path / f"{number}.jpg").touch()
+    assert len(comparison_images(str(tmp_path), CLASSES)[0]) == count
+    assert ("at least 50 images, got 49 in" in caplog.text) == (count < 50)
 
 
 def test_without_splits_other_images_calibrate_than_compare(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from splitattn.cli.output import say
+from splitattn.cli.output import counted, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -179,7 +179,7 @@ class _Counts:
         if now - self._first < _BURST:
             self._timed_from = now, self.done
         begun, already = self._timed_from
-        text = f"{self.done} images" if total is None else f"{self.done}/{total} images"
+        text = counted(self.done, "image") if total is None else f"{self.done}/{total} images"
         if now - begun >= _LEAST_TIMED:
             text += f"  {(self.done - already) / (now - begun):.1f} images/s"
         return text
@@ -352,7 +352,7 @@ def _shard_callbacks(
     def on_listed(count: int) -> None:
         nonlocal begun
         begun = time.monotonic()  # of labeling, which follows
-        counts = f"{count:,} images listed so far"
+        counts = f"{counted(count, 'image')} listed so far"
         if show:
             show(counts, 0, None)
         else:
@@ -364,7 +364,7 @@ def _shard_callbacks(
         seconds = max(time.monotonic() - begun, 0.001)
         first = first or seconds
         counts = (
-            f"{done:,}/{shards:,} parts  {images:,} images  {errors:,} errors  "
+            f"{done:,}/{shards:,} parts  {counted(images, 'image')}  {counted(errors, 'error')}  "
             f"{images / seconds:.1f}/s"
         )
         # The first shard of many workers ends long before the others, so it says little of the

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _SEED = 0
 _AT_ONCE = 16
+# With fewer images, the share of equal labels says little about others.
+_FEW_COMPARED = 50
 
 
 def calibration_images(data: str) -> LabeledImages:
@@ -59,6 +61,14 @@ def comparison_images(data: str, classes: tuple[str, ...]) -> tuple[LabeledImage
         logger.warning(
             "labels are compared on the image that int8 was calibrated on, the only one in %s: "
             "add images",
+            data,
+        )
+    elif len(images) < _FEW_COMPARED:
+        logger.warning(
+            "labels should be compared on at least %d images, got %d in %s, which proves little: "
+            "add images",
+            _FEW_COMPARED,
+            len(images),
             data,
         )
     if images.label_sets is not None:
