@@ -4,11 +4,8 @@
 """
 
 import inspect
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 from docutils import nodes
@@ -23,10 +20,6 @@ from sphinx.writers.html5 import HTML5Translator
 
 import splitattn
 from splitattn.cli import VERBS
-from splitattn.data.augmentation import Augmentation
-from splitattn.training.presets import PRESETS
-from splitattn.training.recipe_files import load_recipe
-from splitattn.training.recipes import Recipe
 
 GENERATED = Path(__file__).with_name("generated")
 
@@ -135,51 +128,11 @@ def generate(_: Sphinx) -> None:
     introduction, *verbs = done.stdout.partition("\n")[2].split("\n## ")
     introduction = introduction.partition("**Commands**")[0]
     (GENERATED / "cli.md").write_text("\n## ".join([introduction, *verbs]), encoding="utf-8")
-    (GENERATED / "recipe.md").write_text(recipe_fields(), encoding="utf-8")
     contributing = (GENERATED.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     contributing = contributing.replace("](docs/", "](").replace(
         "](CHANGELOG.md)", "](changelog.md)"
     )
     (GENERATED / "contributing.md").write_text(contributing, encoding="utf-8")
-    (GENERATED / "presets.md").write_text(presets("resnest50"), encoding="utf-8")
-
-
-def documented_fields(kind: type) -> Iterator[tuple[str, str]]:
-    """Names and texts in the list of attributes in a docstring."""
-    attributes = (kind.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
-    for names, text in re.findall(
-        r"^ {8}(\w[\w, ]*): (.+(?:\n {12}.+)*)", attributes, re.MULTILINE
-    ):
-        for name in names.split(", "):
-            yield name, " ".join(text.split())
-
-
-def recipe_fields() -> str:
-    """A list with each field of a recipe and its default, from the docstring."""
-    texts = dict(documented_fields(Recipe))
-    # Of these, the recipe's docstring says no more than where they are explained.
-    texts |= {
-        name: text
-        for name, text in documented_fields(Augmentation)
-        if "`Augmentation`" in texts.get(name, "")
-    }
-    return "\n".join(f"- `{f.name}` = `{f.default}`: {texts[f.name]}" for f in fields(Recipe))
-
-
-def presets(model: str) -> str:
-    """A table of what each preset sets, for one model."""
-    found = {name: load_recipe(name, model=model) for name in PRESETS}
-    # Those of detectors and segmenters have pages of their own.
-    tasks = ("classification", "distillation")
-    recipes = {name: recipe for name, recipe in found.items() if recipe.task in tasks}
-    lines = [f"| field | {' | '.join(recipes)} |", f"|---|{'---|' * len(recipes)}"]
-    for field in fields(Recipe):
-        values = [getattr(recipe, field.name) for recipe in recipes.values()]
-        if len(set(values)) > 1:
-            cells = (f"`{value}`" if value != field.default else "" for value in values)
-            cells = (f"`{values[0]}`", *list(cells)[1:])
-            lines.append(f"| `{field.name}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def keep_properties(

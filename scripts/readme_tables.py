@@ -1,4 +1,4 @@
-"""Write the tables of models and measurements in README.md and docs/, from code and benchmarks/.
+"""Write the tables of README.md and docs/, from code, docstrings and benchmarks/.
 
 usage: python scripts/readme_tables.py [--check]
 
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import measured_tables
+import recipe_tables
 import torch
 
 from splitattn.architectures import ARCHITECTURES
@@ -150,6 +151,10 @@ DOCUMENTS = {
         "embedded": embedded,
     },
     ROOT / "docs" / "models.md": {"models": models, "embedded": embedded},
+    ROOT / "docs" / "reference" / "recipes.md": {
+        "presets": recipe_tables.presets,
+        "fields": recipe_tables.recipe_fields,
+    },
     ROOT / "docs" / "photographs.md": {"embedded-figures": embedded_figures},
     ROOT / "docs" / "howto" / "bulk.md": {
         "bulk_costs": measured_tables.measured(measured_tables.bulk_costs)
