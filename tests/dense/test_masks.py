@@ -259,10 +259,15 @@ def test_other_data_is_not_taken_for_masks(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "folders")
     for name in ("coco", "folders", "missing"):
         assert not is_masked(tmp_path / name)
-    with pytest.raises(DataError, match=r"images/ and masks/, got .*folders', which has none: le"):
+    with pytest.raises(
+        DataError, match=r"images/ and masks/, got .*folders': a folder without them; "
+    ):
         open_masked(tmp_path / "folders", "train")
-    with pytest.raises(DataError, match=r"got .*missing', which is no file or folder: check"):
+    with pytest.raises(DataError, match=r"got .*missing': no such file or folder$"):
         open_masked(tmp_path / "missing", "train")
+    (tmp_path / "data.yaml").touch()
+    with pytest.raises(DataError, match=r"data.yaml': a YAML file; name the folder of the data"):
+        open_masked(tmp_path / "data.yaml", "train")
 
 
 def test_a_mask_that_changed_since_is_an_unreadable_image(tmp_path: Path) -> None:

@@ -75,24 +75,28 @@ def _open(data: str, split: str, listed: ClassList | None) -> LabeledImages:
         raise DataError(
             f"data must be a folder, Parquet shards or a CSV file, got {data!r}: {error}"
         ) from error
-    if not is_file(root):
-        reason = "no such file or folder"
-        if "://" in data:
-            reason = "an address; copy the data set to this machine and name its folder"
-    elif is_image_name(root.name):
-        reason = "a single picture; to label it use splitattn predict"
-    elif root.suffix.lower() in _ARCHIVES:
-        reason = "an archive; unpack it and name the folder"
-    elif root.suffix.lower() in _SPREADSHEETS:
-        reason = "a spreadsheet; save it as CSV"
-    elif root.suffix.lower() in (".yaml", ".yml"):
-        reason = f"a YAML file; name the folder of the data set, such as {str(root.parent)!r}"
-    else:
-        reason = "a file of another kind"
     raise DataError(
         "data must be a folder, Parquet shards, a CSV file or torchvision:NAME, "
-        f"got {data!r}: {reason}"
+        f"got {data!r}: {not_data(data)}"
     )
+
+
+def not_data(data: str) -> str:
+    """What `data` is, if it is no folder and no data set, and what helps."""
+    root = as_on_disk(expanded(data))
+    if not is_file(root):
+        if "://" in data:
+            return "an address; copy the data set to this machine and name its folder"
+        return "no such file or folder"
+    if is_image_name(root.name):
+        return "a single picture; to label it use splitattn predict"
+    if root.suffix.lower() in _ARCHIVES:
+        return "an archive; unpack it and name the folder"
+    if root.suffix.lower() in _SPREADSHEETS:
+        return "a spreadsheet; save it as CSV"
+    if root.suffix.lower() in (".yaml", ".yml"):
+        return f"a YAML file; name the folder of the data set, such as {str(root.parent)!r}"
+    return "a file of another kind"
 
 
 def _open_folder(root: Path, split: str) -> LabeledImages:

@@ -6,9 +6,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from splitattn.data.sources import not_data
 from splitattn.data.splits import split_of
 from splitattn.errors import DataError, nearest
-from splitattn.files import exists, is_folder
+from splitattn.files import expanded, is_folder
 from splitattn.images.paths import is_image_name
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def other_data(needs: str, data: str | Path) -> DataError:
         needs: what needs which data: "a detector needs annotated images".
         data: what came.
     """
-    found = "which has none: leave out --head, or name weights of another kind of network"
-    if not exists(data):
-        found = "which is no file or folder: check the path"
-    return DataError(f"{needs}, got {str(data)!r}, {found}")
+    found = "a folder without them; name other data, or choose a network for another task"
+    if not is_folder(expanded(data)):
+        found = not_data(str(data))
+    return DataError(f"{needs}, got {str(data)!r}: {found}")
