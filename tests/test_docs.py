@@ -166,7 +166,7 @@ def goes_on_after_an_error(output: str) -> None:
 
 def explains(output: str) -> None:
     assert output == "espresso layercam (8, 8)\n"
-    assert Path("why.html").is_file()
+    assert Path("espresso.html").is_file()
 
 
 def labels_a_folder(output: str) -> None:
