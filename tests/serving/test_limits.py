@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import httpx2
 import pytest
@@ -331,6 +332,35 @@ def test_untrusted_hosts_are_refused_if_trusted_ones_are_set() -> None:
         for bad in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80"):
             refused = own.client.get("/v1/model", headers={"Host": bad})
             assert fault(refused) == (400, "untrusted_host")
+
+
+def test_trusted_addresses_are_compared_in_their_short_form() -> None:
+    with gated(trusted_hosts=("0:0:0:0:0:0:0:1", "FE80::A")) as (own, _):
+        for good in ("[::1]:80", "[0::1]", "[fe80::a]"):
+            assert own.client.get("/v1/model", headers={"Host": good}).status_code == 200, good
+        refused = own.client.get("/v1/model", headers={"Host": "[::2]"})
+        assert fault(refused) == (400, "untrusted_host")
+
+
+@pytest.mark.parametrize(
+    "host", ["", "...", "a..b", ".a", "http://a", "a:80", "a/b", "::x", 5, None]
+)
+def test_a_trusted_host_that_can_match_no_request_is_refused(host: Any) -> None:
+    with pytest.raises(InputError, match="trusted_hosts must be names without a scheme, port or"):
+        Settings(trusted_hosts=("localhost", host))
+
+
+@pytest.mark.parametrize("hosts", ["localhost", b"localhost", 5, None])
+def test_trusted_hosts_are_several(hosts: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"trusted_hosts must be a tuple .*, got b?'?(local|5|None)"
+    ):
+        Settings(trusted_hosts=hosts)
+
+
+@pytest.mark.parametrize("host", ["localhost", "a.example.", "my_host-1", "10.1.2.3", "::1"])
+def test_names_and_addresses_are_trusted_hosts(host: str) -> None:
+    assert Settings(trusted_hosts=(host,)).trusted_hosts == (host,)
 
 
 PROBES = (*("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/gated/ready"),)

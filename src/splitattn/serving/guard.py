@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from splitattn.serving.logs import LOG
 from splitattn.serving.metrics import Metrics
 from splitattn.serving.request_errors import RequestError
-from splitattn.serving.settings import Settings
+from splitattn.serving.settings import Settings, same_form
 
 _CLIENT_LEFT = 499  # as nginx logs it; nobody is there to be answered
 _ANYBODY = ("/", "/page.css", "/page.js")
@@ -53,7 +53,7 @@ class Guard:
         self._app, self._metrics, self._is_ending = app, metrics, is_ending
         self._paths, self._probes = frozenset(paths), frozenset(probes)
         self._key = settings.key
-        self._hosts = tuple(host.lower() for host in settings.trusted_hosts)
+        self._hosts = tuple(map(same_form, settings.trusted_hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -148,8 +148,8 @@ def error_response(error: RequestError) -> JSONResponse:
 def _host(header: str) -> str:
     """The header without its port."""
     if header.startswith("["):
-        return header.partition("]")[0].lstrip("[").lower()
-    return header.partition(":")[0].lower()
+        return same_form(header.partition("]")[0].lstrip("["))
+    return same_form(header.partition(":")[0])
 
 
 def _request_id(headers: Headers) -> str:

@@ -9,7 +9,7 @@ from splitattn.errors import InputError
 from splitattn.images.limits import Limits
 
 _MIB = 2**20
-_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,13 @@ class Settings:
             raise InputError(
                 f"max_images must be at most max_queue, {self.max_queue}, got {self.max_images}"
             )
+        if not isinstance(self.trusted_hosts, tuple | list):
+            raise InputError(
+                "trusted_hosts must be a tuple of names such as ('localhost',), got "
+                f"{self.trusted_hosts!r:.60}"
+            )
         for host in self.trusted_hosts:
-            if not (_HOST_NAME.fullmatch(host) or _is_ipv6(host)):
+            if not (isinstance(host, str) and (_HOST_NAME.fullmatch(host) or _ipv6(host))):
                 raise InputError(
                     "trusted_hosts must be names without a scheme, port or path, such as "
                     f"photos.example or ::1, got {host!r:.60}"
@@ -87,9 +92,14 @@ class Settings:
         return Limits(max_bytes=self.max_body, max_pixels=self.max_pixels)
 
 
-def _is_ipv6(host: str) -> bool:
+def same_form(host: str) -> str:
+    """`host` in lower case, or in the short form if it is an IPv6 address, to be compared."""
+    return _ipv6(host) or host.lower()
+
+
+def _ipv6(host: str) -> str | None:
+    """The short form of an IPv6 address, such as ::1, or None if `host` is something else."""
     try:
-        IPv6Address(host)
+        return IPv6Address(host).compressed
     except ValueError:
-        return False
-    return True
+        return None
