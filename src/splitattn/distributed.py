@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+# Parts of gloo's and NCCL's messages about another process. NCCL's other errors are about this one.
+_LOST = (
+    "gloo/transport",
+    "ncclRemoteError",
+    "Connection closed by remote peer",
+    "NCCL communicator was aborted",
+)
 # Seconds to wait: processes that start together may be this far apart on a busy machine.
 _APART = 20.0
 
@@ -149,9 +156,9 @@ def first_process_first() -> Iterator[None]:
             _group().barrier()
 
 
-def is_of_peer(error: Exception) -> bool:
+def is_of_peer(error: RuntimeError) -> bool:
     """Whether PyTorch raised `error` because another process has ended or does not answer."""
-    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    return any(part in str(error) for part in _LOST)
 
 
 def wait_for_others_to_fail(error: Exception) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import DistBackendError
 
 from splitattn import distributed
 from splitattn.cli import main
@@ -208,18 +209,41 @@ def test_a_process_that_loses_another_leaves_the_message_to_it(tmp_path: Path) -
     assert "RuntimeError" not in done.stderr
 
 
-def lose_a_peer(*, told_to_end: bool) -> None:
+LOST = (
+    RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer"),
+    DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp:77, remote process exited or there was a network "
+        "error\nncclRemoteError: A call failed possibly due to a network error or a remote process "
+        "exiting prematurely.\nLast error:\nConnection refused"
+    ),
+    DistBackendError("NCCL communicator was aborted on rank 1."),
+)
+
+
+def lose_a_peer(error: RuntimeError, *, told_to_end: bool) -> None:
     if told_to_end:
         os.kill(os.getpid(), signal.SIGTERM)
-    raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+    raise error
 
 
-def test_a_process_that_torchrun_ends_does_not_report_that_it_lost_others() -> None:
-    with pytest.raises(RuntimeError), stop_request():
-        lose_a_peer(told_to_end=False)
+@pytest.mark.parametrize("lost", LOST, ids=lambda lost: str(lost)[:20])
+def test_a_process_that_torchrun_ends_does_not_report_that_it_lost_others(
+    lost: RuntimeError,
+) -> None:
+    with pytest.raises(type(lost)), stop_request():
+        lose_a_peer(lost, told_to_end=False)
     with pytest.raises(SystemExit) as end, stop_request():
-        lose_a_peer(told_to_end=True)
+        lose_a_peer(lost, told_to_end=True)
     assert end.value.code == 128 + signal.SIGTERM
+
+
+def test_an_error_of_this_process_is_reported_though_torchrun_ends_it() -> None:
+    own = DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp:77, unhandled cuda error\nncclUnhandledCudaError: "
+        "Call to CUDA function failed.\nLast error:\nCuda failure 'out of memory'"
+    )
+    with pytest.raises(DistBackendError), stop_request():
+        lose_a_peer(own, told_to_end=True)
 
 
 @pytest.mark.slow
