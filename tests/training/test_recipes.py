@@ -174,11 +174,27 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones(tmp_path: Path) -> Non
     (tmp_path / "broken.toml").write_text("epochs: 3")
     with pytest.raises(InputError, match="must be TOML"):
         load_recipe(str(tmp_path / "broken.toml"), model="resnest50")
-    (tmp_path / "table.toml").write_text("[train]\nepochs = 3")
-    with pytest.raises(
-        InputError, match=r"must not be in a table, got \[train\]; remove that line"
-    ):
-        load_recipe(str(tmp_path / "table.toml"), model="resnest50")
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ("[train]\nepochs = 3", "train"),
+        ("train.epochs = 3", "train"),
+        ("epochs = {a = 1}", "epochs"),
+    ],
+)
+def test_fields_in_a_table_are_refused_however_it_is_written(
+    text: str, table: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_recipe(str(path), model="resnest50")
+    assert str(error.value) == (
+        f"recipe file {path}: fields must not be in a table, got '{table}'; write each on a line "
+        "of its own, such as epochs = 3"
+    )
 
 
 @pytest.mark.parametrize("overrides", ["epochs=2", {"epochs": 2}])

@@ -127,8 +127,8 @@ def _from_file(path: Path, model: str, task: TaskName) -> Recipe:
         )
     if table := next((key for key, value in values.items() if isinstance(value, dict)), None):
         raise InputError(
-            f"recipe file {path}: fields must not be in a table, got "
-            f"[{reprlib.repr(table)[1:-1]}]; remove that line"
+            f"recipe file {path}: fields must not be in a table, got {reprlib.repr(table)}; write "
+            "each on a line of its own, such as epochs = 3"
         )
     own = values.get("task", task)
     return _with(preset(name, model, own), values)
