@@ -68,8 +68,9 @@ def test_a_missing_torchvision_is_one_line_with_the_command(
         main(call.split())
     line = "needs torchvision, not installed here: pip install torchvision"
     assert (end.value.code, capsys.readouterr().err) == (2, f"error: {what} {line}\n")
-    with pytest.raises(InputError, match=line), torchvision_imported():
+    with pytest.raises(InputError) as raised, torchvision_imported("a detector"):
         pass
+    assert str(raised.value) == f"a detector {line}"
 
 
 @pytest.mark.parametrize(
@@ -85,14 +86,14 @@ def test_the_pair_comes_from_the_index_of_the_installed_pytorch(
     pytorch: str, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libraries, "version", lambda _: pytorch)
-    with pytest.raises(InputError) as raised, torchvision_imported():
+    with pytest.raises(InputError) as raised, torchvision_imported("it"):
         raise RuntimeError("operator torchvision::nms does not exist")
     assert str(raised.value).endswith(ending)
 
 
 def test_other_errors_of_an_import_stay_as_they_are() -> None:
     for error in (ModuleNotFoundError("torchvision"), RuntimeError("CUDA is out of memory")):
-        with pytest.raises(type(error)) as raised, torchvision_imported():
+        with pytest.raises(type(error)) as raised, torchvision_imported("it"):
             raise error
         assert raised.value is error
 
@@ -122,13 +123,13 @@ def test_a_missing_library_is_installed_with_what_the_extra_adds(
     ],
 )
 def test_other_faults_of_an_import_stay_as_they_are(fault: Exception) -> None:
-    with pytest.raises(type(fault)) as raised, torchvision_imported():
+    with pytest.raises(type(fault)) as raised, torchvision_imported("it"):
         raise fault
     assert raised.value is fault
 
 
 def test_a_second_import_of_a_torchvision_that_does_not_fit_is_reported_too() -> None:
-    with pytest.raises(InputError, match="must be built for"), torchvision_imported():
+    with pytest.raises(InputError, match="must be built for"), torchvision_imported("it"):
         raise AttributeError(
             "partially initialized module 'torchvision' has no attribute 'extension'"
         )

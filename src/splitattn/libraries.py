@@ -57,15 +57,18 @@ _OF_ANOTHER_PYTORCH = re.compile(
 
 
 @contextmanager
-def torchvision_imported() -> Iterator[None]:
+def torchvision_imported(purpose: str) -> Iterator[None]:
     """Report a torchvision that is missing or was built for another PyTorch.
 
-    It is to be imported within the context.
+    Import torchvision inside the context.
+
+    Args:
+        purpose: what needs torchvision, for the message.
 
     Raises:
         InputError: it is missing or does not fit; the message has the command that installs it.
     """
-    require("this", "torchvision")
+    require(purpose, "torchvision")
     try:
         yield
     except ModuleNotFoundError:

@@ -100,7 +100,7 @@ def _is_model(name: str) -> bool:
 
 
 def _timm_teacher(name: str, reuse: bool, device: torch.device) -> Teacher:
-    with torchvision_imported():
+    with torchvision_imported(f"teacher {name}"):
         import timm
 
     own_name = name.removeprefix(TIMM)

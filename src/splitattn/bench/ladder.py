@@ -245,7 +245,7 @@ def _twin(model: str) -> nn.Module:
 
 
 def _timm(name: str) -> nn.Module:
-    with torchvision_imported():
+    with torchvision_imported("a model of timm"):
         import timm
 
     torch.manual_seed(0)
@@ -254,7 +254,7 @@ def _timm(name: str) -> nn.Module:
 
 
 def _torchvision() -> nn.Module:
-    with torchvision_imported():
+    with torchvision_imported("a model of torchvision"):
         from torchvision.models import resnet50
 
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
         InputError: torch or torchvision is not installed.
     """
     require(f"torchvision:{name}", "torch", "torchvision")
-    with torchvision_imported():
+    with torchvision_imported(f"torchvision:{name}"):
         from torchvision import datasets
 
     from splitattn.weights.cache import cache_folder

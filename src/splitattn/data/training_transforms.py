@@ -18,7 +18,7 @@ from splitattn.images.decode import RGB
 from splitattn.libraries import torchvision_imported
 from splitattn.preprocessing import center_crop
 
-with torchvision_imported():
+with torchvision_imported("training"):
     from torchvision.transforms import v2
 
 _TORCHVISION_POLICIES = {"rand": v2.RandAugment, "trivial": v2.TrivialAugmentWide}

@@ -32,7 +32,7 @@ from splitattn.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from splitattn.weights.checkpoint import read_by_own_keys
 from splitattn.weights.resolve import resolve
 
-with torchvision_imported():
+with torchvision_imported("a detector"):
     from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.backbone_utils import BackboneWithFPN

@@ -19,7 +19,7 @@ from splitattn.dense.resizing import SHORTEST, Sides, resized
 from splitattn.errors import DataError
 from splitattn.libraries import torchvision_imported
 
-with torchvision_imported():
+with torchvision_imported("loading boxes"):
     from torchvision import tv_tensors
     from torchvision.transforms import v2
     from torchvision.transforms.v2 import functional as F

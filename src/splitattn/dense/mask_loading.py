@@ -17,7 +17,7 @@ from splitattn.dense.masks import IGNORED, Mask, MaskedImages, read_masked
 from splitattn.dense.resizing import Sides, resized
 from splitattn.libraries import torchvision_imported
 
-with torchvision_imported():
+with torchvision_imported("loading masks"):
     from torchvision import tv_tensors
     from torchvision.transforms import v2
     from torchvision.transforms.v2 import functional as F

@@ -23,7 +23,7 @@ from splitattn.weights.layouts import head_tensors
 from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
 
-with torchvision_imported():
+with torchvision_imported("a segmenter"):
     from torchvision.models.segmentation.deeplabv3 import ASPP
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from splitattn.graph.segmentation import MULTIPLE
 from splitattn.libraries import torchvision_imported
 from splitattn.training.recipes import Recipe
 
-with torchvision_imported():
+with torchvision_imported("data show"):
     from torchvision.transforms.v2 import functional as F
 
 _COLUMNS, _GAP = 4, 8
