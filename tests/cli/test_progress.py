@@ -196,6 +196,22 @@ def test_what_stderr_takes_is_there_at_once_and_whole(
         assert (tmp_path / "log").read_text() == "caf? " * 10_000 + "\n"
 
 
+@pytest.mark.parametrize("unbuffered", [True, False])
+def test_unbuffered_stderr_stays_so(unbuffered: bool) -> None:
+    script = (
+        "import os, sys; from splitattn.cli.output import replace_streams; replace_streams(); "
+        "sys.stderr.write('no end of a line'); os._exit(0)"
+    )
+    done = subprocess.run(
+        [sys.executable, *(["-u"] if unbuffered else []), "-c", script],
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ("no end of a line" if unbuffered else "")
+
+
 def test_an_export_counts_images_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = on_terminal(monkeypatch, 80)
     with exporting() as (begin, count):

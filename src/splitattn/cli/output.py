@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from splitattn.errors import InputError, one_line, write_failure
 from splitattn.files import check_can_write, is_file
@@ -134,11 +134,13 @@ def replace_streams() -> None:
     own = sys.__stderr__
     if own and sys.stderr is own:  # and not what a notebook or a test has put there
         raw: Any = getattr(own.buffer, "raw", own.buffer)  # with `python -u` the buffer is raw
+        lossy = _Lossy(raw)
         sys.stderr = io.TextIOWrapper(
-            io.BufferedWriter(_Lossy(raw)),
+            cast("BinaryIO", lossy) if own.write_through else io.BufferedWriter(lossy),
             encoding=own.encoding,
             errors=own.errors,
             line_buffering=True,
+            write_through=own.write_through,
         )
 
 
@@ -152,11 +154,11 @@ class _Lossy(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        try:
-            written = self._stream.write(data)
-        except OSError:
-            written = None
-        return memoryview(data).nbytes if written is None else written
+        rest = memoryview(data).cast("B")
+        with suppress(OSError):
+            while rest:
+                rest = rest[self._stream.write(rest) or len(rest) :]
+        return memoryview(data).nbytes
 
     def fileno(self) -> int:
         return self._stream.fileno()
