@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from splitattn.cli import main
+from splitattn.weights import layouts
 
 # Each row: a call, and a pattern that its error line matches.
 MISTAKES = [
@@ -167,7 +168,7 @@ MISTAKES = [
     ("train data --output used", "must be a new folder, got used with a training .*--resume to"),
     ("train data --output run --device gpu", "'gpu' cannot be used: .* did you mean 'cuda'"),
     ("predict photo.png --device CPU", "device 'CPU' cannot be used: .*; did you mean 'cpu'[?]"),
-    ("weights convert a.pth b.pth", "missing option '--to': a layout: official, timm, .*; see"),
+    ("weights convert a.pth b.pth", "missing option '--to': one of official, timm, .*; see"),
     ("serve --trusted-host http://x/y", "without a scheme, port or path, .* got 'http://x/y'"),
     ("data toy data", "must be a new or empty folder, got data"),
     ("train data --output ''", "--output must not be empty, got ''; is it a shell variable that"),
@@ -225,6 +226,15 @@ def test_a_mistake_is_reported_in_one_line_with_status_2(
     assert (end.value.code, out) == (2, "")
     before = r"(loading PyTorch\n)?" if call in NEED_PYTORCH else ""
     assert re.fullmatch(rf"{before}error: .*{line}.*\n", err), err
+
+
+def test_a_missing_layout_is_answered_with_all_in_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(layouts.BY_NAME, "a_new_one", layouts.OFFICIAL)
+    with pytest.raises(SystemExit):
+        main(["weights", "convert", "a.pth", "b.pth"])
+    assert f"one of {', '.join(layouts.BY_NAME)}; see" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("here")

@@ -90,7 +90,6 @@ _ARGUMENTS = {
 }
 # Of arguments and options that are missing, by how the help calls them, what they are.
 _MISSING = {
-    "'--to'": "a layout: official, timm, encoding, mmpretrain, mmdet, mmseg or detectron2",
     "'DST'": "where to write",
     "'FILE|MODEL[:TAG]'": "a file of weights, or a name that splitattn weights lists",
     "'MODEL[:TAG]...'": "a name that splitattn weights lists, such as resnest50",
@@ -111,7 +110,7 @@ def with_our_name(message: str, verb: str, arguments: Sequence[str]) -> str:
     """
     if "unexpected extra argument" in message and verb in _ARGUMENTS:
         return f"{message}; {_ARGUMENTS[verb]}"
-    if what := _MISSING.get(re.sub("^missing (argument|option) ", "", message)):
+    if what := _missing(re.sub("^missing (argument|option) ", "", message)):
         return f"{message}: {what}"
     unknown = _UNKNOWN.match(message)
     if not unknown:
@@ -128,6 +127,15 @@ def with_our_name(message: str, verb: str, arguments: Sequence[str]) -> str:
         else:
             message += "; fields of the recipe are changed by --set, such as --set epochs=20"
     return message
+
+
+def _missing(name: str) -> str | None:
+    """What the argument or option is that the help calls `name`."""
+    if name != "'--to'":
+        return _MISSING.get(name)
+    from splitattn.weights.layouts import BY_NAME  # here, since few calls need it
+
+    return f"one of {', '.join(BY_NAME)}"
 
 
 def _with_number(hint: str, flag: str, arguments: Sequence[str]) -> str:

@@ -262,6 +262,7 @@ DETECTRON2 = Layout(
     depths=_DEPTHS_TO_269,
 )
 LAYOUTS = (OFFICIAL, MMPRETRAIN, MMDET, DETECTRON2)
+BY_NAME = {name: layout for layout in LAYOUTS for name in layout.names}
 
 
 def find_layout(name: str) -> Layout:
@@ -270,9 +271,8 @@ def find_layout(name: str) -> Layout:
     Raises:
         InputError: there is none; the message names them.
     """
-    by_name = {own: layout for layout in LAYOUTS for own in layout.names}
-    check_choice("layout", name, by_name)
-    return by_name[name]
+    check_choice("layout", name, BY_NAME)
+    return BY_NAME[name]
 
 
 def recognize(keys: Collection[str]) -> KeyMapping:
