@@ -93,7 +93,7 @@ def nearest(name: str, names: "list[str]") -> str:
     """A hint `; did you mean 'x'?` for the closest of `names`, or an empty string.
 
     If names contain `name` as a word, as "tabby cat" does "cat", the hint lists some of those. If
-    no name is alike but words in some are, it lists these.
+    no whole name is similar, it lists names that contain a similar word.
     """
     # Imported here: difflib is slow to import, and only errors need it.
     import difflib

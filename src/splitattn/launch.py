@@ -153,7 +153,8 @@ def train(
         InputError: an argument cannot be used, or see `training.loop.train`.
         DataError: the data set cannot be opened or does not fit the recipe.
         WeightsError: the weights cannot be had or do not fit the model.
-        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved unless
+            another process has ended.
     """
     for name, told in (("on_step", on_step), ("on_epoch", on_epoch), ("on_measured", on_measured)):
         check_callable(name, told)

@@ -1,4 +1,4 @@
-"""What holds for the values of options, whatever the verb."""
+"""Checks that apply to every option."""
 
 from collections.abc import Iterator
 from math import isfinite
@@ -12,7 +12,10 @@ from splitattn.files import as_on_disk
 
 
 class Command(TyperCommand):
-    """A verb. Its values are not empty, its numbers are finite, and accents are as on the disk."""
+    """A verb that refuses empty values and numbers that are not finite.
+
+    Paths get their accents composed as on the disk.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse `args` into the parameters of `ctx`.

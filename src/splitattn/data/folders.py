@@ -185,7 +185,10 @@ def _check_splits_are_outside(folder: Path, images: Mapping[str, Sequence[str]])
 
 
 def _check_classes_are_apart(folder: Path, classes: list[str]) -> None:
-    """Raise if two folders are one by a link, or of one name in two Unicode forms."""
+    """Raise if a link makes two classes share a folder, or if only accents tell two names apart.
+
+    The same accent can be one Unicode character or two.
+    """
     places: dict[str, str] = {}
     for name in classes:
         first = places.setdefault(os.path.realpath(folder / name), name)

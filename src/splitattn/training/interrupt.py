@@ -40,8 +40,9 @@ def stop_request() -> Iterator[StopRequest]:
     Outside the main thread, where Python cannot handle signals, nothing is caught.
 
     Raises:
-        SystemExit: after SIGTERM another process ended first. `torchrun` sends SIGTERM to all when
-            one has failed, and that one reports the error.
+        KeyboardInterrupt, SystemExit: a signal came and another process has ended; nothing is
+            saved. `torchrun` sends SIGTERM to all when one has failed, and that one reports the
+            error.
     """
     request = StopRequest()
 

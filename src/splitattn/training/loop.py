@@ -78,7 +78,8 @@ def train(
         InputError: the data, the network and the recipe do not fit each other; the output folder
             holds another training or cannot be written; the loss is no longer finite; a worker
             process dies; or the task stops the training.
-        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, with the state saved unless
+            another process has ended.
     """
     asked = run.recipe.batch_size
     check(task, run)
