@@ -139,3 +139,8 @@ def write_failure(place: object, error: Exception, rule: str = "cannot write") -
 def one_line(text: str) -> str:
     """`text` with line breaks, control characters and undecodable bytes of a file name escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things in words: "1 part", "1,200 parts"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -106,6 +106,8 @@ def test_the_log_has_every_loss_and_figure(trained: tuple[Path, Measurement]) ->
 def test_the_report_shows_classes_and_the_worst_images(trained: tuple[Path, Measurement]) -> None:
     run, measured = trained
     page = (run / "report.html").read_text()
+    keys = re.findall(r'class="key[^>]*>(\w+)</span></span></figcaption>', page)
+    assert keys == ["training", "validation", "validation", "training"]  # loss, AP, AP50, rate
     assert f"{measured.figures['ap']:.2f}<small> %" in page
     for name in CLASSES:
         assert f'<td class="name" title="{name}">' in page

@@ -9,7 +9,7 @@ from html import escape
 from splitattn.bulk.plan import ShardReport
 from splitattn.bulk.shards import EXAMPLES
 from splitattn.bulk.stores import StoreError, is_bucket, read_object
-from splitattn.errors import ImageError
+from splitattn.errors import ImageError, counted
 from splitattn.images.decode import decode_reduced
 from splitattn.images.drawing import draw_labels
 from splitattn.images.encode import data_url
@@ -77,8 +77,10 @@ def page(report: BulkReport, totals: Totals, white_level: float | None) -> str:
         white_level: of the pictures, see `Preprocessing`.
     """
     pictures = "".join(_figure(*example[1:], white_level) for example in totals.examples)
+    images, parts = counted(report.images, "image"), counted(report.shards, "part")
+    errors = counted(report.errors, "error")
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{report.images:,} images</title>
+<html lang="en"><meta charset="utf-8"><title>{images}</title>
 <meta name="viewport" content="width=device-width">
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
@@ -88,8 +90,8 @@ td {{ padding: 0 1rem 0 0 }} td:last-child {{ text-align: right }}
 figure {{ margin: 0; width: {_THUMBNAIL}px; overflow-wrap: anywhere; font-size: .8rem }}
 img {{ max-width: 100% }}
 </style>
-<h1>{report.images:,} images</h1>
-<p>{report.images - report.errors:,} labeled, {report.errors:,} errors, in {report.shards:,} parts.
+<h1>{images}</h1>
+<p>{report.images - report.errors:,} labeled, {errors}, in {parts}.
 {_pace(report)}</p>
 <h2>Classes</h2>{_table(totals.classes, _SHOWN_CLASSES)}
 <h2>Errors</h2>{_table(totals.error_kinds, _SHOWN_ERRORS)}

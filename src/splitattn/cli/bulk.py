@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitattn.cli.options import Engine, Model, OutputNames, Weights, Workers
-from splitattn.cli.output import conclude, counted, say
+from splitattn.cli.output import conclude, say
+from splitattn.errors import counted
 
 if TYPE_CHECKING:
     from splitattn.bulk.summary import BulkReport
@@ -40,7 +41,12 @@ def bulk(
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Images in a part.", min=1)] = 10_000,
     topk: Annotated[
-        int | None, typer.Option(help="How many classes to name.", show_default="as predict", min=1)
+        int | None,
+        typer.Option(
+            help="How many classes to name.",
+            show_default="5, or all above 0.5 if the weights give several labels",
+            min=1,
+        ),
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Keep each image's features, too.")

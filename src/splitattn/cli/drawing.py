@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitattn.cli.output import counted, say
-from splitattn.errors import ImageError, InputError, write_failure
+from splitattn.cli.output import say
+from splitattn.errors import ImageError, InputError, counted, write_failure
 from splitattn.files import check_can_make_folder
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import typer
 
 from splitattn.cli.drawing import Pictures
 from splitattn.cli.options import Device, Engine, Model, OutputNames, Weights, WhiteLevel
-from splitattn.cli.output import check_output, counted, say, write_output
+from splitattn.cli.output import check_output, say, write_output
 from splitattn.cli.stdin import check_given, images_given
-from splitattn.errors import ImageError, InputError, one_line
+from splitattn.errors import ImageError, InputError, counted, one_line
 
 if TYPE_CHECKING:
     from splitattn.explanation.explanation import Explanation

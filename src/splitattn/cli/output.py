@@ -73,11 +73,6 @@ def write_output(text: str, output: Path | None, option: str = "--output") -> No
         write(text)
 
 
-def counted(count: int, what: str) -> str:
-    """A number of things in words: "1 part", "1,200 parts"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def conclude(text: str) -> None:
     """Print lines on stdout. On a terminal those that are too long are broken between words."""
     lines = text.split("\n")

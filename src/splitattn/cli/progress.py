@@ -12,7 +12,8 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from splitattn.cli.output import counted, say
+from splitattn.cli.output import say
+from splitattn.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console

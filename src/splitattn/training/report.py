@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from splitattn.environment import describe, processor_of
-from splitattn.errors import one_line
+from splitattn.errors import counted, one_line
 from splitattn.files import replacing
 from splitattn.training.charts import Curve, draw
 
 _STYLE = Path(__file__).with_name("report.css")
+# What the caption of a chart calls its curves.
+_KEYS = {
+    "train": '<span class="key">training</span>',
+    "val": '<span class="key val">validation</span>',
+}
 
 Line = Mapping[str, Any]
 
@@ -118,7 +123,7 @@ def _header(report: Report, history: Sequence[Line]) -> str:
         f'<dd class="note">{text(headline.note)}</dd></div>\n'
         for headline in report.headlines
     )
-    trained = f"Trained for {_plural(len(epochs), 'epoch')} in {_duration(seconds)}."
+    trained = f"Trained for {counted(len(epochs), 'epoch')} in {_duration(seconds)}."
     return f"""<header>
 <h1>{text(report.title)}</h1>
 <p class="quiet">{trained}</p>
@@ -126,10 +131,6 @@ def _header(report: Report, history: Sequence[Line]) -> str:
 {entries}</dl>
 {report.details}</header>
 """
-
-
-def _plural(number: int, name: str) -> str:
-    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
 
 
 def _duration(seconds: float) -> str:
@@ -157,16 +158,16 @@ def _curves(report: Report, history: Sequence[Line]) -> str:
         points = [(float(done), line[key]) for done, line in enumerate(epochs, 1) if key in line]
         return Curve(style="val", points=points, dotted=True)
 
-    key = '<span class="key">training</span><span class="key val">validation</span>'
     charts = [
         *(
-            (chart.title, chart.unit, key, [train(chart.figure), val(f"val_{chart.figure}")])
+            (chart.title, chart.unit, [train(chart.figure), val(f"val_{chart.figure}")])
             for chart in report.charts
         ),
-        ("Learning rate", "", "", [train("learning_rate")]),
+        ("Learning rate", "", [train("learning_rate")]),
     ]
     figures = []
-    for name, unit, legend, curves in charts:
+    for name, unit, curves in charts:
+        legend = "".join(_KEYS[curve.style] for curve in curves if curve.points)
         caption = f'<b>{text(name)}</b> <span class="quiet">{text(unit)}</span>'
         if svg := draw(curves, title=f"{name} by epoch", x_label="epochs"):
             figures.append(
