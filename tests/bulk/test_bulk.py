@@ -39,7 +39,7 @@ from splitattn.bulk.stores import StoreError, open_store, read_object
 from splitattn.bulk.summary import BulkReport
 from splitattn.cli import main
 from splitattn.cli.bulk import summary_text
-from splitattn.errors import DataError, ImageError, InputError
+from splitattn.errors import DataError, ImageError, InputError, one_line
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
 from splitattn.opening import open_network
@@ -111,6 +111,7 @@ def test_a_folder_becomes_parts_of_the_given_size(
     assert errors == 1
     assert [(shard.images, of) for shard, of in told] == [(4, 3), (4, 3), (3, 3)]
     page = (target / "summary.html").read_text("utf-8")
+    assert "10 labeled, 1 error, in 3 parts." in page
     assert page.count("data:image/jpeg;base64,") == 10
 
 
@@ -342,6 +343,22 @@ def test_missing_credentials_are_reported_with_where_to_set_them(
     stores._opened.cache_clear()
     rule = rf"{scheme}://{BUCKET}/in/0\.jpg: no credentials in the environment, .*: set {way_out}"
     assert re.match(rule, str(refused.value))
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    ("scheme", "variable"), [("s3", "AWS_ENDPOINT_URL"), ("gs", "GOOGLE_BASE_URL")]
+)
+def test_a_store_that_cannot_be_reached_is_reported_with_what_to_check(
+    scheme: str, variable: str, bucket: BucketServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")  # nothing listens there
+    stores._opened.cache_clear()
+    with pytest.raises(StoreError, match=rf"; check the network and, if set, {variable}") as raised:
+        read_object(f"{scheme}://{BUCKET}/in/0.jpg")
+    stores._opened.cache_clear()
+    assert str(raised.value) == one_line(str(raised.value))
+    assert not bucket.credentials
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])

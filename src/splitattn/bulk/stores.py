@@ -32,6 +32,8 @@ _CREDENTIALS = {
 _ONE_WORD = re.compile("[!-~]*")
 # Addresses at which a machine in the cloud has its credentials. The library asks there last.
 _OF_MACHINE = re.compile("/computeMetadata/|/latest/(api/token|meta-data)")
+# What the library says if a request gets no answer at all, as without network.
+_UNSENT = "error sending request"
 _CODE = re.compile("<Code>([A-Za-z]+)</Code>")
 _WAYS_OUT = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, install boto3 for profiles and single "
@@ -39,6 +41,7 @@ _WAYS_OUT = {
     "gs": "set GOOGLE_SERVICE_ACCOUNT to the path of a key file, run gcloud auth "
     "application-default login, or set GOOGLE_SKIP_SIGNATURE=true for a public bucket",
 }
+_ADDRESSES = {"s3": "AWS_ENDPOINT_URL and AWS_REGION", "gs": "GOOGLE_BASE_URL"}
 # Limits of one request. The rest of a body that ends too soon is requested again, too.
 _CLIENT: dict[str, Any] = {
     "connect_timeout": timedelta(seconds=5),
@@ -306,10 +309,12 @@ def _in_words(address: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # as above
-        reason = _reason(error)
+        reason, scheme = _reason(error), address.partition("://")[0]
         if _OF_MACHINE.search(reason):
-            way_out = _WAYS_OUT[address.partition("://")[0]]
+            way_out = _WAYS_OUT[scheme]
             reason = f"no credentials in the environment, and the machine has none: {way_out}"
+        elif _UNSENT in str(error):
+            reason += f"; check the network and, if set, {_ADDRESSES[scheme]}"
         raise StoreError(f"{address}: {reason}") from error
 
 
