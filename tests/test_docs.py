@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import typer.main
+from safetensors.torch import load_file
 
 import splitattn
 from splitattn.architectures import architecture
@@ -181,6 +182,11 @@ def trains(output: str) -> None:
     assert re.fullmatch(r"\d+\.\d % of 4 images; weights in from-python/model.safetensors", result)
 
 
+def trains_another_network(output: str) -> None:
+    assert re.fullmatch(r"\d+\.\d % of 4 images\n", output)
+    assert "fc.weight" in load_file("own/model.safetensors")
+
+
 def finds_every_image(output: str) -> None:
     assert output == "4 ('espresso', 'tabby')\n"
 
@@ -249,7 +255,8 @@ SHOWS: list[tuple[str, str, Callable[[str], None]]] = [
     ("label", "predict_stream", goes_on_after_an_error),
     ("explain", "explain(", explains),
     ("bulk", "label_bulk", labels_a_folder),
-    ("train", "splitattn.train", trains),
+    ("train", "splitattn.train(", trains),
+    ("train", "resnet18", trains_another_network),
     ("data", "parquet", finds_every_image),
     ("export", "splitattn.export(", says_what_was_written),
     ("export", "InferenceSession", labels_as_the_classifier_does),

@@ -151,7 +151,7 @@ class Classifier:
         """The most probable classes of an image, most probable first.
 
         Args:
-            images: one image, as `splitattn.images.decode` takes it, or a list of images.
+            images: one image, as `splitattn.images.decode.decode` takes it, or a list of images.
             topk: how many classes to name at most. None is 5, or all if the activation is sigmoid.
             threshold: if the activation is sigmoid, the smallest probability of a class that is
                 named; None is 0.5. An image may then have no class.
@@ -188,7 +188,7 @@ class Classifier:
         ahead, so memory does not grow with the number of images.
 
         Args:
-            sources: images, as `splitattn.images.decode` takes them.
+            sources: images, as `splitattn.images.decode.decode` takes them.
             topk, threshold: see `predict`.
             batch_size: images that the network sees at once.
             workers: threads that decode images; None chooses from the number of processors.
@@ -222,7 +222,7 @@ class Classifier:
         search and clusters. The first call loads the network a second time.
 
         Args:
-            images: one image, as `splitattn.images.decode` takes it, or a list of images.
+            images: one image, as `splitattn.images.decode.decode` takes it, or a list of images.
 
         Returns:
             float32 (D,) of one image, or (N, D) of a list; D is the number of channels of the last
@@ -256,7 +256,7 @@ class Classifier:
         The first call loads the network a second time.
 
         Args:
-            image: as `splitattn.images.decode` takes it.
+            image: as `splitattn.images.decode.decode` takes it.
             label: a class by name or index; None takes the most probable one.
             name: what errors call the image; by default its path.
             method: "cam", which is exact, where the network's last map is fine enough to show
@@ -293,7 +293,7 @@ class Classifier:
         """The network's input for an image, for those who gather batches themselves.
 
         Args:
-            image: as `splitattn.images.decode` takes it.
+            image: as `splitattn.images.decode.decode` takes it.
             limits: what is refused before it is decoded; None takes the classifier's.
             name: what errors call the image; by default its path.
 

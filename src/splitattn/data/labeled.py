@@ -44,7 +44,7 @@ class LabeledImages:
         label_sets: if an image may have several classes or none, each combination that occurs, as
             ascending indices into `classes`; None if each image has one class.
         classes: names, by label.
-        images: sources for `images.decode`; nothing is decoded yet.
+        images: sources for `splitattn.images.decode.decode`; nothing is decoded yet.
         labels: index of each image into `classes`, or into `label_sets`.
         names: name of each image in reports and errors.
         blocks: images that must be read together; None if images can be read in any order.

@@ -118,7 +118,7 @@ class Detector:
         """The objects in an image, best first.
 
         Args:
-            images: one image, as `splitattn.images.decode` takes it, or a list of images.
+            images: one image, as `splitattn.images.decode.decode` takes it, or a list of images.
             score: objects with a lower one are left out.
 
         Returns:
@@ -143,7 +143,7 @@ class Detector:
         """An image, decoded for `objects`.
 
         Args:
-            image: as `splitattn.images.decode` takes it.
+            image: as `splitattn.images.decode.decode` takes it.
             limits: what is refused before it is decoded; None takes the detector's.
             name: what errors call the image; by default its path.
 

@@ -127,7 +127,7 @@ class Segmenter:
         """The class of every pixel of an image.
 
         Args:
-            images: one image, as `splitattn.images.decode` takes it, or a list of images.
+            images: one image, as `splitattn.images.decode.decode` takes it, or a list of images.
 
         Returns:
             The answer for one image, or for a list of images a list of these, in its order.
@@ -150,7 +150,7 @@ class Segmenter:
         """An image, decoded for `answer`.
 
         Args:
-            image: as `splitattn.images.decode` takes it.
+            image: as `splitattn.images.decode.decode` takes it.
             limits: what is refused before it is decoded; None takes the segmenter's.
             name: what errors call the image; by default its path.
 
