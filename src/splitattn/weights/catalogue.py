@@ -132,9 +132,11 @@ def _lines(name: str) -> tuple[str, ...]:
 
 _RELEASES = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
 _TIMM_RELEASES = "https://github.com/rwightman/pytorch-image-models/releases/download"
-_README = "ResNeSt README, PyTorch weights (github.com/zhanghang1989/ResNeSt)"
-_ABLATION = "ResNeSt ablation.md, PyTorch weights (github.com/zhanghang1989/ResNeSt)"
-_TIMM_RESULTS = "timm results (github.com/huggingface/pytorch-image-models)"
+_OFFICIAL = "github.com/zhanghang1989/ResNeSt/blob/master"
+_TIMM = "github.com/huggingface/pytorch-image-models/blob/main"
+_README = f"ResNeSt README, PyTorch weights ({_OFFICIAL}/README.md)"
+_ABLATION = f"ResNeSt ablation.md, PyTorch weights ({_OFFICIAL}/ablation.md)"
+_TIMM_RESULTS = f"timm results ({_TIMM}/results/results-imagenet.csv)"
 
 
 def _official(
