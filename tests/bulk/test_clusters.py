@@ -119,8 +119,11 @@ class Ray(ModuleType):
 
 
 @pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ray], Ray]:
+def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Ray], Ray]:
     monkeypatch.setattr(clusters, "require", lambda *_: None)
+    # "auto" would find a cluster that this machine has, or had.
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def set_modules(ray: Ray) -> Ray:
         monkeypatch.setitem(sys.modules, "ray", ray)
