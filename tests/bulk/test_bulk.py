@@ -784,13 +784,16 @@ def test_listing_a_folder_keeps_little_more_than_the_names_in_it(tmp_path: Path)
     images = 10_000
     for n in range(images):
         (tmp_path / f"{n:09d}.jpg").touch()
-    for _ in list_images(str(tmp_path), Counter()):
-        pass  # Python's table of interned names may grow now, by megabytes
-    tracemalloc.start()
-    assert sum(1 for _ in list_images(str(tmp_path), Counter())) == images
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert most < 200 * images  # `Path` objects would take twice that
+
+    def peak() -> int:
+        tracemalloc.start()
+        assert sum(1 for _ in list_images(str(tmp_path), Counter())) == images
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    # Python's table of interned names grows at times, by megabytes, but not again at once.
+    assert min(peak(), peak()) < 200 * images  # `Path` objects would take twice that
 
 
 _LISTING = """
