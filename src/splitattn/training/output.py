@@ -24,7 +24,7 @@ def in_use(folder: Path) -> InputError:
     """The error for an output folder that already has a training in it."""
     return InputError(
         f"output must be a new folder, got {folder} with a training in it; "
-        "add --resume to continue it"
+        "add --resume to continue it, or name another --output"
     )
 
 

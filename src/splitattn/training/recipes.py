@@ -79,8 +79,8 @@ class Recipe:
         first_train_size: side in the first epoch; it grows linearly, in steps of 8 pixels.
         test_size: side of the images in validation, in pixels.
         test_crop_fraction: side of the center crop in validation, as a share of the image's shorter
-            side. In this and the next four fields, None takes the value of the weights to start
-            from, or of the teacher. For random weights it is 1.
+            side. None takes the value of the weights to start from, or of the teacher, here and
+            in test_interpolation, test_order, mean and std. For random weights it is 1.
         test_interpolation, test_order: filter, and order of cropping and resizing, in validation,
             as in `Preprocessing`; for random weights "bicubic" and "crop-resize".
         in_chans: channels of the images: 3 is RGB with 8 bits each, 1 is gray. Images other than
