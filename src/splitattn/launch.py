@@ -414,7 +414,7 @@ def _build(
         task.model,
         weights=found.path if found else None,
         num_classes=len(task.classes),
-        # For another number of classes, a new classifier is what a training is for: no warning.
+        # Training for another number of classes always needs a new classifier: no warning.
         new_classifier=dataset.new_classifier or len(trained) not in (0, len(task.classes)),
         **recipe.network_arguments(),
     )

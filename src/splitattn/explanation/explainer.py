@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H and W rows and columns.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -202,10 +203,14 @@ class Explainer:
             shares=found.shares,
         )
 
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        """The index of each class by its name; of equal names, the first."""
+        return {normal(name): index for index, name in reversed([*enumerate(self.classes)])}
+
     def _index(self, label: str | int) -> int:
-        classes = [*map(normal, self.classes)]
-        if isinstance(label, str) and normal(label) in classes:
-            return classes.index(normal(label))
+        if isinstance(label, str) and (found := self._by_name.get(normal(label))) is not None:
+            return found
         if isinstance(label, int | np.integer) or (
             label.isdecimal() and len(label) <= _MOST_DIGITS
         ):
