@@ -203,6 +203,8 @@ def test_a_name_finds_its_row() -> None:
     [
         ("resnest50", "resnest50", None),
         ("resnest50.in1k", "resnest50", "in1k"),
+        ("resnest50:in1k", "resnest50", "in1k"),
+        ("resnest50:", "resnest50", ""),
         ("resnest50d", "resnest50", None),
         ("resnest50d.in1k", "resnest50", "in1k"),
         ("timm/resnest50d", "resnest50", None),

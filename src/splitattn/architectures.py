@@ -282,18 +282,19 @@ def split_name(name: str) -> tuple[str, str | None]:
     """Split a model's name into our name and the tag of weights, or None.
 
     Names are those of the table, which GluonCV, mmpretrain and the official code also use, or
-    timm's, optionally with `timm/` in front and a tag after a dot, as on the Hugging Face hub:
-    `timm/resnest50d.in1k` is `("resnest50", "in1k")`. The tag need not exist; see
-    `weights.catalogue.named`.
+    timm's, optionally with `timm/` in front. A tag may follow after a colon, as this package writes
+    it, or after a dot, as on the Hugging Face hub: `resnest50:in1k` and `timm/resnest50d.in1k` are
+    both `("resnest50", "in1k")`. The tag need not exist; see `weights.catalogue.named`.
 
     Raises:
         InputError: there is no such model; the message names the nearest one.
     """
     if not isinstance(name, str):
         raise InputError(
-            f"a model must be a name, got {name!r:.60}; pass a file or folder as the weights"
+            f"a model must be a name, got an object of type {type(name).__name__}; "
+            "pass a file or folder as the weights"
         )
-    bare, point, tag = name.removeprefix("timm/").partition(".")
+    bare, *tags = re.split("[.:]", name.removeprefix("timm/"), maxsplit=1)
     model = _OUR_NAMES.get(bare, bare)
     if model not in ARCHITECTURES:
         if os.path.lexists(name):
@@ -305,7 +306,7 @@ def split_name(name: str) -> tuple[str, str | None]:
                 other = f"; did you mean 'hf-hub:{name}'?"
             hint = nearest(bare, known) or other
         raise InputError(f"no model is called {name!r:.60}{hint}")
-    return model, tag if point else None
+    return model, tags[0] if tags else None
 
 
 def list_models() -> list[str]:

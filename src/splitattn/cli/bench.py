@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from splitattn.cli.output import say
+from splitattn.errors import counted
 
 if TYPE_CHECKING:
     from splitattn.bench.measure import Plan, Row
@@ -94,12 +95,10 @@ def bench(
 def _announcement(plan: "Plan", seconds: float) -> str:
     batches = " and ".join(map(str, plan.batch_sizes))
     memory = ", then peak memory" if plan.memory else ""
-    count = len(plan.rungs())
-    lines = f"{count} line" if count == 1 else f"{count} lines"
-    minutes = math.ceil(seconds / 60)
+    lines = counted(len(plan.rungs()), "line")
+    minutes = counted(math.ceil(seconds / 60), "minute")
     return (
-        f"measuring {lines} at batch {batches}, {plan.rounds} rounds each{memory}: "
-        f"about {minutes} minute{'s' * (minutes > 1)}"
+        f"measuring {lines} at batch {batches}, {plan.rounds} rounds each{memory}: about {minutes}"
     )
 
 

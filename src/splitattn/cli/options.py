@@ -10,7 +10,7 @@ from splitattn.engines.table import engine_names
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Which model, or hf-hub:OWNER/NAME.", show_default="the one that ships inside"
+        help="MODEL, MODEL:TAG or hf-hub:OWNER/NAME.", show_default="the one that ships inside"
     ),
 ]
 Weights = Annotated[

@@ -89,7 +89,7 @@ def fetch(
         with downloading() as progress:
             return str(cache.fetch(entry, progress=progress))
 
-    _answer_each([_entry(target) for target in targets], answer)
+    _answer_each([find_entry(target) for target in targets], answer)
 
 
 @app.command()
@@ -193,12 +193,7 @@ def _file_or_entry(target: str) -> Path | WeightsEntry:
         from splitattn.weights.in_folder import weights_file
 
         return weights_file(path)
-    return path if path.suffix in _FILE_SUFFIXES or is_file(path) else _entry(target)
-
-
-def _entry(target: str) -> WeightsEntry:
-    model, _, tag = target.partition(":")
-    return find_entry(model, tag or None)
+    return path if path.suffix in _FILE_SUFFIXES or is_file(path) else find_entry(target)
 
 
 def _row(entry: WeightsEntry) -> dict[str, object]:

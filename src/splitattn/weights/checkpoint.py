@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from splitattn.architectures import architecture
-from splitattn.errors import WeightsError, write_failure
+from splitattn.errors import WeightsError, counted, write_failure
 from splitattn.files import is_utf8, replacing, writing_native
 from splitattn.weights.layouts import KeyMapping
 from splitattn.weights.matching import STAGES, Fit, check_layout, check_match
@@ -77,8 +77,7 @@ class Checkpoint(Generic[T]):
             return ""
         names = ", ".join(key[:80] for key in self.ignored[:3])
         more = ", ..." if count > 3 else ""
-        tensors = "tensor" if count == 1 else "tensors"
-        return f"{count} {tensors} of the larger model around the backbone ({names}{more})"
+        return f"{counted(count, 'tensor')} of the larger model around the backbone ({names}{more})"
 
 
 def check_fits(checkpoint: Checkpoint[Any], model: str, *, stages: int = STAGES) -> Fit:
