@@ -130,6 +130,35 @@ def test_figures_are_those_of_the_turns() -> None:
     assert row.images_per_second == pytest.approx(1000 * 4 / 30)
 
 
+@pytest.mark.parametrize(
+    ("stopped_at", "kept", "line"),
+    [
+        ("batch 1, round 4 of 5", [(1, 3)], "batch 1 has 3 of 5 rounds"),
+        ("batch 2, round 1 of 5", [(1, 5)], "batch 2 is not measured"),
+        ("batch 2, round 3 of 5", [(1, 5), (2, 2)], "batch 2 has 2 of 5 rounds"),
+    ],
+)
+def test_ctrl_c_keeps_what_is_measured(
+    stopped_at: str, kept: list[tuple[int, int]], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(step: str) -> None:
+        if step.startswith(stopped_at):
+            raise KeyboardInterrupt
+
+    _, rows = measure(plan(rounds=5, memory=True), on_step=stop)
+    assert [(row.batch_size, len(row.milliseconds)) for row in rows] == kept
+    assert f"stopped: {line}" in caplog.text
+
+
+def test_ctrl_c_before_two_rounds_ends_the_measurement() -> None:
+    def stop(step: str) -> None:
+        if step.startswith("batch 1, round 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(plan(rounds=5), on_step=stop)
+
+
 @pytest.mark.parametrize("end", [KeyboardInterrupt, BrokenProcessPool])
 def test_stopping_the_memory_measurement_keeps_the_times(
     end: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Between turns: an engine lets its threads spin for a while after it is done.
 _REST_SECONDS = 0.02
+_FEWEST_ROUNDS = 2  # which have a spread
 # About how long the peak rates take to measure, and the peak memory of one row, on two cores.
 _PEAKS_SECONDS, _MEMORY_SECONDS = 10.0, 6.0
 
@@ -104,8 +105,10 @@ class Plan:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             got = ", ".join(map(str, self.batch_sizes)) or "none"
             raise InputError(f"batch sizes must be at least 1, got {got}")
-        if self.rounds < 2:
-            raise InputError(f"rounds must be at least 2, for their spread, got {self.rounds}")
+        if self.rounds < _FEWEST_ROUNDS:
+            raise InputError(
+                f"rounds must be at least {_FEWEST_ROUNDS}, for their spread, got {self.rounds}"
+            )
         if self.size is not None and self.size < 32:
             raise InputError(f"size must be at least 32 pixels, got {self.size}")
         if self.device not in ("cpu", "cuda"):
@@ -148,8 +151,8 @@ def measure(
     """Measure every rung of the plan at every batch size.
 
     All rungs are loaded first. In every round each has a turn: one run to warm up and one that is
-    timed, so that a machine that slows down slows all of them. Peak memory comes last; Ctrl-C ends
-    only that part, and leaves the remaining rows without it.
+    timed, so that a machine that slows down slows all of them. Peak memory comes last. Ctrl-C keeps
+    what is measured, once a batch size has two rounds.
 
     Args:
         on_step: called with what is being done, for people who wait.
@@ -172,9 +175,15 @@ def measure(
         for batch_size in plan.batch_sizes:
             images = _images(setting, batch_size)
             on_step(f"batch {batch_size}, first runs")
-            with torch.inference_mode():
-                checks = _checks(chosen, runners, images)
-                seconds = _take_turns(plan, runners, images, on_step)
+            try:
+                with torch.inference_mode():
+                    checks = _checks(chosen, runners, images)
+                    seconds = _take_turns(plan, runners, images, on_step)
+            except KeyboardInterrupt:
+                if not rows:
+                    raise
+                logger.warning("stopped: batch %d is not measured", batch_size)
+                return peaks, rows
             for rung, check, turns in zip(chosen, checks, seconds, strict=True):
                 least = roofline_seconds(
                     costs[rung.subject.name],
@@ -196,6 +205,8 @@ def measure(
                         same_labels=check.same_labels,
                     )
                 )
+            if len(seconds[0]) < plan.rounds:
+                return peaks, rows
         # Last, since from here on nothing is timed and the machine may be busy.
         if plan.memory:
             rows = _with_peak_memory(plan, chosen, rows, folder, on_step)
@@ -246,23 +257,35 @@ def _checks(chosen: list[Rung], runners: list[Runner], images: Tensor) -> list[D
 def _take_turns(
     plan: Plan, runners: list[Runner], images: Tensor, on_step: Callable[[str], None]
 ) -> list[list[float]]:
-    """Seconds of each turn, by rung."""
+    """Seconds of each turn, by rung. Ctrl-C ends the turns early, after two whole rounds."""
     seconds: list[list[float]] = [[] for _ in runners]
     begun = time.perf_counter()
-    for turn in range(plan.rounds):
-        left = ""
-        if turn:
-            seconds_a_round = (time.perf_counter() - begun) / turn
-            left = f", {seconds_a_round * (plan.rounds - turn):.0f} s left"
-        on_step(f"batch {len(images)}, round {turn + 1} of {plan.rounds}{left}")
-        for i in _rotated(range(len(runners)), turn):
-            time.sleep(_REST_SECONDS)
-            runners[i](images)
-            _finished(images.device)
-            begin = time.perf_counter()
-            runners[i](images)
-            _finished(images.device)
-            seconds[i].append(time.perf_counter() - begin)
+    try:
+        for turn in range(plan.rounds):
+            left = ""
+            if turn:
+                seconds_a_round = (time.perf_counter() - begun) / turn
+                left = f", {seconds_a_round * (plan.rounds - turn):.0f} s left"
+            on_step(f"batch {len(images)}, round {turn + 1} of {plan.rounds}{left}")
+            for i in _rotated(range(len(runners)), turn):
+                time.sleep(_REST_SECONDS)
+                runners[i](images)
+                _finished(images.device)
+                begin = time.perf_counter()
+                runners[i](images)
+                _finished(images.device)
+                seconds[i].append(time.perf_counter() - begin)
+    except KeyboardInterrupt:
+        whole = min(map(len, seconds))
+        if whole < _FEWEST_ROUNDS:
+            raise
+        logger.warning(
+            "stopped: batch %d has %d of %d rounds, and nothing after it is measured",
+            len(images),
+            whole,
+            plan.rounds,
+        )
+        return [turns[:whole] for turns in seconds]
     return seconds
 
 
