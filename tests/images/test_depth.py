@@ -313,17 +313,28 @@ def test_the_order_of_bytes_in_an_array_does_not_matter(dtype: str) -> None:
     assert little.tobytes() == big.tobytes()
 
 
-def test_a_guessed_white_level_is_reported_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("whites", "told"),
+    [
+        ((16383, 4095), [16383, 4095]),
+        ((65535, 65535), []),  # what most files mean
+        ((65535, 4095), [4095]),
+        ((4095, 65535), [4095, 65535]),  # two scales in one data set
+    ],
+)
+def test_guessed_white_levels_are_reported_once_each(
+    whites: tuple[int, int],
+    told: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(raster, "_told_whites", set())
+    monkeypatch.setattr(raster, "_seen_whites", set())
     for name in ("a.png", "b.png"):
-        for white in (16383, 4095):
+        for white in whites:
             decode(ramp(white), name=name)
     said = [record.getMessage().partition("; set")[0] for record in caplog.records]
     assert said == [
-        f"a.png does not state which value is white, its pixels suggest {white}"
-        for white in (16383, 4095)
+        f"a.png does not state which value is white, its pixels suggest {white}" for white in told
     ]
 
 

@@ -204,8 +204,7 @@ class Raster:
             whites = whites.clip(max=np.iinfo(self._type).max)
         fits = self._brightest(channels) <= whites * (_OVERSHOOT if floats else 1)
         white = float(whites[fits.argmax() if fits.any() else -1])
-        if white not in (1, 65535):
-            _say_white(white, self.name)
+        _say_white(white, self.name)
         return white
 
     def _brightest(self, channels: slice) -> float:
@@ -226,14 +225,20 @@ class Raster:
         return self.size[0] * self.size[1]
 
 
-_told_whites: set[float] = set()
+_USUAL_WHITES = {1.0, 65535.0}
+_seen_whites: set[float] = set()
 
 
 def _say_white(white: float, name: str) -> None:
-    # Logged once for each value, not for every image of a data set.
-    if white in _told_whites:
+    """Log a white that was inferred from pixels, unless it is usual and no other came before.
+
+    Once for each value, not for every image of a data set.
+    """
+    if white in _seen_whites:
         return
-    _told_whites.add(white)
+    _seen_whites.add(white)
+    if _seen_whites <= _USUAL_WHITES:
+        return
     logger.warning(
         "%s does not state which value is white, its pixels suggest %g; set white_level "
         "(--white-level) if that is wrong",
