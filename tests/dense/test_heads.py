@@ -29,6 +29,7 @@ from splitattn.engines.table import find_engine
 from splitattn.errors import DataError, InputError
 from splitattn.training.loop import train
 from splitattn.training.task import Measurement, Step
+from splitattn.weights.catalogue import default_preprocessing
 from splitattn.weights.checkpoint import read_by_own_keys, write_checkpoint
 from splitattn.weights.metadata import ModelMetadata, read_metadata
 from tests.dense.datasets import CLASSES, picture, write_coco, write_splits
@@ -306,6 +307,30 @@ def test_images_without_objects_give_mask_heads_finite_gradients() -> None:
         assert value.grad is not None, name
         assert value.grad.isfinite().all(), name
     assert all(value.isfinite().all() for value in detector.state_dict().values())
+
+
+def test_weights_that_describe_their_head_give_its_settings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = network("mask_rcnn", "4conv1fc").state_dict()
+    settings = {"name": "mask_rcnn", "channels": CHANNELS, "box_head": "4conv1fc"}
+    write_checkpoint(
+        tmp_path / "a.safetensors",
+        first,
+        ModelMetadata(
+            model="small",
+            task="detection",
+            classes=CLASSES,
+            preprocessing=default_preprocessing("resnest50"),
+            head=settings,
+        ),
+    )
+    asked = {"num_classes": len(CLASSES), "weights": tmp_path / "a.safetensors"}
+    same = create_detector("small", head="mask_rcnn", **asked).state_dict()
+    assert all(torch.equal(value, same[key]) for key, value in first.items())
+    assert "the head, with its pyramid, is loaded too" in caplog.text
+    other = create_detector("small", head="fcos", **asked)  # another head: the usual channels
+    assert other.backbone.out_channels == 256
 
 
 @pytest.mark.parametrize("head", ["fcos", "mask_rcnn"])

@@ -170,6 +170,8 @@ def test_unusable_files_are_left_out_with_one_note_per_reason(
     picture([], SIZE).save(folder / "masks" / "colors.png")
     (folder / "images" / "bad.jpg").write_bytes(b"no image")
     Image.fromarray(some()).save(folder / "masks" / "bad.png")
+    write_pair(tmp_path, some(), "jpeg", "train")
+    picture([], SIZE).save(folder / "masks" / "jpeg.png", format="JPEG")
     found = open_masked(tmp_path, "train")
     assert found.names == ["good.jpg"]
     notes = "\n".join(found.notes)
@@ -180,7 +182,11 @@ def test_unusable_files_are_left_out_with_one_note_per_reason(
         "image 12 x 8)",
         "masks of nothing but 255, left out: 1, such as void.png",
         f"images that cannot be read, left out: 1, such as {folder / 'images' / 'bad.jpg'}: ",
-        f"masks that cannot be used, left out: 2, such as {folder / 'masks' / 'broken.png'}: ",
+        f"masks that cannot be read, left out: 1, such as {folder / 'masks' / 'broken.png'}: ",
+        "masks left out, since a mask must have one channel, with the number of a class in each "
+        f"pixel: 1, such as {folder / 'masks' / 'colors.png'}: ",
+        "masks left out, since a mask must be a PNG file, which keeps numbers as they are: 1, such "
+        f"as {folder / 'masks' / 'jpeg.png'}: ",
     ):
         assert part in notes
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [*found.notes]

@@ -557,7 +557,9 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         alone.check(run)
 
 
-def test_a_file_keeps_its_output_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_keeps_its_output_stride_and_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The tensors do not show the output stride, on which the result depends."""
     monkeypatch.setitem(ARCHITECTURES, "small", ARCHITECTURE)
     how: dict[str, Any] = {
@@ -583,11 +585,19 @@ def test_a_file_keeps_its_output_stride(tmp_path: Path, monkeypatch: pytest.Monk
     segmenter = Segmenter(tmp_path / "run")
     np.testing.assert_array_equal(segmenter.segment(image), expected)
     path = tmp_path / "run" / "model.safetensors"
+    del how["channels"]
     again = create_segmenter("small", weights=path, **how)
     assert again.backbone.output_stride == 16
+    assert "the head is loaded too" in caplog.text
     assert (
         create_segmenter("small", weights=path, output_stride=8, **how).backbone.output_stride == 8
     )
+
+
+def test_training_images_that_cannot_be_read_are_in_the_report(tmp_path: Path) -> None:
+    task = make_mask_task(tmp_path, train=2, val=1)
+    assert task.note_train(["a.png: the image is damaged"]) == 1
+    assert task.notes == ("a.png: the image is damaged",)
 
 
 def test_heads_name_the_task(tmp_path: Path) -> None:

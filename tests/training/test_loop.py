@@ -484,7 +484,9 @@ def test_data_that_does_not_fit_is_refused_before_training(task: Classification,
         train(network(), task, run)
 
 
-def test_a_few_unreadable_images_are_listed_and_many_stop_the_run(tmp_path: Path) -> None:
+def test_a_few_unreadable_images_are_listed_and_many_stop_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     task = make_task(tmp_path, train=34)
     run = make_run(tmp_path, replace(RECIPE, epochs=2, batch_size=51))
     broken = [Path(str(task.train.images[i])) for i in (0, 50)]
@@ -494,6 +496,8 @@ def test_a_few_unreadable_images_are_listed_and_many_stop_the_run(tmp_path: Path
     assert [line["unreadable"] for line in epochs] == [1, 1]
     [line] = (run.output / "unreadable.txt").read_text().splitlines()
     assert line.startswith(f"train: {broken[0]}: ")
+    told = [text for text in caplog.messages if "could not be read" in text]
+    assert told == [f"1 image could not be read so far, see {run.output / 'unreadable.txt'}"]
 
     broken[1].write_bytes(b"nothing")
     run = replace(run, output=tmp_path / "again")

@@ -149,8 +149,7 @@ class Detection(DenseTask[DenseBatch, AnnotatedImages]):
 
     def report(self, run: Run, measured: Measurement) -> Report:  # noqa: ARG002
         title = f"{self.model} finds {len(self.train.classes)} classes"
-        notes = (*self.train.notes, *self.val.notes)
-        return detection_report(title, measured.details, self.val, notes)
+        return detection_report(title, measured.details, self.val, self.notes)
 
     def summary(self, measured: Measurement) -> str:
         kind = "mask_" if self.masks else ""

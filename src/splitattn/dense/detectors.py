@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from splitattn.architectures import Architecture
 from splitattn.create import backbone_and_rest
-from splitattn.dense.heads import load_head
+from splitattn.dense.heads import load_head, settings_of_head
 from splitattn.errors import InputError, check_choice
 from splitattn.graph.detection import (
     ANCHOR_RATIOS,
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 # Group norm in the heads has 32 groups, and each needs two values or more, even if a map is one
 # pixel large.
-_FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
+_FEWEST_CHANNELS, _CHANNELS, _MOST_CHANNELS = 64, 256, 1024
 # Regions of an image that the second stage classifies (arXiv 1506.01497, section 3.3).
 _REGIONS = 300
 # Two stages: strides of the maps in pixels; sizes of the anchors in pixels, the published ones and
@@ -304,8 +304,8 @@ def create_detector(
     num_classes: int,
     head: str = "fcos",
     weights: str | Path | None = None,
-    channels: int = 256,
-    box_head: str = "2fc",
+    channels: int | None = None,
+    box_head: str | None = None,
     new_head: bool = False,
     frozen_stages: int = 0,
     frozen_bn: bool = False,
@@ -327,10 +327,11 @@ def create_detector(
         num_classes: without background. Labels count from 0 for "fcos" and "retinanet", and from 1
             for the others, where 0 is the background.
         head: "fcos", "retinanet", "faster_rcnn" or "mask_rcnn".
-        channels: of each map of the feature pyramid; a multiple of 32 from 64 to 1024.
+        channels: of each map of the feature pyramid; a multiple of 32 from 64 to 1024. None takes
+            those of the weights, if they have this head, or else 256.
         box_head: of "faster_rcnn" and "mask_rcnn": "2fc" is two dense layers and no norms,
             "4conv1fc" four convolutions and a dense layer, with batch norms in pyramid and heads,
-            as in the paper.
+            as in the paper. None takes that of the weights, if they have this head, or else "2fc".
         new_head: start with a random pyramid and head, such as for other classes. Those of the
             weights are not used either if they do not fit, which is a warning.
         frozen_stages, frozen_bn: see `Backbone`.
@@ -343,7 +344,17 @@ def create_detector(
     row = find_head(head)
     if num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
-    if channels % GROUPS or not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS:
+    path = None if weights is None else resolve(str(model), weights).path
+    settings = settings_of_head(path, head)
+    if channels is None:
+        channels = settings.get("channels", _CHANNELS)
+    if box_head is None:
+        box_head = settings.get("box_head", BOX_HEADS[0])
+    if (
+        type(channels) is not int
+        or channels % GROUPS
+        or not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS
+    ):
         raise InputError(
             f"channels must be a multiple of {GROUPS} from {_FEWEST_CHANNELS} to "
             f"{_MOST_CHANNELS}, got {channels}"
@@ -359,8 +370,7 @@ def create_detector(
     detector = row.build(backbone, num_classes, channels, box_head)
     detector.transform = _NormalizeOnly(1, 1, list(mean), list(std))
     loaded = False
-    if weights is not None and not new_head:
-        path = resolve(str(model), weights).path
+    if path is not None and not new_head:
         own = {k: v for k, v in detector.state_dict().items() if not k.startswith(_BODY)}
         found = {k: v for k, v in read_by_own_keys(path).items() if k in own}
         loaded = load_head("head, with its pyramid,", own, found, path)

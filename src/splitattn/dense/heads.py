@@ -3,14 +3,22 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from splitattn.dense.trained import COUNTER
 from splitattn.weights.checkpoint import check_numbers
+from splitattn.weights.metadata import read_metadata
 
 logger = logging.getLogger(__name__)
+
+
+def settings_of_head(path: Path | None, head: str) -> Mapping[str, Any]:
+    """What the weights at `path` say about their head; empty unless they have one called `head`."""
+    metadata = None if path is None else read_metadata(path)
+    return metadata.head if metadata and metadata.head.get("name") == head else {}
 
 
 def load_head(

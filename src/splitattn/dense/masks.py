@@ -209,7 +209,10 @@ def _counted(pair: _Pair) -> NDArray[np.int64] | _Refused:
     try:
         mask = decode_indices(pair.mask)
     except ImageError as error:
-        return _Refused(rule="masks that cannot be used, left out", where=str(error))
+        if error.__cause__ is not None:  # damaged: a library's error, which may differ each time
+            return _Refused(rule="masks that cannot be read, left out", where=str(error))
+        rule = error.reason.partition(", got ")[0]
+        return _Refused(rule=f"masks left out, since {rule}", where=str(error))
     if mask.shape[::-1] != size:
         return _Refused(
             rule="masks of another size than their image, left out",

@@ -182,8 +182,7 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
 
     def report(self, run: Run, measured: Measurement) -> Report:  # noqa: ARG002
         title = f"{self.model} tells {len(self.train.classes)} classes apart, pixel by pixel"
-        notes = (*self.train.notes, *self.val.notes)
-        return segmentation_report(title, measured.details, self.val, notes)
+        return segmentation_report(title, measured.details, self.val, self.notes)
 
     def summary(self, measured: Measurement) -> str:
         shown = [self.formats[name].text(measured.figures[name]) for name in ("miou", "accuracy")]

@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from splitattn.architectures import Architecture
 from splitattn.create import backbone_and_rest
-from splitattn.dense.heads import load_head
+from splitattn.dense.heads import load_head, settings_of_head
 from splitattn.errors import InputError, check_choice
 from splitattn.libraries import torchvision_imported
 from splitattn.nn.backbone import Backbone
 from splitattn.nn.batch_norm import BatchNorm2d
 from splitattn.weights.checkpoint import read_by_own_keys
 from splitattn.weights.layouts import head_tensors
-from splitattn.weights.metadata import read_metadata
 from splitattn.weights.resolve import resolve
 
 with torchvision_imported("a segmenter"):
@@ -28,7 +27,7 @@ with torchvision_imported("a segmenter"):
 
 logger = logging.getLogger(__name__)
 
-_FEWEST_CHANNELS, _MOST_CHANNELS = 64, 1024
+_FEWEST_CHANNELS, _CHANNELS, _MOST_CHANNELS = 64, 256, 1024
 _DROPPED = 0.1
 # Dilation rates of DeepLab's head by output stride (arXiv 1706.05587, section 4.1).
 _RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
@@ -196,7 +195,7 @@ def create_segmenter(
     num_classes: int,
     head: str = "fpn",
     weights: str | Path | None = None,
-    channels: int = 256,
+    channels: int | None = None,
     output_stride: int | None = None,
     frozen_stages: int = 0,
     frozen_bn: bool = False,
@@ -212,7 +211,8 @@ def create_segmenter(
         model, weights: see `create_backbone`.
         num_classes: at most 255.
         head: "fpn", "deeplabv3" or "fcn".
-        channels: of the head's maps, 64 to 1024.
+        channels: of the head's maps, 64 to 1024. None takes those of the weights, if they have this
+            head and say so, or else 256.
         output_stride: of the backbone, in pixels: 8 or 16 for "deeplabv3" and "fcn", whose last
             stages are dilated; 32 for "fpn". None takes that of the weights, if they have this
             head, or else 8 or 32.
@@ -226,13 +226,15 @@ def create_segmenter(
     """
     row = find_segmentation_head(head)
     path = None if weights is None else resolve(str(model), weights).path
-    if output_stride is None and path and (metadata := read_metadata(path)):
-        own = metadata.head
-        output_stride = own.get("output_stride") if own.get("name") == head else None
+    settings = settings_of_head(path, head)
+    if output_stride is None:
+        output_stride = settings.get("output_stride")
+    if channels is None:
+        channels = settings.get("channels", _CHANNELS)
     stride = find_output_stride(head, output_stride)
     if not 1 <= num_classes <= 255:
         raise InputError(f"num_classes must be 1 to 255, got {num_classes}")
-    if not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS:
+    if type(channels) is not int or not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS:
         raise InputError(f"channels must be {_FEWEST_CHANNELS} to {_MOST_CHANNELS}, got {channels}")
     backbone, left_out = backbone_and_rest(
         model,

@@ -28,6 +28,10 @@ class Split(Protocol):
     def classes(self) -> tuple[str, ...]:
         """Names, by label."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out or changed, one line for each rule."""
+
     def __len__(self) -> int: ...
 
 
@@ -124,8 +128,8 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
         found.check("train", found.in_train, of=len(self.train), folder=run.output)
 
     def end_epoch(self, epoch: int, run: Run) -> dict[str, float]:
-        self._unreadable.gather()
-        return {"size": run.recipe.size_in(epoch), "unreadable": len(self._unreadable.lines)}
+        unreadable = self._unreadable.end_epoch(run.output)
+        return {"size": run.recipe.size_in(epoch), "unreadable": unreadable}
 
     def metadata(self, run: Run, measured: Measurement | None) -> ModelMetadata:
         figures = {**measured.figures, "n": measured.details.scores.images} if measured else {}
@@ -146,6 +150,15 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
                 "long_side": found.long,
             },
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the report: what was left out of the data, and training images that are unreadable.
+
+        Those of the validation split are in the measurement.
+        """
+        unreadable = [line for line, split in self._unreadable.lines.items() if split == "train"]
+        return (*self.train.notes, *self.val.notes, *unreadable)
 
     def head_facts(self, recipe: Recipe) -> dict[str, Any]:  # noqa: ARG002
         """Further entries of the result's metadata about its head."""

@@ -72,7 +72,8 @@ class TrainedDense(ABC, Generic[Runner]):
         metadata = read_metadata(path)
         if metadata is None:
             raise WeightsError(
-                f"{path} must be a {cls.what}'s weights, got weights without metadata"
+                f"{path} must be a {cls.what}'s weights, got weights without metadata; if it is an "
+                "exported network, pass the weights it was exported from"
             )
         if metadata.task != cls.task:
             raise WeightsError(f"{path} must be a {cls.what}'s weights, {_for_another(metadata)}")

@@ -143,8 +143,8 @@ class ImageTask(Task[Batch]):
         self._unreadable.check("val", len(problems), of=len(self.val), folder=run.output)
 
     def end_epoch(self, epoch: int, run: Run) -> dict[str, float]:
-        self._unreadable.gather()
-        return {"size": run.recipe.size_in(epoch), "unreadable": len(self._unreadable.lines)}
+        unreadable = self._unreadable.end_epoch(run.output)
+        return {"size": run.recipe.size_in(epoch), "unreadable": unreadable}
 
     def write_files(self, folder: Path) -> None:
         self._unreadable.write(folder)

@@ -1,13 +1,16 @@
 """Records unreadable images: a few are listed and skipped, too many stop the training."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from splitattn import distributed
-from splitattn.errors import DataError
+from splitattn.errors import DataError, counted
 from splitattn.files import replacing
 from splitattn.training.output import writing_to
+
+logger = logging.getLogger(__name__)
 
 # With a larger share of unreadable images in a split, a training stops.
 _SHARE = 0.01
@@ -25,6 +28,7 @@ class Unreadable:
     def __init__(self) -> None:
         self.lines: dict[str, str] = {}
         self.in_train = 0
+        self._told = 0
 
     def clear(self) -> None:
         """Forget all images, for a new training."""
@@ -63,6 +67,17 @@ class Unreadable:
         for lines in distributed.gathered(list(self.lines.items())):
             self.lines |= dict(lines)
 
+    def end_epoch(self, folder: Path) -> int:
+        """Gather the records, warn if there are new ones, and return their number."""
+        self.gather()
+        count = len(self.lines)
+        if count > self._told and distributed.rank() == 0:
+            logger.warning(
+                "%s could not be read so far, see %s", counted(count, "image"), folder / _FILE
+            )
+        self._told = count
+        return count
+
     def write(self, folder: Path) -> None:
         """Write the list, if it is not empty, in the first process.
 
@@ -76,7 +91,7 @@ class Unreadable:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**vars(self)}
+        return {"lines": self.lines, "in_train": self.in_train}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
