@@ -23,19 +23,22 @@ RECIPE = replace(RECIPE, epochs=1, warmup_epochs=0.0)
 
 
 @pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifier]:
+def used(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Classifier]:
     """A classifier for whose prediction several threads have worked."""
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    classifier = open_new(tmp_path_factory.mktemp("weights"))
+    engine = getattr(request, "param", "torch")
+    classifier = open_new(tmp_path_factory.mktemp("weights"), engine)
     classifier.predict([IMAGE] * 4)
     yield classifier
     torch.set_num_threads(threads)
 
 
-def open_new(folder: Path) -> Classifier:
+def open_new(folder: Path, engine: str) -> Classifier:
     weights = write_weights(folder / "small.safetensors")
-    return Classifier(weights=weights, device="cpu", engine="torch")
+    return Classifier(weights=weights, device="cpu", engine=engine)
 
 
 def labels(classifier: Classifier) -> list[str]:
@@ -66,12 +69,15 @@ def in_fork(work: Callable[[], Any]) -> Any:
         process.join()
 
 
+@pytest.mark.parametrize(
+    ("used", "engine"), [(e, e) for e in ("onnxruntime", "openvino", "torch")], indirect=["used"]
+)
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_after_its_parent_has_predicted_a_forked_process_can_do_so_too(
-    used: Classifier, tmp_path: Path
+    used: Classifier, engine: str, tmp_path: Path
 ) -> None:
     expected = labels(used)
-    assert in_fork(lambda: labels(open_new(tmp_path))) == expected
+    assert in_fork(lambda: labels(open_new(tmp_path, engine))) == expected
     assert in_fork(lambda: labels(used)) == expected
     assert labels(used) == expected
 

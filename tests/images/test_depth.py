@@ -142,8 +142,24 @@ def test_significant_bits_of_a_png_are_the_lower_or_the_upper_ones(bits: int) ->
     dark = (ramp(2**bits - 1) // 16)[..., None]
     plain = np.asarray(decode(png(dark, said)))
     np.testing.assert_allclose(plain[..., 0], dark[..., 0] * (255 / (2**bits - 1)), atol=0.5)
-    for scaled in (dark << (16 - bits), dark << (16 - bits) | dark >> (2 * bits - 16)):
+    for scaled in (
+        dark << (16 - bits),
+        dark << (16 - bits) | dark >> (2 * bits - 16),
+        np.rint(dark * (65535 / (2**bits - 1))).astype(np.uint16),  # as netpbm's pnmtopng
+    ):
         np.testing.assert_allclose(np.asarray(decode(png(scaled, said))), plain, atol=1)
+
+
+def test_pixels_above_the_significant_bits_are_scaled() -> None:
+    """Lower bits of a camera may hold noise, so that only the range tells."""
+    plain = ramp(65535)[..., None]
+    noisy = plain ^ np.random.default_rng(0).integers(0, 16, plain.shape, np.uint16)
+    decoded = np.asarray(decode(png(noisy, chunk(b"sBIT", bytes([12])))))
+    np.testing.assert_allclose(decoded[..., 0], noisy[..., 0] / 257, atol=0.6)
+    dark = (noisy // 16) & 4095  # of twelve bits, and one pixel brighter
+    dark[3, 3] = 60_000
+    decoded = np.asarray(decode(png(dark, chunk(b"sBIT", bytes([12])))))[..., 0]
+    np.testing.assert_allclose(decoded, (dark[..., 0] * (255 / 4095)).clip(max=255), atol=0.6)
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])

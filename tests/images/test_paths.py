@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, features
 
@@ -139,16 +140,23 @@ def test_a_name_too_long_or_not_text_is_passed_on() -> None:
     assert list(expand(names)) == names
 
 
-@pytest.mark.parametrize("ending", [".jpe", ".JFIF", ".pjpeg", ".avif", ".webp", ".jp2"])
+KINDS = {".avif": "AVIF", ".webp": "WEBP", ".jp2": "JPEG2000"}
+
+
+@pytest.mark.parametrize("ending", [".jpe", ".JFIF", ".pjpeg", *KINDS, ".heic"])
 def test_pictures_of_rarer_endings_are_found_and_read(tmp_path: Path, ending: str) -> None:
-    kind = {".avif": "AVIF", ".webp": "WEBP", ".jp2": "JPEG2000"}.get(ending, "JPEG")
+    kind = KINDS.get(ending, "JPEG")
     if not features.check(
         {"AVIF": "avif", "WEBP": "webp", "JPEG2000": "jpg_2000"}.get(kind, "jpg")
     ):
         pytest.skip(f"this Pillow writes no {kind}")
     path = tmp_path / "data" / "blue" / f"a{ending}"
     path.parent.mkdir(parents=True)
-    Image.new("RGB", (40, 30), (10, 40, 200)).save(path, kind)
+    blue = Image.new("RGB", (40, 30), (10, 40, 200))
+    if ending == ".heic":
+        pillow_heif.from_pillow(blue).save(path)  # does not register itself with Pillow
+    else:
+        blue.save(path, kind)
     assert list(expand([str(tmp_path)])) == [str(path)]
     data = open_data(str(tmp_path / "data"), "val")
     assert list(data.images) == [str(path)]

@@ -151,16 +151,23 @@ class Raster:
     def _white_of_bits(self, bits: int) -> float:
         """The white of samples with `bits` significant bits.
 
-        65535 if these are the upper bits, as the PNG standard says, with lower bits that are zero
-        or repeat the upper ones; otherwise the largest number of `bits` bits.
+        65535 if they are scaled to 16 bits, as the PNG standard says: if their lower bits are zero,
+        repeat the upper ones or come from rounding, or if more than a few are above the largest
+        number of `bits` bits. Otherwise that number.
         """
-        scaled = pixels = 0
+        largest = 2**bits - 1
+        shifted = repeated = rounded = above = pixels = 0
         for box in tiles(*self.size):
-            values = self.samples(box)
+            values = self.samples(box).astype(np.int64)
             lower = values & ((1 << (16 - bits)) - 1)
-            scaled += int(((lower == 0) | (lower == values >> bits)).sum())
+            shifted += int((lower == 0).sum())
+            repeated += int((lower == values >> bits).sum())
+            unscaled = (values * largest + 32767) // 65535
+            rounded += int((values == (unscaled * 65535 + largest // 2) // largest).sum())
+            above += int((values > largest).sum())
             pixels += values.size
-        return 65535.0 if scaled > _MOST * pixels else 2.0**bits - 1
+        scaled = max(shifted, repeated, rounded) > _MOST * pixels
+        return 65535.0 if scaled or above > pixels / _OVEREXPOSED else float(largest)
 
     def _values(self, box: Box) -> NDArray[Any]:
         """The values inside `box`, (H, W, C), of the file's own type.
