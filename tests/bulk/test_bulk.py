@@ -154,7 +154,7 @@ def test_a_bucket_that_is_busy_is_labeled_all_the_same(
     again = label_bulk(f"{scheme}://{BUCKET}/in", target, shard_size=4)
     assert again == replace(report, labeled_now=0, seconds=again.seconds)
     assert summary_text("out", again) == (
-        "out: 11 images in 3 parts, 1 error, all labeled before; see summary.html there"
+        "out: 11 images in 3 parts, 1 error, all listed and labeled before; see summary.html there"
     )
     assert " images/s; see summary.html" in summary_text("out", report)
 

@@ -1,5 +1,6 @@
 """Shards are distributed to workers by a fake Ray, whose actors start, wait or are lost."""
 
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,17 @@ def report(number: int) -> ShardReport:
 
 class RayError(Exception):
     pass
+
+
+class TokenError(RayError):
+    """As Ray's AuthenticationError, which has a long text."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message}. Ensure that ..., see:\nhttps://..."
 
 
 class RayTaskError(RayError):
@@ -179,9 +191,16 @@ def test_a_cluster_that_does_not_answer_is_found_before_anything_is_listed(
     ray.refusals = [ConnectionError("ray client connection timeout")]
     with pytest.raises(
         ClusterError,
-        match=r"got ray://head:1: ray client connection timeout; .* set RAY_AUTH_MODE=token$",
+        match=r"got ray://head:1: ray client connection timeout; .* set RAY_AUTH_MODE=token, and",
     ):
         run(cluster="ray://head:1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = f"127.0.0.1:{server.getsockname()[1]}"
+        ray.refusals = [TokenError("no token")]
+        with pytest.raises(
+            ClusterError, match=rf"got {head}: no token; .* set RAY_AUTH_MODE=token, and"
+        ):
+            run(cluster=head)
     assert not (tmp_path / "out").exists()
 
 

@@ -23,6 +23,8 @@ MISTAKES = [
     ("predict photo.png --class-maps new --weights notes.txt", "got notes.txt: leave it out"),
     ("predict photo.png --draw data --weights tiny", "--draw must be a new or empty folder, so"),
     ("predict photo.png --class-maps data --weights a.pt", "--class-maps must be a new or empty"),
+    ("evaluate data --weights tiny --answers -", "--answers must be a file here, got -: name one"),
+    ("explain photo.png --output -", "--output must be a folder, got -: pictures cannot go to"),
     ("predict photo.png --format json --output a.csv", "got a.csv with --format json: leave out"),
     ("predict photo.png --format table --output a.json", "got a.json with --format table: leave"),
     ("predict photo.png --format coco --output a.csv", "got a.csv with --format coco: leave out"),

@@ -465,7 +465,7 @@ def test_shards_have_a_rate_and_a_time_left(
             clock.now = now
             on_shard(shard(labeled, errors), 3)
     text = "\n".join(lines_of(screen)) if screen else capsys.readouterr().err
-    assert "1,000 images listed so far" in text
+    assert "1,000 images listed" in text
     assert list(dict.fromkeys(re.findall(r"\d/3 parts.*/s(?:  .* left)?", text))) == [
         "1/3 parts  1,000 images  3 errors  10.0/s",
         "2/3 parts  2,000 images  3 errors  6.7/s  0:02:53 left",
@@ -485,7 +485,7 @@ def test_the_time_left_accounts_for_many_workers(
         for clock.now in ends:
             on_shard(shard(1000), len(ends))
     listed, *lines = capsys.readouterr().err.splitlines()
-    assert listed == "160,000 images listed so far"
+    assert listed == "160,000 images listed"
     assert not any("left" in line for line in lines[:16])
     assert all("left" in line for line in lines[16:])
     for line, now in zip(lines[16:], ends[16:], strict=True):

@@ -532,6 +532,16 @@ def test_a_format_of_another_package_is_named_with_it(
         decode(b"\0\0\0\x18ftyp" + brand + bytes(99))
 
 
+def test_avif_is_named_with_its_package_where_pillow_cannot_read_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
+    monkeypatch.setattr("splitattn.images.decode.installed", lambda _: False)
+    with pytest.raises(ImageError, match=r"pip install pillow-avif-plugin$"):
+        decode(b"\0\0\0\x18ftypavif" + bytes(99))
+
+
 def test_three_bytes_are_no_image() -> None:
     with pytest.raises(ImageError, match="expected an image"):
         decode(b"abc")

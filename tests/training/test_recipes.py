@@ -46,6 +46,16 @@ def test_values_may_be_written_as_in_python() -> None:
     )
 
 
+def test_a_smaller_last_size_than_the_first_makes_the_first_smaller_too() -> None:
+    usual = load_recipe("modern", model="resnest50")
+    assert (usual.first_train_size, usual.train_size) == (128, 176)
+    small = load_recipe("modern", ["train_size=64"], model="resnest50")
+    assert (small.first_train_size, small.train_size) == (48, 64)  # 128 * 64 / 176 = 46.5
+    assert load_recipe("modern", ["train_size=128"], model="resnest50").first_train_size == 128
+    with pytest.raises(InputError, match="first_train_size must be from 32 to train_size"):
+        load_recipe("modern", ["train_size=64", "first_train_size=96"], model="resnest50")
+
+
 def test_fewer_epochs_than_those_of_the_warm_up_shorten_the_warm_up(tmp_path: Path) -> None:
     short = load_recipe("finetune", ["epochs=1"], model="resnest50")
     assert (short.epochs, short.warmup_epochs) == (1, 0.1)

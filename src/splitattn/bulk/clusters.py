@@ -30,7 +30,10 @@ _PROCESSORS = 4
 # An actor that is killed is replaced. A shard whose actors are killed more often ends the run.
 _ATTEMPTS = 5
 _RULE = 'cluster must be "local", "ray" or the address of a Ray cluster, such as ray://host:10001'
-_TOKEN = "; if the cluster uses tokens, as Ray's do by default, set RAY_AUTH_MODE=token"
+_TOKEN = (
+    "; if the cluster uses tokens, as Ray's do by default, set RAY_AUTH_MODE=token, and put the "
+    "head's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
+)
 _FIRST_WORKER_TIMEOUT = 60.0  # seconds without any worker, after which there is a warning
 _CONNECT_TIMEOUT = 10.0  # seconds
 _WAITING = (
@@ -213,46 +216,56 @@ def _connected(cluster: str) -> Iterator[None]:
     """Start Ray or connect to it at an address, and disconnect at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     import ray
+    from ray.exceptions import RayError
 
     if ray.is_initialized():  # by the caller, as in a notebook
         yield
         return
-    if cluster == AUTO:
-        _try_noted_address()
+    found = _try_noted_address() if cluster == AUTO else False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if cluster == RAY:  # "local" starts one, whatever RAY_ADDRESS says
             ray.init("local", include_dashboard=False, **quiet)
         else:
-            _try_port(cluster)
+            found = _try_port(cluster) or found
             try:
                 ray.init(cluster, **quiet)
             except ConnectionAbortedError:  # Ray forks a server for each client, which may hang
                 ray.init(cluster, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
-        # Ray's client sends no token by itself. To one that lacks it, the cluster does not answer.
-        advice = _TOKEN if cluster.startswith(_CLIENT) else ""
-        raise ClusterError(f"{_RULE}, got {cluster}: {_reason(error):.200}{advice}") from error
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        # A cluster does not say that a token is missing; Ray's client then waits in vain.
+        advice = _TOKEN if found or cluster.startswith(_CLIENT) else ""
+        raise ClusterError(
+            f"cluster must be one that answers, got {cluster}: {_reason(error):.200}{advice}"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _try_port(cluster: str) -> None:
+def _try_port(cluster: str) -> bool:
     """Raise unless something listens at a head's address. Ray itself would wait for minutes.
+
+    Returns:
+        Whether something does. It is not tried for "auto" and for `ray://` addresses.
 
     Raises:
         OSError: nothing does.
         ValueError: the port is no number.
     """
-    if cluster != AUTO and "://" not in cluster:  # a ray:// address Ray gives up after 30 s
-        parts = urlsplit(f"//{cluster}")
-        socket.create_connection((parts.hostname, parts.port), _CONNECT_TIMEOUT).close()
+    if cluster == AUTO or "://" in cluster:  # a ray:// address Ray gives up after 30 s
+        return False
+    parts = urlsplit(f"//{cluster}")
+    socket.create_connection((parts.hostname, parts.port), _CONNECT_TIMEOUT).close()
+    return True
 
 
-def _try_noted_address() -> None:
-    """Raise unless something listens where Ray will look for "auto".
+def _try_noted_address() -> bool:
+    """Raise unless something listens where Ray will look for "auto", if it has an address.
+
+    Returns:
+        Whether it has one.
 
     Raises:
         ClusterError: nothing does. The address is of a cluster that has ended.
@@ -262,9 +275,9 @@ def _try_noted_address() -> None:
     if not address and is_file(note):
         address, where, fix = note.read_text().strip(), str(note), "remove that file"
     if address in ("", AUTO):
-        return
+        return False
     try:
-        _try_port(address)
+        return _try_port(address)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"no Ray cluster answers at {address}, which {where} says: {_reason(error):.200}; "
@@ -274,4 +287,6 @@ def _try_noted_address() -> None:
 
 def _reason(error: Exception) -> str:
     """The reason in one line: the last one if Ray gives a traceback."""
-    return getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]
+    # Ray's errors about tokens have a `message`, which `str` follows with a page of advice.
+    found = getattr(error, "strerror", None) or getattr(error, "message", None) or error
+    return str(found).strip().rpartition("\n")[2]

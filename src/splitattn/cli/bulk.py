@@ -109,7 +109,7 @@ def bulk(
 
 def summary_text(target: str, report: "BulkReport") -> str:
     """One line for people and logs."""
-    pace = ", all labeled before"
+    pace = ", all listed and labeled before"
     if report.labeled_now:
         pace = f", {report.rate:.1f} images/s"
     return (

@@ -30,6 +30,8 @@ def check_folder(folder: Path, option: str) -> None:
     Raises:
         InputError: it is called like a file, cannot be read, or is not empty.
     """
+    if folder == Path("-"):
+        raise InputError(f"{option} must be a folder, got -: pictures cannot go to stdout")
     if folder.suffix.lower() in _FILE_ENDINGS:
         raise InputError(
             f"{option} must be a folder, got {folder}, which would be a file: each image gets "

@@ -30,6 +30,8 @@ def check_output(
     Raises:
         InputError: it is a folder or a device, has another ending, or no file can be written there.
     """
+    if output == Path("-"):  # stdout, where it is allowed
+        raise InputError(f"{option} must be a file here, got -: name one")
     if output is not None and endings and output.suffix.lower() not in ("", *endings):
         raise InputError(f"{option} must end in {', '.join(endings)}, got {output}")
     if output is not None and not is_file(output) and os.path.exists(output):  # noqa: PTH110

@@ -353,7 +353,7 @@ def _shard_callbacks(
     def on_listed(count: int) -> None:
         nonlocal begun
         begun = time.monotonic()  # of labeling, which follows
-        counts = f"{counted(count, 'image')} listed so far"
+        counts = f"{counted(count, 'image')} listed"
         if show:
             show(counts, 0, None)
         else:

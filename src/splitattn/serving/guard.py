@@ -104,7 +104,7 @@ class Guard:
                 400,
                 "untrusted_host",
                 f"Host must be one of {', '.join(self._hosts)}, got {host!r:.60}; start the "
-                "service with --trusted-host to allow another",
+                "service with --trusted-host, or trusted_hosts in Settings, to allow another",
             )
         key = self._key
         if key is None or path in _ANYBODY:

@@ -163,6 +163,10 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     if "warmup_epochs" not in values and 1 <= epochs <= recipe.warmup_epochs:
         # The warm-up was chosen for more epochs, so it shrinks in proportion.
         values["warmup_epochs"] = recipe.warmup_epochs * epochs / recipe.epochs
+    first, size = recipe.first_train_size, values.get("train_size", recipe.train_size)
+    if "first_train_size" not in values and first is not None and 32 <= size < first:
+        # So does the first size, in steps of 8 pixels, if all training images are smaller.
+        values["first_train_size"] = max(32, 8 * round(first * size / recipe.train_size / 8))
     return replace(recipe, **values)
 
 
