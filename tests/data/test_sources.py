@@ -301,3 +301,64 @@ def test_an_empty_name_is_not_the_current_folder(
     assert open_data(".", "val").classes == ("blue", "green", "red")
     with pytest.raises(DataError, match="got an empty name"):
         open_data("", "val")
+
+
+def _write(kind: str, root: Path, *splits: str) -> str:
+    """Write a data set of one image in each split, or without splits; return its name."""
+    if kind == "folders":
+        for split in splits or ("",):
+            write_class_folders(root / split, 1)
+        return str(root)
+    if kind == "parquet":
+        for split in splits or ("pets",):
+            write_shard(root / f"{split}.parquet", [encoded(0, 0)] * 3, [0, 1, 2])
+        return str(root)
+    rows = [f"{split}{i}.png,cat,{split}" for split in splits or ("",) for i in range(3)]
+    (root / "data.csv").write_text("\n".join(["path,label,split", *rows]))
+    return str(root / "data.csv")
+
+
+KINDS = pytest.mark.parametrize("kind", ["folders", "csv", "parquet"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [
+        ("folders", "test"),
+        ("folders", "my_test"),
+        ("csv", "test"),
+        ("parquet", "test"),
+        ("parquet", "my_test"),
+    ],
+)
+def test_a_test_set_is_used_as_validation_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, test: str
+) -> None:
+    data = _write(kind, tmp_path, test.replace("test", "train"), test)
+    for split in ("train", "test"):
+        assert len(open_data(data, split)) == 3
+    assert not caplog.messages
+    assert open_data(data, "validation").origin == open_data(data, "test").origin
+    assert caplog.messages == [f"{data} has no split val: test is used instead"]
+
+
+@KINDS
+def test_a_validation_set_is_used_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    data = _write(kind, tmp_path, "train", "dev", "test")
+    assert open_data(data, "val").origin != open_data(data, "test").origin
+    assert not caplog.messages
+
+
+@KINDS
+def test_data_without_splits_is_every_split_but_no_other_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    data = _write(kind, tmp_path)
+    for split in ("train", "val", "test", "Validation"):
+        assert len(open_data(data, split)) == 3
+    assert not caplog.messages
+    rule = "the split of data without splits must be one of train, val, test, got 'tset'; did you"
+    with pytest.raises(DataError, match=rf"{rule} mean 'test'\?"):
+        open_data(data, "tset")

@@ -44,7 +44,7 @@ def test_a_torchvision_data_set_opens_by_name(
 
 
 def test_a_torchvision_data_set_may_call_its_splits_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Strict(_Local):
         def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
@@ -55,10 +55,11 @@ def test_a_torchvision_data_set_may_call_its_splits_otherwise(
     monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets, "Food101", Strict)
     assert list(open_data("torchvision:Food101", "val").labels) == [0]
+    assert caplog.messages == ["Food101 has no split val: test is used instead"]
 
 
 def test_small_data_sets_that_the_guide_names_open_as_torchvision_stores_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda _: True)
@@ -76,6 +77,12 @@ def test_small_data_sets_that_the_guide_names_open_as_torchvision_stores_them(
         assert list(open_data(f"torchvision:{name}", "val").labels) == val
         assert tuple(map(str.casefold, data.classes)) == CLASSES
         assert np.asarray(decode(data.images[0])).shape[2] == 3
+    assert caplog.messages == [
+        f"{name} has no split val: test is used instead" for name in ("CIFAR10", "OxfordIIITPet")
+    ]
+    for name in ("CIFAR10", "EuroSAT"):
+        with pytest.raises(DataError, match=r"one of train, val, test, got 'tset'; did you mean"):
+            open_data(f"torchvision:{name}", "tset")
 
 
 def _write_cifar10(folder: Path) -> None:
@@ -120,6 +127,24 @@ def test_a_failed_torchvision_download_is_reported_in_one_line(
     line = "cannot open Imagenette, split 'val': no network; check the network, or put its files"
     with pytest.raises(DataError, match=line):
         open_data("torchvision:Imagenette", "val")
+
+
+def test_the_error_of_a_download_is_that_of_the_split_that_the_data_set_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreachable(_Local):
+        def __init__(self, *_: object, split: str, **__: object) -> None:
+            if split not in ("trainval", "test"):
+                raise ValueError(f"Unknown value '{split}'. Valid values are trainval, test.")
+            raise OSError("no network")
+
+    monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets, "OxfordIIITPet", Unreachable)
+    for split, had in (("train", "trainval"), ("val", "test")):
+        with pytest.raises(DataError, match=f"split '{had}': no network; check the network, or"):
+            open_data("torchvision:OxfordIIITPet", split)
+    with pytest.raises(DataError, match=r"split 'tset': Unknown .* are trainval, test$"):
+        open_data("torchvision:OxfordIIITPet", "tset")
 
 
 def test_nothing_is_downloaded_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -476,6 +476,43 @@ def test_one_image_in_five_is_held_out_where_there_are_no_splits(
     assert again.names == val.names
 
 
+@pytest.mark.parametrize(
+    ("name", "train"), [("training", True), ("validation", False), ("Test", False)]
+)
+def test_the_held_out_images_are_found_by_any_name_of_their_split(
+    tmp_path: Path, name: str, *, train: bool
+) -> None:
+    write_coco(tmp_path, "all", 10, size=(64, 64))
+    assert open_annotated(tmp_path, name).names == (
+        open_annotated(tmp_path, "train" if train else "val").names
+    )
+    with pytest.raises(DataError, match=r"of data without splits .* got 'tset'; did you mean 'te"):
+        open_annotated(tmp_path, "tset")
+
+
+@pytest.mark.parametrize("name", ["coco", "voc", "yolo"])
+def test_a_test_split_serves_as_validation_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    for split in ("train", "test"):
+        images = tmp_path / "images" if name == "coco" else tmp_path / split / "images"
+        save_picture(images / f"{split}.png")
+        if name == "coco":
+            content = coco([{"id": 7, "file_name": f"{split}.png"}], [annotation()])
+            (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        elif name == "voc":
+            text = voc(f"{split}.png", SIZE, [("cat", bndbox(1, 2, 9, 9))])
+            (tmp_path / split / f"{split}.xml").write_text(text)
+        else:
+            (tmp_path / split / "labels").mkdir()
+            (tmp_path / split / "labels" / f"{split}.txt").write_text("0 .5 .5 .2 .2")
+            (tmp_path / "classes.txt").write_text("cat")
+    for asked in ("train", "test", "val"):
+        assert not caplog.messages
+        assert open_annotated(tmp_path, asked).names == [f"{asked.replace('val', 'test')}.png"]
+    assert caplog.messages == [f"{tmp_path} has no split val: test is used instead"]
+
+
 @pytest.mark.parametrize("tested", [False, True])
 def test_trainval_of_voc_is_divided_where_no_list_is_for_validation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, *, tested: bool
@@ -496,7 +533,7 @@ def test_trainval_of_voc_is_divided_where_no_list_is_for_validation(
     assert train.origin != val.origin
     if tested:
         assert (sorted(train.names), val.names) == (own, ["20.png", "21.png"])
-        assert not caplog.text
+        assert caplog.messages == [f"{tmp_path} has no split val: test is used instead"]
     else:
         assert sorted([*train.names, *val.names]) == own
         assert 2 <= len(val) <= 6

@@ -96,10 +96,13 @@ def test_the_images_of_one_split_are_divided_as_the_error_advises(
     assert val > 0
 
 
-def test_a_test_split_serves_as_validation(tmp_path: Path) -> None:
+def test_a_test_split_serves_as_validation_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_pair(tmp_path, some(), folder="train")
     write_pair(tmp_path, some(2), "b", folder="test")
     assert open_masked(tmp_path, "val").names == open_masked(tmp_path, "test").names == ["b.jpg"]
+    assert caplog.messages == [f"{tmp_path} has no split val: test is used instead"]
 
 
 def test_two_folders_of_a_split_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ from typing import NamedTuple, TextIO
 
 from splitattn.data.class_names import in_order, normal
 from splitattn.data.labeled import LabeledImages
-from splitattn.data.splits import MissingSplitError, called, split_of
+from splitattn.data.splits import (
+    MissingSplitError,
+    called,
+    check_is_split,
+    split_of,
+    warn_of_stand_in,
+)
 from splitattn.errors import DataError, nearest
 from splitattn.files import is_file, open_file, open_text
 from splitattn.images.paths import is_url
@@ -76,7 +82,11 @@ def open_csv(path: Path, split: str) -> LabeledImages:
     present = {row.split for row in rows}
     # Without such a column, or if it is empty, every row belongs to every split.
     found = [""] if present == {""} else called(present, split)
-    if not found:
+    if found == [""]:
+        check_is_split(split)
+    elif found:
+        warn_of_stand_in(path, split, found[0])
+    else:
         raise MissingSplitError(
             f"{path} must have rows whose split is {split}, "
             f"got {', '.join(map(repr, sorted(present)[:_ROWS_SHOWN]))}"

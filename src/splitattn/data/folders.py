@@ -12,9 +12,11 @@ from splitattn.data.labeled import LabeledImages
 from splitattn.data.splits import (
     MissingSplitError,
     called,
+    check_is_split,
     check_one,
     split_mentioned_in,
     split_of,
+    warn_of_stand_in,
 )
 from splitattn.errors import DataError, nearest
 from splitattn.images.paths import images_below, is_image_name, is_litter, passed_over_text
@@ -106,6 +108,7 @@ def _split_folder(root: Path, split: str) -> Path:
     found = found or [name for name in splits if splits[name] in wanted]
     check_one(found, split)
     if found:
+        warn_of_stand_in(root, split, found[0])
         beside = {name: len(_images_in(root / name)) for name in folders if _may_be_class(name)}
         if images := {name: count for name, count in beside.items() if count}:
             _warn_of_images_beside(root, tuple(images.items()))
@@ -116,6 +119,7 @@ def _split_folder(root: Path, split: str) -> Path:
             f"the data set must have a folder {split}/, got {shown} in {root}"
             f"{nearest(split, [*splits])}"
         )
+    check_is_split(split)
     return root
 
 

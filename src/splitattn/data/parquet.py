@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from splitattn.data.class_lists import ClassList
 from splitattn.data.class_names import normal
 from splitattn.data.labeled import Blocks, LabeledImages
-from splitattn.data.splits import MissingSplitError, called, split_mentioned_in, split_of
+from splitattn.data.splits import (
+    MissingSplitError,
+    called,
+    check_is_split,
+    split_mentioned_in,
+    split_of,
+    warn_of_stand_in,
+)
 from splitattn.errors import DataError, ImageError
 from splitattn.libraries import require
 
@@ -304,6 +311,7 @@ def _chosen(shards: list[Path], split: str) -> list[Path]:
     if not found and not any(map(split_of, words.values())):
         words = {shard: split_mentioned_in(shard.stem) or "" for shard in shards}
         if not any(words.values()):
+            check_is_split(split)
             return shards
         if without := [shard.name for shard, word in words.items() if not word]:
             raise DataError(
@@ -312,6 +320,7 @@ def _chosen(shards: list[Path], split: str) -> list[Path]:
             )
         found = called({*words.values()}, split)
     if found:
+        warn_of_stand_in(shards[0].parent, split, found[0])
         return [shard for shard, word in words.items() if word in found]
     shown = [shard.name for shard in shards[:_SHOWN]] + ["..."] * (len(shards) > _SHOWN)
     raise MissingSplitError(

@@ -32,7 +32,9 @@ def open_data(data: str, split: str, class_names: str | Path | None = None) -> L
             - a CSV or TSV file with the columns `path` and `label`, and `split` if it has several;
               see `csv_files.open_csv`, also for several labels per image;
             - `torchvision:NAME`, which is downloaded.
-        split: "train" or "val". Without splits, both are all images.
+        split: "train", "val" or "test", in any usual spelling, or another that the data set has.
+            Without splits, each is all images. If there is no "val", "test" is used instead, with a
+            warning.
         class_names: a file with a name for each class, in the order of labels, for data sets whose
             classes are numbers, or Parquet shards without class names; see
             `class_lists.read_class_list`, `labeled.named`.

@@ -1,9 +1,12 @@
 """Names that data sets use for their training, validation and test splits."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 
-from splitattn.errors import DataError
+from splitattn.errors import DataError, nearest
+
+logger = logging.getLogger(__name__)
 
 # Names of each split, in any case. The first is the recommended one.
 _NAMES = {
@@ -46,6 +49,28 @@ def check_one(folders: Sequence[str], split: str) -> None:
     """Raise `DataError` if several folders stand for `split`."""
     if len(folders) > 1:
         raise DataError(f"only one folder may be the split {split}, got {', '.join(folders)}")
+
+
+def check_is_split(split: str) -> None:
+    """Raise `MissingSplitError` unless `split` is the name of a split; for data without splits."""
+    if split_of(split) is None:
+        raise MissingSplitError(
+            f"the split of data without splits must be one of {', '.join(_NAMES)}, got "
+            f"{split!r:.60}{nearest(split, [*_NAMES])}"
+        )
+
+
+def warn_of_stand_in(data: object, split: str, used: str) -> None:
+    """Warn if the test set is used as the validation set.
+
+    Args:
+        data: the data set, for the message.
+        split: the requested split.
+        used: the split, or the name of the folder or rows, that was found for it.
+    """
+    found = split_of(used) or split_mentioned_in(used)
+    if split_of(split) == "val" and found == "test":
+        logger.warning("%s has no split val: test is used instead", data)
 
 
 def _words(name: str) -> list[str]:

@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitattn.data.labeled import LabeledImages
-from splitattn.data.splits import split_names, split_of
+from splitattn.data.splits import check_is_split, split_names, split_of, warn_of_stand_in
 from splitattn.errors import DataError, ImageError, nearest
 from splitattn.images.decode import ImageSource
 from splitattn.libraries import require, torchvision_imported
@@ -54,7 +55,9 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
     parameters = inspect.signature(factory).parameters
     folder = cache_folder() / "torchvision" / name
     download = not offline()
-    refusals = []
+    if "split" not in parameters:
+        check_is_split(split)
+    refusals: list[tuple[str, Exception]] = []
     # Data sets name their splits differently. Oxford-IIIT Pet has trainval and no train.
     undivided = ("trainval",) if split_of(split) == "train" else ()
     for alias in (*split_names(split), *undivided):
@@ -64,13 +67,13 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
             dataset = factory(str(folder), **arguments)
             break
         except Exception as error:
-            refusals.append(" ".join(str(error).split()))
+            refusals.append((alias, error))
     else:
-        advice = "check the network" if download else "unset SPLITATTN_OFFLINE to download it"
-        raise DataError(
-            f"torchvision cannot open {name}, split {split!r}: {refusals[0]}; {advice}, or put its "
-            f"files into {folder}"
-        )
+        raise _not_opened(name, split, refusals, folder, download=download) from refusals[-1][1]
+    if "split" in parameters:
+        warn_of_stand_in(name, split, alias)
+    elif "train" in parameters and not wanted["train"]:
+        warn_of_stand_in(name, split, "test")
     # torchvision's data sets use several names for the labels.
     labels = getattr(dataset, "targets", getattr(dataset, "_labels", None))
     if labels is None:
@@ -87,3 +90,26 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
         labels=[int(label) for label in labels],
         names=[f"{name} {split}[{index}]" for index in range(len(labels))],
     )
+
+
+def _not_opened(
+    name: str,
+    split: str,
+    refusals: Sequence[tuple[str, Exception]],
+    folder: Path,
+    *,
+    download: bool,
+) -> DataError:
+    """The error for a data set that cannot be opened.
+
+    Args:
+        refusals: the names of the split that were tried, each with its error. It is a `ValueError`
+            if the data set has no split of that name.
+    """
+    had = next(((a, e) for a, e in refusals if not isinstance(e, ValueError)), None)
+    alias, error = had or (split, refusals[0][1])
+    reason = " ".join(str(error).split()).removesuffix(".")
+    if had:
+        advice = "check the network" if download else "unset SPLITATTN_OFFLINE to download it"
+        reason += f"; {advice}, or put its files into {folder}"
+    return DataError(f"torchvision cannot open {name}, split {alias!r}: {reason}")

@@ -11,7 +11,13 @@ from splitattn.data.folds import subset
 from splitattn.data.labeled import LabeledImages, with_classes_of_model
 from splitattn.data.parquet import open_unlabeled_parquet
 from splitattn.data.sources import open_data, parquet_shards
-from splitattn.data.splits import MissingSplitError, called, check_one, split_of
+from splitattn.data.splits import (
+    MissingSplitError,
+    called,
+    check_one,
+    split_of,
+    warn_of_stand_in,
+)
 from splitattn.errors import DataError
 from splitattn.files import expanded, is_folder
 from splitattn.images.paths import expand
@@ -91,6 +97,8 @@ def _images_below(root: Path, split: str) -> LabeledImages | None:
     splits = folders if all(map(split_of, folders)) else []
     found = called(splits, split) or called(splits, "train")
     check_one(found, split)
+    if found:
+        warn_of_stand_in(root, split, found[0])
     folder = str(root / found[0] if found else root)
     paths = list(expand([folder]))
     if paths == [folder]:

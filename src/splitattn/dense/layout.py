@@ -1,13 +1,13 @@
 """Folders, splits and images of data sets, for all formats of annotations."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from splitattn.data.sources import not_data
-from splitattn.data.splits import split_of
+from splitattn.data.splits import check_is_split, split_of, warn_of_stand_in
 from splitattn.errors import DataError, nearest
 from splitattn.files import expanded, is_folder
 from splitattn.images.paths import is_image_name
@@ -30,8 +30,16 @@ T = TypeVar("T", bound=Named)
 Split = TypeVar("Split", str, str | None)
 
 
-def accepted_splits(split: str) -> tuple[str, ...]:
-    """The splits that can be used as `split`, best first: a test set can serve as validation."""
+def chosen_split(root: Path, split: str, found: Collection[str | None]) -> str | None:
+    """Which of the splits `found` is used as `split`, or None. A test set serves as validation."""
+    name = next((name for name in _accepted(split) if name in found), None)
+    if name:
+        warn_of_stand_in(root, split, name)
+    return name
+
+
+def _accepted(split: str) -> tuple[str, ...]:
+    """The splits that can be used as `split`, best first."""
     split = split_of(split) or split
     return ("val", "test") if split == "val" else (split,)
 
@@ -93,7 +101,8 @@ def hold_out(images: Sequence[T], split: str, why: str = "the data set has no sp
     Adding or removing images moves no other image into another split. A warning gives the reason,
     `why`, unless `split` is "train": a training opens both, and warns once.
     """
-    held_out = split != "train"
+    check_is_split(split)
+    held_out = split_of(split) != "train"
     if held_out:
         logger.warning("%s: one image in %d is for validation", why, HELD_OUT)
     return [image for image in images if _is_held_out(image.name) == held_out]
@@ -115,7 +124,7 @@ def no_split(root: Path, split: str, found: Sequence[str], undivided: str) -> Da
         if len(found) == 1:
             advice += f", or {undivided}: then one image in {HELD_OUT} is for validation"
     return DataError(
-        f"{root} must have a split {' or '.join(accepted_splits(split))}, got "
+        f"{root} must have a split {' or '.join(_accepted(split))}, got "
         f"{', '.join(dict.fromkeys(found)) or 'none'}{advice}"
     )
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from splitattn.dense.annotated import Notes
 from splitattn.dense.layout import (
-    accepted_splits,
+    chosen_split,
     hold_out,
     image_files,
     no_split,
@@ -115,16 +115,15 @@ def _opened(root: Path, split: str) -> MaskedImages:
         for name, images, masks in paired_folders(root, "masks")
         if name or image_files(images)
     }
-    for name in (*accepted_splits(split), *((None,) if len(splits) == 1 else ())):
-        if name not in splits:
-            continue
-        images, masks = splits[name]
-        notes = Notes()
-        pairs = _pairs(images, masks, notes)
-        if name:
-            return _read(str(images), classes, pairs, notes)
-        return _read(f"{images}: {split}", classes, hold_out(pairs, split), notes)
-    raise no_split(root, split, [*filter(None, splits)], undivided_folders("masks"))
+    name = chosen_split(root, split, splits)
+    if name is None and [*splits] != [None]:
+        raise no_split(root, split, [*filter(None, splits)], undivided_folders("masks"))
+    images, masks = splits[name]
+    notes = Notes()
+    pairs = _pairs(images, masks, notes)
+    if name:
+        return _read(str(images), classes, pairs, notes)
+    return _read(f"{images}: {split}", classes, hold_out(pairs, split), notes)
 
 
 def _classes(root: Path) -> tuple[str, ...]:

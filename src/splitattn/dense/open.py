@@ -15,7 +15,7 @@ from splitattn.dense.annotated import (
 )
 from splitattn.dense.coco import read_coco
 from splitattn.dense.layout import (
-    accepted_splits,
+    chosen_split,
     hold_out,
     image_files,
     no_split,
@@ -118,17 +118,16 @@ def _mentions(path: Path, *words: bytes) -> bool:
 def _open_coco(root: Path, split: str) -> AnnotatedImages:
     files = {path: _split_of_file(path, root) for path in _coco_files(root)}
     notes = Notes()
-    for name in accepted_splits(split):
+    if name := chosen_split(root, split, files.values()):
         own = [path for path, found in files.items() if found == name]
         if len(own) > 1:
             raise DataError(
                 f"{root} must have one file of the split {name}, got {', '.join(map(str, own))}; "
                 "pass a folder with only one of them"
             )
-        if own:
-            classes, found = read_coco(own[0], _image_folders(own[0], root, name), notes)
-            data = annotated_images(own[0], tuple(classes.values()), found, notes)
-            return replace(data, category_ids=tuple(classes))
+        classes, found = read_coco(own[0], _image_folders(own[0], root, name), notes)
+        data = annotated_images(own[0], tuple(classes.values()), found, notes)
+        return replace(data, category_ids=tuple(classes))
     if [*files.values()] == [None]:
         (path,) = files
         classes, found = read_coco(path, _image_folders(path, root, ""), notes)
@@ -174,8 +173,8 @@ def _xml_files(folder: Path) -> list[Path]:
 
 def _open_voc(root: Path, split: str) -> AnnotatedImages:
     folders = [(name, path) for path, name in split_folders(root).items() if _xml_files(path)]
-    splits = {path: name for name, path in one_of_each(folders).items()}
-    files = {folder: _xml_files(folder) for folder in (root, *splits)}
+    splits = one_of_each(folders)
+    files = {folder: _xml_files(folder) for folder in (root, *splits.values())}
     read = {path: read_voc(path) for paths in files.values() for path in paths}
     # The classes of all splits: a rare one may occur in only one of them.
     names = {name for _, _, objects in read.values() for name, _ in objects}
@@ -200,11 +199,10 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
     undivided = lists.get("trainval") if not {"train", "val"} & {*listed} else None
     if undivided and "test" in listed:  # then test serves as validation
         listed["train"], undivided = undivided, None
-    for name in accepted_splits(split):
-        for folder in (folder for folder, found_split in splits.items() if found_split == name):
+    if name := chosen_split(root, split, {*splits, *listed}):
+        if folder := splits.get(name):
             return annotated_images(folder, classes, found(files[folder], folder), notes)
-        if path := listed.get(name):
-            return annotated_images(path, classes, listed_in(path), notes)
+        return annotated_images(listed[name], classes, listed_in(listed[name]), notes)
     if undivided:
         held = hold_out(listed_in(undivided), split, f"{undivided} is not divided")
         return annotated_images(f"{undivided}: {split}", classes, held, notes)
@@ -212,9 +210,9 @@ def _open_voc(root: Path, split: str) -> AnnotatedImages:
         how = (
             f"rename {next(iter(listed.values()))} to trainval.txt"
             if listed
-            else f"move the images and XML files of {next(iter(splits))} into {root}"
+            else f"move the images and XML files of {next(iter(splits.values()))} into {root}"
         )
-        raise no_split(root, split, [*splits.values(), *listed], how)
+        raise no_split(root, split, [*splits, *listed], how)
     held = hold_out(found(files[root], root), split)
     return annotated_images(f"{root}: {split}", classes, held, notes)
 
@@ -269,22 +267,21 @@ def _open_yolo(root: Path, split: str) -> AnnotatedImages:
         for name, images, labels in paired_folders(root, "labels")
         if name or image_files(images)
     }
-    for name in (*accepted_splits(split), *((None,) if len(splits) == 1 else ())):
-        if name not in splits:
-            continue
-        images, labels = splits[name]
-        classes = _yolo_classes(root)
-        texts, notes = _label_files(labels), Notes()
-        paths = image_files(images)
-        found = [read_yolo(texts.get(path.stem), path, classes) for path in paths]
-        for stem in sorted(texts.keys() - {path.stem for path in paths}):
-            if texts[stem].name not in _CLASS_FILES:
-                notes.add("label files without an image, left out", texts[stem].name)
-        if name:
-            return annotated_images(images, classes, found, notes)
-        held = hold_out(found, split)
-        return annotated_images(f"{images}: {split}", classes, held, notes)
-    raise no_split(root, split, [*filter(None, splits)], undivided_folders("labels"))
+    name = chosen_split(root, split, splits)
+    if name is None and [*splits] != [None]:
+        raise no_split(root, split, [*filter(None, splits)], undivided_folders("labels"))
+    images, labels = splits[name]
+    classes = _yolo_classes(root)
+    texts, notes = _label_files(labels), Notes()
+    paths = image_files(images)
+    found = [read_yolo(texts.get(path.stem), path, classes) for path in paths]
+    for stem in sorted(texts.keys() - {path.stem for path in paths}):
+        if texts[stem].name not in _CLASS_FILES:
+            notes.add("label files without an image, left out", texts[stem].name)
+    if name:
+        return annotated_images(images, classes, found, notes)
+    held = hold_out(found, split)
+    return annotated_images(f"{images}: {split}", classes, held, notes)
 
 
 def _yolo_classes(root: Path) -> tuple[str, ...]:
