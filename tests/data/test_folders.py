@@ -297,12 +297,31 @@ def test_class_folders_beside_the_splits_are_named(
         picture(0, 0).save(_made(root / name) / "0.png")
     assert len(open_data(str(root), "train")) == 3
     assert not caplog.records
-    for index in range(6):
-        picture(0, index).save(_made(root / "tulip", exist_ok=True) / f"{index}.png")
+    picture(0, 0).save(_made(root / "tulip") / "0.png")
     for split in ("train", "val", "train"):
         assert len(open_data(str(root), split)) == 3
     (record,) = caplog.records
     assert record.message == (
-        f"{root}: 1 folder with images is beside the splits and in none of them: tulip/ (6); if a "
+        f"{root}: 1 folder with images is beside the splits and in none of them: tulip/; if a "
         "class is meant, move it there"
     )
+
+
+def test_folders_of_classes_beside_the_splits_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_image_folder(tmp_path, train=1, val=1)
+    # Litter, a link to a split, a link around everything, and images too deep to be a class's.
+    for name in (".cache/rose", "@eaDir/rose", "notes/a/b"):
+        picture(0, 0).save(_made(root / name) / "0.png")
+    (root / "latest").symlink_to("train")
+    (root / "here").symlink_to(".")
+    assert len(open_data(str(root), "train")) == 3
+    assert not caplog.records
+    for name in ("extra/rose", "holdout/tulip"):
+        picture(0, 0).save(_made(root / name) / "0.png")
+    for split in ("train", "val"):
+        assert len(open_data(str(root), split)) == 3
+    (record,) = caplog.records
+    assert "2 folders with images are beside the splits" in record.message
+    assert "in none of them: extra/, holdout/; if a class is meant" in record.message

@@ -109,9 +109,14 @@ def _split_folder(root: Path, split: str) -> Path:
     check_one(found, split)
     if found:
         warn_of_stand_in(root, split, found[0])
-        beside = {name: len(_images_in(root / name)) for name in folders if _may_be_class(name)}
-        if images := {name: count for name, count in beside.items() if count}:
-            _warn_of_images_beside(root, tuple(images.items()))
+        places = {os.path.realpath(root / name) for name in folders if split_of(name)}
+        beside = [
+            name
+            for name in filter(_may_be_class, folders)
+            if os.path.realpath(root / name) not in places and _holds_images(root / name)
+        ]
+        if beside:
+            _warn_of_images_beside(root, tuple(beside))
         return _unwrapped(root / found[0])
     if splits:
         shown = ", ".join(f"{name}/" for name in sorted(splits))
@@ -270,15 +275,27 @@ def _may_be_class(name: str) -> bool:
     return not split_of(name) and not split_mentioned_in(name) and name.lower() not in _PARTS
 
 
+def _holds_images(folder: Path) -> bool:
+    """Whether images lie in `folder` or in its subfolders, which may be classes.
+
+    Only these two levels are read, since the folder may be large and no part of the data.
+    """
+    try:
+        inner = [folder / name for name in folders_in(folder) if _may_be_class(name)]
+        return any(map(_images_in, (folder, *inner)))
+    except OSError:  # no permission
+        return False
+
+
 @cache  # each split is beside the same folders
-def _warn_of_images_beside(root: Path, counts: tuple[tuple[str, int], ...]) -> None:
-    shown = [f"{name}/ ({count})" for name, count in counts[:_SHOWN]]
+def _warn_of_images_beside(root: Path, names: tuple[str, ...]) -> None:
+    shown = [f"{name}/" for name in names[:_SHOWN]]
     logger.warning(
         "%s: %s beside the splits and in none of them: %s%s; if a class is meant, move it there",
         root,
-        "1 folder with images is" if len(counts) == 1 else f"{len(counts)} folders with images are",
+        "1 folder with images is" if len(names) == 1 else f"{len(names)} folders with images are",
         ", ".join(shown),
-        f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "",
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "",
     )
 
 
