@@ -146,6 +146,37 @@ def test_names_after_numbers_or_ids_are_matched_by_name(names: tuple[str, ...]) 
         named(names, outputs)
 
 
+def test_a_part_of_the_classes_may_have_numbers_before_them() -> None:
+    outputs = ("astronaut", "camera", "chelsea", "coffee", "rocket")
+    numbered = tuple(f"{number}_{name}" for number, name in enumerate(outputs))
+    assert match(("3_coffee", "4_rocket"), outputs) == Match(indices=(3, 4), how="name")
+    assert match(("1. Rocket",), outputs) == Match(indices=(4,), how="name")
+    assert match(("rocket", "coffee"), numbered) == Match(indices=(4, 3), how="name")
+    assert match(("7 lesser panda", "8 crane bird"), IMAGENET).indices == (387, 134)
+    with pytest.raises(DataError, match=r"may be 'crane \(bird\)' or 'crane \(machine\)'; rename"):
+        match(("0_crane", "1_espresso"), IMAGENET)
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs"),
+    [
+        (("2 euro",), ("1 euro", "2 dollar", "5 pound")),  # another coin
+        (("10 cents", "20 cents"), ("cents", "euros", "dollars")),  # two classes of one name
+        (("3_coffee", "rocket"), ("coffee", "rocket", "camera")),  # only one has a number
+        (("3_coffee", "4_rockets"), ("coffee", "rocket", "camera")),  # another name
+        (("4_rocket",), ("rocket launcher", "coffee")),  # a longer name
+        (("4_rocket",), ("Rocket", "ROCKET", "coffee")),  # several
+        (("f1 car", "mp3 player"), ("car", "player", "bus")),  # these are no numbers
+        (("nv: nevus",), ("nv", "mel", "bcc")),
+    ],
+)
+def test_a_part_of_the_classes_is_not_matched_by_chance(
+    names: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
+    with pytest.raises(DataError, match="classes must be among the model's"):
+        match(names, outputs)
+
+
 def test_names_beside_the_classes_are_matched_both_ways() -> None:
     """A network that learned from such a list is measured on data without it."""
     classes = ("akiec", "basal cell", "nv")

@@ -106,15 +106,14 @@ def match_names(names: Sequence[str], outputs: Sequence[str]) -> Match | None:
     Raises:
         DataError: a name may mean several of the outputs.
     """
-    for how, key in _KEYS:
-        if (found := _by_key(names, outputs, key)) is not None:
-            return Match(indices=found, how=how)
-    if (found := _by_key(names, _lemmas(outputs), first_lemma)) is not None:
-        _check_one_meaning(names, outputs, found)
-        return Match(indices=found, how="lemma")
-    ids, output_ids = _ids(names), _ids(outputs)
-    if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:
-        return Match(indices=found, how="wordnet")
+    # Numbers are left out on one side only, since `2 euro` is not `1 euro`.
+    for ours, theirs in (
+        (names, outputs),
+        (_without_numbers(names), outputs),
+        (names, _without_numbers(outputs)),
+    ):
+        if ours and theirs and (whole := _match_whole_names(ours, theirs)):
+            return whole
     # With only a part of the classes, what follows may be chance.
     if len(names) != len(outputs) or are_numbers(names) or are_numbers(outputs):
         return None
@@ -127,6 +126,25 @@ def match_names(names: Sequence[str], outputs: Sequence[str]) -> Match | None:
             if (found := _by_key(ours, theirs, spelled)) is not None:
                 return Match(indices=found, how="name")
     return None
+
+
+def _match_whole_names(names: Sequence[str], outputs: Sequence[str]) -> Match | None:
+    for how, key in _KEYS:
+        if (found := _by_key(names, outputs, key)) is not None:
+            return Match(indices=found, how=how)
+    if (found := _by_key(names, _lemmas(outputs), first_lemma)) is not None:
+        _check_one_meaning(names, outputs, found)
+        return Match(indices=found, how="lemma")
+    ids, output_ids = _ids(names), _ids(outputs)
+    if ids and output_ids and (found := _by_key(ids, output_ids, str)) is not None:
+        return Match(indices=found, how="wordnet")
+    return None
+
+
+def _without_numbers(names: Sequence[str]) -> list[str] | None:
+    """`rocket` for `4_rocket`, if numbers begin all of the names, otherwise None."""
+    parts = [split_id(name) for name in names]
+    return [name for _, name in parts] if all(number.isdigit() for number, _ in parts) else None
 
 
 def _check_one_meaning(names: Sequence[str], outputs: Sequence[str], found: Sequence[int]) -> None:
