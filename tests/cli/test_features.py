@@ -51,6 +51,16 @@ def test_each_image_has_a_line_of_features(
         np.testing.assert_array_equal(stored["features"], [expected] * 2)
 
 
+def test_a_file_without_an_ending_has_lines_as_stdout_has(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "chelsea.png"
+    Image.fromarray(skimage.data.chelsea()).save(path)
+    assert call(path, "--weights", weights) == 0
+    assert call(path, "--weights", weights, "--output", tmp_path / "found") == 0
+    assert (tmp_path / "found").read_text() == capsys.readouterr().out
+
+
 def test_a_picture_on_stdin_has_features(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -94,7 +104,7 @@ def test_features_that_are_not_finite_are_an_error_of_their_image(
     ("arguments", "message"),
     [
         ([], "features needs images, got none"),
-        (["x.png", "--output", "x.csv"], "--output must end in .npz, .json or .jsonl, got x.csv"),
+        (["x.png", "--output", "x.csv"], ".npz, .json, .jsonl or have no ending, got x.csv"),
         (["x.png", "--weights", "x.onnx"], "'x.onnx' is neither a tag of any model nor a file"),
         (["x.png", "--output", "x.npz"], "features needs images that can be read, got none"),
     ],

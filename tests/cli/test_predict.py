@@ -292,7 +292,7 @@ def test_an_output_with_an_unknown_suffix_is_refused_unless_a_format_is_given(
 ) -> None:
     answer = predict(photos, "--output", tmp_path / "labels.xlsx")
     assert answer.status == 2
-    assert "--output must end in .json, .jsonl, .csv, .txt, got" in answer.err
+    assert "--output must end in .json, .jsonl, .csv, .txt or have no ending, got" in answer.err
     assert not (tmp_path / "labels.xlsx").exists()
     assert predict(photos, "--output", tmp_path / "a.tsv", "--format", "csv").status == 0
     assert (tmp_path / "a.tsv").read_text().startswith("path,rank,")

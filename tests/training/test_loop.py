@@ -467,7 +467,9 @@ def test_data_that_does_not_fit_is_refused_before_training(task: Classification,
         train(network(), task, replace(run, recipe=replace(RECIPE, batch_size=512)))
     other = replace(task.val, classes=("blue", "green", "yellow"))
     with pytest.raises(
-        DataError, match="got 'red' only in train and 'yellow' only in val; use the"
+        DataError,
+        match="got 'red' only in train and 'yellow' only in val; use the same names in both; where "
+        "a class has no images, an empty folder will do",
     ):
         train(network(), replace(task, val=other), run)
     turned = replace(task.val, classes=task.val.classes[::-1])

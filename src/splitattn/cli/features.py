@@ -44,10 +44,8 @@ def features(
     Exit status 1 if some images could not be used; the others have their features all the same.
     """
     paths = check_given("features", paths)
-    check_output(output)
-    ending = output.suffix.lower() if output else _LINES[0]
-    if ending not in (_ARRAYS, *_LINES):
-        raise InputError(f"--output must end in {_ARRAYS}, {' or '.join(_LINES)}, got {output}")
+    check_output(output, endings=(_ARRAYS, *_LINES))
+    arrays = output is not None and output.suffix.lower() == _ARRAYS
     from splitattn.cli.progress import counting, downloading, starting
 
     with starting("opening the network"), downloading() as progress:
@@ -66,19 +64,19 @@ def features(
     results = extractor.stream(map(source_of, named), batch_size=batch_size, workers=workers)
     found: list[tuple[str, Features]] = []
     done = failed = 0
-    lines = None if ending == _ARRAYS else output
+    lines = None if arrays else output
     with closing(results), counting() as count, writing(lines) as write:
         for name, result in zip(names, results, strict=True):
             done += 1
             failed += isinstance(result, ImageError)
-            if ending != _ARRAYS:
+            if not arrays:
                 write(_line(name, result, extractor.model, extractor.weights))
             elif isinstance(result, ImageError):
                 say(f"error: {result}")
             else:
                 found.append((name, result))
             count(1, None)
-    if output and ending == _ARRAYS:
+    if output and arrays:
         _write_arrays(found, output)
     if failed:
         say(f"{failed} of {done} images have no features")

@@ -33,7 +33,8 @@ def check_output(
     if output == Path("-"):  # stdout, where it is allowed
         raise InputError(f"{option} must be a file here, got -: name one")
     if output is not None and endings and output.suffix.lower() not in ("", *endings):
-        raise InputError(f"{option} must end in {', '.join(endings)}, got {output}")
+        known = ", ".join(endings)
+        raise InputError(f"{option} must end in {known} or have no ending, got {output}")
     if output is not None and not is_file(output) and os.path.exists(output):  # noqa: PTH110
         raise InputError(f"{option} must be a file, got {output}, a folder or device")
     if output is not None:

@@ -54,7 +54,9 @@ class Classification(ImageTask[Batch]):
                 f"training needs at least two classes, got only {', '.join(train.classes)!r}; "
                 f"put the images of each class into a folder of its own, directly in {train.origin}"
             )
-        check_same(train.classes, val.classes, "a class without images may be an empty folder")
+        check_same(
+            train.classes, val.classes, "where a class has no images, an empty folder will do"
+        )
         if train.classes != val.classes:
             raise DataError(
                 "train and val must have their classes in the same order, got two orders; list "
