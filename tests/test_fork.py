@@ -90,7 +90,7 @@ def predict_and_train_in_fork(folder: Path) -> tuple[tuple[int, ...], bool]:
 
 
 def test_after_its_parent_has_predicted_a_forked_process_can_train(tmp_path: Path) -> None:
-    # In a new process: PyTorch lets no fork of one that has trained, as other tests do, train.
+    # In a new process: some tests start autograd's own threads, after which no fork may train.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         shape, trained = pool.submit(predict_and_train_in_fork, tmp_path).result(60)
     assert shape == (4, 3)
