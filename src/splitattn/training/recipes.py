@@ -76,7 +76,8 @@ class Recipe:
         cutmix_alpha: parameter of cutmix's Beta distribution; 0 is off. If both are on, each step
             uses one of them with equal probability.
         train_size: side of the training crops in the last epochs, in pixels.
-        first_train_size: side in the first epoch; it grows linearly, in steps of 8 pixels.
+        first_train_size: side in the first epoch; it grows linearly, in steps of 8 pixels. If only
+            `train_size` is set, below it, it shrinks in proportion.
         test_size: side of the images in validation, in pixels.
         test_crop_fraction: side of the center crop in validation, as a share of the image's shorter
             side. None takes the value of the weights to start from, or of the teacher, here and
