@@ -146,6 +146,8 @@ FAULTS: list[tuple[str, str, bytes, str, int, str]] = [
     ("POST", "/v1/predict", b"{}", "application/json", 400, "must hold an image"),
     ("POST", "/v1/predict", b'{"url": "x"}', "application/json", 400, "image or images"),
     ("POST", "/v1/predict", b'{"image": 3}', "application/json", 400, "must be base64 text"),
+    ("POST", "/v1/predict", b'{"image": "/9k"}', "application/json", 400, "text that is not"),
+    ("POST", "/v1/predict", b'{"image": "a b="}', "application/json", 400, "text that is not"),
     ("POST", "/v1/predict", b'{"image": "http://10.0.0.1/"}', "application/json", 400, "a URL"),
     ("POST", "/v1/predict", b'{"image": "file:///etc/passwd"}', "application/json", 400, "a URL"),
     ("POST", "/v1/predict", b"x", "multipart/form-data", 400, "boundary"),

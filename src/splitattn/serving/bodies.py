@@ -1,7 +1,6 @@
 """Reads the images of request bodies: an image file, a multipart form, or base64 in JSON."""
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -142,8 +141,8 @@ def decoded(text: object) -> bytes | RequestError:
         return bad_request("an image must be base64 text, got a URL, which is never fetched")
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return bad_request("an image must be base64 text, got other characters")
+    except ValueError as error:
+        return bad_request(f"an image must be base64 text, got text that is not: {error}")
 
 
 class _Form:
