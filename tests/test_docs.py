@@ -1,5 +1,6 @@
 """The examples of the site's pages work. Building the site runs the guide and checks references."""
 
+import ast
 import re
 import shlex
 import tomllib
@@ -302,6 +303,17 @@ def test_examples_with_a_hub_do_what_they_say(hub: Hub) -> None:
     pushed = hub.repositories["owner/name"]["main"]
     assert pushed["model.safetensors"] == files["model.safetensors"]
     assert "hf-hub:owner/name" in pushed["README.md"].decode()
+
+
+def test_examples_can_be_pasted_into_pythons_prompt() -> None:
+    """There, until Python 3.12, a blank line ends a loop or a `with`, and nothing else does."""
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for page in (readme, *PAGES.values()):
+        for block in (*blocks(page, "python"), *blocks(page, "py")):
+            lines = ["", *block.splitlines()]
+            for statement in ast.parse(block).body:
+                after = lines[statement.end_lineno + 1 :][:1]
+                assert not hasattr(statement, "body") or after in ([], [""]), after
 
 
 def test_every_python_example_is_tested() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from splitattn.cli.progress import (
     exporting,
     shards_progress,
     starting,
+    telling,
     training_progress,
 )
 from splitattn.training.task import Epoch, Figure, Step
@@ -210,6 +212,17 @@ def test_unbuffered_stderr_stays_so(unbuffered: bool) -> None:
         check=True,
     )
     assert done.stderr == ("no end of a line" if unbuffered else "")
+
+
+def test_in_a_file_a_long_step_is_told_every_half_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with telling() as tell:
+        for now in range(0, 70, 5):
+            tell(f"round {now}")
+    assert capsys.readouterr().err == "round 5\nround 35\nround 65\n"
 
 
 def test_an_export_counts_images_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,6 +265,21 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def test_weights_of_an_unfinished_training_are_used_with_a_warning(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve(None, run)
+    resolve(None, run)
+    write_checkpoint(run / "best.safetensors", TENSORS, METADATA)
+    resolve(None, run)
+    write_checkpoint(run / "model.safetensors", TENSORS, METADATA)
+    resolve(None, run)
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "last.pt is used",
+        "best.safetensors is used",
+    ]
+
+
 def test_a_trainings_folder_is_weights_the_best_file_first(run: Path) -> None:
     for name in ("last.pt", "best.safetensors", "model.safetensors"):
         if name != "last.pt":

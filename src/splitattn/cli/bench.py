@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +77,7 @@ def bench(
         memory=memory,
     )
     say(_announcement(plan, expected_seconds(plan)))
-    with telling(shown=sys.stderr.isatty()) as tell:
+    with telling() as tell:
         peaks, rows = measure(plan, on_step=tell)
     if as_json:
         report = {
@@ -98,7 +97,8 @@ def _announcement(plan: "Plan", seconds: float) -> str:
     lines = counted(len(plan.rungs()), "line")
     minutes = counted(math.ceil(seconds / 60), "minute")
     return (
-        f"measuring {lines} at batch {batches}, {plan.rounds} rounds each{memory}: about {minutes}"
+        f"measuring {lines} at batch {batches}, {plan.rounds} rounds each{memory}: "
+        f"about {minutes} if nothing else runs"
     )
 
 

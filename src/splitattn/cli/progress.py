@@ -304,12 +304,14 @@ def downloading() -> Iterator["Download"]:
 
 
 @contextmanager
-def telling(*, shown: bool) -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done. The next one replaces it."""
+def telling() -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done, replaced by the next; in a file, one per half minute."""
     from rich.markup import escape
 
-    console = _console(quiet=not shown)
-    with console.status("") as status:
+    if not sys.stderr.isatty():
+        yield _Throttled().say
+        return
+    with _console().status("") as status:
         yield lambda what: status.update(escape(what))
 
 

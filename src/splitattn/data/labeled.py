@@ -278,7 +278,7 @@ def _match_list(names: tuple[str, ...], listed: ClassList) -> Match:
             match(names, ids)  # raises if only some are the data set's
         logger.warning(
             "the class names in %s are not those of the data set: matched by their order, %r is "
-            "%r; to be sure, begin each line with the name in the data set, such as '%s: ...'",
+            "%r; to be sure, begin each name with the data set's own, such as '%s: ...'",
             listed.origin,
             names[0],
             listed.names[0],

@@ -1,15 +1,20 @@
 """Finds the file of weights in a folder."""
 
+import logging
 import re
+from functools import cache
 from pathlib import Path
 
 from splitattn.errors import WeightsError
 from splitattn.files import exists, is_folder
 
+logger = logging.getLogger(__name__)
+
 # Names that `save_pretrained` and repositories on the hub use, best first.
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
-# Then those of a training that has not finished.
-_NAMES = (*WEIGHTS_NAMES, "best.safetensors", "last.pt")
+# Those of a training that has not finished.
+_UNFINISHED_NAMES = ("best.safetensors", "last.pt")
+_NAMES = (*WEIGHTS_NAMES, *_UNFINISHED_NAMES)
 # Suffixes of other trainers' files, and the name of a shard of one.
 _SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".pth.tar", ".bin")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
@@ -32,12 +37,24 @@ def best_in(folder: Path) -> Path:
     """
     for name in _NAMES:
         if exists(folder / name):
+            if name in _UNFINISHED_NAMES:
+                _warn_of_unfinished(folder / name)
             return folder / name
     if not is_folder(folder):
         raise WeightsError(f"{folder} must be a folder with weights: there is no such folder")
     raise WeightsError(
         f"{folder} must be a folder with {' or '.join(_NAMES)}, and has none of them"
         f"{_advice(folder)}"
+    )
+
+
+@cache  # a command opens the same folder several times
+def _warn_of_unfinished(path: Path) -> None:
+    logger.warning(
+        "%s has no %s, as if its training has not finished: %s is used",
+        path.parent,
+        WEIGHTS_NAMES[0],
+        path.name,
     )
 
 
