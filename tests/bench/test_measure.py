@@ -5,7 +5,9 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -277,12 +279,24 @@ def test_an_engine_with_a_file_format_has_lines_without_being_named(
     assert row.difference < 1e-5
 
 
+def test_the_verb_says_in_its_answer_that_it_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop_soon(asked: Plan, **more: Any) -> object:
+        return measure(replace(asked, batch_sizes=(1,)), **more)
+
+    monkeypatch.setattr("splitattn.bench.measure.measure", stop_soon)
+    bench("--json", "--batch-size=2", status=130)
+    assert json.loads(capsys.readouterr().out)["stopped"] is True
+
+
 def test_the_verb_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     bench("--json")
     out, err = capsys.readouterr()
     announced = "measuring 1 line at batch 1, 2 rounds each: about 1 minute if nothing else runs"
     assert err.splitlines()[0] == announced
     report = json.loads(out)
+    assert report["stopped"] is False
     (row,) = report["rows"]
     assert row["median"] == pytest.approx(sum(row["milliseconds"]) / 2)
     assert torch.__version__.startswith(report["environment"]["torch"])
@@ -301,12 +315,12 @@ def test_the_verb_prints_a_line_for_each_rung(
     assert max(map(len, out.splitlines())) <= 80
 
 
-def bench(*options: str) -> None:
+def bench(*options: str, status: int = 0) -> None:
     numbers = ["--size=32", "--rounds=2", "--batch-size=1"]
     switches = ["--only=torch fp32"]
     with pytest.raises(SystemExit) as leaving:
         main(["bench", "--model=resnest26_tiny", *numbers, *switches, *options])
-    assert leaving.value.code in (0, None)
+    assert (leaving.value.code or 0) == status
 
 
 @pytest.mark.parametrize(

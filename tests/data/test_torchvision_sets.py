@@ -58,6 +58,21 @@ def test_a_torchvision_data_set_may_call_its_splits_otherwise(
     assert caplog.messages == ["Food101 has no split val: test is used instead"]
 
 
+def test_a_validation_split_that_cannot_be_downloaded_is_not_replaced_by_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreachable(_Local):
+        def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+            if split == "val":
+                raise OSError("connection reset")
+            super().__init__(root, split, download)
+
+    monkeypatch.setenv("SPLITATTN_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets, "Food101", Unreachable)
+    with pytest.raises(DataError, match="cannot open Food101, split 'val': connection reset"):
+        open_data("torchvision:Food101", "val")
+
+
 def test_small_data_sets_that_the_guide_names_open_as_torchvision_stores_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

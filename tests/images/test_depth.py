@@ -335,6 +335,7 @@ def test_the_order_of_bytes_in_an_array_does_not_matter(dtype: str) -> None:
         ((16383, 4095), [16383, 4095]),
         ((65535, 65535), []),  # what most files mean
         ((65535, 4095), [4095]),
+        ((65535, 255), [255]),
         ((4095, 65535), [4095, 65535]),  # two scales in one data set
     ],
 )

@@ -235,9 +235,12 @@ def _connected(cluster: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, RayError) as error:
         # A cluster does not say that a token is missing; Ray's client then waits in vain.
         advice = _TOKEN if found or cluster.startswith(_CLIENT) else ""
-        raise ClusterError(
-            f"cluster must be one that answers, got {cluster}: {_reason(error):.200}{advice}"
-        ) from error
+        what = (
+            "Ray cannot be started here"
+            if cluster == RAY
+            else f"cluster must be one that answers, got {cluster}"
+        )
+        raise ClusterError(f"{what}: {_reason(error):.200}{advice}") from error
     try:
         yield
     finally:
@@ -277,12 +280,13 @@ def _try_noted_address() -> bool:
     if address in ("", AUTO):
         return False
     try:
-        return _try_port(address)
+        _try_port(address)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"no Ray cluster answers at {address}, which {where} says: {_reason(error):.200}; "
             f"{fix}, start the cluster, or name another one with --cluster"
         ) from error
+    return True
 
 
 def _reason(error: Exception) -> str:

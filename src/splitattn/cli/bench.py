@@ -79,9 +79,13 @@ def bench(
     say(_announcement(plan, expected_seconds(plan)))
     with telling() as tell:
         peaks, rows = measure(plan, on_step=tell)
+    stopped = any(len(row.milliseconds) < plan.rounds for row in rows) or len(
+        {row.batch_size for row in rows}
+    ) < len({*plan.batch_sizes})
     if as_json:
         report = {
             "plan": asdict(plan),
+            "stopped": stopped,
             "environment": describe(),
             "peaks": asdict(peaks),
             "rows": [_as_dict(row) for row in rows],
@@ -89,6 +93,8 @@ def bench(
         typer.echo(json.dumps(report))
     else:
         _print_table(peaks, rows)
+    if stopped:
+        raise typer.Exit(130)
 
 
 def _announcement(plan: "Plan", seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitattn.data.labeled import LabeledImages
@@ -57,19 +56,23 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
     download = not offline()
     if "split" not in parameters:
         check_is_split(split)
-    refusals: list[tuple[str, Exception]] = []
     # Data sets name their splits differently. Oxford-IIIT Pet has trainval and no train.
     undivided = ("trainval",) if split_of(split) == "train" else ()
+    refusal: Exception | None = None
     for alias in (*split_names(split), *undivided):
         wanted = {"download": download, "train": split_of(split) == "train", "split": alias}
         arguments = {key: value for key, value in wanted.items() if key in parameters}
         try:
             dataset = factory(str(folder), **arguments)
             break
+        except ValueError as error:  # it has no split of this name
+            refusal = refusal or error
         except Exception as error:
-            refusals.append((alias, error))
+            advice = "check the network" if download else "unset SPLITATTN_OFFLINE to download it"
+            advice = f"; {advice}, or put its files into {folder}"
+            raise _not_opened(name, alias, error, advice) from error
     else:
-        raise _not_opened(name, split, refusals, folder, download=download) from refusals[-1][1]
+        raise _not_opened(name, split, refusal) from refusal
     if "split" in parameters:
         warn_of_stand_in(name, split, alias)
     elif "train" in parameters and not wanted["train"]:
@@ -92,24 +95,6 @@ def open_torchvision(name: str, split: str) -> LabeledImages:
     )
 
 
-def _not_opened(
-    name: str,
-    split: str,
-    refusals: Sequence[tuple[str, Exception]],
-    folder: Path,
-    *,
-    download: bool,
-) -> DataError:
-    """The error for a data set that cannot be opened.
-
-    Args:
-        refusals: the names of the split that were tried, each with its error. It is a `ValueError`
-            if the data set has no split of that name.
-    """
-    had = next(((a, e) for a, e in refusals if not isinstance(e, ValueError)), None)
-    alias, error = had or (split, refusals[0][1])
+def _not_opened(name: str, split: str, error: Exception | None, advice: str = "") -> DataError:
     reason = " ".join(str(error).split()).removesuffix(".")
-    if had:
-        advice = "check the network" if download else "unset SPLITATTN_OFFLINE to download it"
-        reason += f"; {advice}, or put its files into {folder}"
-    return DataError(f"torchvision cannot open {name}, split {alias!r}: {reason}")
+    return DataError(f"torchvision cannot open {name}, split {split!r}: {reason}{advice}")

@@ -357,7 +357,7 @@ def create_detector(
     ):
         raise InputError(
             f"channels must be a multiple of {GROUPS} from {_FEWEST_CHANNELS} to "
-            f"{_MOST_CHANNELS}, got {channels}"
+            f"{_MOST_CHANNELS}, got {channels!r}"
         )
     check_box_head(head, box_head)
     backbone, left_out = backbone_and_rest(

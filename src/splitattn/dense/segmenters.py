@@ -235,7 +235,9 @@ def create_segmenter(
     if not 1 <= num_classes <= 255:
         raise InputError(f"num_classes must be 1 to 255, got {num_classes}")
     if type(channels) is not int or not _FEWEST_CHANNELS <= channels <= _MOST_CHANNELS:
-        raise InputError(f"channels must be {_FEWEST_CHANNELS} to {_MOST_CHANNELS}, got {channels}")
+        raise InputError(
+            f"channels must be {_FEWEST_CHANNELS} to {_MOST_CHANNELS}, got {channels!r}"
+        )
     backbone, left_out = backbone_and_rest(
         model,
         weights=weights,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from splitattn import distributed
 from splitattn.data.loading import epoch_batches
 from splitattn.dense.resizing import Sides
-from splitattn.errors import DataError, InputError
+from splitattn.errors import DataError, InputError, counted
 from splitattn.images.decode import RGB
 from splitattn.training.recipes import Recipe
 from splitattn.training.run import Run
@@ -153,12 +153,15 @@ class DenseTask(Task[Batch], Generic[Batch, Data]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """For the report: what was left out of the data, and training images that are unreadable.
+        """For the report: what was left out of the data, and how many training images at decoding.
 
         Those of the validation split are in the measurement.
         """
-        unreadable = [line for line, split in self._unreadable.lines.items() if split == "train"]
-        return (*self.train.notes, *self.val.notes, *unreadable)
+        notes = (*self.train.notes, *self.val.notes)
+        count = [*self._unreadable.lines.values()].count("train")
+        if not count:
+            return notes
+        return (*notes, f"{counted(count, 'training image')} unreadable, see unreadable.txt")
 
     def head_facts(self, recipe: Recipe) -> dict[str, Any]:  # noqa: ARG002
         """Further entries of the result's metadata about its head."""

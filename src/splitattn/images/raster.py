@@ -164,7 +164,7 @@ class Raster:
             repeated += int((lower == values >> bits).sum())
             unscaled = (values * largest + 32767) // 65535
             rounded += int((values == (unscaled * 65535 + largest // 2) // largest).sum())
-            above += int((values > largest).sum())
+            above += int(((values > largest) & (values < 65535)).sum())  # 65535 may mean saturated
             pixels += values.size
         scaled = max(shifted, repeated, rounded) > _MOST * pixels
         return 65535.0 if scaled or above > pixels / _OVEREXPOSED else float(largest)
@@ -237,14 +237,14 @@ _seen_whites: set[float] = set()
 
 
 def _say_white(white: float, name: str) -> None:
-    """Log a white that was inferred from pixels, unless it is usual and no other came before.
+    """Log a white that was inferred from pixels, unless it is usual and the first.
 
     Once for each value, not for every image of a data set.
     """
     if white in _seen_whites:
         return
     _seen_whites.add(white)
-    if _seen_whites <= _USUAL_WHITES:
+    if len(_seen_whites) == 1 and white in _USUAL_WHITES:
         return
     logger.warning(
         "%s does not state which value is white, its pixels suggest %g; set white_level "

@@ -165,8 +165,9 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
         values["warmup_epochs"] = recipe.warmup_epochs * epochs / recipe.epochs
     first, size = recipe.first_train_size, values.get("train_size", recipe.train_size)
     if "first_train_size" not in values and first is not None and 32 <= size < first:
-        # So does the first size, in steps of 8 pixels, if all training images are smaller.
-        values["first_train_size"] = max(32, 8 * round(first * size / recipe.train_size / 8))
+        # So does the first size, in steps of 8 pixels, if the last is now below it.
+        shrunk = 8 * round(first * size / recipe.train_size / 8)
+        values["first_train_size"] = min(size, max(32, shrunk))
     return replace(recipe, **values)
 
 

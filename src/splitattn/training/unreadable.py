@@ -96,3 +96,4 @@ class Unreadable:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
         self.lines, self.in_train = dict(state["lines"]), int(state["in_train"])
+        self._told = 0
