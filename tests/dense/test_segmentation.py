@@ -596,8 +596,9 @@ def test_a_file_keeps_its_output_stride_and_channels(
 
 def test_training_images_that_cannot_be_read_are_in_the_report(tmp_path: Path) -> None:
     task = make_mask_task(tmp_path, train=2, val=1)
-    assert task.note_train(["a.png: the image is damaged"]) == 1
-    assert task.notes == ("a.png: the image is damaged",)
+    assert task.notes == ()
+    assert task.note_train(["a.png: the image is damaged", "b.png: no such file"]) == 2
+    assert task.notes == ("2 training images unreadable, see unreadable.txt",)
 
 
 def test_heads_name_the_task(tmp_path: Path) -> None:
