@@ -36,9 +36,9 @@ from splitattn.bulk.listing import Entry, list_images, version_of
 from splitattn.bulk.plan import Plan, Run, ShardReport, read_run, write_manifest
 from splitattn.bulk.shards import ShardLabeler, TooManyErrorsError
 from splitattn.bulk.stores import StoreError, open_store, read_object
-from splitattn.bulk.summary import BulkReport
+from splitattn.bulk.summary import BulkReport, Totals
 from splitattn.cli import main
-from splitattn.cli.bulk import summary_text
+from splitattn.cli.bulk import error_lines, summary_text
 from splitattn.errors import DataError, ImageError, InputError, one_line
 from splitattn.images.decode import decode
 from splitattn.images.preprocess import preprocess
@@ -109,9 +109,11 @@ def test_a_folder_becomes_parts_of_the_given_size(
     ((kind, errors),) = report.error_kinds.items()
     assert re.fullmatch(r"expected an image \(JPEG, .*\), got something else", kind)
     assert errors == 1
+    assert report.error_paths == {kind: [str(photos / "broken.jpg")]}
     assert [(shard.images, of) for shard, of in told] == [(4, 3), (4, 3), (3, 3)]
     page = (target / "summary.html").read_text("utf-8")
     assert "10 labeled, 1 error, in 3 parts." in page
+    assert f'<td class="paths">{photos / "broken.jpg"}</td>' in page
     assert page.count("data:image/jpeg;base64,") == 10
 
 
@@ -157,6 +159,42 @@ def test_a_bucket_that_is_busy_is_labeled_all_the_same(
         "out: 11 images in 3 parts, 1 error, all listed and labeled before; see summary.html there"
     )
     assert " images/s; see summary.html" in summary_text("out", report)
+    ((kind, _),) = report.error_kinds.items()
+    first = f"{scheme}://{BUCKET}/in/broken.jpg"
+    assert list(error_lines(again)) == [f"error: 1 image, the first {first}: {kind}"]
+
+
+def test_three_images_of_each_error_are_kept_and_five_errors_are_told() -> None:
+    totals = Totals()
+    for number in range(2):
+        kinds = {f"fault {letter}": 2 for letter in "abcdefg"}
+        totals.add(
+            ShardReport(
+                number=number,
+                images=20,
+                labeled=20,
+                errors=14,
+                classes={},
+                error_kinds=kinds,
+                error_paths={kind: [f"{number}/{i}" for i in range(2)] for kind in kinds},
+                examples=[],
+            )
+        )
+    assert totals.error_paths["fault g"] == ["0/0", "0/1", "1/0"]
+    report = BulkReport(
+        images=40,
+        errors=28,
+        shards=2,
+        labeled_now=40,
+        seconds=1.0,
+        classes={},
+        error_kinds=dict(totals.error_kinds.most_common()),
+        error_paths=totals.error_paths,
+    )
+    lines = list(error_lines(report))
+    assert lines[0] == "error: 4 images, the first 0/0: fault a"
+    assert len(lines) == 6
+    assert lines[-1] == "error: 2 more kinds of errors: see summary.html"
 
 
 def test_many_objects_are_read_at_once(

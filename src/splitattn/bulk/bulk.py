@@ -173,6 +173,7 @@ def label_bulk(
         seconds=time.monotonic() - started,
         classes=dict(totals.classes.most_common()),
         error_kinds=dict(totals.error_kinds.most_common()),
+        error_paths=totals.error_paths,
     )
     store.write(SUMMARY, page(report, totals, run.preprocessing.white_level).encode())
     store.write(SUCCESS, b"")

@@ -38,6 +38,7 @@ class ShardReport:
         errors: how many have no labels.
         classes: images by their most probable class.
         error_kinds: images by what was wrong with them, without names and numbers.
+        error_paths: of each of these kinds, the first images in the listing, at most three.
         examples: a random number, path, label and probability of images chosen by the lowest of
             these numbers.
     """
@@ -49,6 +50,7 @@ class ShardReport:
     classes: dict[str, int]
     error_kinds: dict[str, int]
     examples: list[tuple[float, str, str, float]]
+    error_paths: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EXAMPLES = 24
+ERROR_PATHS = 3  # of each kind of error
 _LEAST_READERS = 16
 # So few errors are never too many, whatever their share.
 _FEW_ERRORS = 10
@@ -131,10 +132,14 @@ class ShardLabeler:
         )
         chosen = [entries[index] for index in wrong]
         results = self._results(chosen)  # `chosen` now has the size and etag of what was read
-        errors = [result for result in results if isinstance(result, ImageError)]
+        errors = [
+            (one_line(entry.name), result)
+            for entry, result in zip(chosen, results, strict=True)
+            if isinstance(result, ImageError)
+        ]
         table = pa.Table.from_pylist(list(map(_row, chosen, results)), schema)
         if before is None:
-            first = next(iter(errors), "none")
+            first = errors[0][1] if errors else "none"
             where = (
                 f"in {part_name(number)}: fix the images, or raise most_errors (--most-errors); "
                 f"the first: {first}"
@@ -235,11 +240,18 @@ def _row(entry: Entry, result: dict[str, Any] | ImageError) -> dict[str, Any]:
 
 
 def _report(
-    number: int, table: "pa.Table", errors: Iterable[ImageError], *, labeled: int
+    number: int, table: "pa.Table", errors: Iterable[tuple[str, ImageError]], *, labeled: int
 ) -> ShardReport:
-    """The report of a part, from which it is known without reading its rows."""
+    """The report of a part, from which it is known without reading its rows.
+
+    Args:
+        errors: path and error of each image that has no labels.
+    """
     import pyarrow.compute as pc
 
+    paths_of: dict[str, list[str]] = {}
+    for path, error in errors:
+        paths_of.setdefault(_kind(error), []).append(path)
     first = [pc.list_slice(table[name], 0, 1).to_pylist() for name in ("labels", "probabilities")]
     chance = Random(number)
     named = [
@@ -253,7 +265,8 @@ def _report(
         labeled=labeled,
         errors=len(table) - table["error"].null_count,
         classes=Counter(label for _, _, label, _ in named),
-        error_kinds=Counter(map(_kind, errors)),
+        error_kinds={kind: len(paths) for kind, paths in paths_of.items()},
+        error_paths={kind: paths[:ERROR_PATHS] for kind, paths in paths_of.items()},
         examples=nsmallest(EXAMPLES, named),
     )
 

@@ -1,13 +1,13 @@
 """The result of a run: counts of all parts, and a page with examples."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from heapq import nsmallest
 from html import escape
 
 from splitattn.bulk.plan import ShardReport
-from splitattn.bulk.shards import EXAMPLES
+from splitattn.bulk.shards import ERROR_PATHS, EXAMPLES
 from splitattn.bulk.stores import StoreError, is_bucket, read_object
 from splitattn.errors import ImageError, counted
 from splitattn.images.decode import decode_reduced
@@ -31,6 +31,7 @@ class BulkReport:
         seconds: how long this call took, without listing.
         classes: images by their most probable class.
         error_kinds: images by what was wrong with them, without names and numbers.
+        error_paths: of each of these kinds, up to three images.
     """
 
     images: int
@@ -40,6 +41,7 @@ class BulkReport:
     seconds: float
     classes: dict[str, int]
     error_kinds: dict[str, int]
+    error_paths: dict[str, list[str]]
 
     @property
     def rate(self) -> float:
@@ -51,7 +53,7 @@ class Totals:
     """Counts of all parts, added one by one; memory does not grow with their number.
 
     Attributes:
-        images, errors, classes, error_kinds: see `BulkReport`.
+        images, errors, classes, error_kinds, error_paths: see `BulkReport`.
         examples: of all parts, see `ShardReport`.
     """
 
@@ -59,6 +61,7 @@ class Totals:
         self.images = self.errors = 0
         self.classes: Counter[str] = Counter()
         self.error_kinds: Counter[str] = Counter()
+        self.error_paths: dict[str, list[str]] = {}
         self.examples: list[tuple[float, str, str, float]] = []
 
     def add(self, shard: ShardReport) -> None:
@@ -67,6 +70,9 @@ class Totals:
         self.errors += shard.errors
         self.classes.update(shard.classes)
         self.error_kinds.update(shard.error_kinds)
+        for kind, paths in shard.error_paths.items():
+            known = self.error_paths.setdefault(kind, [])
+            known += paths[: ERROR_PATHS - len(known)]
         self.examples = nsmallest(EXAMPLES, [*self.examples, *shard.examples])
 
 
@@ -85,7 +91,8 @@ def page(report: BulkReport, totals: Totals, white_level: float | None) -> str:
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
 body {{ max-width: 70rem; margin: 2rem auto; padding: 0 1rem }}
-td {{ padding: 0 1rem 0 0 }} td:last-child {{ text-align: right }}
+td {{ padding: 0 1rem 0 0; vertical-align: top }} td.number {{ text-align: right }}
+td.paths {{ font-size: .8rem; overflow-wrap: anywhere }}
 .examples {{ display: flex; flex-wrap: wrap; gap: 1rem }}
 figure {{ margin: 0; width: {_THUMBNAIL}px; overflow-wrap: anywhere; font-size: .8rem }}
 img {{ max-width: 100% }}
@@ -94,7 +101,7 @@ img {{ max-width: 100% }}
 <p>{report.images - report.errors:,} labeled, {errors}, in {parts}.
 {_pace(report)}</p>
 <h2>Classes</h2>{_table(totals.classes, _SHOWN_CLASSES)}
-<h2>Errors</h2>{_table(totals.error_kinds, _SHOWN_ERRORS)}
+<h2>Errors</h2>{_table(totals.error_kinds, _SHOWN_ERRORS, totals.error_paths)}
 <h2>Examples, chosen at random</h2><div class="examples">{pictures}</div>
 </html>
 """
@@ -106,11 +113,21 @@ def _pace(report: BulkReport) -> str:
     return f"The last call did {report.labeled_now:,} of them, {report.rate:.1f} a second."
 
 
-def _table(counts: Counter[str], most: int) -> str:
+def _table(
+    counts: Counter[str], most: int, paths_of: Mapping[str, Iterable[str]] | None = None
+) -> str:
+    """The most common names with their counts, and if `paths_of` is given, some paths of each."""
     if not counts:
         return "<p>None.</p>"
-    rows: Iterable[str] = (
-        f"<tr><td>{escape(name)}</td><td>{n:,}</td></tr>" for name, n in counts.most_common(most)
+
+    def paths(name: str) -> str:
+        if paths_of is None:
+            return ""
+        return f'<td class="paths">{"<br>".join(map(escape, paths_of.get(name, ())))}</td>'
+
+    rows = (
+        f'<tr><td>{escape(name)}</td><td class="number">{n:,}</td>{paths(name)}</tr>'
+        for name, n in counts.most_common(most)
     )
     more = len(counts) - most
     rest = f"<p>{more:,} more are not shown.</p>" if more > 0 else ""

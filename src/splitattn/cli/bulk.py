@@ -1,6 +1,8 @@
 """`splitattn bulk`: label any number of images, here or on a Ray cluster."""
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,8 @@ from splitattn.errors import counted
 
 if TYPE_CHECKING:
     from splitattn.bulk.summary import BulkReport
+
+_SHOWN_ERRORS = 5  # kinds of errors
 
 
 def bulk(
@@ -102,9 +106,20 @@ def bulk(
         )
     if passed_over:
         say(f"warning: {passed_over_text(passed_over)}")
+    for line in error_lines(report):
+        say(line)
     conclude(summary_text(target, report))
     if report.errors:
         raise typer.Exit(1)
+
+
+def error_lines(report: "BulkReport") -> Iterator[str]:
+    """A line for each of the most common errors, with the first image that has it."""
+    for kind, count in islice(report.error_kinds.items(), _SHOWN_ERRORS):
+        first = "".join(f", the first {path}" for path in report.error_paths.get(kind, ())[:1])
+        yield f"error: {counted(count, 'image')}{first}: {kind}"
+    if (more := len(report.error_kinds) - _SHOWN_ERRORS) > 0:
+        yield f"error: {counted(more, 'more kind')} of errors: see summary.html"
 
 
 def summary_text(target: str, report: "BulkReport") -> str:

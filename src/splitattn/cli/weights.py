@@ -82,11 +82,12 @@ def fetch(
     targets: Annotated[list[str], typer.Argument(metavar="MODEL[:TAG]...")],
 ) -> None:
     """Download weights into the cache and print where they are; exit status 1 if one fails."""
-    from splitattn.cli.progress import downloading
-    from splitattn.weights import cache
+    from splitattn.cli.progress import downloading, starting
 
     def answer(entry: WeightsEntry) -> str:
-        with downloading() as progress:
+        with starting("fetching the weights"), downloading() as progress:
+            from splitattn.weights import cache
+
             return str(cache.fetch(entry, progress=progress))
 
     _answer_each([find_entry(target) for target in targets], answer)
