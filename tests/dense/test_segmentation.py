@@ -183,6 +183,29 @@ def test_evaluate_prints_and_writes_every_class(
     assert "must have the classes of the weights" in capsys.readouterr().err
 
 
+def test_evaluate_and_data_show_warn_of_masks_with_one_class(
+    trained: tuple[Path, Measurement],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Otherwise the IoU of the background alone would be taken for the network's."""
+    data = write_masked_splits(tmp_path / "data", train=2, val=2)
+    evaluate = ["evaluate", str(data), "--weights", str(trained[0])]
+    show = ["data", "show", str(data), "--output", str(tmp_path / "sheet.png"), "--images", "2"]
+    said = r"must have pixels of two classes or more, got only 'background' in 2 masks; 255 is no"
+    for one_class in (False, True):
+        if one_class:
+            for path in data.glob("*/masks/*.png"):
+                mask = np.array(Image.open(path))
+                Image.fromarray(np.where(mask == VOID, VOID, 0).astype(np.uint8)).save(path)
+        assert status(evaluate) == 0
+        assert (said in caplog.text) == one_class
+        capsys.readouterr()
+        assert status(show) == 0
+        assert (said in capsys.readouterr().err) == one_class
+
+
 def test_predict_writes_class_maps_in_every_format_and_draws_them(
     trained: tuple[Path, Measurement],
     photograph: Path,

@@ -120,7 +120,8 @@ def _boxes(
 def _masks(
     data: str, recipe: str, overrides: Iterable[str], class_names: Path | None, count: int
 ) -> "tuple[Image.Image, str]":
-    from splitattn.dense.masks import open_masked
+    from splitattn.cli.output import say
+    from splitattn.dense.masks import one_class_fault, open_masked
 
     if class_names is not None:
         raise InputError(f"{data} names its classes: leave out --class-names")
@@ -128,6 +129,8 @@ def _masks(
 
     chosen = load_recipe(recipe, overrides, task="segmentation")
     found = open_masked(data, "train")
+    if fault := one_class_fault(found):
+        say(f"warning: {found.origin} {fault}")
     from splitattn.dense.sheet import mask_sheet
 
     text = (

@@ -22,7 +22,7 @@ from splitattn.dense.layout import (
     undivided_folders,
 )
 from splitattn.dense.yolo import read_names
-from splitattn.errors import DataError, ImageError
+from splitattn.errors import DataError, ImageError, counted
 from splitattn.files import expanded, is_folder
 from splitattn.images.decode import decode, decode_indices, read_size
 
@@ -243,6 +243,18 @@ def read_masked(data: MaskedImages, index: int) -> tuple[Image.Image, Mask]:
             f"{beyond[0]}"
         )
     return image, mask
+
+
+def one_class_fault(data: MaskedImages) -> str | None:
+    """What is wrong with masks that have only one class, or None if they have more."""
+    present = np.flatnonzero(data.pixels.sum(0))
+    if len(present) > 1:
+        return None
+    return (
+        f"must have pixels of two classes or more, got only {data.classes[present[0]]!r} in "
+        f"{counted(len(data), 'mask')}; {IGNORED} is no class: if your masks mark objects with "
+        f"{IGNORED}, write 1 instead"
+    )
 
 
 def check_classes(data: MaskedImages, classes: tuple[str, ...]) -> None:

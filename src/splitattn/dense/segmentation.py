@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +14,7 @@ from splitattn import distributed
 from splitattn.data.normalization import normalize
 from splitattn.dense.mask_loading import MaskBatch, mask_loader
 from splitattn.dense.mask_scoring import ScoredMasks, SegmentationScores, score_masks
-from splitattn.dense.masks import IGNORED, MaskedImages
+from splitattn.dense.masks import IGNORED, MaskedImages, one_class_fault
 from splitattn.dense.segment import segment
 from splitattn.dense.segmentation_report import SegmentationDetails, segmentation_report
 from splitattn.dense.segmenters import find_output_stride
@@ -68,13 +67,8 @@ class Segmentation(DenseTask[MaskBatch, MaskedImages]):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        present = np.flatnonzero(self.train.pixels.sum(0))
-        if len(present) < 2:
-            raise DataError(
-                "train must have pixels of two classes or more, got only "
-                f"{self.train.classes[present[0]]!r} in {len(self.train)} masks; {IGNORED} is no "
-                f"class: if your masks mark objects with {IGNORED}, write 1 instead"
-            )
+        if fault := one_class_fault(self.train):
+            raise DataError(f"train {fault}")
 
     def prepare(self, network: nn.Module, recipe: Recipe) -> None:
         if not hasattr(network, "backbone"):

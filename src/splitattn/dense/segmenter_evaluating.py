@@ -1,13 +1,16 @@
 """Measures a segmenter on images with masks."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitattn.dense.mask_scoring import SegmentationScores, score_masks
-from splitattn.dense.masks import check_classes, open_masked
+from splitattn.dense.masks import check_classes, one_class_fault, open_masked
 from splitattn.dense.segmenter import Segmenter
 from splitattn.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ def evaluate_segmenter(
     segmenter = Segmenter(weights, engine=engine, device=device)
     images = open_masked(str(data), split)
     check_classes(images, segmenter.classes)
+    if fault := one_class_fault(images):
+        logger.warning("%s %s", images.origin, fault)
     scored = score_masks(images, segmenter.segment, range(len(images)), on_images)
     if len(scored.problems) == len(images):
         raise DataError(f"{data} must have images that can be read, got {scored.problems[0]}")
