@@ -699,6 +699,8 @@ def test_an_address_of_a_ray_cluster_that_has_ended_is_named_at_once(
     else:
         monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    errors = SimpleNamespace(RayError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
     monkeypatch.setattr(libraries, "installed", lambda *_: True)
     says, fix = (note, "remove that file") if where == "file" else ("RAY_ADDRESS", "unset RAY_A")
     rule = rf"no Ray cluster answers at {address}, which {says} says: Connection refused; {fix}"
@@ -715,6 +717,8 @@ def test_an_address_of_a_ray_cluster_that_has_ended_is_named_at_once(
         ("words.csv", "must have a column path, got a, b"),
         ("numbers.parquet", "must have a column image or path, got n"),
         ("ftp://example.org/photos", "addresses are paths, file://, s3:// or gs://"),
+        ("s3:/bucket/key", r"addresses begin with s3://.*, got s3:/bucket/key: write two slashes"),
+        ("GS:bucket", r"addresses begin with s3://, gs:// .*, got GS:bucket: .* \./GS:bucket for"),
         ("s3://", r"an address must be s3://bucket/key, got s3://$"),
         ("gs:///key", r"an address must be gs://bucket/key, got gs:///key$"),
         ("s3://my bucket/key", r"an address must be s3://bucket/key, got s3://my bucket/key$"),
@@ -733,6 +737,15 @@ def test_an_unusable_source_is_refused_in_one_line(
     with pytest.raises(InputError, match=rule):
         label_bulk(source, tmp_path / "out")
     assert not list(tmp_path.glob("out/part-*"))
+
+
+def test_a_mistyped_target_is_refused_and_makes_no_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"addresses begin with .*, got s3:/bucket/out"):
+        label_bulk(photos, "s3:/bucket/out")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,8 @@ def test_an_old_page_is_kept_when_nothing_could_be_explained(
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert call("-", *options) == 2
     assert page.read_text() == "old"
+    assert call(tmp_path / "missing.png", *options[:2], "--output", tmp_path / "why") == 1
+    assert not (tmp_path / "why").exists()
 
 
 def test_wrong_calls_are_refused_before_anything_is_written(

@@ -129,7 +129,10 @@ MISTAKES = [
     ("predict photo.png --output a.xlsx", ".jsonl, .csv, .txt or have no ending, got a.xlsx"),
     ("evaluate data --output a.csv", "end in .json, .jsonl or have no ending, got a.csv"),
     ("evaluate ''", "(?i:data) must not be empty"),
-    ("train data/val/cats --output run", "per class, got none in .*, only images: sort them"),
+    (
+        "train data/val/cats --output run",
+        "class, got none in .*, only images: .*; for boxes or",
+    ),
     ("evaluate photos.zip", "got 'photos.zip': an archive; unpack it and name the folder"),
     ("predict photo.png --model notes.txt", "a file or folder: pass it as the weights .--weights"),
     ("train '' --output run", "(?i:data) must not be empty"),

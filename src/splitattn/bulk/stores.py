@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _BUCKETS = ("s3://", "gs://")
+_MISTYPED = re.compile(r"(s3|gs|file):", re.IGNORECASE)
 _BUCKET_NAME = re.compile("[A-Za-z0-9._-]+")
 # Variables whose values go into HTTP headers. With other characters, the library would panic.
 _CREDENTIALS = {
@@ -107,6 +108,11 @@ def local_path(address: str) -> Path:
     """The absolute path that a path or a `file://` address means."""
     scheme, mark, rest = address.partition("://")
     if not mark:
+        if _MISTYPED.match(address):
+            raise InputError(
+                f"addresses begin with s3://, gs:// or file://, got {address}: write two slashes, "
+                f"or ./{address} for a folder of that name"
+            )
         return Path(address).absolute()
     if scheme != "file":
         raise InputError(f"addresses are paths, file://, s3:// or gs://, got {address}")

@@ -60,7 +60,7 @@ class Pictures:
     """Writes a picture for each answered image into a folder, called after the image.
 
     Args:
-        folder: made if it is not there.
+        folder: made for the first picture if it is not there.
         draw: from an image and its answer to the picture; raises `ImageError`.
         option: the option that names the folder, for messages.
         ending: of the pictures: ".jpg" or ".png".
@@ -81,10 +81,6 @@ class Pictures:
         self._names: set[str] = set()
         self._written = 0
         check_folder(folder, option)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(folder, option, error) from error
 
     def add(self, name: str, source: str | bytes, answer: Any) -> ImageError | None:
         """Draw one image.
@@ -108,6 +104,7 @@ class Pictures:
             return error
         path = self._folder / self._free_name(name)
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 drawn.save(temporary, **_SAVING[self._ending])
         except OSError as error:

@@ -32,6 +32,10 @@ _PARTS = {
     *("images", "image", "jpegimages", "labels", "label", "annotations", "imagesets"),
     *("masks", "mask", "segmentationclass", "segmentationobject"),
 }
+_ADVICE = (
+    ", only images: sort them into folders, or list them in a CSV file; for boxes or masks, name "
+    "the folder with both the images and their annotations"
+)
 # The most names that a warning lists.
 _SHOWN = 5
 
@@ -49,7 +53,7 @@ def open_folder(root: Path, split: str) -> LabeledImages:
         pictures = any(is_image_name(path.name) for path in folder.iterdir())
         raise DataError(
             f"the data set must have one folder per class, got none in {folder}"
-            + (", only images: sort them into folders, or list them in a CSV file" * pictures)
+            + (_ADVICE * pictures)
         )
     if all(map(split_of, folders)) or all(
         split_mentioned_in(name) and folders_in(folder / name) for name in folders
