@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import typer.main
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
 import splitattn
@@ -194,6 +195,14 @@ def finds_every_image(output: str) -> None:
     assert output == "4 ('espresso', 'tabby')\n"
 
 
+def store_a_cat_as_a_phone_does() -> None:
+    """Write photo.jpg on its side, with EXIF data that say so. As it lies, it is a lion."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise makes it upright
+    lying = Image.open("photos/trip/chelsea.jpg").transpose(Image.Transpose.ROTATE_90)
+    lying.save("photo.jpg", exif=exif)
+
+
 def labels_as_the_classifier_does(output: str) -> None:
     (best,) = splitattn.Classifier(engine="torch").predict("photo.jpg", topk=1)
     assert output == f"{best.label}\n"
@@ -280,6 +289,8 @@ def test_python_examples_do_what_they_say(
     if (file := re.search(r"\w+\.onnx", example)) and "splitattn.export" not in example:
         create_app()(["export", file[0]], standalone_mode=False)
         capsys.readouterr()
+    if "InferenceSession" in example:
+        store_a_cat_as_a_phone_does()
     if "run/model.safetensors" in example or '("run")' in example:
         train_as_the_page_has_done()
     if "flowers/val" in example:
