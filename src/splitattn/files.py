@@ -10,10 +10,11 @@ import stat
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from splitattn.errors import InputError
+from splitattn.errors import InputError, nearest
 
 # The first bytes of a pointer, in place of a file that Git LFS has not fetched.
 LFS_POINTER = b"version https://git-lfs"
@@ -21,6 +22,8 @@ LFS_POINTER = b"version https://git-lfs"
 # The name is random, so that nobody can create a link of that name first.
 _TEMPORARY = re.compile(r"\.splitattn-[0-9a-f]{32}\.tmp")
 
+# The most names that are compared with one that is not there.
+_MOST_COMPARED = 1000
 # Flags that not all systems have: do not follow links; do not wait for the other end of a pipe.
 _NO_LINK, _NO_WAIT = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -197,6 +200,16 @@ def is_folder(path: str | Path) -> bool:
 def exists(path: str | Path) -> bool:
     """Whether `path` is a file or folder; False for devices and pipes, which could block."""
     return is_file(path) or is_folder(path)
+
+
+def similar_path(path: Path) -> str:
+    """A hint `; did you mean 'x'?` for a path that is not there, from the names beside it."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MOST_COMPARED)]
+    except OSError:
+        return ""
+    return nearest(path.name, sorted(name for name in names if not name.startswith(".")))
 
 
 def check_can_write(path: Path, rule: str = "cannot write") -> None:

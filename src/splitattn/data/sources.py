@@ -11,7 +11,7 @@ from splitattn.data.parquet import open_parquet
 from splitattn.data.splits import MissingSplitError
 from splitattn.data.torchvision_sets import open_torchvision
 from splitattn.errors import DataError
-from splitattn.files import as_on_disk, expanded, is_file
+from splitattn.files import as_on_disk, expanded, is_file, similar_path
 from splitattn.images.paths import expand_glob, is_image_name
 
 _TORCHVISION = "torchvision:"
@@ -89,7 +89,7 @@ def not_data(data: str) -> str:
     if not is_file(root):
         if "://" in data:
             return "an address; copy the data set to this machine and name its folder"
-        return "no such file or folder"
+        return f"no such file or folder{similar_path(root)}"
     if is_image_name(root.name):
         return "a single picture; to label it use splitattn predict"
     if root.suffix.lower() in _ARCHIVES:

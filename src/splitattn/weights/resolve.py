@@ -6,7 +6,7 @@ from pathlib import Path
 
 from splitattn.architectures import architecture, split_name
 from splitattn.errors import InputError, WeightsError, check_path, nearest
-from splitattn.files import exists, is_folder
+from splitattn.files import exists, is_folder, similar_path
 from splitattn.preprocessing import Preprocessing
 from splitattn.weights.cache import fetch, published
 from splitattn.weights.catalogue import (
@@ -112,7 +112,8 @@ def resolve(
             )
             return _resolve_entry(instead, progress)
         tags = sorted({entry.tag for entry in entries(model)})
-        hint = nearest(str(weights), tags) or f"; the tags are {', '.join(tags) or 'none'}"
+        hint = nearest(str(weights), tags) or similar_path(path)
+        hint = hint or f"; the tags are {', '.join(tags) or 'none'}"
         whose = f"of {model}" if model else "of any model"
         raise WeightsError(f"{str(weights)!r} is neither a tag {whose} nor a file or folder{hint}")
     if is_folder(path):
