@@ -318,10 +318,10 @@ def test_folders_of_classes_beside_the_splits_are_named(
     (root / "here").symlink_to(".")
     assert len(open_data(str(root), "train")) == 3
     assert not caplog.records
-    for name in ("extra/rose", "holdout/tulip"):
+    for name in ("extra/rose", "holdout/tulip", "lily"):
         picture(0, 0).save(_made(root / name) / "0.png")
     for split in ("train", "val"):
         assert len(open_data(str(root), split)) == 3
     (record,) = caplog.records
-    assert "2 folders with images are beside the splits" in record.message
-    assert "in none of them: extra/, holdout/; if a class is meant" in record.message
+    assert "3 folders with images are beside the splits" in record.message
+    assert "in none of them: extra/, holdout/, lily/; if a class is meant" in record.message

@@ -162,6 +162,20 @@ def test_pixels_above_the_significant_bits_are_scaled() -> None:
     np.testing.assert_allclose(decoded, (dark[..., 0] * (255 / 4095)).clip(max=255), atol=0.6)
 
 
+@pytest.mark.parametrize(
+    ("count", "value", "white"),
+    [(4, 60_000, 4095), (5, 60_000, 65535), (100, 65535, 4095)],
+    ids=["one in 1,000", "more", "saturated"],
+)
+def test_a_few_pixels_above_the_significant_bits_mean_nothing(
+    count: int, value: int, white: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (64, 64, 1), np.uint16)
+    values.ravel()[:count] = value
+    decoded = np.asarray(decode(png(values, chunk(b"sBIT", bytes([12])))))[..., 0]
+    np.testing.assert_allclose(decoded, (values[..., 0] * (255 / white)).clip(max=255), atol=0.6)
+
+
 @pytest.mark.parametrize("bits", [10, 12, 16])
 def test_the_largest_value_that_a_tiff_states_gives_its_bits(bits: int) -> None:
     values = ramp(2**bits // 4)
@@ -337,10 +351,13 @@ def test_the_order_of_bytes_in_an_array_does_not_matter(dtype: str) -> None:
         ((65535, 4095), [4095]),
         ((65535, 255), [255]),
         ((4095, 65535), [4095, 65535]),  # two scales in one data set
+        ((1.0, 1.0), []),
+        ((1.0, 255.0), [255]),
+        ((255.0, 1.0), [255, 1]),
     ],
 )
 def test_guessed_white_levels_are_reported_once_each(
-    whites: tuple[int, int],
+    whites: tuple[float, float],
     told: list[int],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -348,7 +365,8 @@ def test_guessed_white_levels_are_reported_once_each(
     monkeypatch.setattr(raster, "_seen_whites", set())
     for name in ("a.png", "b.png"):
         for white in whites:
-            decode(ramp(white), name=name)
+            floats = isinstance(white, float)
+            decode(encoded(ramp(white, np.float32)) if floats else ramp(white), name=name)
     said = [record.getMessage().partition("; set")[0] for record in caplog.records]
     assert said == [
         f"a.png does not state which value is white, its pixels suggest {white}" for white in told

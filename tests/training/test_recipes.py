@@ -46,12 +46,20 @@ def test_values_may_be_written_as_in_python() -> None:
     )
 
 
-def test_a_smaller_last_size_than_the_first_makes_the_first_smaller_too() -> None:
+def test_a_smaller_last_size_than_the_first_makes_the_first_smaller_too(tmp_path: Path) -> None:
     usual = load_recipe("modern", model="resnest50")
     assert (usual.first_train_size, usual.train_size) == (128, 176)
     small = load_recipe("modern", ["train_size=64"], model="resnest50")
     assert (small.first_train_size, small.train_size) == (48, 64)  # 128 * 64 / 176 = 46.5
-    assert load_recipe("modern", ["train_size=128"], model="resnest50").first_train_size == 128
+    for size, first in ((128, 128), (60, 40), (40, 32), (32, 32)):  # at least 32, at most the last
+        small = load_recipe("modern", [f"train_size={size}"], model="resnest50")
+        assert (small.first_train_size, small.train_size) == (first, size)
+    with pytest.raises(InputError, match="recipe: train_size must be 32 to 4096, got 16"):
+        load_recipe("modern", ["train_size=16"], model="resnest50")
+    path = tmp_path / "same.toml"
+    path.write_text('preset = "modern"\ntrain_size = 100\nfirst_train_size = 100\n')
+    same = load_recipe(str(path), ["train_size=60"], model="resnest50")
+    assert (same.first_train_size, same.train_size) == (60, 60)  # 100 * 60 / 100, and not 64
     with pytest.raises(InputError, match="first_train_size must be from 32 to train_size"):
         load_recipe("modern", ["train_size=64", "first_train_size=96"], model="resnest50")
 

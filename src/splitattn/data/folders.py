@@ -113,7 +113,8 @@ def _split_folder(root: Path, split: str) -> Path:
     check_one(found, split)
     if found:
         warn_of_stand_in(root, split, found[0])
-        places = {os.path.realpath(root / name) for name in folders if split_of(name)}
+        inside = [root, *(root / name for name in folders if split_of(name))]
+        places = {*map(os.path.realpath, inside)}
         beside = [
             name
             for name in filter(_may_be_class, folders)
