@@ -62,6 +62,15 @@ def test_folders_called_like_splits_are_the_splits(tmp_path: Path) -> None:
     assert (len(train), len(val)) == (1, 1)
 
 
+def test_test_images_without_labels_validate_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_photographs(tmp_path, ["train/1.png", "train/2.png", "test/3.png"])
+    train, val = open_for_teacher(str(tmp_path), ("cat", "dog"), seed=0)
+    assert (len(train), list(val.names)) == (2, [str(tmp_path / "test/3.png")])
+    assert caplog.messages == [f"{tmp_path} has no split val: test is used instead"]
+
+
 def test_parquet_needs_no_labels(tmp_path: Path) -> None:
     column = pa.array([{"bytes": encoded(i % 3, i), "path": None} for i in range(4)])
     pq.write_table(pa.table({"image": column}), tmp_path / "part.parquet")

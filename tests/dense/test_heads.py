@@ -314,23 +314,32 @@ def test_weights_that_describe_their_head_give_its_settings(
 ) -> None:
     first = network("mask_rcnn", "4conv1fc").state_dict()
     settings = {"name": "mask_rcnn", "channels": CHANNELS, "box_head": "4conv1fc"}
-    write_checkpoint(
-        tmp_path / "a.safetensors",
-        first,
-        ModelMetadata(
-            model="small",
-            task="detection",
-            classes=CLASSES,
-            preprocessing=default_preprocessing("resnest50"),
-            head=settings,
-        ),
+    metadata = ModelMetadata(
+        model="small",
+        task="detection",
+        classes=CLASSES,
+        preprocessing=default_preprocessing("resnest50"),
+        head=settings,
     )
+    write_checkpoint(tmp_path / "a.safetensors", first, metadata)
     asked = {"num_classes": len(CLASSES), "weights": tmp_path / "a.safetensors"}
     same = create_detector("small", head="mask_rcnn", **asked).state_dict()
     assert all(torch.equal(value, same[key]) for key, value in first.items())
     assert "the head, with its pyramid, is loaded too" in caplog.text
     other = create_detector("small", head="fcos", **asked)  # another head: the usual channels
     assert other.backbone.out_channels == 256
+    # What the caller says comes first.
+    other = create_detector("small", head="mask_rcnn", channels=96, **asked)
+    assert other.backbone.out_channels == 96
+    assert "roi_heads.box_head.fc6.weight" not in other.state_dict()
+    other = create_detector("small", head="mask_rcnn", box_head="2fc", **asked)
+    assert other.backbone.out_channels == CHANNELS
+    assert "roi_heads.box_head.fc6.weight" in other.state_dict()
+    # A file of another program may say anything.
+    odd = replace(metadata, head={**settings, "channels": str(CHANNELS)})
+    write_checkpoint(tmp_path / "a.safetensors", first, odd)
+    with pytest.raises(InputError, match=f"channels must be a multiple of 32 .* '{CHANNELS}'"):
+        create_detector("small", head="mask_rcnn", **asked)
 
 
 @pytest.mark.parametrize("head", ["fcos", "mask_rcnn"])

@@ -615,6 +615,17 @@ def test_a_file_keeps_its_output_stride_and_channels(
     assert (
         create_segmenter("small", weights=path, output_stride=8, **how).backbone.output_stride == 8
     )
+    classifier = "head.4.weight"  # (classes, channels, 1, 1)
+    assert again.state_dict()[classifier].shape[1] == CHANNELS
+    other = create_segmenter("small", weights=path, channels=96, **how)
+    assert other.state_dict()[classifier].shape[1] == 96
+    # A file of another program may say anything.
+    metadata = read_metadata(path)
+    assert metadata is not None
+    odd = replace(metadata, head={**metadata.head, "channels": str(CHANNELS)})
+    write_checkpoint(tmp_path / "odd.safetensors", again.state_dict(), odd)
+    with pytest.raises(InputError, match=f"channels must be 64 to 1024, got '{CHANNELS}'"):
+        create_segmenter("small", weights=tmp_path / "odd.safetensors", **how)
 
 
 def test_training_images_that_cannot_be_read_are_in_the_report(tmp_path: Path) -> None:
