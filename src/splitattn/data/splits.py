@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from splitattn.errors import DataError, nearest
 
@@ -70,7 +71,12 @@ def warn_of_stand_in(data: object, split: str, used: str) -> None:
     """
     found = split_of(used) or split_mentioned_in(used)
     if split_of(split) == "val" and found == "test":
-        logger.warning("%s has no split val: test is used instead", data)
+        _warn_of_test(str(data))
+
+
+@cache  # data that turn out to have no labels are opened a second time, as images alone
+def _warn_of_test(data: str) -> None:
+    logger.warning("%s has no split val: test is used instead", data)
 
 
 def _words(name: str) -> list[str]:
