@@ -136,6 +136,7 @@ def test_figures_are_those_of_the_turns() -> None:
     ("stopped_at", "kept", "line"),
     [
         ("batch 1, round 4 of 5", [(1, 3)], "batch 1 has 3 of 5 rounds"),
+        ("batch 2, first runs", [(1, 5)], "batch 2 is not measured"),
         ("batch 2, round 1 of 5", [(1, 5)], "batch 2 is not measured"),
         ("batch 2, round 3 of 5", [(1, 5), (2, 2)], "batch 2 has 2 of 5 rounds"),
     ],
@@ -150,6 +151,25 @@ def test_ctrl_c_keeps_what_is_measured(
     _, rows = measure(plan(rounds=5, memory=True), on_step=stop)
     assert [(row.batch_size, len(row.milliseconds)) for row in rows] == kept
     assert f"stopped: {line}" in caplog.text
+
+
+def test_ctrl_c_inside_a_round_drops_that_round_of_every_rung(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = iter(range(1000))
+
+    def finished(_: torch.device) -> None:  # called twice in each turn
+        if next(runs) == 2 * (2 * 3 + 1):  # in the third round, after one of three turns
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("splitattn.bench.measure._finished", finished)
+    steps: list[str] = []
+    three = plan(rounds=5, memory=True, only="torch fp32")
+    _, rows = measure(three, on_step=steps.append)
+    assert [(row.batch_size, len(row.milliseconds)) for row in rows] == [(1, 2)] * 3
+    assert "stopped: batch 1 has 2 of 5 rounds" in caplog.text
+    assert not [step for step in steps if "memory" in step]
+    assert {row.peak_memory for row in rows} == {None}
 
 
 def test_ctrl_c_before_two_rounds_ends_the_measurement() -> None:

@@ -173,9 +173,9 @@ def measure(
         costs = _costs(chosen, setting)
         rows: list[Row] = []
         for batch_size in plan.batch_sizes:
-            images = _images(setting, batch_size)
-            on_step(f"batch {batch_size}, first runs")
             try:
+                on_step(f"batch {batch_size}, first runs")
+                images = _images(setting, batch_size)
                 with torch.inference_mode():
                     checks = _checks(chosen, runners, images)
                     seconds = _take_turns(plan, runners, images, on_step)
