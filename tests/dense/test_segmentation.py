@@ -628,13 +628,6 @@ def test_a_file_keeps_its_output_stride_and_channels(
         create_segmenter("small", weights=tmp_path / "odd.safetensors", **how)
 
 
-def test_training_images_that_cannot_be_read_are_in_the_report(tmp_path: Path) -> None:
-    task = make_mask_task(tmp_path, train=2, val=1)
-    assert task.notes == ()
-    assert task.note_train(["a.png: the image is damaged", "b.png: no such file"]) == 2
-    assert task.notes == ("2 training images unreadable, see unreadable.txt",)
-
-
 def test_heads_name_the_task(tmp_path: Path) -> None:
     data = write_masked_splits(tmp_path / "data", train=1, val=1)
     with pytest.raises(InputError, match=r"head must be one of fcos, .*fpn, .*did you mean 'fcn'"):
