@@ -211,6 +211,32 @@ def test_errors_of_ray_are_passed_on(use: Callable[[Ray], Ray]) -> None:
         clusters.reach_cluster("auto")
 
 
+@pytest.mark.parametrize("kind", ["head", "client", "unset"])
+def test_auto_names_tokens_only_if_an_address_is_set(
+    kind: str, use: Callable[[Ray], Ray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = use(Ray())
+    ray.refusals = [TokenError("no token")]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = f"127.0.0.1:{server.getsockname()[1]}"
+        if kind != "unset":
+            monkeypatch.setenv("RAY_ADDRESS", head if kind == "head" else f"ray://{head}")
+        with pytest.raises(ClusterError, match="got auto: no token") as raised:
+            clusters.reach_cluster("auto")
+    assert ("set RAY_AUTH_MODE=token" in str(raised.value)) == (kind != "unset")
+    assert ray.addresses == ["auto"]
+
+
+def test_ray_that_cannot_be_started_is_not_called_an_address(use: Callable[[Ray], Ray]) -> None:
+    ray = use(Ray())
+    ray.refusals = [OSError(28, "No space left on device")]
+    plan: Plan = None  # type: ignore[assignment]
+    with pytest.raises(
+        ClusterError, match=r"^Ray cannot be started here: No space left on device$"
+    ):
+        list(label_shards(plan, range(1), cluster="ray", actors=1))
+
+
 def test_a_client_whose_server_does_not_start_tries_again(use: Callable[[Ray], Ray]) -> None:
     ray = use(Ray())
     ray.refusals = [ConnectionAbortedError("Initialization failure from server")]
